@@ -1,0 +1,125 @@
+"""Every error a user can cause or meet, with a stable code and a way out.
+
+    DistilrecError
+    ├── DataError                the interaction log or the feature tables
+    │   ├── FileMissingError     a named file is not there
+    │   ├── ColumnMissingError   a declared column is not in the table
+    │   ├── ColumnTypeError      a column holds the wrong kind of value
+    │   ├── InvalidValueError    a value no model can take (NaN, infinite)
+    │   ├── NotEnoughDataError   an empty log, one user, one item
+    │   ├── NothingToEvaluateError   no test row that a model could get right
+    │   └── DownloadError        a data set could not be fetched or is not the expected one
+    ├── ConfigError              a parameter or a configuration file
+    ├── MissingExtraError        an optional dependency is not installed
+    ├── TrainingError            training cannot go on (loss not finite, other checkpoint)
+    ├── LabelStoreError          stored teacher labels do not fit
+    ├── BundleError              a bundle cannot be used
+    │   ├── BundleMissingError   there is no bundle at this path
+    │   ├── BundleCorruptedError truncated, edited or inconsistent
+    │   └── BundleVersionError   written by a newer distilrec
+    └── UnknownItemError         an item id that the bundle does not know
+
+Each class names its `code` (stable, documented in docs/errors.md) and the `http_status` a service answers
+with. `context` carries the facts (file, column, row, parameter) for programs; `fix` says what to do.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class DistilrecError(Exception):
+    """Base of all errors raised on purpose; `str()` gives the message and the way to fix it."""
+
+    code: ClassVar[str] = "error"
+    http_status: ClassVar[int] = 500
+
+    def __init__(self, message: str, *, fix: str = "", **context: object) -> None:
+        super().__init__(message)
+        self.message = message
+        self.fix = fix
+        self.context = context
+
+    def __str__(self) -> str:
+        return f"{self.message}\n  how to fix: {self.fix}" if self.fix else self.message
+
+
+class DataError(DistilrecError):
+    code = "data_invalid"
+    http_status = 422
+
+
+class FileMissingError(DataError):
+    code = "file_missing"
+
+
+class ColumnMissingError(DataError):
+    code = "column_missing"
+
+
+class ColumnTypeError(DataError):
+    code = "column_type"
+
+
+class InvalidValueError(DataError):
+    code = "value_invalid"
+
+
+class NotEnoughDataError(DataError):
+    code = "not_enough_data"
+
+
+class NothingToEvaluateError(DataError):
+    code = "nothing_to_evaluate"
+
+
+class DownloadError(DataError):
+    code = "download_failed"
+
+
+class ConfigError(DistilrecError):
+    code = "config_invalid"
+    http_status = 422
+
+
+class MissingExtraError(DistilrecError):
+    code = "extra_missing"
+
+
+class TrainingError(DistilrecError):
+    code = "training_failed"
+
+
+class LabelStoreError(DistilrecError):
+    code = "labels_invalid"
+
+
+class BundleError(DistilrecError):
+    code = "bundle_invalid"
+
+
+class BundleMissingError(BundleError):
+    code = "bundle_missing"
+
+
+class BundleCorruptedError(BundleError):
+    code = "bundle_corrupted"
+
+
+class BundleVersionError(BundleError):
+    code = "bundle_version"
+
+
+class UnknownItemError(DistilrecError):
+    code = "item_unknown"
+    http_status = 404
+
+
+def missing_extra(package: str, extra: str) -> MissingExtraError:
+    """The error for an optional dependency that is not installed, with the exact command to install it."""
+    return MissingExtraError(
+        f"this command needs the package {package!r}, which is not installed",
+        fix=f"pip install 'distilrec[{extra}]'",
+        package=package,
+        extra=extra,
+    )
