@@ -1,0 +1,46 @@
+"""Which column of a table is what."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from distilrec.errors import ConfigError
+
+FeatureKind = Literal["categorical", "multi", "numeric", "text"]
+
+
+class Feature(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One column of side information. `separator` splits the text of a `multi` column."""
+
+    name: str
+    kind: FeatureKind
+    separator: str = "|"
+
+
+class Schema(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The columns of the interaction log and of the optional user and item tables.
+
+    `timestamp=None` means that the order of the rows is the order in time. `user_key` and `item_key` name the id
+    columns of the two feature tables; `title` is the column of the item table that people read.
+    """
+
+    user_id: str = "user_id"
+    item_id: str = "item_id"
+    timestamp: str | None = None
+    event_type: str | None = None
+    weight: str | None = None
+    user_key: str | None = None
+    item_key: str | None = None
+    title: str | None = None
+    user_features: tuple[Feature, ...] = ()
+    item_features: tuple[Feature, ...] = ()
+
+    def __post_init__(self) -> None:
+        for entity, features in (("user", self.user_features), ("item", self.item_features)):
+            names = [feature.name for feature in features]
+            if twice := sorted({name for name in names if names.count(name) > 1}):
+                raise ConfigError(
+                    f"{entity}_features declares {twice[0]!r} twice", fix="keep one of them", parameter=twice[0]
+                )

@@ -1,0 +1,54 @@
+"""Training, validation and test parts of a log that is sorted by user and time.
+
+A split is two row numbers per user: rows before `train_end` are training, rows from there to `validation_end` are
+validation, the rest is test. So nothing in a later part can precede anything in an earlier part of the same user.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from distilrec.errors import ConfigError
+
+
+class Split(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How to split.
+
+    leave-one-out: the last interaction of each user is test, the one before validation; users with fewer than three
+    interactions are training only. Comparable with papers.
+    global-time: two moments for everybody, so that `test_share` and `validation_share` of all rows lie after them. The
+    honest choice for production, where the future of one user is not the past of another.
+    """
+
+    kind: Literal["leave-one-out", "global-time"] = "leave-one-out"
+    validation_share: float = 0.1
+    test_share: float = 0.1
+
+    def __post_init__(self) -> None:
+        for name in ("validation_share", "test_share"):
+            if not 0 < getattr(self, name) < 0.5:
+                raise ConfigError(
+                    f"split.{name} is {getattr(self, name)}", fix="choose a share between 0 and 0.5", parameter=name
+                )
+
+
+def split_rows(
+    offsets: NDArray[np.int64], times: NDArray[np.float64], split: Split
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """`train_end` and `validation_end`, each (users,) int64.
+
+    offsets: (users + 1,), the rows of user u are offsets[u]:offsets[u + 1]; times: (rows,) seconds.
+    """
+    if split.kind == "leave-one-out":
+        end = offsets[1:]
+        enough = np.diff(offsets) >= 3
+        return end - 2 * enough, end - 1 * enough
+    first, second = np.quantile(times, [1 - split.validation_share - split.test_share, 1 - split.test_share])
+    users = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
+    before_first = np.bincount(users[times < first], minlength=len(offsets) - 1)
+    before_second = np.bincount(users[times < second], minlength=len(offsets) - 1)
+    return offsets[:-1] + before_first, offsets[:-1] + before_second
