@@ -1,0 +1,68 @@
+"""The losses of distillation, one equation each. All are means over positions.
+
+s: student logits (positions, items); y: index of the true next item; z: teacher logits; T: temperature.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional
+
+
+def ground_truth_loss(student: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """L_y = -log softmax(s)[y]; student: (positions, items), targets: (positions,) int64."""
+    return functional.cross_entropy(student, targets)
+
+
+def soft_loss(student: torch.Tensor, teacher: torch.Tensor, temperature: float) -> torch.Tensor:
+    """L_s = -T^2 sum_i softmax(z / T)_i log softmax(s / T)_i (Hinton et al. 2015, sec. 2); both (positions, items)."""
+    labels = torch.softmax(teacher / temperature, dim=-1)
+    log_student = torch.log_softmax(student / temperature, dim=-1)
+    return -(temperature**2) * (labels * log_student).sum(-1).mean()
+
+
+def hard_loss(student: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """L_h = -log softmax(s)[argmax z]; student: (positions, items), labels: (positions,) int64."""
+    return functional.cross_entropy(student, labels)
+
+
+@dataclass(frozen=True)
+class StoredLabels:
+    """What the label store keeps of a teacher's logits.
+
+    top_items: (positions, K) int64; top_logits: (positions, K) float32; rest_log_sum: (positions,) float32, log-sum-exp
+    of all other logits; sample_items: (positions, M) int64, drawn uniformly; sample_logits: (positions, M) float32.
+    """
+
+    top_items: torch.Tensor
+    top_logits: torch.Tensor
+    rest_log_sum: torch.Tensor
+    sample_items: torch.Tensor
+    sample_logits: torch.Tensor
+
+
+def soft_loss_stored(student: torch.Tensor, labels: StoredLabels, temperature: float) -> torch.Tensor:
+    """The soft loss from stored labels: exact on the teacher's top K, importance-weighted on the rest.
+
+    The rest of the catalogue is represented by the M uniform items outside the top K: each stands for
+    (items - K) / M' of them, where M' is how many of the M are outside. At T = 1 the stored log-sum-exp of the rest
+    gives its exact total; at other temperatures the total is estimated from the same sample.
+    """
+    t = temperature
+    top = labels.top_logits / t  # (positions, K)
+    threshold = labels.top_logits.min(-1, keepdim=True).values
+    outside = labels.sample_logits < threshold  # (positions, M): not among the top K
+    sample = torch.where(outside, labels.sample_logits / t, -torch.inf)
+    if temperature == 1.0:
+        rest = labels.rest_log_sum.unsqueeze(-1)  # (positions, 1)
+    else:
+        others = student.shape[-1] - top.shape[-1]
+        rest = torch.logsumexp(sample, -1, keepdim=True) + torch.log(others / outside.sum(-1, keepdim=True).clamp(min=1))
+    spread = torch.softmax(sample, -1).nan_to_num(0.0)  # the share of each sampled item in the rest
+    total = torch.logaddexp(torch.logsumexp(top, -1, keepdim=True), rest)
+    probabilities = torch.cat([torch.exp(top - total), torch.exp(rest - total) * spread], -1)  # (positions, K + M)
+    items = torch.cat([labels.top_items, labels.sample_items], -1)
+    log_student = torch.log_softmax(student / t, dim=-1).gather(-1, items)
+    return -(t**2) * (probabilities * log_student).sum(-1).mean()

@@ -1,0 +1,137 @@
+"""Full-catalogue ranking of held-out items: what every metric is computed from. Needs numpy only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distilrec.data.dataset import UNKNOWN_ITEM, Dataset, Histories, Part
+from distilrec.errors import InvalidValueError, NothingToEvaluateError
+
+_CHUNK = 512
+
+
+class Scorer(Protocol):
+    """Anything that scores the whole catalogue for some histories."""
+
+    def scores(self, histories: Histories) -> NDArray[np.float32]:
+        """(batch, items) float32, higher is better, finite; row k belongs to user k of the histories."""
+        ...
+
+
+@dataclass(frozen=True)
+class Questions:
+    """Who is asked for in a part, with what history, and what the right answers are.
+
+    offsets: (users + 1,); targets: (n,) int32, the held-out items of one user after the other, without repetitions;
+    UNKNOWN_ITEM stands for items outside the catalogue, which nobody can get right and which count as misses.
+    repeated: held-out events left out because the item was already in the history and seen items are masked.
+    """
+
+    histories: Histories
+    offsets: NDArray[np.int64]
+    targets: NDArray[np.int32]
+    exclude_seen: bool
+    repeated: int
+
+
+def questions(dataset: Dataset, part: Part, exclude_seen: bool | None = None) -> Questions:
+    """The evaluation questions of a part; `exclude_seen=None` masks seen items unless the log has repeats.
+
+    Raises NothingToEvaluateError when no held-out item is in the catalogue.
+    """
+    exclude = not dataset.info.repeats if exclude_seen is None else exclude_seen
+    starts, stops = dataset.part_bounds(part)
+    users, targets, repeated = [], [], 0
+    for user in np.flatnonzero(stops > starts):
+        held_out = dataset.items[starts[user] : stops[user]]
+        distinct = held_out[np.sort(np.unique(held_out, return_index=True)[1])]
+        if exclude:
+            fresh = distinct[~np.isin(distinct, dataset.items[dataset.offsets[user] : starts[user]])]
+            # Unknown items are never "seen": one unknown item says nothing about another.
+            fresh = np.concatenate([fresh[fresh != UNKNOWN_ITEM], distinct[distinct == UNKNOWN_ITEM]])
+            repeated += len(distinct) - len(fresh)
+            distinct = fresh
+        if len(distinct):
+            users.append(int(user))
+            targets.append(distinct)
+    flat = np.concatenate(targets) if targets else np.zeros(0, np.int32)
+    if not (flat != UNKNOWN_ITEM).any():
+        raise NothingToEvaluateError(
+            f"the {part} part has no item that any model could recommend: all are unknown, already seen, or there are none",
+            fix="give more data, a larger share for this part, or an item table with the new items",
+        )
+    chosen = np.array(users, np.int64)
+    return Questions(
+        dataset.histories(chosen, starts[chosen]),
+        np.concatenate([[0], np.cumsum([len(each) for each in targets])]).astype(np.int64),
+        flat.astype(np.int32),
+        exclude,
+        repeated,
+    )
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """How a model ranked the held-out items.
+
+    ranks: (targets,) int64 from 0, the catalogue size where the item is unknown; candidates: (users,) int64, how many
+    items were ranked; top: (users, depth) int32, the best items in order, UNKNOWN_ITEM where there were fewer;
+    top_probability: (users,) float64, softmax probability of the first item.
+    """
+
+    asked: Questions
+    ranks: NDArray[np.int64]
+    candidates: NDArray[np.int64]
+    top: NDArray[np.int32]
+    top_probability: NDArray[np.float64]
+
+    @property
+    def users(self) -> int:
+        return len(self.asked.histories)
+
+    def owners(self) -> NDArray[np.int64]:
+        """The user (0..users) of every target, (targets,)."""
+        return np.repeat(np.arange(self.users), np.diff(self.asked.offsets))
+
+
+def rank(scorer: Scorer, asked: Questions, depth: int = 10) -> Ranking:
+    """Ranks the catalogue for every question; of two items with equal scores the one listed first wins.
+
+    Raises InvalidValueError when the scores have the wrong shape or are not finite.
+    """
+    ranks, candidates, top, probability = [], [], [], []
+    for start in range(0, len(asked.histories), _CHUNK):
+        some = asked.histories.select(start, start + _CHUNK)
+        scores = np.array(scorer.scores(some), np.float32)
+        if scores.ndim != 2 or len(scores) != len(some) or not np.isfinite(scores).all():
+            raise InvalidValueError(
+                f"{type(scorer).__name__} gave scores of shape {scores.shape} for {len(some)} users, or NaN or infinity",
+                fix="return one finite float per user and item",
+            )
+        if asked.exclude_seen:
+            scores[np.repeat(np.arange(len(some)), np.diff(some.offsets)), some.items] = -np.inf
+        low, high = asked.offsets[start], asked.offsets[start + len(some)]
+        owners = np.repeat(np.arange(len(some)), np.diff(asked.offsets[start : start + len(some) + 1]))
+        ranks.append(_ranks(scores, owners, asked.targets[low:high]))
+        candidates.append(np.isfinite(scores).sum(1))
+        best = np.argsort(-scores, axis=1, kind="stable")[:, :depth].astype(np.int32)
+        best[~np.isfinite(np.take_along_axis(scores, best, 1))] = UNKNOWN_ITEM
+        top.append(np.pad(best, ((0, 0), (0, depth - best.shape[1])), constant_values=UNKNOWN_ITEM))
+        highest = scores.max(1, keepdims=True)
+        probability.append(1 / np.exp(scores.astype(np.float64) - highest).sum(1))
+    return Ranking(
+        asked, np.concatenate(ranks), np.concatenate(candidates), np.concatenate(top), np.concatenate(probability)
+    )
+
+
+def _ranks(scores: NDArray[np.float32], owners: NDArray[np.int64], targets: NDArray[np.int32]) -> NDArray[np.int64]:
+    ranks = np.full(len(targets), scores.shape[1], np.int64)
+    for place, (owner, target) in enumerate(zip(owners, targets, strict=True)):
+        if target != UNKNOWN_ITEM:
+            row, own = scores[owner], scores[owner, target]
+            ranks[place] = np.count_nonzero(row > own) + np.count_nonzero(row[:target] == own)
+    return ranks

@@ -1,0 +1,78 @@
+"""The `recurrent` student (the default): S decaying averages of item vectors per user, updated in O(S d) per event.
+
+    h_t = a * h_{t-1} + sqrt(1 - a^2) * (g_e * x_i),  a = sigmoid(theta)      the state
+    r   = W h + x_last + U f_u,   q = norm(r + MLP(norm(r)))                   the query (z)
+    s_i = q . v_i + b_i,          v_i = E_i + F f_i                            the score (W2 z + b2)
+
+A diagonal linear recurrence as in LRU (Orvieto et al. 2023, eq. 5 to 7, real-valued); norm is RMSNorm. Training
+runs the recurrence in parallel over time; the engine runs it one event at a time.
+"""
+
+from __future__ import annotations
+
+import math
+
+import msgspec
+import torch
+from torch import nn
+from torch.nn import functional
+
+from distilrec.data.dataset import Dataset
+from distilrec.training.batches import Batch
+from distilrec.training.model import FeatureProjection, ItemTower, SequenceModel, with_padding
+
+NORM_EPSILON = 1e-6
+
+
+class RecurrentConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="recurrent", tag_field="kind"):
+    """scales: number of time scales S; expansion: width of the query MLP in units of dim."""
+
+    dim: int = 32
+    scales: int = 2
+    expansion: int = 4
+    dropout: float = 0.2
+    max_history: int = 200
+
+
+class Recurrent(SequenceModel):
+    def __init__(self, dataset: Dataset, config: RecurrentConfig) -> None:
+        super().__init__()
+        dim = config.dim
+        self.max_history = config.max_history
+        self.dropout = config.dropout
+        self.items = ItemTower(dataset, dim)
+        self.user_features = FeatureProjection(dataset.user_features, dim)
+        self.gain = nn.Parameter(torch.ones(len(dataset.info.event_types), dim))
+        # Time constants from 4 to 64 events, spread over the scales; channels of one scale start equal.
+        steps = torch.logspace(math.log10(4), math.log10(64), config.scales).unsqueeze(1).expand(-1, dim)
+        self.theta = nn.Parameter(torch.logit(torch.exp(-1 / steps)) + 0.1 * torch.randn(config.scales, dim))
+        self.mix = nn.Linear(config.scales * dim, dim, bias=False)
+        self.inner_norm = nn.RMSNorm(dim, eps=NORM_EPSILON)
+        self.widen = nn.Linear(dim, config.expansion * dim)
+        self.narrow = nn.Linear(config.expansion * dim, dim)
+        self.outer_norm = nn.RMSNorm(dim, eps=NORM_EPSILON)
+
+    def encode(self, batch: Batch, vectors: torch.Tensor) -> torch.Tensor:
+        x = functional.embedding(batch.items, with_padding(vectors))  # (batch, length, dim)
+        x = functional.dropout(x, self.dropout, self.training)
+        decay = torch.sigmoid(self.theta)  # (scales, dim)
+        inputs = (self.gain[batch.events] * x).unsqueeze(2) * torch.sqrt(1 - decay**2)  # (batch, length, scales, dim)
+        state = scan(inputs, decay).flatten(2)  # (batch, length, scales * dim)
+        r = self.mix(state) + x + self.user_features(batch.users).unsqueeze(1)
+        r = functional.dropout(r, self.dropout, self.training)
+        q: torch.Tensor = self.outer_norm(r + self.narrow(functional.silu(self.widen(self.inner_norm(r)))))
+        return q
+
+
+def scan(inputs: torch.Tensor, decay: torch.Tensor) -> torch.Tensor:
+    """h_t = decay * h_{t-1} + inputs_t for all t, in log2(length) steps (Blelloch 1990, the doubling form).
+
+    inputs: (batch, length, scales, dim); decay: (scales, dim) in (0, 1).
+    """
+    state, power, step = inputs, decay, 1
+    while step < inputs.shape[1]:
+        earlier = functional.pad(state[:, :-step], (0, 0, 0, 0, step, 0))  # the state `step` events ago
+        state = state + power * earlier
+        power = power * power
+        step *= 2
+    return state

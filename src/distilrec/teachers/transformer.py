@@ -1,0 +1,81 @@
+"""The `transformer` teacher: a causal Transformer over the history.
+
+Pre-norm blocks, learned positions, item features in the inputs, softmax over the catalogue (SASRec, Kang & McAuley
+2018, with full cross-entropy).
+"""
+
+from __future__ import annotations
+
+import msgspec
+import torch
+from torch import nn
+from torch.nn import functional
+
+from distilrec.data.dataset import Dataset
+from distilrec.training.batches import Batch
+from distilrec.training.model import FeatureProjection, ItemTower, SequenceModel, with_padding
+
+
+class TransformerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="transformer", tag_field="kind"):
+    dim: int = 64
+    layers: int = 2
+    heads: int = 2
+    feed_forward: int = 256
+    dropout: float = 0.3
+    max_history: int = 200
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + feed_forward(norm(x))."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.heads, self.dropout = config.heads, config.dropout
+        self.attention_norm = nn.LayerNorm(config.dim)
+        self.query_key_value = nn.Linear(config.dim, 3 * config.dim)
+        self.attention_out = nn.Linear(config.dim, config.dim)
+        self.feed_forward_norm = nn.LayerNorm(config.dim)
+        self.feed_forward = nn.Sequential(
+            nn.Linear(config.dim, config.feed_forward),
+            nn.GELU(),
+            nn.Dropout(config.dropout),
+            nn.Linear(config.feed_forward, config.dim),
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        batch, length, dim = x.shape
+        packed = self.query_key_value(self.attention_norm(x)).view(batch, length, 3, self.heads, dim // self.heads)
+        query, key, value = packed.permute(2, 0, 3, 1, 4)  # each (batch, heads, length, dim / heads)
+        mixed = functional.scaled_dot_product_attention(query, key, value, is_causal=True)
+        attended = self.attention_out(mixed.transpose(1, 2).reshape(batch, length, dim))
+        x = x + functional.dropout(attended, self.dropout, self.training)
+        return x + functional.dropout(self.feed_forward(self.feed_forward_norm(x)), self.dropout, self.training)
+
+
+class Transformer(SequenceModel):
+    """Right padding needs no mask: a causal position never looks at what stands to its right."""
+
+    def __init__(self, dataset: Dataset, config: TransformerConfig) -> None:
+        super().__init__()
+        self.max_history = config.max_history
+        self.dropout = config.dropout
+        self.items = ItemTower(dataset, config.dim)
+        self.user_features = FeatureProjection(dataset.user_features, config.dim)
+        self.start = nn.Parameter(0.05 * torch.randn(config.dim))
+        self.positions = nn.Parameter(0.02 * torch.randn(config.max_history, config.dim))
+        self.event_types = nn.Embedding(len(dataset.info.event_types), config.dim)
+        nn.init.normal_(self.event_types.weight, std=0.02)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.final_norm = nn.LayerNorm(config.dim)
+
+    def encode(self, batch: Batch, vectors: torch.Tensor) -> torch.Tensor:
+        length = batch.items.shape[1]
+        is_start = (batch.items == self.items.catalogue_size).unsqueeze(-1)  # (batch, length, 1)
+        looked_up = functional.embedding(batch.items, with_padding(vectors)) + self.event_types(batch.events)
+        x = torch.where(is_start, self.start, looked_up) * vectors.shape[1] ** 0.5
+        x = x + self.positions[:length] + self.user_features(batch.users).unsqueeze(1)
+        x = functional.dropout(x, self.dropout, self.training)
+        for block in self.blocks:
+            x = block(x)
+        hidden: torch.Tensor = self.final_norm(x)
+        return hidden  # (batch, length, dim)

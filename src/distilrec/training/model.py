@@ -1,0 +1,112 @@
+"""What teachers and students have in common: a catalogue of item vectors and a state after each event."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from torch.nn import functional
+
+from distilrec.data.dataset import Dataset, Histories
+from distilrec.encoding import FeatureMatrix
+from distilrec.training.batches import Batch, prediction_batch
+
+_PREDICTION_BATCH = 256
+
+
+class FeatureProjection(nn.Module):
+    """`F f`: the sum of one learned vector per feature column, weighted by the encoded features."""
+
+    columns: torch.Tensor
+    weights: torch.Tensor
+
+    def __init__(self, features: FeatureMatrix, dim: int) -> None:
+        super().__init__()
+        self.register_buffer("columns", torch.from_numpy(features.columns.astype(np.int64)), persistent=False)
+        self.register_buffer("weights", torch.from_numpy(features.weights), persistent=False)
+        self.table = nn.Parameter(0.02 * torch.randn(features.width, dim))
+
+    def forward(self, rows: torch.Tensor | None = None) -> torch.Tensor:
+        columns, weights = self.columns, self.weights
+        if rows is not None:
+            columns, weights = columns[rows], weights[rows]
+        if columns.shape[1] == 0:
+            return self.table.new_zeros(columns.shape[0], self.table.shape[1])
+        return functional.embedding_bag(columns, self.table, per_sample_weights=weights, mode="sum")  # (rows, dim)
+
+
+class ItemTower(nn.Module):
+    """Item vectors `v_i = E_i + F f_i` and biases `b_i`; an item without training rows has v_i = F f_i, b_i = min b."""
+
+    def __init__(self, dataset: Dataset, dim: int) -> None:
+        super().__init__()
+        self.warm_items = dataset.info.warm_items
+        self.catalogue_size = dataset.catalogue_size
+        self.embedding = nn.Parameter(0.05 * torch.randn(self.warm_items, dim))
+        self.features = FeatureProjection(dataset.item_features, dim)
+        counts = torch.from_numpy(dataset.popularity()[: self.warm_items].astype(np.float32))
+        self.bias = nn.Parameter(torch.log(counts / counts.sum()) - torch.log(counts / counts.sum()).mean())
+
+    def vectors(self) -> torch.Tensor:
+        """(items, dim) float32, the whole catalogue."""
+        own = functional.pad(self.embedding, (0, 0, 0, self.catalogue_size - self.warm_items))
+        return own + self.features()
+
+    def biases(self) -> torch.Tensor:
+        """(items,) float32."""
+        cold = self.bias.min().expand(self.catalogue_size - self.warm_items)
+        return torch.cat([self.bias, cold])
+
+
+def with_padding(vectors: torch.Tensor) -> torch.Tensor:
+    """A zero vector behind the last item: what the start token and padding look up. (items + 1, dim)"""
+    return functional.pad(vectors, (0, 0, 0, 1))
+
+
+class SequenceModel(nn.Module, ABC):
+    """f(x) = sigma(W1 h1 + b1): `encode` gives h1 after each event, `score` gives the logits over items.
+
+    Subclasses implement `encode` and may replace `score`; `items` is the tower that both share.
+    """
+
+    items: ItemTower
+    max_history: int
+
+    @abstractmethod
+    def encode(self, batch: Batch, vectors: torch.Tensor) -> torch.Tensor:
+        """The state at every position, (batch, length, dim); `vectors` is `items.vectors()`, (items, dim)."""
+
+    def score(self, hidden: torch.Tensor, vectors: torch.Tensor, biases: torch.Tensor) -> torch.Tensor:
+        """Logits of the given items, (positions, items), from states (positions, dim)."""
+        return functional.linear(hidden, vectors, biases)
+
+    def parameter_count(self) -> int:
+        """Number of trained floats."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
+
+@dataclass(frozen=True)
+class TorchScorer:
+    """Scores of a trained model over the whole catalogue, in inference mode."""
+
+    model: SequenceModel
+
+    def scores(self, histories: Histories) -> NDArray[np.float32]:
+        """Logits, (batch, items) float32."""
+        model = self.model
+        was_training = model.training
+        model.eval()
+        parts = []
+        with torch.inference_mode():
+            vectors, biases = model.items.vectors(), model.items.biases()
+            for start in range(0, len(histories), _PREDICTION_BATCH):
+                some = histories.select(start, start + _PREDICTION_BATCH)
+                batch = prediction_batch(some, model.items.catalogue_size, model.max_history)
+                hidden = model.encode(batch, vectors)[batch.targets == 0]  # (batch, dim)
+                parts.append(model.score(hidden, vectors, biases).float().numpy())
+        model.train(was_training)
+        return np.concatenate(parts) if parts else np.zeros((0, model.items.catalogue_size), np.float32)

@@ -1,0 +1,251 @@
+"""One training loop for teachers and students: early stopping on validation, checkpoints, exact resumption.
+
+Each epoch draws its randomness from (seed, epoch) alone, so a run that was interrupted and resumed gives the same
+weights as one that was not.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from distilrec.data.dataset import Dataset
+from distilrec.errors import ConfigError, TrainingError
+from distilrec.training.batches import Batch, training_batches, training_windows
+from distilrec.training.model import SequenceModel, TorchScorer
+from distilrec.training.validation import validation_ndcg
+
+MASKED_LOGIT = -1e9  # finite, so that 0 * log(0) stays 0 in the soft loss
+Loss = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+class TrainingConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """epochs: at most this many; patience: stop after so many epochs without a better validation NDCG@10.
+
+    positions: at most this many positions of a batch are scored, drawn at random (0: all of them).
+    mask_seen: leave items of the history out of the softmax, as they are left out of recommendations; ignored where the
+    log has repeats.
+    """
+
+    epochs: int = 60
+    patience: int = 6
+    batch_size: int = 32
+    learning_rate: float = 2e-3
+    weight_decay: float = 0.01
+    warmup_steps: int = 50
+    clip_norm: float = 1.0
+    positions: int = 0
+    mask_seen: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "patience", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"training.{name} is {getattr(self, name)}", fix="use at least 1", parameter=name)
+        if not 0 < self.learning_rate < 1:
+            raise ConfigError(
+                f"training.learning_rate is {self.learning_rate}", fix="use a number between 0 and 1",
+                parameter="learning_rate",
+            )
+
+
+class Epoch(msgspec.Struct, frozen=True):
+    """One line of the learning curve. seconds: since the beginning, training and validation."""
+
+    epoch: int
+    loss: float
+    validation_ndcg: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """The learning curve and the best epoch, whose weights the model now has."""
+
+    curve: tuple[Epoch, ...]
+    best_epoch: int
+
+    @property
+    def best_ndcg(self) -> float:
+        return self.curve[self.best_epoch - 1].validation_ndcg
+
+    @property
+    def seconds(self) -> float:
+        return self.curve[-1].seconds
+
+
+class _Progress(msgspec.Struct, frozen=True):
+    """The part of a checkpoint that is not a tensor."""
+
+    seed: int
+    config: TrainingConfig
+    task: str
+    curve: tuple[Epoch, ...]
+    best_epoch: int
+
+
+def train(
+    model: SequenceModel,
+    dataset: Dataset,
+    loss: Loss,
+    config: TrainingConfig,
+    *,
+    seed: int,
+    checkpoint: Path | None = None,
+    task: str = "",
+    on_epoch: Callable[[Epoch, int], None] = lambda epoch, total: None,
+) -> TrainingResult:
+    """Trains in place and leaves the weights of the best validation epoch in the model.
+
+    loss: (logits (positions, items), targets (positions,), rows (positions,)) -> scalar.
+    checkpoint: a folder; an unfinished run found there is resumed if seed, config and `task` are the same.
+    on_epoch: is called with each finished epoch and the total number of epochs.
+    Raises TrainingError when the loss is no longer finite or the checkpoint belongs to another run.
+    """
+    windows = training_windows(dataset, model.max_history)
+    steps_per_epoch = math.ceil(len(windows.starts) / config.batch_size)
+    optimizer = torch.optim.AdamW(_parameter_groups(model, config.weight_decay), lr=config.learning_rate)
+    mask_seen = config.mask_seen and not dataset.info.repeats
+    curve: list[Epoch] = []
+    best_epoch = 0
+    best = copy.deepcopy(model.state_dict())
+    if checkpoint is not None and (checkpoint / "progress.json").is_file():
+        progress = _load(checkpoint, model, optimizer, best, seed, config, task)
+        curve, best_epoch = list(progress.curve), progress.best_epoch
+    earlier = curve[-1].seconds if curve else 0.0
+    began = time.perf_counter()
+    while len(curve) < config.epochs and len(curve) - best_epoch < config.patience:
+        number = len(curve) + 1
+        rng = np.random.default_rng([seed, number])
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int(rng.integers(2**31)))
+            model.train()
+            losses = []
+            for place, batch in enumerate(training_batches(dataset, windows, config.batch_size, rng)):
+                rate = _learning_rate(config, (number - 1) * steps_per_epoch + place, steps_per_epoch)
+                losses.append(_step(model, optimizer, batch, loss, config, rate, mask_seen))
+        mean_loss = float(np.mean(losses))
+        if not math.isfinite(mean_loss):
+            raise TrainingError(
+                f"the loss is {mean_loss} in epoch {number}", fix="lower training.learning_rate", epoch=number
+            )
+        ndcg = validation_ndcg(TorchScorer(model), dataset)
+        curve.append(Epoch(number, mean_loss, ndcg, earlier + time.perf_counter() - began))
+        if best_epoch == 0 or ndcg > curve[best_epoch - 1].validation_ndcg:
+            best_epoch = number
+            best = copy.deepcopy(model.state_dict())
+        if checkpoint is not None:
+            _save(checkpoint, model, optimizer, best, _Progress(seed, config, task, tuple(curve), best_epoch))
+        on_epoch(curve[-1], config.epochs)
+    model.load_state_dict(best)
+    model.eval()
+    return TrainingResult(tuple(curve), best_epoch)
+
+
+def _step(
+    model: SequenceModel, optimizer: torch.optim.Optimizer, batch: Batch, loss: Loss, config: TrainingConfig, rate: float,
+    mask_seen: bool,
+) -> float:
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    vectors = model.items.vectors()
+    scored = (batch.targets >= 0) & (batch.targets < model.items.warm_items)  # (batch, length)
+    window, position = scored.nonzero(as_tuple=True)  # (positions,) each
+    if 0 < config.positions < len(window):
+        some = torch.randperm(len(window))[: config.positions]
+        window, position = window[some], position[some]
+    hidden = model.encode(batch, vectors)[window, position]  # (positions, dim)
+    logits = model.score(hidden, vectors[: model.items.warm_items], model.items.bias)
+    if mask_seen:
+        logits = logits.masked_fill(seen_items(batch, logits.shape[1], window, position), MASKED_LOGIT)
+    value = loss(logits, batch.targets[window, position], batch.rows[window, position])
+    optimizer.zero_grad(set_to_none=True)
+    value.backward()  # type: ignore[no-untyped-call]
+    torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
+    optimizer.step()
+    return float(value.detach())
+
+
+def seen_items(batch: Batch, items: int, window: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
+    """Which of the first `items` items each position has among its inputs, (positions, items) bool."""
+    length = batch.items.shape[1]
+    places = torch.arange(length).expand_as(batch.items)
+    first_seen = torch.full((len(batch.items), max(items, int(batch.items.max()) + 1)), length)
+    first_seen = first_seen.scatter_reduce(1, batch.items, places, "amin")[:, :items]  # (batch, items)
+    return first_seen[window] <= position.unsqueeze(1)
+
+
+def _learning_rate(config: TrainingConfig, step: int, steps_per_epoch: int) -> float:
+    """Linear warm-up, then half a cosine down to a tenth."""
+    warm = min(1.0, (step + 1) / max(config.warmup_steps, 1))
+    done = step / max(config.epochs * steps_per_epoch, 1)
+    return config.learning_rate * warm * (0.55 + 0.45 * math.cos(math.pi * done))
+
+
+def _parameter_groups(model: SequenceModel, weight_decay: float) -> list[dict[str, object]]:
+    """Weight decay on matrices only; gains and biases stay free."""
+    matrices = [parameter for parameter in model.parameters() if parameter.ndim >= 2]
+    vectors = [parameter for parameter in model.parameters() if parameter.ndim < 2]
+    return [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+
+
+def _save(
+    folder: Path,
+    model: SequenceModel,
+    optimizer: torch.optim.Optimizer,
+    best: dict[str, torch.Tensor],
+    progress: _Progress,
+) -> None:
+    """Tensors first, then the progress file that names them: a crash in between leaves the last whole checkpoint."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {f"model/{name}": tensor for name, tensor in model.state_dict().items()}
+    tensors |= {f"best/{name}": tensor for name, tensor in best.items()}
+    for place, state in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer/{place}/{name}": tensor for name, tensor in state.items()}
+    number = len(progress.curve)
+    save_file({name: tensor.contiguous().clone() for name, tensor in tensors.items()}, folder / f"epoch-{number}.safetensors")
+    temporary = folder / "progress.json.new"
+    temporary.write_bytes(msgspec.json.encode(progress))
+    temporary.replace(folder / "progress.json")
+    (folder / f"epoch-{number - 1}.safetensors").unlink(missing_ok=True)
+
+
+def _load(
+    folder: Path,
+    model: SequenceModel,
+    optimizer: torch.optim.Optimizer,
+    best: dict[str, torch.Tensor],
+    seed: int,
+    config: TrainingConfig,
+    task: str,
+) -> _Progress:
+    try:
+        progress = msgspec.json.decode((folder / "progress.json").read_bytes(), type=_Progress)
+        tensors = load_file(folder / f"epoch-{len(progress.curve)}.safetensors")
+    except (msgspec.MsgspecError, SafetensorError, FileNotFoundError) as problem:
+        raise TrainingError(
+            f"the checkpoint in {folder} cannot be read: {problem}", fix=f"delete {folder} to begin anew", file=str(folder)
+        ) from None
+    if (progress.seed, progress.config, progress.task) != (seed, config, task):
+        raise TrainingError(
+            f"the checkpoint in {folder} belongs to a run with another seed, configuration or data set",
+            fix=f"delete {folder} to begin anew, or use the configuration it was made with", file=str(folder),
+        )
+    model.load_state_dict({name[6:]: tensor for name, tensor in tensors.items() if name.startswith("model/")})
+    best.update({name[5:]: tensor for name, tensor in tensors.items() if name.startswith("best/")})
+    state: dict[int, dict[str, torch.Tensor]] = {}
+    for name, tensor in tensors.items():
+        if name.startswith("optimizer/"):
+            _, place, key = name.split("/")
+            state.setdefault(int(place), {})[key] = tensor
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    return progress
