@@ -47,7 +47,9 @@ class CleaningReport(msgspec.Struct, frozen=True):
         ]
 
 
-def clean_log(table: pl.DataFrame, schema: Schema, cleaning: Cleaning, source: str = "the log") -> tuple[pl.DataFrame, CleaningReport]:
+def clean_log(
+    table: pl.DataFrame, schema: Schema, cleaning: Cleaning, source: str = "the log"
+) -> tuple[pl.DataFrame, CleaningReport]:
     """The clean log, sorted by user, time and original order, and the report.
 
     Columns of the result: user_id str, item_id str, timestamp float64 (seconds), event_type str, weight float64.
@@ -56,7 +58,9 @@ def clean_log(table: pl.DataFrame, schema: Schema, cleaning: Cleaning, source: s
     log = _typed(table, schema, source)
     rows_in = log.height
     if rows_in == 0:
-        raise NotEnoughDataError(f"{source} has no rows", fix="give a log with at least a few interactions", file=source)
+        raise NotEnoughDataError(
+            f"{source} has no rows", fix="give a log with at least a few interactions", file=source
+        )
     dropped: dict[str, int] = {}
 
     def keep(reason: str, condition: pl.Expr) -> None:
@@ -107,7 +111,9 @@ def clean_log(table: pl.DataFrame, schema: Schema, cleaning: Cleaning, source: s
 
 def _enough(log: pl.DataFrame, report: CleaningReport, source: str) -> None:
     for count, what in (
-        (log.height, "interaction"), (log["user_id"].n_unique(), "user"), (log["item_id"].n_unique(), "item"),
+        (log.height, "interaction"),
+        (log["user_id"].n_unique(), "user"),
+        (log["item_id"].n_unique(), "item"),
     ):
         if count < 2:
             raise NotEnoughDataError(
@@ -149,7 +155,9 @@ def need_column(table: pl.DataFrame, column: str, source: str) -> None:
     if column not in table.columns:
         raise ColumnMissingError(
             f"{source} has no column {column!r}; it has: {', '.join(table.columns)}",
-            fix="correct the column name in the schema", file=source, column=column,
+            fix="correct the column name in the schema",
+            file=source,
+            column=column,
         )
 
 
@@ -160,13 +168,17 @@ def as_id(column: pl.Series, source: str) -> pl.Series:
         if (whole.floor() != whole).any():
             raise ColumnTypeError(
                 f"{source}: column {column.name!r} holds fractions, which cannot be ids",
-                fix="name the right id column in the schema", file=source, column=column.name,
+                fix="name the right id column in the schema",
+                file=source,
+                column=column.name,
             )
         column = column.fill_nan(None).cast(pl.Int64)
     if column.dtype.is_nested():
         raise ColumnTypeError(
             f"{source}: column {column.name!r} holds lists, which cannot be ids",
-            fix="name the right id column in the schema", file=source, column=column.name,
+            fix="name the right id column in the schema",
+            file=source,
+            column=column.name,
         )
     return column.cast(pl.String).str.strip_chars()
 
@@ -178,13 +190,18 @@ def as_numbers(column: pl.Series, source: str) -> pl.Series:
         numbers = text.cast(pl.Float64, strict=False)
         wrong = (numbers.is_null() & text.is_not_null() & (text != "")).arg_true()
     else:
-        numbers = column.cast(pl.Float64, strict=False) if not column.dtype.is_nested() else pl.Series([None] * len(column))
+        numbers = (
+            column.cast(pl.Float64, strict=False) if not column.dtype.is_nested() else pl.Series([None] * len(column))
+        )
         wrong = (numbers.is_null() & column.is_not_null()).arg_true()
     if len(wrong):
         row = int(wrong[0])
         raise ColumnTypeError(
             f"{source}, row {row + 1}: column {column.name!r} holds {column[row]!r}, which is not a number",
-            fix="correct the value or the column name in the schema", file=source, column=column.name, row=row + 1,
+            fix="correct the value or the column name in the schema",
+            file=source,
+            column=column.name,
+            row=row + 1,
         )
     return numbers
 
@@ -204,7 +221,9 @@ def _as_seconds(column: pl.Series, source: str) -> pl.Series:
             raise ColumnTypeError(
                 f"{source}, row {row + 1}: column {column.name!r} holds {column[row]!r}, which is no time",
                 fix="use seconds since 1970 or ISO 8601 text such as 2024-05-01 12:30:00",
-                file=source, column=column.name, row=row + 1,
+                file=source,
+                column=column.name,
+                row=row + 1,
             )
         if parsed.dtype.time_zone is not None:  # type: ignore[attr-defined]
             parsed = parsed.dt.convert_time_zone("UTC").dt.replace_time_zone(None)

@@ -183,8 +183,12 @@ def load_dataset(folder: Path | str) -> Dataset:
         arrays = load_file(folder / "dataset.safetensors")
         return Dataset(
             info=info,
-            user_features=FeatureMatrix(arrays.pop("user_columns"), arrays.pop("user_weights"), info.user_encoder.width),
-            item_features=FeatureMatrix(arrays.pop("item_columns"), arrays.pop("item_weights"), info.item_encoder.width),
+            user_features=FeatureMatrix(
+                arrays.pop("user_columns"), arrays.pop("user_weights"), info.user_encoder.width
+            ),
+            item_features=FeatureMatrix(
+                arrays.pop("item_columns"), arrays.pop("item_weights"), info.item_encoder.width
+            ),
             **arrays,
         )
     except (msgspec.MsgspecError, SafetensorError, KeyError, TypeError) as problem:
@@ -225,16 +229,16 @@ def prepare_dataset(
     # Users without training rows go last; the rows follow them.
     order = np.argsort(train_end == offsets[:-1], kind="stable")
     rows = np.concatenate([np.arange(offsets[user], offsets[user + 1]) for user in order])
-    sizes, trains, validations = (
-        (end - offsets[:-1])[order] for end in (offsets[1:], train_end, validation_end)
-    )
+    sizes, trains, validations = ((end - offsets[:-1])[order] for end in (offsets[1:], train_end, validation_end))
     offsets = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
     train_end, validation_end = offsets[:-1] + trains, offsets[:-1] + validations
     clean, times = clean[rows], times[rows]
     user_ids = tuple(clean["user_id"].gather(offsets[:-1]).to_list())
     training = np.arange(clean.height) < np.repeat(train_end, sizes)
     if not training.any():
-        raise NotEnoughDataError(f"{source}: no row is left for training", fix="use a smaller validation and test share")
+        raise NotEnoughDataError(
+            f"{source}: no row is left for training", fix="use a smaller validation and test share"
+        )
 
     # Vocabularies and derived features: training rows, and the item table, never validation or test rows.
     train_rows = clean.filter(pl.Series(training))

@@ -73,7 +73,10 @@ def _values(column: pl.Series, feature: Feature, source: str) -> list[object]:
                 row = int(wrong[0])
                 raise InvalidValueError(
                     f"{source}, row {row + 1}: feature {feature.name!r} is {numbers[row]}",
-                    fix="leave the value empty where it is not known", file=source, column=feature.name, row=row + 1,
+                    fix="leave the value empty where it is not known",
+                    file=source,
+                    column=feature.name,
+                    row=row + 1,
                 )
             return numbers.to_list()
         case "multi" if column.dtype == pl.String:

@@ -110,7 +110,9 @@ def _check(found: str, expected: str, what: str) -> None:
         raise DownloadError(f"{what} has the hash {found}, expected {expected}: it is damaged or has changed")
 
 
-def _table(archive: zipfile.ZipFile, member: str, suffix: str | None = None, columns: list[str] | None = None) -> pl.DataFrame:
+def _table(
+    archive: zipfile.ZipFile, member: str, suffix: str | None = None, columns: list[str] | None = None
+) -> pl.DataFrame:
     """One member read by the same readers as any user's file."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"table{suffix or Path(member).suffix}"
@@ -120,14 +122,34 @@ def _table(archive: zipfile.ZipFile, member: str, suffix: str | None = None, col
 
 def _title_and_year(items: pl.DataFrame, column: str) -> list[pl.Expr]:
     split = items[column].str.extract_groups(r"^(?<title>.*?)\s*(?:\((?<year>\d{4})\))?\s*$")
-    return [pl.lit(split.struct.field("title")).alias("title"), pl.lit(split.struct.field("year")).alias("release_year")]
+    return [
+        pl.lit(split.struct.field("title")).alias("title"),
+        pl.lit(split.struct.field("year")).alias("release_year"),
+    ]
 
 
 _LOG = ["user_id", "item_id", "rating", "timestamp"]
-_GENRES_100K = (
-    "unknown Action Adventure Animation Children's Comedy Crime Documentary Drama Fantasy Film-Noir Horror Musical "
-    "Mystery Romance Sci-Fi Thriller War Western"
-).split()
+_GENRES_100K = [
+    "unknown",
+    "Action",
+    "Adventure",
+    "Animation",
+    "Children's",
+    "Comedy",
+    "Crime",
+    "Documentary",
+    "Drama",
+    "Fantasy",
+    "Film-Noir",
+    "Horror",
+    "Musical",
+    "Mystery",
+    "Romance",
+    "Sci-Fi",
+    "Thriller",
+    "War",
+    "Western",
+]
 
 
 def _ml_100k_archive(archive: zipfile.ZipFile) -> Tables:

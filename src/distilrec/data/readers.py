@@ -39,7 +39,9 @@ def read_table(source: object, columns: Sequence[str] | None = None) -> pl.DataF
     path = Path(source)
     if not path.is_file():
         raise FileMissingError(
-            f"{path} does not exist or is not a file", fix="check the path; it is relative to where you are", file=str(path)
+            f"{path} does not exist or is not a file",
+            fix="check the path; it is relative to where you are",
+            file=str(path),
         )
     if path.stat().st_size == 0:
         raise NotEnoughDataError(f"{path} is empty", fix="give a file with at least a few rows", file=str(path))
@@ -98,7 +100,8 @@ def _separated(path: Path, columns: Sequence[str] | None) -> pl.DataFrame:
 def _double_colon(path: Path, columns: Sequence[str] | None) -> pl.DataFrame:
     if columns is None:
         raise ConfigError(
-            f"{path} has no header line", fix="name its columns, for example user_id,item_id,rating,timestamp",
+            f"{path} has no header line",
+            fix="name its columns, for example user_id,item_id,rating,timestamp",
             parameter="columns",
         )
     raw = path.read_bytes()
@@ -113,7 +116,9 @@ def _double_colon(path: Path, columns: Sequence[str] | None) -> pl.DataFrame:
         row = int(wrong[0])
         raise ColumnTypeError(
             f"{path}, line {row + 1}: {len(parts[row])} fields where {len(columns)} are declared ({', '.join(columns)})",
-            fix="correct the line, or the list of columns", file=str(path), row=row + 1,
+            fix="correct the line, or the list of columns",
+            file=str(path),
+            row=row + 1,
         )
     return pl.DataFrame({name: parts.list.get(place) for place, name in enumerate(columns)})
 
@@ -133,7 +138,9 @@ def _atomic(path: Path) -> pl.DataFrame:
 def _named(path: Path, table: pl.DataFrame, columns: Sequence[str]) -> pl.DataFrame:
     if table.width != len(columns):
         raise ConfigError(
-            f"{path} has {table.width} columns, {len(columns)} names were given", fix="name every column",
-            file=str(path), parameter="columns",
+            f"{path} has {table.width} columns, {len(columns)} names were given",
+            fix="name every column",
+            file=str(path),
+            parameter="columns",
         )
     return table.rename(dict(zip(table.columns, columns, strict=True)))

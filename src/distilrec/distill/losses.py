@@ -59,7 +59,9 @@ def soft_loss_stored(student: torch.Tensor, labels: StoredLabels, temperature: f
         rest = labels.rest_log_sum.unsqueeze(-1)  # (positions, 1)
     else:
         others = student.shape[-1] - top.shape[-1]
-        rest = torch.logsumexp(sample, -1, keepdim=True) + torch.log(others / outside.sum(-1, keepdim=True).clamp(min=1))
+        rest = torch.logsumexp(sample, -1, keepdim=True) + torch.log(
+            others / outside.sum(-1, keepdim=True).clamp(min=1)
+        )
     spread = torch.softmax(sample, -1).nan_to_num(0.0)  # the share of each sampled item in the rest
     total = torch.logaddexp(torch.logsumexp(top, -1, keepdim=True), rest)
     probabilities = torch.cat([torch.exp(top - total), torch.exp(rest - total) * spread], -1)  # (positions, K + M)

@@ -42,7 +42,9 @@ class Dnn(SequenceModel):
         x = functional.embedding(batch.items, with_padding(vectors))  # (batch, length, dim)
         x = functional.dropout(x, self.dropout, self.training)
         user = self.user_features(batch.users).unsqueeze(1).expand_as(x)
-        hidden: torch.Tensor = self.dense(torch.cat([user, causal_mean(x, batch, self.items.catalogue_size), x], dim=-1))
+        hidden: torch.Tensor = self.dense(
+            torch.cat([user, causal_mean(x, batch, self.items.catalogue_size), x], dim=-1)
+        )
         return hidden
 
 

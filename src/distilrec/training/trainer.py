@@ -53,7 +53,8 @@ class TrainingConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 raise ConfigError(f"training.{name} is {getattr(self, name)}", fix="use at least 1", parameter=name)
         if not 0 < self.learning_rate < 1:
             raise ConfigError(
-                f"training.learning_rate is {self.learning_rate}", fix="use a number between 0 and 1",
+                f"training.learning_rate is {self.learning_rate}",
+                fix="use a number between 0 and 1",
                 parameter="learning_rate",
             )
 
@@ -152,7 +153,12 @@ def train(
 
 
 def _step(
-    model: SequenceModel, optimizer: torch.optim.Optimizer, batch: Batch, loss: Loss, config: TrainingConfig, rate: float,
+    model: SequenceModel,
+    optimizer: torch.optim.Optimizer,
+    batch: Batch,
+    loss: Loss,
+    config: TrainingConfig,
+    rate: float,
     mask_seen: bool,
 ) -> float:
     for group in optimizer.param_groups:
@@ -178,10 +184,10 @@ def _step(
 def seen_items(batch: Batch, items: int, window: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
     """Which of the first `items` items each position has among its inputs, (positions, items) bool."""
     length = batch.items.shape[1]
-    places = torch.arange(length).expand_as(batch.items)
-    first_seen = torch.full((len(batch.items), max(items, int(batch.items.max()) + 1)), length)
+    places = torch.arange(length, dtype=torch.int16).expand_as(batch.items)  # small integers: the gather below is large
+    first_seen = torch.full((len(batch.items), max(items, int(batch.items.max()) + 1)), length, dtype=torch.int16)
     first_seen = first_seen.scatter_reduce(1, batch.items, places, "amin")[:, :items]  # (batch, items)
-    return first_seen[window] <= position.unsqueeze(1)
+    return first_seen[window] <= position.to(torch.int16).unsqueeze(1)
 
 
 def _learning_rate(config: TrainingConfig, step: int, steps_per_epoch: int) -> float:
@@ -212,7 +218,9 @@ def _save(
     for place, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer/{place}/{name}": tensor for name, tensor in state.items()}
     number = len(progress.curve)
-    save_file({name: tensor.contiguous().clone() for name, tensor in tensors.items()}, folder / f"epoch-{number}.safetensors")
+    save_file(
+        {name: tensor.contiguous().clone() for name, tensor in tensors.items()}, folder / f"epoch-{number}.safetensors"
+    )
     temporary = folder / "progress.json.new"
     temporary.write_bytes(msgspec.json.encode(progress))
     temporary.replace(folder / "progress.json")
@@ -233,12 +241,15 @@ def _load(
         tensors = load_file(folder / f"epoch-{len(progress.curve)}.safetensors")
     except (msgspec.MsgspecError, SafetensorError, FileNotFoundError) as problem:
         raise TrainingError(
-            f"the checkpoint in {folder} cannot be read: {problem}", fix=f"delete {folder} to begin anew", file=str(folder)
+            f"the checkpoint in {folder} cannot be read: {problem}",
+            fix=f"delete {folder} to begin anew",
+            file=str(folder),
         ) from None
     if (progress.seed, progress.config, progress.task) != (seed, config, task):
         raise TrainingError(
             f"the checkpoint in {folder} belongs to a run with another seed, configuration or data set",
-            fix=f"delete {folder} to begin anew, or use the configuration it was made with", file=str(folder),
+            fix=f"delete {folder} to begin anew, or use the configuration it was made with",
+            file=str(folder),
         )
     model.load_state_dict({name[6:]: tensor for name, tensor in tensors.items() if name.startswith("model/")})
     best.update({name[5:]: tensor for name, tensor in tensors.items() if name.startswith("best/")})

@@ -1,0 +1,167 @@
+"""From a trained student to a bundle. The training side of the format: this module may import torch."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import torch
+
+from distilrec._version import __version__
+from distilrec.bundle.format import (
+    Arrays,
+    Golden,
+    Manifest,
+    StudentKind,
+    pack_texts,
+    read_bundle,
+    write_bundle,
+)
+from distilrec.data.dataset import Dataset, Histories
+from distilrec.encoding import FeatureMatrix
+from distilrec.errors import ConfigError
+from distilrec.evaluate.ranking import Questions, rank
+from distilrec.models import TrainedModel
+from distilrec.students.mlp import Mlp
+from distilrec.students.recurrent import Recurrent
+from distilrec.training.model import SequenceModel, TorchScorer
+
+_GOLDEN_LENGTHS = (0, 1, 5, 20, 80)
+_GOLDEN_DEPTH = 10
+
+
+def export_bundle(
+    trained: TrainedModel,
+    dataset: Dataset,
+    folder: Path,
+    *,
+    teacher: str = "",
+    metrics: dict[str, float] | None = None,
+    with_history: bool = True,
+) -> Manifest:
+    """Writes a bundle; `with_history=False` leaves all user data out.
+
+    teacher: the identity of the teacher, empty for a student without one. Raises ConfigError for a model that is no
+    student.
+    """
+    student = trained.model
+    weights = _weights(student)
+    info = dataset.info
+    with torch.inference_mode():
+        weights["vectors"] = student.items.vectors().numpy()
+        weights["biases"] = student.items.biases().numpy()
+    manifest = Manifest(
+        kind=_kind(student),
+        dim=weights["vectors"].shape[1],
+        items=dataset.catalogue_size,
+        parameters=student.parameter_count(),
+        event_types=info.event_types,
+        user_encoder=info.user_encoder,
+        item_encoder=info.item_encoder,
+        repeats=info.repeats,
+        dataset=info.name,
+        dataset_fingerprint=trained.record.dataset_fingerprint,
+        teacher=teacher,
+        metrics=metrics or {},
+        golden=tuple(_golden(student, dataset)),
+        files={},
+        distilrec=__version__,
+    )
+    catalogue = pack_texts("ids", info.item_ids) | pack_texts("titles", info.titles)
+    catalogue |= {"popularity": dataset.popularity()}
+    return write_bundle(folder, manifest, weights, catalogue, _history(dataset) if with_history else None)
+
+
+def record_metrics(folder: Path, metrics: dict[str, float]) -> Manifest:
+    """Writes measured metrics into the manifest of a bundle, which gets a new model version."""
+    bundle = read_bundle(folder)
+    manifest = msgspec.structs.replace(bundle.manifest, metrics=metrics)
+    return write_bundle(folder, manifest, bundle.weights, bundle.catalogue, bundle.history or None)
+
+
+def _kind(student: SequenceModel) -> StudentKind:
+    return "recurrent" if isinstance(student, Recurrent) else "mlp"
+
+
+def _array(tensor: torch.Tensor) -> np.ndarray:
+    return tensor.detach().contiguous().numpy()
+
+
+def _weights(student: SequenceModel) -> Arrays:
+    match student:
+        case Recurrent():
+            own = {
+                "gain": student.gain,
+                "decay": torch.sigmoid(student.theta),
+                "mix": student.mix.weight,
+                "inner_norm": student.inner_norm.weight,
+                "widen": student.widen.weight,
+                "widen_bias": student.widen.bias,
+                "narrow": student.narrow.weight,
+                "narrow_bias": student.narrow.bias,
+                "outer_norm": student.outer_norm.weight,
+                "user_table": student.user_features.table,
+            }
+        case Mlp():
+            own = {
+                "user_layer": student.user_layer.weight,
+                "user_layer_bias": student.user_layer.bias,
+                "item_layer": student.item_layer.weight,
+                "readout": student.readout,
+                "user_table": student.user_features.table,
+            }
+        case _:
+            raise ConfigError(
+                f"{type(student).__name__} is a teacher; only students can be exported", fix="distil a student first"
+            )
+    own["item_table"] = student.items.features.table
+    return {name: _array(tensor) for name, tensor in own.items()}
+
+
+def _history(dataset: Dataset) -> Arrays:
+    everyone = np.arange(dataset.users)
+    histories = dataset.histories(everyone, dataset.offsets[1:])
+    return {
+        **pack_texts("users", dataset.info.user_ids),
+        "user_columns": dataset.user_features.columns,
+        "user_weights": dataset.user_features.weights,
+        "offsets": histories.offsets,
+        "items": histories.items,
+        "events": histories.events,
+    }
+
+
+def _golden(student: SequenceModel, dataset: Dataset) -> list[Golden]:
+    """Questions about made-up users (no user data goes into the manifest), answered by the training model."""
+    rng = np.random.default_rng(0)
+    lengths = [min(length, dataset.catalogue_size // 2) for length in _GOLDEN_LENGTHS]
+    items = [rng.choice(dataset.catalogue_size, length, replace=False).astype(np.int32) for length in lengths]
+    width = dataset.user_features.width
+    columns = rng.integers(max(width, 1), size=(len(lengths), 2 if width else 0)).astype(np.int32)
+    bags = FeatureMatrix(columns, np.ones(columns.shape, np.float32), width)
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    flat = np.concatenate(items)
+    events = rng.integers(len(dataset.info.event_types), size=len(flat)).astype(np.int32)
+    histories = Histories(np.arange(len(lengths)), offsets, flat, events)
+    stand_in = copy.deepcopy(student)
+    stand_in.max_history = max(lengths) + 1
+    projection = stand_in.user_features
+    projection.columns = torch.from_numpy(bags.columns.astype(np.int64))
+    projection.weights = torch.from_numpy(bags.weights)
+    scorer = TorchScorer(stand_in)
+    depth = min(_GOLDEN_DEPTH, dataset.catalogue_size - max(lengths))
+    asked = Questions(histories, np.arange(len(lengths) + 1), np.zeros(len(lengths), np.int32), True, 0)
+    top = rank(scorer, asked, depth).top
+    scores = np.take_along_axis(scorer.scores(histories), top.astype(np.int64), 1)
+    return [
+        Golden(
+            items=tuple(items[n].tolist()),
+            events=tuple(events[offsets[n] : offsets[n + 1]].tolist()),
+            user_features=tuple((int(column), 1.0) for column in columns[n]),
+            top_items=tuple(top[n].tolist()),
+            top_scores=tuple(scores[n].tolist()),
+        )
+        for n in range(len(lengths))
+    ]

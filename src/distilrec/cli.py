@@ -1,0 +1,277 @@
+"""The command line: thin, every stage is one function of `pipeline`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import App, Parameter
+
+from distilrec._version import __version__
+from distilrec.errors import ConfigError, DistilrecError, missing_extra
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+    from distilrec.config import RunConfig
+    from distilrec.data.dataset import Dataset as PreparedDataset
+    from distilrec.evaluate.comparison import Comparison
+    from distilrec.pipeline import Run
+
+_DEFAULT_RUN = Path("runs/ml-100k")
+_TRAINING_PACKAGES = {"torch", "polars", "jinja2", "matplotlib", "markupsafe"}
+
+app = App(
+    name="distilrec",
+    version=__version__,
+    help="Distil any recommender into a student that answers in microseconds on one CPU core, with proof.\n\n"
+    "The main job in one command: `distilrec run --dataset ml-100k`. Your own data: `distilrec run --config my.toml`.",
+    help_format="markdown",
+)
+data_app = App(name="data", help="Public data sets.")
+app.command(data_app)
+
+RunFolder = Annotated[Path, Parameter(name="--run", help="Folder of the run.")]
+Dataset = Annotated[str | None, Parameter(name="--dataset", help="A public data set, such as ml-100k.")]
+Config = Annotated[Path | None, Parameter(name="--config", help="TOML file that describes data and models.")]
+Seed = Annotated[int | None, Parameter(name="--seed", help="Seed of everything random.")]
+
+
+@data_app.command
+def fetch(name: str) -> None:
+    """Fetch a public data set (ml-100k, ml-1m) into the cache and print its folder.
+
+    Parameters
+    ----------
+    name
+        Which data set.
+
+    """
+    from distilrec.data.fetch import fetch as fetch_dataset
+
+    print(fetch_dataset(name, lambda line: print(line, file=sys.stderr)))  # noqa: T201
+
+
+@app.command
+def prepare(*, dataset: Dataset = None, config: Config = None, run: RunFolder | None = None, seed: Seed = None) -> None:
+    """Read, clean, split and encode the data; begins a run folder."""
+    from distilrec import pipeline
+
+    chosen = _config(dataset, config, seed)
+    with _progress() as progress:
+        pipeline.prepare(chosen, _folder(run, chosen), progress)
+
+
+@app.command
+def train(*, run: RunFolder = _DEFAULT_RUN) -> None:
+    """Train the teacher of a prepared run."""
+    from distilrec import pipeline
+
+    with _opened(run) as (opened, data):
+        pipeline.train_teacher(opened, data)
+
+
+@app.command
+def distill(*, run: RunFolder = _DEFAULT_RUN, without_comparison: bool = False) -> None:
+    """Extract the teacher's labels and train the student on them.
+
+    Parameters
+    ----------
+    without_comparison
+        Do not train the same student without distillation for comparison.
+
+    """
+    from distilrec import pipeline
+
+    with _opened(run) as (opened, data):
+        pipeline.distil_student(opened, data)
+        if not without_comparison:
+            pipeline.train_alone(opened, data)
+
+
+@app.command
+def export(*, run: RunFolder = _DEFAULT_RUN) -> None:
+    """Write the bundle of the student."""
+    from distilrec import pipeline
+
+    with _opened(run) as (opened, data):
+        pipeline.export(opened, data)
+
+
+@app.command
+def evaluate(*, run: RunFolder = _DEFAULT_RUN) -> None:
+    """Compare teacher, student and baselines on the test part; write report.html."""
+    from distilrec import pipeline
+
+    with _opened(run) as (opened, data):
+        comparison = pipeline.evaluate(opened, data)
+    _show(comparison)
+
+
+@app.command(name="run")
+def run_command(
+    *, dataset: Dataset = None, config: Config = None, run: RunFolder | None = None, seed: Seed = None
+) -> None:
+    """The whole line: prepare, train, distill, export, evaluate. Run again after an interruption: it resumes."""
+    from distilrec import pipeline
+
+    chosen = _config(dataset, config, seed)
+    with _progress() as progress:
+        comparison = pipeline.run_all(chosen, _folder(run, chosen), progress)
+    _show(comparison)
+
+
+@app.command
+def recommend(
+    *,
+    user_id: Annotated[str, Parameter(name=["--user_id", "--user-id"], help="Who. An unknown user gets the prior.")],
+    item_ids: Annotated[
+        str | None,
+        Parameter(name=["--item_ids", "--item-ids"], help="Rank these items (separated by commas) instead of all."),
+    ] = None,
+    k: Annotated[int, Parameter(help="How many items.")] = 10,
+    bundle: Annotated[Path | None, Parameter(help="Bundle folder; runs/ml-100k/bundle by default.")] = None,
+    include_seen: Annotated[bool, Parameter(help="Also items that the user has already had.")] = False,
+    json: Annotated[bool, Parameter(help="Print JSON.")] = False,
+) -> None:
+    """Recommend items to a user, best first, from a bundle. Needs no torch."""
+    import msgspec
+
+    from distilrec.engine.recommender import load
+
+    recommender = load(bundle or Path(os.environ.get("DISTILREC_BUNDLE", _DEFAULT_RUN / "bundle")))
+    asked = None
+    if item_ids is not None:
+        asked = [item.strip() for item in item_ids.split(",") if item.strip()]
+        if not asked:
+            raise ConfigError("--item_ids names no item", fix="for example --item_ids 456,789", parameter="item_ids")
+    answers = recommender.recommend(user_id, asked, k, exclude_seen=not include_seen)
+    rows = [(n, a.item_id, a.score, recommender.title(a.item_id)) for n, a in enumerate(answers, start=1)]
+    if json:
+        out = [dict(zip(("rank", "item_id", "score", "title"), row, strict=True)) for row in rows]
+        print(msgspec.json.encode({"user_id": user_id, "items": out}).decode())  # noqa: T201
+        return
+    if not recommender.knows_user(user_id):
+        print(f"user {user_id} is unknown: this is the prior for everybody", file=sys.stderr)  # noqa: T201
+    width = max((len(item) for _, item, _, _ in rows), default=0)
+    for _, item, score, title in rows:
+        print(f"{item:>{width}}  {score:8.4f}  {'' if title == item else title}".rstrip())  # noqa: T201
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the command line; a DistilrecError becomes a message and exit code 2, Ctrl-C exit code 130."""
+    try:
+        app(arguments, result_action="return_value")
+    except DistilrecError as error:
+        _fail(error)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.split(".")[0] not in _TRAINING_PACKAGES:
+            raise
+        _fail(missing_extra(error.name.split(".")[0], "train"))
+    except KeyboardInterrupt:
+        print("\nstopped; the same command goes on where this one was", file=sys.stderr)  # noqa: T201
+        sys.exit(130)
+    except BrokenPipeError:  # `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+
+
+def _fail(error: DistilrecError) -> None:
+    print(f"error [{error.code}]: {error}", file=sys.stderr)  # noqa: T201
+    sys.exit(2)
+
+
+def _config(dataset: str | None, path: Path | None, seed: int | None) -> RunConfig:
+    import msgspec
+
+    from distilrec.config import DataConfig, RunConfig, read_config
+
+    if (dataset is None) == (path is None):
+        raise ConfigError(
+            "say which data: either --dataset or --config", fix="for example `--dataset ml-100k`", parameter="dataset"
+        )
+    chosen = read_config(path) if path is not None else RunConfig(DataConfig(dataset=dataset))
+    return chosen if seed is None else msgspec.structs.replace(chosen, seed=seed)
+
+
+def _folder(run: Path | None, config: RunConfig) -> Path:
+    if run is not None:
+        return run
+    data = config.data
+    return Path("runs") / (data.dataset or data.name or Path(data.interactions or "log").stem)
+
+
+@contextmanager
+def _opened(folder: Path) -> Iterator[tuple[Run, PreparedDataset]]:
+    from distilrec import pipeline
+    from distilrec.data.dataset import load_dataset
+
+    with _progress() as progress:
+        yield pipeline.open_run(folder, progress), load_dataset(folder / "data")
+
+
+@contextmanager
+def _progress() -> Iterator[TerminalProgress]:
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description:>10}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as bars:
+        yield TerminalProgress(bars)
+
+
+class TerminalProgress:
+    """Progress bars on standard error; plain lines where that is no terminal."""
+
+    def __init__(self, bars: Progress) -> None:
+        self._bars = bars
+        self._tasks: dict[str, TaskID] = {}
+
+    def say(self, line: str) -> None:
+        self._bars.console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+    def advance(self, task: str, done: int, total: int, note: str = "") -> None:
+        if task not in self._tasks:
+            self._tasks[task] = self._bars.add_task(task, total=total, note=note)
+        self._bars.update(self._tasks[task], completed=done, total=total, note=note)
+
+
+def _show(comparison: Comparison) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from distilrec.evaluate.report import table, verdict
+
+    header, *rows = table(comparison)
+    shown = Table(title=f"{comparison.dataset}, {comparison.split}, test part, {comparison.users:,} users")
+    for place, name in enumerate(header):
+        shown.add_column(name, justify="left" if place == 0 else "right", no_wrap=place > 0)
+    for row in rows:
+        shown.add_row(*row)
+    console = Console()
+    wide = console if console.width >= 150 else Console(width=150)
+    wide.print(shown)
+    for line in verdict(comparison):
+        print(line)  # noqa: T201
+
+
+if __name__ == "__main__":
+    main()

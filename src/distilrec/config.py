@@ -1,0 +1,85 @@
+"""One run, described: a TOML file with a section per stage. Unknown keys are errors, never ignored."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+
+import msgspec
+
+from distilrec.data.cleaning import Cleaning
+from distilrec.data.fetch import DATASETS
+from distilrec.data.schema import Schema
+from distilrec.data.splits import Split
+from distilrec.distill.distillation import DistillationConfig
+from distilrec.errors import ConfigError, FileMissingError
+from distilrec.knowledge.extract import LabelConfig
+from distilrec.models import StudentConfig, TeacherConfig
+from distilrec.students.recurrent import RecurrentConfig
+from distilrec.teachers.transformer import TransformerConfig
+from distilrec.training.trainer import TrainingConfig
+
+
+class DataConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Either the name of a public data set, or files with their schema. Paths are relative to the TOML file.
+
+    `*columns` name the fields of files without a header line.
+    """
+
+    dataset: str | None = None
+    interactions: str | None = None
+    users: str | None = None
+    items: str | None = None
+    columns: tuple[str, ...] | None = None
+    user_columns: tuple[str, ...] | None = None
+    item_columns: tuple[str, ...] | None = None
+    schema: Schema = Schema()
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        if (self.dataset is None) == (self.interactions is None):
+            raise ConfigError(
+                "the [data] section needs either `dataset` or `interactions`",
+                fix='for example dataset = "ml-100k", or interactions = "log.csv" with a [data.schema] section',
+                parameter="data",
+            )
+        if self.dataset is not None and self.dataset not in DATASETS:
+            raise ConfigError(
+                f"no public data set {self.dataset!r} is known",
+                fix=f"choose one of: {', '.join(DATASETS)}",
+                parameter="data.dataset",
+            )
+
+
+class RunConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """All choices of a run."""
+
+    data: DataConfig
+    cleaning: Cleaning = Cleaning()
+    split: Split = Split()
+    teacher: TeacherConfig = TransformerConfig()
+    teacher_training: TrainingConfig = TrainingConfig(learning_rate=1e-3)
+    labels: LabelConfig = LabelConfig()
+    student: StudentConfig = RecurrentConfig()
+    student_training: TrainingConfig = TrainingConfig()
+    distillation: DistillationConfig = DistillationConfig()
+    seed: int = 0
+
+
+def read_config(path: Path | str) -> RunConfig:
+    """A run from a TOML file, its data paths made absolute. Raises FileMissingError and ConfigError."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileMissingError(f"{path} does not exist", fix="check the path of the configuration file", file=str(path))
+    try:
+        config = msgspec.convert(tomllib.loads(path.read_text(encoding="utf-8")), RunConfig)
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as problem:
+        raise ConfigError(f"{path} is not valid TOML: {problem}", fix="correct the syntax", file=str(path)) from None
+    except msgspec.ValidationError as problem:
+        raise ConfigError(f"{path}: {problem}", fix="correct or remove that key", file=str(path)) from None
+    found = {
+        name: str((path.parent / value).resolve())
+        for name in ("interactions", "users", "items")
+        if (value := getattr(config.data, name)) is not None
+    }
+    return msgspec.structs.replace(config, data=msgspec.structs.replace(config.data, **found))

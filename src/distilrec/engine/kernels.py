@@ -1,0 +1,117 @@
+"""The loops of the engine, compiled by numba and cached on disk. One thread, float32, no allocation in the scans."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numba import njit
+
+# numba's decorator has no types of its own; every kernel is called through a typed method in `runtime`.
+kernel: Any = njit(cache=True, fastmath={"reassoc", "contract", "arcp", "nsz"}, nogil=True)
+
+
+@kernel
+def fold_recurrent(state, items, events, vectors, gain, decay, scale):  # type: ignore[no-untyped-def]
+    """H = decay * h + scale * gain[event] * x per event; the last row of `state` (scales + 1, dim) becomes x_last."""
+    scales, dim = decay.shape
+    for n in range(items.shape[0]):
+        item, event = items[n], events[n]
+        for s in range(scales):
+            for c in range(dim):
+                state[s, c] = decay[s, c] * state[s, c] + scale[s, c] * (gain[event, c] * vectors[item, c])
+    if items.shape[0] > 0:
+        for c in range(dim):
+            state[scales, c] = vectors[items[-1], c]
+
+
+@kernel
+def query_recurrent(  # type: ignore[no-untyped-def]
+    state, user, mix, inner, widen, widen_bias, narrow, narrow_bias, outer, epsilon, query
+):
+    """R = W h + x_last + U f_u; q = norm(r + MLP(norm(r))) into `query` (dim,)."""
+    dim = query.shape[0]
+    scales = state.shape[0] - 1
+    r = np.empty(dim, np.float32)
+    square = np.float32(0.0)
+    for c in range(dim):
+        value = state[scales, c] + user[c]
+        for s in range(scales):
+            for j in range(dim):
+                value += mix[c, s * dim + j] * state[s, j]
+        r[c] = value
+        square += value * value
+    norm = np.float32(1.0) / math.sqrt(square / np.float32(dim) + epsilon)
+    for c in range(dim):
+        query[c] = r[c] + narrow_bias[c]
+    for w in range(widen.shape[0]):
+        value = widen_bias[w]
+        for c in range(dim):
+            value += widen[w, c] * (r[c] * norm * inner[c])
+        activated = value / (np.float32(1.0) + math.exp(-value))  # SiLU
+        for c in range(dim):
+            query[c] += narrow[w, c] * activated
+    square = np.float32(0.0)
+    for c in range(dim):
+        square += query[c] * query[c]
+    norm = np.float32(1.0) / math.sqrt(square / np.float32(dim) + epsilon)
+    for c in range(dim):
+        query[c] *= norm * outer[c]
+
+
+@kernel
+def fold_mean(state, items, vectors):  # type: ignore[no-untyped-def]
+    """Adds the item vectors to state[:dim] and their number to state[dim]."""
+    dim = vectors.shape[1]
+    for n in range(items.shape[0]):
+        for c in range(dim):
+            state[c] += vectors[items[n], c]
+    state[dim] += items.shape[0]
+
+
+@kernel
+def scores_dot(query, vectors, biases, out):  # type: ignore[no-untyped-def]
+    """s_i = q . v_i + b_i for all items into `out` (items,)."""
+    for i in range(vectors.shape[0]):
+        value = biases[i]
+        for c in range(query.shape[0]):
+            value += query[c] * vectors[i, c]
+        out[i] = value
+
+
+@kernel
+def scores_relu(query, readout, hidden, biases, out):  # type: ignore[no-untyped-def]
+    """s_i = w . relu(q + h_i) + b_i for all items into `out` (items,)."""
+    for i in range(hidden.shape[0]):
+        value = biases[i]
+        for c in range(query.shape[0]):
+            value += readout[c] * max(query[c] + hidden[i, c], np.float32(0.0))
+        out[i] = value
+
+
+@kernel
+def top_k(scores, seen, k, best_items, best_scores):  # type: ignore[no-untyped-def]
+    """The k best items that are not in `seen`, best first, equal scores in item order; gives how many there are.
+
+    Overwrites the scores of seen items with -inf.
+    """
+    for n in range(seen.shape[0]):
+        scores[seen[n]] = -np.inf
+    found = 0
+    threshold = np.float32(-np.inf)
+    for i in range(scores.shape[0]):
+        value = scores[i]
+        if value > threshold or (found < k and value > -np.inf):
+            place = found if found < k else k - 1
+            while place > 0 and best_scores[place - 1] < value:
+                best_scores[place] = best_scores[place - 1]
+                best_items[place] = best_items[place - 1]
+                place -= 1
+            best_scores[place] = value
+            best_items[place] = i
+            if found < k:
+                found += 1
+            if found == k:
+                threshold = best_scores[k - 1]
+    return found

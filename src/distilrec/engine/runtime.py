@@ -1,0 +1,120 @@
+"""The two kinds of students as numpy arrays and kernels: state, query, scores. No torch."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distilrec.bundle.format import Bundle
+from distilrec.engine import kernels
+
+NORM_EPSILON = np.float32(1e-6)
+Floats = NDArray[np.float32]
+
+
+class Runtime(Protocol):
+    """What the recommender needs of a student. All arrays are float32; items are positions in the catalogue."""
+
+    def new_state(self) -> Floats:
+        """The state of a user without events."""
+        ...
+
+    def fold(self, state: Floats, items: NDArray[np.int32], events: NDArray[np.int32]) -> None:
+        """Updates the state in place by these events, oldest first."""
+        ...
+
+    def query(self, state: Floats, user: Floats) -> Floats:
+        """The query of a user; user: U f_u, (dim,)."""
+        ...
+
+    def scores(self, query: Floats) -> Floats:
+        """Scores of the whole catalogue, (items,), a new array."""
+        ...
+
+    def append_item(self, vector: Floats, bias: float) -> None:
+        """Adds an item behind the last one."""
+        ...
+
+
+class RecurrentRuntime:
+    """`distilrec.students.recurrent`, one event at a time."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        w = bundle.weights
+        self.vectors, self.biases = w["vectors"], w["biases"]
+        self.gain, self.decay = w["gain"], w["decay"]
+        self.scale = np.sqrt(1 - self.decay**2)
+        self.mix, self.inner, self.outer = w["mix"], w["inner_norm"], w["outer_norm"]
+        self.widen, self.widen_bias = w["widen"], w["widen_bias"]
+        self.narrow, self.narrow_bias = np.ascontiguousarray(w["narrow"].T), w["narrow_bias"]
+
+    def new_state(self) -> Floats:
+        return np.zeros((len(self.decay) + 1, self.decay.shape[1]), np.float32)
+
+    def fold(self, state: Floats, items: NDArray[np.int32], events: NDArray[np.int32]) -> None:
+        kernels.fold_recurrent(state, items, events, self.vectors, self.gain, self.decay, self.scale)
+
+    def query(self, state: Floats, user: Floats) -> Floats:
+        query = np.empty(self.decay.shape[1], np.float32)
+        kernels.query_recurrent(
+            state,
+            user,
+            self.mix,
+            self.inner,
+            self.widen,
+            self.widen_bias,
+            self.narrow,
+            self.narrow_bias,
+            self.outer,
+            NORM_EPSILON,
+            query,
+        )
+        return query
+
+    def scores(self, query: Floats) -> Floats:
+        out = np.empty(len(self.biases), np.float32)
+        kernels.scores_dot(query, self.vectors, self.biases, out)
+        return out
+
+    def append_item(self, vector: Floats, bias: float) -> None:
+        self.vectors = np.vstack([self.vectors, vector])
+        self.biases = np.append(self.biases, np.float32(bias))
+
+
+class MlpRuntime:
+    """`distilrec.students.mlp`; the hidden layer of the items is computed once."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        w = bundle.weights
+        self.vectors, self.biases = w["vectors"], w["biases"]
+        self.user_layer, self.user_layer_bias = w["user_layer"], w["user_layer_bias"]
+        self.item_layer, self.readout = w["item_layer"], w["readout"]
+        self.hidden = np.ascontiguousarray(self.vectors @ self.item_layer.T)  # (items, hidden)
+
+    def new_state(self) -> Floats:
+        return np.zeros(self.vectors.shape[1] + 1, np.float32)
+
+    def fold(self, state: Floats, items: NDArray[np.int32], events: NDArray[np.int32]) -> None:
+        kernels.fold_mean(state, items, self.vectors)
+
+    def query(self, state: Floats, user: Floats) -> Floats:
+        mean = state[:-1] / max(state[-1], 1.0)
+        query: Floats = self.user_layer @ (mean + user) + self.user_layer_bias
+        return query
+
+    def scores(self, query: Floats) -> Floats:
+        out = np.empty(len(self.biases), np.float32)
+        kernels.scores_relu(query, self.readout, self.hidden, self.biases, out)
+        return out
+
+    def append_item(self, vector: Floats, bias: float) -> None:
+        self.vectors = np.vstack([self.vectors, vector])
+        self.hidden = np.vstack([self.hidden, self.item_layer @ vector])
+        self.biases = np.append(self.biases, np.float32(bias))
+
+
+def make_runtime(bundle: Bundle) -> Runtime:
+    """The runtime of a bundle's kind of student."""
+    return RecurrentRuntime(bundle) if bundle.manifest.kind == "recurrent" else MlpRuntime(bundle)

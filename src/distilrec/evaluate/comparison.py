@@ -1,0 +1,218 @@
+"""One table: teacher, student, the same student without distillation, baselines. Same users, same questions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from distilrec.bundle.format import read_bundle
+from distilrec.data.dataset import UNKNOWN_ITEM, Dataset, Histories
+from distilrec.engine.runtime import make_runtime
+from distilrec.evaluate import metrics
+from distilrec.evaluate.latency import Latency
+from distilrec.evaluate.ranking import Ranking, Scorer, rank
+from distilrec.evaluate.ranking import questions as questions_of
+from distilrec.evaluate.statistics import Difference, Interval, bootstrap, paired_difference
+from distilrec.training.trainer import Epoch
+
+K = 10
+TEACHER, STUDENT, ALONE = "teacher", "student", "student without distillation"
+
+
+class BundleScorer:
+    """The scores that the exported bundle gives: what is served is what is measured."""
+
+    def __init__(self, folder: Path, dataset: Dataset) -> None:
+        self._runtime = make_runtime(bundle := read_bundle(folder))
+        table = bundle.weights["user_table"]
+        features = dataset.user_features
+        self._users = np.einsum("uc,ucd->ud", features.weights, table[features.columns]).astype(np.float32)
+
+    def scores(self, histories: Histories) -> NDArray[np.float32]:
+        """(batch, items) float32."""
+        return np.stack([self._one(histories, k) for k in range(len(histories))])
+
+    def _one(self, histories: Histories, k: int) -> NDArray[np.float32]:
+        state = self._runtime.new_state()
+        start, stop = histories.offsets[k], histories.offsets[k + 1]
+        self._runtime.fold(state, histories.items[start:stop], histories.events[start:stop])
+        return self._runtime.scores(self._runtime.query(state, self._users[histories.users[k]]))
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A model to be measured: one scorer per seed, and what is known about its cost.
+
+    size: bytes of the weights (of the exported bundle for a student); latency: of one request.
+    """
+
+    name: str
+    scorers: tuple[Scorer, ...]
+    parameters: int | None = None
+    size: int | None = None
+    training_seconds: float | None = None
+    latency: Latency | None = None
+    curve: tuple[Epoch, ...] = field(default=())
+
+
+class Row(msgspec.Struct, frozen=True):
+    """One model of the table. quality: @10 metrics with intervals over users (and seeds); lists: what it shows to people;
+    slices: share of held-out items found in the first 10; retention: quality / teacher's quality; agreement: share of
+    users whose first item is also the teacher's first.
+    """
+
+    name: str
+    seeds: int
+    quality: dict[str, Interval]
+    lists: dict[str, float]
+    slices: dict[str, float]
+    retention: dict[str, float]
+    agreement: float | None
+    parameters: int | None
+    size: int | None
+    training_seconds: float | None
+    latency: Latency | None
+    curve: tuple[Epoch, ...]
+
+
+class Comparison(msgspec.Struct, frozen=True):
+    """Everything the report shows."""
+
+    dataset: str
+    split: str
+    part: str
+    users: int
+    unreachable: int
+    repeated: int
+    exclude_seen: bool
+    slice_sizes: dict[str, int]
+    rows: tuple[Row, ...]
+    differences: tuple[Difference, ...]
+
+    def row(self, name: str) -> Row:
+        """The row of a model."""
+        return next(row for row in self.rows if row.name == name)
+
+
+def compare(
+    dataset: Dataset, candidates: list[Candidate], on_model: Callable[[str], None] = lambda name: None
+) -> Comparison:
+    """Measures all candidates on the test part. Raises NothingToEvaluateError."""
+    asked = questions_of(dataset, "test")
+    slices = _slices(dataset, asked.targets, np.repeat(asked.histories.users, np.diff(asked.offsets)))
+    rankings: dict[str, list[Ranking]] = {}
+    quality: dict[str, dict[str, NDArray[np.float64]]] = {}
+    for candidate in candidates:
+        on_model(candidate.name)
+        ranked = rankings[candidate.name] = [rank(scorer, asked, K) for scorer in candidate.scorers]
+        quality[candidate.name] = {
+            **{f"{name}@{K}": np.stack([metric(r, K) for r in ranked]) for name, metric in metrics.QUALITY.items()},
+            "auc": np.stack([metrics.auc(r) for r in ranked]),
+            "accuracy": np.stack([metrics.accuracy(r) for r in ranked]),
+        }
+    rows = []
+    for candidate in candidates:
+        ranked, own = rankings[candidate.name], quality[candidate.name]
+        reference = quality.get(TEACHER)
+        agreement = retention = None
+        if reference is not None and candidate.name != TEACHER:
+            agreement = float(
+                np.mean(
+                    [
+                        (a.top[:, 0] == b.top[:, 0]).mean()
+                        for a, b in zip(ranked, _cycle(rankings[TEACHER], len(ranked)), strict=True)
+                    ]
+                )
+            )
+            retention = {
+                name: float(values.mean() / reference[name].mean())
+                for name, values in own.items()
+                if reference[name].mean() > 0
+            }
+        found = np.mean([r.ranks < K for r in ranked], axis=0)
+        rows.append(
+            Row(
+                name=candidate.name,
+                seeds=len(candidate.scorers),
+                quality={name: bootstrap(values) for name, values in own.items()},
+                lists={
+                    name: float(np.mean([values[name] for values in map(lambda r: _list_metrics(r, dataset), ranked)]))
+                    for name in _list_metrics(ranked[0], dataset)
+                },
+                slices={name: float(found[inside].mean()) for name, inside in slices.items() if inside.any()},
+                retention=retention or {},
+                agreement=agreement,
+                parameters=candidate.parameters,
+                size=candidate.size,
+                training_seconds=candidate.training_seconds,
+                latency=candidate.latency,
+                curve=candidate.curve,
+            )
+        )
+    return Comparison(
+        dataset=dataset.info.name,
+        split=dataset.info.split.kind,
+        part="test",
+        users=len(asked.histories),
+        unreachable=int((asked.targets == UNKNOWN_ITEM).sum()),
+        repeated=asked.repeated,
+        exclude_seen=asked.exclude_seen,
+        slice_sizes={name: int(inside.sum()) for name, inside in slices.items()},
+        rows=tuple(rows),
+        differences=tuple(_differences(quality)),
+    )
+
+
+def _cycle(rankings: list[Ranking], length: int) -> list[Ranking]:
+    return [rankings[n % len(rankings)] for n in range(length)]
+
+
+def _differences(quality: dict[str, dict[str, NDArray[np.float64]]]) -> list[Difference]:
+    pairs = [(STUDENT, ALONE), (STUDENT, TEACHER), (ALONE, TEACHER)]
+    return [
+        paired_difference(metric, a, quality[a][metric], b, quality[b][metric])
+        for metric in (f"ndcg@{K}", f"hit_rate@{K}")
+        for a, b in pairs
+        if a in quality and b in quality and len(quality[a][metric]) == len(quality[b][metric])
+    ]
+
+
+def _list_metrics(ranking: Ranking, dataset: Dataset) -> dict[str, float]:
+    popular, size = dataset.popularity(), dataset.catalogue_size
+    measured = {
+        "coverage": metrics.coverage(ranking, K, size),
+        "gini": metrics.gini(ranking, K, size),
+        "entropy": metrics.entropy(ranking, K, size),
+        "novelty": metrics.novelty(ranking, K, popular, dataset.info.warm_users),
+        "average popularity": metrics.average_popularity(ranking, K, popular),
+        "calibration error": metrics.calibration_error(ranking),
+    }
+    if dataset.item_features.width:
+        measured["diversity"] = metrics.intra_list_distance(ranking, K, dataset.item_features.dense())
+    return measured
+
+
+def _slices(dataset: Dataset, targets: NDArray[np.int32], users: NDArray[np.int64]) -> dict[str, NDArray[np.bool_]]:
+    """Groups of held-out items. Head, middle and tail items each had a third of the training interactions."""
+    popular = dataset.popularity()
+    before = np.cumsum(popular) - popular
+    third = np.minimum(3 * before // max(popular.sum(), 1), 2)
+    known = targets != UNKNOWN_ITEM
+    warm = known & (targets < dataset.info.warm_items)
+    history = (dataset.train_end - dataset.offsets[:-1])[users]
+    low, high = np.quantile(history, [1 / 3, 2 / 3])
+    return {
+        "head items": warm & (third[targets] == 0),
+        "middle items": warm & (third[targets] == 1),
+        "tail items": warm & (third[targets] == 2),
+        "cold items": known & ~warm,
+        f"short history (up to {low:.0f})": history <= low,
+        f"medium history (up to {high:.0f})": (history > low) & (history <= high),
+        f"long history (over {high:.0f})": history > high,
+        "cold users": history == 0,
+    }

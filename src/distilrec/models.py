@@ -1,0 +1,118 @@
+"""Teachers and students by their configuration: build, save, load."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from distilrec.data.dataset import Dataset
+from distilrec.errors import ConfigError, FileMissingError, TrainingError
+from distilrec.students.mlp import Mlp, MlpConfig
+from distilrec.students.recurrent import Recurrent, RecurrentConfig
+from distilrec.teachers.dnn import Dnn, DnnConfig
+from distilrec.teachers.transformer import Transformer, TransformerConfig
+from distilrec.training.model import SequenceModel
+from distilrec.training.trainer import Epoch, TrainingResult
+
+TeacherConfig = TransformerConfig | DnnConfig
+StudentConfig = RecurrentConfig | MlpConfig
+ModelConfig = TransformerConfig | DnnConfig | RecurrentConfig | MlpConfig
+
+
+def build_model(config: ModelConfig, dataset: Dataset, seed: int) -> SequenceModel:
+    """A model with fresh weights that depend on the seed alone. Raises ConfigError for an impossible size."""
+    for name in config.__struct_fields__:
+        value = getattr(config, name)
+        if isinstance(value, int) and value < 1:
+            raise ConfigError(f"{name} is {value}", fix="use at least 1", parameter=name)
+        if isinstance(value, float) and not 0 <= value < 1:
+            raise ConfigError(f"{name} is {value}", fix="use a share from 0 to below 1", parameter=name)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        match config:
+            case TransformerConfig():
+                if config.dim % config.heads:
+                    raise ConfigError(
+                        f"dim {config.dim} is no multiple of heads {config.heads}", fix="change one", parameter="heads"
+                    )
+                return Transformer(dataset, config)
+            case DnnConfig():
+                return Dnn(dataset, config)
+            case RecurrentConfig():
+                return Recurrent(dataset, config)
+            case MlpConfig():
+                return Mlp(dataset, config)
+
+
+class ModelRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What is known of a trained model besides its weights."""
+
+    config: ModelConfig
+    seed: int
+    dataset_fingerprint: str
+    curve: tuple[Epoch, ...]
+    best_epoch: int
+    identity: str = ""
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A model with the weights of its best epoch, and its record."""
+
+    model: SequenceModel
+    record: ModelRecord
+
+    @property
+    def seconds(self) -> float:
+        """Training time, wall clock."""
+        return self.record.curve[-1].seconds
+
+
+def finished(
+    model: SequenceModel, config: ModelConfig, seed: int, dataset: Dataset, result: TrainingResult
+) -> TrainedModel:
+    """A trained model with its identity: a hash of weights, configuration and data set."""
+    record = ModelRecord(config, seed, dataset.fingerprint(), result.curve, result.best_epoch)
+    digest = hashlib.sha256(msgspec.json.encode((config, record.dataset_fingerprint)))
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode() + tensor.numpy().tobytes())
+    return TrainedModel(model, msgspec.structs.replace(record, identity=digest.hexdigest()[:16]))
+
+
+def save_model(trained: TrainedModel, folder: Path) -> None:
+    """Writes `model.safetensors` and `model.json`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {name: tensor.contiguous() for name, tensor in trained.model.state_dict().items()}
+    save_file(tensors, folder / "model.safetensors")
+    (folder / "model.json").write_bytes(msgspec.json.format(msgspec.json.encode(trained.record)))
+
+
+def load_model(folder: Path, dataset: Dataset) -> TrainedModel:
+    """A saved model. Raises FileMissingError, and TrainingError when it is damaged or was trained on other data."""
+    if not (folder / "model.json").is_file():
+        raise FileMissingError(
+            f"there is no trained model in {folder}",
+            fix="train it first (distilrec train, distilrec distill)",
+            file=str(folder),
+        )
+    try:
+        record = msgspec.json.decode((folder / "model.json").read_bytes(), type=ModelRecord)
+        tensors = load_file(folder / "model.safetensors")
+    except (msgspec.MsgspecError, SafetensorError, OSError) as problem:
+        raise TrainingError(f"the model in {folder} cannot be read: {problem}", fix="train it again") from None
+    if record.dataset_fingerprint != dataset.fingerprint():
+        raise TrainingError(
+            f"the model in {folder} was trained on another data set",
+            fix="train it again after `distilrec prepare`",
+            file=str(folder),
+        )
+    model = build_model(record.config, dataset, record.seed)
+    model.load_state_dict(tensors)
+    model.eval()
+    return TrainedModel(model, record)
