@@ -76,15 +76,14 @@ def train(*, run: RunFolder = _DEFAULT_RUN) -> None:
 
 
 @app.command
-def distill(*, run: RunFolder = _DEFAULT_RUN, without_comparison: bool = False) -> None:
-    """Extract the teacher's labels and train the student on them.
-
-    Parameters
-    ----------
-    without_comparison
-        Do not train the same student without distillation for comparison.
-
-    """
+def distill(
+    *,
+    run: RunFolder = _DEFAULT_RUN,
+    without_comparison: Annotated[
+        bool, Parameter(help="Do not train the same student without distillation for comparison.")
+    ] = False,
+) -> None:
+    """Extract the teacher's labels and train the student on them."""
     from distilrec import pipeline
 
     with _opened(run) as (opened, data):

@@ -292,7 +292,7 @@ def torch_latency(scorer: Scorer, dataset: Dataset) -> Latency:
     everyone = np.arange(dataset.info.warm_users)
     histories = dataset.histories(everyone, dataset.offsets[1 : len(everyone) + 1])
 
-    def request(n: int) -> np.ndarray:
+    def request(n: int) -> object:
         user = n % len(everyone)
         one = histories.select(user, user + 1)
         scores = scorer.scores(one)[0]

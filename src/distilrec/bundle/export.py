@@ -8,6 +8,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from distilrec._version import __version__
 from distilrec.bundle.format import (
@@ -26,7 +27,7 @@ from distilrec.evaluate.ranking import Questions, rank
 from distilrec.models import TrainedModel
 from distilrec.students.mlp import Mlp
 from distilrec.students.recurrent import Recurrent
-from distilrec.training.model import SequenceModel, TorchScorer
+from distilrec.training.model import FeatureProjection, SequenceModel, TorchScorer
 
 _GOLDEN_LENGTHS = (0, 1, 5, 20, 80)
 _GOLDEN_DEPTH = 10
@@ -85,8 +86,9 @@ def _kind(student: SequenceModel) -> StudentKind:
     return "recurrent" if isinstance(student, Recurrent) else "mlp"
 
 
-def _array(tensor: torch.Tensor) -> np.ndarray:
-    return tensor.detach().contiguous().numpy()
+def _array(tensor: torch.Tensor) -> NDArray[np.float32]:
+    array: NDArray[np.float32] = tensor.detach().contiguous().numpy()
+    return array
 
 
 def _weights(student: SequenceModel) -> Arrays:
@@ -148,6 +150,7 @@ def _golden(student: SequenceModel, dataset: Dataset) -> list[Golden]:
     stand_in = copy.deepcopy(student)
     stand_in.max_history = max(lengths) + 1
     projection = stand_in.user_features
+    assert isinstance(projection, FeatureProjection)
     projection.columns = torch.from_numpy(bags.columns.astype(np.int64))
     projection.weights = torch.from_numpy(bags.weights)
     scorer = TorchScorer(stand_in)

@@ -2,7 +2,7 @@
 
 | file | what |
 |---|---|
-| manifest.json | format version, model version (a hash of everything else), kind, encoders, identities, metrics, golden vectors, hash and size of every file |
+| manifest.json | format and model version, kind, encoders, identities, metrics, golden vectors, file hashes and sizes |
 | weights.safetensors | the student's arrays, float32 |
 | catalogue.safetensors | item ids, titles, popularity |
 | history.safetensors | optional: known users, their features and what they have done so far |
@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -99,7 +100,7 @@ def pack_texts(name: str, texts: Sequence[str]) -> Arrays:
 def unpack_texts(name: str, arrays: Mapping[str, NDArray[Any]]) -> list[str]:
     """The texts that `pack_texts` stored."""
     blob, offsets = arrays[f"{name}.text"].tobytes(), arrays[f"{name}.offsets"]
-    return [blob[start:stop].decode() for start, stop in zip(offsets[:-1], offsets[1:], strict=True)]
+    return [blob[start:stop].decode() for start, stop in pairwise(offsets.tolist())]
 
 
 def write_bundle(

@@ -208,7 +208,7 @@ def as_numbers(column: pl.Series, source: str) -> pl.Series:
 
 def _as_seconds(column: pl.Series, source: str) -> pl.Series:
     """Seconds since 1970 from dates, ISO text or numbers; numbers past the year 5000 are milli-, micro- or nanoseconds."""
-    if column.dtype == pl.Date or column.dtype == pl.Datetime:
+    if column.dtype in (pl.Date, pl.Datetime):
         return column.cast(pl.Datetime("us")).dt.timestamp("us") / 1e6
     if column.dtype == pl.String and not _looks_numeric(column):
         try:
@@ -239,4 +239,5 @@ def _as_seconds(column: pl.Series, source: str) -> pl.Series:
 def _looks_numeric(column: pl.Series) -> bool:
     sample = column.drop_nulls().head(1_000).str.strip_chars()
     sample = sample.filter(sample != "")
-    return len(sample) == 0 or sample.cast(pl.Float64, strict=False).is_not_null().mean() > 0.5  # type: ignore[operator]
+    numeric = int(sample.cast(pl.Float64, strict=False).is_not_null().sum())
+    return numeric >= len(sample) / 2

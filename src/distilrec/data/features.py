@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from distilrec.data.cleaning import as_id, as_numbers, need_column
 from distilrec.data.schema import Feature
@@ -109,7 +110,7 @@ def _fit(feature: Feature, values: Sequence[object]) -> Encoding:
             return TextEncoding(feature.name, _TEXT_BUCKETS)
 
 
-def _increasing(levels: np.ndarray) -> np.ndarray:
+def _increasing(levels: NDArray[np.float64]) -> NDArray[np.float64]:
     """Equal quantiles nudged apart: interpolation wants increasing points."""
     for place in range(1, len(levels)):
         if levels[place] <= levels[place - 1]:

@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import isnan
 from pathlib import Path
 from typing import Any
 
@@ -81,15 +82,21 @@ def _from_pandas(source: object) -> pl.DataFrame:
         {
             str(name): frame[name].to_numpy()
             if frame[name].dtype.kind in "iufbM"
-            else [None if value is None or value != value else value for value in frame[name].tolist()]
+            else [None if _is_missing(value) else value for value in frame[name].tolist()]
             for name in frame.columns
         },
         strict=False,
     )
 
 
+def _is_missing(value: object) -> bool:
+    """None, NaN, pandas.NA and pandas.NaT: the missing values that a pandas column of objects may hold."""
+    return value is None or type(value).__name__ in {"NAType", "NaTType"} or (isinstance(value, float) and isnan(value))
+
+
 def _separated(path: Path, columns: Sequence[str] | None) -> pl.DataFrame:
-    header = path.open(encoding="utf-8", errors="replace").readline()
+    with path.open(encoding="utf-8", errors="replace") as file:
+        header = file.readline()
     separator = max(["\t", ",", ";", " "], key=lambda mark: (header.count(mark) > 0, "\t,; ".find(mark) * -1))
     table = pl.read_csv(
         path, separator=separator, has_header=columns is None, infer_schema=False, encoding="utf8-lossy"

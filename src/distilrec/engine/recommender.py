@@ -171,7 +171,9 @@ class Recommender:
             raise ConfigError(
                 f"item {name!r} is already in the catalogue", fix="choose another id", parameter="item_id"
             )
-        vector = self._embed({"popularity": 0.0, **features}, self.manifest.item_encoder, self._item_table, "item")
+        vector = self._embed(
+            {"popularity": 0.0, "sales_volume": 0.0, **features}, self.manifest.item_encoder, self._item_table, "item"
+        )
         self._runtime.append_item(vector, float(self._bundle.weights["biases"].min()))
         self._item_index[name] = len(self._item_ids)
         self._item_ids.append(name)

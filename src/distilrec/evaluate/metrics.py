@@ -18,7 +18,8 @@ PerUser = NDArray[np.float64]
 
 
 def _sum_per_user(ranking: Ranking, values: NDArray[np.float64]) -> PerUser:
-    return np.bincount(ranking.owners(), weights=values, minlength=ranking.users)
+    total: PerUser = np.bincount(ranking.owners(), weights=values, minlength=ranking.users).astype(np.float64)
+    return total
 
 
 def _relevant(ranking: Ranking) -> PerUser:
@@ -36,24 +37,28 @@ def hit_rate(ranking: Ranking, k: int) -> PerUser:
 
 def precision(ranking: Ranking, k: int) -> PerUser:
     """|first K and R| / K."""
-    return _hits(ranking, k) / k
+    share: PerUser = _hits(ranking, k) / k
+    return share
 
 
 def recall(ranking: Ranking, k: int) -> PerUser:
     """|first K and R| / |R|."""
-    return _hits(ranking, k) / _relevant(ranking)
+    share: PerUser = _hits(ranking, k) / _relevant(ranking)
+    return share
 
 
 def recall_capped(ranking: Ranking, k: int) -> PerUser:
     """|first K and R| / min(|R|, K)."""
-    return _hits(ranking, k) / np.minimum(_relevant(ranking), k)
+    share: PerUser = _hits(ranking, k) / np.minimum(_relevant(ranking), k)
+    return share
 
 
 def ndcg(ranking: Ranking, k: int) -> PerUser:
     """DCG / ideal DCG; DCG sums 1 / log2(rank + 2) over hits, the ideal has min(|R|, K) of them (Järvelin 2002, binary)."""
     gains = np.where(ranking.ranks < k, 1 / np.log2(ranking.ranks + 2), 0.0)
     ideal = np.concatenate([[0.0], np.cumsum(1 / np.log2(np.arange(k) + 2))])
-    return _sum_per_user(ranking, gains) / ideal[np.minimum(_relevant(ranking), k).astype(np.int64)]
+    share: PerUser = _sum_per_user(ranking, gains) / ideal[np.minimum(_relevant(ranking), k).astype(np.int64)]
+    return share
 
 
 def mrr(ranking: Ranking, k: int) -> PerUser:
@@ -68,7 +73,8 @@ def average_precision(ranking: Ranking, k: int) -> PerUser:
     inside = ranking.ranks < k
     hits[ranking.owners()[inside], ranking.ranks[inside]] = 1.0
     precisions = np.cumsum(hits, axis=1) / np.arange(1, k + 1)
-    return (precisions * hits).sum(1) / np.minimum(_relevant(ranking), k)
+    mean: PerUser = (precisions * hits).sum(1) / np.minimum(_relevant(ranking), k)
+    return mean
 
 
 def auc(ranking: Ranking) -> PerUser:
@@ -81,7 +87,8 @@ def auc(ranking: Ranking) -> PerUser:
     above = np.minimum(ranking.ranks[order] - place, np.repeat(others, np.diff(ranking.asked.offsets)))
     wrong = _sum_per_user(ranking, above.astype(np.float64))
     pairs = relevant * others
-    return 1 - np.divide(wrong, pairs, out=np.zeros_like(wrong), where=pairs > 0)
+    lost: PerUser = np.divide(wrong, pairs, out=np.zeros_like(wrong), where=pairs > 0)
+    return np.subtract(1.0, lost)
 
 
 def accuracy(ranking: Ranking) -> PerUser:

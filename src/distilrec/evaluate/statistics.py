@@ -57,7 +57,7 @@ def randomisation_test(differences: NDArray[np.float64], seed: int = 0, resample
     for _ in range(resamples):
         signs = rng.integers(0, 2, size=len(differences)) * 2 - 1
         extreme += abs((signs * differences).mean()) >= observed - 1e-15
-    return (extreme + 1) / (resamples + 1)
+    return float(extreme + 1) / (resamples + 1)
 
 
 def paired_difference(

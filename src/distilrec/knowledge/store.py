@@ -82,6 +82,7 @@ class LabelStore:
 
 
 def shard_path(folder: Path, shard: int) -> Path:
+    """The file of one shard."""
     return folder / f"labels-{shard:05d}.parquet"
 
 

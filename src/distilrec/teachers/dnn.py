@@ -5,6 +5,8 @@ The tower of Covington et al. 2016 (candidate generation): averaged history besi
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import msgspec
 import torch
 from torch import nn
@@ -34,7 +36,7 @@ class Dnn(SequenceModel):
         self.user_features = FeatureProjection(dataset.user_features, config.dim)
         widths = [3 * config.dim, *[config.hidden] * config.layers]
         layers: list[nn.Module] = []
-        for width_in, width_out in zip(widths[:-1], widths[1:], strict=True):
+        for width_in, width_out in pairwise(widths):
             layers += [nn.Linear(width_in, width_out), nn.ReLU(), nn.Dropout(config.dropout)]
         self.dense = nn.Sequential(*layers, nn.Linear(widths[-1], config.dim), nn.LayerNorm(config.dim))
 

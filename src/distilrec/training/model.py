@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -54,7 +53,8 @@ class ItemTower(nn.Module):
     def vectors(self) -> torch.Tensor:
         """(items, dim) float32, the whole catalogue."""
         own = functional.pad(self.embedding, (0, 0, 0, self.catalogue_size - self.warm_items))
-        return own + self.features()
+        vectors: torch.Tensor = own + self.features()
+        return vectors
 
     def biases(self) -> torch.Tensor:
         """(items,) float32."""
@@ -89,11 +89,13 @@ class SequenceModel(nn.Module, ABC):
         return sum(parameter.numel() for parameter in self.parameters())
 
 
-@dataclass(frozen=True)
 class TorchScorer:
-    """Scores of a trained model over the whole catalogue, in inference mode."""
+    """Scores of a model over the whole catalogue, in inference mode; item vectors are computed once, when it is made."""
 
-    model: SequenceModel
+    def __init__(self, model: SequenceModel) -> None:
+        self.model = model
+        with torch.inference_mode():
+            self._vectors, self._biases = model.items.vectors(), model.items.biases()
 
     def scores(self, histories: Histories) -> NDArray[np.float32]:
         """Logits, (batch, items) float32."""
@@ -102,11 +104,10 @@ class TorchScorer:
         model.eval()
         parts = []
         with torch.inference_mode():
-            vectors, biases = model.items.vectors(), model.items.biases()
             for start in range(0, len(histories), _PREDICTION_BATCH):
                 some = histories.select(start, start + _PREDICTION_BATCH)
                 batch = prediction_batch(some, model.items.catalogue_size, model.max_history)
-                hidden = model.encode(batch, vectors)[batch.targets == 0]  # (batch, dim)
-                parts.append(model.score(hidden, vectors, biases).float().numpy())
+                hidden = model.encode(batch, self._vectors)[batch.targets == 0]  # (batch, dim)
+                parts.append(model.score(hidden, self._vectors, self._biases).float().numpy())
         model.train(was_training)
         return np.concatenate(parts) if parts else np.zeros((0, model.items.catalogue_size), np.float32)

@@ -1,0 +1,114 @@
+"""Time of one request, one user, one thread, side by side in one run: teacher and student in torch, the engine, others.
+
+    python bench/latency.py [--run runs/ml-100k]
+
+Every system gets the same users with their whole history and gives its ten best unseen items. `implicit` and `rectools`
+are measured where they are installed. Prints a table and one JSON line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"):
+    os.environ[variable] = "1"
+warnings.simplefilter("ignore")
+
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+
+import distilrec  # noqa: E402
+from distilrec.data.dataset import Dataset, load_dataset  # noqa: E402
+from distilrec.evaluate.baselines import interaction_matrix  # noqa: E402
+from distilrec.evaluate.latency import Latency, measure  # noqa: E402
+from distilrec.models import load_model  # noqa: E402
+from distilrec.pipeline import engine_latency, torch_latency  # noqa: E402
+from distilrec.training.model import TorchScorer  # noqa: E402
+
+K = 10
+
+
+def implicit_als(dataset: Dataset) -> Callable[[int], object]:
+    import implicit
+    from scipy.sparse import csr_matrix
+
+    matrix = csr_matrix(interaction_matrix(dataset))
+    model = implicit.als.AlternatingLeastSquares(factors=64, num_threads=1, random_state=0)
+    model.fit(matrix, show_progress=False)
+    return lambda n: model.recommend(n % dataset.info.warm_users, matrix[n % dataset.info.warm_users], N=K)
+
+
+def rectools_ease(dataset: Dataset) -> Callable[[int], object]:
+    import pandas as pd
+    from rectools import Columns
+    from rectools.dataset import Dataset as RecToolsDataset
+    from rectools.models import EASEModel
+
+    training = dataset.is_training()
+    log = pd.DataFrame(
+        {
+            Columns.User: dataset.user_rows()[training],
+            Columns.Item: dataset.items[training],
+            Columns.Weight: 1.0,
+            Columns.Datetime: pd.to_datetime(dataset.times[training], unit="s"),
+        }
+    )
+    whole = RecToolsDataset.construct(log)
+    model = EASEModel(regularization=300.0)
+    model.fit(whole)
+    return lambda n: model.recommend(
+        np.array([n % dataset.info.warm_users]), dataset=whole, k=K, filter_viewed=True, add_rank_col=True
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", type=Path, default=Path("runs/ml-100k"))
+    run = parser.parse_args().run
+    torch.set_num_threads(1)
+    dataset = load_dataset(run / "data")
+    engine_folder = run / "bundle"
+    recommender = distilrec.load(engine_folder)
+    users = dataset.info.user_ids[: dataset.info.warm_users]
+    ten = list(dataset.info.item_ids[:K])
+    results: dict[str, Latency] = {}
+    for name in ("teacher", "student"):
+        trained = load_model(run / name, dataset)
+        results[f"{name} in torch"] = torch_latency(TorchScorer(trained.model), dataset)
+    results["engine: recommend, 10 of all"] = engine_latency(engine_folder, dataset)
+    results["engine: rank 10 given items"] = measure(lambda n: recommender.recommend(users[n % len(users)], ten), 2_000)
+    events = [{"user_id": users[n % len(users)], "item_id": ten[n % K]} for n in range(2_000)]
+    results["engine: update by one event"] = measure(lambda n: recommender.update([events[n]]), 1_900)
+    for name, make in (("implicit ALS, 64 factors", implicit_als), ("RecTools EASE", rectools_ease)):
+        try:
+            results[name] = measure(make(dataset), 200)
+        except ImportError as missing:
+            print(f"{name}: not installed ({missing})")
+    engine = results["engine: recommend, 10 of all"].p50
+    print(f"\n{dataset.info.name}: {dataset.catalogue_size:,} items, {len(users):,} users; microseconds, one thread\n")
+    print(f"| {'system':<30} | {'p50':>10} | {'p99':>10} | {'p50 / engine recommend':>22} |")
+    print(f"|{'-' * 32}|{'-' * 11}:|{'-' * 11}:|{'-' * 23}:|")
+    for name, latency in results.items():
+        print(f"| {name:<30} | {latency.p50:>10,.1f} | {latency.p99:>10,.1f} | {latency.p50 / engine:>22,.1f} |")
+    print()
+    print(
+        json.dumps(
+            {
+                "bench": "latency",
+                "dataset": dataset.info.name,
+                "machine": platform.processor() or platform.machine(),
+                "microseconds": {name: {"p50": value.p50, "p99": value.p99} for name, value in results.items()},
+                "teacher_over_engine": results["teacher in torch"].p50 / engine,
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()

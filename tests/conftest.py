@@ -1,0 +1,44 @@
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from distilrec.data.dataset import Dataset
+from distilrec.pipeline import Run, open_run, run_all
+from tests import small_run
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No test sees the user's cache, bundle or working folder."""
+    for name in ("DISTILREC_BUNDLE", "DISTILREC_CACHE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _few_threads() -> None:
+    torch.set_num_threads(2)
+
+
+@pytest.fixture(scope="session")
+def small() -> Dataset:
+    return small_run.dataset()
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A whole small run: look, do not touch."""
+    folder = tmp_path_factory.mktemp("run")
+    small_run.write_tables(folder)
+    run_all(small_run.small_config(folder), folder)
+    return open_run(folder)
+
+
+@pytest.fixture
+def bundle(finished_run: Run, tmp_path: Path) -> Path:
+    """A copy of the small run's bundle that a test may damage."""
+    return Path(shutil.copytree(finished_run.bundle, tmp_path / "bundle"))

@@ -1,0 +1,98 @@
+"""A small synthetic log and a whole run on it: what the tests share. `python -m tests.small_run FOLDER` makes one."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from distilrec.config import DataConfig, RunConfig
+from distilrec.data.dataset import Dataset, prepare_dataset
+from distilrec.data.schema import Feature, Schema
+from distilrec.data.splits import Split
+from distilrec.knowledge.extract import LabelConfig
+from distilrec.pipeline import run_all
+from distilrec.students.recurrent import RecurrentConfig
+from distilrec.teachers.transformer import TransformerConfig
+from distilrec.training.trainer import TrainingConfig
+
+SCHEMA = Schema(
+    timestamp="timestamp",
+    event_type="event_type",
+    user_key="user_id",
+    item_key="item_id",
+    title="title",
+    user_features=(Feature("age", "numeric"), Feature("country", "categorical")),
+    item_features=(Feature("genres", "multi"), Feature("price", "numeric"), Feature("title", "text")),
+)
+
+
+def tables(seed: int = 0, users: int = 60, items: int = 40) -> dict[str, pl.DataFrame]:
+    """A log in which people mostly stay in their genre, and its two feature tables."""
+    rng = np.random.default_rng(seed)
+    genre = rng.integers(4, size=items)
+    rows = []
+    for user in range(users):
+        taste = rng.integers(4)
+        weights = np.where(genre == taste, 8.0, 1.0) / np.arange(2, items + 2)
+        chosen = rng.choice(items, size=rng.integers(4, 20), replace=False, p=weights / weights.sum())
+        start = rng.integers(1_500_000_000, 1_600_000_000)
+        rows += [
+            (f"u{user}", f"i{item}", int(start + 60 * n), str(rng.choice(["view", "buy"])))
+            for n, item in enumerate(chosen)
+        ]
+    return {
+        "log": pl.DataFrame(rows, schema=["user_id", "item_id", "timestamp", "event_type"], orient="row"),
+        "users": pl.DataFrame(
+            {
+                "user_id": [f"u{user}" for user in range(users)],
+                "age": [None if user % 7 == 0 else int(rng.integers(18, 80)) for user in range(users)],
+                "country": [str(rng.choice(["de", "fr", "pl"])) for _ in range(users)],
+            }
+        ),
+        "items": pl.DataFrame(
+            {
+                "item_id": [f"i{item}" for item in range(items + 2)],  # the last two are in no interaction
+                "title": [f"Thing number {item}" for item in range(items + 2)],
+                "genres": [f"g{genre[item % items]}|g{item % 3}" for item in range(items + 2)],
+                "price": [float(rng.uniform(1, 9)) for _ in range(items + 2)],
+            }
+        ),
+    }
+
+
+def dataset(split: str = "leave-one-out", seed: int = 0) -> Dataset:
+    made = tables(seed)
+    return prepare_dataset(
+        made["log"], SCHEMA, users=made["users"], items=made["items"], name="small", split=Split(kind=split)
+    )
+
+
+def write_tables(folder: Path, seed: int = 0) -> None:
+    for name, table in tables(seed).items():
+        table.write_csv(folder / f"{name}.csv")
+
+
+def small_config(folder: Path) -> RunConfig:
+    return RunConfig(
+        data=DataConfig(
+            interactions=str(folder / "log.csv"),
+            users=str(folder / "users.csv"),
+            items=str(folder / "items.csv"),
+            schema=SCHEMA,
+            name="small",
+        ),
+        teacher=TransformerConfig(dim=16, layers=1, feed_forward=32, max_history=16),
+        teacher_training=TrainingConfig(epochs=3, batch_size=16),
+        labels=LabelConfig(top_k=10, samples=10),
+        student=RecurrentConfig(dim=8, max_history=16),
+        student_training=TrainingConfig(epochs=3, batch_size=16),
+    )
+
+
+if __name__ == "__main__":
+    target = Path(sys.argv[1])
+    write_tables(target)
+    run_all(small_config(target), target)

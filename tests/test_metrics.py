@@ -1,0 +1,207 @@
+"""Metrics against RecTools and ranx to 1e-9, and against their definitions by hand."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from distilrec.data.dataset import UNKNOWN_ITEM, Histories
+from distilrec.errors import InvalidValueError
+from distilrec.evaluate import metrics
+from distilrec.evaluate.ranking import Questions, rank
+from distilrec.evaluate.statistics import bootstrap, paired_difference, randomisation_test
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    import ranx
+    from rectools import Columns
+    from rectools import metrics as rectools_metrics
+
+ITEMS, K = 30, 10
+
+
+class Fixed:
+    """Scores given in advance."""
+
+    def __init__(self, scores):
+        self.values = np.asarray(scores, np.float32)
+
+    def scores(self, histories: Histories):
+        return self.values[histories.users]
+
+
+def ask(targets, seen=None, exclude_seen=True):
+    users = len(targets)
+    seen = seen or [[] for _ in range(users)]
+    histories = Histories(
+        np.arange(users),
+        np.concatenate([[0], np.cumsum([len(each) for each in seen])]).astype(np.int64),
+        np.array([item for each in seen for item in each], np.int32),
+        np.zeros(sum(len(each) for each in seen), np.int32),
+    )
+    offsets = np.concatenate([[0], np.cumsum([len(each) for each in targets])]).astype(np.int64)
+    return Questions(histories, offsets, np.array([t for each in targets for t in each], np.int32), exclude_seen, 0)
+
+
+def random_case(seed, most=5):
+    """Scores without ties, targets, and some history that is disjoint from the targets."""
+    rng = np.random.default_rng(seed)
+    users = 12
+    scores = np.stack([rng.permutation(ITEMS) for _ in range(users)]).astype(np.float32)
+    targets, seen = [], []
+    for _ in range(users):
+        order = rng.permutation(ITEMS)
+        size = rng.integers(1, most + 1)
+        targets.append(order[:size].tolist())
+        seen.append(order[size : size + 4].tolist())
+    return scores, targets, seen
+
+
+def frames(ranking, targets):
+    reco = [(u, int(i), r) for u, top in enumerate(ranking.top) for r, i in enumerate(top, 1) if i != UNKNOWN_ITEM]
+    truth = [(u, i) for u, each in enumerate(targets) for i in each]
+    return (
+        pd.DataFrame(reco, columns=[Columns.User, Columns.Item, Columns.Rank]),
+        pd.DataFrame(truth, columns=[Columns.User, Columns.Item]),
+    )
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_same_as_rectools(seed):
+    scores, targets, seen = random_case(seed)
+    ranking = rank(Fixed(scores), ask(targets, seen), K)
+    reco, truth = frames(ranking, targets)
+    catalogue = list(range(ITEMS))
+    expected = {
+        metrics.hit_rate: rectools_metrics.HitRate(k=K),
+        metrics.precision: rectools_metrics.Precision(k=K),
+        metrics.recall: rectools_metrics.Recall(k=K),
+        metrics.mrr: rectools_metrics.MRR(k=K),
+        metrics.ndcg: rectools_metrics.NDCG(k=K, divide_by_achievable=True),
+    }
+    for ours, theirs in expected.items():
+        per_user = theirs.calc_per_user(reco, truth).sort_index().to_numpy()
+        np.testing.assert_allclose(ours(ranking, K), per_user, atol=1e-9, err_msg=str(theirs))
+    users = pd.DataFrame([(u, i) for u, each in enumerate(seen) for i in each], columns=[Columns.User, Columns.Item])
+    popularity = np.bincount(users[Columns.Item], minlength=ITEMS)
+    popular = rectools_metrics.AvgRecPopularity(k=K).calc(reco, users)
+    assert metrics.average_popularity(ranking, K, popularity) == pytest.approx(popular, abs=1e-9)
+    covered = rectools_metrics.CatalogCoverage(k=K, normalize=True).calc(reco, catalogue)
+    assert metrics.coverage(ranking, K, ITEMS) == pytest.approx(covered, abs=1e-9)
+
+
+@pytest.mark.filterwarnings("ignore::Warning:numba")
+@pytest.mark.filterwarnings("ignore:unsafe cast")
+@pytest.mark.parametrize("seed", range(5))
+def test_same_as_ranx(seed):
+    scores, targets, _ = random_case(seed)
+    ranking = rank(Fixed(scores), ask(targets), ITEMS)
+    qrels = ranx.Qrels({f"q{u}": {f"d{i}": 1 for i in each} for u, each in enumerate(targets)})
+    run = ranx.Run({f"q{u}": {f"d{i}": float(s) for i, s in enumerate(row)} for u, row in enumerate(scores)})
+    names = {"ndcg": "ndcg", "hit_rate": "hit_rate", "precision": "precision", "recall": "recall", "mrr": "mrr"}
+    for ours, theirs in names.items():
+        expected = ranx.evaluate(qrels, run, f"{theirs}@{K}")
+        assert metrics.QUALITY[ours](ranking, K).mean() == pytest.approx(expected, abs=1e-9), ours
+    # Ours is capped at min(|R|, K); at full depth that is the ordinary average precision.
+    assert metrics.average_precision(ranking, ITEMS).mean() == pytest.approx(ranx.evaluate(qrels, run, "map"), abs=1e-9)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_auc_is_the_share_of_ordered_pairs(seed):
+    scores, targets, seen = random_case(seed)
+    ranking = rank(Fixed(scores), ask(targets, seen), K)
+    for user, value in enumerate(metrics.auc(ranking)):
+        others = [i for i in range(ITEMS) if i not in targets[user] and i not in seen[user]]
+        pairs = [scores[user, t] > scores[user, o] for t in targets[user] for o in others]
+        assert value == pytest.approx(np.mean(pairs), abs=1e-12)
+
+
+def test_definitions_by_hand():
+    scores = np.arange(ITEMS, 0, -1, dtype=np.float32)[None].repeat(2, 0)  # ranks 0, 1, 2, ...
+    ranking = rank(Fixed(scores), ask([[1, 4, 20], [0]]), 5)
+    assert metrics.hit_rate(ranking, 5).tolist() == [1, 1]
+    assert metrics.precision(ranking, 5).tolist() == [0.4, 0.2]
+    assert metrics.recall(ranking, 5) == pytest.approx([2 / 3, 1])
+    assert metrics.recall_capped(ranking, 2) == pytest.approx([0.5, 1])
+    assert metrics.mrr(ranking, 5) == pytest.approx([0.5, 1])
+    assert metrics.average_precision(ranking, 5) == pytest.approx([(1 / 2 + 2 / 5) / 3, 1])
+    assert metrics.accuracy(ranking).tolist() == [0, 1]
+    ideal = 1 + 1 / np.log2(3) + 1 / np.log2(4)
+    assert metrics.ndcg(ranking, 5)[0] == pytest.approx((1 / np.log2(3) + 1 / np.log2(6)) / ideal)
+    assert metrics.coverage(ranking, 5, ITEMS) == pytest.approx(5 / ITEMS)
+    assert metrics.entropy(ranking, 5, ITEMS) == pytest.approx(np.log2(5))
+    assert metrics.gini(ranking, 5, 5) == pytest.approx(0)
+    assert metrics.gini(rank(Fixed(scores), ask([[1], [0]]), 1), 1, ITEMS) == pytest.approx(1 - 1 / ITEMS)
+    popularity = np.full(ITEMS, 4)
+    assert metrics.novelty(ranking, 5, popularity, 16) == pytest.approx(2)
+    same, different = np.ones((ITEMS, 3), np.float32), np.eye(ITEMS, dtype=np.float32)
+    assert metrics.intra_list_distance(ranking, 5, same) == pytest.approx(0, abs=1e-6)
+    assert metrics.intra_list_distance(ranking, 5, different) == pytest.approx(1)
+    assert metrics.pointwise_accuracy(np.array([0.9, 0.5, 0.4, 0.2]), np.array([True, False, False, True])) == 0.5
+
+
+def test_calibration_error():
+    certain = np.full((4, ITEMS), -100, np.float32)
+    certain[:, 0] = 100
+    assert metrics.calibration_error(rank(Fixed(certain), ask([[0]] * 4), K)) == pytest.approx(0)
+    assert metrics.calibration_error(rank(Fixed(certain), ask([[1]] * 4), K)) == pytest.approx(1)
+    assert metrics.calibration_error(rank(Fixed(certain), ask([[0], [0], [0], [1]]), K)) == pytest.approx(0.25)
+
+
+def test_unknown_targets_count_as_misses_and_seen_items_are_masked():
+    scores = np.arange(ITEMS, 0, -1, dtype=np.float32)[None]
+    ranking = rank(Fixed(scores), ask([[UNKNOWN_ITEM, 2]], [[0, 1]]), K)
+    assert metrics.recall(ranking, K).tolist() == [0.5]
+    assert ranking.top[0, 0] == 2
+    assert metrics.auc(ranking).tolist() == [0.5]
+    kept = rank(Fixed(scores), ask([[UNKNOWN_ITEM, 2]], [[0, 1]], exclude_seen=False), K)
+    assert kept.top[0, :3].tolist() == [0, 1, 2]
+
+
+def test_ties_go_to_the_item_listed_first():
+    ranking = rank(Fixed(np.zeros((2, ITEMS))), ask([[0], [12]]), K)
+    assert ranking.ranks.tolist() == [0, 12]
+    assert ranking.top[0].tolist() == list(range(K))
+
+
+@settings(deadline=None)
+@given(seed=st.integers(0, 10**6))
+def test_quality_metrics_lie_between_0_and_1_and_agree(seed):
+    scores, targets, seen = random_case(seed)
+    ranking = rank(Fixed(scores), ask(targets, seen), K)
+    values = {name: metric(ranking, K) for name, metric in metrics.QUALITY.items()}
+    for name, per_user in values.items():
+        assert ((per_user >= 0) & (per_user <= 1 + 1e-12)).all(), name
+        assert ((per_user > 0) == (values["hit_rate"] > 0)).all(), name
+    assert (values["recall_capped"] >= values["recall"] - 1e-12).all()
+
+
+def test_bad_scores_are_refused():
+    scores = np.zeros((1, ITEMS))
+    scores[0, 3] = np.nan
+    with pytest.raises(InvalidValueError, match="Fixed gave scores"):
+        rank(Fixed(scores), ask([[1]]), K)
+
+
+def test_bootstrap_covers_the_mean_of_a_known_distribution():
+    rng = np.random.default_rng(1)
+    inside = 0
+    for draw in range(60):
+        interval = bootstrap(rng.normal(0.3, 1, (1, 200)), seed=draw, resamples=400)
+        inside += interval.low <= 0.3 <= interval.high
+    assert 50 <= inside <= 60  # 95% of 60 is 57
+
+
+def test_randomisation_test_tells_noise_from_difference():
+    rng = np.random.default_rng(2)
+    noise = rng.normal(0, 1, 300)
+    assert randomisation_test(noise - noise.mean()) > 0.9
+    assert randomisation_test(noise - noise.mean() + 0.5) < 0.001
+    difference = paired_difference("m", "a", np.ones((2, 5)), "b", np.zeros((2, 5)))
+    assert difference.interval.excludes_zero
+    assert difference.interval.mean == 1

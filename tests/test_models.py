@@ -1,0 +1,161 @@
+"""One contract for all four models, and what is special to each."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from distilrec.data.dataset import Histories
+from distilrec.errors import ConfigError, FileMissingError, TrainingError
+from distilrec.models import build_model, finished, load_model, save_model
+from distilrec.students.mlp import MlpConfig
+from distilrec.students.recurrent import RecurrentConfig, scan
+from distilrec.teachers.dnn import DnnConfig
+from distilrec.teachers.transformer import TransformerConfig
+from distilrec.training.batches import prediction_batch, training_batches, training_windows
+from distilrec.training.model import TorchScorer
+from distilrec.training.trainer import Epoch, TrainingResult
+from tests.small_run import dataset
+
+CONFIGS = [
+    RecurrentConfig(dim=8, scales=3, max_history=12),
+    MlpConfig(dim=8, hidden=16, max_history=12),
+    TransformerConfig(dim=8, layers=2, feed_forward=16, max_history=12),
+    DnnConfig(dim=8, hidden=16, layers=2, max_history=12),
+]
+every_model = pytest.mark.parametrize("config", CONFIGS, ids=lambda config: type(config).__name__)
+
+
+def history(data, *chosen, user=0):
+    return Histories(
+        np.array([user]), np.array([0, len(chosen)]), np.array(chosen, np.int32), np.ones(len(chosen), np.int32)
+    )
+
+
+@every_model
+def test_same_seed_same_weights(config, small):
+    one, two, other = (build_model(config, small, seed).state_dict() for seed in (1, 1, 2))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    assert any(not torch.equal(one[name], other[name]) for name in one)
+
+
+@every_model
+def test_building_leaves_the_global_randomness_alone(config, small):
+    torch.manual_seed(5)
+    expected = torch.rand(1)
+    torch.manual_seed(5)
+    build_model(config, small, 1)
+    assert torch.equal(torch.rand(1), expected)
+
+
+@every_model
+def test_the_future_does_not_change_the_past(config, small):
+    model = build_model(config, small, 0).eval()
+    vectors = model.items.vectors()
+    batch = next(training_batches(small, training_windows(small, 12), 8, None))
+    changed_items = batch.items.clone()
+    changed_items[:, 6:] = (changed_items[:, 6:] + 1) % small.catalogue_size
+    changed = dataclasses.replace(batch, items=changed_items)
+    before, after = model.encode(batch, vectors), model.encode(changed, vectors)
+    torch.testing.assert_close(before[:, :6], after[:, :6])
+    assert not torch.allclose(before[:, 6:], after[:, 6:])
+
+
+@every_model
+def test_padding_does_not_matter(config, small):
+    """A history gets the same scores alone and beside a longer one."""
+    scorer = TorchScorer(build_model(config, small, 0))
+    alone = scorer.scores(history(small, 1, 2))
+    both = Histories(
+        np.array([0, 1]), np.array([0, 2, 9]), np.array([1, 2, *range(3, 10)], np.int32), np.ones(9, np.int32)
+    )
+    np.testing.assert_allclose(scorer.scores(both)[0], alone[0], rtol=1e-4, atol=1e-5)
+
+
+@every_model
+def test_user_features_and_history_matter(config, small):
+    scorer = TorchScorer(build_model(config, small, 0))
+    base = scorer.scores(history(small, 1, 2))
+    assert base.shape == (1, small.catalogue_size)
+    assert not np.allclose(base, scorer.scores(history(small, 1, 2, user=3)))
+    assert not np.allclose(base, scorer.scores(history(small, 5, 2)))
+    assert np.isfinite(scorer.scores(history(small))).all()
+
+
+@every_model
+def test_cold_items_are_scored_by_their_features(config, small):
+    model = build_model(config, small, 0)
+    cold = slice(small.info.warm_items, small.catalogue_size)
+    assert small.catalogue_size - small.info.warm_items == 2
+    vectors = model.items.vectors()
+    torch.testing.assert_close(vectors[cold], model.items.features()[cold])
+    assert (model.items.biases()[cold] == model.items.bias.min()).all()
+
+
+@every_model
+def test_save_and_load(config, small, tmp_path):
+    model = build_model(config, small, 0)
+    trained = finished(model, config, 0, small, TrainingResult((Epoch(1, 1.0, 0.1, 0.5),), 1))
+    save_model(trained, tmp_path / "model")
+    again = load_model(tmp_path / "model", small)
+    assert again.record == trained.record
+    one, two = TorchScorer(model).scores(history(small, 1)), TorchScorer(again.model).scores(history(small, 1))
+    np.testing.assert_array_equal(one, two)
+    with pytest.raises(TrainingError, match="trained on another data set"):
+        load_model(tmp_path / "model", dataset("global-time"))
+    (tmp_path / "model" / "model.safetensors").write_bytes(b"nothing")
+    with pytest.raises(TrainingError, match="cannot be read"):
+        load_model(tmp_path / "model", small)
+    with pytest.raises(FileMissingError, match="train it first"):
+        load_model(tmp_path / "nowhere", small)
+
+
+def test_scan_is_the_recurrence():
+    torch.manual_seed(0)
+    for length in (1, 2, 7, 16, 33):
+        inputs, decay = torch.randn(3, length, 2, 5), torch.rand(2, 5)
+        state, expected = torch.zeros(3, 2, 5), []
+        for t in range(length):
+            state = decay * state + inputs[:, t]
+            expected.append(state)
+        torch.testing.assert_close(scan(inputs, decay), torch.stack(expected, 1), rtol=1e-5, atol=1e-5)
+
+
+def test_windows_cover_every_training_row_once(small):
+    windows = training_windows(small, 5)
+    rows = np.concatenate([np.arange(a, b) for a, b in zip(windows.starts, windows.stops, strict=True)])
+    assert sorted(rows) == np.flatnonzero(small.is_training()).tolist()
+    assert (windows.stops - windows.starts).max() == 5
+    batches = list(training_batches(small, windows, 7, np.random.default_rng(0)))
+    seen = torch.cat([batch.rows[batch.rows >= 0] for batch in batches])
+    assert sorted(seen.tolist()) == sorted(rows)
+    for batch in batches:  # the input at each place is the row before the target
+        inside = batch.rows > 0
+        follows = batch.items[inside] == torch.from_numpy(small.items)[batch.rows[inside] - 1]
+        start = batch.items[inside] == small.catalogue_size
+        assert (follows | start).all()
+
+
+def test_prediction_batches_keep_the_newest_events(small):
+    batch = prediction_batch(history(small, 1, 2, 3, 4), small.catalogue_size, 3)
+    assert batch.items.tolist() == [[2, 3, 4]]
+    batch = prediction_batch(history(small, 1, 2), small.catalogue_size, 3)
+    assert batch.items.tolist() == [[small.catalogue_size, 1, 2]]
+    assert (batch.targets == 0).tolist() == [[False, False, True]]
+
+
+@pytest.mark.parametrize(
+    ("config", "parameter"),
+    [
+        (RecurrentConfig(dim=0), "dim"),
+        (TransformerConfig(dim=10, heads=3), "heads"),
+        (MlpConfig(dropout=1.5), "dropout"),
+    ],
+)
+def test_impossible_sizes_are_refused(config, parameter, small):
+    with pytest.raises(ConfigError) as caught:
+        build_model(config, small, 0)
+    assert caught.value.context["parameter"] == parameter

@@ -1,0 +1,188 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from distilrec.distill.distillation import DistillationConfig, distil, train_model
+from distilrec.errors import ConfigError, LabelStoreError, TrainingError
+from distilrec.knowledge.extract import LabelConfig, extract_labels
+from distilrec.knowledge.store import open_labels
+from distilrec.models import build_model
+from distilrec.students.mlp import MlpConfig
+from distilrec.students.recurrent import RecurrentConfig
+from distilrec.teachers.dnn import DnnConfig
+from distilrec.training.batches import training_batches, training_windows
+from distilrec.training.model import TorchScorer
+from distilrec.training.trainer import MASKED_LOGIT, TrainingConfig, seen_items, train
+from distilrec.training.validation import validation_ndcg
+from tests.small_run import dataset
+
+STUDENT = RecurrentConfig(dim=8, max_history=12)
+TRAINING = TrainingConfig(epochs=6, patience=6, batch_size=16)
+
+
+class Interrupted(Exception):
+    pass
+
+
+def interrupt_after(epochs):
+    def on_epoch(epoch, total):
+        if epoch.epoch == epochs:
+            raise Interrupted
+
+    return on_epoch
+
+
+def weights(trained):
+    return trained.model.state_dict()
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one(small, tmp_path):
+    whole = train_model(STUDENT, small, TRAINING, seed=3)
+    with pytest.raises(Interrupted):
+        train_model(STUDENT, small, TRAINING, seed=3, checkpoint=tmp_path / "c", on_epoch=interrupt_after(2))
+    epochs = []
+    resumed = train_model(
+        STUDENT,
+        small,
+        TRAINING,
+        seed=3,
+        checkpoint=tmp_path / "c",
+        on_epoch=lambda epoch, _: epochs.append(epoch.epoch),
+    )
+    assert epochs == [3, 4, 5, 6]
+    assert all(torch.equal(weights(whole)[name], weights(resumed)[name]) for name in weights(whole))
+    assert whole.record.identity == resumed.record.identity
+
+
+def test_a_checkpoint_of_another_run_is_refused(small, tmp_path):
+    with pytest.raises(Interrupted):
+        train_model(STUDENT, small, TRAINING, seed=3, checkpoint=tmp_path, on_epoch=interrupt_after(1))
+    with pytest.raises(TrainingError, match="belongs to a run with another seed"):
+        train_model(STUDENT, small, TRAINING, seed=4, checkpoint=tmp_path)
+    (tmp_path / "epoch-1.safetensors").write_bytes(b"half a file")
+    with pytest.raises(TrainingError, match="cannot be read"):
+        train_model(STUDENT, small, TRAINING, seed=3, checkpoint=tmp_path)
+
+
+def test_the_best_epoch_is_kept_and_training_stops_early(small):
+    trained = train_model(STUDENT, small, TrainingConfig(epochs=40, patience=2, batch_size=16), seed=0)
+    curve = trained.record.curve
+    best = trained.record.best_epoch
+    assert len(curve) == best + 2 < 40
+    assert curve[best - 1].validation_ndcg == max(point.validation_ndcg for point in curve)
+    assert validation_ndcg(TorchScorer(trained.model), small) == curve[best - 1].validation_ndcg
+
+
+def test_training_learns(small):
+    before = validation_ndcg(TorchScorer(build_model(STUDENT, small, 0)), small)
+    after = train_model(STUDENT, small, TrainingConfig(epochs=15, batch_size=16), seed=0)
+    curve = after.record.curve
+    assert curve[-1].loss < curve[0].loss
+    assert curve[after.record.best_epoch - 1].validation_ndcg >= before
+
+
+def test_test_rows_do_not_reach_the_training():
+    """The trained weights stay the same whatever stands in the test rows."""
+    one, two = dataset(), dataset()
+    two.items[two.validation_end] = (two.items[two.validation_end] + 1) % two.catalogue_size
+    a = train_model(STUDENT, one, TRAINING, seed=0)
+    b = train_model(STUDENT, two, TRAINING, seed=0)
+    assert all(torch.equal(weights(a)[name], weights(b)[name]) for name in weights(a))
+
+
+def test_seen_items_are_the_inputs_so_far(small):
+    batch = next(training_batches(small, training_windows(small, 8), 4, None))
+    window, position = (batch.targets >= 0).nonzero(as_tuple=True)
+    seen = seen_items(batch, small.info.warm_items, window, position)
+    for n in range(len(window)):
+        inputs = set(batch.items[window[n], : position[n] + 1].tolist()) - {small.catalogue_size}
+        assert set(seen[n].nonzero().flatten().tolist()) == inputs
+    assert not seen[torch.arange(len(window)), batch.targets[window, position]].any()
+
+
+def test_a_loss_that_is_not_finite_stops_the_training(small):
+    model = build_model(STUDENT, small, 0)
+    with pytest.raises(TrainingError, match="the loss is nan in epoch 1"):
+        train(model, small, lambda s, y, rows: s.sum() * float("nan"), TRAINING, seed=0)
+
+
+@pytest.mark.parametrize("config", [STUDENT, MlpConfig(dim=8, hidden=8, max_history=12)])
+def test_distillation_pulls_the_student_to_the_teacher(config, small, tmp_path):
+    teacher = train_model(DnnConfig(dim=8, hidden=32, layers=1, max_history=12), small, TRAINING, seed=0)
+    with torch.no_grad():  # a teacher with opinions that the data does not support: only its labels can pass them on
+        torch.manual_seed(0)
+        teacher.model.items.bias += torch.randn(small.info.warm_items)
+    labels = extract_labels(teacher, small, tmp_path, LabelConfig(top_k=20, samples=20), seed=0)
+
+    @torch.inference_mode()
+    def distance(student):
+        model = student.model.eval()
+        batch = next(training_batches(small, training_windows(small, 12), 64, None))
+        window, position = ((batch.targets >= 0) & (batch.targets < small.info.warm_items)).nonzero(as_tuple=True)
+        answers = []
+        for each in (teacher.model.eval(), model):
+            vectors = each.items.vectors()
+            hidden = each.encode(batch, vectors)[window, position]
+            answers.append(torch.log_softmax(each.score(hidden, vectors[: small.info.warm_items], each.items.bias), -1))
+        return float((answers[0].exp() * (answers[0] - answers[1])).sum(-1).mean())
+
+    training = TrainingConfig(epochs=12, patience=12, batch_size=16, learning_rate=1e-2, mask_seen=False)
+    alone = train_model(config, small, training, seed=0)
+    distilled = distil(config, small, labels, training, DistillationConfig(1.0, 0.0, 1.0), seed=0)
+    assert distance(distilled) < 0.8 * distance(alone)
+
+
+def test_labels_are_the_teachers_softmax(small, tmp_path):
+    teacher = train_model(DnnConfig(dim=8, hidden=16, layers=1, max_history=12), small, TRAINING, seed=0)
+    labels = extract_labels(teacher, small, tmp_path, LabelConfig(top_k=5, samples=7), seed=0)
+    assert len(labels) == int(small.is_training().sum())
+    batch = next(training_batches(small, training_windows(small, 12), 4, None))
+    window, position = (batch.targets >= 0).nonzero(as_tuple=True)
+    items = small.info.warm_items
+    model = teacher.model
+    with torch.inference_mode():
+        vectors = model.items.vectors()
+        logits = model.score(model.encode(batch, vectors)[window, position], vectors[:items], model.items.bias)
+        logits = logits.masked_fill(seen_items(batch, items, window, position), MASKED_LOGIT)
+    known = labels.at(batch.rows[window, position])
+    assert torch.equal(known.top_items, logits.topk(5).indices)
+    torch.testing.assert_close(known.top_logits, logits.topk(5).values, rtol=1e-3, atol=1e-3)
+    total = torch.logaddexp(known.top_logits.logsumexp(1), known.rest_log_sum)
+    torch.testing.assert_close(total, logits.logsumexp(1), rtol=1e-3, atol=1e-3)
+    assert (known.top_items[:, 0] == logits.argmax(1)).all()
+    assert labels.hard_labels().shape == (len(labels),)
+
+
+def test_labels_are_used_again_and_checked(small, tmp_path):
+    teacher = train_model(DnnConfig(dim=8, hidden=16, layers=1, max_history=12), small, TRAINING, seed=0)
+    config = LabelConfig(top_k=5, samples=5)
+    extract_labels(teacher, small, tmp_path, config, seed=0)
+    shard = tmp_path / "labels-00000.parquet"
+    made = shard.stat().st_mtime_ns
+    extract_labels(teacher, small, tmp_path, config, seed=0)
+    assert shard.stat().st_mtime_ns == made
+    extract_labels(teacher, small, tmp_path, LabelConfig(top_k=6, samples=5), seed=0)
+    assert shard.stat().st_mtime_ns != made
+    with pytest.raises(LabelStoreError, match="of another data set"):
+        open_labels(tmp_path, dataset("global-time"))
+    shard.write_bytes(b"broken")
+    with pytest.raises(LabelStoreError, match="cannot be read"):
+        open_labels(tmp_path, small)
+
+
+@pytest.mark.parametrize(
+    ("make", "parameter"),
+    [
+        (lambda: DistillationConfig(soft_weight=1.5), "soft_weight"),
+        (lambda: DistillationConfig(hard_weight=-1), "hard_weight"),
+        (lambda: DistillationConfig(temperature=0), "temperature"),
+        (lambda: TrainingConfig(epochs=0), "epochs"),
+        (lambda: TrainingConfig(learning_rate=0), "learning_rate"),
+        (lambda: LabelConfig(top_k=0), "top_k"),
+    ],
+)
+def test_wrong_settings_name_the_parameter(make, parameter):
+    with pytest.raises(ConfigError) as caught:
+        make()
+    assert caught.value.context["parameter"] == parameter
