@@ -63,8 +63,8 @@ def item_knn(dataset: Dataset, neighbours: int) -> ItemWeights:
     similarity = (matrix.T @ matrix) / norms / norms[:, None]
     np.fill_diagonal(similarity, 0.0)
     if neighbours < len(similarity):
-        limit = np.partition(similarity, -neighbours, axis=1)[:, -neighbours][:, None]
-        similarity[similarity < limit] = 0.0
+        far = np.argsort(-similarity, axis=1, kind="stable")[:, neighbours:]
+        np.put_along_axis(similarity, far, 0.0, axis=1)
     return ItemWeights(similarity.astype(np.float32))
 
 

@@ -1,0 +1,169 @@
+"""Baselines, the comparison and the report."""
+
+from __future__ import annotations
+
+import re
+import xml.etree.ElementTree as ElementTree
+
+import msgspec
+import numpy as np
+import pandas as pd
+import polars as pl
+import pytest
+
+from distilrec.data.dataset import prepare_dataset
+from distilrec.data.splits import Split
+from distilrec.errors import NothingToEvaluateError
+from distilrec.evaluate.baselines import ease, fitted_baselines, interaction_matrix, item_knn, popularity
+from distilrec.evaluate.comparison import ALONE, STUDENT, TEACHER, Candidate, Comparison, compare
+from distilrec.evaluate.metrics import ndcg
+from distilrec.evaluate.ranking import questions, rank
+from distilrec.evaluate.report import table, verdict, write_report
+from tests.small_run import SCHEMA, dataset, tables
+
+
+@pytest.mark.filterwarnings("ignore::Warning")
+def test_ease_is_that_of_rectools(small):
+    from rectools import Columns
+    from rectools.dataset import Dataset as RecToolsDataset
+    from rectools.models import EASEModel
+
+    rows = small.is_training()
+    log = pd.DataFrame({Columns.User: small.user_rows()[rows], Columns.Item: small.items[rows], Columns.Weight: 1.0})
+    log[Columns.Datetime] = "2024-01-01"
+    theirs = EASEModel(regularization=20.0).fit(RecToolsDataset.construct(log))
+    order = theirs_items = RecToolsDataset.construct(log).item_id_map.external_ids.astype(int)
+    ours = ease(small, 20.0).weights[np.ix_(order, theirs_items)]
+    np.testing.assert_allclose(ours, theirs.weight, atol=1e-5)
+
+
+def test_item_knn_is_cosine_similarity_of_the_nearest(small):
+    matrix = interaction_matrix(small)
+    assert matrix.sum() == small.is_training().sum()
+    weights = item_knn(small, 5).weights
+    assert ((weights > 0).sum(1) <= 5).all()
+    a, b = np.argwhere(weights > 0)[0]
+    cosine = matrix[:, a] @ matrix[:, b] / np.sqrt(matrix[:, a].sum() * matrix[:, b].sum())
+    assert weights[a, b] == pytest.approx(cosine)
+    assert (np.diag(weights) == 0).all()
+
+
+def test_popularity_ranks_the_catalogue_order_first(small):
+    ranking = rank(popularity(small), questions(small, "test", exclude_seen=False))
+    assert (ranking.top == np.arange(10)).all()  # items are numbered by popularity
+
+
+def test_questions_of_both_splits():
+    for kind in ("leave-one-out", "global-time"):
+        data = dataset(kind)
+        asked = questions(data, "test")
+        for k in range(len(asked.histories)):
+            user = asked.histories.users[k]
+            targets = asked.targets[asked.offsets[k] : asked.offsets[k + 1]]
+            history = data.items[data.offsets[user] : data.validation_end[user]]
+            assert asked.histories.of(k).tolist() == history.tolist()
+            assert set(targets) <= set(data.items[data.validation_end[user] : data.offsets[user + 1]])
+            assert not set(targets) & set(history)
+
+
+def test_repeats_are_asked_for_when_they_are_the_point():
+    made = tables()
+    log = made["log"]
+    again = (
+        log.group_by("user_id", maintain_order=True)
+        .first()
+        .with_columns(timestamp=pl.lit(log["timestamp"].max() + 1, pl.Int64))
+    )
+    twice = again.with_columns(timestamp=pl.lit(log["timestamp"].max() + 2, pl.Int64))
+
+    columns = log.columns
+    repeated = pl.concat([log, again.select(columns), twice.select(columns)])
+    data = prepare_dataset(repeated, SCHEMA, users=made["users"], items=made["items"])
+    assert not data.info.repeats  # none within the training rows
+    with pytest.raises(NothingToEvaluateError):
+        questions(data, "test")
+    kept = questions(data, "test", exclude_seen=False)
+    assert len(kept.targets) == data.users
+    often = pl.concat([log, log.with_columns(timestamp=pl.col("timestamp") + 10_000)])
+    assert prepare_dataset(often, SCHEMA, users=made["users"], items=made["items"]).info.repeats
+
+
+def test_all_cold_test_part():
+    made = tables()
+
+    log = made["log"].sort("timestamp").with_row_index()
+    late = pl.col("index") >= int(0.88 * log.height)
+    cold = log.with_columns(item_id=pl.when(late).then(pl.format("new-{}", "index")).otherwise("item_id")).drop("index")
+    data = prepare_dataset(cold, SCHEMA, users=made["users"], items=made["items"], split=Split(kind="global-time"))
+    with pytest.raises(NothingToEvaluateError, match="the test part has no item"):
+        questions(data, "test")
+
+
+class Oracle:
+    """Knows the answer for a share of the users."""
+
+    def __init__(self, data, share, seed=0):
+        self.data, self.asked, self.share, self.seed = data, questions(data, "test"), share, seed
+
+    def scores(self, histories):
+        rng = np.random.default_rng(self.seed)
+        out = rng.normal(size=(len(histories), self.data.catalogue_size)).astype(np.float32)
+        answers = dict(zip(self.asked.histories.users, self.asked.targets[self.asked.offsets[:-1]], strict=True))
+        for k, user in enumerate(histories.users):
+            if rng.random() < self.share:
+                out[k, answers[user]] = 99
+        return out
+
+
+@pytest.fixture(scope="module")
+def comparison(small):
+    return compare(
+        small,
+        [
+            Candidate(TEACHER, (Oracle(small, 0.6), Oracle(small, 0.6, 1)), 1_000, 4_000, 2.0),
+            Candidate(STUDENT, (Oracle(small, 0.95), Oracle(small, 0.95, 1)), 10, 40, 1.0),
+            Candidate(ALONE, (Oracle(small, 0.1), Oracle(small, 0.1, 1)), 10, 40, 1.0),
+            Candidate("popularity", (popularity(small),) * 2),
+        ],
+    )
+
+
+def test_the_comparison_says_what_is_so(comparison, small):
+    student = comparison.row(STUDENT)
+    direct = np.mean([ndcg(rank(Oracle(small, 0.95, seed), questions(small, "test")), 10).mean() for seed in (0, 1)])
+    assert student.quality["ndcg@10"].mean == pytest.approx(direct)
+    assert student.quality["ndcg@10"].low <= direct <= student.quality["ndcg@10"].high
+    retention = direct / comparison.row(TEACHER).quality["ndcg@10"].mean
+    assert student.retention["ndcg@10"] == pytest.approx(retention)
+    assert comparison.row(TEACHER).agreement is None
+    by_pair = {(d.a, d.b): d for d in comparison.differences if d.metric == "ndcg@10"}
+    assert by_pair[STUDENT, ALONE].interval.excludes_zero
+    assert by_pair[STUDENT, ALONE].p_value < 0.001
+    lines = verdict(comparison)
+    assert lines[0].startswith("The student is better than the same student without distillation: +0.")
+    assert sum(comparison.slice_sizes[f"{name} items"] for name in ("head", "middle", "tail", "cold")) == small.users
+    assert msgspec.json.decode(msgspec.json.encode(comparison), type=Comparison) == comparison
+
+
+def test_equal_models_are_called_equal(small):
+    same = Oracle(small, 0.5)
+    comparison = compare(small, [Candidate(name, (same,)) for name in (TEACHER, STUDENT, ALONE)])
+    assert all("not distinguishable from" in line for line in verdict(comparison)[:2])
+    assert comparison.row(STUDENT).agreement == 1.0
+    assert comparison.differences[0].p_value == 1.0
+
+
+def test_the_report_is_whole_and_needs_nothing_else(comparison, tmp_path):
+    write_report(comparison, tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text()
+    for row in table(comparison):
+        for cell in row:
+            assert cell in page
+    assert not re.search(r"""(src|href)=["'](?!#)""", page)
+    assert "<script" not in page
+    for svg in re.findall(r"<svg.*?</svg>", page, re.DOTALL):
+        assert ElementTree.fromstring(svg).get("role") == "img"
+
+
+def test_baselines_are_chosen_on_validation(small):
+    assert set(fitted_baselines(small)) == {"popularity", "ItemKNN", "EASE"}
