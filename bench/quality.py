@@ -82,8 +82,10 @@ def main() -> None:
         )
         for name in (TEACHER, STUDENT, ALONE)
     ]
-    candidates += [Candidate(name, (scorer,) * arguments.seeds) for name, scorer in fitted_baselines(dataset).items()]
-    comparison = compare(dataset, candidates)
+    candidates += [
+        Candidate(name, (scorer,) * arguments.seeds, logits=False) for name, scorer in fitted_baselines(dataset).items()
+    ]
+    comparison = compare(dataset, candidates, vectors=teacher.model.items.vectors().detach().numpy())
 
     lines = [
         f"{dataset.info.name}, {comparison.split}, test part, {comparison.users:,} users, {arguments.seeds} seeds",

@@ -225,10 +225,13 @@ def evaluate(run: Run, dataset: Dataset) -> Comparison:
     candidates = [teacher_candidate(teacher, dataset), student_candidate(run, dataset, STUDENT, "student", run.bundle)]
     if run.bundle_alone.is_dir():
         candidates.append(student_candidate(run, dataset, ALONE, "alone", run.bundle_alone))
-    candidates += [Candidate(name, (scorer,)) for name, scorer in fitted_baselines(dataset).items()]
+    candidates += [Candidate(name, (scorer,), logits=False) for name, scorer in fitted_baselines(dataset).items()]
     done = iter(range(len(candidates)))
     comparison = compare(
-        dataset, candidates, lambda name: run.progress.advance("evaluate", next(done), len(candidates), name)
+        dataset,
+        candidates,
+        lambda name: run.progress.advance("evaluate", next(done), len(candidates), name),
+        teacher.model.items.vectors().detach().numpy(),
     )
     run.progress.advance("evaluate", len(candidates), len(candidates))
     (run.folder / "comparison.json").write_bytes(msgspec.json.format(msgspec.json.encode(comparison)))

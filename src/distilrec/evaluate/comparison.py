@@ -48,7 +48,8 @@ class BundleScorer:
 class Candidate:
     """A model to be measured: one scorer per seed, and what is known about its cost.
 
-    size: bytes of the weights (of the exported bundle for a student); latency: of one request.
+    size: bytes of the weights (of the exported bundle for a student); latency: of one request; logits: whether a softmax
+    of its scores is meant as probabilities (only then is a calibration error measured).
     """
 
     name: str
@@ -58,6 +59,7 @@ class Candidate:
     training_seconds: float | None = None
     latency: Latency | None = None
     curve: tuple[Epoch, ...] = field(default=())
+    logits: bool = True
 
 
 class Row(msgspec.Struct, frozen=True):
@@ -100,9 +102,15 @@ class Comparison(msgspec.Struct, frozen=True):
 
 
 def compare(
-    dataset: Dataset, candidates: list[Candidate], on_model: Callable[[str], None] = lambda name: None
+    dataset: Dataset,
+    candidates: list[Candidate],
+    on_model: Callable[[str], None] = lambda name: None,
+    vectors: NDArray[np.float32] | None = None,
 ) -> Comparison:
-    """Measures all candidates on the test part. Raises NothingToEvaluateError."""
+    """Measures all candidates on the test part. Raises NothingToEvaluateError.
+
+    vectors: (items, dim) float32, such as the teacher's item vectors: diversity is measured on them as well as on features.
+    """
     asked = questions_of(dataset, "test")
     slices = _slices(dataset, asked.targets, np.repeat(asked.histories.users, np.diff(asked.offsets)))
     rankings: dict[str, list[Ranking]] = {}
@@ -119,16 +127,10 @@ def compare(
     for candidate in candidates:
         ranked, own = rankings[candidate.name], quality[candidate.name]
         reference = quality.get(TEACHER)
-        agreement = retention = None
+        agreement, retention = None, {}
         if reference is not None and candidate.name != TEACHER:
-            agreement = float(
-                np.mean(
-                    [
-                        (a.top[:, 0] == b.top[:, 0]).mean()
-                        for a, b in zip(ranked, _cycle(rankings[TEACHER], len(ranked)), strict=True)
-                    ]
-                )
-            )
+            pairs = zip(ranked, _cycle(rankings[TEACHER], len(ranked)), strict=True)
+            agreement = float(np.mean([(a.top[:, 0] == b.top[:, 0]).mean() for a, b in pairs]))
             retention = {
                 name: float(values.mean() / reference[name].mean())
                 for name, values in own.items()
@@ -140,12 +142,9 @@ def compare(
                 name=candidate.name,
                 seeds=len(candidate.scorers),
                 quality={name: bootstrap(values) for name, values in own.items()},
-                lists={
-                    name: float(np.mean([values[name] for values in map(lambda r: _list_metrics(r, dataset), ranked)]))
-                    for name in _list_metrics(ranked[0], dataset)
-                },
+                lists=_list_metrics(ranked, dataset, candidate.logits, vectors),
                 slices={name: float(found[inside].mean()) for name, inside in slices.items() if inside.any()},
-                retention=retention or {},
+                retention=retention,
                 agreement=agreement,
                 parameters=candidate.parameters,
                 size=candidate.size,
@@ -182,19 +181,26 @@ def _differences(quality: dict[str, dict[str, NDArray[np.float64]]]) -> list[Dif
     ]
 
 
-def _list_metrics(ranking: Ranking, dataset: Dataset) -> dict[str, float]:
+def _list_metrics(
+    rankings: list[Ranking], dataset: Dataset, logits: bool, vectors: NDArray[np.float32] | None
+) -> dict[str, float]:
+    """What the first K are like, averaged over seeds."""
     popular, size = dataset.popularity(), dataset.catalogue_size
-    measured = {
-        "coverage": metrics.coverage(ranking, K, size),
-        "gini": metrics.gini(ranking, K, size),
-        "entropy": metrics.entropy(ranking, K, size),
-        "novelty": metrics.novelty(ranking, K, popular, dataset.info.warm_users),
-        "average popularity": metrics.average_popularity(ranking, K, popular),
-        "calibration error": metrics.calibration_error(ranking),
+    measures: dict[str, Callable[[Ranking], float]] = {
+        "coverage": lambda r: metrics.coverage(r, K, size),
+        "gini": lambda r: metrics.gini(r, K, size),
+        "entropy": lambda r: metrics.entropy(r, K, size),
+        "novelty": lambda r: metrics.novelty(r, K, popular, dataset.info.warm_users),
+        "average popularity": lambda r: metrics.average_popularity(r, K, popular),
     }
     if dataset.item_features.width:
-        measured["diversity"] = metrics.intra_list_distance(ranking, K, dataset.item_features.dense())
-    return measured
+        features = dataset.item_features.dense()
+        measures["diversity (features)"] = lambda r: metrics.intra_list_distance(r, K, features)
+    if vectors is not None:
+        measures["diversity (vectors)"] = lambda r: metrics.intra_list_distance(r, K, vectors)
+    if logits:
+        measures["calibration error"] = metrics.calibration_error
+    return {name: float(np.mean([measure(r) for r in rankings])) for name, measure in measures.items()}
 
 
 def _slices(dataset: Dataset, targets: NDArray[np.int32], users: NDArray[np.int64]) -> dict[str, NDArray[np.bool_]]:

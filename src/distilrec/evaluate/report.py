@@ -110,7 +110,7 @@ def write_report(comparison: Comparison, path: Path) -> None:
         verdict=verdict(comparison),
         table=table(comparison),
         quality_names=list(comparison.rows[0].quality),
-        list_names=list(comparison.rows[0].lists),
+        list_names=list(dict.fromkeys(name for row in comparison.rows for name in row.lists)),
         slice_names=[name for name, size in comparison.slice_sizes.items() if size],
         learning=_svg("Validation NDCG@10 by epoch", lambda axes: _draw_curves(axes, curves)) if curves else "",
         trade=_svg("NDCG@10 against time per request", lambda axes: _draw_trade(axes, timed)) if timed else "",

@@ -32,6 +32,8 @@ Loss = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 class TrainingConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """epochs: at most this many; patience: stop after so many epochs without a better validation NDCG@10.
 
+    averaging: validate and keep an exponential moving average of the weights, of which this share stays at each step
+    (Polyak & Juditsky 1992); 0 keeps the weights themselves.
     positions: at most this many positions of a batch are scored, drawn at random (0: all of them).
     mask_seen: leave items of the history out of the softmax, as they are left out of recommendations; ignored where the
     log has repeats.
@@ -44,10 +46,15 @@ class TrainingConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     weight_decay: float = 0.01
     warmup_steps: int = 50
     clip_norm: float = 1.0
+    averaging: float = 0.0
     positions: int = 0
     mask_seen: bool = True
 
     def __post_init__(self) -> None:
+        if not 0 <= self.averaging < 1:
+            raise ConfigError(
+                f"training.averaging is {self.averaging}", fix="use a share from 0 to below 1", parameter="averaging"
+            )
         for name in ("epochs", "patience", "batch_size"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"training.{name} is {getattr(self, name)}", fix="use at least 1", parameter=name)
@@ -118,9 +125,10 @@ def train(
     mask_seen = config.mask_seen and not dataset.info.repeats
     curve: list[Epoch] = []
     best_epoch = 0
+    averaged = copy.deepcopy(model)
     best = copy.deepcopy(model.state_dict())
     if checkpoint is not None and (checkpoint / "progress.json").is_file():
-        progress = _load(checkpoint, model, optimizer, best, seed, config, task)
+        progress = _load(checkpoint, model, averaged, optimizer, best, seed, config, task)
         curve, best_epoch = list(progress.curve), progress.best_epoch
     earlier = curve[-1].seconds if curve else 0.0
     began = time.perf_counter()
@@ -134,18 +142,19 @@ def train(
             for place, batch in enumerate(training_batches(dataset, windows, config.batch_size, rng)):
                 rate = _learning_rate(config, (number - 1) * steps_per_epoch + place, steps_per_epoch)
                 losses.append(_step(model, optimizer, batch, loss, config, rate, mask_seen))
+                _average(averaged, model, config.averaging, (number - 1) * steps_per_epoch + place)
         mean_loss = float(np.mean(losses))
         if not math.isfinite(mean_loss):
             raise TrainingError(
                 f"the loss is {mean_loss} in epoch {number}", fix="lower training.learning_rate", epoch=number
             )
-        ndcg = validation_ndcg(TorchScorer(model), dataset)
+        ndcg = validation_ndcg(TorchScorer(averaged), dataset)
         curve.append(Epoch(number, mean_loss, ndcg, earlier + time.perf_counter() - began))
         if best_epoch == 0 or ndcg > curve[best_epoch - 1].validation_ndcg:
             best_epoch = number
-            best = copy.deepcopy(model.state_dict())
+            best = copy.deepcopy(averaged.state_dict())
         if checkpoint is not None:
-            _save(checkpoint, model, optimizer, best, _Progress(seed, config, task, tuple(curve), best_epoch))
+            _save(checkpoint, model, averaged, optimizer, best, _Progress(seed, config, task, tuple(curve), best_epoch))
         on_epoch(curve[-1], config.epochs)
     model.load_state_dict(best)
     model.eval()
@@ -190,6 +199,14 @@ def seen_items(batch: Batch, items: int, window: torch.Tensor, position: torch.T
     return first_seen[window] <= position.to(torch.int16).unsqueeze(1)
 
 
+@torch.no_grad()
+def _average(averaged: SequenceModel, model: SequenceModel, share: float, step: int) -> None:
+    """Averaged = share * averaged + (1 - share) * model, with a smaller share in the first steps."""
+    share = min(share, (1 + step) / (10 + step)) if share else 0.0
+    for mean, current in zip(averaged.parameters(), model.parameters(), strict=True):
+        mean.lerp_(current, 1 - share)
+
+
 def _learning_rate(config: TrainingConfig, step: int, steps_per_epoch: int) -> float:
     """Linear warm-up, then half a cosine down to a tenth."""
     warm = min(1.0, (step + 1) / max(config.warmup_steps, 1))
@@ -207,6 +224,7 @@ def _parameter_groups(model: SequenceModel, weight_decay: float) -> list[dict[st
 def _save(
     folder: Path,
     model: SequenceModel,
+    averaged: SequenceModel,
     optimizer: torch.optim.Optimizer,
     best: dict[str, torch.Tensor],
     progress: _Progress,
@@ -214,6 +232,7 @@ def _save(
     """Tensors first, then the progress file that names them: a crash in between leaves the last whole checkpoint."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {f"model/{name}": tensor for name, tensor in model.state_dict().items()}
+    tensors |= {f"averaged/{name}": tensor for name, tensor in averaged.state_dict().items()}
     tensors |= {f"best/{name}": tensor for name, tensor in best.items()}
     for place, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer/{place}/{name}": tensor for name, tensor in state.items()}
@@ -230,6 +249,7 @@ def _save(
 def _load(
     folder: Path,
     model: SequenceModel,
+    averaged: SequenceModel,
     optimizer: torch.optim.Optimizer,
     best: dict[str, torch.Tensor],
     seed: int,
@@ -251,8 +271,9 @@ def _load(
             fix=f"delete {folder} to begin anew, or use the configuration it was made with",
             file=str(folder),
         )
-    model.load_state_dict({name[6:]: tensor for name, tensor in tensors.items() if name.startswith("model/")})
-    best.update({name[5:]: tensor for name, tensor in tensors.items() if name.startswith("best/")})
+    model.load_state_dict(_under("model/", tensors))
+    averaged.load_state_dict(_under("averaged/", tensors))
+    best.update(_under("best/", tensors))
     state: dict[int, dict[str, torch.Tensor]] = {}
     for name, tensor in tensors.items():
         if name.startswith("optimizer/"):
@@ -260,3 +281,7 @@ def _load(
             state.setdefault(int(place), {})[key] = tensor
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     return progress
+
+
+def _under(prefix: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
