@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import msgspec
@@ -138,6 +139,33 @@ def test_stage_by_stage_gives_the_same(shop, tmp_path):
         for base in (folder / "runs" / "shop", tmp_path / "r")
     )
     assert one == two
+
+
+def test_a_killed_run_goes_on_where_it_was(shop, tmp_path):
+    """kill -9 in the middle of the training; the same command then ends with the same weights as an undisturbed run."""
+    folder, _ = shop
+    for name in ("log.csv", "users.csv", "items.csv"):
+        shutil.copy(folder / name, tmp_path)
+    (tmp_path / "shop.toml").write_text(
+        TOML.replace("[teacher_training]\nepochs = 2", "[teacher_training]\nepochs = 30")
+    )
+    command = [sys.executable, "-m", "distilrec.cli", "run", "--config", "shop.toml", "--run"]
+    whole = subprocess.run([*command, "whole"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert whole.returncode == 0, whole.stderr
+    progress = tmp_path / "killed" / "checkpoints" / "teacher" / "progress.json"
+    with subprocess.Popen(
+        [*command, "killed"], cwd=tmp_path, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+    ) as run:
+        while not progress.is_file() and run.poll() is None:
+            time.sleep(0.01)
+        run.kill()
+    assert not (tmp_path / "killed" / "teacher").exists()
+    again = subprocess.run([*command, "killed"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert again.returncode == 0, again.stderr
+    for model in ("teacher", "student", "alone"):
+        one, two = (tmp_path / name / model / "model.safetensors" for name in ("whole", "killed"))
+        assert one.read_bytes() == two.read_bytes(), model
+    assert not list((tmp_path / "killed" / "checkpoints").iterdir())
 
 
 def test_recommend(shop):

@@ -43,6 +43,10 @@ class Mlp(SequenceModel):
         hidden: torch.Tensor = self.user_layer(user)
         return hidden  # (batch, length, hidden)
 
+    def most_positions(self) -> int:
+        """Keeps the (positions, items, hidden) tensor of `score` at about 2^25 floats (128 MiB)."""
+        return max(32, 2**25 // (self.items.catalogue_size * len(self.readout)))
+
     def score(self, hidden: torch.Tensor, vectors: torch.Tensor, biases: torch.Tensor) -> torch.Tensor:
         pairs = torch.relu(hidden.unsqueeze(1) + self.item_layer(vectors))  # (positions, items, hidden)
         return pairs @ self.readout + biases

@@ -84,6 +84,10 @@ class SequenceModel(nn.Module, ABC):
         """Logits of the given items, (positions, items), from states (positions, dim)."""
         return functional.linear(hidden, vectors, biases)
 
+    def most_positions(self) -> int:
+        """How many positions fit into memory when all items are scored; 0 is any number."""
+        return 0
+
     def parameter_count(self) -> int:
         """Number of trained floats."""
         return sum(parameter.numel() for parameter in self.parameters())

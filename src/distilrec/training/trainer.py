@@ -175,8 +175,9 @@ def _step(
     vectors = model.items.vectors()
     scored = (batch.targets >= 0) & (batch.targets < model.items.warm_items)  # (batch, length)
     window, position = scored.nonzero(as_tuple=True)  # (positions,) each
-    if 0 < config.positions < len(window):
-        some = torch.randperm(len(window))[: config.positions]
+    most = min((limit for limit in (config.positions, model.most_positions()) if limit), default=len(window))
+    if most < len(window):
+        some = torch.randperm(len(window))[:most]
         window, position = window[some], position[some]
     hidden = model.encode(batch, vectors)[window, position]  # (positions, dim)
     logits = model.score(hidden, vectors[: model.items.warm_items], model.items.bias)
