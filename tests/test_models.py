@@ -124,19 +124,26 @@ def test_scan_is_the_recurrence():
         torch.testing.assert_close(scan(inputs, decay), torch.stack(expected, 1), rtol=1e-5, atol=1e-5)
 
 
-def test_windows_cover_every_training_row_once(small):
-    windows = training_windows(small, 5)
-    rows = np.concatenate([np.arange(a, b) for a, b in zip(windows.starts, windows.stops, strict=True)])
+@pytest.mark.parametrize(("length", "context"), [(5, 0), (6, 3), (50, 25)])
+def test_windows_score_every_training_row_once(small, length, context):
+    windows = training_windows(small, length, context)
+    rows = np.concatenate([np.arange(a, b) for a, b in zip(windows.scored, windows.stops, strict=True)])
     assert sorted(rows) == np.flatnonzero(small.is_training()).tolist()
-    assert (windows.stops - windows.starts).max() == 5
+    assert (windows.stops - windows.starts).max() <= length
+    whole = windows.starts == small.offsets[windows.users]
+    assert (windows.scored - windows.starts >= np.where(whole, 0, context)).all()
     batches = list(training_batches(small, windows, 7, np.random.default_rng(0)))
     seen = torch.cat([batch.rows[batch.rows >= 0] for batch in batches])
     assert sorted(seen.tolist()) == sorted(rows)
-    for batch in batches:  # the input at each place is the row before the target
-        inside = batch.rows > 0
-        follows = batch.items[inside] == torch.from_numpy(small.items)[batch.rows[inside] - 1]
-        start = batch.items[inside] == small.catalogue_size
-        assert (follows | start).all()
+    padding = small.catalogue_size
+    for batch in batches:  # the inputs up to each place, and the earlier ones, are exactly the rows before the target
+        for place, position in (batch.rows >= 0).nonzero().tolist():
+            row = int(batch.rows[place, position])
+            before = small.items[small.offsets[batch.users[place]] : row].tolist()
+            inputs = batch.items[place, : position + 1]
+            known = [*batch.earlier[place].tolist(), *inputs.tolist()]
+            assert [item for item in known if item != padding] == before
+            assert int(batch.targets[place, position]) == small.items[row]
 
 
 def test_prediction_batches_keep_the_newest_events(small):

@@ -92,14 +92,16 @@ def test_test_rows_do_not_reach_the_training():
     assert all(torch.equal(weights(a)[name], weights(b)[name]) for name in weights(a))
 
 
-def test_seen_items_are_the_inputs_so_far(small):
-    batch = next(training_batches(small, training_windows(small, 8), 4, None))
-    window, position = (batch.targets >= 0).nonzero(as_tuple=True)
-    seen = seen_items(batch, small.info.warm_items, window, position)
-    for n in range(len(window)):
-        inputs = set(batch.items[window[n], : position[n] + 1].tolist()) - {small.catalogue_size}
-        assert set(seen[n].nonzero().flatten().tolist()) == inputs
-    assert not seen[torch.arange(len(window)), batch.targets[window, position]].any()
+def test_seen_items_are_the_whole_history_so_far(small):
+    """Also that part of it which lies before the window."""
+    tower = build_model(STUDENT, small, 0).items
+    for batch in training_batches(small, training_windows(small, 4), 16, None):
+        window, position = (batch.targets >= 0).nonzero(as_tuple=True)
+        seen = seen_items(batch, tower, window, position)
+        for n, row in enumerate(batch.rows[window, position].tolist()):
+            history = small.items[small.offsets[batch.users[window[n]]] : row]
+            assert set(seen[n].nonzero().flatten().tolist()) == set(history.tolist())
+        assert not seen[torch.arange(len(window)), batch.targets[window, position]].any()
 
 
 def test_a_loss_that_is_not_finite_stops_the_training(small):
@@ -147,14 +149,14 @@ def test_labels_are_the_teachers_softmax(small, tmp_path):
     teacher = train_model(DnnConfig(dim=8, hidden=16, layers=1, max_history=12), small, TRAINING, seed=0)
     labels = extract_labels(teacher, small, tmp_path, LabelConfig(top_k=5, samples=7), seed=0)
     assert len(labels) == int(small.is_training().sum())
-    batch = next(training_batches(small, training_windows(small, 12), 4, None))
+    batch = next(training_batches(small, training_windows(small, 12, 6), 4, None))
     window, position = (batch.targets >= 0).nonzero(as_tuple=True)
     items = small.info.warm_items
     model = teacher.model
     with torch.inference_mode():
         vectors = model.items.vectors()
         logits = model.score(model.encode(batch, vectors)[window, position], vectors[:items], model.items.bias)
-        logits = logits.masked_fill(seen_items(batch, items, window, position), MASKED_LOGIT)
+        logits = logits.masked_fill(seen_items(batch, model.items, window, position), MASKED_LOGIT)
     known = labels.at(batch.rows[window, position])
     assert torch.equal(known.top_items, logits.topk(5).indices)
     torch.testing.assert_close(known.top_logits, logits.topk(5).values, rtol=1e-3, atol=1e-3)

@@ -52,7 +52,8 @@ def extract_labels(
     model = teacher.model
     model.eval()
     mask_seen = mask_seen and not dataset.info.repeats
-    windows = training_windows(dataset, model.max_history)
+    # Half of each window is context: no label comes from a teacher that saw only a few events of a long history.
+    windows = training_windows(dataset, model.max_history, context=model.max_history // 2)
     batches = -(-len(windows.starts) // _BATCH)
     items = dataset.info.warm_items
     manifest = LabelManifest(
@@ -83,7 +84,7 @@ def extract_labels(
             if not torch.isfinite(logits).all():
                 raise LabelStoreError("the teacher's logits are not finite", fix="train the teacher again")
             if mask_seen:
-                logits = logits.masked_fill(seen_items(batch, items, window, position), MASKED_LOGIT)
+                logits = logits.masked_fill(seen_items(batch, model.items, window, position), MASKED_LOGIT)
             shard.append(_label_table(logits, batch.rows[window, position], manifest, rng))
             if number % _BATCHES_PER_SHARD == 0 or number == batches:
                 pl.concat(shard).write_parquet(shard_path(folder, (number - 1) // _BATCHES_PER_SHARD))

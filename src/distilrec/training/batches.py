@@ -17,10 +17,11 @@ class Batch:
     """A right-padded batch of windows over histories.
 
     Position t has seen the inputs 0..t; input 0 of a whole history is the start token, so that position t predicts
-    the t-th event. `catalogue_size` is the index of both the start token and the padding.
+    the t-th event. The size of the catalogue is the index of both the start token and the padding.
 
     users: (batch,); items, events: (batch, length), the inputs; targets: (batch, length), the next item, -1 where
-    there is none or where it is padding; rows: (batch, length), the row of the target in the dataset. All int64.
+    there is none to score; rows: (batch, length), the row of the target in the dataset; earlier: (batch, n), the items
+    from before the window, padded. All int64.
     """
 
     users: torch.Tensor
@@ -28,32 +29,40 @@ class Batch:
     events: torch.Tensor
     targets: torch.Tensor
     rows: torch.Tensor
+    earlier: torch.Tensor
 
 
 @dataclass(frozen=True)
 class Windows:
-    """Training rows cut into windows of at most `length` rows; window w covers rows starts[w]:stops[w] of a user."""
+    """Training rows cut into windows; window w covers rows starts[w]:stops[w] of one user and scores those from scored[w].
+
+    All (windows,) int64. The rows before scored[w] are context: another window scores them.
+    """
 
     starts: NDArray[np.int64]
+    scored: NDArray[np.int64]
     stops: NDArray[np.int64]
     users: NDArray[np.int64]
-    opening: NDArray[np.bool_]  # the window begins where the history begins
 
 
-def training_windows(dataset: Dataset, length: int) -> Windows:
-    """Windows that cover every training row once; long histories are cut from their end, so the newest one is full."""
-    starts, stops, users = [], [], []
+def training_windows(dataset: Dataset, length: int, context: int = 0) -> Windows:
+    """Windows of at most `length` rows that score every training row once.
+
+    context: every scored row has at least this many rows before it in its window, or all there are. Long histories are
+    cut from their end, so the newest window is full.
+    """
+    starts, scored, stops, users = [], [], [], []
     for user in range(dataset.info.warm_users):
         first, stop = int(dataset.offsets[user]), int(dataset.train_end[user])
         while stop > first:
             start = max(first, stop - length)
+            scored_from = first if start == first else start + context
             starts.append(start)
+            scored.append(scored_from)
             stops.append(stop)
             users.append(user)
-            stop = start
-    begin = np.array(starts, np.int64)
-    owner = np.array(users, np.int64)
-    return Windows(begin, np.array(stops, np.int64), owner, begin == dataset.offsets[owner])
+            stop = scored_from
+    return Windows(*(np.array(each, np.int64) for each in (starts, scored, stops, users)))
 
 
 def training_batches(
@@ -74,23 +83,25 @@ def training_batches(
 def _window_batch(dataset: Dataset, windows: Windows, chunk: NDArray[np.int64]) -> Batch:
     start_token = dataset.catalogue_size
     longest = int((windows.stops - windows.starts)[chunk].max())
+    before = windows.starts - 1 - dataset.offsets[windows.users]  # rows before the first input, -1 at the beginning
     items = np.full((len(chunk), longest), start_token, np.int64)
     events = np.zeros((len(chunk), longest), np.int64)
     targets = np.full((len(chunk), longest), -1, np.int64)
     rows = np.full((len(chunk), longest), -1, np.int64)
+    earlier = np.full((len(chunk), max(0, int(before[chunk].max()))), start_token, np.int64)
     for place, window in enumerate(chunk):
-        start, stop = int(windows.starts[window]), int(windows.stops[window])
-        size = stop - start
-        targets[place, :size] = dataset.items[start:stop]
-        rows[place, :size] = np.arange(start, stop)
-        if windows.opening[window]:
-            items[place, 1:size] = dataset.items[start : stop - 1]
-            events[place, 1:size] = dataset.events[start : stop - 1]
-        else:
-            items[place, :size] = dataset.items[start - 1 : stop - 1]
-            events[place, :size] = dataset.events[start - 1 : stop - 1]
-    items[items == UNKNOWN_ITEM] = start_token
-    return Batch(*(torch.from_numpy(each) for each in (windows.users[chunk], items, events, targets, rows)))
+        start, scored, stop = int(windows.starts[window]), int(windows.scored[window]), int(windows.stops[window])
+        first_target = scored - start
+        targets[place, first_target : stop - start] = dataset.items[scored:stop]
+        rows[place, first_target : stop - start] = np.arange(scored, stop)
+        shift = 1 if before[window] < 0 else 0  # the start token stands before the first event
+        items[place, shift : stop - start] = dataset.items[start - 1 + shift : stop - 1]
+        events[place, shift : stop - start] = dataset.events[start - 1 + shift : stop - 1]
+        if before[window] > 0:
+            earlier[place, : before[window]] = dataset.items[start - 1 - before[window] : start - 1]
+    for known in (items, earlier):
+        known[known == UNKNOWN_ITEM] = start_token
+    return Batch(*map(torch.from_numpy, (windows.users[chunk], items, events, targets, rows, earlier)))
 
 
 def prediction_batch(histories: Histories, catalogue_size: int, length: int) -> Batch:
@@ -110,4 +121,5 @@ def prediction_batch(histories: Histories, catalogue_size: int, length: int) -> 
         items[place, first : first + kept] = histories.items[stop - kept : stop]
         events[place, first : first + kept] = histories.events[stop - kept : stop]
         targets[place, first + kept - 1] = 0  # marks the last position
-    return Batch(*(torch.from_numpy(each) for each in (histories.users, items, events, targets, targets)))
+    nothing = np.zeros((len(histories), 0), np.int64)
+    return Batch(*map(torch.from_numpy, (histories.users, items, events, targets, targets, nothing)))

@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from distilrec.data.dataset import Dataset
 from distilrec.errors import ConfigError, TrainingError
 from distilrec.training.batches import Batch, training_batches, training_windows
-from distilrec.training.model import SequenceModel, TorchScorer
+from distilrec.training.model import ItemTower, SequenceModel, TorchScorer
 from distilrec.training.validation import validation_ndcg
 
 MASKED_LOGIT = -1e9  # finite, so that 0 * log(0) stays 0 in the soft loss
@@ -182,7 +182,7 @@ def _step(
     hidden = model.encode(batch, vectors)[window, position]  # (positions, dim)
     logits = model.score(hidden, vectors[: model.items.warm_items], model.items.bias)
     if mask_seen:
-        logits = logits.masked_fill(seen_items(batch, logits.shape[1], window, position), MASKED_LOGIT)
+        logits = logits.masked_fill(seen_items(batch, model.items, window, position), MASKED_LOGIT)
     value = loss(logits, batch.targets[window, position], batch.rows[window, position])
     optimizer.zero_grad(set_to_none=True)
     value.backward()  # type: ignore[no-untyped-call]
@@ -191,13 +191,13 @@ def _step(
     return float(value.detach())
 
 
-def seen_items(batch: Batch, items: int, window: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
-    """Which of the first `items` items each position has among its inputs, (positions, items) bool."""
+def seen_items(batch: Batch, tower: ItemTower, window: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
+    """Which items with training rows each position has had so far, in or before its window, (positions, items) bool."""
     length = batch.items.shape[1]
     places = torch.arange(length, dtype=torch.int16).expand_as(batch.items)  # small integers: the gather below is large
-    first_seen = torch.full((len(batch.items), max(items, int(batch.items.max()) + 1)), length, dtype=torch.int16)
-    first_seen = first_seen.scatter_reduce(1, batch.items, places, "amin")[:, :items]  # (batch, items)
-    return first_seen[window] <= position.to(torch.int16).unsqueeze(1)
+    first_seen = torch.full((len(batch.items), tower.catalogue_size + 1), length, dtype=torch.int16)
+    first_seen = first_seen.scatter_reduce(1, batch.items, places, "amin").scatter(1, batch.earlier, 0)
+    return first_seen[:, : tower.warm_items][window] <= position.to(torch.int16).unsqueeze(1)
 
 
 @torch.no_grad()
