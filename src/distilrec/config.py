@@ -58,10 +58,10 @@ class RunConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     cleaning: Cleaning = Cleaning()
     split: Split = Split()
     teacher: TeacherConfig = TransformerConfig()
-    teacher_training: TrainingConfig = TrainingConfig(learning_rate=1e-3)
+    teacher_training: TrainingConfig = TrainingConfig()
     labels: LabelConfig = LabelConfig()
     student: StudentConfig = RecurrentConfig()
-    student_training: TrainingConfig = TrainingConfig()
+    student_training: TrainingConfig = TrainingConfig(learning_rate=3e-3)
     distillation: DistillationConfig = DistillationConfig()
     seed: int = 0
 

@@ -25,9 +25,9 @@ def _ignore(epoch: Epoch, total: int) -> None:
 class DistillationConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """L = (1 - soft_weight) L_y + soft_weight L_s + hard_weight L_h, with L_s at `temperature`."""
 
-    soft_weight: float = 0.7
+    soft_weight: float = 0.6
     hard_weight: float = 0.0
-    temperature: float = 2.0
+    temperature: float = 1.0
 
     def __post_init__(self) -> None:
         if not 0 <= self.soft_weight <= 1:

@@ -39,14 +39,14 @@ class TrainingConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     log has repeats.
     """
 
-    epochs: int = 60
+    epochs: int = 40
     patience: int = 6
     batch_size: int = 32
     learning_rate: float = 2e-3
     weight_decay: float = 0.01
     warmup_steps: int = 50
     clip_norm: float = 1.0
-    averaging: float = 0.0
+    averaging: float = 0.995
     positions: int = 0
     mask_seen: bool = True
 
