@@ -234,8 +234,13 @@ def test_wrong_use(tmp_path):
     fails("nowhere.toml does not exist", "run", "--config", "nowhere.toml")
     fails("is no run folder", "train", "--run", tmp_path)
     fails("no public data set 'x'", "data", "fetch", "x")
-    assert cli("recommend").returncode != 0
-    assert cli("fly").returncode != 0
+    assert cli("recommend").returncode == 2
+    assert cli("fly").returncode == 2
+    assert cli("recommend", "--user_id", "1", "--k", "many").returncode == 2
+    (tmp_path / "file").touch()
+    small_run.write_tables(tmp_path)
+    (tmp_path / "shop.toml").write_text(TOML)
+    fails(r"storage_failed", "prepare", "--config", "shop.toml", "--run", tmp_path / "file" / "run", cwd=tmp_path)
 
 
 LOG = small_run.tables()["log"]

@@ -111,6 +111,29 @@ def test_same_as_ranx(seed):
     assert metrics.average_precision(ranking, ITEMS).mean() == pytest.approx(ranx.evaluate(qrels, run, "map"), abs=1e-9)
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_novelty_and_diversity_are_those_of_rectools(seed):
+    scores, targets, _ = random_case(seed)
+    ranking = rank(Fixed(scores), ask(targets), K)
+    reco, _ = frames(ranking, targets)
+    rng = np.random.default_rng(seed)
+    known = rng.random((20, ITEMS)) < 0.3
+    known[0] = True  # every item is known to somebody
+    pairs = pd.DataFrame(np.argwhere(known), columns=[Columns.User, Columns.Item])
+    expected = rectools_metrics.MeanInvUserFreq(k=K).calc(reco, pairs)
+    assert metrics.novelty(ranking, K, known.sum(0), 20) == pytest.approx(expected, abs=1e-9)
+    vectors = rng.normal(size=(ITEMS, 6)).astype(np.float32)
+    unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+    class Cosine:
+        def __getitem__(self, pairs):
+            first, second = (np.array(each, int) for each in pairs)
+            return 1 - (unit[first] * unit[second]).sum(1)
+
+    expected = rectools_metrics.IntraListDiversity(k=K, distance_calculator=Cosine()).calc(reco)
+    assert metrics.intra_list_distance(ranking, K, vectors) == pytest.approx(expected, abs=1e-6)  # float32
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_auc_is_the_share_of_ordered_pairs(seed):
     scores, targets, seen = random_case(seed)

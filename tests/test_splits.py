@@ -153,6 +153,11 @@ def test_nan_feature_and_wrong_settings_are_refused():
         Schema(user_features=(Feature("a", "numeric"), Feature("a", "categorical")))
 
 
+def test_declared_features_need_their_table():
+    with pytest.raises(ConfigError, match="features of items, but there is no table of items"):
+        prepare_dataset(tables()["log"], SCHEMA, users=tables()["users"])
+
+
 def test_duplicate_and_missing_rows_of_feature_tables_are_reported():
     made = tables()
     users = pl.concat([made["users"], made["users"].head(3)]).filter(pl.col("user_id") != "u5")

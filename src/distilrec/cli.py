@@ -9,10 +9,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from cyclopts import App, Parameter
+from cyclopts import App, CycloptsError, Parameter
 
 from distilrec._version import __version__
-from distilrec.errors import ConfigError, DistilrecError, missing_extra
+from distilrec.errors import ConfigError, DistilrecError, StorageError, missing_extra
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -164,7 +164,9 @@ def recommend(
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command line; a DistilrecError becomes a message and exit code 2, Ctrl-C exit code 130."""
     try:
-        app(arguments, result_action="return_value")
+        app(arguments, result_action="return_value", exit_on_error=False)
+    except CycloptsError:  # wrong options: cyclopts has already said which
+        sys.exit(2)
     except DistilrecError as error:
         _fail(error)
     except ModuleNotFoundError as error:
@@ -177,6 +179,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except BrokenPipeError:  # `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except OSError as error:
+        _fail(StorageError(str(error), fix="check the space and the permissions of that folder"))
 
 
 def _fail(error: DistilrecError) -> None:

@@ -17,6 +17,7 @@
     │   ├── BundleMissingError   there is no bundle at this path
     │   ├── BundleCorruptedError truncated, edited or inconsistent
     │   └── BundleVersionError   written by a newer distilrec
+    ├── StorageError             the file system says no (disk full, no permission)
     └── UnknownItemError         an item id that the bundle does not know
 
 Each class names its `code` (stable, documented in docs/errors.md) and the `http_status` a service answers
@@ -108,6 +109,11 @@ class BundleCorruptedError(BundleError):
 
 class BundleVersionError(BundleError):
     code = "bundle_version"
+
+
+class StorageError(DistilrecError):
+    code = "storage_failed"
+    http_status = 503
 
 
 class UnknownItemError(DistilrecError):

@@ -24,7 +24,7 @@ from distilrec.data.readers import read_table
 from distilrec.data.schema import Feature, Schema
 from distilrec.data.splits import Split, split_rows
 from distilrec.encoding import FeatureEncoder, FeatureMatrix
-from distilrec.errors import DataError, FileMissingError, NotEnoughDataError
+from distilrec.errors import ConfigError, DataError, FileMissingError, NotEnoughDataError
 
 Part = Literal["validation", "test"]
 UNKNOWN_ITEM = -1
@@ -309,6 +309,12 @@ def _side_table(
     notes: list[str],
 ) -> dict[str, dict[str, object]]:
     if source is None:
+        if features:
+            raise ConfigError(
+                f"the schema declares features of {what}, but there is no table of {what}",
+                fix=f"give the table (data.{what}), or remove the features",
+                parameter=what,
+            )
         return {}
     name = str(source) if isinstance(source, str | Path) else f"the {what} table"
     rows, dropped = feature_rows(read_table(source, columns), key, features, title, name)

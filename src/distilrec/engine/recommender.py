@@ -7,7 +7,7 @@ What happens with ids that are not known:
 - a new item (`add_item`) is scored by its features alone, with the bias of the least popular item;
 - asking for the score of an unknown item raises UnknownItemError.
 
-A Recommender belongs to one thread.
+The state of every user who was asked for or had an event stays in memory. A Recommender belongs to one thread.
 """
 
 from __future__ import annotations
