@@ -96,10 +96,34 @@ def test_updates_equal_a_history_from_the_start(student, small):
             for item, event in zip(small.items[rows], small.events[rows], strict=True)
         )
         assert result == (rows.stop - rows.start, 0)
-        recommender._users[live].user = (recommender._user_table[columns[0]] * columns[1][:, None]).sum(0)
+        recommender._users[live].features = (recommender._user_table[columns[0]] * columns[1][:, None]).sum(0)
         from_bundle, from_events = recommender.recommend(info.user_ids[user]), recommender.recommend(live)
         assert [a.item_id for a in from_bundle] == [a.item_id for a in from_events]
         np.testing.assert_allclose([a.score for a in from_bundle], [a.score for a in from_events], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("events", [1, 2, 9])
+def test_explanations_are_exact(student, small, events):
+    """Each contribution is the score minus that of a user who did all the same but this one thing."""
+    recommender = load(student[1])
+    items = small.info.item_ids[3 : 3 + events]
+    done = [{"user_id": "a", "item_id": item, "event_type": "buy" if n % 2 else "view"} for n, item in enumerate(items)]
+    recommender.update(done)
+    asked = small.info.item_ids[20]
+    (whole,) = recommender.recommend("a", [asked])
+    contributions = recommender.explain("a", asked, k=99)
+    assert sorted(each.place for each in contributions) == list(range(events))
+    for item, contribution, place in contributions:
+        assert item == items[place]
+        other = f"without {place}"
+        recommender.update({**event, "user_id": other} for n, event in enumerate(done) if n != place)
+        (without,) = recommender.recommend(other, [asked])
+        assert contribution == pytest.approx(whole.score - without.score, abs=2e-5)
+    sizes = [abs(each.contribution) for each in contributions]
+    assert sizes == sorted(sizes, reverse=True)
+    assert recommender.explain("a", asked, k=1) == contributions[:1]
+    assert recommender.explain("nobody", asked) == []
+    assert recommender.explain("u1", asked, k=3)  # a user of the bundle
 
 
 def test_an_event_changes_the_next_answer(student):

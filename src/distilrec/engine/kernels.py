@@ -27,6 +27,32 @@ def fold_recurrent(state, items, events, vectors, gain, decay, scale):  # type: 
 
 
 @kernel
+def without_each_recurrent(items, events, vectors, gain, decay, scale, out):  # type: ignore[no-untyped-def]
+    """out[j] = the state had event j not happened, (events, scales + 1, dim): h - a^(n-1-j) (h_j - h_{j-1}).
+
+    h_j is the state after event j; what came before j keeps one step of decay less, as if refolded. O(events S d).
+    """
+    scales, dim = decay.shape
+    total = items.shape[0]
+    state = np.zeros((scales, dim), np.float64)
+    for j in range(total):  # forward: out[j] holds h_j - h_{j-1}
+        for s in range(scales):
+            for c in range(dim):
+                before = state[s, c]
+                state[s, c] = decay[s, c] * before + scale[s, c] * (gain[events[j], c] * vectors[items[j], c])
+                out[j, s, c] = state[s, c] - before
+    later = np.ones((scales, dim), np.float64)
+    for j in range(total - 1, -1, -1):
+        for s in range(scales):
+            for c in range(dim):
+                out[j, s, c] = state[s, c] - later[s, c] * out[j, s, c]
+                later[s, c] *= decay[s, c]
+        last = total - 1 if j < total - 1 else total - 2
+        for c in range(dim):
+            out[j, scales, c] = vectors[items[last], c] if last >= 0 else np.float32(0.0)
+
+
+@kernel
 def query_recurrent(  # type: ignore[no-untyped-def]
     state, user, mix, inner, widen, widen_bias, narrow, narrow_bias, outer, epsilon, query
 ):

@@ -53,20 +53,41 @@ class UpdateResult(NamedTuple):
     unknown_items: int
 
 
+class Contribution(NamedTuple):
+    """What one past event did for a score: the score minus the score had the event not happened.
+
+    place: which event of the user it was, from 0, the oldest.
+    """
+
+    item_id: str
+    contribution: float
+    place: int
+
+
 @dataclass
 class _User:
-    """state: what the runtime folds events into; user: U f_u, (dim,); seen: items, with repetitions."""
+    """state: what the runtime folds events into; features: U f_u, (dim,); log: (2, capacity) int32, items and events."""
 
     state: Floats
-    user: Floats
-    seen: NDArray[np.int32]
-    seen_count: int = field(default=0)
+    features: Floats
+    log: NDArray[np.int32]
+    length: int = field(default=0)
 
-    def remember(self, item: int) -> None:
-        if self.seen_count == len(self.seen):
-            self.seen = np.concatenate([self.seen, np.empty(max(16, len(self.seen)), np.int32)])
-        self.seen[self.seen_count] = item
-        self.seen_count += 1
+    @property
+    def items(self) -> NDArray[np.int32]:
+        """All items so far, oldest first, with repetitions, (length,)."""
+        return self.log[0, : self.length]
+
+    @property
+    def events(self) -> NDArray[np.int32]:
+        """Their event types, (length,)."""
+        return self.log[1, : self.length]
+
+    def remember(self, item: int, event: int) -> None:
+        if self.length == self.log.shape[1]:
+            self.log = np.concatenate([self.log, np.empty((2, max(16, self.length)), np.int32)], axis=1)
+        self.log[:, self.length] = item, event
+        self.length += 1
 
 
 class Recommender:
@@ -119,7 +140,7 @@ class Recommender:
         user = self._find(str(user_id))
         if user is None:
             user = self._stranger
-        query = self._runtime.query(user.state, user.user)
+        query = self._runtime.query(user.state, user.features)
         scores = self._runtime.scores(query)
         if item_ids is not None:
             asked = [self._position(str(item)) for item in dict.fromkeys(item_ids)]
@@ -129,7 +150,7 @@ class Recommender:
             raise ConfigError(f"k is {k}", fix="ask for at least one item", parameter="k")
         k = min(k, len(scores))
         best_items, best_scores = np.empty(k, np.int32), np.empty(k, np.float32)
-        seen = user.seen[: user.seen_count] if exclude_seen else _NO_ITEMS
+        seen = user.items if exclude_seen else _NO_ITEMS
         found = kernels.top_k(scores, seen, k, best_items, best_scores)
         names = self._item_ids
         return [
@@ -155,14 +176,32 @@ class Recommender:
             user = self._find(event.user_id) or self._new_user(event.user_id)
             kind = self._event_index.get(event.event_type, 0)
             self._runtime.fold(user.state, np.array([place], np.int32), np.array([kind], np.int32))
-            user.remember(place)
+            user.remember(place, kind)
             applied += 1
         return UpdateResult(applied, unknown)
+
+    def explain(self, user_id: str | int, item_id: str | int, k: int = 5) -> list[Contribution]:
+        """The k past events that matter most for the score of an item, by the size of their contribution.
+
+        Exact counterfactuals: the score minus the score had that one event not happened. O(events S d + events d^2).
+        Raises UnknownItemError. A user without events has no contributions.
+        """
+        place = self._position(str(item_id))
+        user = self._find(str(user_id))
+        if user is None or not user.length:
+            return []
+        runtime = self._runtime
+        score = runtime.score(runtime.query(user.state, user.features), place)
+        without = runtime.without_each(user.items, user.events)
+        others = [runtime.score(runtime.query(state, user.features), place) for state in without]
+        effects = score - np.array(others)
+        order = np.argsort(-np.abs(effects), kind="stable")[:k]
+        return [Contribution(self._item_ids[user.items[n]], float(effects[n]), int(n)) for n in order]
 
     def set_user(self, user_id: str | int, features: Mapping[str, object]) -> None:
         """Sets the features of a new or known user. Unknown categories count as unknown, absent ones as missing."""
         user = self._find(str(user_id)) or self._new_user(str(user_id))
-        user.user = self._embed(features, self.manifest.user_encoder, self._user_table, "user")
+        user.features = self._embed(features, self.manifest.user_encoder, self._user_table, "user")
 
     def add_item(self, item_id: str | int, features: Mapping[str, object], title: str | None = None) -> None:
         """Adds a new item, scored by its features alone from now on. Raises ConfigError for an item that exists."""
@@ -202,7 +241,7 @@ class Recommender:
 
     @property
     def _stranger(self) -> _User:
-        return _User(self._runtime.new_state(), np.zeros(self.manifest.dim, np.float32), _NO_ITEMS)
+        return _User(self._runtime.new_state(), np.zeros(self.manifest.dim, np.float32), np.empty((2, 0), np.int32))
 
     def _new_user(self, user_id: str) -> _User:
         user = self._users[user_id] = self._stranger
@@ -217,8 +256,8 @@ class Recommender:
             items, events = h["items"][start:stop], h["events"][start:stop]
             user = self._new_user(user_id)
             self._runtime.fold(user.state, items, events)
-            user.seen, user.seen_count = items, len(items)
-            user.user = (self._user_table[h["user_columns"][place]] * h["user_weights"][place][:, None]).sum(
+            user.log, user.length = np.stack([items, events]), len(items)
+            user.features = (self._user_table[h["user_columns"][place]] * h["user_weights"][place][:, None]).sum(
                 0, dtype=np.float32
             )
         return user

@@ -33,6 +33,14 @@ class Runtime(Protocol):
         """Scores of the whole catalogue, (items,), a new array."""
         ...
 
+    def score(self, query: Floats, item: int) -> float:
+        """The score of one item."""
+        ...
+
+    def without_each(self, items: NDArray[np.int32], events: NDArray[np.int32]) -> Floats:
+        """For each of these events, the state of a user to whom all the others happened, (events, *state shape)."""
+        ...
+
     def append_item(self, vector: Floats, bias: float) -> None:
         """Adds an item behind the last one."""
         ...
@@ -78,6 +86,14 @@ class RecurrentRuntime:
         kernels.scores_dot(query, self.vectors, self.biases, out)
         return out
 
+    def without_each(self, items: NDArray[np.int32], events: NDArray[np.int32]) -> Floats:
+        out = np.empty((len(items), *self.new_state().shape), np.float32)
+        kernels.without_each_recurrent(items, events, self.vectors, self.gain, self.decay, self.scale, out)
+        return out
+
+    def score(self, query: Floats, item: int) -> float:
+        return float(query @ self.vectors[item] + self.biases[item])
+
     def append_item(self, vector: Floats, bias: float) -> None:
         self.vectors = np.vstack([self.vectors, vector])
         self.biases = np.append(self.biases, np.float32(bias))
@@ -108,6 +124,15 @@ class MlpRuntime:
         out = np.empty(len(self.biases), np.float32)
         kernels.scores_relu(query, self.readout, self.hidden, self.biases, out)
         return out
+
+    def without_each(self, items: NDArray[np.int32], events: NDArray[np.int32]) -> Floats:
+        whole = self.new_state()
+        self.fold(whole, items, events)
+        states: Floats = whole - np.hstack([self.vectors[items], np.ones((len(items), 1), np.float32)])
+        return states
+
+    def score(self, query: Floats, item: int) -> float:
+        return float(self.readout @ np.maximum(query + self.hidden[item], 0) + self.biases[item])
 
     def append_item(self, vector: Floats, bias: float) -> None:
         self.vectors = np.vstack([self.vectors, vector])
