@@ -182,7 +182,7 @@ def _step(
     hidden = model.encode(batch, vectors)[window, position]  # (positions, dim)
     logits = model.score(hidden, vectors[: model.items.warm_items], model.items.bias)
     if mask_seen:
-        logits = logits.masked_fill(seen_items(batch, model.items, window, position), MASKED_LOGIT)
+        logits.masked_fill_(seen_items(batch, model.items, window, position), MASKED_LOGIT)
     value = loss(logits, batch.targets[window, position], batch.rows[window, position])
     optimizer.zero_grad(set_to_none=True)
     value.backward()  # type: ignore[no-untyped-call]
