@@ -183,6 +183,21 @@ def test_recommend(shop):
     assert "user nobody is unknown" in cli("recommend", "--bundle", bundle, "--user-id", "nobody").stderr
 
 
+def test_recommend_says_why(shop):
+    bundle = shop[0] / "runs" / "shop" / "bundle"
+    answer = json.loads(
+        cli("recommend", "--bundle", bundle, "--user_id", "u1", "--k", "2", "--explain", "--json").stdout
+    )
+    recommender = distilrec.load(bundle)
+    assert answer["known_user"]
+    for item in answer["items"]:
+        expected = recommender.explain("u1", item["item_id"], k=3)
+        assert [(b["item_id"], b["place"]) for b in item["because"]] == [(e.item_id, e.place) for e in expected]
+    lines = cli("recommend", "--bundle", bundle, "--user_id", "u1", "--k", "2", "--explain").stdout.splitlines()
+    assert len(lines) == 2 * (1 + 3)
+    assert re.fullmatch(r" +[+-]\d+\.\d{4}    Thing number \d+", lines[1])
+
+
 @pytest.mark.parametrize("extra", [[], ["--json"]])
 def test_the_seed_command(shop, extra):
     folder, _ = shop

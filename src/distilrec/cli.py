@@ -135,6 +135,7 @@ def recommend(
     k: Annotated[int, Parameter(help="How many items.")] = 10,
     bundle: Annotated[Path | None, Parameter(help="Bundle folder; runs/ml-100k/bundle by default.")] = None,
     include_seen: Annotated[bool, Parameter(help="Also items that the user has already had.")] = False,
+    explain: Annotated[bool, Parameter(help="Say which past events raised or lowered each score most.")] = False,
     json: Annotated[bool, Parameter(help="Print JSON.")] = False,
 ) -> None:
     """Recommend items to a user, best first, from a bundle. Needs no torch."""
@@ -149,16 +150,24 @@ def recommend(
         if not asked:
             raise ConfigError("--item_ids names no item", fix="for example --item_ids 456,789", parameter="item_ids")
     answers = recommender.recommend(user_id, asked, k, exclude_seen=not include_seen)
-    rows = [(n, a.item_id, a.score, recommender.title(a.item_id)) for n, a in enumerate(answers, start=1)]
+    because = {a.item_id: recommender.explain(user_id, a.item_id, k=3) if explain else [] for a in answers}
+    known = recommender.knows_user(user_id)
     if json:
-        out = [dict(zip(("rank", "item_id", "score", "title"), row, strict=True)) for row in rows]
-        print(msgspec.json.encode({"user_id": user_id, "items": out}).decode())  # noqa: T201
+        items = [
+            {"rank": rank, "item_id": item, "score": score, "title": recommender.title(item)}
+            | ({"because": [reason._asdict() for reason in because[item]]} if explain else {})
+            for rank, (item, score) in enumerate(answers, start=1)
+        ]
+        print(msgspec.json.encode({"user_id": user_id, "known_user": known, "items": items}).decode())  # noqa: T201
         return
-    if not recommender.knows_user(user_id):
+    if not known:
         print(f"user {user_id} is unknown: this is the prior for everybody", file=sys.stderr)  # noqa: T201
-    width = max((len(item) for _, item, _, _ in rows), default=0)
-    for _, item, score, title in rows:
+    width = max((len(answer.item_id) for answer in answers), default=0)
+    for item, score in answers:
+        title = recommender.title(item)
         print(f"{item:>{width}}  {score:8.4f}  {'' if title == item else title}".rstrip())  # noqa: T201
+        for reason in because[item]:
+            print(f"{'':{width}}  {reason.contribution:+8.4f}    {recommender.title(reason.item_id)}")  # noqa: T201
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
