@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from distilrec.distill.distillation import DistillationConfig, distillation_loss, train_model
-from distilrec.distill.losses import ground_truth_loss
+from distilrec.distill.losses import ground_truth_loss, hard_loss, soft_loss_stored
 from distilrec.errors import ConfigError, LabelStoreError, TrainingError
 from distilrec.knowledge.extract import LabelConfig, extract_labels
 from distilrec.knowledge.store import open_labels
@@ -143,6 +143,19 @@ def test_distillation_pulls_the_student_to_the_teacher(config, small, tmp_path):
     distilled = distance_after_training(distillation_loss(labels, DistillationConfig(1.0, 0.0, 1.0)))
     alone = distance_after_training(lambda s, y, rows: ground_truth_loss(s, y))
     assert distilled < 0.5 * alone
+
+
+@pytest.mark.parametrize("temperature", [1.0, 3.0])
+def test_the_distillation_loss_is_the_weighted_sum(small, tmp_path, temperature):
+    teacher = train_model(DnnConfig(dim=8, hidden=16, layers=1, max_history=12), small, TRAINING, seed=0)
+    labels = extract_labels(teacher, small, tmp_path, LabelConfig(top_k=5, samples=7), seed=0)
+    rows = torch.from_numpy(small.is_training().nonzero()[0][:9])
+    student, targets = torch.randn(9, small.info.warm_items), torch.from_numpy(small.items[rows]).long()
+    known = labels.at(rows)
+    soft = soft_loss_stored(torch.log_softmax(student / temperature, -1), known, temperature)
+    expected = 0.4 * ground_truth_loss(student, targets) + 0.6 * soft + 0.2 * hard_loss(student, known.top_items[:, 0])
+    loss = distillation_loss(labels, DistillationConfig(0.6, 0.2, temperature))
+    torch.testing.assert_close(loss(student, targets, rows), expected)
 
 
 def test_labels_are_the_teachers_softmax(small, tmp_path):

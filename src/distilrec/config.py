@@ -61,7 +61,7 @@ class RunConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     teacher_training: TrainingConfig = TrainingConfig()
     labels: LabelConfig = LabelConfig()
     student: StudentConfig = RecurrentConfig()
-    student_training: TrainingConfig = TrainingConfig(epochs=60, patience=10, learning_rate=3e-3)
+    student_training: TrainingConfig = TrainingConfig(epochs=40, patience=40, learning_rate=4e-3)
     distillation: DistillationConfig = DistillationConfig()
     seed: int = 0
 

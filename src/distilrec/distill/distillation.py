@@ -7,6 +7,7 @@ from pathlib import Path
 
 import msgspec
 import torch
+from torch.nn import functional
 
 from distilrec.data.dataset import Dataset
 from distilrec.distill.losses import ground_truth_loss, hard_loss, soft_loss_stored
@@ -74,9 +75,14 @@ def distillation_loss(labels: LabelStore, config: DistillationConfig) -> Loss:
 
     def loss(student: torch.Tensor, targets: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
         known = labels.at(rows)
-        total = (1 - config.soft_weight) * ground_truth_loss(student, targets)
+        log_student = torch.log_softmax(student / config.temperature, dim=-1)  # (positions, items), the costly step
+        if config.temperature == 1.0:
+            ground_truth = functional.nll_loss(log_student, targets)  # the same as ground_truth_loss(student, targets)
+        else:
+            ground_truth = ground_truth_loss(student, targets)
+        total = (1 - config.soft_weight) * ground_truth
         if config.soft_weight:
-            total = total + config.soft_weight * soft_loss_stored(student, known, config.temperature)
+            total = total + config.soft_weight * soft_loss_stored(log_student, known, config.temperature)
         if config.hard_weight:
             total = total + config.hard_weight * hard_loss(student, known.top_items[:, 0])
         return total

@@ -43,8 +43,10 @@ class StoredLabels:
     sample_logits: torch.Tensor
 
 
-def soft_loss_stored(student: torch.Tensor, labels: StoredLabels, temperature: float) -> torch.Tensor:
+def soft_loss_stored(log_student: torch.Tensor, labels: StoredLabels, temperature: float) -> torch.Tensor:
     """The soft loss from stored labels: exact on the teacher's top K, importance-weighted on the rest.
+
+    log_student: log softmax(s / T), (positions, items), which the caller may need for another loss as well.
 
     The rest of the catalogue is represented by the M uniform items outside the top K: each stands for
     (items - K) / M' of them, where M' is how many of the M are outside. At T = 1 the stored log-sum-exp of the rest
@@ -58,7 +60,7 @@ def soft_loss_stored(student: torch.Tensor, labels: StoredLabels, temperature: f
     if temperature == 1.0:
         rest = labels.rest_log_sum.unsqueeze(-1)  # (positions, 1)
     else:
-        others = student.shape[-1] - top.shape[-1]
+        others = log_student.shape[-1] - top.shape[-1]
         rest = torch.logsumexp(sample, -1, keepdim=True) + torch.log(
             others / outside.sum(-1, keepdim=True).clamp(min=1)
         )
@@ -66,5 +68,4 @@ def soft_loss_stored(student: torch.Tensor, labels: StoredLabels, temperature: f
     total = torch.logaddexp(torch.logsumexp(top, -1, keepdim=True), rest)
     probabilities = torch.cat([torch.exp(top - total), torch.exp(rest - total) * spread], -1)  # (positions, K + M)
     items = torch.cat([labels.top_items, labels.sample_items], -1)
-    log_student = torch.log_softmax(student / t, dim=-1).gather(-1, items)
-    return -(t**2) * (probabilities * log_student).sum(-1).mean()
+    return -(t**2) * (probabilities * log_student.gather(-1, items)).sum(-1).mean()
