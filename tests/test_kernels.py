@@ -49,13 +49,13 @@ def test_folding_in_two_parts_is_folding_at_once(seed, cut, dim):
 
 
 @settings(deadline=None)
-@given(seed=st.integers(0, 1_000), dim=st.sampled_from([1, 7, 32]))
-def test_scores(seed, dim):
+@given(seed=st.integers(0, 1_000), dim=st.sampled_from([8, 32]), items=st.sampled_from([1, 50, 2_048, 5_000]))
+def test_scores(seed, dim, items):
     rng = np.random.default_rng(seed)
     query, readout = rng.normal(size=(2, dim)).astype(np.float32)
-    vectors, biases = rng.normal(size=(50, dim)).astype(np.float32), rng.normal(size=50).astype(np.float32)
-    out = np.empty(50, np.float32)
-    kernels.scores_dot(query, vectors, biases, out)
+    vectors, biases = rng.normal(size=(items, dim)).astype(np.float32), rng.normal(size=items).astype(np.float32)
+    out = np.empty(items, np.float32)
+    kernels.scores_dot(query, np.ascontiguousarray(vectors.T), biases, out)
     np.testing.assert_allclose(out, vectors @ query + biases, rtol=1e-4, atol=1e-4)
     kernels.scores_relu(query, readout, vectors, biases, out)
     np.testing.assert_allclose(out, np.maximum(query + vectors, 0) @ readout + biases, rtol=1e-4, atol=1e-4)

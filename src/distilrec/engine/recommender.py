@@ -23,7 +23,6 @@ from numpy.typing import NDArray
 
 from distilrec.bundle.format import WEIGHTS, Bundle, Manifest, read_bundle, unpack_texts
 from distilrec.encoding import FeatureEncoder
-from distilrec.engine import kernels
 from distilrec.engine.runtime import Floats, make_runtime
 from distilrec.errors import BundleCorruptedError, ConfigError, UnknownItemError
 
@@ -140,23 +139,16 @@ class Recommender:
         user = self._find(str(user_id))
         if user is None:
             user = self._stranger
-        query = self._runtime.query(user.state, user.features)
-        scores = self._runtime.scores(query)
         if item_ids is not None:
             asked = [self._position(str(item)) for item in dict.fromkeys(item_ids)]
+            scores = self._runtime.scores(self._runtime.query(user.state, user.features))
             ranked = sorted(asked, key=lambda place: -scores[place])
             return [Recommendation(self._item_ids[place], float(scores[place])) for place in ranked]
         if k < 1:
             raise ConfigError(f"k is {k}", fix="ask for at least one item", parameter="k")
-        k = min(k, len(scores))
-        best_items, best_scores = np.empty(k, np.int32), np.empty(k, np.float32)
         seen = user.items if exclude_seen else _NO_ITEMS
-        found = kernels.top_k(scores, seen, k, best_items, best_scores)
-        names = self._item_ids
-        return [
-            Recommendation(names[place], score)
-            for place, score in zip(best_items[:found].tolist(), best_scores[:found].tolist(), strict=True)
-        ]
+        places, best = self._runtime.best(user.state, user.features, seen, min(k, len(self._item_ids)))
+        return list(map(Recommendation, map(self._item_ids.__getitem__, places.tolist()), best.tolist()))
 
     def update(self, events: Iterable[Event | Mapping[str, str]]) -> UpdateResult:
         """Follows events, oldest first: the next `recommend` takes them into account. O(S d) per event."""
@@ -268,14 +260,13 @@ class Recommender:
             state = self._runtime.new_state()
             self._runtime.fold(state, np.array(golden.items, np.int32), np.array(golden.events, np.int32))
             user = embed_bag(golden.user_features, self._user_table)
-            scores = self._runtime.scores(self._runtime.query(state, user))
-            k = len(golden.top_items)
-            best_items, best_scores = np.empty(k, np.int32), np.empty(k, np.float32)
-            kernels.top_k(scores, np.array(golden.items, np.int32), k, best_items, best_scores)
-            if not np.allclose(best_scores, golden.top_scores, rtol=_GOLDEN_TOLERANCE, atol=_GOLDEN_TOLERANCE):
+            seen = np.array(golden.items, np.int32)
+            _, best = self._runtime.best(state, user, seen, len(golden.top_items))
+            expected = np.array(golden.top_scores)
+            if len(best) != len(expected) or not np.allclose(best, expected, _GOLDEN_TOLERANCE, _GOLDEN_TOLERANCE):
                 raise BundleCorruptedError(
                     f"{self._bundle.folder / WEIGHTS}: this machine does not reproduce the golden answers of the bundle "
-                    f"(off by {np.abs(best_scores - golden.top_scores).max():.2g})",
+                    f"({best.tolist()[:3]} instead of {expected.tolist()[:3]})",
                     fix="export the bundle again with this version of distilrec",
                     file=str(self._bundle.folder),
                 )

@@ -26,7 +26,7 @@ class Runtime(Protocol):
         ...
 
     def query(self, state: Floats, user: Floats) -> Floats:
-        """The query of a user; user: U f_u, (dim,)."""
+        """The query of a user, to be given to `scores`; user: U f_u, (dim,)."""
         ...
 
     def scores(self, query: Floats) -> Floats:
@@ -35,6 +35,10 @@ class Runtime(Protocol):
 
     def score(self, query: Floats, item: int) -> float:
         """The score of one item."""
+        ...
+
+    def best(self, state: Floats, user: Floats, seen: NDArray[np.int32], k: int) -> tuple[NDArray[np.int32], Floats]:
+        """The k best items that are not in `seen`, and their scores, best first; fewer where there are fewer."""
         ...
 
     def without_each(self, items: NDArray[np.int32], events: NDArray[np.int32]) -> Floats:
@@ -52,11 +56,20 @@ class RecurrentRuntime:
     def __init__(self, bundle: Bundle) -> None:
         w = bundle.weights
         self.vectors, self.biases = w["vectors"], w["biases"]
+        self.columns = _columns(self.vectors)
         self.gain, self.decay = w["gain"], w["decay"]
         self.scale = np.sqrt(1 - self.decay**2)
-        self.mix, self.inner, self.outer = w["mix"], w["inner_norm"], w["outer_norm"]
-        self.widen, self.widen_bias = w["widen"], w["widen_bias"]
-        self.narrow, self.narrow_bias = np.ascontiguousarray(w["narrow"].T), w["narrow_bias"]
+        self._weights = (
+            w["mix"],
+            w["inner_norm"],
+            w["widen"],
+            w["widen_bias"],
+            np.ascontiguousarray(w["narrow"].T),
+            w["narrow_bias"],
+            w["outer_norm"],
+            NORM_EPSILON,
+        )
+        self._query, self._scores = np.zeros(len(self.columns), np.float32), np.empty_like(self.biases)  # reused
 
     def new_state(self) -> Floats:
         return np.zeros((len(self.decay) + 1, self.decay.shape[1]), np.float32)
@@ -65,25 +78,20 @@ class RecurrentRuntime:
         kernels.fold_recurrent(state, items, events, self.vectors, self.gain, self.decay, self.scale)
 
     def query(self, state: Floats, user: Floats) -> Floats:
-        query = np.empty(self.decay.shape[1], np.float32)
-        kernels.query_recurrent(
-            state,
-            user,
-            self.mix,
-            self.inner,
-            self.widen,
-            self.widen_bias,
-            self.narrow,
-            self.narrow_bias,
-            self.outer,
-            NORM_EPSILON,
-            query,
-        )
+        query = np.zeros(len(self.columns), np.float32)
+        kernels.query_recurrent(state, user, *self._weights, query[: self.decay.shape[1]])
         return query
+
+    def best(self, state: Floats, user: Floats, seen: NDArray[np.int32], k: int) -> tuple[NDArray[np.int32], Floats]:
+        items, scores = np.empty(k, np.int32), np.empty(k, np.float32)
+        found = kernels.recommend_recurrent(
+            state, user, *self._weights, self.columns, self.biases, seen, k, self._query, self._scores, items, scores
+        )
+        return items[:found], scores[:found]
 
     def scores(self, query: Floats) -> Floats:
         out = np.empty(len(self.biases), np.float32)
-        kernels.scores_dot(query, self.vectors, self.biases, out)
+        kernels.scores_dot(query, self.columns, self.biases, out)
         return out
 
     def without_each(self, items: NDArray[np.int32], events: NDArray[np.int32]) -> Floats:
@@ -92,11 +100,19 @@ class RecurrentRuntime:
         return out
 
     def score(self, query: Floats, item: int) -> float:
-        return float(query @ self.vectors[item] + self.biases[item])
+        return float(query @ self.columns[:, item] + self.biases[item])
 
     def append_item(self, vector: Floats, bias: float) -> None:
         self.vectors = np.vstack([self.vectors, vector])
+        self.columns = _columns(self.vectors)
         self.biases = np.append(self.biases, np.float32(bias))
+        self._scores = np.empty_like(self.biases)
+
+
+def _columns(vectors: Floats) -> Floats:
+    """Item vectors transposed, (channels, items), with channels of zeros up to a multiple of what the kernel takes."""
+    missing = -vectors.shape[1] % kernels.CHANNELS
+    return np.ascontiguousarray(np.pad(vectors, ((0, 0), (0, missing))).T)
 
 
 class MlpRuntime:
@@ -124,6 +140,11 @@ class MlpRuntime:
         out = np.empty(len(self.biases), np.float32)
         kernels.scores_relu(query, self.readout, self.hidden, self.biases, out)
         return out
+
+    def best(self, state: Floats, user: Floats, seen: NDArray[np.int32], k: int) -> tuple[NDArray[np.int32], Floats]:
+        items, scores = np.empty(k, np.int32), np.empty(k, np.float32)
+        found = kernels.top_k(self.scores(self.query(state, user)), seen, k, items, scores)
+        return items[:found], scores[:found]
 
     def without_each(self, items: NDArray[np.int32], events: NDArray[np.int32]) -> Floats:
         whole = self.new_state()
