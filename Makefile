@@ -30,7 +30,7 @@ lint: $(VENV)/dev.stamp
 
 bench: $(VENV)/bench.stamp
 	$(VENV)/bin/python bench/quality.py
-	$(VENV)/bin/python bench/latency.py
+	$(VENV)/bin/python bench/latency.py --run runs/quality/seed-0
 
 clean:
 	rm -rf $(VENV) runs report.html .pytest_cache .mypy_cache .ruff_cache .hypothesis

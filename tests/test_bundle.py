@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -192,8 +194,38 @@ def test_k_must_be_positive(student, k):
 
 
 def test_events_must_be_whole(student):
+    recommender = load(student[1])
     with pytest.raises(ConfigError, match="an event is not valid"):
-        load(student[1]).update([{"user_id": "u1"}])
+        recommender.update([{"user_id": "new", "item_id": recommender.item_ids[0]}, {"user_id": "new"}])
+    assert not recommender.knows_user("new")  # all or nothing
+
+
+SERVE = """
+import sys
+import distilrec
+from distilrec.engine import kernels
+
+def compiled():
+    return {name: len(each.signatures) for name, each in vars(kernels).items() if hasattr(each, "signatures")}
+
+recommender = distilrec.load(sys.argv[1])
+before = compiled()
+recommender.recommend("u1")
+recommender.recommend("u1", recommender.item_ids[:3])
+recommender.explain("u1", recommender.item_ids[0])
+recommender.recommend("nobody", exclude_seen=False)
+recommender.update([{"user_id": "u1", "item_id": recommender.item_ids[0]}])
+recommender.add_item("new", {"price": 2.0})
+recommender.update([{"user_id": "u2", "item_id": "new"}])
+recommender.recommend("u2", k=3)
+assert compiled() == before, (before, compiled())
+"""
+
+
+def test_nothing_is_compiled_after_loading(student):
+    """Neither the first request, nor a live event, nor a new item meets an array type that loading has not compiled."""
+    run = subprocess.run([sys.executable, "-c", SERVE, student[1]], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
 
 
 def test_the_manifest_holds_no_user_data(student, small):
