@@ -18,7 +18,7 @@ demo: $(VENV)/train.stamp
 	@echo "  python recommend.py --user_id 123 --item_ids 456,789,101     scores of these items, best first"
 	@echo "  python recommend.py --user_id 7 --k 5 --json                 another user, as JSON"
 	@echo "  open report.html                                             the proof, with intervals and plots"
-	@echo "  $(VENV)/bin/distilrec run --config my.toml                   your own log: see README.md"
+	@echo "  $(VENV)/bin/distilrec run --config my.toml                     your own log: see README.md"
 
 test: $(VENV)/dev.stamp
 	$(VENV)/bin/python -m pytest
