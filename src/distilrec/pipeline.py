@@ -35,9 +35,9 @@ from distilrec.evaluate.latency import Latency, measure
 from distilrec.evaluate.ranking import Scorer, questions
 from distilrec.evaluate.report import write_report
 from distilrec.knowledge.extract import extract_labels
-from distilrec.models import TrainedModel, load_model, save_model
+from distilrec.models import ModelConfig, TrainedModel, load_model, save_model
 from distilrec.training.model import TorchScorer
-from distilrec.training.trainer import Epoch
+from distilrec.training.trainer import Epoch, TrainingConfig
 
 _ENGINE_REQUESTS, _TORCH_REQUESTS = 2_000, 100
 
@@ -149,16 +149,7 @@ def prepare(config: RunConfig, folder: Path, progress: Progress | None = None) -
 
 def train_teacher(run: Run, dataset: Dataset) -> TrainedModel:
     """The teacher, trained on the ground truth."""
-    config, training = run.config.teacher, run.config.teacher_training
-    return _once(
-        run,
-        dataset,
-        "teacher",
-        (config, training),
-        lambda checkpoint, on_epoch: train_model(
-            config, dataset, training, seed=run.config.seed, checkpoint=checkpoint, on_epoch=on_epoch
-        ),
-    )
+    return _on_ground_truth(run, dataset, "teacher", run.config.teacher, run.config.teacher_training)
 
 
 def distil_student(run: Run, dataset: Dataset) -> TrainedModel:
@@ -194,11 +185,16 @@ def distil_student(run: Run, dataset: Dataset) -> TrainedModel:
 
 def train_alone(run: Run, dataset: Dataset) -> TrainedModel:
     """The same student without distillation: the comparison that shows what the teacher was good for."""
-    config, training = run.config.student, run.config.student_training
+    return _on_ground_truth(run, dataset, "alone", run.config.student, run.config.student_training)
+
+
+def _on_ground_truth(
+    run: Run, dataset: Dataset, name: str, config: ModelConfig, training: TrainingConfig
+) -> TrainedModel:
     return _once(
         run,
         dataset,
-        "alone",
+        name,
         (config, training),
         lambda checkpoint, on_epoch: train_model(
             config, dataset, training, seed=run.config.seed, checkpoint=checkpoint, on_epoch=on_epoch
