@@ -73,15 +73,14 @@ def main() -> None:
     run = parser.parse_args().run
     torch.set_num_threads(1)
     dataset = load_dataset(run / "data")
-    engine_folder = run / "bundle"
-    recommender = distilrec.load(engine_folder)
+    recommender = distilrec.load(run / "bundle")
     users = dataset.info.user_ids[: dataset.info.warm_users]
     ten = list(dataset.info.item_ids[:K])
     results: dict[str, Latency] = {}
     for name in ("teacher", "student"):
         trained = load_model(run / name, dataset)
         results[f"{name} in torch"] = torch_latency(TorchScorer(trained.model), dataset)
-    results["engine: recommend, 10 of all"] = engine_latency(engine_folder, dataset)
+    results["engine: recommend, 10 of all"] = engine_latency(recommender, dataset)
     results["engine: rank 10 given items"] = measure(lambda n: recommender.recommend(users[n % len(users)], ten), 2_000)
     events = [{"user_id": users[n % len(users)], "item_id": ten[n % K]} for n in range(2_000)]
     results["engine: update by one event"] = measure(lambda n: recommender.update([events[n]]), 1_900)

@@ -17,7 +17,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from distilrec import pipeline
+from distilrec import load, pipeline
 from distilrec.config import DataConfig, RunConfig, read_config
 from distilrec.evaluate.baselines import fitted_baselines
 from distilrec.evaluate.comparison import ALONE, STUDENT, TEACHER, BundleScorer, Candidate, compare
@@ -60,7 +60,7 @@ def main() -> None:
             trained = load_model(run.folder / folder, dataset)
             seconds[name].append(trained.seconds)
             parameters[name] = trained.model.parameter_count()
-            validation[name].append(trained.record.curve[trained.record.best_epoch - 1].validation_ndcg)
+            validation[name].append(trained.best_ndcg)
             if name == TEACHER:
                 scorers[name].append(TorchScorer(trained.model))
                 teacher = trained
@@ -73,8 +73,8 @@ def main() -> None:
     }
     latencies = {
         TEACHER: pipeline.torch_latency(TorchScorer(teacher.model), dataset),
-        STUDENT: pipeline.engine_latency(run.bundle, dataset),
-        ALONE: pipeline.engine_latency(run.bundle_alone, dataset),
+        STUDENT: pipeline.engine_latency(load(run.bundle), dataset),
+        ALONE: pipeline.engine_latency(load(run.bundle_alone), dataset),
     }
     candidates = [
         Candidate(

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch.autograd import gradcheck
 
-from distilrec.distill.losses import StoredLabels, ground_truth_loss, hard_loss, soft_loss, soft_loss_stored
+from distilrec.distill.losses import ground_truth_loss, hard_loss, soft_loss, soft_loss_stored
+from distilrec.knowledge.store import StoredLabels
 
 STUDENT = np.array([[1.0, 2.0, 0.5, -1.0], [0.0, 0.0, 3.0, 1.0]])
 TEACHER = np.array([[2.0, 1.0, 0.0, -2.0], [0.5, 0.0, 1.0, 4.0]])

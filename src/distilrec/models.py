@@ -69,6 +69,11 @@ class TrainedModel:
     record: ModelRecord
 
     @property
+    def best_ndcg(self) -> float:
+        """Validation NDCG@10 of the epoch that was kept."""
+        return self.record.curve[self.record.best_epoch - 1].validation_ndcg
+
+    @property
     def seconds(self) -> float:
         """Training time, wall clock."""
         return self.record.curve[-1].seconds

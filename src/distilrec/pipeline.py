@@ -22,12 +22,12 @@ import msgspec
 import numpy as np
 
 from distilrec.bundle.export import export_bundle, record_metrics
-from distilrec.bundle.format import CATALOGUE, HISTORY, WEIGHTS, Manifest
+from distilrec.bundle.format import CATALOGUE, WEIGHTS, Manifest
 from distilrec.config import RunConfig
 from distilrec.data.dataset import Dataset, prepare_dataset
 from distilrec.data.fetch import DATASETS, fetch
 from distilrec.distill.distillation import distil, train_model
-from distilrec.engine.recommender import load
+from distilrec.engine.recommender import Recommender, load
 from distilrec.errors import ConfigError, FileMissingError
 from distilrec.evaluate.baselines import fitted_baselines
 from distilrec.evaluate.comparison import ALONE, STUDENT, TEACHER, BundleScorer, Candidate, Comparison, K, compare
@@ -262,7 +262,7 @@ def student_candidate(run: Run, dataset: Dataset, name: str, folder: str, bundle
         trained.model.parameter_count(),
         model_bytes(recommender.manifest),
         trained.seconds,
-        engine_latency(bundle, dataset),
+        engine_latency(recommender, dataset),
         trained.record.curve,
     )
 
@@ -272,14 +272,8 @@ def model_bytes(manifest: Manifest) -> int:
     return manifest.files[WEIGHTS].bytes + manifest.files[CATALOGUE].bytes
 
 
-def history_bytes(manifest: Manifest) -> int:
-    """Bytes of the users' history in a bundle."""
-    return manifest.files[HISTORY].bytes if HISTORY in manifest.files else 0
-
-
-def engine_latency(bundle: Path, dataset: Dataset) -> Latency:
+def engine_latency(recommender: Recommender, dataset: Dataset) -> Latency:
     """Of `Recommender.recommend`, top 10, for users with their whole history in the state."""
-    recommender = load(bundle)
     users = dataset.info.user_ids[: dataset.info.warm_users]
     for user in users:
         recommender.recommend(user)
@@ -315,7 +309,7 @@ def _once(
     stamp_file = folder / "trained-with.json"
     if stamp_file.is_file() and stamp_file.read_bytes() == stamp:
         trained = load_model(folder, dataset)
-        run.progress.say(f"{name}: already trained, validation NDCG@10 {_best(trained):.4f}")
+        run.progress.say(f"{name}: already trained, validation NDCG@10 {trained.best_ndcg:.4f}")
         return trained
 
     def on_epoch(epoch: Epoch, total: int) -> None:
@@ -328,14 +322,10 @@ def _once(
     stamp_file.write_bytes(stamp)
     shutil.rmtree(checkpoint, ignore_errors=True)
     curve = trained.record.curve
-    run.progress.advance(name, curve[-1].epoch, curve[-1].epoch, f"best validation NDCG@10 {_best(trained):.4f}")
+    run.progress.advance(name, curve[-1].epoch, curve[-1].epoch, f"best validation NDCG@10 {trained.best_ndcg:.4f}")
     run.progress.say(
         f"{name}: {type(trained.model).__name__.lower()}, {trained.model.parameter_count():,} parameters, "
-        f"best epoch {trained.record.best_epoch} of {len(curve)}, validation NDCG@10 {_best(trained):.4f}, "
+        f"best epoch {trained.record.best_epoch} of {len(curve)}, validation NDCG@10 {trained.best_ndcg:.4f}, "
         f"{trained.seconds:.0f} s"
     )
     return trained
-
-
-def _best(trained: TrainedModel) -> float:
-    return trained.record.curve[trained.record.best_epoch - 1].validation_ndcg

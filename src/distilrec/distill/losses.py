@@ -5,10 +5,10 @@ s: student logits (positions, items); y: index of the true next item; z: teacher
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch.nn import functional
+
+from distilrec.knowledge.store import StoredLabels
 
 
 def ground_truth_loss(student: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -26,21 +26,6 @@ def soft_loss(student: torch.Tensor, teacher: torch.Tensor, temperature: float) 
 def hard_loss(student: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """L_h = -log softmax(s)[argmax z]; student: (positions, items), labels: (positions,) int64."""
     return functional.cross_entropy(student, labels)
-
-
-@dataclass(frozen=True)
-class StoredLabels:
-    """What the label store keeps of a teacher's logits.
-
-    top_items: (positions, K) int64; top_logits: (positions, K) float32; rest_log_sum: (positions,) float32, log-sum-exp
-    of all other logits; sample_items: (positions, M) int64, drawn uniformly; sample_logits: (positions, M) float32.
-    """
-
-    top_items: torch.Tensor
-    top_logits: torch.Tensor
-    rest_log_sum: torch.Tensor
-    sample_items: torch.Tensor
-    sample_logits: torch.Tensor
 
 
 def soft_loss_stored(log_student: torch.Tensor, labels: StoredLabels, temperature: float) -> torch.Tensor:

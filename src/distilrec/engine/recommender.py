@@ -245,9 +245,8 @@ class Recommender:
             user.log = np.stack([h["items"][start:stop], h["events"][start:stop]])
             user.length = user.log.shape[1]
             self._runtime.fold(user.state, user.items, user.events)
-            user.features = (self._user_table[h["user_columns"][place]] * h["user_weights"][place][:, None]).sum(
-                0, dtype=np.float32
-            )
+            bag = zip(h["user_columns"][place], h["user_weights"][place], strict=True)
+            user.features = embed_bag(bag, self._user_table)
         return user
 
     def _verify_golden(self) -> None:
@@ -282,7 +281,7 @@ def _as_event(event: Event | Mapping[str, str]) -> Event:
         raise ConfigError(f"an event is not valid: {problem}", fix="give user_id and item_id as text") from None
 
 
-def embed_bag(bag: Sequence[tuple[int, float]], table: Floats) -> Floats:
+def embed_bag(bag: Iterable[tuple[int, float]], table: Floats) -> Floats:
     """The weighted sum of table rows, (dim,) float32."""
     out = np.zeros(table.shape[1], np.float32)
     for column, weight in bag:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import cycle
 from pathlib import Path
 
 import msgspec
@@ -129,7 +130,7 @@ def compare(
         reference = quality.get(TEACHER)
         agreement, retention = None, {}
         if reference is not None and candidate.name != TEACHER:
-            pairs = zip(ranked, _cycle(rankings[TEACHER], len(ranked)), strict=True)
+            pairs = zip(ranked, cycle(rankings[TEACHER]), strict=False)
             agreement = float(np.mean([(a.top[:, 0] == b.top[:, 0]).mean() for a, b in pairs]))
             retention = {
                 name: float(values.mean() / reference[name].mean())
@@ -165,10 +166,6 @@ def compare(
         rows=tuple(rows),
         differences=tuple(_differences(quality)),
     )
-
-
-def _cycle(rankings: list[Ranking], length: int) -> list[Ranking]:
-    return [rankings[n % len(rankings)] for n in range(length)]
 
 
 def _differences(quality: dict[str, dict[str, NDArray[np.float64]]]) -> list[Difference]:

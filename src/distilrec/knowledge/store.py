@@ -13,6 +13,7 @@ before that event.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -22,7 +23,6 @@ import torch
 from numpy.typing import NDArray
 
 from distilrec.data.dataset import Dataset
-from distilrec.distill.losses import StoredLabels
 from distilrec.errors import FileMissingError, LabelStoreError
 
 FORMAT_VERSION = 1
@@ -40,6 +40,21 @@ class LabelManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     catalogue: int
     shards: int
     format_version: int = FORMAT_VERSION
+
+
+@dataclass(frozen=True)
+class StoredLabels:
+    """What the label store keeps of a teacher's logits.
+
+    top_items: (positions, K) int64; top_logits: (positions, K) float32; rest_log_sum: (positions,) float32, log-sum-exp
+    of all other logits; sample_items: (positions, M) int64, drawn uniformly; sample_logits: (positions, M) float32.
+    """
+
+    top_items: torch.Tensor
+    top_logits: torch.Tensor
+    rest_log_sum: torch.Tensor
+    sample_items: torch.Tensor
+    sample_logits: torch.Tensor
 
 
 class LabelStore:

@@ -82,14 +82,6 @@ class TrainingResult:
     curve: tuple[Epoch, ...]
     best_epoch: int
 
-    @property
-    def best_ndcg(self) -> float:
-        return self.curve[self.best_epoch - 1].validation_ndcg
-
-    @property
-    def seconds(self) -> float:
-        return self.curve[-1].seconds
-
 
 class _Progress(msgspec.Struct, frozen=True):
     """The part of a checkpoint that is not a tensor."""
