@@ -98,7 +98,7 @@ def test_updates_equal_a_history_from_the_start(student, small):
             for item, event in zip(small.items[rows], small.events[rows], strict=True)
         )
         assert result == (rows.stop - rows.start, 0)
-        recommender._users[live].features = (recommender._user_table[columns[0]] * columns[1][:, None]).sum(0)
+        recommender.users.get(live).features = (recommender._user_table[columns[0]] * columns[1][:, None]).sum(0)
         from_bundle, from_events = recommender.recommend(info.user_ids[user]), recommender.recommend(live)
         assert [a.item_id for a in from_bundle] == [a.item_id for a in from_events]
         np.testing.assert_allclose([a.score for a in from_bundle], [a.score for a in from_events], rtol=1e-5, atol=1e-5)

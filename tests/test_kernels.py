@@ -22,7 +22,7 @@ def test_top_k_is_a_stable_sort_without_the_seen(scores, seen, k):
     expected[masked] = -np.inf
     order = [item for item in np.argsort(-expected, kind="stable") if np.isfinite(expected[item])][:k]
     items, best = np.full(k, -7, np.int32), np.zeros(k, np.float32)
-    found = kernels.top_k(values.copy(), masked, k, items, best)
+    found = kernels.top_k(values.copy(), masked, np.zeros(0, np.uint8), k, items, best)
     assert items[:found].tolist() == order
     assert best[:found].tolist() == expected[order].tolist()
 

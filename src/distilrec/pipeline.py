@@ -206,7 +206,7 @@ def export(run: Run, dataset: Dataset) -> Manifest:
     """The bundle of the distilled student, and of the one without distillation where it has been trained."""
     teacher = load_model(run.folder / "teacher", dataset)
     student = load_model(run.folder / "student", dataset)
-    manifest = export_bundle(student, dataset, run.bundle, teacher=teacher.record.identity)
+    manifest = export_bundle(student, dataset, run.bundle, teacher=teacher)
     if (run.folder / "alone" / "model.json").is_file():
         export_bundle(load_model(run.folder / "alone", dataset), dataset, run.bundle_alone)
     run.progress.say(

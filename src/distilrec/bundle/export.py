@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import time
 from pathlib import Path
 
 import msgspec
@@ -11,12 +12,12 @@ import torch
 from numpy.typing import NDArray
 
 from distilrec._version import __version__
+from distilrec.attributes import pack_attributes
 from distilrec.bundle.format import (
     Arrays,
     Golden,
     Manifest,
     StudentKind,
-    pack_texts,
     read_bundle,
     write_bundle,
 )
@@ -27,10 +28,13 @@ from distilrec.evaluate.ranking import Questions, rank
 from distilrec.models import TrainedModel
 from distilrec.students.mlp import Mlp
 from distilrec.students.recurrent import Recurrent
+from distilrec.texts import pack_texts
 from distilrec.training.model import FeatureProjection, SequenceModel, TorchScorer
 
 _GOLDEN_LENGTHS = (0, 1, 5, 20, 80)
 _GOLDEN_DEPTH = 10
+_TEACHER_DEPTH = 20
+_CHUNK = 256  # users per pass of the teacher
 
 
 def export_bundle(
@@ -38,14 +42,14 @@ def export_bundle(
     dataset: Dataset,
     folder: Path,
     *,
-    teacher: str = "",
+    teacher: TrainedModel | None = None,
     metrics: dict[str, float] | None = None,
     with_history: bool = True,
 ) -> Manifest:
     """Writes a bundle; `with_history=False` leaves all user data out.
 
-    teacher: the identity of the teacher, empty for a student without one. Raises ConfigError for a model that is no
-    student.
+    teacher: whom the student learned from; its best items for every user go with the history, to be compared with.
+    Raises ConfigError for a model that is no student.
     """
     student = trained.model
     weights = _weights(student)
@@ -64,15 +68,15 @@ def export_bundle(
         repeats=info.repeats,
         dataset=info.name,
         dataset_fingerprint=trained.record.dataset_fingerprint,
-        teacher=teacher,
+        teacher=teacher.record.identity if teacher else "",
         metrics=metrics or {},
         golden=tuple(_golden(student, dataset)),
         files={},
         distilrec=__version__,
     )
     catalogue = pack_texts("ids", info.item_ids) | pack_texts("titles", info.titles)
-    catalogue |= {"popularity": dataset.popularity()}
-    return write_bundle(folder, manifest, weights, catalogue, _history(dataset) if with_history else None)
+    catalogue |= {"popularity": dataset.popularity()} | pack_attributes(dataset.attributes)
+    return write_bundle(folder, manifest, weights, catalogue, _history(dataset, teacher) if with_history else None)
 
 
 def record_metrics(folder: Path, metrics: dict[str, float]) -> Manifest:
@@ -122,10 +126,14 @@ def _weights(student: SequenceModel) -> Arrays:
     return {name: _array(tensor) for name, tensor in own.items()}
 
 
-def _history(dataset: Dataset) -> Arrays:
+def _history(dataset: Dataset, teacher: TrainedModel | None) -> Arrays:
     everyone = np.arange(dataset.users)
     histories = dataset.histories(everyone, dataset.offsets[1:])
+    lists = {"teacher_items": teacher_lists(teacher, histories, dataset.info.repeats)} if teacher else {}
     return {
+        **lists,
+        # Events that a service received up to this moment (seconds since 1970) are already in the histories.
+        "end": np.array([min(float(dataset.times.max(initial=0.0)), time.time())]),
         **pack_texts("users", dataset.info.user_ids),
         "user_columns": dataset.user_features.columns,
         "user_weights": dataset.user_features.weights,
@@ -133,6 +141,21 @@ def _history(dataset: Dataset) -> Arrays:
         "items": histories.items,
         "events": histories.events,
     }
+
+
+def teacher_lists(teacher: TrainedModel, histories: Histories, repeats: bool) -> NDArray[np.int32]:
+    """The teacher's best items for these users, best first, (users, depth) int32; -1 where there are fewer."""
+    scorer = TorchScorer(teacher.model)
+    chunks = []
+    for start in range(0, len(histories), _CHUNK):
+        part = histories.select(start, start + _CHUNK)
+        scores = scorer.scores(part)
+        if not repeats:
+            for k in range(len(part)):
+                scores[k, part.of(k)] = -np.inf
+        top = np.argsort(-scores, axis=1, kind="stable")[:, :_TEACHER_DEPTH]
+        chunks.append(np.where(np.isneginf(np.take_along_axis(scores, top, 1)), -1, top).astype(np.int32))
+    return np.concatenate(chunks)
 
 
 def _golden(student: SequenceModel, dataset: Dataset) -> list[Golden]:

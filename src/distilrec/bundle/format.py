@@ -4,18 +4,14 @@
 |---|---|
 | manifest.json | format and model version, kind, encoders, identities, metrics, golden vectors, file hashes and sizes |
 | weights.safetensors | the student's arrays, float32 |
-| catalogue.safetensors | item ids, titles, popularity |
-| history.safetensors | optional: known users, their features and what they have done so far |
-
-Texts are stored as one UTF-8 blob and the offsets of each text in it.
+| catalogue.safetensors | item ids, titles, popularity, attributes for filters |
+| history.safetensors | optional user data: features, what they have done so far, what the teacher would recommend them |
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,6 +21,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
+from distilrec.attributes import unpack_attributes
 from distilrec.encoding import FeatureEncoder
 from distilrec.errors import BundleCorruptedError, BundleMissingError, BundleVersionError
 
@@ -86,21 +83,6 @@ class Bundle:
     weights: Arrays
     catalogue: Arrays
     history: Arrays
-
-
-def pack_texts(name: str, texts: Sequence[str]) -> Arrays:
-    """Two arrays, `name.text` (uint8) and `name.offsets` (int64, one more than texts)."""
-    encoded = [text.encode() for text in texts]
-    return {
-        f"{name}.text": np.frombuffer(b"".join(encoded), np.uint8),
-        f"{name}.offsets": np.concatenate([[0], np.cumsum([len(each) for each in encoded])]).astype(np.int64),
-    }
-
-
-def unpack_texts(name: str, arrays: Mapping[str, NDArray[Any]]) -> list[str]:
-    """The texts that `pack_texts` stored."""
-    blob, offsets = arrays[f"{name}.text"].tobytes(), arrays[f"{name}.offsets"]
-    return [blob[start:stop].decode() for start, stop in pairwise(offsets.tolist())]
 
 
 def write_bundle(
@@ -197,6 +179,10 @@ def _check_arrays(bundle: Bundle) -> None:
     for name in ("ids", "titles"):
         if len(bundle.catalogue.get(f"{name}.offsets", ())) != m.items + 1:
             raise _corrupted(bundle.folder / CATALOGUE, f"does not hold {m.items} {name}")
+    try:
+        unpack_attributes(bundle.catalogue, m.items)
+    except (KeyError, ValueError) as problem:
+        raise _corrupted(bundle.folder / CATALOGUE, f"holds attributes that do not fit: {problem}") from None
     if bundle.history:
         items, offsets = bundle.history.get("items"), bundle.history.get("offsets")
         if items is None or offsets is None or (len(items) and not 0 <= items.min() <= items.max() < m.items):

@@ -1,6 +1,7 @@
 """The prepared data: what every later stage reads.
 
-On disk: `dataset.json` (ids, encoders, report) and `dataset.safetensors` (arrays). No pickle.
+On disk: `dataset.json` (ids, encoders, report), `dataset.safetensors` (arrays) and `attributes.safetensors` (of items,
+for filters). No pickle.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from distilrec.attributes import ItemAttributes, collect_attributes, pack_attributes, unpack_attributes
 from distilrec.data.cleaning import Cleaning, CleaningReport, clean_log
 from distilrec.data.features import feature_rows, fit_encoder, title_of
 from distilrec.data.readers import read_table
@@ -100,6 +102,7 @@ class Dataset:
     times: NDArray[np.float64]
     user_features: FeatureMatrix
     item_features: FeatureMatrix
+    attributes: ItemAttributes
 
     @property
     def users(self) -> int:
@@ -143,7 +146,7 @@ class Dataset:
         return np.bincount(rows[rows != UNKNOWN_ITEM], minlength=self.catalogue_size)
 
     def fingerprint(self) -> str:
-        """A hash over everything in the dataset."""
+        """A hash over everything that a model can learn from: not over the attributes, which only filters use."""
         digest = hashlib.sha256(msgspec.json.encode(self.info))
         for name, array in sorted(self._arrays().items()):
             digest.update(name.encode() + array.tobytes())
@@ -167,13 +170,14 @@ class Dataset:
         """Writes the dataset into a folder, which is made if need be."""
         folder.mkdir(parents=True, exist_ok=True)
         save_file({name: np.ascontiguousarray(a) for name, a in self._arrays().items()}, folder / "dataset.safetensors")
+        save_file(pack_attributes(self.attributes), folder / "attributes.safetensors")
         (folder / "dataset.json").write_bytes(msgspec.json.encode(self.info))
 
 
 def load_dataset(folder: Path | str) -> Dataset:
     """A dataset that `prepare` or `Dataset.save` wrote. Raises FileMissingError and DataError."""
     folder = Path(folder)
-    for name in ("dataset.json", "dataset.safetensors"):
+    for name in ("dataset.json", "dataset.safetensors", "attributes.safetensors"):
         if not (folder / name).is_file():
             raise FileMissingError(
                 f"{folder / name} does not exist", fix="run `distilrec prepare` first", file=str(folder / name)
@@ -189,9 +193,10 @@ def load_dataset(folder: Path | str) -> Dataset:
             item_features=FeatureMatrix(
                 arrays.pop("item_columns"), arrays.pop("item_weights"), info.item_encoder.width
             ),
+            attributes=unpack_attributes(load_file(folder / "attributes.safetensors"), len(info.item_ids)),
             **arrays,
         )
-    except (msgspec.MsgspecError, SafetensorError, KeyError, TypeError) as problem:
+    except (msgspec.MsgspecError, SafetensorError, KeyError, TypeError, ValueError) as problem:
         raise DataError(f"{folder} is not a readable dataset: {problem}", fix="run `distilrec prepare` again") from None
 
 
@@ -218,7 +223,15 @@ def prepare_dataset(
     clean, report = clean_log(read_table(log, columns), schema, cleaning or Cleaning(), source)
     notes: list[str] = []
     user_table = _side_table(users, user_columns, schema.user_key, schema.user_features, None, "users", notes)
-    item_table = _side_table(items, item_columns, schema.item_key, schema.item_features, schema.title, "items", notes)
+    item_table = _side_table(
+        items,
+        item_columns,
+        schema.item_key,
+        (*schema.item_features, *schema.item_attributes),
+        schema.title,
+        "items",
+        notes,
+    )
 
     user_of_row = clean["user_id"].to_numpy()
     first_rows = np.flatnonzero(np.concatenate([[True], user_of_row[1:] != user_of_row[:-1]]))
@@ -296,6 +309,14 @@ def prepare_dataset(
         times=times,
         user_features=user_encoder.encode_rows(user_rows),
         item_features=item_encoder.encode_rows(item_rows),
+        attributes=collect_attributes(
+            {
+                each.name: (each.kind, (row.get(each.name) for row in item_rows))
+                for each in (*item_features, *schema.item_attributes)
+                if each.kind != "text"
+            },
+            len(item_ids),
+        ),
     )
 
 

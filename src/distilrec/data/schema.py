@@ -23,7 +23,8 @@ class Schema(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The columns of the interaction log and of the optional user and item tables.
 
     `timestamp=None` means that the order of the rows is the order in time. `user_key` and `item_key` name the id
-    columns of the two feature tables; `title` is the column of the item table that people read.
+    columns of the two feature tables; `title` is the column of the item table that people read. `item_attributes` are
+    columns that no model learns from, but that answers can be filtered by, as they can by the item features.
     """
 
     user_id: str = "user_id"
@@ -36,11 +37,14 @@ class Schema(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     title: str | None = None
     user_features: tuple[Feature, ...] = ()
     item_features: tuple[Feature, ...] = ()
+    item_attributes: tuple[Feature, ...] = ()
 
     def __post_init__(self) -> None:
-        for entity, features in (("user", self.user_features), ("item", self.item_features)):
+        item_columns = (*self.item_features, *self.item_attributes)
+        for declared, features in (
+            ("user_features", self.user_features),
+            ("item_features (with item_attributes)", item_columns),
+        ):
             names = [feature.name for feature in features]
             if twice := sorted({name for name in names if names.count(name) > 1}):
-                raise ConfigError(
-                    f"{entity}_features declares {twice[0]!r} twice", fix="keep one of them", parameter=twice[0]
-                )
+                raise ConfigError(f"{declared} declares {twice[0]!r} twice", fix="keep one of them", parameter=twice[0])

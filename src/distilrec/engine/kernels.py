@@ -135,13 +135,18 @@ def scores_relu(query, readout, hidden, biases, out):  # type: ignore[no-untyped
 
 
 @kernel
-def top_k(scores, seen, k, best_items, best_scores):  # type: ignore[no-untyped-def]
+def top_k(scores, seen, mask, k, best_items, best_scores):  # type: ignore[no-untyped-def]
     """The k best items that are not in `seen`, best first, equal scores in item order; gives how many there are.
 
-    Overwrites the scores of seen items with -inf.
+    mask: (items,) uint8, 0 for an item that must not be given; an empty mask lets all pass. Overwrites the scores of
+    items that are left out with -inf.
     """
     for n in range(seen.shape[0]):
         scores[seen[n]] = -np.inf
+    if mask.shape[0] > 0:
+        for i in range(scores.shape[0]):
+            if mask[i] == 0:
+                scores[i] = -np.inf
     found = 0
     threshold = np.float32(-np.inf)
     for i in range(scores.shape[0]):
@@ -164,7 +169,7 @@ def top_k(scores, seen, k, best_items, best_scores):  # type: ignore[no-untyped-
 @kernel
 def recommend_recurrent(  # type: ignore[no-untyped-def]
     state, user, mix, inner, widen, widen_bias, narrow, narrow_bias, outer, epsilon,
-    columns, biases, seen, k, query, scores, best_items, best_scores,
+    columns, biases, seen, mask, k, query, scores, best_items, best_scores,
 ):  # fmt: skip
     """`query_recurrent`, `scores_dot` and `top_k` in one call: entering compiled code costs as much as a small scan."""
     dim = outer.shape[0]
@@ -172,4 +177,49 @@ def recommend_recurrent(  # type: ignore[no-untyped-def]
         state, user, mix, inner, widen, widen_bias, narrow, narrow_bias, outer, epsilon, query[:dim]
     )  # fmt: skip
     scores_dot(query, columns, biases, scores)
-    return top_k(scores, seen, k, best_items, best_scores)
+    return top_k(scores, seen, mask, k, best_items, best_scores)
+
+
+@kernel
+def queries_recurrent(  # type: ignore[no-untyped-def]
+    states, user, mix, inner, widen, widen_bias, narrow, narrow_bias, outer, epsilon, queries
+):
+    """`query_recurrent` for several states of one user, (n, scales + 1, dim), into `queries` (n, dim)."""
+    for n in range(states.shape[0]):
+        query_recurrent(
+            states[n], user, mix, inner, widen, widen_bias, narrow, narrow_bias, outer, epsilon, queries[n]
+        )  # fmt: skip
+
+
+@kernel
+def diversify(vectors, relevance, diversity, chosen):  # type: ignore[no-untyped-def]
+    """Maximal marginal relevance (Carbonell and Goldstein 1998): `chosen` (k,) gets rows of `vectors` (n, dim), n >= k.
+
+    Each next item maximises (1 - diversity) relevance - diversity max cosine to the items chosen before it; relevance:
+    (n,) in [0, 1], best first.
+    """
+    n, dim = vectors.shape
+    unit = np.empty((n, dim), np.float32)
+    for i in range(n):
+        square = np.float32(1e-12)
+        for c in range(dim):
+            square += vectors[i, c] * vectors[i, c]
+        for c in range(dim):
+            unit[i, c] = vectors[i, c] / math.sqrt(square)
+    closest = np.full(n, np.float32(-1.0))
+    taken = np.zeros(n, np.uint8)
+    for place in range(chosen.shape[0]):
+        best, best_value = -1, np.float32(0.0)
+        for i in range(n):
+            if taken[i] == 0:
+                likeness = np.float32(0.0) if place == 0 else closest[i]
+                value = (np.float32(1.0) - diversity) * relevance[i] - diversity * likeness
+                if best < 0 or value > best_value:
+                    best, best_value = i, value
+        chosen[place] = best
+        taken[best] = 1
+        for i in range(n):
+            cosine = np.float32(0.0)
+            for c in range(dim):
+                cosine += unit[i, c] * unit[best, c]
+            closest[i] = max(closest[i], cosine)

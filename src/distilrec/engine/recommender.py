@@ -4,30 +4,39 @@ What happens with ids that are not known:
 - an unknown user gets the prior: what the student recommends to somebody without history and features;
 - a user with features only (`set_user`) gets recommendations from the features;
 - events on unknown items are counted and otherwise ignored: nothing is known about such an item;
-- a new item (`add_item`) is scored by its features alone, with the bias of the least popular item;
+- a new item (`put_item`) is scored by its features alone, with the bias of the least popular item;
 - asking for the score of an unknown item raises UnknownItemError.
 
-The state of every user who was asked for or had an event stays in memory. A Recommender belongs to one thread.
+A Recommender belongs to one thread. Alone it keeps every user in memory; with a store (`distilrec.engine.stored`, or the
+service) users come from there when they are asked for, and leave memory when there are too many.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 
-from distilrec.bundle.format import WEIGHTS, Bundle, Manifest, read_bundle, unpack_texts
+from distilrec.attributes import Value, unpack_attributes
+from distilrec.bundle.format import WEIGHTS, Bundle, Manifest, read_bundle
 from distilrec.encoding import FeatureEncoder
-from distilrec.engine.runtime import Floats, make_runtime
+from distilrec.engine import kernels
+from distilrec.engine.filters import Filter, Filters
+from distilrec.engine.runtime import Floats, Places, make_runtime
+from distilrec.engine.users import User, Users
 from distilrec.errors import BundleCorruptedError, ConfigError, UnknownItemError
+from distilrec.stores.records import ItemRecord, Since, StoredEvent, UserRecord, merged
+from distilrec.texts import unpack_texts
 
 _GOLDEN_TOLERANCE = 1e-4
 _NO_ITEMS = np.zeros(0, np.int32)
+_DERIVED = {"popularity": 0.0, "sales_volume": 0.0}  # of a new item
+_POOL, _POOL_FACTOR = 50, 5  # candidates of a diversified list of k: max(50, 5 k)
+MAX_EVENTS = 10_000
 
 
 class Recommendation(NamedTuple):
@@ -55,7 +64,7 @@ class UpdateResult(NamedTuple):
 class Contribution(NamedTuple):
     """What one past event did for a score: the score minus the score had the event not happened.
 
-    place: which event of the user it was, from 0, the oldest.
+    place: which of the remembered events of the user it was, from 0, the oldest.
     """
 
     item_id: str
@@ -63,36 +72,27 @@ class Contribution(NamedTuple):
     place: int
 
 
-@dataclass
-class _User:
-    """state: what the runtime folds events into; features: U f_u, (dim,); log: (2, capacity) int32, items and events."""
+class Item(NamedTuple):
+    """What is known about one item, for people and for filters."""
 
-    state: Floats
-    features: Floats
-    log: NDArray[np.int32]
-    length: int = field(default=0)
-
-    @property
-    def items(self) -> NDArray[np.int32]:
-        """All items so far, oldest first, with repetitions, (length,)."""
-        return self.log[0, : self.length]
-
-    @property
-    def events(self) -> NDArray[np.int32]:
-        """Their event types, (length,)."""
-        return self.log[1, : self.length]
-
-    def remember(self, item: int, event: int) -> None:
-        if self.length == self.log.shape[1]:
-            self.log = np.concatenate([self.log, np.empty((2, max(16, self.length)), np.int32)], axis=1)
-        self.log[:, self.length] = item, event
-        self.length += 1
+    item_id: str
+    title: str
+    attributes: dict[str, float | list[str]]
+    available: bool
+    in_training: bool
 
 
 class Recommender:
-    """A served student. Make one with `distilrec.load(path)`."""
+    """A served student. Make one with `distilrec.load(path)`.
 
-    def __init__(self, bundle: Bundle) -> None:
+    max_users: how many users stay in memory, None for all; max_events: how many of the latest events of each user are
+    remembered as seen and can be explained. The state itself is a fold of all events.
+    """
+
+    def __init__(self, bundle: Bundle, *, max_users: int | None = None, max_events: int = MAX_EVENTS) -> None:
+        for name, value in (("max_users", max_users), ("max_events", max_events)):
+            if value is not None and value < 1:
+                raise ConfigError(f"{name} is {value}", fix="give a number of at least 1", parameter=name)
         self._bundle = bundle
         self._runtime = make_runtime(bundle)
         self._item_ids = unpack_texts("ids", bundle.catalogue)
@@ -100,9 +100,13 @@ class Recommender:
         self._item_index = {item: place for place, item in enumerate(self._item_ids)}
         self._event_index = {event: place for place, event in enumerate(bundle.manifest.event_types)}
         self._user_table, self._item_table = bundle.weights["user_table"], bundle.weights["item_table"]
-        self._users: dict[str, _User] = {}
+        self._filters = Filters(unpack_attributes(bundle.catalogue, len(self._item_ids)), self._item_index)
+        self._live: dict[str, ItemRecord] = {}  # items that the bundle does not have
+        self._removed: set[str] = set()
+        self._users = Users(max_users, max_events)
         known = unpack_texts("users", bundle.history) if bundle.history else []
         self._history_index = {user: place for place, user in enumerate(known)}
+        self._history_end = float(bundle.history["end"][0]) if bundle.history else -math.inf
         self._verify_golden()
 
     @property
@@ -111,17 +115,73 @@ class Recommender:
         return self._bundle.manifest
 
     @property
+    def folder(self) -> Path:
+        """Where the bundle is."""
+        return self._bundle.folder
+
+    @property
+    def users(self) -> Users:
+        """The users in memory."""
+        return self._users
+
+    @property
     def item_ids(self) -> list[str]:
-        """All items of the catalogue, the most popular in training first."""
-        return list(self._item_ids)
+        """All items of the catalogue, the most popular in training first; without removed ones."""
+        return [item for item in self._item_ids if item not in self._removed]
+
+    @property
+    def attributes(self) -> list[str]:
+        """What answers can be filtered by."""
+        return self._filters.attributes.names
 
     def title(self, item_id: str) -> str:
         """The title of an item, or its id where the data had none. Raises UnknownItemError."""
         return self._titles[self._position(item_id)]
 
+    def item(self, item_id: str) -> Item:
+        """What is known about an item. Raises UnknownItemError."""
+        place = self._position(item_id)
+        return Item(
+            item_id,
+            self._titles[place],
+            self._filters.attributes.of(place),
+            self._filters.is_available(place),
+            item_id not in self._live,
+        )
+
+    def search(self, text: str, limit: int = 20) -> list[Item]:
+        """Items whose title or id contains a text, most popular first; all items where the text is empty."""
+        wanted = text.casefold()
+        found: list[Item] = []
+        for item_id, title in zip(self._item_ids, self._titles, strict=True):
+            if len(found) == limit:
+                break
+            if (wanted in title.casefold() or wanted in item_id.casefold()) and item_id not in self._removed:
+                found.append(self.item(item_id))
+        return found
+
+    def some_users(self, limit: int) -> list[str]:
+        """Some users with a history: those in memory, the latest first, then those of the bundle."""
+        recent = [user for user in self._users.recent(limit) if self._users.peek(user).length]  # type: ignore[union-attr]
+        others = (user for user in self._history_index if user not in self._users)
+        return [*recent, *(user for user, _ in zip(others, range(limit - len(recent)), strict=False))]
+
     def knows_user(self, user_id: str | int) -> bool:
         """Whether anything is known of this user: history, features or events since the start."""
         return str(user_id) in self._users or str(user_id) in self._history_index
+
+    def past(self, user_id: str, limit: int) -> list[str]:
+        """The latest items of a user, latest first."""
+        user = self._find(user_id)
+        return [self._item_ids[place] for place in user.items[::-1][:limit]] if user else []
+
+    def teacher_items(self, user_id: str) -> list[str]:
+        """What the teacher would recommend after the history in the bundle, best first; empty where that is not there."""
+        place = self._history_index.get(user_id)
+        lists = self._bundle.history.get("teacher_items")
+        if place is None or lists is None:
+            return []
+        return [self._item_ids[item] for item in lists[place] if item >= 0]
 
     def recommend(
         self,
@@ -129,26 +189,65 @@ class Recommender:
         item_ids: Sequence[str | int] | None = None,
         k: int = 10,
         exclude_seen: bool = True,
+        *,
+        where: Filter | None = None,
+        diversity: float = 0.0,
     ) -> list[Recommendation]:
-        """The k best items for a user, best first.
+        """The k best items for a user, best first; fewer where fewer pass.
 
-        item_ids: rank exactly these items instead, each once, seen or not; then `k` and `exclude_seen` do not apply.
-        exclude_seen: leave out what the user has already had.
-        Raises UnknownItemError for an id in `item_ids` that is not in the catalogue, ConfigError for k < 1.
+        item_ids: rank exactly these items instead, each once, seen or not; then nothing else applies.
+        exclude_seen: leave out what the user has already had. where: only items that pass this filter.
+        diversity: from 0 (best first) to 1: trades score against likeness to the items before, by maximal marginal
+        relevance among the best max(50, 5 k).
+        Raises UnknownItemError for an id in `item_ids` that is not in the catalogue, ConfigError for k < 1, a diversity
+        outside [0, 1] and a filter that does not fit.
         """
         user = self._find(str(user_id))
         if user is None:
             user = self._stranger
         if item_ids is not None:
-            asked = [self._position(str(item)) for item in dict.fromkeys(item_ids)]
-            scores = self._runtime.scores(self._runtime.query(user.state, user.features))
-            ranked = sorted(asked, key=lambda place: -scores[place])
-            return [Recommendation(self._item_ids[place], float(scores[place])) for place in ranked]
+            return self._rank(user, item_ids)
         if k < 1:
             raise ConfigError(f"k is {k}", fix="ask for at least one item", parameter="k")
+        if not 0 <= diversity <= 1:
+            raise ConfigError(f"diversity is {diversity}", fix="give a number from 0 to 1", parameter="diversity")
         seen = user.items if exclude_seen else _NO_ITEMS
-        places, best = self._runtime.best(user.state, user.features, seen, min(k, len(self._item_ids)))
+        pool = max(_POOL, _POOL_FACTOR * k) if diversity else k
+        places, best = self._runtime.best(
+            user.state, user.features, seen, self._filters.mask(where), min(pool, len(self._item_ids))
+        )
+        if diversity:
+            order = self._diversified(places, best, min(k, len(places)), diversity)
+            places, best = places[order], best[order]
         return list(map(Recommendation, map(self._item_ids.__getitem__, places.tolist()), best.tolist()))
+
+    def recommend_many(
+        self,
+        user_ids: Iterable[str | int],
+        k: int = 10,
+        exclude_seen: bool = True,
+        *,
+        where: Filter | None = None,
+        diversity: float = 0.0,
+    ) -> list[list[Recommendation]]:
+        """`recommend` for several users."""
+        return [
+            self.recommend(user, k=k, exclude_seen=exclude_seen, where=where, diversity=diversity) for user in user_ids
+        ]
+
+    def _rank(self, user: User, item_ids: Sequence[str | int]) -> list[Recommendation]:
+        asked = [self._position(str(item)) for item in dict.fromkeys(item_ids)]
+        scores = self._runtime.scores_of(user.state[None], user.features, np.array(asked, np.int32))[0]
+        order = np.argsort(-scores, kind="stable")
+        return [Recommendation(self._item_ids[asked[n]], float(scores[n])) for n in order]
+
+    def _diversified(self, places: Places, scores: Floats, k: int, diversity: float) -> Places:
+        chosen = np.empty(k, np.int32)
+        if k:
+            span = max(float(scores[0] - scores[-1]), 1e-9)
+            relevance = (scores - scores[-1]) / np.float32(span)
+            kernels.diversify(self._runtime.item_vectors(places), relevance, np.float32(diversity), chosen)
+        return chosen
 
     def update(self, events: Iterable[Event | Mapping[str, str]]) -> UpdateResult:
         """Follows events, oldest first: the next `recommend` takes them into account. O(S d) per event.
@@ -157,14 +256,10 @@ class Recommender:
         """
         applied = unknown = 0
         for event in [_as_event(event) for event in events]:
-            place = self._item_index.get(event.item_id)
-            if place is None:
+            if event.item_id not in self._item_index:
                 unknown += 1
                 continue
-            user = self._find(event.user_id) or self._new_user(event.user_id)
-            kind = self._event_index.get(event.event_type, 0)
-            self._runtime.fold(user.state, np.array([place], np.int32), np.array([kind], np.int32))
-            user.remember(place, kind)
+            self._fold(self._find(event.user_id) or self._new_user(event.user_id), event.item_id, event.event_type)
             applied += 1
         return UpdateResult(applied, unknown)
 
@@ -174,41 +269,167 @@ class Recommender:
         Exact counterfactuals: the score minus the score had that one event not happened. O(events S d + events d^2).
         Raises UnknownItemError. A user without events has no contributions.
         """
-        place = self._position(str(item_id))
+        return self.explain_many(user_id, [item_id], k)[0]
+
+    def explain_many(self, user_id: str | int, item_ids: Sequence[str | int], k: int = 5) -> list[list[Contribution]]:
+        """`explain` for several items of one user: the states without each event are computed once."""
+        asked = np.array([self._position(str(item)) for item in item_ids], np.int32)
         user = self._find(str(user_id))
         if user is None or not user.length:
-            return []
+            return [[] for _ in item_ids]
         runtime = self._runtime
-        score = runtime.score(runtime.query(user.state, user.features), place)
-        without = runtime.without_each(user.items, user.events)
-        others = [runtime.score(runtime.query(state, user.features), place) for state in without]
-        effects = score - np.array(others)
-        order = np.argsort(-np.abs(effects), kind="stable")[:k]
-        return [Contribution(self._item_ids[user.items[n]], float(effects[n]), int(n)) for n in order]
+        older = user.length == self._users.max_events  # events that are in the state, but no longer in the log
+        states = runtime.without_each(user.items, user.events, user.state if older else None)
+        scores = runtime.scores_of(user.state[None], user.features, asked)  # (1, asked)
+        effects = scores - runtime.scores_of(states, user.features, asked)  # (events, asked)
+        order = np.argsort(-np.abs(effects), axis=0, kind="stable")[:k]
+        return [
+            [Contribution(self._item_ids[user.items[n]], float(effects[n, column]), int(n)) for n in order[:, column]]
+            for column in range(len(asked))
+        ]
 
     def set_user(self, user_id: str | int, features: Mapping[str, object]) -> None:
-        """Sets the features of a new or known user. Unknown categories count as unknown, absent ones as missing."""
+        """Sets the features of a new or known user. Unknown categories count as unknown, absent ones as missing.
+
+        Raises ConfigError for a feature that the bundle does not have.
+        """
+        embedded = self.user_features(features)
         user = self._find(str(user_id)) or self._new_user(str(user_id))
-        user.features = self._embed(features, self.manifest.user_encoder, self._user_table, "user")
+        user.features = embedded
+
+    def user_features(self, features: Mapping[str, object]) -> Floats:
+        """U f_u of these features, (dim,). Raises ConfigError for a feature that the bundle does not have."""
+        return self._embed(features, self.manifest.user_encoder, self._user_table, "user")
 
     def add_item(self, item_id: str | int, features: Mapping[str, object], title: str | None = None) -> None:
         """Adds a new item, scored by its features alone from now on. Raises ConfigError for an item that exists."""
         name = str(item_id)
-        if name in self._item_index:
+        if name in self._item_index and name not in self._removed:
             raise ConfigError(
                 f"item {name!r} is already in the catalogue", fix="choose another id", parameter="item_id"
             )
-        vector = self._embed(
-            {"popularity": 0.0, "sales_volume": 0.0, **features}, self.manifest.item_encoder, self._item_table, "item"
-        )
-        self._runtime.append_item(vector, float(self._bundle.weights["biases"].min()))
-        self._item_index[name] = len(self._item_ids)
-        self._item_ids.append(name)
-        self._titles.append(title or name)
+        self.put_item(ItemRecord(name, title, dict(features)))
 
-    def _embed(self, features: Mapping[str, object], encoder: FeatureEncoder, table: Floats, entity: str) -> Floats:
+    def check_item(self, record: ItemRecord) -> None:
+        """Raises the ConfigError that `put_item` would raise, and changes nothing."""
+        self._item_vector(record)
+        self._filters.attributes.check(record.attributes)
+
+    def put_item(self, record: ItemRecord) -> None:
+        """Adds an item, or changes one: title, attributes, availability; of a new item also the features.
+
+        The vector of an item that training knew stays as it is. Features are attributes too, where their names are
+        attributes. Raises ConfigError for a feature that the bundle does not have, and for values of the wrong kind.
+        """
+        self.check_item(record)
+        name = record.item_id
+        known = name in self._item_index
+        if not known or name in self._live:
+            record = merged(self._live.get(name), record)
+            place = len(self._item_ids) if not known else self._item_index[name]
+            self._runtime.put_item(place, self._item_vector(record), float(self._bundle.weights["biases"].min()))
+            self._live[name] = record
+            if not known:
+                self._item_index[name] = place
+                self._item_ids.append(name)
+                self._titles.append(name)
+                self._filters.attributes.append()
+        place = self._item_index[name]
+        if record.title is not None:
+            self._titles[place] = record.title
+        attributes = self._filters.attributes
+        of_features = {key: _as_value(value) for key, value in record.features.items() if key in attributes.names}
+        attributes.change(place, {**of_features, **record.attributes})
+        if record.removed:
+            self._removed.add(name)
+        else:
+            self._removed.discard(name)
+        self._filters.set_available(place, record.available and not record.removed)
+
+    def _item_vector(self, record: ItemRecord) -> Floats:
+        return self._embed({**_DERIVED, **record.features}, self.manifest.item_encoder, self._item_table, "item")
+
+    # What a store needs.
+
+    def since(self, user_id: str) -> Since:
+        """Up to where the log of a user is folded in."""
+        user = self._users.peek(user_id)
+        return Since(user_id) if user is None else Since(user_id, user.epoch, user.position)
+
+    def restore(self, user_id: str, record: UserRecord) -> bool:
+        """Brings a user up to date with what a store says.
+
+        False, and nothing done, where that takes the whole log: an event came late, or the user has left memory.
+        """
+        user = self._users.peek(user_id)
+        if record.erased and self._history_index.pop(user_id, None) is not None:
+            self._users.drop(user_id)
+        if record.restart:
+            self._users.drop(user_id)
+            self._rebuild(user_id, record)
+            return True
+        if user is None or any(event.timestamp < user.last for event in record.events):
+            self._users.drop(user_id)
+            return False
+        for event in record.events:
+            self._follow(user, event)
+        user.position = record.position
+        return True
+
+    def follow(self, event: StoredEvent, position: int) -> None:
+        """Folds one event that has just been stored, if its user is in memory and it is not in the state already."""
+        user = self._users.peek(event.user_id)
+        if user is None or position <= user.position:
+            return
+        if event.timestamp < user.last:  # late: the next answer folds the log anew, in order
+            self._users.drop(event.user_id)
+            return
+        self._follow(user, event)
+        user.position = position
+
+    def forget(self, user_id: str, *, history: bool = False) -> None:
+        """Drops a user from memory; with `history` also what the bundle knows of them."""
+        self._users.drop(user_id)
+        if history:
+            self._history_index.pop(user_id, None)
+
+    def _rebuild(self, user_id: str, record: UserRecord) -> None:
+        events = sorted(record.events, key=lambda event: event.timestamp)  # stable: equal times in order of arrival
+        user = self._find(user_id)
+        if user is None:
+            if not events and record.features is None:
+                return  # a stranger
+            user = self._new_user(user_id)
+        user.epoch, user.position = record.epoch, record.position
+        if record.features is not None:
+            user.features = self._embed(
+                record.features, self.manifest.user_encoder, self._user_table, "user", strict=False
+            )
+        for event in events:
+            self._follow(user, event)
+
+    def _follow(self, user: User, event: StoredEvent) -> None:
+        user.last = event.timestamp
+        already = user.has_history and event.received <= self._history_end  # then the bundle's history holds it
+        if event.item_id in self._item_index and not already:
+            self._fold(user, event.item_id, event.event_type)
+
+    def _fold(self, user: User, item_id: str, event_type: str) -> None:
+        place, kind = self._item_index[item_id], self._event_index.get(event_type, 0)
+        self._runtime.fold(user.state, np.array([place], np.int32), np.array([kind], np.int32))
+        self._users.remember(user, place, kind)
+
+    def _embed(
+        self,
+        features: Mapping[str, object],
+        encoder: FeatureEncoder,
+        table: Floats,
+        entity: str,
+        *,
+        strict: bool = True,
+    ) -> Floats:
         known = {encoding.name for encoding in encoder.encodings}
-        if wrong := sorted(set(features) - known - {"popularity", "sales_volume"}):
+        if strict and (wrong := sorted(set(features) - known - set(_DERIVED))):
             raise ConfigError(
                 f"the bundle has no {entity} feature {wrong[0]!r}; it has: {', '.join(sorted(known)) or 'none'}",
                 fix="correct the name",
@@ -218,7 +439,7 @@ class Recommender:
 
     def _position(self, item_id: str) -> int:
         place = self._item_index.get(item_id)
-        if place is None:
+        if place is None or item_id in self._removed:
             raise UnknownItemError(
                 f"item {item_id!r} is not in the catalogue of this bundle ({len(self._item_ids):,} items, "
                 f"such as {', '.join(self._item_ids[:3])})",
@@ -228,25 +449,28 @@ class Recommender:
         return place
 
     @property
-    def _stranger(self) -> _User:
-        return _User(self._runtime.new_state(), np.zeros(self.manifest.dim, np.float32), np.empty((2, 0), np.int32))
+    def _stranger(self) -> User:
+        return User(self._runtime.new_state(), np.zeros(self.manifest.dim, np.float32), np.empty((2, 0), np.int32))
 
-    def _new_user(self, user_id: str) -> _User:
-        user = self._users[user_id] = self._stranger
+    def _new_user(self, user_id: str) -> User:
+        user = self._stranger
+        self._users.put(user_id, user)
         return user
 
-    def _find(self, user_id: str) -> _User | None:
+    def _find(self, user_id: str) -> User | None:
         """The user's state, folded from the bundle's history on first use."""
         user = self._users.get(user_id)
         if user is None and (place := self._history_index.get(user_id)) is not None:
             h = self._bundle.history
             start, stop = h["offsets"][place], h["offsets"][place + 1]
-            user = self._new_user(user_id)
-            user.log = np.stack([h["items"][start:stop], h["events"][start:stop]])
-            user.length = user.log.shape[1]
-            self._runtime.fold(user.state, user.items, user.events)
+            items, events = h["items"][start:stop], h["events"][start:stop]
+            user = self._stranger
+            user.has_history = True
+            self._runtime.fold(user.state, items, events)
+            self._users.remember_all(user, items, events)
             bag = zip(h["user_columns"][place], h["user_weights"][place], strict=True)
             user.features = embed_bag(bag, self._user_table)
+            self._users.put(user_id, user)
         return user
 
     def _verify_golden(self) -> None:
@@ -256,9 +480,11 @@ class Recommender:
             self._runtime.fold(state, np.array(golden.items, np.int32), np.array(golden.events, np.int32))
             user = embed_bag(golden.user_features, self._user_table)
             seen = np.array(golden.items, np.int32)
-            self._runtime.without_each(seen, np.array(golden.events, np.int32))
+            without = self._runtime.without_each(seen, np.array(golden.events, np.int32))
+            self._runtime.scores_of(without, user, seen)
             scores = self._runtime.scores(self._runtime.query(state, user))
-            _, best = self._runtime.best(state, user, seen, len(golden.top_items))
+            places, best = self._runtime.best(state, user, seen, self._filters.mask(None), len(golden.top_items))
+            self._diversified(places, best, len(places), 0.5)
             expected = np.array(golden.top_scores)
             if not all(
                 len(each) == len(expected) and np.allclose(each, expected, _GOLDEN_TOLERANCE, _GOLDEN_TOLERANCE)
@@ -289,9 +515,14 @@ def embed_bag(bag: Iterable[tuple[int, float]], table: Floats) -> Floats:
     return out
 
 
-def load(path: Path | str) -> Recommender:
+def _as_value(value: object) -> Value:
+    return value if isinstance(value, int | float | str | list) else None
+
+
+def load(path: Path | str, *, max_users: int | None = None, max_events: int = MAX_EVENTS) -> Recommender:
     """A recommender from a bundle folder: files checked, kernels compiled, golden answers reproduced.
 
-    Raises BundleMissingError, BundleCorruptedError and BundleVersionError.
+    max_users: how many users stay in memory (None: all). Without a store, a user who leaves memory loses what was not
+    in the bundle. Raises BundleMissingError, BundleCorruptedError and BundleVersionError.
     """
-    return Recommender(read_bundle(path))
+    return Recommender(read_bundle(path), max_users=max_users, max_events=max_events)

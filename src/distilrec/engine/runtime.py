@@ -12,6 +12,8 @@ from distilrec.engine import kernels
 
 NORM_EPSILON = np.float32(1e-6)
 Floats = NDArray[np.float32]
+Places = NDArray[np.int32]
+Mask = NDArray[np.uint8]
 
 
 class Runtime(Protocol):
@@ -21,7 +23,7 @@ class Runtime(Protocol):
         """The state of a user without events."""
         ...
 
-    def fold(self, state: Floats, items: NDArray[np.int32], events: NDArray[np.int32]) -> None:
+    def fold(self, state: Floats, items: Places, events: Places) -> None:
         """Updates the state in place by these events, oldest first."""
         ...
 
@@ -33,21 +35,59 @@ class Runtime(Protocol):
         """Scores of the whole catalogue, (items,), a new array."""
         ...
 
-    def score(self, query: Floats, item: int) -> float:
-        """The score of one item."""
+    def scores_of(self, states: Floats, user: Floats, items: Places) -> Floats:
+        """Scores of these items for several states of one user, (states, items)."""
         ...
 
-    def best(self, state: Floats, user: Floats, seen: NDArray[np.int32], k: int) -> tuple[NDArray[np.int32], Floats]:
-        """The k best items that are not in `seen`, and their scores, best first; fewer where there are fewer."""
+    def best(self, state: Floats, user: Floats, seen: Places, mask: Mask, k: int) -> tuple[Places, Floats]:
+        """The k best items that are not in `seen` and pass the mask, with their scores, best first; fewer where there are.
+
+        mask: (items,) uint8, empty for all.
+        """
         ...
 
-    def without_each(self, items: NDArray[np.int32], events: NDArray[np.int32]) -> Floats:
-        """For each of these events, the state of a user to whom all the others happened, (events, *state shape)."""
+    def without_each(self, items: Places, events: Places, state: Floats | None = None) -> Floats:
+        """For each of these events, the state of a user to whom all the others happened, (events, *state shape).
+
+        state: the user's state, to be given where events older than these are in it.
+        """
         ...
 
-    def append_item(self, vector: Floats, bias: float) -> None:
-        """Adds an item behind the last one."""
+    def item_vectors(self, items: Places) -> Floats:
+        """The vectors of these items, (n, dim)."""
         ...
+
+    def put_item(self, item: int, vector: Floats, bias: float) -> None:
+        """Sets the vector of an item, or adds one behind the last."""
+        ...
+
+
+class ItemTable:
+    """Item vectors and biases with room to grow: adding an item copies nothing most of the time."""
+
+    def __init__(self, vectors: Floats, biases: Floats) -> None:
+        self.count = len(vectors)
+        self._vectors, self._biases = vectors, biases
+
+    @property
+    def vectors(self) -> Floats:
+        return self._vectors[: self.count]
+
+    @property
+    def biases(self) -> Floats:
+        return self._biases[: self.count]
+
+    @property
+    def room(self) -> int:
+        return len(self._vectors)
+
+    def put(self, item: int, vector: Floats, bias: float) -> None:
+        if item == self.room:
+            more = max(64, item // 8)
+            self._vectors = np.vstack([self._vectors, np.zeros((more, vector.shape[0]), np.float32)])
+            self._biases = np.append(self._biases, np.zeros(more, np.float32))
+        self._vectors[item], self._biases[item] = vector, bias
+        self.count = max(self.count, item + 1)
 
 
 class RecurrentRuntime:
@@ -55,10 +95,10 @@ class RecurrentRuntime:
 
     def __init__(self, bundle: Bundle) -> None:
         w = bundle.weights
-        self.vectors, self.biases = w["vectors"], w["biases"]
-        self.columns = _columns(self.vectors)
-        self.gain, self.decay = w["gain"], w["decay"]
-        self.scale = np.sqrt(1 - self.decay**2)
+        self._items = ItemTable(w["vectors"], w["biases"])
+        self._columns = _columns(w["vectors"])  # (channels, room)
+        self._gain, self._decay = w["gain"], w["decay"]
+        self._scale = np.sqrt(1 - self._decay**2)
         self._weights = (
             w["mix"],
             w["inner_norm"],
@@ -69,44 +109,60 @@ class RecurrentRuntime:
             w["outer_norm"],
             NORM_EPSILON,
         )
-        self._query, self._scores = np.zeros(len(self.columns), np.float32), np.empty_like(self.biases)  # reused
+        self._query = np.zeros(len(self._columns), np.float32)  # reused
+        self._scores = np.empty_like(w["biases"])
 
     def new_state(self) -> Floats:
-        return np.zeros((len(self.decay) + 1, self.decay.shape[1]), np.float32)
+        return np.zeros((len(self._decay) + 1, self._decay.shape[1]), np.float32)
 
-    def fold(self, state: Floats, items: NDArray[np.int32], events: NDArray[np.int32]) -> None:
-        kernels.fold_recurrent(state, items, events, self.vectors, self.gain, self.decay, self.scale)
+    def fold(self, state: Floats, items: Places, events: Places) -> None:
+        kernels.fold_recurrent(state, items, events, self._items.vectors, self._gain, self._decay, self._scale)
 
     def query(self, state: Floats, user: Floats) -> Floats:
-        query = np.zeros(len(self.columns), np.float32)
-        kernels.query_recurrent(state, user, *self._weights, query[: self.decay.shape[1]])
+        query = np.zeros(len(self._columns), np.float32)
+        kernels.query_recurrent(state, user, *self._weights, query[: self._decay.shape[1]])
         return query
 
-    def best(self, state: Floats, user: Floats, seen: NDArray[np.int32], k: int) -> tuple[NDArray[np.int32], Floats]:
+    def best(self, state: Floats, user: Floats, seen: Places, mask: Mask, k: int) -> tuple[Places, Floats]:
         items, scores = np.empty(k, np.int32), np.empty(k, np.float32)
         found = kernels.recommend_recurrent(
-            state, user, *self._weights, self.columns, self.biases, seen, k, self._query, self._scores, items, scores
-        )
+            state, user, *self._weights, self._columns, self._items.biases, seen, mask, k,
+            self._query, self._scores, items, scores,
+        )  # fmt: skip
         return items[:found], scores[:found]
 
     def scores(self, query: Floats) -> Floats:
-        out = np.empty(len(self.biases), np.float32)
-        kernels.scores_dot(query, self.columns, self.biases, out)
+        out = np.empty(self._items.count, np.float32)
+        kernels.scores_dot(query, self._columns, self._items.biases, out)
         return out
 
-    def without_each(self, items: NDArray[np.int32], events: NDArray[np.int32]) -> Floats:
+    def scores_of(self, states: Floats, user: Floats, items: Places) -> Floats:
+        queries = np.empty((len(states), self._decay.shape[1]), np.float32)
+        kernels.queries_recurrent(states, user, *self._weights, queries)
+        scores: Floats = queries @ self._items.vectors[items].T + self._items.biases[items]
+        return scores
+
+    def without_each(self, items: Places, events: Places, state: Floats | None = None) -> Floats:
         out = np.empty((len(items), *self.new_state().shape), np.float32)
-        kernels.without_each_recurrent(items, events, self.vectors, self.gain, self.decay, self.scale, out)
+        kernels.without_each_recurrent(
+            items, events, self._items.vectors, self._gain, self._decay, self._scale, out
+        )  # fmt: skip
+        if state is not None:
+            of_these = self.new_state()
+            self.fold(of_these, items, events)
+            out[:, :-1] += (state - of_these)[:-1] / self._decay  # what is older decays once less
         return out
 
-    def score(self, query: Floats, item: int) -> float:
-        return float(query @ self.columns[:, item] + self.biases[item])
+    def item_vectors(self, items: Places) -> Floats:
+        return self._items.vectors[items]
 
-    def append_item(self, vector: Floats, bias: float) -> None:
-        self.vectors = np.vstack([self.vectors, vector])
-        self.columns = _columns(self.vectors)
-        self.biases = np.append(self.biases, np.float32(bias))
-        self._scores = np.empty_like(self.biases)
+    def put_item(self, item: int, vector: Floats, bias: float) -> None:
+        room = self._items.room
+        self._items.put(item, vector, bias)
+        if self._items.room != room:
+            self._columns = np.pad(self._columns, ((0, 0), (0, self._items.room - room)))
+        self._columns[: len(vector), item] = vector
+        self._scores = np.empty(self._items.count, np.float32)
 
 
 def _columns(vectors: Floats) -> Floats:
@@ -120,45 +176,57 @@ class MlpRuntime:
 
     def __init__(self, bundle: Bundle) -> None:
         w = bundle.weights
-        self.vectors, self.biases = w["vectors"], w["biases"]
-        self.user_layer, self.user_layer_bias = w["user_layer"], w["user_layer_bias"]
-        self.item_layer, self.readout = w["item_layer"], w["readout"]
-        self.hidden = np.ascontiguousarray(self.vectors @ self.item_layer.T)  # (items, hidden)
+        self._user_layer, self._user_layer_bias = w["user_layer"], w["user_layer_bias"]
+        self._item_layer, self._readout = w["item_layer"], w["readout"]
+        self._items = ItemTable(w["vectors"], w["biases"])
+        self._hidden = np.ascontiguousarray(w["vectors"] @ self._item_layer.T)  # (room, hidden)
 
     def new_state(self) -> Floats:
-        return np.zeros(self.vectors.shape[1] + 1, np.float32)
+        return np.zeros(self._items.vectors.shape[1] + 1, np.float32)
 
-    def fold(self, state: Floats, items: NDArray[np.int32], events: NDArray[np.int32]) -> None:
-        kernels.fold_mean(state, items, self.vectors)
+    def fold(self, state: Floats, items: Places, events: Places) -> None:
+        kernels.fold_mean(state, items, self._items.vectors)
 
     def query(self, state: Floats, user: Floats) -> Floats:
-        mean = state[:-1] / max(state[-1], 1.0)
-        query: Floats = self.user_layer @ (mean + user) + self.user_layer_bias
+        query: Floats = self._queries(state[None], user)[0]
         return query
 
+    def _queries(self, states: Floats, user: Floats) -> Floats:
+        mean = states[:, :-1] / np.maximum(states[:, -1:], 1.0)
+        queries: Floats = (mean + user) @ self._user_layer.T + self._user_layer_bias
+        return queries
+
     def scores(self, query: Floats) -> Floats:
-        out = np.empty(len(self.biases), np.float32)
-        kernels.scores_relu(query, self.readout, self.hidden, self.biases, out)
+        out = np.empty(self._items.count, np.float32)
+        kernels.scores_relu(query, self._readout, self._hidden[: self._items.count], self._items.biases, out)
         return out
 
-    def best(self, state: Floats, user: Floats, seen: NDArray[np.int32], k: int) -> tuple[NDArray[np.int32], Floats]:
+    def scores_of(self, states: Floats, user: Floats, items: Places) -> Floats:
+        queries, hidden = self._queries(states, user), self._hidden[items]
+        rows = [np.maximum(query + hidden, 0) @ self._readout for query in queries]
+        scores: Floats = np.array(rows, np.float32) + self._items.biases[items]
+        return scores
+
+    def best(self, state: Floats, user: Floats, seen: Places, mask: Mask, k: int) -> tuple[Places, Floats]:
         items, scores = np.empty(k, np.int32), np.empty(k, np.float32)
-        found = kernels.top_k(self.scores(self.query(state, user)), seen, k, items, scores)
+        found = kernels.top_k(self.scores(self.query(state, user)), seen, mask, k, items, scores)
         return items[:found], scores[:found]
 
-    def without_each(self, items: NDArray[np.int32], events: NDArray[np.int32]) -> Floats:
+    def without_each(self, items: Places, events: Places, state: Floats | None = None) -> Floats:
         whole = self.new_state()
         self.fold(whole, items, events)
-        states: Floats = whole - np.hstack([self.vectors[items], np.ones((len(items), 1), np.float32)])
+        each = np.hstack([self._items.vectors[items], np.ones((len(items), 1), np.float32)])
+        states: Floats = (whole if state is None else state) - each
         return states
 
-    def score(self, query: Floats, item: int) -> float:
-        return float(self.readout @ np.maximum(query + self.hidden[item], 0) + self.biases[item])
+    def item_vectors(self, items: Places) -> Floats:
+        return self._items.vectors[items]
 
-    def append_item(self, vector: Floats, bias: float) -> None:
-        self.vectors = np.vstack([self.vectors, vector])
-        self.hidden = np.vstack([self.hidden, self.item_layer @ vector])
-        self.biases = np.append(self.biases, np.float32(bias))
+    def put_item(self, item: int, vector: Floats, bias: float) -> None:
+        self._items.put(item, vector, bias)
+        if missing := self._items.room - len(self._hidden):
+            self._hidden = np.pad(self._hidden, ((0, missing), (0, 0)))
+        self._hidden[item] = self._item_layer @ vector
 
 
 def make_runtime(bundle: Bundle) -> Runtime:

@@ -1,0 +1,39 @@
+"""A bundle of the size of MovieLens 1M for the benchmarks of engine and service: real catalogue, users and histories.
+
+    python bench/bundles.py [--dim 64]
+
+The student is trained for one epoch: what it recommends is not the point here, what it costs is. Writes
+runs/bench/ml-1m-DIM/bundle unless it is there.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def ml_1m_bundle(dim: int = 64) -> Path:
+    """The folder of the bundle, made on first use (about two minutes)."""
+    folder = ROOT / "runs" / "bench" / f"ml-1m-{dim}"
+    bundle = folder / "bundle"
+    if (bundle / "manifest.json").is_file():
+        return bundle
+    from distilrec.bundle.export import export_bundle
+    from distilrec.config import DataConfig, RunConfig
+    from distilrec.distill.distillation import train_model
+    from distilrec.pipeline import prepare
+    from distilrec.students.recurrent import RecurrentConfig
+    from distilrec.training.trainer import TrainingConfig
+
+    _, dataset = prepare(RunConfig(DataConfig(dataset="ml-1m")), folder)
+    trained = train_model(RecurrentConfig(dim=dim), dataset, TrainingConfig(epochs=1, learning_rate=4e-3), seed=0)
+    export_bundle(trained, dataset, bundle)
+    return bundle
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--dim", type=int, default=64)
+    print(ml_1m_bundle(parser.parse_args().dim))

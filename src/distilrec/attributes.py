@@ -1,0 +1,155 @@
+"""Attributes of items, for filters: numbers by item, and for each category the items that have it.
+
+Both sides use this module: the training side writes the attributes of the item table into the bundle, the engine
+filters by them and changes them while it serves. It needs numpy only.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distilrec.encoding import as_category, as_parts
+from distilrec.errors import ConfigError
+from distilrec.texts import pack_texts, unpack_texts
+
+Value = float | str | bool | Sequence[str] | None
+
+
+@dataclass
+class ItemAttributes:
+    """Columns of the item table. An attribute is either numeric or categorical (one or several categories per item).
+
+    numbers: (items,) float64 by name, NaN where an item has none; categories: by name and category the positions of its
+    items, sorted int32.
+    """
+
+    items: int
+    numbers: dict[str, NDArray[np.float64]] = field(default_factory=dict)
+    categories: dict[str, dict[str, NDArray[np.int32]]] = field(default_factory=dict)
+
+    @property
+    def names(self) -> list[str]:
+        """All attributes, sorted."""
+        return sorted([*self.numbers, *self.categories])
+
+    def of(self, item: int) -> dict[str, float | list[str]]:
+        """The attributes that one item has. O(categories)."""
+        found: dict[str, float | list[str]] = {
+            name: float(column[item]) for name, column in self.numbers.items() if not math.isnan(column[item])
+        }
+        for name, index in self.categories.items():
+            if has := [category for category, members in index.items() if _holds(members, item)]:
+                found[name] = has
+        return found
+
+    def append(self) -> None:
+        """Room for one more item, without attributes."""
+        self.items += 1
+        for name, column in self.numbers.items():
+            self.numbers[name] = np.append(column, np.nan)
+
+    def change(self, item: int, values: Mapping[str, Value]) -> None:
+        """Sets attributes of one item; None removes one. A new name becomes an attribute of the kind of its value.
+
+        Raises ConfigError for a text where the attribute is numeric, and the other way round; then nothing changed.
+        """
+        self.check(values)
+        for name, value in values.items():
+            numeric = isinstance(value, int | float) and not isinstance(value, bool)
+            if name in self.numbers or (numeric and name not in self.categories):
+                column = self.numbers.setdefault(name, np.full(self.items, np.nan))
+                column[item] = np.nan if value is None else value
+                continue
+            wanted = set(categories_of(value))
+            index = self.categories.setdefault(name, {})
+            for category in wanted - set(index):
+                index[category] = np.zeros(0, np.int32)
+            for category, members in index.items():
+                if (category in wanted) != _holds(members, item):
+                    place = int(np.searchsorted(members, item))
+                    changed = np.insert(members, place, item) if category in wanted else np.delete(members, place)
+                    index[category] = changed.astype(np.int32)
+
+    def check(self, values: Mapping[str, Value]) -> None:
+        """Raises the ConfigError that `change` would raise."""
+        for name, value in values.items():
+            self._check(name, value)
+
+    def _check(self, name: str, value: Value) -> None:
+        if value is None:
+            return
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if number and not math.isfinite(float(value)):  # type: ignore[arg-type]
+            raise ConfigError(f"attribute {name!r} is {value}", fix="give a finite number or null", parameter=name)
+        if (name in self.numbers and not number) or (name in self.categories and number):
+            kind, other = ("numeric", "text") if name in self.numbers else ("categorical", "a number")
+            raise ConfigError(
+                f"attribute {name!r} is {kind}, but the value is {other}: {value!r}",
+                fix="give a value of that kind, or use another name",
+                parameter=name,
+            )
+
+
+def _holds(members: NDArray[np.int32], item: int) -> bool:
+    place = int(np.searchsorted(members, item))
+    return place < len(members) and int(members[place]) == item
+
+
+def categories_of(value: Value) -> list[str]:
+    """The categories of one value: a flag becomes `true` or `false`, a list its parts."""
+    if isinstance(value, bool):
+        return ["true" if value else "false"]
+    return (
+        as_parts(value) if isinstance(value, list | tuple | set) else [as_category(value)] if value is not None else []
+    )
+
+
+def collect_attributes(columns: Mapping[str, tuple[str, Iterable[object]]], items: int) -> ItemAttributes:
+    """From columns by name: their kind (numeric, categorical or multi) and one value per item."""
+    found = ItemAttributes(items)
+    for name, (kind, values) in columns.items():
+        if kind == "numeric":
+            found.numbers[name] = np.array([np.nan if v is None else float(v) for v in values], np.float64)  # type: ignore[arg-type]
+            continue
+        members: dict[str, list[int]] = {}
+        for item, value in enumerate(values):
+            parts = as_parts(value) if kind == "multi" else categories_of(value)  # type: ignore[arg-type]
+            for category in dict.fromkeys(parts):
+                if category:
+                    members.setdefault(category, []).append(item)
+        found.categories[name] = {category: np.array(members[category], np.int32) for category in sorted(members)}
+    return found
+
+
+def pack_attributes(attributes: ItemAttributes) -> dict[str, NDArray[Any]]:
+    """As named arrays: `number:NAME`, and for categories their texts, their items end to end, and where each ends."""
+    arrays: dict[str, NDArray[Any]] = {f"number:{name}": column for name, column in attributes.numbers.items()}
+    for name, index in attributes.categories.items():
+        arrays |= pack_texts(f"category:{name}", list(index))
+        arrays[f"members:{name}"] = np.concatenate([np.zeros(0, np.int32), *index.values()])
+        arrays[f"ends:{name}"] = np.cumsum([len(members) for members in index.values()]).astype(np.int64)
+    return arrays
+
+
+def unpack_attributes(arrays: Mapping[str, NDArray[Any]], items: int) -> ItemAttributes:
+    """What `pack_attributes` stored, as copies that may be changed. Raises ValueError where it does not fit `items`."""
+    found = ItemAttributes(items)
+    for key, array in arrays.items():
+        kind, _, name = key.partition(":")
+        if kind == "number":
+            found.numbers[name] = array.astype(np.float64)
+            if len(array) != items:
+                raise ValueError(f"attribute {name!r} has {len(array)} values for {items} items")
+        elif kind == "members":
+            if len(array) and not 0 <= array.min() <= array.max() < items:
+                raise ValueError(f"attribute {name!r} names items outside the catalogue")
+            parts = np.split(array.astype(np.int32), arrays[f"ends:{name}"])[:-1]
+            texts = unpack_texts(f"category:{name}", arrays)
+            found.categories[name] = dict(zip(texts, parts, strict=True))
+    return found

@@ -1,0 +1,117 @@
+"""The users in memory: their states, bounded in number, the least recently used ones leaving first."""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distilrec.engine.runtime import Floats
+
+_FIRST_ROOM = 16
+
+
+@dataclass(slots=True)
+class User:
+    """One user in memory.
+
+    state: what the runtime folds events into; features: U f_u, (dim,); log: (2, capacity) int32, items and event types;
+    last: timestamp of the latest event; epoch, position: up to where the user's log in the store is folded in.
+    """
+
+    state: Floats
+    features: Floats
+    log: NDArray[np.int32]
+    length: int = 0
+    last: float = -math.inf
+    epoch: str = ""
+    position: int = 0
+    has_history: bool = False
+
+    @property
+    def items(self) -> NDArray[np.int32]:
+        """The latest items, oldest first, with repetitions, (length,)."""
+        return self.log[0, : self.length]
+
+    @property
+    def events(self) -> NDArray[np.int32]:
+        """Their event types, (length,)."""
+        return self.log[1, : self.length]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the arrays."""
+        return self.state.nbytes + self.features.nbytes + self.log.nbytes
+
+
+class Users:
+    """Users by id. At most `max_users` of them, and of each the latest `max_events` events; the states forget nothing."""
+
+    def __init__(self, max_users: int | None, max_events: int) -> None:
+        self._users: OrderedDict[str, User] = OrderedDict()
+        self.max_users, self.max_events = max_users, max_events
+        self.nbytes = 0
+        self.evicted = 0
+
+    def __len__(self) -> int:
+        return len(self._users)
+
+    def __contains__(self, user_id: str) -> bool:
+        return user_id in self._users
+
+    def get(self, user_id: str) -> User | None:
+        """The user, who thereby is the most recently used."""
+        user = self._users.get(user_id)
+        if user is not None:
+            self._users.move_to_end(user_id)
+        return user
+
+    def peek(self, user_id: str) -> User | None:
+        """The user, without counting as use."""
+        return self._users.get(user_id)
+
+    def put(self, user_id: str, user: User) -> None:
+        """Adds or replaces a user; the least recently used one leaves where there are too many."""
+        self.drop(user_id)
+        self._users[user_id] = user
+        self.nbytes += user.nbytes
+        if self.max_users is not None and len(self._users) > self.max_users:
+            _, gone = self._users.popitem(last=False)
+            self.nbytes -= gone.nbytes
+            self.evicted += 1
+
+    def drop(self, user_id: str) -> None:
+        """Forgets a user, if in memory."""
+        user = self._users.pop(user_id, None)
+        if user is not None:
+            self.nbytes -= user.nbytes
+
+    def clear(self) -> None:
+        """Forgets everybody."""
+        self._users.clear()
+        self.nbytes = 0
+
+    def recent(self, count: int) -> list[str]:
+        """The most recently used users, latest first."""
+        return [user_id for user_id, _ in zip(reversed(self._users), range(count), strict=False)]
+
+    def remember(self, user: User, item: int, event: int) -> None:
+        """Adds an event to the log of a user who is held here, or is about to be."""
+        if user.length == self.max_events:
+            user.log[:, :-1] = user.log[:, 1:]
+            user.length -= 1
+        elif user.length == user.log.shape[1]:
+            room = min(max(_FIRST_ROOM, user.length), self.max_events - user.length)
+            self.nbytes += 2 * room * user.log.itemsize
+            user.log = np.concatenate([user.log, np.empty((2, room), np.int32)], axis=1)
+        user.log[:, user.length] = item, event
+        user.length += 1
+
+    def remember_all(self, user: User, items: NDArray[np.int32], events: NDArray[np.int32]) -> None:
+        """Adds many events to the log of a user who is not held here yet."""
+        whole = np.stack([np.concatenate([user.items, items]), np.concatenate([user.events, events])])
+        user.log = np.ascontiguousarray(whole[:, -self.max_events :])
+        user.length = user.log.shape[1]

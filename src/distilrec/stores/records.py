@@ -1,0 +1,135 @@
+"""What a store keeps, and what every store can do. The event log in the store is the truth; a user's state is a fold of it.
+
+`tests/contracts/store.py` holds every implementation to this.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, Protocol
+
+import msgspec
+
+from distilrec.attributes import Value
+
+SCHEMA_VERSION = 2
+
+
+class StoredEvent(msgspec.Struct, frozen=True, gc=False):
+    """One acknowledged event. timestamp: when it happened, received: when the service took it, seconds since 1970.
+
+    event_id: unique for its user; the same id again is a repetition of the same event and changes nothing.
+    """
+
+    user_id: str
+    item_id: str
+    event_type: str
+    timestamp: float
+    received: float
+    event_id: str
+
+
+class ItemRecord(msgspec.Struct, frozen=True):
+    """What was said about an item while serving: a new one, or a change to one of the bundle.
+
+    A feature or attribute that is not named stays as it was; an attribute with the value None is removed.
+    """
+
+    item_id: str
+    title: str | None = None
+    features: dict[str, object] = {}
+    attributes: dict[str, Value] = {}
+    available: bool = True
+    removed: bool = False
+
+
+class Since(NamedTuple):
+    """Which user, and up to where their log is already known. The default means: nothing is known yet."""
+
+    user_id: str
+    epoch: str = ""
+    position: int = 0
+
+
+class UserRecord(NamedTuple):
+    """What a store has to say about one user.
+
+    epoch: changes whenever anything but the end of the log changed; empty for a user of whom nothing is stored.
+    position: of the last event. restart: `events` is the whole log, not only what came after the position asked for.
+    erased: what the bundle knows of this user must not be used.
+    """
+
+    epoch: str
+    position: int
+    restart: bool
+    events: Sequence[StoredEvent]
+    features: Mapping[str, object] | None = None
+    erased: bool = False
+
+
+class Store(Protocol):
+    """One interface, several implementations. Every write is durable, or has failed, when the call returns.
+
+    All methods raise `StoreUnavailableError` when the store cannot be reached or written, `StoreCorruptedError` when what is
+    in it cannot be read. One thread at a time writes; any thread may read.
+    """
+
+    shared: bool
+    """Whether other processes write to it too: then what is in memory must be compared with it before each answer."""
+
+    def append(self, events: Sequence[StoredEvent]) -> list[int]:
+        """Adds events in this order, all or none; their positions in the logs, 0 for a repeated event id."""
+        ...
+
+    def read(self, asked: Sequence[Since]) -> list[UserRecord]:
+        """What is new about each of these users."""
+        ...
+
+    def set_features(self, user_id: str, features: Mapping[str, object]) -> None:
+        """Sets the features of a user, in place of earlier ones."""
+        ...
+
+    def erase(self, user_id: str) -> int:
+        """Removes everything about a user and remembers, as a salted hash, not to use the bundle's history of them.
+
+        Gives the number of events removed. The bytes are overwritten, not only unlinked, where the store allows it.
+        """
+        ...
+
+    def put_item(self, record: ItemRecord) -> None:
+        """Keeps what was said about an item, merged with what was said before."""
+        ...
+
+    def items(self, after: int = 0) -> tuple[list[ItemRecord], int]:
+        """Items changed after this position, in order of change, and the position to ask from next."""
+        ...
+
+    def setting(self, name: str) -> str | None:
+        """A value that the service keeps across restarts, such as the folder of the active bundle."""
+        ...
+
+    def set_setting(self, name: str, value: str | None) -> None:
+        """Sets or (None) removes it."""
+        ...
+
+    def check(self) -> list[str]:
+        """Warnings about the store, for a person; raises where it cannot be used."""
+        ...
+
+    def close(self) -> None:
+        """Writes back what there is to write and lets go of the store."""
+        ...
+
+
+def merged(before: ItemRecord | None, now: ItemRecord) -> ItemRecord:
+    """Two things said about the same item, the later one winning."""
+    if before is None:
+        return now
+    return ItemRecord(
+        now.item_id,
+        now.title if now.title is not None else before.title,
+        {**before.features, **now.features},
+        {**before.attributes, **now.attributes},
+        now.available,
+        now.removed,
+    )
