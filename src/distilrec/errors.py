@@ -18,6 +18,24 @@
     │   ├── BundleCorruptedError truncated, edited or inconsistent
     │   └── BundleVersionError   written by a newer distilrec
     ├── StorageError             the file system says no (disk full, no permission)
+    ├── StoreError               the event store of a service
+    │   ├── StoreUnavailableError    cannot be reached, locked by another process, full
+    │   ├── StoreCorruptedError      what is in it cannot be read
+    │   └── StoreVersionError        written by a newer distilrec
+    ├── RequestError             a request to the service that cannot be answered as it is
+    │   ├── MalformedRequestError    the body is no JSON
+    │   ├── UnauthorizedError        no valid API key
+    │   ├── ForbiddenError           the key has not the scope
+    │   ├── NotFoundError            no such path
+    │   ├── MethodNotAllowedError    the path exists, not for this method
+    │   ├── BodyTooLargeError        more bytes than allowed
+    │   ├── MediaTypeError           the body is not declared as JSON
+    │   ├── RateLimitedError         too many requests
+    │   └── SwapConflictError        another model is being loaded, or there is none to go back to
+    ├── ServiceError             the service cannot answer now
+    │   ├── NotReadyError            still warming up, or shutting down
+    │   └── OverloadedError          more events are waiting than it can hold
+    ├── UnknownUserError         a user of whom nothing is known
     └── UnknownItemError         an item id that the bundle does not know
 
 Each class names its `code` (stable, documented in docs/errors.md) and the `http_status` a service answers
@@ -114,6 +132,91 @@ class BundleVersionError(BundleError):
 class StorageError(DistilrecError):
     code = "storage_failed"
     http_status = 503
+
+
+class StoreError(DistilrecError):
+    code = "store_failed"
+    http_status = 503
+
+
+class StoreUnavailableError(StoreError):
+    code = "store_unavailable"
+
+
+class StoreCorruptedError(StoreError):
+    code = "store_corrupted"
+
+
+class StoreVersionError(StoreError):
+    code = "store_version"
+
+
+class RequestError(DistilrecError):
+    code = "request_invalid"
+    http_status = 422
+
+
+class MalformedRequestError(RequestError):
+    code = "request_malformed"
+    http_status = 400
+
+
+class UnauthorizedError(RequestError):
+    code = "unauthorized"
+    http_status = 401
+
+
+class ForbiddenError(RequestError):
+    code = "forbidden"
+    http_status = 403
+
+
+class NotFoundError(RequestError):
+    code = "not_found"
+    http_status = 404
+
+
+class MethodNotAllowedError(RequestError):
+    code = "method_not_allowed"
+    http_status = 405
+
+
+class BodyTooLargeError(RequestError):
+    code = "body_too_large"
+    http_status = 413
+
+
+class MediaTypeError(RequestError):
+    code = "media_type"
+    http_status = 415
+
+
+class RateLimitedError(RequestError):
+    code = "rate_limited"
+    http_status = 429
+
+
+class SwapConflictError(RequestError):
+    code = "swap_conflict"
+    http_status = 409
+
+
+class ServiceError(DistilrecError):
+    code = "service_failed"
+    http_status = 503
+
+
+class NotReadyError(ServiceError):
+    code = "not_ready"
+
+
+class OverloadedError(ServiceError):
+    code = "overloaded"
+
+
+class UnknownUserError(DistilrecError):
+    code = "user_unknown"
+    http_status = 404
 
 
 class UnknownItemError(DistilrecError):

@@ -10,7 +10,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -23,7 +27,8 @@ from safetensors.numpy import load, save
 
 from distilrec.attributes import unpack_attributes
 from distilrec.encoding import FeatureEncoder
-from distilrec.errors import BundleCorruptedError, BundleMissingError, BundleVersionError
+from distilrec.errors import BundleCorruptedError, BundleMissingError, BundleVersionError, StorageError
+from distilrec.texts import pack_texts, unpack_texts
 
 FORMAT_VERSION = 1
 WEIGHTS, CATALOGUE, HISTORY = "weights.safetensors", "catalogue.safetensors", "history.safetensors"
@@ -31,9 +36,12 @@ StudentKind = Literal["recurrent", "mlp"]
 Arrays = dict[str, NDArray[Any]]
 
 
-class FileEntry(msgspec.Struct, frozen=True):
+class FileEntry(msgspec.Struct, frozen=True, omit_defaults=True):
+    """name: of the file, where it is not the usual one."""
+
     sha256: str
     bytes: int
+    name: str = ""
 
 
 class Golden(msgspec.Struct, frozen=True):
@@ -97,8 +105,8 @@ def write_bundle(
         data = save({key: np.ascontiguousarray(array) for key, array in arrays.items()})
         (folder / name).write_bytes(data)
         files[name] = FileEntry(hashlib.sha256(data).hexdigest(), len(data))
-    if history is None:
-        (folder / HISTORY).unlink(missing_ok=True)
+    for left_over in set(folder.glob("history*.safetensors")) - {folder / name for name in contents}:
+        left_over.unlink()
     whole = msgspec.structs.replace(manifest, files=files)
     whole = msgspec.structs.replace(whole, model_version=whole.hashed())
     (folder / "manifest.json").write_bytes(msgspec.json.format(msgspec.json.encode(whole)))
@@ -119,12 +127,70 @@ def read_bundle(folder: Path | str) -> Bundle:
     loaded = {}
     for name in (WEIGHTS, CATALOGUE, HISTORY):
         if name in manifest.files:
-            loaded[name] = _read_arrays(folder / name, manifest.files[name])
+            loaded[name] = _read_arrays(folder / (manifest.files[name].name or name), manifest.files[name])
         elif name != HISTORY:
             raise _corrupted(path, f"does not list {name}")
     bundle = Bundle(folder, manifest, loaded[WEIGHTS], loaded[CATALOGUE], loaded.get(HISTORY, {}))
     _check_arrays(bundle)
     return bundle
+
+
+def erase_user(folder: Path | str, user_id: str) -> bool:
+    """Takes one user out of a bundle's history; whether there was anything to take.
+
+    Safe to interrupt: the new history gets a file of its own, then the manifest is replaced in one step, then the old
+    file goes. The model version stays as it is. Raises what `read_bundle` raises, and StorageError.
+    """
+    folder = Path(folder)
+    with _exclusive(folder):
+        bundle = read_bundle(folder)
+        users = unpack_texts("users", bundle.history) if bundle.history else []
+        if user_id not in users:
+            return False
+        place, old = users.index(user_id), bundle.history
+        start, stop = old["offsets"][place], old["offsets"][place + 1]
+        history = {
+            **{name: np.delete(array, place, axis=0) for name, array in old.items() if len(array) == len(users)},
+            **{name: np.delete(old[name], np.s_[start:stop]) for name in ("items", "events")},
+            **pack_texts("users", users[:place] + users[place + 1 :]),
+            "offsets": np.concatenate([old["offsets"][: place + 1], old["offsets"][place + 2 :] - (stop - start)]),
+            "end": old["end"],
+        }
+        data = save({name: np.ascontiguousarray(history[name]) for name in old})
+        digest = hashlib.sha256(data).hexdigest()
+        entry = FileEntry(digest, len(data), f"history-{digest[:16]}.safetensors")
+        before = bundle.manifest.files[HISTORY].name or HISTORY
+        _write_durably(folder / entry.name, data)
+        manifest = msgspec.structs.replace(bundle.manifest, files={**bundle.manifest.files, HISTORY: entry})
+        _write_durably(folder / "manifest.json.new", msgspec.json.format(msgspec.json.encode(manifest)))
+        (folder / "manifest.json.new").replace(folder / "manifest.json")
+        (folder / before).unlink(missing_ok=True)
+    return True
+
+
+@contextmanager
+def _exclusive(folder: Path) -> Iterator[None]:
+    """One process at a time changes a bundle."""
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(handle)
+    except OSError as problem:
+        raise StorageError(
+            f"the bundle {folder} cannot be changed: {problem}",
+            fix="make its folder writable for the service, or erase the user from its source and export it again",
+            file=str(folder),
+        ) from None
+
+
+def _write_durably(path: Path, data: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _read_manifest(path: Path) -> Manifest:

@@ -12,6 +12,7 @@ from numba import njit
 kernel: Any = njit(cache=True, fastmath={"reassoc", "contract", "arcp", "nsz"}, nogil=True)
 
 CHANNELS = 8
+_GROUP = 32  # scores that are compared with the worst of the best at once
 _BLOCK = 2_048  # items per pass: their scores stay in the first-level cache
 
 
@@ -149,20 +150,28 @@ def top_k(scores, seen, mask, k, best_items, best_scores):  # type: ignore[no-un
                 scores[i] = -np.inf
     found = 0
     threshold = np.float32(-np.inf)
-    for i in range(scores.shape[0]):
-        value = scores[i]
-        if value > threshold or (found < k and value > -np.inf):
-            place = found if found < k else k - 1
-            while place > 0 and best_scores[place - 1] < value:
-                best_scores[place] = best_scores[place - 1]
-                best_items[place] = best_items[place - 1]
-                place -= 1
-            best_scores[place] = value
-            best_items[place] = i
-            if found < k:
-                found += 1
-            if found == k:
-                threshold = best_scores[k - 1]
+    for start in range(0, scores.shape[0], _GROUP):
+        stop = min(start + _GROUP, scores.shape[0])
+        if found == k:  # once the list is full, nearly every group is passed over by vector code
+            better = np.int32(0)
+            for i in range(start, stop):
+                better += np.int32(scores[i] > threshold)
+            if better == 0:
+                continue
+        for i in range(start, stop):
+            value = scores[i]
+            if value > threshold or (found < k and value > -np.inf):
+                place = found if found < k else k - 1
+                while place > 0 and best_scores[place - 1] < value:
+                    best_scores[place] = best_scores[place - 1]
+                    best_items[place] = best_items[place - 1]
+                    place -= 1
+                best_scores[place] = value
+                best_items[place] = i
+                if found < k:
+                    found += 1
+                if found == k:
+                    threshold = best_scores[k - 1]
     return found
 
 

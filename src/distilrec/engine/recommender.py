@@ -14,7 +14,8 @@ service) users come from there when they are asked for, and leave memory when th
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -36,6 +37,7 @@ _GOLDEN_TOLERANCE = 1e-4
 _NO_ITEMS = np.zeros(0, np.int32)
 _DERIVED = {"popularity": 0.0, "sales_volume": 0.0}  # of a new item
 _POOL, _POOL_FACTOR = 50, 5  # candidates of a diversified list of k: max(50, 5 k)
+_EXPLAINED = 1_000
 MAX_EVENTS = 10_000
 
 
@@ -44,6 +46,9 @@ class Recommendation(NamedTuple):
 
     item_id: str
     score: float
+
+
+_recommendation: Callable[[tuple[str, float]], Recommendation] = partial(tuple.__new__, Recommendation)  # the fast way
 
 
 class Event(msgspec.Struct, frozen=True):
@@ -219,7 +224,9 @@ class Recommender:
         if diversity:
             order = self._diversified(places, best, min(k, len(places)), diversity)
             places, best = places[order], best[order]
-        return list(map(Recommendation, map(self._item_ids.__getitem__, places.tolist()), best.tolist()))
+        return list(
+            map(_recommendation, zip(map(self._item_ids.__getitem__, places.tolist()), best.tolist(), strict=True))
+        )
 
     def recommend_many(
         self,
@@ -266,7 +273,8 @@ class Recommender:
     def explain(self, user_id: str | int, item_id: str | int, k: int = 5) -> list[Contribution]:
         """The k past events that matter most for the score of an item, by the size of their contribution.
 
-        Exact counterfactuals: the score minus the score had that one event not happened. O(events S d + events d^2).
+        Exact counterfactuals, for the latest 1,000 events: the score minus the score had that one event not happened.
+        O(events S d + events d^2).
         Raises UnknownItemError. A user without events has no contributions.
         """
         return self.explain_many(user_id, [item_id], k)[0]
@@ -278,13 +286,18 @@ class Recommender:
         if user is None or not user.length:
             return [[] for _ in item_ids]
         runtime = self._runtime
-        older = user.length == self._users.max_events  # events that are in the state, but no longer in the log
-        states = runtime.without_each(user.items, user.events, user.state if older else None)
+        start = max(0, user.length - _EXPLAINED)
+        items, kinds = user.items[start:], user.events[start:]
+        older = start or user.length == self._users.max_events  # events that are in the state, but not among these
+        states = runtime.without_each(items, kinds, user.state if older else None)
         scores = runtime.scores_of(user.state[None], user.features, asked)  # (1, asked)
         effects = scores - runtime.scores_of(states, user.features, asked)  # (events, asked)
         order = np.argsort(-np.abs(effects), axis=0, kind="stable")[:k]
         return [
-            [Contribution(self._item_ids[user.items[n]], float(effects[n, column]), int(n)) for n in order[:, column]]
+            [
+                Contribution(self._item_ids[items[n]], float(effects[n, column]), int(n) + start)
+                for n in order[:, column]
+            ]
             for column in range(len(asked))
         ]
 
@@ -356,22 +369,38 @@ class Recommender:
         user = self._users.peek(user_id)
         return Since(user_id) if user is None else Since(user_id, user.epoch, user.position)
 
-    def restore(self, user_id: str, record: UserRecord) -> bool:
-        """Brings a user up to date with what a store says.
+    def restore(self, asked: Since, record: UserRecord) -> bool:
+        """Brings a user up to date with what a store answered to `asked`.
 
-        False, and nothing done, where that takes the whole log: an event came late, or the user has left memory.
+        False where that takes the whole log, to be read again from the beginning: an event came late, or what is in
+        memory has changed between question and answer.
         """
+        user_id = asked.user_id
         user = self._users.peek(user_id)
         if record.erased and self._history_index.pop(user_id, None) is not None:
             self._users.drop(user_id)
         if record.restart:
+            if (
+                user is not None
+                and user.epoch == record.epoch
+                and user.position >= record.position
+                and not record.erased
+            ):
+                return True  # nothing is stored and nothing was, or another answer came first
             self._users.drop(user_id)
             self._rebuild(user_id, record)
             return True
-        if user is None or any(event.timestamp < user.last for event in record.events):
+        if user is not None and user.epoch == record.epoch and user.position >= record.position:
+            return True  # another answer came first
+        new = record.events
+        if (
+            user is None
+            or (user.epoch, user.position) != asked[1:]
+            or any(event.timestamp < user.last for event in new)
+        ):
             self._users.drop(user_id)
             return False
-        for event in record.events:
+        for event in new:
             self._follow(user, event)
         user.position = record.position
         return True

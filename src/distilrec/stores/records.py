@@ -12,8 +12,6 @@ import msgspec
 
 from distilrec.attributes import Value
 
-SCHEMA_VERSION = 2
-
 
 class StoredEvent(msgspec.Struct, frozen=True, gc=False):
     """One acknowledged event. timestamp: when it happened, received: when the service took it, seconds since 1970.
