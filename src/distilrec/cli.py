@@ -39,6 +39,14 @@ RunFolder = Annotated[Path, Parameter(name="--run", help="Folder of the run.")]
 Dataset = Annotated[str | None, Parameter(name="--dataset", help="A public data set, such as ml-100k.")]
 Config = Annotated[Path | None, Parameter(name="--config", help="TOML file that describes data and models.")]
 Seed = Annotated[int | None, Parameter(name="--seed", help="Seed of everything random.")]
+Bundle = Annotated[Path | None, Parameter(name="--bundle", help="Bundle folder; runs/ml-100k/bundle by default.")]
+StoreAddress = Annotated[
+    str, Parameter(name="--store", help="Where events are kept: sqlite:///FILE or redis://HOST:PORT/NUMBER.")
+]
+StorePrefix = Annotated[str, Parameter(name="--store-prefix", help="Prefix of every key in Redis.")]
+Host = Annotated[str, Parameter(name="--host", help="Address to listen on.")]
+Port = Annotated[int, Parameter(name="--port", help="Port to listen on.")]
+KeyFile = Annotated[Path | None, Parameter(name="--keys", help="TOML file of API keys; `distilrec key` makes entries.")]
 
 
 @data_app.command
@@ -133,7 +141,7 @@ def recommend(
         Parameter(name=["--item_ids", "--item-ids"], help="Rank these items (separated by commas) instead of all."),
     ] = None,
     k: Annotated[int, Parameter(help="How many items.")] = 10,
-    bundle: Annotated[Path | None, Parameter(help="Bundle folder; runs/ml-100k/bundle by default.")] = None,
+    bundle: Bundle = None,
     include_seen: Annotated[bool, Parameter(help="Also items that the user has already had.")] = False,
     explain: Annotated[bool, Parameter(help="Say which past events raised or lowered each score most.")] = False,
     json: Annotated[bool, Parameter(help="Print JSON.")] = False,
@@ -143,7 +151,7 @@ def recommend(
 
     from distilrec.engine.recommender import load
 
-    recommender = load(bundle or Path(os.environ.get("DISTILREC_BUNDLE", _DEFAULT_RUN / "bundle")))
+    recommender = load(_bundle(bundle))
     asked = None
     if item_ids is not None:
         asked = [item.strip() for item in item_ids.split(",") if item.strip()]
@@ -168,6 +176,127 @@ def recommend(
         print(f"{item:>{width}}  {score:8.4f}  {'' if title == item else title}".rstrip())  # noqa: T201
         for reason in because[item]:
             print(f"{'':{width}}  {reason.contribution:+8.4f}    {recommender.title(reason.item_id)}")  # noqa: T201
+
+
+@app.command
+def serve(
+    *,
+    bundle: Bundle = None,
+    store: StoreAddress = "sqlite:///distilrec.db",
+    store_prefix: StorePrefix = "distilrec:",
+    host: Host = "127.0.0.1",
+    port: Port = 8000,
+    keys: KeyFile = None,
+    without_keys: Annotated[bool, Parameter(help="Listen to other machines without API keys.")] = False,
+    workers: Annotated[int, Parameter(help="Processes; more than one share users through Redis.")] = 1,
+    bundle_root: Annotated[
+        Path | None, Parameter(help="Folder that bundles may be loaded from; the one that holds the bundle by default.")
+    ] = None,
+    max_users: Annotated[int, Parameter(help="Users whose state stays in memory.")] = 200_000,
+    max_events: Annotated[int, Parameter(help="Latest events of a user that are remembered as seen.")] = 10_000,
+    max_k: Annotated[int, Parameter(help="Most items in one answer.")] = 1_000,
+    max_batch: Annotated[int, Parameter(help="Most events, or recommendations, in one request.")] = 1_000,
+    max_body: Annotated[int, Parameter(help="Most bytes of one request.")] = 1_048_576,
+    max_pending: Annotated[int, Parameter(help="Most events that wait to be stored.")] = 50_000,
+    log_requests: Annotated[bool, Parameter(help="Log every request, not only refusals of the service.")] = False,
+    drain_seconds: Annotated[float, Parameter(help="Say not ready for so long before closing, on SIGTERM.")] = 0.0,
+) -> None:
+    """Serve a bundle over HTTP: recommendations that follow every event, and a playground at /."""
+    from distilrec.serve.config import ServiceConfig
+    from distilrec.serve.server import serve as run_service
+
+    run_service(
+        ServiceConfig(
+            bundle=str(_bundle(bundle)),
+            store=store,
+            store_prefix=store_prefix,
+            host=host,
+            port=port,
+            workers=workers,
+            keys=None if keys is None else str(keys),
+            without_keys=without_keys,
+            bundle_root=None if bundle_root is None else str(bundle_root),
+            max_users=max_users,
+            max_events=max_events,
+            max_k=max_k,
+            max_batch=max_batch,
+            max_body=max_body,
+            max_pending=max_pending,
+            log_requests=log_requests,
+            drain_seconds=drain_seconds,
+        )
+    )
+
+
+@app.command
+def doctor(
+    *,
+    bundle: Bundle = None,
+    store: StoreAddress = "sqlite:///distilrec.db",
+    store_prefix: StorePrefix = "distilrec:",
+    host: Host = "127.0.0.1",
+    port: Port = 8000,
+    keys: KeyFile = None,
+) -> None:
+    """Try out everything that `distilrec serve` needs; exit code 1 where it would not work."""
+    from distilrec.serve.config import ServiceConfig
+    from distilrec.serve.doctor import diagnose
+
+    config = ServiceConfig(
+        bundle=str(_bundle(bundle)),
+        store=store,
+        store_prefix=store_prefix,
+        host=host,
+        port=port,
+        keys=None if keys is None else str(keys),
+        without_keys=True,
+    )
+    failed = False
+    for finding in diagnose(config):
+        failed |= finding.verdict == "failed"
+        print(f"{finding.verdict:>8}  {finding.what}: {finding.text}")  # noqa: T201
+    if failed:
+        sys.exit(1)
+
+
+@app.command
+def key(
+    *,
+    name: Annotated[str, Parameter(help="Whose key it is; messages name it.")],
+    scopes: Annotated[
+        str, Parameter(help="What it may do, separated by commas: recommend, events, items, users, admin, metrics.")
+    ] = "recommend,events",
+    rate: Annotated[float | None, Parameter(help="Requests per second; no limit without it.")] = None,
+) -> None:
+    """Make an API key: the secret goes to standard error, its entry for the file of keys to standard output."""
+    from distilrec.serve.keys import SCOPES, new_key
+
+    asked = [scope.strip() for scope in scopes.split(",")]
+    chosen = [scope for scope in SCOPES if scope in asked]
+    if len(chosen) != len(asked) or (rate is not None and rate <= 0):
+        raise ConfigError(
+            f"the scopes {scopes!r} or the rate {rate} are not valid",
+            fix=f"use some of: {', '.join(SCOPES)}; and a positive rate",
+            parameter="scopes",
+        )
+    secret, entry = new_key(name, chosen, rate)
+    print(f"the key, shown only now: {secret}", file=sys.stderr)  # noqa: T201
+    print(entry)  # noqa: T201
+
+
+@app.command
+def forget(
+    *, user_id: Annotated[str, Parameter(name=["--user_id", "--user-id"], help="Who.")], bundle: Bundle = None
+) -> None:
+    """Take a user out of the history in a bundle that no service has loaded."""
+    from distilrec.bundle.format import erase_user
+
+    there = erase_user(_bundle(bundle), user_id)
+    print("erased" if there else "this bundle holds nothing about that user")  # noqa: T201
+
+
+def _bundle(given: Path | None) -> Path:
+    return given or Path(os.environ.get("DISTILREC_BUNDLE", _DEFAULT_RUN / "bundle"))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -143,6 +143,15 @@ class Recommender:
         """The title of an item, or its id where the data had none. Raises UnknownItemError."""
         return self._titles[self._position(item_id)]
 
+    def knows_item(self, item_id: str) -> bool:
+        """Whether an item is in the catalogue."""
+        return item_id in self._item_index and item_id not in self._removed
+
+    def title_of_past(self, item_id: str) -> str:
+        """The title of an item that may have been removed since, or its id."""
+        place = self._item_index.get(item_id)
+        return item_id if place is None else self._titles[place]
+
     def item(self, item_id: str) -> Item:
         """What is known about an item. Raises UnknownItemError."""
         place = self._position(item_id)
@@ -179,6 +188,11 @@ class Recommender:
         """The latest items of a user, latest first."""
         user = self._find(user_id)
         return [self._item_ids[place] for place in user.items[::-1][:limit]] if user else []
+
+    @property
+    def has_teacher(self) -> bool:
+        """Whether the bundle holds what the teacher would recommend."""
+        return "teacher_items" in self._bundle.history
 
     def teacher_items(self, user_id: str) -> list[str]:
         """What the teacher would recommend after the history in the bundle, best first; empty where that is not there."""

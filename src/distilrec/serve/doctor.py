@@ -1,0 +1,116 @@
+"""`distilrec doctor`: everything a service needs, tried out one after the other, for whoever has a broken deploy."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import socket
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from distilrec._version import __version__
+from distilrec.errors import DistilrecError
+
+if TYPE_CHECKING:
+    from distilrec.serve.config import ServiceConfig
+
+Verdict = Literal["ok", "warning", "failed"]
+_PACKAGES = ("numpy", "numba", "msgspec", "safetensors", "starlette", "uvicorn", "uvloop", "prometheus-client", "redis")
+_SLOW_LOAD = 2.0  # seconds
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the diagnosis."""
+
+    what: str
+    verdict: Verdict
+    text: str
+
+
+def diagnose(config: ServiceConfig) -> Iterator[Finding]:
+    """Findings, as they come. A failed one means that the service would not start, or not answer."""
+    yield Finding("versions", "ok", f"distilrec {__version__}, Python {platform.python_version()}, {_versions()}")
+    yield from _tried("keys", lambda: _keys(config))
+    yield from _tried("bundle", lambda: _bundle(config))
+    yield from _tried("store", lambda: _store(config))
+    yield from _tried("address", lambda: _address(config))
+
+
+def _tried(what: str, check: Callable[[], list[Finding]]) -> Iterator[Finding]:
+    try:
+        yield from check()
+    except DistilrecError as problem:
+        yield Finding(what, "failed", f"[{problem.code}] {problem}")
+    except OSError as problem:
+        yield Finding(what, "failed", str(problem))
+
+
+def _versions() -> str:
+    found = []
+    for package in _PACKAGES:
+        try:
+            found.append(f"{package} {importlib.metadata.version(package)}")
+        except importlib.metadata.PackageNotFoundError:
+            found.append(f"{package} is not installed")
+    return ", ".join(found)
+
+
+def _keys(config: ServiceConfig) -> list[Finding]:
+    from distilrec.serve.keys import read_keys
+
+    keys = read_keys(config.keys)
+    return [
+        Finding("keys", "ok", "API keys are required" if keys.required else "no API keys: everybody may do everything")
+    ]
+
+
+def _bundle(config: ServiceConfig) -> list[Finding]:
+    from distilrec.engine.recommender import load
+
+    started = time.perf_counter()
+    recommender = load(config.bundle)
+    recommender.recommend("doctor")
+    seconds = time.perf_counter() - started
+    m = recommender.manifest
+    text = f"model {m.model_version} ({m.kind}, {m.items:,} items), verified and answering after {seconds:.2f} s"
+    findings = [Finding("bundle", "ok", text)]
+    if seconds > _SLOW_LOAD:
+        hint = "kernels were compiled just now; the next start takes them from the cache, if its folder can be written"
+        findings.append(Finding("bundle", "warning", hint))
+    if not os.access(Path(config.bundle), os.W_OK):
+        text = "the folder cannot be written: erased users are ignored, but stay in its history file"
+        findings.append(Finding("bundle", "warning", text))
+    return findings
+
+
+def _store(config: ServiceConfig) -> list[Finding]:
+    from distilrec.stores.opening import open_store
+    from distilrec.stores.sqlite import SqliteStore
+
+    store = open_store(config.store, config.store_prefix)
+    try:
+        warnings = store.check()
+        if isinstance(store, SqliteStore):
+            store.verify()
+        name = type(store).__name__
+        return [Finding("store", "ok", f"{name} can be read and written")] + [
+            Finding("store", "warning", warning) for warning in warnings
+        ]
+    finally:
+        store.close()
+
+
+def _address(config: ServiceConfig) -> list[Finding]:
+    with socket.socket(socket.AF_INET6 if ":" in config.host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((config.host, config.port))
+        except OSError as problem:
+            text = f"{config.host}:{config.port} cannot be used: {problem.strerror}"
+            return [Finding("address", "failed", text)]
+    return [Finding("address", "ok", f"{config.host}:{config.port} is free")]

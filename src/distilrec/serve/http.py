@@ -1,0 +1,253 @@
+"""From bytes to a request and from an answer to bytes: one small ASGI application per path, with all that every path needs.
+
+In this order: request id, API key with scope and rate limit, size and type of the body, decoding, the work, the answer,
+time and errors for the metrics.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import re
+import secrets
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from itertools import count
+from time import perf_counter
+from typing import Any, Literal
+
+import msgspec
+from starlette.requests import ClientDisconnect
+from starlette.types import Receive, Scope, Send
+
+from distilrec.errors import (
+    BodyTooLargeError,
+    DistilrecError,
+    MalformedRequestError,
+    MediaTypeError,
+    MethodNotAllowedError,
+    NotFoundError,
+    RequestError,
+)
+from distilrec.serve.keys import Keys
+from distilrec.serve.keys import Scope as KeyScope
+from distilrec.serve.logs import log
+from distilrec.serve.metrics import Metrics
+from distilrec.serve.schemas import ErrorDetail, ErrorResponse
+
+Method = Literal["GET", "POST", "PUT", "DELETE"]
+Headers = list[tuple[bytes, bytes]]
+
+_SAFE_ID = re.compile(rb"[\w.:-]{1,64}")
+_ALWAYS: Headers = [(b"x-content-type-options", b"nosniff"), (b"cache-control", b"no-store")]
+_JSON = b"application/json"
+_encode = msgspec.json.Encoder().encode
+
+
+class Call:
+    """What a handler gets: the decoded body (None without one), the parameters of the path and the query string."""
+
+    __slots__ = ("body", "path", "query")
+
+    def __init__(self, body: Any, path: Mapping[str, str], query: bytes) -> None:
+        self.body, self.path, self.query = body, path, query
+
+
+@dataclass(frozen=True)
+class Reply:
+    """An answer that is not JSON."""
+
+    content: bytes
+    media_type: bytes
+    headers: Headers = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """One method of one path.
+
+    path: as Starlette writes it; name: in metrics and in OpenAPI; scope: that a key needs, None for everybody; takes: type
+    of the body, None for none; gives: type of the answer; query: parameters of the query string and what they mean.
+    """
+
+    method: Method
+    path: str
+    name: str
+    summary: str
+    scope: KeyScope | None
+    takes: type | None
+    gives: type | None
+    handle: Callable[[Call], Awaitable[object]]
+    query: Mapping[str, str] = field(default_factory=dict)
+
+
+class Gate:
+    """What all endpoints share: keys, limits, metrics, request ids."""
+
+    def __init__(self, keys: Keys, metrics: Metrics, max_body: int, *, log_requests: bool) -> None:
+        self.keys, self.metrics, self.max_body, self.log_requests = keys, metrics, max_body, log_requests
+        self._run = secrets.token_hex(4)
+        self._count = count(1)
+
+    def new_id(self) -> bytes:
+        """A request id for a caller who gave none."""
+        return f"{self._run}-{next(self._count):x}".encode()
+
+
+class Resource:
+    """The ASGI application of one path, all its methods."""
+
+    def __init__(self, gate: Gate, endpoints: list[Endpoint]) -> None:
+        self._gate = gate
+        self._handlers = {each.method: _Handler(gate, each) for each in endpoints}
+        self._allow = ", ".join(self._handlers).encode()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        method = scope["method"]
+        handler = self._handlers.get("GET" if method == "HEAD" else method)
+        if handler is None:
+            problem = MethodNotAllowedError(
+                f"this path does not take {method}", fix=f"use one of: {self._allow.decode()}", allow=self._allow
+            )
+            await refuse(self._gate, "other", scope, send, problem)
+            return
+        await handler(scope, receive, send)
+
+
+class _Handler:
+    def __init__(self, gate: Gate, endpoint: Endpoint) -> None:
+        self._gate, self._endpoint = gate, endpoint
+        self._decode: Callable[[bytes], Any] | None = None
+        if endpoint.takes is not None:
+            self._decode = msgspec.json.Decoder(endpoint.takes).decode
+        self._seconds = gate.metrics.request_seconds.labels(endpoint.name)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        started = perf_counter()
+        gate, endpoint = self._gate, self._endpoint
+        request_id = key = length = media_type = None
+        for name, value in scope["headers"]:
+            if name == b"content-length":
+                length = value
+            elif name == b"content-type":
+                media_type = value
+            elif name == b"x-request-id":
+                request_id = value
+            elif name in {b"authorization", b"x-api-key"}:
+                key = value
+        if request_id is None or not _SAFE_ID.fullmatch(request_id):
+            request_id = gate.new_id()
+        status = 200
+        try:
+            if endpoint.scope is not None:
+                gate.keys.admit(key, endpoint.scope)
+            body = None
+            if self._decode is not None:
+                if media_type is None or not media_type.lower().startswith(_JSON):
+                    raise MediaTypeError(
+                        "the body is not declared as JSON", fix="send the header `content-type: application/json`"
+                    )
+                body = _decoded(self._decode, await _read_body(receive, length, gate.max_body))
+            answer = await endpoint.handle(Call(body, scope.get("path_params", {}), scope["query_string"]))
+            headers = [*_ALWAYS, (b"x-request-id", request_id)]
+            if isinstance(answer, Reply):
+                content, media_type = answer.content, answer.media_type
+                headers += answer.headers
+            else:
+                content, media_type = _encode(answer), _JSON
+            headers.append((b"content-type", media_type))
+        except ClientDisconnect:
+            return
+        except Exception as problem:
+            status, headers, content = refusal(gate, endpoint.name, request_id, problem)
+        headers.append((b"content-length", b"%d" % len(content)))
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else content})
+        seconds = perf_counter() - started
+        self._seconds.observe(seconds)
+        if gate.log_requests:
+            log(
+                "request", endpoint=endpoint.name, status=status, seconds=round(seconds, 6),
+                request_id=request_id.decode(),
+            )  # fmt: skip
+
+
+async def _read_body(receive: Receive, length: bytes | None, limit: int) -> bytes:
+    if length is not None and int(length) > limit:
+        raise _too_large(limit)
+    message = await receive()
+    body: bytes = message.get("body", b"")
+    while message.get("more_body"):
+        message = await receive()
+        body += message.get("body", b"")
+        if len(body) > limit:
+            raise _too_large(limit)
+    if message["type"] == "http.disconnect":
+        raise ClientDisconnect
+    if len(body) > limit:
+        raise _too_large(limit)
+    return body
+
+
+def _too_large(limit: int) -> BodyTooLargeError:
+    return BodyTooLargeError(f"the body has more than {limit:,} bytes", fix="send less at once, in several requests")
+
+
+def _decoded(decode: Callable[[bytes], Any], body: bytes) -> Any:
+    try:
+        return decode(body)
+    except msgspec.ValidationError as problem:
+        raise RequestError(str(problem), fix="see /openapi.json for what this endpoint takes") from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as problem:
+        raise MalformedRequestError(f"the body is not valid JSON: {problem}", fix="correct the JSON") from None
+
+
+def refusal(gate: Gate, endpoint: str, request_id: bytes, problem: Exception) -> tuple[int, Headers, bytes]:
+    """Status, headers and body of an error; what is not ours is logged, and shown as nothing but an internal error."""
+    headers = [*_ALWAYS, (b"x-request-id", request_id), (b"content-type", _JSON)]
+    if isinstance(problem, DistilrecError):
+        status, code, message, fix = problem.http_status, problem.code, problem.message, problem.fix
+        wait = problem.context.get("retry_after", 1 if status == 503 else None)
+        if isinstance(wait, int | float):
+            headers.append((b"retry-after", b"%d" % max(1, math.ceil(wait))))
+        if isinstance(problem, MethodNotAllowedError) and isinstance(allow := problem.context.get("allow"), bytes):
+            headers.append((b"allow", allow))
+        if status == 401:
+            headers.append((b"www-authenticate", b"Bearer"))
+        if isinstance(problem, BodyTooLargeError):
+            headers.append((b"connection", b"close"))
+    else:
+        status, code = 500, "error"
+        message, fix = "something unforeseen went wrong", "report it with the request id"
+        logging.getLogger("distilrec").error(
+            "unforeseen error",
+            exc_info=problem,
+            extra={"facts": {"request_id": request_id.decode(), "endpoint": endpoint}},
+        )
+    if status >= 500 and isinstance(problem, DistilrecError):
+        log("refused", logging.WARNING, endpoint=endpoint, code=code, request_id=request_id.decode())
+    gate.metrics.errors.labels(endpoint, code).inc()
+    return status, headers, _encode(ErrorResponse(ErrorDetail(code, message, request_id.decode(), fix)))
+
+
+async def refuse(gate: Gate, endpoint: str, scope: Scope, send: Send, problem: Exception) -> None:
+    """Answers with an error."""
+    given = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"")
+    request_id = given if _SAFE_ID.fullmatch(given) else gate.new_id()
+    status, headers, content = refusal(gate, endpoint, request_id, problem)
+    headers.append((b"content-length", b"%d" % len(content)))
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else content})
+
+
+def no_such_path(gate: Gate) -> Callable[[Scope, Receive, Send], Awaitable[None]]:
+    """The ASGI application behind all paths that nobody knows."""
+
+    async def application(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1000})
+            return
+        problem = NotFoundError("there is no such path", fix="see /openapi.json for those that exist")
+        await refuse(gate, "other", scope, send, problem)
+
+    return application

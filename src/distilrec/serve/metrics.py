@@ -1,0 +1,53 @@
+"""What Prometheus is told. Several workers add up theirs through files (PROMETHEUS_MULTIPROC_DIR)."""
+
+from __future__ import annotations
+
+import os
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector
+
+_SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0)
+_COUNTS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 5_000)
+
+
+class Metrics:
+    """All metrics of a service; each is described in docs/serving.md."""
+
+    def __init__(self) -> None:
+        r = self.registry = CollectorRegistry()
+        self.request_seconds = Histogram(
+            "distilrec_request_seconds", "Time of a request in the service.", ["endpoint"], buckets=_SECONDS, registry=r
+        )
+        self.errors = Counter("distilrec_errors_total", "Answers from 400 on.", ["endpoint", "code"], registry=r)
+        self.events = Counter("distilrec_events_total", "Events by outcome.", ["outcome"], registry=r)
+        self.commit_seconds = Histogram(
+            "distilrec_commit_seconds", "Time of a commit to the store.", buckets=_SECONDS, registry=r
+        )
+        self.commit_events = Histogram(
+            "distilrec_commit_events", "Events that share a commit.", buckets=_COUNTS, registry=r
+        )
+        self.store_errors = Counter("distilrec_store_errors_total", "Failures of the store.", registry=r)
+        self.users = self._gauge("distilrec_users_in_memory", "Users whose state is in memory.")
+        self.state_bytes = self._gauge("distilrec_state_bytes", "Memory of the users' states and logs.")
+        self.evicted = self._gauge("distilrec_users_evicted", "Users that left memory since the model was loaded.")
+        self.pending = self._gauge("distilrec_events_pending", "Events that wait to be stored.")
+        self.swaps = Counter("distilrec_model_swaps_total", "Changes of the active model.", ["kind"], registry=r)
+        self.model = Gauge(
+            "distilrec_model_info",
+            "1 for the active model.",
+            ["model_version"],
+            registry=r,
+            multiprocess_mode="mostrecent",
+        )
+
+    def _gauge(self, name: str, text: str) -> Gauge:
+        return Gauge(name, text, registry=self.registry, multiprocess_mode="livesum")
+
+    def exposition(self) -> bytes:
+        """In the text format of Prometheus."""
+        if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
+            together = CollectorRegistry()
+            MultiProcessCollector(together)  # type: ignore[no-untyped-call]
+            return generate_latest(together)
+        return generate_latest(self.registry)

@@ -1,0 +1,231 @@
+"""The models of a running service: the active one, the one before it, and a candidate that is being tried.
+
+A candidate is verified (files, hashes, golden answers), shadowed by real requests, and then switched in by one assignment
+on the event loop: a request is answered by one model from beginning to end. The states of its users are folded anew from
+the store when they are next asked for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import NamedTuple
+
+import msgspec
+
+from distilrec.engine.filters import Filter
+from distilrec.engine.recommender import Recommendation, Recommender, load
+from distilrec.errors import ConfigError, DistilrecError, SwapConflictError
+from distilrec.serve.config import ServiceConfig
+from distilrec.serve.logs import log
+from distilrec.serve.schemas import LoadRequest, LoadResponse, Shadow
+
+_REMEMBERED = 1_000  # requests, for shadowing
+_PAUSE = 5  # shadowed requests at once, before real ones get their turn
+ACTIVE_BUNDLE = "active_bundle"  # name of the setting in the store
+
+
+class Asked(NamedTuple):
+    """A recommendation that somebody asked for."""
+
+    user_id: str
+    k: int
+    exclude_seen: bool
+    where: Filter | None
+    diversity: float
+
+
+class Choice(msgspec.Struct, frozen=True):
+    """Which bundle answers, kept in the store. base: the one that the service was started with."""
+
+    base: str
+    active: str
+
+
+@dataclass
+class Served:
+    """A recommender, and up to which change of items in the store it has followed."""
+
+    recommender: Recommender
+    item_changes: int = 0
+
+    @property
+    def version(self) -> str:
+        return self.recommender.manifest.model_version
+
+
+class Models:
+    """Loads, tries, switches and takes back models.
+
+    catch_up: makes users of a recommender current; follow_items: applies what the store knows about items.
+    """
+
+    def __init__(
+        self,
+        config: ServiceConfig,
+        active: Recommender,
+        catch_up: Callable[[Recommender, list[str]], Awaitable[None]],
+        follow_items: Callable[[Served], Awaitable[None]],
+    ) -> None:
+        self.active = Served(active)
+        self.previous: Served | None = None
+        self.candidate: Served | None = None
+        self.recent: deque[Asked] = deque(maxlen=_REMEMBERED)
+        self._config, self._catch_up, self._follow_items = config, catch_up, follow_items
+        self._changing = asyncio.Lock()
+
+    def all(self) -> Iterable[Served]:
+        """Every model in memory, the active one first."""
+        return (each for each in (self.active, self.previous, self.candidate) if each is not None)
+
+    async def load(self, request: LoadRequest) -> LoadResponse:
+        """Tries a bundle, and switches to it where it agrees enough. Raises BundleErrors, ConfigError, SwapConflictError."""
+        async with self._alone():
+            served = await self._prepare(_inside(self._root, request.bundle))
+            before = self.active.version
+            try:
+                shadow = await self._shadow(served.recommender, request.shadow_requests, request.shadow_seconds)
+                reason = _objection(shadow, request.min_agreement)
+                if not reason:
+                    self._switch(served)
+            finally:
+                self.candidate = None
+        return LoadResponse(not reason, served.version, before, shadow, reason)
+
+    async def follow(self, folder: str) -> None:
+        """Switches to the bundle that another worker has switched to."""
+        async with self._alone():
+            if self.previous is not None and str(self.previous.recommender.folder) == folder:
+                self._switch(self.previous)
+                return
+            try:
+                self._switch(await self._prepare(Path(folder)))
+            finally:
+                self.candidate = None
+
+    def rollback(self) -> LoadResponse:
+        """Back to the model before. Raises SwapConflictError where there is none."""
+        if self._changing.locked() or self.previous is None:
+            what = "another model is being loaded" if self._changing.locked() else "there is no earlier model"
+            raise SwapConflictError(what, fix="wait for it, or load the bundle you want")
+        before = self.active.version
+        self._switch(self.previous)
+        return LoadResponse(True, self.active.version, before, Shadow(0))
+
+    def _alone(self) -> asyncio.Lock:
+        if self._changing.locked():
+            raise SwapConflictError("another model is being loaded", fix="wait until that has finished")
+        return self._changing
+
+    @property
+    def _root(self) -> Path:
+        config = self._config
+        return Path(config.bundle_root) if config.bundle_root else Path(config.bundle).resolve().parent
+
+    async def _prepare(self, folder: Path) -> Served:
+        recommender = await asyncio.to_thread(
+            load, folder, max_users=self._config.max_users, max_events=self._config.max_events
+        )
+        served = self.candidate = Served(recommender)
+        await self._follow_items(served)
+        return served
+
+    def _switch(self, served: Served) -> None:
+        self.previous, self.active = self.active, served
+        self.previous.recommender.users.clear()
+        log("model switched", model_version=served.version, previous_version=self.previous.version)
+
+    async def _shadow(self, candidate: Recommender, requests: int, seconds: float) -> Shadow:
+        """The latest requests, then those that come in, answered by both models."""
+        overlaps: list[float] = []
+        times: tuple[list[float], list[float]] = ([], [])
+        waiting = list(self.recent)[-requests:] if requests else []
+        last = self.recent[-1] if self.recent else None
+        deadline = time.monotonic() + seconds
+        while len(overlaps) < requests and time.monotonic() < deadline:
+            if not waiting:
+                await asyncio.sleep(0.01)
+                newest = self.recent[-1] if self.recent else None
+                if newest is not last and newest is not None:
+                    waiting, last = [newest], newest
+                continue
+            chunk, waiting = waiting[:_PAUSE], waiting[_PAUSE:]
+            for asked in chunk:
+                try:
+                    lists = []
+                    for recommender, spent in zip((self.active.recommender, candidate), times, strict=True):
+                        await self._catch_up(recommender, [asked.user_id])
+                        started = time.perf_counter()
+                        lists.append(answer(recommender, asked))
+                        spent.append((time.perf_counter() - started) * 1e6)
+                    overlaps.append(_overlap(*lists))
+                except ConfigError:  # a filter on an attribute that only one of the two has
+                    overlaps.append(0.0)
+            await asyncio.sleep(0)
+        if not overlaps:
+            return Shadow(0)
+        agreement = sum(overlaps) / len(overlaps)
+        return Shadow(len(overlaps), agreement, *(median(spent) if spent else None for spent in times))
+
+
+def answer(recommender: Recommender, asked: Asked) -> list[Recommendation]:
+    """What a model answers to a request."""
+    return recommender.recommend(
+        asked.user_id, k=asked.k, exclude_seen=asked.exclude_seen, where=asked.where, diversity=asked.diversity
+    )
+
+
+def _overlap(one: list[Recommendation], other: list[Recommendation]) -> float:
+    longest = max(len(one), len(other))
+    return len({a.item_id for a in one} & {b.item_id for b in other}) / longest if longest else 1.0
+
+
+def _objection(shadow: Shadow, min_agreement: float) -> str:
+    if not min_agreement:
+        return ""
+    if shadow.agreement is None:
+        return "no request came in to shadow the candidate with, so its agreement is not known"
+    if shadow.agreement < min_agreement:
+        return f"the candidate agrees with the active model on {shadow.agreement:.3f} of the items, not {min_agreement:.3f}"
+    return ""
+
+
+def _inside(root: Path, folder: str) -> Path:
+    """The folder, absolute. Raises ConfigError outside the bundle root: a request must not open any file it likes."""
+    found = (root / folder).resolve()
+    if not found.is_relative_to(root.resolve()):
+        raise ConfigError(
+            "the bundle is outside the bundle root of this service",
+            fix="name a folder inside it, or start the service with another --bundle-root",
+            parameter="bundle",
+        )
+    return found
+
+
+def base_of(config: ServiceConfig) -> str:
+    """The bundle that the service was started with, as the store names it."""
+    return str(Path(config.bundle).resolve())
+
+
+def first_bundle(config: ServiceConfig, setting: str | None) -> Path:
+    """The bundle to begin with: the one switched to before a restart, unless the service is started with another now."""
+    base = base_of(config)
+    try:
+        choice = msgspec.json.decode(setting or "null", type=Choice | None)
+    except msgspec.MsgspecError:
+        choice = None
+    if choice is None or choice.base != base or choice.active == base:
+        return Path(base)
+    try:
+        load(choice.active)
+    except DistilrecError as problem:
+        log("the model switched to earlier cannot be loaded", logging.ERROR, code=problem.code, bundle=choice.active)
+        return Path(base)
+    log("going on with the model switched to earlier", bundle=choice.active)
+    return Path(choice.active)

@@ -1,0 +1,244 @@
+"""What goes over the wire. The OpenAPI description is generated from these types; unknown fields are errors."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from distilrec.engine.filters import Filter
+
+UserId = Annotated[str, Meta(min_length=1, max_length=256)] | Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
+ItemId = UserId
+Share = Annotated[float, Meta(ge=0, le=1)]
+FeatureValue = str | float | bool | list[str] | None
+Features = dict[str, FeatureValue]
+
+
+class Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Base of all requests."""
+
+
+class Answer(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
+    """Base of all answers; fields that say nothing are left out."""
+
+
+class RecommendRequest(Request, frozen=True):
+    """The `k` best items for a user. `explain` adds what past events did for each score, `titles` the titles.
+
+    `diversity` from 0 to 1 trades score against likeness between the items.
+    """
+
+    user_id: UserId
+    k: Annotated[int, Meta(ge=1)] = 10
+    exclude_seen: bool = True
+    filter: Filter | None = None
+    diversity: Share = 0.0
+    explain: bool = False
+    titles: bool = False
+
+
+class BatchRequest(Request, frozen=True):
+    """Several recommendations at once."""
+
+    requests: Annotated[list[RecommendRequest], Meta(min_length=1)]
+
+
+class RankRequest(Request, frozen=True):
+    """These items for a user, best first, seen or not. `skip_unknown` answers without items that nobody knows."""
+
+    user_id: UserId
+    item_ids: Annotated[list[ItemId], Meta(min_length=1)]
+    explain: bool = False
+    titles: bool = False
+    skip_unknown: bool = False
+
+
+class EventBody(Request, frozen=True):
+    """One interaction.
+
+    `timestamp`: when it happened, seconds since 1970, at most five minutes in the future; now where it is left out.
+    `event_id`: unique for its user; sent again, it does not count twice.
+    """
+
+    user_id: UserId
+    item_id: ItemId
+    event_type: Annotated[str, Meta(min_length=1, max_length=64)] = "interaction"
+    timestamp: Annotated[float, Meta(ge=0)] | None = None
+    event_id: Annotated[str, Meta(min_length=1, max_length=128)] | None = None
+
+
+class EventsRequest(Request, frozen=True):
+    """Events, oldest first: all are stored, or none."""
+
+    events: Annotated[list[EventBody], Meta(min_length=1)]
+
+
+class ItemRequest(Request, frozen=True):
+    """A new item, or a change: what is not named stays, an attribute with the value null is removed."""
+
+    title: Annotated[str, Meta(max_length=1024)] | None = None
+    features: Features = {}
+    attributes: Features = {}
+    available: bool = True
+
+
+class UserRequest(Request, frozen=True):
+    """The features of a user, in place of earlier ones."""
+
+    features: Features
+
+
+class LoadRequest(Request, frozen=True):
+    """Which bundle to serve next: a folder inside the service's bundle root.
+
+    It is shadowed by up to `shadow_requests` requests, for at most `shadow_seconds`, and served only when the share of
+    common items is at least `min_agreement`.
+    """
+
+    bundle: Annotated[str, Meta(min_length=1, max_length=4096)]
+    shadow_requests: Annotated[int, Meta(ge=0, le=100_000)] = 200
+    shadow_seconds: Annotated[float, Meta(ge=0, le=3600)] = 5.0
+    min_agreement: Share = 0.0
+
+
+class Reason(Answer, frozen=True):
+    """What one past event did for a score: the score minus the score had it not happened."""
+
+    item_id: str
+    contribution: float
+    title: str | None = None
+
+
+class RankedItem(Answer, frozen=True):
+    """score: a logit, higher is better."""
+
+    item_id: str
+    score: float
+    rank: int
+    title: str | None = None
+    because: list[Reason] | None = None
+
+
+class RecommendResponse(Answer, frozen=True):
+    """known_user: whether there is a history or features; otherwise this is the prior for everybody."""
+
+    user_id: str
+    known_user: bool
+    model_version: str
+    items: list[RankedItem]
+    unknown_items: list[str] = []
+
+
+class BatchResponse(Answer, frozen=True):
+    results: list[RecommendResponse]
+
+
+class EventsResponse(Answer, frozen=True):
+    """accepted: stored now; duplicates: known by their event ids; unknown_items: accepted, but no model knows the item."""
+
+    accepted: int
+    duplicates: int
+    unknown_items: int
+
+
+class ItemResponse(Answer, frozen=True):
+    item_id: str
+    title: str
+    attributes: dict[str, float | list[str]]
+    available: bool
+    in_training: bool
+
+
+class ItemsResponse(Answer, frozen=True):
+    items: list[ItemResponse]
+
+
+class UserEvent(Answer, frozen=True):
+    item_id: str
+    event_type: str
+    timestamp: float
+    event_id: str
+
+
+class UserResponse(Answer, frozen=True):
+    """events: the latest stored ones, latest first, of `event_count`; recent_items: with the bundle's history.
+
+    teacher_items: what the teacher would recommend after the history in the bundle.
+    """
+
+    user_id: str
+    event_count: int
+    events: list[UserEvent]
+    recent_items: list[str]
+    teacher_items: list[str]
+    features: Features | None = None
+
+
+class UsersResponse(Answer, frozen=True):
+    users: list[str]
+
+
+class ErasedResponse(Answer, frozen=True):
+    """bundle: whether the histories of the loaded bundles are free of the user now: `clean`, or why not."""
+
+    user_id: str
+    events_removed: int
+    bundle: str
+
+
+class ModelResponse(Answer, frozen=True):
+    """The model that answers, and the one before it."""
+
+    model_version: str
+    bundle: str
+    kind: str
+    items: int
+    parameters: int
+    dataset: str
+    attributes: list[str]
+    user_features: list[str]
+    item_features: list[str]
+    metrics: dict[str, float]
+    has_teacher: bool
+    previous_version: str | None = None
+
+
+class Shadow(Answer, frozen=True):
+    """How a candidate compares with the active model on the same requests; times are medians in microseconds."""
+
+    requests: int
+    agreement: float | None = None
+    active_us: float | None = None
+    candidate_us: float | None = None
+
+
+class LoadResponse(Answer, frozen=True):
+    """switched: whether the candidate answers now; `reason` says why not."""
+
+    switched: bool
+    model_version: str
+    previous_version: str
+    shadow: Shadow
+    reason: str = ""
+
+
+class StatusResponse(Answer, frozen=True):
+    status: str
+    reason: str = ""
+
+
+class ErrorDetail(Answer, frozen=True):
+    """code: stable, see docs/errors.md; fix: what to do."""
+
+    code: str
+    message: str
+    request_id: str
+    fix: str = ""
+
+
+class ErrorResponse(Answer, frozen=True):
+    """The body of every answer with a status from 400 on."""
+
+    error: ErrorDetail

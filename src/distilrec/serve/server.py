@@ -1,0 +1,90 @@
+"""Running the service: one process, or several that share Redis."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import signal
+import sys
+import tempfile
+from types import FrameType
+from typing import Any
+
+import msgspec
+import uvicorn
+
+from distilrec.serve.app import CONFIG_VARIABLE, make_app
+from distilrec.serve.config import ServiceConfig
+from distilrec.serve.keys import read_keys
+from distilrec.serve.logs import log, start_logging
+from distilrec.serve.service import Service, open_service
+
+_GRACE_SECONDS = 10
+_KEEP_ALIVE = 30
+_SWITCH_INTERVAL = 0.0005  # seconds; the store's threads are woken for microseconds, and must not wait for 5 ms
+
+
+class _Server(uvicorn.Server):
+    """A server that first says that it is not ready any more, and closes its door a while later."""
+
+    def __init__(self, config: uvicorn.Config, service: Service, drain_seconds: float) -> None:
+        super().__init__(config)
+        self._service, self._drain_seconds = service, drain_seconds
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self._drain_seconds and sig == signal.SIGTERM and not self._service.draining:
+            log("draining", seconds=self._drain_seconds)
+            self._service.drain()
+            asyncio.get_running_loop().call_later(self._drain_seconds, super().handle_exit, sig, frame)
+            return
+        self._service.drain()
+        super().handle_exit(sig, frame)
+
+
+def serve(config: ServiceConfig) -> None:
+    """Serves until it is told to stop. Raises BundleErrors, StoreErrors, ConfigError and FileMissingError before that."""
+    sys.setswitchinterval(_SWITCH_INTERVAL)
+    keys = read_keys(config.keys)
+    start_logging()
+    if config.workers > 1:
+        _serve_by_several(config)
+        return
+    service = open_service(config)
+    app = make_app(service, keys)
+    _Server(uvicorn.Config(app, **_options(config)), service, config.drain_seconds).run()
+
+
+def _options(config: ServiceConfig) -> dict[str, Any]:
+    return {
+        "host": config.host,
+        "port": config.port,
+        "log_config": None,
+        "access_log": False,
+        "server_header": False,
+        "date_header": False,
+        "lifespan": "on",
+        "loop": "uvloop",
+        "http": "httptools",
+        "ws": "none",
+        "timeout_keep_alive": _KEEP_ALIVE,
+        "timeout_graceful_shutdown": _GRACE_SECONDS,
+        "backlog": 2048,
+    }
+
+
+def _serve_by_several(config: ServiceConfig) -> None:
+    checked = open_service(config)  # what cannot work had better fail here, once and with a clear message
+    checked.store.close()
+    os.environ[CONFIG_VARIABLE] = msgspec.json.encode(config).decode()
+    folder = tempfile.mkdtemp(prefix="distilrec-metrics-")
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
+    try:
+        uvicorn.run(
+            "distilrec.serve.app:from_environment",
+            factory=True,
+            workers=config.workers,
+            **_options(config),
+        )
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,469 @@
+"""What the service does, without HTTP: one method per endpoint, on the event loop; the store works in threads of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import msgspec
+
+from distilrec.bundle.format import erase_user
+from distilrec.engine.recommender import Item, Recommendation, Recommender, load
+from distilrec.engine.stored import Clock, EventInput, bring_up_to_date, to_stored
+from distilrec.errors import (
+    ConfigError,
+    DistilrecError,
+    NotReadyError,
+    RequestError,
+    StoreError,
+    UnknownUserError,
+)
+from distilrec.serve.batches import Batches
+from distilrec.serve.config import ServiceConfig
+from distilrec.serve.logs import log
+from distilrec.serve.metrics import Metrics
+from distilrec.serve.models import ACTIVE_BUNDLE, Asked, Choice, Models, Served, answer, base_of, first_bundle
+from distilrec.serve.schemas import (
+    BatchRequest,
+    BatchResponse,
+    ErasedResponse,
+    EventsRequest,
+    EventsResponse,
+    ItemRequest,
+    ItemResponse,
+    ItemsResponse,
+    LoadRequest,
+    LoadResponse,
+    ModelResponse,
+    RankedItem,
+    RankRequest,
+    Reason,
+    RecommendRequest,
+    RecommendResponse,
+    StatusResponse,
+    UserEvent,
+    UserRequest,
+    UserResponse,
+    UsersResponse,
+)
+from distilrec.stores.opening import open_store
+from distilrec.stores.records import ItemRecord, Since, Store, StoredEvent, UserRecord
+
+_POLL_SECONDS = 0.5
+_READY_SECONDS = 1.0
+_REASONS = 3
+_SHOWN_EVENTS = 50
+_MAX_LISTED = 500
+_BATCH_OF_JOBS = 4_096
+
+_Write = list[StoredEvent] | Callable[[], Any]
+
+
+class Service:
+    """Made by `open_service`; `start` and `stop` belong to the event loop that it lives on."""
+
+    def __init__(self, config: ServiceConfig, store: Store, recommender: Recommender) -> None:
+        self.config, self.store, self.metrics = config, store, Metrics()
+        self._first = recommender
+        self._clock = Clock()
+        self._draining = False
+        self._store_checked = 0.0
+        self._ready = False
+
+    async def start(self) -> None:
+        """Starts the threads and follows what the store knows about items. Raises StoreError."""
+        self._writer: Batches[_Write, Any] = Batches(
+            "store-writer", self._write, self.config.max_pending, _BATCH_OF_JOBS
+        )
+        self._reader: Batches[list[Since], list[UserRecord]] = Batches(
+            "store-reader", self._read, 100_000, _BATCH_OF_JOBS
+        )
+        self.models = Models(self.config, self._first, self._catch_up, self._follow_items)
+        self._following = asyncio.Lock()
+        await self._follow_items(self.models.active)
+        self.metrics.model.labels(self.models.active.version).set(1)
+        self._poller = asyncio.create_task(self._poll()) if self.store.shared else None
+        self._ready = True
+        log("ready", model_version=self.models.active.version, store=type(self.store).__name__)
+
+    def drain(self) -> None:
+        """From now on `/readyz` says no, so that no new requests are sent here."""
+        self._draining = True
+
+    @property
+    def draining(self) -> bool:
+        """Whether it is about to stop."""
+        return self._draining
+
+    async def stop(self) -> None:
+        """Stores what was taken, then lets go of the store."""
+        self.drain()
+        if self._poller is not None:
+            self._poller.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._poller
+        await self._writer.stop()
+        await self._reader.stop()
+        self.store.close()
+        log("stopped")
+
+    # Recommendations
+
+    async def recommend(self, request: RecommendRequest) -> RecommendResponse:
+        recommender = self.models.active.recommender
+        asked = self._asked(request)
+        if self.store.shared or asked.user_id not in recommender.users:
+            await self._catch_up(recommender, [asked.user_id])
+        return self._answer(recommender, asked, request)
+
+    async def recommend_batch(self, request: BatchRequest) -> BatchResponse:
+        self._limit("requests", len(request.requests), self.config.max_batch)
+        recommender = self.models.active.recommender
+        asked = [self._asked(each) for each in request.requests]
+        results = []
+        for start in range(0, len(asked), 50):  # other requests get their turn in between
+            part = asked[start : start + 50]
+            await self._catch_up(recommender, list(dict.fromkeys(each.user_id for each in part)))
+            pairs = zip(part, request.requests[start : start + 50], strict=True)
+            results += [self._answer(recommender, each, one) for each, one in pairs]
+            await asyncio.sleep(0)
+        return BatchResponse(results)
+
+    def _asked(self, request: RecommendRequest) -> Asked:
+        if request.k > self.config.max_k:
+            self._limit("k", request.k, self.config.max_k)
+        return Asked(str(request.user_id), request.k, request.exclude_seen, request.filter, request.diversity)
+
+    def _answer(self, recommender: Recommender, asked: Asked, request: RecommendRequest) -> RecommendResponse:
+        best = answer(recommender, asked)
+        self.models.recent.append(asked)
+        return RecommendResponse(
+            asked.user_id,
+            recommender.knows_user(asked.user_id),
+            recommender.manifest.model_version,
+            _ranked(recommender, asked.user_id, best, explain=request.explain, titles=request.titles),
+        )
+
+    async def rank(self, request: RankRequest) -> RecommendResponse:
+        self._limit("item_ids", len(request.item_ids), self.config.max_k)
+        recommender, user_id = self.models.active.recommender, str(request.user_id)
+        await self._catch_up(recommender, [user_id])
+        items = [str(item) for item in request.item_ids]
+        unknown = [item for item in items if not recommender.knows_item(item)] if request.skip_unknown else []
+        best = recommender.recommend(user_id, [item for item in items if item not in unknown] if unknown else items)
+        return RecommendResponse(
+            user_id,
+            recommender.knows_user(user_id),
+            recommender.manifest.model_version,
+            _ranked(recommender, user_id, best, explain=request.explain, titles=request.titles),
+            unknown,
+        )
+
+    # Events
+
+    async def events(self, request: EventsRequest) -> EventsResponse:
+        self._limit("events", len(request.events), self.config.max_batch)
+        given = (
+            EventInput(str(e.user_id), str(e.item_id), e.event_type, e.timestamp, e.event_id) for e in request.events
+        )
+        stored = to_stored(given, self._clock)
+        positions: list[int] = await self._writer.submit(stored, len(stored))
+        if not self.store.shared:  # otherwise each answer asks the store what is new
+            for served in self.models.all():
+                for event, position in zip(stored, positions, strict=True):
+                    served.recommender.follow(event, position)
+        active = self.models.active.recommender
+        duplicates = positions.count(0)
+        unknown = sum(not active.knows_item(e.item_id) for e, p in zip(stored, positions, strict=True) if p)
+        accepted = len(stored) - duplicates
+        for outcome, count in (("accepted", accepted), ("duplicate", duplicates), ("unknown_item", unknown)):
+            if count:
+                self.metrics.events.labels(outcome).inc(count)
+        return EventsResponse(accepted, duplicates, unknown)
+
+    # Items
+
+    async def put_item(self, item_id: str, request: ItemRequest) -> ItemResponse:
+        record = ItemRecord(item_id, request.title, dict(request.features), dict(request.attributes), request.available)
+        await self._change_item(record)
+        return _item(self.models.active.recommender.item(item_id))
+
+    async def delete_item(self, item_id: str) -> StatusResponse:
+        self.models.active.recommender.item(item_id)  # raises where it is unknown
+        await self._change_item(ItemRecord(item_id, available=False, removed=True))
+        return StatusResponse("removed")
+
+    async def _change_item(self, record: ItemRecord) -> None:
+        self.models.active.recommender.check_item(record)
+        await self._writer.submit(lambda: self.store.put_item(record))
+        for served in self.models.all():
+            await self._follow_items(served)
+
+    async def get_item(self, item_id: str) -> ItemResponse:
+        return _item(self.models.active.recommender.item(item_id))
+
+    async def items(self, search: str, limit: int) -> ItemsResponse:
+        return ItemsResponse([_item(each) for each in self.models.active.recommender.search(search, limit)])
+
+    # Users
+
+    async def get_user(self, user_id: str) -> UserResponse:
+        (record,) = await asyncio.to_thread(self.store.read, [Since(user_id)])
+        recommender = self.models.active.recommender
+        await self._catch_up(recommender, [user_id])
+        if not record.epoch and not recommender.knows_user(user_id):
+            raise UnknownUserError(
+                "nothing is known about this user", fix="send events or features first", user_id=user_id
+            )
+        latest = [UserEvent(e.item_id, e.event_type, e.timestamp, e.event_id) for e in record.events[-_SHOWN_EVENTS:]]
+        features: Any = record.features
+        return UserResponse(
+            user_id,
+            len(record.events),
+            latest[::-1],
+            recommender.past(user_id, _SHOWN_EVENTS),
+            recommender.teacher_items(user_id),
+            features,
+        )
+
+    async def put_user(self, user_id: str, request: UserRequest) -> StatusResponse:
+        self.models.active.recommender.user_features(request.features)  # raises where they do not fit
+        await self._writer.submit(lambda: self.store.set_features(user_id, request.features))
+        for served in self.models.all():
+            served.recommender.forget(user_id)
+        return StatusResponse("stored")
+
+    async def delete_user(self, user_id: str) -> ErasedResponse:
+        """Events, features and state; and the user's rows in the histories of the loaded bundles."""
+        removed = await self._writer.submit(lambda: self.store.erase(user_id))
+        kept = [asked for asked in self.models.recent if asked.user_id != user_id]
+        self.models.recent.clear()
+        self.models.recent.extend(kept)
+        bundle = "clean"
+        for served in self.models.all():
+            served.recommender.forget(user_id, history=True)
+            try:
+                await asyncio.to_thread(erase_user, served.recommender.folder, user_id)
+            except (DistilrecError, OSError) as problem:
+                bundle = f"{served.version}: not used any more, but still in the file ({type(problem).__name__})"
+                log("a bundle could not be cleaned", logging.WARNING, model_version=served.version)
+        return ErasedResponse(user_id, removed, bundle)
+
+    async def users(self, limit: int) -> UsersResponse:
+        return UsersResponse(self.models.active.recommender.some_users(limit))
+
+    # Model
+
+    async def model(self) -> ModelResponse:
+        recommender, previous = self.models.active.recommender, self.models.previous
+        m = recommender.manifest
+        return ModelResponse(
+            m.model_version,
+            str(recommender.folder),
+            m.kind,
+            len(recommender.item_ids),
+            m.parameters,
+            m.dataset,
+            recommender.attributes,
+            [encoding.name for encoding in m.user_encoder.encodings],
+            [encoding.name for encoding in m.item_encoder.encodings],
+            m.metrics,
+            recommender.has_teacher,
+            previous.version if previous else None,
+        )
+
+    async def load_model(self, request: LoadRequest) -> LoadResponse:
+        response = await self.models.load(request)
+        if response.switched:
+            await self._switched("load")
+        return response
+
+    async def rollback(self) -> LoadResponse:
+        response = self.models.rollback()
+        await self._switched("rollback")
+        return response
+
+    async def _switched(self, kind: str) -> None:
+        active = self.models.active
+        await self._follow_items(active)
+        self.metrics.swaps.labels(kind).inc()
+        self.metrics.model.clear()
+        self.metrics.model.labels(active.version).set(1)
+        choice = Choice(base_of(self.config), str(active.recommender.folder))
+        text = msgspec.json.encode(choice).decode()
+        await self._writer.submit(lambda: self.store.set_setting(ACTIVE_BUNDLE, text))
+
+    # Health
+
+    async def alive(self) -> StatusResponse:
+        return StatusResponse("alive")
+
+    async def readiness(self) -> StatusResponse:
+        """Raises NotReadyError while starting and shutting down, StoreError when the store is away."""
+        if not self._ready or self._draining:
+            raise NotReadyError("starting" if not self._ready else "shutting down", fix="send requests elsewhere")
+        now = time.monotonic()
+        if now - self._store_checked > _READY_SECONDS:
+            await self._reader.submit([Since("readiness")])
+            self._store_checked = now
+        return StatusResponse("ready")
+
+    def exposition(self) -> bytes:
+        """The metrics, in the text format of Prometheus."""
+        users = self.models.active.recommender.users
+        self.metrics.users.set(len(users))
+        self.metrics.state_bytes.set(users.nbytes)
+        self.metrics.evicted.set(users.evicted)
+        self.metrics.pending.set(self._writer.pending)
+        return self.metrics.exposition()
+
+    # The store
+
+    def _limit(self, what: str, given: int, limit: int) -> None:
+        if given > limit:
+            raise RequestError(f"{what}: {given:,} is more than the limit of {limit:,}", fix="ask for less at once")
+
+    async def _catch_up(self, recommender: Recommender, user_ids: list[str]) -> None:
+        """Makes what is in memory about these users equal to what the store says."""
+        if not self.store.shared:
+            missing = [user for user in user_ids if user not in recommender.users]
+            if missing:
+                bring_up_to_date(recommender, self.store, missing)  # a file in the page cache: no thread needed
+            return
+        asked = [recommender.since(user) for user in user_ids]
+        while asked:
+            records = await self._reader.submit(asked)
+            pairs = zip(asked, records, strict=True)
+            asked = [Since(each.user_id) for each, record in pairs if not recommender.restore(each, record)]
+
+    async def _follow_items(self, served: Served) -> None:
+        async with self._following:
+            if self.store.shared:
+                records, served.item_changes = await asyncio.to_thread(self.store.items, served.item_changes)
+            else:
+                records, served.item_changes = self.store.items(served.item_changes)
+            for record in records:
+                try:
+                    served.recommender.put_item(record)
+                except DistilrecError as problem:  # a feature or attribute that this model has not, or of another kind
+                    log(
+                        "an item could not be followed", logging.WARNING, code=problem.code,
+                        model_version=served.version, item_id=record.item_id,
+                    )  # fmt: skip
+
+    async def _poll(self) -> None:
+        """Follows the other workers: changed items, and the bundle that they have switched to."""
+        failing = False
+        while True:
+            await asyncio.sleep(_POLL_SECONDS)
+            try:
+                await self._follow_items(self.models.active)
+                setting = await asyncio.to_thread(self.store.setting, ACTIVE_BUNDLE)
+                choice = msgspec.json.decode(setting, type=Choice) if setting else None
+                here = str(self.models.active.recommender.folder)
+                if choice and choice.base == base_of(self.config) and choice.active != here:
+                    await self.models.follow(choice.active)
+                    self.metrics.model.clear()
+                    self.metrics.model.labels(self.models.active.version).set(1)
+                failing = False
+            except (DistilrecError, msgspec.MsgspecError) as problem:
+                if not failing:
+                    log("the other workers cannot be followed", logging.WARNING, code=getattr(problem, "code", "error"))
+                failing = True
+
+    def _write(self, jobs: list[_Write]) -> list[Any]:
+        """In the writer's thread: neighbouring events share one commit, everything keeps its order."""
+        results: list[Any] = []
+        place = 0
+        while place < len(jobs):
+            stop = place
+            while stop < len(jobs) and isinstance(jobs[stop], list):
+                stop += 1
+            if stop > place:
+                results += self._commit([job for job in jobs[place:stop] if isinstance(job, list)])
+                place = stop
+                continue
+            job = jobs[place]
+            assert not isinstance(job, list)
+            try:
+                results.append(job())
+            except Exception as problem:
+                results.append(self._failed(problem))
+            place += 1
+        return results
+
+    def _commit(self, groups: list[list[StoredEvent]]) -> list[Any]:
+        started = time.perf_counter()
+        try:
+            positions = iter(self.store.append([event for group in groups for event in group]))
+        except StoreError as problem:
+            return [self._failed(problem)] * len(groups)
+        except Exception as problem:
+            if len(groups) == 1:
+                return [self._failed(problem)]
+            return [self._commit([group])[0] for group in groups]  # one of them cannot be stored: not the others' fault
+        self.metrics.commit_seconds.observe(time.perf_counter() - started)
+        self.metrics.commit_events.observe(sum(map(len, groups)))
+        return [[next(positions) for _ in group] for group in groups]
+
+    def _read(self, jobs: list[list[Since]]) -> list[Any]:
+        """In the reader's thread: one round trip for all who wait."""
+        try:
+            records = iter(self.store.read([asked for job in jobs for asked in job]))
+        except StoreError as problem:
+            return [self._failed(problem)] * len(jobs)
+        return [[next(records) for _ in job] for job in jobs]
+
+    def _failed(self, problem: Exception) -> Exception:
+        if isinstance(problem, StoreError):
+            self.metrics.store_errors.inc()
+        return problem
+
+
+def open_service(config: ServiceConfig) -> Service:
+    """A service with its store opened and its model loaded and compiled. Raises BundleErrors and StoreErrors."""
+    store = open_store(config.store, config.store_prefix)
+    try:
+        for warning in store.check():
+            log("store", logging.WARNING, warning=warning)
+        folder = first_bundle(config, store.setting(ACTIVE_BUNDLE))
+        return Service(config, store, load(folder, max_users=config.max_users, max_events=config.max_events))
+    except BaseException:
+        store.close()
+        raise
+
+
+def listed(value: int) -> int:
+    """A limit of a list, checked. Raises ConfigError."""
+    if not 1 <= value <= _MAX_LISTED:
+        raise ConfigError(f"limit is {value}", fix=f"give a number from 1 to {_MAX_LISTED}", parameter="limit")
+    return value
+
+
+def _ranked(
+    recommender: Recommender, user_id: str, best: Sequence[Recommendation], *, explain: bool, titles: bool
+) -> list[RankedItem]:
+    if not explain and not titles:
+        return [RankedItem(item, score, rank) for rank, (item, score) in enumerate(best, 1)]
+    whys = (
+        recommender.explain_many(user_id, [each.item_id for each in best], _REASONS)
+        if explain and best
+        else [[] for _ in best]
+    )
+    found = []
+    for rank, ((item, score), why) in enumerate(zip(best, whys, strict=True), 1):
+        because = [
+            Reason(c.item_id, c.contribution, recommender.title_of_past(c.item_id) if titles else None) for c in why
+        ]
+        found.append(
+            RankedItem(item, score, rank, recommender.title(item) if titles else None, because if explain else None)
+        )
+    return found
+
+
+def _item(item: Item) -> ItemResponse:
+    return ItemResponse(item.item_id, item.title, item.attributes, item.available, item.in_training)
