@@ -221,26 +221,33 @@ class Recommender:
         Raises UnknownItemError for an id in `item_ids` that is not in the catalogue, ConfigError for k < 1, a diversity
         outside [0, 1] and a filter that does not fit.
         """
-        user = self._find(str(user_id))
-        if user is None:
-            user = self._stranger
         if item_ids is not None:
-            return self._rank(user, item_ids)
+            return self._rank(self._find(str(user_id)) or self._stranger, item_ids)
+        best = self.best(str(user_id), k, exclude_seen, where, diversity)
+        return list(map(_recommendation, zip(*best, strict=True)))
+
+    def best(
+        self, user_id: str, k: int, exclude_seen: bool = True, where: Filter | None = None, diversity: float = 0.0
+    ) -> tuple[list[str], list[float]]:
+        """`recommend` as items and scores apart."""
+        user = self._find(user_id) or self._stranger
         if k < 1:
             raise ConfigError(f"k is {k}", fix="ask for at least one item", parameter="k")
         if not 0 <= diversity <= 1:
             raise ConfigError(f"diversity is {diversity}", fix="give a number from 0 to 1", parameter="diversity")
-        seen = user.items if exclude_seen else _NO_ITEMS
         pool = max(_POOL, _POOL_FACTOR * k) if diversity else k
         places, best = self._runtime.best(
-            user.state, user.features, seen, self._filters.mask(where), min(pool, len(self._item_ids))
+            user.state,
+            user.features,
+            user.items if exclude_seen else _NO_ITEMS,
+            self._filters.mask(where),
+            min(pool, len(self._item_ids)),
         )
         if diversity:
             order = self._diversified(places, best, min(k, len(places)), diversity)
             places, best = places[order], best[order]
-        return list(
-            map(_recommendation, zip(map(self._item_ids.__getitem__, places.tolist()), best.tolist(), strict=True))
-        )
+        ids = self._item_ids
+        return [ids[place] for place in places.tolist()], best.tolist()
 
     def recommend_many(
         self,

@@ -149,7 +149,9 @@ class _Handler:
                     )
                 body = _decoded(self._decode, await _read_body(receive, length, gate.max_body))
             answer = await endpoint.handle(Call(body, scope.get("path_params", {}), scope["query_string"]))
-            headers = [*_ALWAYS, (b"x-request-id", request_id)]
+            headers = [(b"x-request-id", request_id)]
+            if body is None:  # what comes from a POST or PUT is not cached or guessed at anyway
+                headers += _ALWAYS
             if isinstance(answer, Reply):
                 content, media_type = answer.content, answer.media_type
                 headers += answer.headers

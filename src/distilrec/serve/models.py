@@ -20,7 +20,7 @@ from typing import NamedTuple
 import msgspec
 
 from distilrec.engine.filters import Filter
-from distilrec.engine.recommender import Recommendation, Recommender, load
+from distilrec.engine.recommender import Recommender, load
 from distilrec.errors import ConfigError, DistilrecError, SwapConflictError
 from distilrec.serve.config import ServiceConfig
 from distilrec.serve.logs import log
@@ -162,7 +162,7 @@ class Models:
                     for recommender, spent in zip((self.active.recommender, candidate), times, strict=True):
                         await self._catch_up(recommender, [asked.user_id])
                         started = time.perf_counter()
-                        lists.append(answer(recommender, asked))
+                        lists.append(recommender.best(*asked)[0])
                         spent.append((time.perf_counter() - started) * 1e6)
                     overlaps.append(_overlap(*lists))
                 except ConfigError:  # a filter on an attribute that only one of the two has
@@ -174,16 +174,9 @@ class Models:
         return Shadow(len(overlaps), agreement, *(median(spent) if spent else None for spent in times))
 
 
-def answer(recommender: Recommender, asked: Asked) -> list[Recommendation]:
-    """What a model answers to a request."""
-    return recommender.recommend(
-        asked.user_id, k=asked.k, exclude_seen=asked.exclude_seen, where=asked.where, diversity=asked.diversity
-    )
-
-
-def _overlap(one: list[Recommendation], other: list[Recommendation]) -> float:
+def _overlap(one: list[str], other: list[str]) -> float:
     longest = max(len(one), len(other))
-    return len({a.item_id for a in one} & {b.item_id for b in other}) / longest if longest else 1.0
+    return len(set(one) & set(other)) / longest if longest else 1.0
 
 
 def _objection(shadow: Shadow, min_agreement: float) -> str:

@@ -6,13 +6,14 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from itertools import count
 from typing import Any
 
 import msgspec
 
 from distilrec.bundle.format import erase_user
-from distilrec.engine.recommender import Item, Recommendation, Recommender, load
+from distilrec.engine.recommender import Contribution, Item, Recommender, load
 from distilrec.engine.stored import Clock, EventInput, bring_up_to_date, to_stored
 from distilrec.errors import (
     ConfigError,
@@ -26,7 +27,7 @@ from distilrec.serve.batches import Batches
 from distilrec.serve.config import ServiceConfig
 from distilrec.serve.logs import log
 from distilrec.serve.metrics import Metrics
-from distilrec.serve.models import ACTIVE_BUNDLE, Asked, Choice, Models, Served, answer, base_of, first_bundle
+from distilrec.serve.models import ACTIVE_BUNDLE, Asked, Choice, Models, Served, base_of, first_bundle
 from distilrec.serve.schemas import (
     BatchRequest,
     BatchResponse,
@@ -139,7 +140,7 @@ class Service:
         return Asked(str(request.user_id), request.k, request.exclude_seen, request.filter, request.diversity)
 
     def _answer(self, recommender: Recommender, asked: Asked, request: RecommendRequest) -> RecommendResponse:
-        best = answer(recommender, asked)
+        best = recommender.best(*asked)
         self.models.recent.append(asked)
         return RecommendResponse(
             asked.user_id,
@@ -154,7 +155,8 @@ class Service:
         await self._catch_up(recommender, [user_id])
         items = [str(item) for item in request.item_ids]
         unknown = [item for item in items if not recommender.knows_item(item)] if request.skip_unknown else []
-        best = recommender.recommend(user_id, [item for item in items if item not in unknown] if unknown else items)
+        ranked = recommender.recommend(user_id, [item for item in items if item not in unknown] if unknown else items)
+        best = [each.item_id for each in ranked], [each.score for each in ranked]
         return RecommendResponse(
             user_id,
             recommender.knows_user(user_id),
@@ -180,9 +182,9 @@ class Service:
         duplicates = positions.count(0)
         unknown = sum(not active.knows_item(e.item_id) for e, p in zip(stored, positions, strict=True) if p)
         accepted = len(stored) - duplicates
-        for outcome, count in (("accepted", accepted), ("duplicate", duplicates), ("unknown_item", unknown)):
-            if count:
-                self.metrics.events.labels(outcome).inc(count)
+        for outcome, number in (("accepted", accepted), ("duplicate", duplicates), ("unknown_item", unknown)):
+            if number:
+                self.metrics.events.labels(outcome).inc(number)
         return EventsResponse(accepted, duplicates, unknown)
 
     # Items
@@ -445,17 +447,16 @@ def listed(value: int) -> int:
 
 
 def _ranked(
-    recommender: Recommender, user_id: str, best: Sequence[Recommendation], *, explain: bool, titles: bool
+    recommender: Recommender, user_id: str, best: tuple[list[str], list[float]], *, explain: bool, titles: bool
 ) -> list[RankedItem]:
+    items, scores = best
     if not explain and not titles:
-        return [RankedItem(item, score, rank) for rank, (item, score) in enumerate(best, 1)]
-    whys = (
-        recommender.explain_many(user_id, [each.item_id for each in best], _REASONS)
-        if explain and best
-        else [[] for _ in best]
-    )
+        return list(map(RankedItem, items, scores, count(1)))
+    whys: list[list[Contribution]] = [[] for _ in items]
+    if explain and items:
+        whys = recommender.explain_many(user_id, items, _REASONS)
     found = []
-    for rank, ((item, score), why) in enumerate(zip(best, whys, strict=True), 1):
+    for rank, item, score, why in zip(count(1), items, scores, whys, strict=False):
         because = [
             Reason(c.item_id, c.contribution, recommender.title_of_past(c.item_id) if titles else None) for c in why
         ]
