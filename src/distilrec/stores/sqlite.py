@@ -10,7 +10,7 @@ import shutil
 import sqlite3
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import msgspec
@@ -56,14 +56,14 @@ class SqliteStore:
         self._lock_file = self._lock()
         self._reading = threading.Lock()
         self._writing = threading.Lock()
-        try:
+        with ExitStack() as undo:
+            undo.callback(os.close, self._lock_file)
             with self._errors():
                 self._writer = self._connect()
+                undo.callback(self._writer.close)
                 self._migrate(migrations)
                 self._reader = self._connect()
-        except BaseException:
-            os.close(self._lock_file)
-            raise
+            undo.pop_all()  # it is open now: nothing to undo
         self._salt = self.setting("salt") or ""
         if not self._salt:
             self._salt = secrets.token_hex(16)

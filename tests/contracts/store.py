@@ -1,0 +1,201 @@
+"""What every store must do; a test class per implementation inherits it and says how to open one."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from distilrec.errors import StoreUnavailableError
+from distilrec.stores.records import ItemRecord, Since, Store, StoredEvent
+
+IDS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12)
+
+
+def event(user="u", item="i", number=0, event_id=None, when=1.5):
+    return StoredEvent(user, f"{item}{number}", "view", when, when + 1, event_id or f"e{number}")
+
+
+class StoreContract:
+    """`open_again` closes the store and opens the same one anew, as a restart would."""
+
+    @pytest.fixture
+    def opener(self) -> Callable[[], Store]:
+        raise NotImplementedError
+
+    @pytest.fixture
+    def store(self, opener):
+        opened = opener()
+        yield opened
+        opened.close()
+
+    def test_what_is_appended_is_read_in_order_also_after_a_restart(self, opener):
+        store = opener()
+        events = [event(number=n) for n in range(5)] + [event("other", number=9)]
+        positions = store.append(events)
+        assert all(a < b for a, b in pairwise(positions[:5]))
+        store.close()
+        store = opener()
+        mine, others, nobody = store.read([Since("u"), Since("other"), Since("nobody")])
+        assert list(mine.events) == events[:5]
+        assert mine.position == positions[4]
+        assert mine.restart and mine.epoch and not mine.erased and mine.features is None
+        assert list(others.events) == events[5:]
+        assert nobody == ("", 0, True, (), None, False) or (nobody.epoch, list(nobody.events)) == ("", [])
+        store.close()
+
+    def test_only_what_is_new_is_read(self, store):
+        store.append([event(number=n) for n in range(3)])
+        first = store.read([Since("u")])[0]
+        (nothing,) = store.read([Since("u", first.epoch, first.position)])
+        assert (list(nothing.events), nothing.restart, nothing.position) == ([], False, first.position)
+        store.append([event("other", number=7), event(number=3)])
+        (new,) = store.read([Since("u", first.epoch, first.position)])
+        assert [e.event_id for e in new.events] == ["e3"]
+        assert not new.restart and new.position > first.position
+
+    def test_an_event_id_counts_once_per_user(self, opener):
+        store = opener()
+        assert all(store.append([event(number=1), event("other", number=1)]))
+        assert store.append([event(number=1), event(number=2), event(number=2)])[0::2] == [0, 0]
+        store.close()
+        store = opener()
+        assert store.append([event(number=1)]) == [0]
+        assert [e.event_id for e in store.read([Since("u")])[0].events] == ["e1", "e2"]
+        store.close()
+
+    def test_features_change_the_epoch(self, store):
+        store.append([event()])
+        before = store.read([Since("u")])[0]
+        store.set_features("u", {"age": 31, "tags": ["a", "b"], "none": None})
+        after = store.read([Since("u", before.epoch, before.position)])[0]
+        assert after.restart and after.epoch != before.epoch
+        assert after.features == {"age": 31, "tags": ["a", "b"], "none": None}
+        assert len(after.events) == 1
+        store.set_features("only features", {"age": 1})
+        assert store.read([Since("only features")])[0].features == {"age": 1}
+
+    def test_erasing_leaves_nothing_but_the_mark(self, opener):
+        store = opener()
+        store.append([event(number=n) for n in range(4)] + [event("other")])
+        store.set_features("u", {"age": 31})
+        before = store.read([Since("u")])[0]
+        assert store.erase("u") == 4
+        gone = store.read([Since("u", before.epoch, before.position)])[0]
+        assert gone.erased and gone.restart and not gone.events and gone.features is None and gone.epoch == ""
+        assert store.erase("u") == 0
+        assert store.erase("never seen") == 0
+        # Whoever comes back begins anew, and the same event ids count again.
+        assert all(store.append([event(number=1)]))
+        back = store.read([Since("u", before.epoch, before.position)])[0]
+        assert back.restart and back.erased and len(back.events) == 1 and back.epoch != before.epoch
+        assert len(store.read([Since("other")])[0].events) == 1
+        store.close()
+        store = opener()
+        assert store.read([Since("u")])[0].erased
+        store.close()
+
+    def test_items_are_merged_and_told_once(self, opener):
+        store = opener()
+        store.put_item(ItemRecord("a", "A", {"price": 1.0}, {"shelf": "x"}))
+        store.put_item(ItemRecord("b"))
+        records, position = store.items()
+        assert [record.item_id for record in records] == ["a", "b"]
+        assert store.items(position) == ([], position)
+        store.put_item(ItemRecord("a", None, {}, {"shelf": "y", "new": 2.0}, available=False))
+        store.close()
+        store = opener()
+        ((changed,), later) = store.items(position)
+        assert changed == ItemRecord("a", "A", {"price": 1.0}, {"shelf": "y", "new": 2.0}, available=False)
+        assert later > position
+        assert [record.item_id for record in store.items()[0]] == ["b", "a"]
+        store.close()
+
+    def test_settings(self, opener):
+        store = opener()
+        assert store.setting("x") is None
+        store.set_setting("x", "1")
+        store.set_setting("x", "2")
+        store.close()
+        store = opener()
+        assert store.setting("x") == "2"
+        store.set_setting("x", None)
+        assert store.setting("x") is None
+        store.close()
+
+    def test_nothing_to_do(self, store):
+        assert store.append([]) == []
+        assert store.read([]) == []
+        assert isinstance(store.check(), list)
+
+    @settings(
+        deadline=None,
+        max_examples=25,
+        suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.differing_executors],
+    )
+    @given(data=st.data())
+    def test_a_store_behaves_like_a_list_per_user(self, store, data):
+        """Against a plain model, with any ids, repeated event ids and several readers at different places."""
+        users = data.draw(st.lists(IDS, min_size=1, max_size=3, unique=True))
+        for user in users:
+            store.erase(user)
+        logs: dict[str, list[StoredEvent]] = {user: [] for user in users}
+        places = {user: Since(user) for user in users}
+        for _ in range(data.draw(st.integers(1, 6))):
+            batch = [
+                StoredEvent(user, item, "view", 1.0, float(number), f"id{number}")
+                for user, item, number in data.draw(
+                    st.lists(st.tuples(st.sampled_from(users), IDS, st.integers(0, 8)), max_size=6)
+                )
+            ]
+            for one, position in zip(batch, store.append(batch), strict=True):
+                known = any(other.event_id == one.event_id for other in logs[one.user_id])
+                assert (position == 0) == known
+                if not known:
+                    logs[one.user_id].append(one)
+            user = data.draw(st.sampled_from(users))
+            (record,) = store.read([places[user]])
+            seen = 0 if record.restart else places[user].position
+            whole = store.read([Since(user)])[0]
+            assert list(whole.events) == logs[user]
+            assert list(record.events) == [e for e in logs[user] if e in record.events]
+            assert seen <= record.position == whole.position
+            places[user] = Since(user, record.epoch, record.position)
+
+    def test_reading_while_writing(self, store):
+        """A reader in another thread sees the log grow, never a gap, never half a batch."""
+        batches = [[event(number=n * 10 + k) for k in range(10)] for n in range(30)]
+        done = threading.Event()
+        lengths: list[int] = []
+        problems: list[BaseException] = []
+
+        def read() -> None:
+            try:
+                while not done.is_set() or not lengths or lengths[-1] < 300:
+                    events = store.read([Since("u")])[0].events
+                    assert [e.event_id for e in events] == [f"e{n}" for n in range(len(events))]
+                    lengths.append(len(events))
+            except BaseException as problem:
+                problems.append(problem)
+
+        reader = threading.Thread(target=read)
+        reader.start()
+        for batch in batches:
+            store.append(batch)
+        done.set()
+        reader.join(20)
+        assert not problems
+        assert np.all(np.diff(lengths) >= 0)
+        assert set(np.array(lengths) % 10) == {0}
+
+    def test_a_closed_store_is_unavailable(self, opener):
+        store = opener()
+        store.close()
+        if not store.shared:  # a Redis client connects again by itself
+            with pytest.raises(StoreUnavailableError):
+                store.append([event()])

@@ -1,0 +1,255 @@
+"""Both stores keep the contract; and what only one of them can suffer."""
+
+from __future__ import annotations
+
+import sqlite3
+
+import pytest
+
+from distilrec.errors import (
+    ConfigError,
+    MissingExtraError,
+    StoreCorruptedError,
+    StoreUnavailableError,
+    StoreVersionError,
+)
+from distilrec.stores import sqlite
+from distilrec.stores.opening import open_store
+from distilrec.stores.records import Since
+from distilrec.stores.redis import RedisStore
+from distilrec.stores.sqlite import MIGRATIONS, SqliteStore
+from tests.contracts.store import StoreContract, event
+from tests.servers import Redis
+
+
+class TestSqlite(StoreContract):
+    @pytest.fixture
+    def opener(self, tmp_path):
+        return lambda: open_store(f"sqlite:///{tmp_path / 'folder' / 'store.db'}")
+
+
+@pytest.fixture(scope="module")
+def redis_server(tmp_path_factory):
+    server = Redis(tmp_path_factory.mktemp("redis"))
+    yield server
+    server.stop()
+
+
+class TestRedis(StoreContract):
+    @pytest.fixture
+    def opener(self, redis_server, request):
+        return lambda: open_store(redis_server.url, prefix=f"{request.node.name}:")
+
+
+@pytest.mark.parametrize("address", ["", "sqlite://", "sqlite:///", "mysql://x", "store.db"])
+def test_wrong_addresses(address):
+    with pytest.raises(ConfigError, match="is not the address of a store"):
+        open_store(address)
+
+
+def test_one_process_at_a_time(tmp_path):
+    first = SqliteStore(tmp_path / "store.db")
+    with pytest.raises(StoreUnavailableError, match="in use by another process"):
+        SqliteStore(tmp_path / "store.db")
+    first.close()
+    SqliteStore(tmp_path / "store.db").close()
+
+
+def test_the_file_belongs_to_its_owner_only(tmp_path):
+    SqliteStore(tmp_path / "store.db").close()
+    assert (tmp_path / "store.db").stat().st_mode & 0o077 == 0
+
+
+def test_a_folder_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreUnavailableError, match="cannot be opened"):
+        SqliteStore(tmp_path / "file" / "store.db")
+
+
+def test_migrations_keep_what_is_there(tmp_path):
+    path = tmp_path / "store.db"
+    store = SqliteStore(path)
+    store.append([event(number=1)])
+    store.close()
+    later = (*MIGRATIONS, "ALTER TABLE users ADD COLUMN note TEXT; CREATE TABLE extra (x);")
+    store = SqliteStore(path, later)
+    assert [e.event_id for e in store.read([Since("u")])[0].events] == ["e1"]
+    store.close()
+    with pytest.raises(StoreVersionError, match="has schema version 2; this distilrec knows up to 1"):
+        SqliteStore(path)
+
+
+def test_a_failed_migration_leaves_the_old_version(tmp_path):
+    path = tmp_path / "store.db"
+    SqliteStore(path).close()
+    with pytest.raises(StoreUnavailableError):
+        SqliteStore(path, (*MIGRATIONS, "CREATE TABLE fine (x); CREATE TABLE events (x);"))
+    store = SqliteStore(path)
+    assert store.append([event()])[0] > 0
+    assert store._writer.execute("SELECT count(*) FROM sqlite_master WHERE name = 'fine'").fetchone() == (0,)
+    store.close()
+
+
+def test_no_database_at_all(tmp_path):
+    path = tmp_path / "store.db"
+    path.write_bytes(b"this is a text file, and a long one " * 100)
+    with pytest.raises(StoreCorruptedError, match="restore it from a backup"):
+        SqliteStore(path)
+
+
+def test_a_damaged_database(tmp_path):
+    path = tmp_path / "store.db"
+    store = SqliteStore(path)
+    store.append([event(f"user-{n}", number=n) for n in range(3_000)])
+    store.verify()
+    store.close()
+    data = bytearray(path.read_bytes())
+    for place in range(8_192, len(data), 4_096):
+        data[place : place + 64] = b"\xff" * 64
+    path.write_bytes(data)
+    with pytest.raises(StoreCorruptedError, match="is damaged"):
+        store = SqliteStore(path)
+        try:
+            store.verify()
+        finally:
+            store.close()
+
+
+def test_a_full_disk_stores_nothing_and_recovers(tmp_path):
+    """SQLite is told that its file may not grow, which is what it sees on a full disk."""
+    store = SqliteStore(tmp_path / "store.db")
+    store.append([event(number=1)])
+    pages = store._writer.execute("PRAGMA page_count").fetchone()[0]
+    store._writer.execute(f"PRAGMA max_page_count = {pages + 2}")
+    with pytest.raises(StoreUnavailableError, match="full"):
+        store.append([event(number=n) for n in range(2, 5_000)])
+    assert len(store.read([Since("u")])[0].events) == 1  # all or none
+    store._writer.execute("PRAGMA max_page_count = 1000000")
+    assert all(store.append([event(number=n) for n in range(2, 5_000)]))
+    store.close()
+
+
+def test_little_space_is_a_warning(tmp_path, monkeypatch):
+    store = SqliteStore(tmp_path / "store.db")
+    assert store.check() == []
+    monkeypatch.setattr(sqlite, "_LOW_SPACE", 2**60)
+    assert "MiB are free" in store.check()[0]
+    store.close()
+
+
+def test_no_byte_of_an_erased_user_is_left_in_the_files(tmp_path):
+    store = SqliteStore(tmp_path / "store.db")
+    secret, item = "Zaphod-Beeblebrox-7", "a-very-telling-item"
+    for n in range(200):
+        store.append(
+            [event(f"neighbour-{n}", number=n), event(secret, item, n), event(f"neighbour-{n}", number=n + 500)]
+        )
+    store.set_features(secret, {"address": "Betelgeuse-5"})
+
+    def found() -> set[str]:
+        texts = (secret, item, "Betelgeuse-5")
+        return {t for t in texts for file in tmp_path.iterdir() if t.encode() in file.read_bytes()}
+
+    assert found() == {secret, item, "Betelgeuse-5"}
+    assert store.erase(secret) == 200
+    assert found() == set()
+    assert len(store.read([Since("neighbour-3")])[0].events) == 2
+    store.verify()
+    store.close()
+    assert found() == set()
+
+
+def test_no_key_of_an_erased_user_is_left_in_redis(redis_server):
+    import time
+
+    import redis
+
+    store = RedisStore(redis_server.url, "erasure:")
+    secret = "Zaphod-Beeblebrox-7"
+    store.append([event(secret, number=n) for n in range(50)] + [event("neighbour")])
+    store.set_features(secret, {"address": "Betelgeuse-5"})
+    client = redis.Redis.from_url(redis_server.url)
+    assert any(secret.encode() in key for key in client.scan_iter("erasure:*"))
+    assert store.erase(secret) == 50
+    assert not any(secret.encode() in key for key in client.scan_iter())
+    for _ in range(200):  # the rewrite of the append-only file takes a moment
+        if not client.info("persistence")["aof_rewrite_in_progress"]:
+            break
+        time.sleep(0.05)
+    on_disk = b"".join(file.read_bytes() for file in redis_server.folder.rglob("*") if file.is_file())
+    assert b"neighbour" in on_disk
+    assert secret.encode() not in on_disk and b"Betelgeuse-5" not in on_disk
+    client.close()
+    store.close()
+
+
+def test_redis_down_and_back(tmp_path):
+    server = Redis(tmp_path)
+    store = RedisStore(server.url)
+    assert all(store.append([event(number=1)]))
+    server.kill()
+    with pytest.raises(StoreUnavailableError, match="check that the server runs"):
+        store.append([event(number=2)])
+    with pytest.raises(StoreUnavailableError):
+        store.read([Since("u")])
+    server.start()
+    assert all(store.append([event(number=2)]))
+    assert [e.event_id for e in store.read([Since("u")])[0].events] == ["e1", "e2"]  # the first is still there
+    assert store.append([event(number=1)]) == [0]
+    store.close()
+    server.stop()
+
+
+def test_redis_says_how_durable_it_is(redis_server):
+    import redis
+
+    store = RedisStore(redis_server.url)
+    assert store.check() == []
+    client = redis.Redis.from_url(redis_server.url)
+    client.config_set("appendfsync", "everysec")
+    assert "can lose a second of events" in store.check()[0]
+    client.config_set("maxmemory-policy", "allkeys-lru")
+    assert "evicts keys" in store.check()[1]
+    client.config_set("appendfsync", "always")
+    client.config_set("maxmemory-policy", "noeviction")
+    client.close()
+    store.close()
+
+
+def test_redis_of_a_newer_version_or_with_strange_content(redis_server):
+    import redis
+
+    client = redis.Redis.from_url(redis_server.url)
+    client.set("newer:schema", 9)
+    with pytest.raises(StoreVersionError, match="has schema version 9"):
+        RedisStore(redis_server.url, "newer:")
+    store = RedisStore(redis_server.url, "strange:")
+    store.append([event()])
+    client.rpush("strange:events:u", b"\xc1")
+    with pytest.raises(StoreCorruptedError, match="holds something that distilrec did not write"):
+        store.read([Since("u")])
+    client.close()
+    store.close()
+
+
+def test_redis_addresses():
+    with pytest.raises(StoreUnavailableError, match="cannot be used"):
+        RedisStore("redis://127.0.0.1:1/0")
+    with pytest.raises(StoreUnavailableError, match="not valid"):
+        RedisStore("redis://127.0.0.1:port/0")
+
+
+def test_redis_is_an_extra(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "redis", None)
+    with pytest.raises(MissingExtraError, match=r"package 'redis'"):
+        RedisStore("redis://127.0.0.1:1/0")
+
+
+def test_sqlite_errors_do_not_leak(tmp_path):
+    store = SqliteStore(tmp_path / "store.db")
+    store._writer.close()
+    with pytest.raises(StoreUnavailableError) as caught:
+        store.append([event()])
+    assert not isinstance(caught.value, sqlite3.Error)
+    store._writer = store._connect()
+    store.close()
