@@ -68,7 +68,7 @@ class ItemAttributes:
                 continue
             wanted = set(categories_of(value))
             index = self.categories.setdefault(name, {})
-            for category in wanted - set(index):
+            for category in sorted(wanted - set(index)):
                 index[category] = np.zeros(0, np.int32)
             for category, members in index.items():
                 if (category in wanted) != _holds(members, item):

@@ -311,7 +311,7 @@ def prepare_dataset(
         item_features=item_encoder.encode_rows(item_rows),
         attributes=collect_attributes(
             {
-                each.name: (each.kind, (row.get(each.name) for row in item_rows))
+                each.name: (each.kind, [row.get(each.name) for row in item_rows])
                 for each in (*item_features, *schema.item_attributes)
                 if each.kind != "text"
             },

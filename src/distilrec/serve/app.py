@@ -50,6 +50,7 @@ _POLICY = (
 _PAGES = {
     "/": ("index.html", b"text/html; charset=utf-8"),
     "/playground.js": ("playground.js", b"text/javascript; charset=utf-8"),
+    "/playground.svg": ("playground.svg", b"image/svg+xml"),
     "/playground.css": ("playground.css", b"text/css; charset=utf-8"),
 }
 

@@ -162,17 +162,22 @@ class UserEvent(Answer, frozen=True):
     event_id: str
 
 
-class UserResponse(Answer, frozen=True):
-    """events: the latest stored ones, latest first, of `event_count`; recent_items: with the bundle's history.
+class NamedItem(Answer, frozen=True):
+    item_id: str
+    title: str
 
-    teacher_items: what the teacher would recommend after the history in the bundle.
+
+class UserResponse(Answer, frozen=True):
+    """events: the latest stored ones, latest first, of `event_count`; recent: items, with the bundle's history.
+
+    teacher: what the teacher would recommend after the history in the bundle, best first.
     """
 
     user_id: str
     event_count: int
     events: list[UserEvent]
-    recent_items: list[str]
-    teacher_items: list[str]
+    recent: list[NamedItem]
+    teacher: list[NamedItem]
     features: Features | None = None
 
 
@@ -197,6 +202,7 @@ class ModelResponse(Answer, frozen=True):
     items: int
     parameters: int
     dataset: str
+    event_types: list[str]
     attributes: list[str]
     user_features: list[str]
     item_features: list[str]

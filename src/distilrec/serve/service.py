@@ -40,6 +40,7 @@ from distilrec.serve.schemas import (
     LoadRequest,
     LoadResponse,
     ModelResponse,
+    NamedItem,
     RankedItem,
     RankRequest,
     Reason,
@@ -227,8 +228,8 @@ class Service:
             user_id,
             len(record.events),
             latest[::-1],
-            recommender.past(user_id, _SHOWN_EVENTS),
-            recommender.teacher_items(user_id),
+            _named(recommender, recommender.past(user_id, _SHOWN_EVENTS)),
+            _named(recommender, recommender.teacher_items(user_id)),
             features,
         )
 
@@ -270,6 +271,7 @@ class Service:
             len(recommender.item_ids),
             m.parameters,
             m.dataset,
+            list(m.event_types[1:]),
             recommender.attributes,
             [encoding.name for encoding in m.user_encoder.encodings],
             [encoding.name for encoding in m.item_encoder.encodings],
@@ -464,6 +466,10 @@ def _ranked(
             RankedItem(item, score, rank, recommender.title(item) if titles else None, because if explain else None)
         )
     return found
+
+
+def _named(recommender: Recommender, items: list[str]) -> list[NamedItem]:
+    return [NamedItem(item, recommender.title_of_past(item)) for item in items]
 
 
 def _item(item: Item) -> ItemResponse:
