@@ -235,7 +235,9 @@ def test_erasure_is_proved_by_a_scan_of_all_files(finished_run, tmp_path):
         ("events", b" " * 20_001, 413, "body_too_large", "20,000"),
         ("model/load", b'{"bundle": "/etc"}', 422, "config_invalid", "outside the bundle root"),
         ("model/load", b'{"bundle": "../../etc"}', 422, "config_invalid", "outside the bundle root"),
-        ("model/load", b'{"bundle": "nothing"}', 500, "bundle_missing", "no bundle"),
+        ("model/load", b'{"bundle": "nothing"}', 422, "bundle_missing", "no bundle"),
+        ("model/load", b'{"bundle": "' + b"x" * 300 + b'"}', 422, "config_invalid", "cannot be a path"),
+        ("model/load", b'{"bundle": "a\\u0000b"}', 422, "config_invalid", "cannot be a path"),
         ("model/rollback", b"", 409, "swap_conflict", "no earlier model"),
     ],
 )  # fmt: skip

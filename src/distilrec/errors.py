@@ -115,6 +115,7 @@ class LabelStoreError(DistilrecError):
 
 class BundleError(DistilrecError):
     code = "bundle_invalid"
+    http_status = 422
 
 
 class BundleMissingError(BundleError):

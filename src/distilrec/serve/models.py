@@ -191,7 +191,13 @@ def _objection(shadow: Shadow, min_agreement: float) -> str:
 
 def _inside(root: Path, folder: str) -> Path:
     """The folder, absolute. Raises ConfigError outside the bundle root: a request must not open any file it likes."""
-    found = (root / folder).resolve()
+    try:
+        found = (root / folder).resolve()
+        (found / "manifest.json").is_file()
+    except (OSError, ValueError):  # too long, or with characters that no path has
+        raise ConfigError(
+            "the name of the bundle cannot be a path", fix="name a folder inside the bundle root", parameter="bundle"
+        ) from None
     if not found.is_relative_to(root.resolve()):
         raise ConfigError(
             "the bundle is outside the bundle root of this service",

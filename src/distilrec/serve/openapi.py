@@ -12,6 +12,7 @@ from distilrec._version import __version__
 from distilrec.serve.http import Endpoint
 from distilrec.serve.schemas import ErrorResponse
 
+_LIMIT = {"type": "integer", "minimum": 1, "maximum": 500}
 _PARAMETER = re.compile(r"{(\w+)(?::\w+)?}")
 
 

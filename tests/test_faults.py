@@ -1,0 +1,325 @@
+"""What goes wrong in production: killed processes, full disks, lost stores, damaged files, a new model under load."""
+
+from __future__ import annotations
+
+import os
+import re
+import resource
+import shutil
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from itertools import count
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.servers import Redis, Server
+
+
+class Load:
+    """Threads that ask and report without pause, and remember what was acknowledged and what failed."""
+
+    def __init__(self, server: Server, threads: int = 4, patient: bool = False) -> None:
+        self.server, self.patient = server, patient
+        self.acknowledged: list[str] = []
+        self.failed: list[str] = []
+        self.versions: list[str] = []
+        self.answers = 0
+        self._numbers = count()
+        self._stop = threading.Event()
+        self._threads = [threading.Thread(target=self._run, args=(n,)) for n in range(threads)]
+
+    def __enter__(self):
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self._stop.set()
+        for thread in self._threads:
+            thread.join(60)
+
+    def _run(self, thread: int) -> None:
+        with httpx.Client(base_url=self.server.url, timeout=10, trust_env=False) as client:
+            while not self._stop.is_set():
+                number = next(self._numbers)
+                event = {"user_id": f"load-{thread}", "item_id": f"i{number % 40}", "event_id": f"e{number}"}
+                for path, body in (
+                    ("events", {"events": [event]}),
+                    ("recommend", {"user_id": f"load-{thread}", "k": 3}),
+                ):
+                    try:
+                        response = client.post(f"/v1/{path}", json=body)
+                    except httpx.TransportError as problem:
+                        if not self.patient:
+                            self.failed.append(repr(problem))
+                        time.sleep(0.01)
+                        continue
+                    if response.status_code != 200:
+                        self.failed.append(response.text)
+                    elif path == "events":
+                        self.acknowledged.append(event["event_id"])
+                    else:
+                        self.answers += 1
+                        self.versions.append(response.json()["model_version"])
+
+
+def stored_ids(path: Path) -> list[str]:
+    db = sqlite3.connect(path)
+    try:
+        return [row[0] for row in db.execute("SELECT event_id FROM events")]
+    finally:
+        db.close()
+
+
+@pytest.mark.parametrize("rounds", [3])
+def test_kill_9_loses_nothing_that_was_acknowledged(bundle, tmp_path, rounds):
+    """`bench/service.py` does it 20 times."""
+    path = tmp_path / "store.db"
+    acknowledged: list[str] = []
+    for number in range(rounds):
+        server = Server(bundle, f"sqlite:///{path}")
+        with Load(server, patient=True) as load:
+            load._numbers = count(number * 1_000_000)
+            time.sleep(0.4)
+            server.kill()
+        assert load.acknowledged
+        acknowledged += load.acknowledged
+    stored = stored_ids(path)
+    assert set(acknowledged) <= set(stored)
+    assert len(stored) == len(set(stored))
+    server = Server(bundle, f"sqlite:///{path}")
+    again = [{"user_id": "load-0", "item_id": "i1", "event_id": event_id} for event_id in acknowledged[:20]]
+    about = server.client.get("/v1/users/load-0").json()
+    server.post("/v1/events", events=again)  # whoever is not sure sends it again
+    known = {e["event_id"] for e in about["events"]} & {e["event_id"] for e in again}
+    later = server.client.get("/v1/users/load-0").json()["event_count"]
+    assert later <= about["event_count"] + 20 - len(known)
+    server.stop()
+
+
+def test_an_orderly_stop_under_load_loses_nothing(bundle, tmp_path):
+    server = Server(bundle, f"sqlite:///{tmp_path / 'store.db'}")
+    with Load(server, patient=True) as load:
+        time.sleep(0.5)
+        assert server.stop() == 0
+    assert set(load.acknowledged) <= set(stored_ids(tmp_path / "store.db"))
+
+
+@pytest.fixture
+def two_bundles(finished_run, tmp_path):
+    folder = tmp_path / "bundles"
+    for name, source in (("one", finished_run.bundle), ("two", finished_run.bundle_alone)):
+        shutil.copytree(source, folder / name)
+    return folder
+
+
+def test_hot_swap_under_load(two_bundles, tmp_path):
+    server = Server(two_bundles / "one", f"sqlite:///{tmp_path / 'store.db'}")
+    first = server.client.get("/v1/model").json()["model_version"]
+    with Load(server) as load:
+        time.sleep(0.3)
+        report = server.post("/v1/model/load", bundle="two", shadow_requests=50)
+        assert report["switched"] and report["previous_version"] == first
+        assert report["shadow"]["requests"] == 50
+        assert 0 <= report["shadow"]["agreement"] <= 1
+        assert report["shadow"]["active_us"] > 0 and report["shadow"]["candidate_us"] > 0
+        time.sleep(0.3)
+        back = server.post("/v1/model/rollback")
+        assert (back["model_version"], back["previous_version"]) == (first, report["model_version"])
+        time.sleep(0.2)
+    assert load.failed == []
+    assert set(load.versions) == {first, report["model_version"]}
+    # The states of both models hold every event: they agree with a service that starts now.
+    answers = server.post("/v1/recommend", user_id="load-1", k=40)["items"]
+    server.post("/v1/model/load", bundle="two", shadow_requests=0)
+    with_two = server.post("/v1/recommend", user_id="load-1", k=40)["items"]
+    server.stop()
+    for bundle, expected in (("one", answers), ("two", with_two)):
+        # Started with one, a service goes on with the model that was switched to; started with two, with two.
+        fresh = Server(two_bundles / bundle, f"sqlite:///{tmp_path / 'store.db'}")
+        if bundle == "one":
+            assert fresh.client.get("/v1/model").json()["model_version"] == report["model_version"]
+            fresh.post("/v1/model/load", bundle="one", shadow_requests=0)
+        assert fresh.post("/v1/recommend", user_id="load-1", k=40)["items"] == expected
+        fresh.stop()
+
+
+def test_a_candidate_that_is_damaged_or_disagrees_is_not_switched_to(two_bundles, tmp_path):
+    server = Server(two_bundles / "one", f"sqlite:///{tmp_path / 'store.db'}")
+    version = server.client.get("/v1/model").json()["model_version"]
+    report = server.post("/v1/model/load", bundle="two", shadow_requests=20, shadow_seconds=0.1, min_agreement=0.5)
+    assert not report["switched"] and "no request came in" in report["reason"]
+    for n in range(30):
+        server.items(f"u{n}")
+    report = server.post("/v1/model/load", bundle="two", shadow_requests=20, min_agreement=1.0)
+    assert not report["switched"] and "agrees with the active model on" in report["reason"]
+    (two_bundles / "two" / "weights.safetensors").write_bytes(b"x" * 100)
+    response = server.client.post("/v1/model/load", json={"bundle": "two"})
+    assert (response.status_code, response.json()["error"]["code"]) == (422, "bundle_corrupted")
+    assert server.client.get("/v1/model").json()["model_version"] == version
+    assert server.items("u1")
+    response = server.client.post("/v1/model/rollback")
+    assert (response.status_code, response.json()["error"]["code"]) == (409, "swap_conflict")
+    server.stop()
+
+
+def test_two_models_cannot_be_loaded_at_once(two_bundles, tmp_path):
+    server = Server(two_bundles / "one", f"sqlite:///{tmp_path / 'store.db'}")
+    statuses: list[int] = []
+
+    def load() -> None:
+        with httpx.Client(base_url=server.url, timeout=30, trust_env=False) as client:
+            body = {"bundle": "two", "shadow_seconds": 1.0}
+            statuses.append(client.post("/v1/model/load", json=body).status_code)
+
+    threads = [threading.Thread(target=load) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(statuses) == [200, 409, 409]
+    server.stop()
+
+
+def test_a_swapped_model_that_is_gone_falls_back(two_bundles, tmp_path):
+    store = f"sqlite:///{tmp_path / 'store.db'}"
+    server = Server(two_bundles / "one", store)
+    version = server.client.get("/v1/model").json()["model_version"]
+    server.post("/v1/model/load", bundle="two", shadow_requests=0)
+    server.stop()
+    shutil.rmtree(two_bundles / "two")
+    server = Server(two_bundles / "one", store)
+    assert server.client.get("/v1/model").json()["model_version"] == version
+    assert "cannot be loaded" in server.log.read_text()
+    server.stop()
+
+
+def test_a_full_disk_is_a_503_and_nothing_is_lost(bundle, tmp_path):
+    """The operating system refuses to let any file of the process grow past a limit."""
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (600_000, resource.RLIM_INFINITY))
+
+    server = Server(bundle, f"sqlite:///{tmp_path / 'store.db'}", preexec_fn=limit)
+    acknowledged, refused = 0, None
+    for number in range(400):
+        events = [{"user_id": f"u{number}-{n}", "item_id": "i1", "event_id": "x" * 100} for n in range(100)]
+        response = server.client.post("/v1/events", json={"events": events})
+        if response.status_code == 200:
+            acknowledged += 100
+        else:
+            refused = response
+            break
+    assert refused is not None and acknowledged
+    assert (refused.status_code, refused.json()["error"]["code"]) == (503, "store_unavailable")
+    assert refused.headers["retry-after"]
+    assert server.items("u1")  # what needs no writing goes on
+    assert "store_unavailable" in server.log.read_text()
+    server.kill()
+    assert len(stored_ids(tmp_path / "store.db")) == acknowledged
+    server = Server(bundle, f"sqlite:///{tmp_path / 'store.db'}")
+    assert server.event("u1", "i1")["accepted"] == 1
+    server.stop()
+
+
+def test_a_database_damaged_while_it_is_served(bundle, tmp_path):
+    path = tmp_path / "store.db"
+    server = Server(bundle, f"sqlite:///{path}")
+    for n in range(20):
+        server.post("/v1/events", events=[{"user_id": f"v{n}-{m}", "item_id": "i1"} for m in range(50)])
+    server.stop()
+    data = bytearray(path.read_bytes())
+    data[4_096:] = b"\xa5" * (len(data) - 4_096)
+    path.write_bytes(data)
+    server = Server(bundle, f"sqlite:///{path}", wait=False)
+    assert server.process.wait(30) == 2
+    assert "[store_corrupted]" in server.log.read_text()
+    assert "restore it from a backup" in server.log.read_text()
+    server.client.close()
+
+
+@pytest.fixture
+def redis_server(tmp_path):
+    folder = tmp_path / "redis"
+    folder.mkdir()
+    server = Redis(folder)
+    yield server
+    server.stop()
+
+
+def test_redis_lost_and_back(bundle, redis_server):
+    server = Server(bundle, redis_server.url)
+    server.event("u1", "i1", event_id="before")
+    redis_server.kill()
+    for path, body in (("events", {"events": [{"user_id": "u1", "item_id": "i2"}]}), ("recommend", {"user_id": "u1"})):
+        response = server.client.post(f"/v1/{path}", json=body)
+        assert (response.status_code, response.json()["error"]["code"]) == (503, "store_unavailable")
+    time.sleep(1.1)
+    assert server.client.get("/readyz").status_code == 503
+    assert server.client.get("/healthz").status_code == 200
+    redis_server.start()
+    assert server.event("u1", "i2", event_id="after")["accepted"] == 1
+    assert server.event("u1", "i1", event_id="before")["duplicates"] == 1
+    assert {"i1", "i2"}.isdisjoint(server.items("u1", k=99))
+    server.wait()
+    assert server.stop() == 0
+
+
+def test_several_workers_share_users_items_and_models(two_bundles, redis_server):
+    """Every request may reach another process: no answer is behind what was acknowledged."""
+    server = Server(two_bundles / "one", redis_server.url, "--workers", 2)
+    seen: list[str] = []
+    workers: set[str] = set()
+    for n in range(25):
+        with httpx.Client(base_url=server.url, timeout=10, trust_env=False) as client:  # a new connection each time
+            item = f"i{n}"
+            event = {"user_id": "shared", "item_id": item, "event_id": str(n)}
+            assert client.post("/v1/events", json={"events": [event]}).json()["accepted"] == 1
+            seen.append(item)
+        with httpx.Client(base_url=server.url, timeout=10, trust_env=False) as client:
+            response = client.post("/v1/recommend", json={"user_id": "shared", "k": 99})
+            workers.add(response.headers["x-request-id"].split("-")[0])
+            assert {each["item_id"] for each in response.json()["items"]}.isdisjoint(seen)
+    assert len(workers) == 2, "both workers should have answered"
+    server.client.put("/v1/items/fresh", json={"title": "Fresh", "features": {"price": 2.0}})
+    report = server.post("/v1/model/load", bundle="two", shadow_requests=10, shadow_seconds=0.2)
+    time.sleep(2.0)  # the other worker looks every half second
+    for _ in range(12):
+        with httpx.Client(base_url=server.url, timeout=10, trust_env=False) as client:
+            answer = client.post("/v1/recommend", json={"user_id": "shared", "k": 99}).json()
+            assert answer["model_version"] == report["model_version"]
+            assert "fresh" in {each["item_id"] for each in answer["items"]}
+    server.client.delete("/v1/users/shared")
+    stranger = server.items("nobody", k=99)
+    for _ in range(12):
+        with httpx.Client(base_url=server.url, timeout=10, trust_env=False) as client:
+            items = client.post("/v1/recommend", json={"user_id": "shared", "k": 99}).json()["items"]
+            assert [each["item_id"] for each in items] == stranger
+    text = server.client.get("/metrics").text
+    assert float(text.split('distilrec_events_total{outcome="accepted"} ')[1].split()[0]) == 25  # of both together
+    server.stop()
+
+
+def test_schemathesis_finds_no_5xx(bundle, tmp_path):
+    """Random requests made from the OpenAPI description, valid and invalid ones."""
+    (tmp_path / "root").mkdir()
+    server = Server(bundle, f"sqlite:///{tmp_path / 'store.db'}", "--bundle-root", tmp_path / "root", "--max-k", 200)
+    run = subprocess.run(
+        [
+            str(Path(sys.executable).parent / "schemathesis"), "run", f"{server.url}/openapi.json", "--max-examples", "25",
+            "--checks", "not_a_server_error", "--phases", "examples,coverage,fuzzing", "--seed", "0", "--workers", "1",
+            "--max-failures", "5", "--continue-on-failure",
+        ],
+        capture_output=True, text=True, timeout=400, check=False, cwd=tmp_path, env={**os.environ, "NO_COLOR": "1"},
+    )  # fmt: skip
+    text = server.log.read_text()
+    assert server.stop() == 0
+    assert run.returncode == 0, run.stdout[-4_000:] + text[-3_000:]
+    assert "unforeseen" not in text
+    generated, passed = re.search(r"([\d,]+) generated, ([\d,]+) passed", run.stdout).groups()
+    assert generated == passed and int(generated.replace(",", "")) > 500
