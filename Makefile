@@ -4,7 +4,7 @@ VENV := .venv
 RUN := runs/ml-100k
 PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint serve bench clean system
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/train.stamp
@@ -17,10 +17,16 @@ demo: $(VENV)/train.stamp
 	@echo "What to try next:"
 	@echo "  python recommend.py --user_id 123 --item_ids 456,789,101     scores of these items, best first"
 	@echo "  python recommend.py --user_id 7 --k 5 --json                 another user, as JSON"
+	@echo "  make serve                                                   the service, and a playground in the browser"
 	@echo "  open report.html                                             the proof, with intervals and plots"
 	@echo "  $(VENV)/bin/distilrec run --config my.toml                     your own log: see README.md"
 
-test: $(VENV)/dev.stamp
+serve: $(VENV)/train.stamp
+	@test -d $(RUN)/bundle || (echo "there is no bundle yet: run make demo first"; exit 2)
+	@echo "the playground is at http://127.0.0.1:8000/"
+	$(VENV)/bin/distilrec serve --bundle $(RUN)/bundle --store sqlite:///$(RUN)/service.db
+
+test: $(VENV)/dev.stamp system
 	$(VENV)/bin/python -m pytest
 
 lint: $(VENV)/dev.stamp
@@ -31,6 +37,18 @@ lint: $(VENV)/dev.stamp
 bench: $(VENV)/bench.stamp
 	$(VENV)/bin/python bench/quality.py
 	$(VENV)/bin/python bench/latency.py --run runs/quality/seed-0
+	$(VENV)/bin/python bench/engine.py
+	$(VENV)/bin/python bench/service.py
+
+# What the tests need from the system: Redis for the shared store, Chromium for the playground. Where they cannot be
+# installed, the tests that need them are skipped and say so.
+system:
+	@missing=""; command -v redis-server >/dev/null || missing="$$missing redis-server"; \
+	command -v chromium >/dev/null || missing="$$missing chromium"; \
+	if [ -n "$$missing" ] && command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then \
+	  (DEBIAN_FRONTEND=noninteractive apt-get install -y -qq $$missing || \
+	   (apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq $$missing)) >/dev/null; \
+	elif [ -n "$$missing" ]; then echo "not installed, their tests are skipped:$$missing"; fi
 
 clean:
 	rm -rf $(VENV) runs report.html .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -10,6 +10,11 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from distilrec.data.dataset import Dataset
+    from distilrec.training.model import TorchScorer
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -23,14 +28,27 @@ def ml_1m_bundle(dim: int = 64) -> Path:
     from distilrec.bundle.export import export_bundle
     from distilrec.config import DataConfig, RunConfig
     from distilrec.distill.distillation import train_model
+    from distilrec.models import save_model
     from distilrec.pipeline import prepare
     from distilrec.students.recurrent import RecurrentConfig
     from distilrec.training.trainer import TrainingConfig
 
     _, dataset = prepare(RunConfig(DataConfig(dataset="ml-1m")), folder)
     trained = train_model(RecurrentConfig(dim=dim), dataset, TrainingConfig(epochs=1, learning_rate=4e-3), seed=0)
+    save_model(trained, folder / "student")
     export_bundle(trained, dataset, bundle)
     return bundle
+
+
+def ml_1m_torch_student(dim: int) -> tuple[TorchScorer, Dataset]:
+    """The same student in torch, with the data that it answers about."""
+    from distilrec.data.dataset import load_dataset
+    from distilrec.models import load_model
+    from distilrec.training.model import TorchScorer
+
+    folder = ml_1m_bundle(dim).parent
+    dataset = load_dataset(folder / "data")
+    return TorchScorer(load_model(folder / "student", dataset).model), dataset
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import httpx
@@ -69,12 +70,15 @@ class Redis:
 class Server:
     """`distilrec serve` in a process of its own."""
 
-    def __init__(self, bundle: Path, store: str, *options: object, port: int | None = None, wait: bool = True, **popen):
+    def __init__(
+        self, bundle: Path, store: str, *options: object, port: int | None = None, wait: bool = True,
+        python: Sequence[str] = (sys.executable,), log_folder: Path | None = None, **popen,
+    ):  # fmt: skip
         self.port = port or free_port()
         self.url = f"http://127.0.0.1:{self.port}"
-        self.log = Path(bundle).parent / f"serve-{self.port}-{time.monotonic_ns()}.log"
+        self.log = (log_folder or Path(bundle).parent) / f"serve-{self.port}-{time.monotonic_ns()}.log"
         command = [
-            sys.executable, "-m", "distilrec.cli", "serve", "--bundle", bundle, "--store", store, "--port", self.port,
+            *python, "-m", "distilrec.cli", "serve", "--bundle", bundle, "--store", store, "--port", self.port,
             *options,
         ]  # fmt: skip
         with self.log.open("wb") as log:

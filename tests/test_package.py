@@ -94,3 +94,44 @@ def test_every_command_and_setting_is_documented():
 
 def test_the_version_is_in_the_changelog():
     assert f"## [{distilrec.__version__}]" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_everything_about_the_service_is_documented(bundle, tmp_path):
+    """Every endpoint, option and metric is in docs/serving.md."""
+    import msgspec
+
+    from distilrec.serve.app import _PAGES, _api, _kserve
+    from distilrec.serve.config import ServiceConfig
+    from distilrec.serve.keys import SCOPES
+    from distilrec.serve.service import open_service
+
+    text = (ROOT / "docs" / "serving.md").read_text()
+    service = open_service(ServiceConfig(str(bundle), store=f"sqlite:///{tmp_path / 'store.db'}"))
+    try:
+        for endpoint in [*_api(service), *_kserve(service)]:
+            path = endpoint.path.replace(":path", "")
+            short = path.removeprefix("/v2/models/{name}/versions/{version}") if "{version}" in path else path
+            assert f"{short}`" in text or short == "", f"docs/serving.md lacks {endpoint.method} {path}"
+        for path in _PAGES:
+            assert f"`{path}`" in text or f" {path}`" in text, f"docs/serving.md lacks {path}"
+        names = {metric.name for metric in service.metrics.registry.collect()}
+        for name in names:
+            assert f"`{name}" in text, f"docs/serving.md lacks the metric {name}"
+    finally:
+        service.store.close()
+    for field in msgspec.structs.fields(ServiceConfig):
+        assert f"`{field.name}`" in text, f"docs/serving.md lacks the option {field.name}"
+    for scope in SCOPES:
+        assert scope in text
+
+
+def test_the_engine_and_the_stores_import_nothing_of_the_service():
+    """Imports go one way: stores <- engine <- serve; none of them the training side."""
+    for package, forbidden in (("stores", "engine|serve|bundle"), ("engine", "serve"), ("bundle", "engine|serve")):
+        for path in (ROOT / "src" / "distilrec" / package).glob("*.py"):
+            if path.name == "export.py":
+                continue
+            found = re.findall(
+                rf"^\s*from distilrec\.({forbidden}|data|training|students|teachers)\b", path.read_text(), re.M
+            )
+            assert not found, f"{path} imports {found}"

@@ -104,7 +104,7 @@ class Users:
             user.log[:, :-1] = user.log[:, 1:]
             user.length -= 1
         elif user.length == user.log.shape[1]:
-            room = min(max(_FIRST_ROOM, user.length), self.max_events - user.length)
+            room = min(max(_FIRST_ROOM, user.length // 4), self.max_events - user.length)
             self.nbytes += 2 * room * user.log.itemsize
             user.log = np.concatenate([user.log, np.empty((2, room), np.int32)], axis=1)
         user.log[:, user.length] = item, event
