@@ -129,9 +129,7 @@ class Models:
         return Path(config.bundle_root) if config.bundle_root else Path(config.bundle).resolve().parent
 
     async def _prepare(self, folder: Path) -> Served:
-        recommender = await asyncio.to_thread(
-            load, folder, max_users=self._config.max_users, max_events=self._config.max_events
-        )
+        recommender = await asyncio.to_thread(load_for, self._config, folder)
         served = self.candidate = Served(recommender)
         await self._follow_items(served)
         return served
@@ -212,19 +210,24 @@ def base_of(config: ServiceConfig) -> str:
     return str(Path(config.bundle).resolve())
 
 
-def first_bundle(config: ServiceConfig, setting: str | None) -> Path:
-    """The bundle to begin with: the one switched to before a restart, unless the service is started with another now."""
+def load_for(config: ServiceConfig, folder: Path | str) -> Recommender:
+    """A bundle, with the limits of the service. Raises BundleErrors."""
+    return load(folder, max_users=config.max_users, max_events=config.max_events)
+
+
+def first_model(config: ServiceConfig, setting: str | None) -> Recommender:
+    """The model to begin with: the one switched to before a restart, unless the service is started with another now."""
     base = base_of(config)
     try:
         choice = msgspec.json.decode(setting or "null", type=Choice | None)
     except msgspec.MsgspecError:
         choice = None
     if choice is None or choice.base != base or choice.active == base:
-        return Path(base)
+        return load_for(config, base)
     try:
-        load(choice.active)
+        recommender = load_for(config, choice.active)
     except DistilrecError as problem:
         log("the model switched to earlier cannot be loaded", logging.ERROR, code=problem.code, bundle=choice.active)
-        return Path(base)
+        return load_for(config, base)
     log("going on with the model switched to earlier", bundle=choice.active)
-    return Path(choice.active)
+    return recommender

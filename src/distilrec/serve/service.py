@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from distilrec.bundle.format import erase_user
-from distilrec.engine.recommender import Contribution, Item, Recommender, load
+from distilrec.engine.recommender import Contribution, Item, Recommender
 from distilrec.engine.stored import Clock, EventInput, bring_up_to_date, to_stored
 from distilrec.errors import (
     ConfigError,
@@ -27,7 +27,7 @@ from distilrec.serve.batches import Batches
 from distilrec.serve.config import ServiceConfig
 from distilrec.serve.logs import log
 from distilrec.serve.metrics import Metrics
-from distilrec.serve.models import ACTIVE_BUNDLE, Asked, Choice, Models, Served, base_of, first_bundle
+from distilrec.serve.models import ACTIVE_BUNDLE, Asked, Choice, Models, Served, base_of, first_model
 from distilrec.serve.schemas import (
     BatchRequest,
     BatchResponse,
@@ -74,6 +74,7 @@ class Service:
         self._clock = Clock()
         self._draining = False
         self._store_checked = 0.0
+        self._own_swaps = 0  # under way here: not to be taken back because the store does not know them yet
         self._ready = False
 
     async def start(self) -> None:
@@ -281,14 +282,22 @@ class Service:
         )
 
     async def load_model(self, request: LoadRequest) -> LoadResponse:
-        response = await self.models.load(request)
-        if response.switched:
-            await self._switched("load")
+        self._own_swaps += 1
+        try:
+            response = await self.models.load(request)
+            if response.switched:
+                await self._switched("load")
+        finally:
+            self._own_swaps -= 1
         return response
 
     async def rollback(self) -> LoadResponse:
-        response = self.models.rollback()
-        await self._switched("rollback")
+        self._own_swaps += 1
+        try:
+            response = self.models.rollback()
+            await self._switched("rollback")
+        finally:
+            self._own_swaps -= 1
         return response
 
     async def _switched(self, kind: str) -> None:
@@ -318,12 +327,15 @@ class Service:
 
     def exposition(self) -> bytes:
         """The metrics, in the text format of Prometheus."""
+        self._set_gauges()
+        return self.metrics.exposition()
+
+    def _set_gauges(self) -> None:
         users = self.models.active.recommender.users
         self.metrics.users.set(len(users))
         self.metrics.state_bytes.set(users.nbytes)
         self.metrics.evicted.set(users.evicted)
         self.metrics.pending.set(self._writer.pending)
-        return self.metrics.exposition()
 
     # The store
 
@@ -364,12 +376,14 @@ class Service:
         failing = False
         while True:
             await asyncio.sleep(_POLL_SECONDS)
+            self._set_gauges()
             try:
                 await self._follow_items(self.models.active)
                 setting = await asyncio.to_thread(self.store.setting, ACTIVE_BUNDLE)
                 choice = msgspec.json.decode(setting, type=Choice) if setting else None
                 here = str(self.models.active.recommender.folder)
-                if choice and choice.base == base_of(self.config) and choice.active != here:
+                there = choice.active if choice and choice.base == base_of(self.config) else here
+                if choice and there != here and not self._own_swaps:
                     await self.models.follow(choice.active)
                     self.metrics.model.clear()
                     self.metrics.model.labels(self.models.active.version).set(1)
@@ -434,8 +448,7 @@ def open_service(config: ServiceConfig) -> Service:
     try:
         for warning in store.check():
             log("store", logging.WARNING, warning=warning)
-        folder = first_bundle(config, store.setting(ACTIVE_BUNDLE))
-        return Service(config, store, load(folder, max_users=config.max_users, max_events=config.max_events))
+        return Service(config, store, first_model(config, store.setting(ACTIVE_BUNDLE)))
     except BaseException:
         store.close()
         raise
