@@ -99,6 +99,7 @@ class Recommender:
             if value is not None and value < 1:
                 raise ConfigError(f"{name} is {value}", fix="give a number of at least 1", parameter=name)
         self._bundle = bundle
+        self.model_version = bundle.manifest.model_version
         self._runtime = make_runtime(bundle)
         self._item_ids = unpack_texts("ids", bundle.catalogue)
         self._titles = unpack_texts("titles", bundle.catalogue)
@@ -182,7 +183,8 @@ class Recommender:
 
     def knows_user(self, user_id: str | int) -> bool:
         """Whether anything is known of this user: history, features or events since the start."""
-        return str(user_id) in self._users or str(user_id) in self._history_index
+        user_id = str(user_id)
+        return user_id in self._users or user_id in self._history_index
 
     def past(self, user_id: str, limit: int) -> list[str]:
         """The latest items of a user, latest first."""

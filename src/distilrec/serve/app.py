@@ -81,10 +81,12 @@ def make_app(service: Service, keys: Keys) -> ASGIApp:
     app.router.default = no_such_path(gate)
     app.router.redirect_slashes = False
 
+    handlers = {(m, path): handler for path, resource in resources.items() for m, handler in resource.handlers.items()}
+
     async def application(scope: Scope, receive: Receive, send: Send) -> None:
         """A path without parameters is found by one look-up, which saves a tenth of a request."""
-        resource = resources.get(scope["path"]) if scope["type"] == "http" else None
-        await (app if resource is None else resource)(scope, receive, send)
+        handler = handlers.get((scope["method"], scope["path"])) if scope["type"] == "http" else None
+        await (app if handler is None else handler)(scope, receive, send)
 
     return application
 

@@ -86,12 +86,12 @@ class Gate:
 
     def __init__(self, keys: Keys, metrics: Metrics, max_body: int, *, log_requests: bool) -> None:
         self.keys, self.metrics, self.max_body, self.log_requests = keys, metrics, max_body, log_requests
-        self._run = secrets.token_hex(4)
+        self._run = secrets.token_hex(4).encode()
         self._count = count(1)
 
     def new_id(self) -> bytes:
         """A request id for a caller who gave none."""
-        return f"{self._run}-{next(self._count):x}".encode()
+        return b"%b-%x" % (self._run, next(self._count))
 
 
 class Resource:
@@ -99,12 +99,12 @@ class Resource:
 
     def __init__(self, gate: Gate, endpoints: list[Endpoint]) -> None:
         self._gate = gate
-        self._handlers = {each.method: _Handler(gate, each) for each in endpoints}
-        self._allow = ", ".join(self._handlers).encode()
+        self.handlers = {each.method: _Handler(gate, each) for each in endpoints}
+        self._allow = ", ".join(self.handlers).encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         method = scope["method"]
-        handler = self._handlers.get("GET" if method == "HEAD" else method)
+        handler = self.handlers.get("GET" if method == "HEAD" else method)
         if handler is None:
             problem = MethodNotAllowedError(
                 f"this path does not take {method}", fix=f"use one of: {self._allow.decode()}", allow=self._allow
@@ -120,7 +120,7 @@ class _Handler:
         self._decode: Callable[[bytes], Any] | None = None
         if endpoint.takes is not None:
             self._decode = msgspec.json.Decoder(endpoint.takes).decode
-        self._seconds = gate.metrics.request_seconds.labels(endpoint.name)
+        self._durations = gate.metrics.durations(endpoint.name)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         started = perf_counter()
@@ -166,7 +166,7 @@ class _Handler:
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else content})
         seconds = perf_counter() - started
-        self._seconds.observe(seconds)
+        self._durations.note(seconds)
         if gate.log_requests:
             log(
                 "request", endpoint=endpoint.name, status=status, seconds=round(seconds, 6),

@@ -8,7 +8,28 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.multiprocess import MultiProcessCollector
 
 _SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0)
+_NOTED = 1_000
 _COUNTS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 5_000)
+
+
+class Durations:
+    """The durations of one endpoint: noted at the price of an append, put into their histogram when somebody looks."""
+
+    def __init__(self, histogram: Histogram) -> None:
+        self._histogram = histogram
+        self._noted: list[float] = []
+
+    def note(self, seconds: float) -> None:
+        """Remembers one duration."""
+        self._noted.append(seconds)
+        if len(self._noted) >= _NOTED:
+            self.flush()
+
+    def flush(self) -> None:
+        """Brings the histogram up to date."""
+        noted, self._noted = self._noted, []
+        for seconds in noted:
+            self._histogram.observe(seconds)
 
 
 class Metrics:
@@ -16,6 +37,7 @@ class Metrics:
 
     def __init__(self) -> None:
         r = self.registry = CollectorRegistry()
+        self._durations: dict[str, Durations] = {}
         self.request_seconds = Histogram(
             "distilrec_request_seconds", "Time of a request in the service.", ["endpoint"], buckets=_SECONDS, registry=r
         )
@@ -41,11 +63,23 @@ class Metrics:
             multiprocess_mode="mostrecent",
         )
 
+    def durations(self, endpoint: str) -> Durations:
+        """Where the durations of an endpoint are noted."""
+        if endpoint not in self._durations:
+            self._durations[endpoint] = Durations(self.request_seconds.labels(endpoint))
+        return self._durations[endpoint]
+
+    def flush(self) -> None:
+        """Brings all histograms up to date."""
+        for each in self._durations.values():
+            each.flush()
+
     def _gauge(self, name: str, text: str) -> Gauge:
         return Gauge(name, text, registry=self.registry, multiprocess_mode="livesum")
 
     def exposition(self) -> bytes:
         """In the text format of Prometheus."""
+        self.flush()
         if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
             together = CollectorRegistry()
             MultiProcessCollector(together)  # type: ignore[no-untyped-call]

@@ -15,30 +15,18 @@ from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import NamedTuple
 
 import msgspec
 
-from distilrec.engine.filters import Filter
 from distilrec.engine.recommender import Recommender, load
 from distilrec.errors import ConfigError, DistilrecError, SwapConflictError
 from distilrec.serve.config import ServiceConfig
 from distilrec.serve.logs import log
-from distilrec.serve.schemas import LoadRequest, LoadResponse, Shadow
+from distilrec.serve.schemas import LoadRequest, LoadResponse, RecommendRequest, Shadow
 
 _REMEMBERED = 1_000  # requests, for shadowing
 _PAUSE = 5  # shadowed requests at once, before real ones get their turn
 ACTIVE_BUNDLE = "active_bundle"  # name of the setting in the store
-
-
-class Asked(NamedTuple):
-    """A recommendation that somebody asked for."""
-
-    user_id: str
-    k: int
-    exclude_seen: bool
-    where: Filter | None
-    diversity: float
 
 
 class Choice(msgspec.Struct, frozen=True):
@@ -57,7 +45,7 @@ class Served:
 
     @property
     def version(self) -> str:
-        return self.recommender.manifest.model_version
+        return self.recommender.model_version
 
 
 class Models:
@@ -76,7 +64,7 @@ class Models:
         self.active = Served(active)
         self.previous: Served | None = None
         self.candidate: Served | None = None
-        self.recent: deque[Asked] = deque(maxlen=_REMEMBERED)
+        self.recent: deque[RecommendRequest] = deque(maxlen=_REMEMBERED)
         self._config, self._catch_up, self._follow_items = config, catch_up, follow_items
         self._changing = asyncio.Lock()
 
@@ -155,12 +143,15 @@ class Models:
                 continue
             chunk, waiting = waiting[:_PAUSE], waiting[_PAUSE:]
             for asked in chunk:
+                user_id = str(asked.user_id)
                 try:
                     lists = []
                     for recommender, spent in zip((self.active.recommender, candidate), times, strict=True):
-                        await self._catch_up(recommender, [asked.user_id])
+                        await self._catch_up(recommender, [user_id])
                         started = time.perf_counter()
-                        lists.append(recommender.best(*asked)[0])
+                        lists.append(
+                            recommender.best(user_id, asked.k, asked.exclude_seen, asked.filter, asked.diversity)[0]
+                        )
                         spent.append((time.perf_counter() - started) * 1e6)
                     overlaps.append(_overlap(*lists))
                 except ConfigError:  # a filter on an attribute that only one of the two has

@@ -27,7 +27,7 @@ from distilrec.serve.batches import Batches
 from distilrec.serve.config import ServiceConfig
 from distilrec.serve.logs import log
 from distilrec.serve.metrics import Metrics
-from distilrec.serve.models import ACTIVE_BUNDLE, Asked, Choice, Models, Served, base_of, first_model
+from distilrec.serve.models import ACTIVE_BUNDLE, Choice, Models, Served, base_of, first_model
 from distilrec.serve.schemas import (
     BatchRequest,
     BatchResponse,
@@ -117,38 +117,33 @@ class Service:
     # Recommendations
 
     async def recommend(self, request: RecommendRequest) -> RecommendResponse:
-        recommender = self.models.active.recommender
-        asked = self._asked(request)
-        if self.store.shared or asked.user_id not in recommender.users:
-            await self._catch_up(recommender, [asked.user_id])
-        return self._answer(recommender, asked, request)
+        recommender, user_id = self.models.active.recommender, str(request.user_id)
+        if self.store.shared or user_id not in recommender.users:
+            await self._catch_up(recommender, [user_id])
+        return self._answer(recommender, user_id, request)
 
     async def recommend_batch(self, request: BatchRequest) -> BatchResponse:
         self._limit("requests", len(request.requests), self.config.max_batch)
         recommender = self.models.active.recommender
-        asked = [self._asked(each) for each in request.requests]
         results = []
-        for start in range(0, len(asked), 50):  # other requests get their turn in between
-            part = asked[start : start + 50]
-            await self._catch_up(recommender, list(dict.fromkeys(each.user_id for each in part)))
-            pairs = zip(part, request.requests[start : start + 50], strict=True)
-            results += [self._answer(recommender, each, one) for each, one in pairs]
+        for start in range(0, len(request.requests), 50):  # other requests get their turn in between
+            part = request.requests[start : start + 50]
+            users = [str(each.user_id) for each in part]
+            await self._catch_up(recommender, list(dict.fromkeys(users)))
+            results += [self._answer(recommender, user, each) for user, each in zip(users, part, strict=True)]
             await asyncio.sleep(0)
         return BatchResponse(results)
 
-    def _asked(self, request: RecommendRequest) -> Asked:
+    def _answer(self, recommender: Recommender, user_id: str, request: RecommendRequest) -> RecommendResponse:
         if request.k > self.config.max_k:
             self._limit("k", request.k, self.config.max_k)
-        return Asked(str(request.user_id), request.k, request.exclude_seen, request.filter, request.diversity)
-
-    def _answer(self, recommender: Recommender, asked: Asked, request: RecommendRequest) -> RecommendResponse:
-        best = recommender.best(*asked)
-        self.models.recent.append(asked)
+        best = recommender.best(user_id, request.k, request.exclude_seen, request.filter, request.diversity)
+        self.models.recent.append(request)
         return RecommendResponse(
-            asked.user_id,
-            recommender.knows_user(asked.user_id),
-            recommender.manifest.model_version,
-            _ranked(recommender, asked.user_id, best, explain=request.explain, titles=request.titles),
+            user_id,
+            recommender.knows_user(user_id),
+            recommender.model_version,
+            _ranked(recommender, user_id, best, explain=request.explain, titles=request.titles),
         )
 
     async def rank(self, request: RankRequest) -> RecommendResponse:
@@ -162,7 +157,7 @@ class Service:
         return RecommendResponse(
             user_id,
             recommender.knows_user(user_id),
-            recommender.manifest.model_version,
+            recommender.model_version,
             _ranked(recommender, user_id, best, explain=request.explain, titles=request.titles),
             unknown,
         )
@@ -244,7 +239,7 @@ class Service:
     async def delete_user(self, user_id: str) -> ErasedResponse:
         """Events, features and state; and the user's rows in the histories of the loaded bundles."""
         removed = await self._writer.submit(lambda: self.store.erase(user_id))
-        kept = [asked for asked in self.models.recent if asked.user_id != user_id]
+        kept = [asked for asked in self.models.recent if str(asked.user_id) != user_id]
         self.models.recent.clear()
         self.models.recent.extend(kept)
         bundle = "clean"
@@ -377,6 +372,7 @@ class Service:
         while True:
             await asyncio.sleep(_POLL_SECONDS)
             self._set_gauges()
+            self.metrics.flush()
             try:
                 await self._follow_items(self.models.active)
                 setting = await asyncio.to_thread(self.store.setting, ACTIVE_BUNDLE)
