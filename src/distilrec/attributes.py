@@ -61,8 +61,7 @@ class ItemAttributes:
         """
         self.check(values)
         for name, value in values.items():
-            numeric = isinstance(value, int | float) and not isinstance(value, bool)
-            if name in self.numbers or (numeric and name not in self.categories):
+            if name in self.numbers or (_is_number(value) and name not in self.categories):
                 column = self.numbers.setdefault(name, np.full(self.items, np.nan))
                 column[item] = np.nan if value is None else value
                 continue
@@ -84,7 +83,7 @@ class ItemAttributes:
     def _check(self, name: str, value: Value) -> None:
         if value is None:
             return
-        number = isinstance(value, int | float) and not isinstance(value, bool)
+        number = _is_number(value)
         if number and not math.isfinite(float(value)):  # type: ignore[arg-type]
             raise ConfigError(f"attribute {name!r} is {value}", fix="give a finite number or null", parameter=name)
         if (name in self.numbers and not number) or (name in self.categories and number):
@@ -94,6 +93,10 @@ class ItemAttributes:
                 fix="give a value of that kind, or use another name",
                 parameter=name,
             )
+
+
+def _is_number(value: Value) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _holds(members: NDArray[np.int32], item: int) -> bool:

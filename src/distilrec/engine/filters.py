@@ -6,12 +6,11 @@ from collections.abc import Mapping
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 
 from distilrec.attributes import ItemAttributes
+from distilrec.engine.runtime import Mask
 from distilrec.errors import ConfigError
 
-Mask = NDArray[np.uint8]
 _CACHED_BYTES = 32 * 2**20
 
 

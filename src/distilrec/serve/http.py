@@ -89,8 +89,10 @@ class Gate:
         self._run = secrets.token_hex(4).encode()
         self._count = count(1)
 
-    def new_id(self) -> bytes:
-        """A request id for a caller who gave none."""
+    def request_id(self, given: bytes | None) -> bytes:
+        """The request id that a caller gave, or a new one where it gave none or one that is not safe to repeat."""
+        if given is not None and _SAFE_ID.fullmatch(given):
+            return given
         return b"%b-%x" % (self._run, next(self._count))
 
 
@@ -125,18 +127,17 @@ class _Handler:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         started = perf_counter()
         gate, endpoint = self._gate, self._endpoint
-        request_id = key = length = media_type = None
+        given_id = key = length = media_type = None
         for name, value in scope["headers"]:
             if name == b"content-length":
                 length = value
             elif name == b"content-type":
                 media_type = value
             elif name == b"x-request-id":
-                request_id = value
+                given_id = value
             elif name in {b"authorization", b"x-api-key"}:
                 key = value
-        if request_id is None or not _SAFE_ID.fullmatch(request_id):
-            request_id = gate.new_id()
+        request_id = gate.request_id(given_id)
         status = 200
         try:
             if endpoint.scope is not None:
@@ -162,9 +163,7 @@ class _Handler:
             return
         except Exception as problem:
             status, headers, content = refusal(gate, endpoint.name, request_id, problem)
-        headers.append((b"content-length", b"%d" % len(content)))
-        await send({"type": "http.response.start", "status": status, "headers": headers})
-        await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else content})
+        await _send(scope, send, status, headers, content)
         seconds = perf_counter() - started
         self._durations.note(seconds)
         if gate.log_requests:
@@ -172,6 +171,12 @@ class _Handler:
                 "request", endpoint=endpoint.name, status=status, seconds=round(seconds, 6),
                 request_id=request_id.decode(),
             )  # fmt: skip
+
+
+async def _send(scope: Scope, send: Send, status: int, headers: Headers, content: bytes) -> None:
+    headers.append((b"content-length", b"%d" % len(content)))
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else content})
 
 
 async def _read_body(receive: Receive, length: bytes | None, limit: int) -> bytes:
@@ -221,11 +226,7 @@ def refusal(gate: Gate, endpoint: str, request_id: bytes, problem: Exception) ->
     else:
         status, code = 500, "error"
         message, fix = "something unforeseen went wrong", "report it with the request id"
-        logging.getLogger("distilrec").error(
-            "unforeseen error",
-            exc_info=problem,
-            extra={"facts": {"request_id": request_id.decode(), "endpoint": endpoint}},
-        )
+        log("unforeseen error", logging.ERROR, exception=problem, request_id=request_id.decode(), endpoint=endpoint)
     if status >= 500 and isinstance(problem, DistilrecError):
         log("refused", logging.WARNING, endpoint=endpoint, code=code, request_id=request_id.decode())
     gate.metrics.errors.labels(endpoint, code).inc()
@@ -234,12 +235,8 @@ def refusal(gate: Gate, endpoint: str, request_id: bytes, problem: Exception) ->
 
 async def refuse(gate: Gate, endpoint: str, scope: Scope, send: Send, problem: Exception) -> None:
     """Answers with an error."""
-    given = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"")
-    request_id = given if _SAFE_ID.fullmatch(given) else gate.new_id()
-    status, headers, content = refusal(gate, endpoint, request_id, problem)
-    headers.append((b"content-length", b"%d" % len(content)))
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else content})
+    given = next((value for name, value in scope["headers"] if name == b"x-request-id"), None)
+    await _send(scope, send, *refusal(gate, endpoint, gate.request_id(given), problem))
 
 
 def no_such_path(gate: Gate) -> Callable[[Scope, Receive, Send], Awaitable[None]]:

@@ -46,6 +46,6 @@ def start_logging() -> None:
         logger.setLevel(logging.INFO)
 
 
-def log(event: str, level: int = logging.INFO, *, exception: bool = False, **facts: object) -> None:
+def log(event: str, level: int = logging.INFO, *, exception: BaseException | None = None, **facts: object) -> None:
     """Writes one line."""
     logging.getLogger("distilrec").log(level, event, extra={"facts": facts}, exc_info=exception)

@@ -69,6 +69,11 @@ class Metrics:
             self._durations[endpoint] = Durations(self.request_seconds.labels(endpoint))
         return self._durations[endpoint]
 
+    def show_model(self, version: str) -> None:
+        """Names the active model."""
+        self.model.clear()
+        self.model.labels(version).set(1)
+
     def flush(self) -> None:
         """Brings all histograms up to date."""
         for each in self._durations.values():

@@ -201,6 +201,15 @@ def base_of(config: ServiceConfig) -> str:
     return str(Path(config.bundle).resolve())
 
 
+def switched_to(config: ServiceConfig, setting: str | None) -> str | None:
+    """The bundle that a service started with this one has switched to, by the setting in the store; None for none.
+
+    Raises msgspec.MsgspecError for a setting that is none of ours.
+    """
+    choice = msgspec.json.decode(setting, type=Choice) if setting else None
+    return choice.active if choice is not None and choice.base == base_of(config) else None
+
+
 def load_for(config: ServiceConfig, folder: Path | str) -> Recommender:
     """A bundle, with the limits of the service. Raises BundleErrors."""
     return load(folder, max_users=config.max_users, max_events=config.max_events)
@@ -210,15 +219,15 @@ def first_model(config: ServiceConfig, setting: str | None) -> Recommender:
     """The model to begin with: the one switched to before a restart, unless the service is started with another now."""
     base = base_of(config)
     try:
-        choice = msgspec.json.decode(setting or "null", type=Choice | None)
+        chosen = switched_to(config, setting)
     except msgspec.MsgspecError:
-        choice = None
-    if choice is None or choice.base != base or choice.active == base:
+        chosen = None
+    if chosen is None or chosen == base:
         return load_for(config, base)
     try:
-        recommender = load_for(config, choice.active)
+        recommender = load_for(config, chosen)
     except DistilrecError as problem:
-        log("the model switched to earlier cannot be loaded", logging.ERROR, code=problem.code, bundle=choice.active)
+        log("the model switched to earlier cannot be loaded", logging.ERROR, code=problem.code, bundle=chosen)
         return load_for(config, base)
-    log("going on with the model switched to earlier", bundle=choice.active)
+    log("going on with the model switched to earlier", bundle=chosen)
     return recommender

@@ -54,10 +54,8 @@ def serve(config: ServiceConfig) -> None:
     service = open_service(config)
     app = make_app(service, keys)
     settle()
-    for sign in (
-        signal.SIGTERM,
-        signal.SIGINT,
-    ):  # after an orderly stop uvicorn raises the signal again: exit code 0 then
+    # After an orderly stop uvicorn raises the signal again: that must not change the exit code.
+    for sign in (signal.SIGTERM, signal.SIGINT):
         signal.signal(sign, lambda *_: None)
     _Server(uvicorn.Config(app, **_options(config)), service, config.drain_seconds).run()
 

@@ -27,7 +27,7 @@ from distilrec.serve.batches import Batches
 from distilrec.serve.config import ServiceConfig
 from distilrec.serve.logs import log
 from distilrec.serve.metrics import Metrics
-from distilrec.serve.models import ACTIVE_BUNDLE, Choice, Models, Served, base_of, first_model
+from distilrec.serve.models import ACTIVE_BUNDLE, Choice, Models, Served, base_of, first_model, switched_to
 from distilrec.serve.schemas import (
     BatchRequest,
     BatchResponse,
@@ -88,7 +88,7 @@ class Service:
         self.models = Models(self.config, self._first, self._catch_up, self._follow_items)
         self._following = asyncio.Lock()
         await self._follow_items(self.models.active)
-        self.metrics.model.labels(self.models.active.version).set(1)
+        self.metrics.show_model(self.models.active.version)
         self._poller = asyncio.create_task(self._poll()) if self.store.shared else None
         self._ready = True
         log("ready", model_version=self.models.active.version, store=type(self.store).__name__)
@@ -152,7 +152,8 @@ class Service:
         await self._catch_up(recommender, [user_id])
         items = [str(item) for item in request.item_ids]
         unknown = [item for item in items if not recommender.knows_item(item)] if request.skip_unknown else []
-        ranked = recommender.recommend(user_id, [item for item in items if item not in unknown] if unknown else items)
+        left_out = set(unknown)
+        ranked = recommender.recommend(user_id, [item for item in items if item not in left_out])
         best = [each.item_id for each in ranked], [each.score for each in ranked]
         return RecommendResponse(
             user_id,
@@ -299,8 +300,7 @@ class Service:
         active = self.models.active
         await self._follow_items(active)
         self.metrics.swaps.labels(kind).inc()
-        self.metrics.model.clear()
-        self.metrics.model.labels(active.version).set(1)
+        self.metrics.show_model(active.version)
         choice = Choice(base_of(self.config), str(active.recommender.folder))
         text = msgspec.json.encode(choice).decode()
         await self._writer.submit(lambda: self.store.set_setting(ACTIVE_BUNDLE, text))
@@ -376,13 +376,11 @@ class Service:
             try:
                 await self._follow_items(self.models.active)
                 setting = await asyncio.to_thread(self.store.setting, ACTIVE_BUNDLE)
-                choice = msgspec.json.decode(setting, type=Choice) if setting else None
+                chosen = switched_to(self.config, setting)
                 here = str(self.models.active.recommender.folder)
-                there = choice.active if choice and choice.base == base_of(self.config) else here
-                if choice and there != here and not self._own_swaps:
-                    await self.models.follow(choice.active)
-                    self.metrics.model.clear()
-                    self.metrics.model.labels(self.models.active.version).set(1)
+                if chosen is not None and chosen != here and not self._own_swaps:
+                    await self.models.follow(chosen)
+                    self.metrics.show_model(self.models.active.version)
                 failing = False
             except (DistilrecError, msgspec.MsgspecError) as problem:
                 if not failing:
