@@ -28,6 +28,7 @@ from distilrec.errors import (
 from distilrec.evaluate.comparison import BundleScorer
 from distilrec.students.mlp import MlpConfig
 from distilrec.students.recurrent import RecurrentConfig
+from distilrec.students.soft_tree import SoftTreeConfig
 from distilrec.teachers.dnn import DnnConfig
 from distilrec.training.model import TorchScorer
 from distilrec.training.trainer import TrainingConfig
@@ -35,14 +36,14 @@ from distilrec.training.trainer import TrainingConfig
 LONGEST = 60
 
 
-@pytest.fixture(scope="module", params=["recurrent", "mlp"])
+@pytest.fixture(scope="module", params=["recurrent", "mlp", "soft_tree"])
 def student(request, small, tmp_path_factory):
     """A trained student of each kind, and its bundle."""
-    config = (
-        RecurrentConfig(dim=8, scales=3, max_history=LONGEST + 1)
-        if request.param == "recurrent"
-        else MlpConfig(dim=8, hidden=16, max_history=LONGEST + 1)
-    )
+    config = {
+        "recurrent": RecurrentConfig(dim=8, scales=3, max_history=LONGEST + 1),
+        "mlp": MlpConfig(dim=8, hidden=16, max_history=LONGEST + 1),
+        "soft_tree": SoftTreeConfig(depth=3, inputs=20, max_history=LONGEST + 1),
+    }[request.param]
     trained = train_model(config, small, TrainingConfig(epochs=3, batch_size=16), seed=0)
     folder = tmp_path_factory.mktemp(request.param)
     export_bundle(trained, small, folder)

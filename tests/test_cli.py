@@ -93,6 +93,7 @@ def test_the_whole_line(shop):
     assert "validation NDCG@10" in done.stderr
     assert {path.name for path in (folder / "runs" / "shop").iterdir()} == {
         "config.json",
+        "costs.json",
         "data",
         "teacher",
         "labels",

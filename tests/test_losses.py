@@ -7,7 +7,21 @@ import pytest
 import torch
 from torch.autograd import gradcheck
 
-from distilrec.distill.losses import ground_truth_loss, hard_loss, soft_loss, soft_loss_stored
+from distilrec.distill.losses import (
+    candidates_loss,
+    curriculum_loss,
+    ground_truth_loss,
+    hard_loss,
+    hint_loss,
+    plackett_luce_loss,
+    popularity_groups,
+    ranking_distillation_loss,
+    relaxed_ranking_loss,
+    soft_loss,
+    soft_loss_stored,
+    soft_losses_stored,
+    unbiased_loss,
+)
 from distilrec.knowledge.store import StoredLabels
 
 STUDENT = np.array([[1.0, 2.0, 0.5, -1.0], [0.0, 0.0, 3.0, 1.0]])
@@ -102,6 +116,23 @@ def test_rest_is_exact_at_temperature_1():
         lambda s: hard_loss(s, torch.tensor([0, 3])),
         lambda s: soft_loss(s, tensor(TEACHER), 2.0),
         lambda s: stored_loss(s, stored(TEACHER, 2, [0, 1, 2, 3]), 2.0),
+        lambda s: ranking_distillation_loss(s, stored(TEACHER, 3, [0, 1])),
+        lambda s: plackett_luce_loss(s, stored(TEACHER, 3, [0, 1])),
+        lambda s: relaxed_ranking_loss(s, stored(TEACHER, 2, [0, 1, 2, 3])),
+        lambda s: candidates_loss(s, stored(TEACHER, 2, [0, 1]), 2.0, 2),
+        lambda s: unbiased_loss(s, stored(TEACHER, 3, [0, 1, 2, 3]), torch.tensor([0, 0, 1, 0])),
+        lambda s: hint_loss(s, tensor(TEACHER)),
+        # The weights of the curriculum are no function of the student for the gradient: the loss is, at progress 1.
+        lambda s: curriculum_loss(
+            torch.stack(
+                [
+                    soft_losses_stored(torch.log_softmax(s, -1), stored(z, 2, [0, 1, 2, 3]), 1.0)
+                    for z in (TEACHER, -TEACHER)
+                ],
+                -1,
+            ),
+            1.0,
+        ),
     ],
 )
 def test_gradients(loss):
@@ -114,3 +145,130 @@ def test_masked_items_leave_the_loss_finite():
     value.backward()
     assert torch.isfinite(value)
     assert torch.isfinite(student.grad).all()
+
+
+# --- the losses that rank: golden values computed with plain Python from their definitions ---
+
+
+def logs(x):
+    return -np.log1p(np.exp(-x))  # log sigmoid
+
+
+def test_ranking_distillation_golden_value():
+    # Teacher's best three of user 0: items 0, 1, 2; of user 1: items 3, 2, 0.
+    w = np.exp(-np.arange(3) / 10.0)
+    w /= w.sum()
+    expected = np.mean([-(w * logs(STUDENT[0, [0, 1, 2]])).sum(), -(w * logs(STUDENT[1, [3, 2, 0]])).sum()])
+    value = ranking_distillation_loss(tensor(STUDENT), stored(TEACHER, 3, [0]))
+    assert float(value) == pytest.approx(expected, abs=1e-12)
+
+
+def order_by_hand(scores, ranked, below):
+    """-1/K sum_k [s_k - log(sum of exp over everything not yet placed)], item after item."""
+    total = 0.0
+    for k, item in enumerate(ranked):
+        total -= scores[item] - np.log(sum(np.exp(scores[j]) for j in [*ranked[k:], *below]))
+    return total / len(ranked)
+
+
+def test_plackett_luce_golden_value():
+    expected = np.mean([order_by_hand(STUDENT[0], [0, 1, 2], []), order_by_hand(STUDENT[1], [3, 2, 0], [])])
+    value = plackett_luce_loss(tensor(STUDENT), stored(TEACHER, 3, [0]))
+    assert float(value) == pytest.approx(expected, abs=1e-12)
+
+
+def test_relaxed_ranking_golden_value():
+    # Of the drawn items 1, 2, 3 those outside the teacher's best two stand below: user 0 (best 0, 1): 2 and 3;
+    # user 1 (best 3, 2): 1. Drawn twice counts twice.
+    expected = np.mean([order_by_hand(STUDENT[0], [0, 1], [2, 3, 3]), order_by_hand(STUDENT[1], [3, 2], [1])])
+    value = relaxed_ranking_loss(tensor(STUDENT), stored(TEACHER, 2, [1, 2, 3, 3]))
+    assert float(value) == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("t", [1.0, 2.0])
+def test_candidates_golden_value(t):
+    """Teacher's best two and the student's best two; what the teacher does not rank has its mean logit of the rest."""
+    values = []
+    for s, z in zip(STUDENT, TEACHER, strict=True):
+        top = list(np.argsort(-z)[:2])
+        own = [i for i in np.argsort(-s)[:2] if i not in top]
+        rest = np.log(np.exp(np.delete(z, top)).sum()) - np.log(2)
+        p = softmax(np.array([*z[top], *[rest] * len(own)]) / t)
+        q = softmax(s[[*top, *own]] / t)
+        values.append(-(t**2) * (p * np.log(q)).sum())
+    value = candidates_loss(tensor(STUDENT), stored(TEACHER, 2, [0]), t, 2)
+    assert float(value) == pytest.approx(np.mean(values), abs=1e-12)
+
+
+def test_unbiased_golden_value():
+    # Groups: items 0, 1, 3 are popular, item 2 is not. User 0 (best 0, 1; drawn outside: 3, 2): pairs 0>1, 0>3, 1>3.
+    # User 1 (best 3, 2; drawn outside: 0): pair 3>0.
+    s = STUDENT
+    expected = np.mean(
+        [
+            -np.mean([logs(s[0, 0] - s[0, 1]), logs(s[0, 0] - s[0, 3]), logs(s[0, 1] - s[0, 3])]),
+            -logs(s[1, 3] - s[1, 0]),
+        ]
+    )
+    value = unbiased_loss(tensor(s), stored(TEACHER, 2, [0, 3, 2]), torch.tensor([0, 0, 1, 0]))
+    assert float(value) == pytest.approx(expected, abs=1e-12)
+
+
+def test_popularity_groups_share_the_interactions():
+    groups = popularity_groups(torch.tensor([1.0, 50.0, 25.0, 10.0, 14.0]), 2)
+    assert groups.tolist() == [1, 0, 1, 1, 1]
+
+
+def test_hint_golden_value():
+    assert float(hint_loss(tensor([[1.0, 2.0]]), tensor([[0.0, 4.0]]))) == pytest.approx(2.5)
+
+
+def test_the_curriculum_goes_from_the_easiest_teacher_to_all():
+    losses = tensor([[1.0, 3.0], [4.0, 2.0]])
+    assert float(curriculum_loss(losses, 0.0)) == pytest.approx(1.5, abs=1e-6)  # the smaller one of each row
+    assert float(curriculum_loss(losses, 1.0)) == pytest.approx(2.5)
+    w = 1 / (1 + np.exp(-0.25 * 20 * 2))  # two apart, sharpness 20, three quarters done
+    assert float(curriculum_loss(losses, 0.75)) == pytest.approx(w * 1.5 + (1 - w) * 3.5, abs=1e-9)
+
+
+RANKING = [
+    ranking_distillation_loss,
+    plackett_luce_loss,
+    relaxed_ranking_loss,
+    lambda s, labels: candidates_loss(s, labels, 1.0, 3),
+    lambda s, labels: unbiased_loss(s, labels, torch.zeros(s.shape[-1], dtype=torch.long)),
+    lambda s, labels: soft_loss_stored(torch.log_softmax(s, -1), labels, 1.0),
+]
+
+
+@pytest.mark.parametrize("loss", RANKING)
+def test_masked_items_take_no_part(loss):
+    """An item that the user has had changes neither value nor gradients, also where the labels know nothing of it."""
+    rng = np.random.default_rng(0)
+    student, teacher = rng.normal(size=(5, 12)), rng.normal(size=(5, 12))
+    seen = torch.zeros(5, 12, dtype=torch.bool)
+    seen[torch.arange(5), stored(teacher, 4, [0]).top_items[:, 1]] = True  # the teacher's second best
+    values = []
+    for shift in (0.0, 5.0):
+        s = tensor(student + shift * seen.numpy()).requires_grad_()
+        labels = stored(teacher, 4, [1, 3, 5, 7, 9])
+        value = loss(s.masked_fill(seen, -1e9), labels)
+        value.backward()
+        assert torch.isfinite(s.grad).all()
+        assert (s.grad[seen] == 0).all()
+        values.append(float(value.detach()))
+    assert values[0] == pytest.approx(values[1], abs=1e-12)
+    assert abs(values[0]) < 1e3
+
+
+@pytest.mark.parametrize("loss", RANKING[:3])
+def test_the_order_losses_fall_when_the_student_agrees(loss):
+    rng = np.random.default_rng(3)
+    teacher = rng.normal(size=(4, 20))
+    labels = stored(teacher, 5, list(range(20)))
+    student = tensor(rng.normal(size=(4, 20))).requires_grad_()
+    before = loss(student, labels)
+    before.backward()
+    with torch.no_grad():
+        after = loss(student - 0.1 * student.grad, labels)
+    assert after < before

@@ -1,4 +1,4 @@
-"""One contract for all four models, and what is special to each."""
+"""One contract for all five models, and what is special to each."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from distilrec.errors import ConfigError, FileMissingError, TrainingError
 from distilrec.models import build_model, finished, load_model, save_model
 from distilrec.students.mlp import MlpConfig
 from distilrec.students.recurrent import RecurrentConfig, scan
+from distilrec.students.soft_tree import SoftTreeConfig, describe_tree
 from distilrec.teachers.dnn import DnnConfig
 from distilrec.teachers.transformer import TransformerConfig
 from distilrec.training.batches import prediction_batch, training_batches, training_windows
@@ -23,6 +24,7 @@ from tests.small_run import dataset
 CONFIGS = [
     RecurrentConfig(dim=8, scales=3, max_history=12),
     MlpConfig(dim=8, hidden=16, max_history=12),
+    SoftTreeConfig(depth=3, inputs=10, max_history=12),
     TransformerConfig(dim=8, layers=2, feed_forward=16, max_history=12),
     DnnConfig(dim=8, hidden=16, layers=2, max_history=12),
 ]
@@ -166,3 +168,52 @@ def test_impossible_sizes_are_refused(config, parameter, small):
     with pytest.raises(ConfigError) as caught:
         build_model(config, small, 0)
     assert caught.value.context["parameter"] == parameter
+
+
+def test_tree_paths_are_a_distribution_and_leaves_are_softmaxes(small):
+    model = build_model(SoftTreeConfig(depth=3, inputs=10, max_history=12), small, 0).eval()
+    scorer = TorchScorer(model)
+    histories = history(small, 1, 2, 3)
+    batch = prediction_batch(histories, small.catalogue_size, 12)
+    with torch.inference_mode():
+        paths = model.encode(batch, scorer.vectors)
+    assert paths.shape[-1] == 8
+    torch.testing.assert_close(paths.sum(-1), torch.ones(paths.shape[:-1]))
+    # By hand, as Frosst and Hinton write it: the log of the mixture of the leaves.
+    phi = scorer.vectors.numpy() + scorer.biases.numpy()[:, None]
+    warm = small.info.warm_items
+    leaves = np.exp(phi) / np.exp(phi[:warm]).sum(0)
+    expected = np.log(leaves @ paths[0, 3].numpy())
+    np.testing.assert_allclose(scorer.scores(histories)[0], expected, rtol=1e-4, atol=1e-5)
+    assert np.exp(expected[:warm]).sum() == pytest.approx(1.0, rel=1e-4)
+
+
+def test_the_balance_penalty_is_smallest_for_even_gates(small):
+    model = build_model(SoftTreeConfig(depth=2, inputs=10, max_history=12), small, 0).train()
+    batch = next(training_batches(small, training_windows(small, 12), 64, None))
+    penalties = []
+    for bias in (0.0, 4.0):
+        with torch.no_grad():
+            model.gates.zero_()
+            model.user_features.table.zero_()
+            model.gate_bias.fill_(bias)
+        model.encode(batch, model.items.vectors())
+        penalties.append(float(model.penalty().detach()))
+    # Even gates: level 0 gives log 2, level 1 half of it, times the weight 0.1.
+    assert penalties[0] == pytest.approx(0.1 * 1.5 * np.log(2), rel=1e-5)
+    assert penalties[1] > penalties[0]
+    assert float(model.penalty()) == 0.0  # each batch counts once
+
+
+def test_a_tree_can_be_read(small):
+    model = build_model(SoftTreeConfig(depth=2, inputs=5, max_history=12), small, 0).eval()
+    everyone = np.arange(small.info.warm_users)
+    batch = prediction_batch(small.histories(everyone, small.train_end[everyone]), small.catalogue_size, 12)
+    tree = describe_tree(model, small, batch)
+    assert tree.share == pytest.approx(1.0, rel=1e-5)
+    assert sum(child.share for child in tree.children) == pytest.approx(1.0, rel=1e-5)
+    leaves = [leaf for child in tree.children for leaf in child.children]
+    assert len(leaves) == 4
+    assert all(leaf.items and not leaf.questions for leaf in leaves)
+    assert all(item in small.info.titles for item in leaves[0].items)
+    assert all(question[0] in "+-" for question in tree.questions)

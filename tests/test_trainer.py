@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from distilrec.distill.distillation import DistillationConfig, distillation_loss, train_model
+from distilrec.distill.distillation import DistillationConfig, distillation_loss, ground_truth, train_model
 from distilrec.distill.losses import ground_truth_loss, hard_loss, soft_loss_stored
 from distilrec.errors import ConfigError, LabelStoreError, TrainingError
 from distilrec.knowledge.extract import LabelConfig, extract_labels
@@ -14,7 +14,7 @@ from distilrec.students.recurrent import RecurrentConfig
 from distilrec.teachers.dnn import DnnConfig
 from distilrec.training.batches import training_batches, training_windows
 from distilrec.training.model import TorchScorer
-from distilrec.training.trainer import MASKED_LOGIT, TrainingConfig, seen_items, train
+from distilrec.training.trainer import MASKED_LOGIT, Scored, TrainingConfig, seen_items, train
 from distilrec.training.validation import validation_ndcg
 from tests.small_run import dataset
 
@@ -94,10 +94,9 @@ def test_test_rows_do_not_reach_the_training():
 
 def test_seen_items_are_the_whole_history_so_far(small):
     """Also that part of it which lies before the window."""
-    tower = build_model(STUDENT, small, 0).items
     for batch in training_batches(small, training_windows(small, 4), 16, None):
         window, position = (batch.targets >= 0).nonzero(as_tuple=True)
-        seen = seen_items(batch, tower, window, position)
+        seen = seen_items(batch, small.catalogue_size, window, position, slice(small.info.warm_items))
         for n, row in enumerate(batch.rows[window, position].tolist()):
             history = small.items[small.offsets[batch.users[window[n]]] : row]
             assert set(seen[n].nonzero().flatten().tolist()) == set(history.tolist())
@@ -107,7 +106,7 @@ def test_seen_items_are_the_whole_history_so_far(small):
 def test_a_loss_that_is_not_finite_stops_the_training(small):
     model = build_model(STUDENT, small, 0)
     with pytest.raises(TrainingError, match="the loss is nan in epoch 1"):
-        train(model, small, lambda s, y, rows: s.sum() * float("nan"), TRAINING, seed=0)
+        train(model, small, lambda scored: scored.logits.sum() * float("nan"), TRAINING, seed=0)
 
 
 @pytest.mark.parametrize("config", [STUDENT, MlpConfig(dim=8, hidden=8, max_history=12)])
@@ -141,7 +140,7 @@ def test_distillation_pulls_the_student_to_the_teacher(config, small, tmp_path):
         return distances[-1]
 
     distilled = distance_after_training(distillation_loss(labels, DistillationConfig(1.0, 0.0, 1.0)))
-    alone = distance_after_training(lambda s, y, rows: ground_truth_loss(s, y))
+    alone = distance_after_training(ground_truth)
     assert distilled < 0.5 * alone
 
 
@@ -155,7 +154,7 @@ def test_the_distillation_loss_is_the_weighted_sum(small, tmp_path, temperature)
     soft = soft_loss_stored(torch.log_softmax(student / temperature, -1), known, temperature)
     expected = 0.4 * ground_truth_loss(student, targets) + 0.6 * soft + 0.2 * hard_loss(student, known.top_items[:, 0])
     loss = distillation_loss(labels, DistillationConfig(0.6, 0.2, temperature))
-    torch.testing.assert_close(loss(student, targets, rows), expected)
+    torch.testing.assert_close(loss(Scored(student, targets, rows, student)), expected)
 
 
 def test_labels_are_the_teachers_softmax(small, tmp_path):
@@ -169,7 +168,9 @@ def test_labels_are_the_teachers_softmax(small, tmp_path):
     with torch.inference_mode():
         vectors = model.items.vectors()
         logits = model.score(model.encode(batch, vectors)[window, position], vectors[:items], model.items.bias)
-        logits = logits.masked_fill(seen_items(batch, model.items, window, position), MASKED_LOGIT)
+        logits = logits.masked_fill(
+            seen_items(batch, small.catalogue_size, window, position, slice(items)), MASKED_LOGIT
+        )
     known = labels.at(batch.rows[window, position])
     assert torch.equal(known.top_items, logits.topk(5).indices)
     torch.testing.assert_close(known.top_logits, logits.topk(5).values, rtol=1e-3, atol=1e-3)

@@ -14,8 +14,10 @@ from distilrec.data.splits import Split
 from distilrec.distill.distillation import DistillationConfig
 from distilrec.errors import ConfigError, FileMissingError
 from distilrec.knowledge.extract import LabelConfig
-from distilrec.models import StudentConfig, TeacherConfig
+from distilrec.models import StudentConfig
 from distilrec.students.recurrent import RecurrentConfig
+from distilrec.teachers.build import EnsembleConfig, MemberConfig, TeacherConfig
+from distilrec.teachers.external import ScoresConfig
 from distilrec.teachers.transformer import TransformerConfig
 from distilrec.training.trainer import TrainingConfig
 
@@ -52,7 +54,7 @@ class DataConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class RunConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """All choices of a run."""
+    """All choices of a run. teacher_seed: of the teacher and its labels, where it is not `seed`."""
 
     data: DataConfig
     cleaning: Cleaning = Cleaning()
@@ -64,6 +66,7 @@ class RunConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     student_training: TrainingConfig = TrainingConfig(epochs=40, patience=40, learning_rate=4e-3)
     distillation: DistillationConfig = DistillationConfig()
     seed: int = 0
+    teacher_seed: int | None = None
 
 
 def read_config(path: Path | str) -> RunConfig:
@@ -82,4 +85,20 @@ def read_config(path: Path | str) -> RunConfig:
         for name in ("interactions", "users", "items")
         if (value := getattr(config.data, name)) is not None
     }
-    return msgspec.structs.replace(config, data=msgspec.structs.replace(config.data, **found))
+    data = msgspec.structs.replace(config.data, **found)
+    return msgspec.structs.replace(config, data=data, teacher=_absolute(config.teacher, path.parent))
+
+
+def _absolute(teacher: TeacherConfig, folder: Path) -> TeacherConfig:
+    """The same teacher with the paths of its files relative to the configuration file made absolute."""
+    match teacher:
+        case ScoresConfig():
+            return msgspec.structs.replace(teacher, file=str((folder / teacher.file).resolve()))
+        case EnsembleConfig():
+            members = [
+                MemberConfig(_absolute(each.model, folder), each.training, each.seed)  # type: ignore[arg-type]
+                for each in teacher.members
+            ]
+            return EnsembleConfig(tuple(members))
+        case _:
+            return teacher

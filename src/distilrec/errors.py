@@ -12,6 +12,7 @@
     ├── ConfigError              a parameter or a configuration file
     ├── MissingExtraError        an optional dependency is not installed
     ├── TrainingError            training cannot go on (loss not finite, other checkpoint)
+    ├── TeacherError             a teacher's scores cannot be used (NaN, other users, other items)
     ├── LabelStoreError          stored teacher labels do not fit
     ├── BundleError              a bundle cannot be used
     │   ├── BundleMissingError   there is no bundle at this path
@@ -107,6 +108,10 @@ class MissingExtraError(DistilrecError):
 
 class TrainingError(DistilrecError):
     code = "training_failed"
+
+
+class TeacherError(DistilrecError):
+    code = "teacher_invalid"
 
 
 class LabelStoreError(DistilrecError):

@@ -15,21 +15,21 @@ from distilrec.data.dataset import Dataset
 from distilrec.errors import ConfigError, FileMissingError, TrainingError
 from distilrec.students.mlp import Mlp, MlpConfig
 from distilrec.students.recurrent import Recurrent, RecurrentConfig
+from distilrec.students.soft_tree import SoftTree, SoftTreeConfig
 from distilrec.teachers.dnn import Dnn, DnnConfig
 from distilrec.teachers.transformer import Transformer, TransformerConfig
 from distilrec.training.model import SequenceModel
 from distilrec.training.trainer import Epoch, TrainingResult
 
-TeacherConfig = TransformerConfig | DnnConfig
-StudentConfig = RecurrentConfig | MlpConfig
-ModelConfig = TransformerConfig | DnnConfig | RecurrentConfig | MlpConfig
+StudentConfig = RecurrentConfig | MlpConfig | SoftTreeConfig
+ModelConfig = TransformerConfig | DnnConfig | RecurrentConfig | MlpConfig | SoftTreeConfig
 
 
 def build_model(config: ModelConfig, dataset: Dataset, seed: int) -> SequenceModel:
     """A model with fresh weights that depend on the seed alone. Raises ConfigError for an impossible size."""
     for name in config.__struct_fields__:
         value = getattr(config, name)
-        if isinstance(value, int) and value < 1:
+        if isinstance(value, int) and not isinstance(value, bool) and value < 1:
             raise ConfigError(f"{name} is {value}", fix="use at least 1", parameter=name)
         if isinstance(value, float) and not 0 <= value < 1:
             raise ConfigError(f"{name} is {value}", fix="use a share from 0 to below 1", parameter=name)
@@ -48,6 +48,8 @@ def build_model(config: ModelConfig, dataset: Dataset, seed: int) -> SequenceMod
                 return Recurrent(dataset, config)
             case MlpConfig():
                 return Mlp(dataset, config)
+            case SoftTreeConfig():
+                return SoftTree(dataset, config)
 
 
 class ModelRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

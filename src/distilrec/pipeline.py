@@ -4,16 +4,19 @@ runs/ml-100k/
 config.json       all choices of the run
 data/             the prepared data set
 teacher/          the trained teacher        checkpoints/   unfinished trainings (resumed, then removed)
-labels/           its soft and hard labels
+labels/           its soft and hard labels (of each member of an ensemble, for a curriculum)
 student/          the distilled student      alone/         the same student without distillation
 bundle/           what is served             bundle-alone/  the same, of the student without distillation
+costs.json        time and memory of each stage
 comparison.json   report.html
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -30,14 +33,33 @@ from distilrec.distill.distillation import distil, train_model
 from distilrec.engine.recommender import Recommender, load
 from distilrec.errors import ConfigError, FileMissingError
 from distilrec.evaluate.baselines import fitted_baselines
-from distilrec.evaluate.comparison import ALONE, STUDENT, TEACHER, BundleScorer, Candidate, Comparison, K, compare
+from distilrec.evaluate.comparison import (
+    ALONE,
+    MEMBER,
+    STUDENT,
+    TEACHER,
+    BundleScorer,
+    Candidate,
+    Comparison,
+    K,
+    StageCost,
+    compare,
+)
 from distilrec.evaluate.latency import Latency, measure
 from distilrec.evaluate.ranking import Scorer, questions
 from distilrec.evaluate.report import write_report
 from distilrec.knowledge.extract import extract_labels
+from distilrec.knowledge.store import LabelStore
 from distilrec.models import ModelConfig, TrainedModel, load_model, save_model
-from distilrec.training.model import TorchScorer
+from distilrec.students.soft_tree import SoftTree, TreeNode, describe_tree
+from distilrec.teachers.build import EnsembleConfig, TeacherConfig, load_teacher, make_teacher, single_teachers
+from distilrec.teachers.ensemble import EnsembleTeacher
+from distilrec.teachers.external import UserScores
+from distilrec.teachers.teacher import ModelTeacher, Teacher
+from distilrec.training.batches import prediction_batch
+from distilrec.training.memory import peak_memory, reset_peak_memory
 from distilrec.training.trainer import Epoch, TrainingConfig
+from distilrec.training.validation import validation_ndcg
 
 _ENGINE_REQUESTS, _TORCH_REQUESTS = 2_000, 100
 
@@ -71,6 +93,11 @@ class Run:
     folder: Path
     config: RunConfig
     progress: Progress
+
+    @property
+    def teacher_seed(self) -> int:
+        seed = self.config.teacher_seed
+        return self.config.seed if seed is None else seed
 
     @property
     def bundle(self) -> Path:
@@ -147,33 +174,55 @@ def prepare(config: RunConfig, folder: Path, progress: Progress | None = None) -
     return run, dataset
 
 
-def train_teacher(run: Run, dataset: Dataset) -> TrainedModel:
-    """The teacher, trained on the ground truth."""
-    return _on_ground_truth(run, dataset, "teacher", run.config.teacher, run.config.teacher_training)
+def train_teacher(run: Run, dataset: Dataset) -> Teacher:
+    """The teacher, trained on the ground truth, or yours."""
+    folder = run.folder / "teacher"
+    with _measured(run, "teacher") as stage:
+        before = _training_stamps(folder)
+        teacher = make_teacher(
+            run.config.teacher,
+            dataset,
+            run.config.teacher_training,
+            folder,
+            seed=run.teacher_seed,
+            checkpoint=run.folder / "checkpoints" / "teacher",
+            on_epoch=lambda name, epoch, total: run.progress.advance(name, epoch.epoch, total, _epoch_note(epoch)),
+        )
+        stage.reused = before != {} and before == _training_stamps(folder)
+    if isinstance(teacher, UserScores):
+        for note in teacher.notes:
+            run.progress.say(note)
+    if isinstance(teacher, EnsembleTeacher):
+        for member, weight in zip(run.config.teacher.members, teacher.weights, strict=True):  # type: ignore[union-attr]
+            run.progress.say(f"teacher: member {member.model.__struct_config__.tag} has the weight {weight:.3f}")
+    parameters = "" if teacher.cost.parameters is None else f", {teacher.cost.parameters:,} parameters"
+    run.progress.say(
+        f"teacher: {run.config.teacher.__struct_config__.tag}{parameters}, "
+        f"validation NDCG@10 {validation_ndcg(teacher, dataset):.4f}"
+        + ("" if teacher.cost.seconds is None else f", trained in {teacher.cost.seconds:.0f} s")
+        + (", already trained" if stage.reused else "")
+    )
+    return teacher
+
+
+def _training_stamps(folder: Path) -> dict[str, int]:
+    """When the networks in a folder were trained."""
+    return {str(path): path.stat().st_mtime_ns for path in folder.rglob("trained-with.json")}
 
 
 def distil_student(run: Run, dataset: Dataset) -> TrainedModel:
     """The labels of the teacher, and the student that learns from them."""
-    teacher = load_model(run.folder / "teacher", dataset)
-    labels = extract_labels(
-        teacher,
-        dataset,
-        run.folder / "labels",
-        run.config.labels,
-        seed=run.config.seed,
-        mask_seen=run.config.student_training.mask_seen,
-        on_batch=lambda done, total: run.progress.advance("labels", done, total),
-    )
+    stores = teacher_labels(run, dataset)
     config, training, distillation = run.config.student, run.config.student_training, run.config.distillation
     return _once(
         run,
         dataset,
         "student",
-        (config, training, distillation, labels.manifest),
+        (config, training, distillation, [each.manifest for each in stores]),
         lambda checkpoint, on_epoch: distil(
             config,
             dataset,
-            labels,
+            stores,
             training,
             distillation,
             seed=run.config.seed,
@@ -181,6 +230,37 @@ def distil_student(run: Run, dataset: Dataset) -> TrainedModel:
             on_epoch=on_epoch,
         ),
     )
+
+
+def teacher_labels(run: Run, dataset: Dataset) -> list[LabelStore]:
+    """The labels of the teacher; those of each member of an ensemble for a curriculum."""
+    teacher = load_teacher(run.config.teacher, run.folder / "teacher", dataset)
+    folder = run.folder / "labels"
+    sources = {folder: teacher}
+    if run.config.distillation.curriculum:
+        sources = {folder / f"member-{n}": member for n, member in enumerate(single_teachers(teacher))}
+    stores = []
+    with _measured(run, "labels") as stage:
+        stage.reused = all((place / "manifest.json").is_file() for place in sources)
+        for place, source in sources.items():
+            stores.append(
+                extract_labels(
+                    source,
+                    dataset,
+                    place,
+                    run.config.labels,
+                    seed=run.teacher_seed,
+                    mask_seen=run.config.student_training.mask_seen,
+                    on_batch=lambda done, total: run.progress.advance("labels", done, total),
+                )
+            )
+    for store in stores:
+        made = store.extraction
+        run.progress.say(
+            f"labels: {made.labels:,} for {made.events:,} training events, {made.bytes / 1e6:.1f} MB on disk, "
+            f"{made.seconds:.0f} s"
+        )
+    return stores
 
 
 def train_alone(run: Run, dataset: Dataset) -> TrainedModel:
@@ -204,7 +284,7 @@ def _on_ground_truth(
 
 def export(run: Run, dataset: Dataset) -> Manifest:
     """The bundle of the distilled student, and of the one without distillation where it has been trained."""
-    teacher = load_model(run.folder / "teacher", dataset)
+    teacher = load_teacher(run.config.teacher, run.folder / "teacher", dataset)
     student = load_model(run.folder / "student", dataset)
     manifest = export_bundle(student, dataset, run.bundle, teacher=teacher)
     if (run.folder / "alone" / "model.json").is_file():
@@ -217,8 +297,11 @@ def export(run: Run, dataset: Dataset) -> Manifest:
 
 def evaluate(run: Run, dataset: Dataset) -> Comparison:
     """The comparison on the test part, `comparison.json`, `report.html`, and the metrics in the bundle's manifest."""
-    teacher = load_model(run.folder / "teacher", dataset)
-    candidates = [teacher_candidate(teacher, dataset), student_candidate(run, dataset, STUDENT, "student", run.bundle)]
+    teacher = load_teacher(run.config.teacher, run.folder / "teacher", dataset)
+    candidates = [
+        *teacher_candidates(run.config.teacher, teacher, dataset),
+        student_candidate(run, dataset, STUDENT, "student", run.bundle),
+    ]
     if run.bundle_alone.is_dir():
         candidates.append(student_candidate(run, dataset, ALONE, "alone", run.bundle_alone))
     candidates += [Candidate(name, (scorer,), logits=False) for name, scorer in fitted_baselines(dataset).items()]
@@ -227,8 +310,9 @@ def evaluate(run: Run, dataset: Dataset) -> Comparison:
         dataset,
         candidates,
         lambda name: run.progress.advance("evaluate", next(done), len(candidates), name),
-        teacher.model.items.vectors().detach().numpy(),
+        teacher.item_vectors() if isinstance(teacher, ModelTeacher) else None,
     )
+    comparison = msgspec.structs.replace(comparison, costs=read_costs(run.folder), tree=_tree(run, dataset))
     run.progress.advance("evaluate", len(candidates), len(candidates))
     (run.folder / "comparison.json").write_bytes(msgspec.json.format(msgspec.json.encode(comparison)))
     record_metrics(run.bundle, {name: value.mean for name, value in comparison.row(STUDENT).quality.items()})
@@ -237,18 +321,38 @@ def evaluate(run: Run, dataset: Dataset) -> Comparison:
     return comparison
 
 
-def teacher_candidate(teacher: TrainedModel, dataset: Dataset) -> Candidate:
-    """The teacher, with what it costs through torch."""
-    scorer = TorchScorer(teacher.model)
-    parameters = teacher.model.parameter_count()
+def _tree(run: Run, dataset: Dataset) -> TreeNode | None:
+    """The student in words, where it is a tree; the shares are those of all users after their training history."""
+    student = load_model(run.folder / "student", dataset).model
+    if not isinstance(student, SoftTree):
+        return None
+    everyone = np.arange(dataset.info.warm_users)
+    histories = dataset.histories(everyone, dataset.train_end[everyone])
+    return describe_tree(student, dataset, prediction_batch(histories, dataset.catalogue_size, student.max_history))
+
+
+def teacher_candidates(config: TeacherConfig, teacher: Teacher, dataset: Dataset) -> list[Candidate]:
+    """The teacher with what it costs through torch, and the members of an ensemble, each by itself."""
+    found = [_teacher_candidate(TEACHER, teacher, dataset)]
+    if isinstance(config, EnsembleConfig):
+        for number, (member, of_member) in enumerate(
+            zip(config.members, single_teachers(teacher), strict=True), start=1
+        ):
+            name = f"{MEMBER} {number}: {member.model.__struct_config__.tag}"
+            found.append(_teacher_candidate(name, of_member, dataset))
+    return found
+
+
+def _teacher_candidate(name: str, teacher: Teacher, dataset: Dataset) -> Candidate:
+    parameters = teacher.cost.parameters
     return Candidate(
-        TEACHER,
-        (scorer,),
+        name,
+        (teacher,),
         parameters,
-        4 * parameters,
-        teacher.seconds,
-        torch_latency(scorer, dataset),
-        teacher.record.curve,
+        None if parameters is None else 4 * parameters,
+        teacher.cost.seconds,
+        torch_latency(teacher, dataset),
+        teacher.cost.curve,
     )
 
 
@@ -312,12 +416,10 @@ def _once(
         run.progress.say(f"{name}: already trained, validation NDCG@10 {trained.best_ndcg:.4f}")
         return trained
 
-    def on_epoch(epoch: Epoch, total: int) -> None:
-        run.progress.advance(
-            name, epoch.epoch, total, f"loss {epoch.loss:.3f}, validation NDCG@10 {epoch.validation_ndcg:.4f}"
+    with _measured(run, name):
+        trained = make(
+            checkpoint, lambda epoch, total: run.progress.advance(name, epoch.epoch, total, _epoch_note(epoch))
         )
-
-    trained = make(checkpoint, on_epoch)
     save_model(trained, folder)
     stamp_file.write_bytes(stamp)
     shutil.rmtree(checkpoint, ignore_errors=True)
@@ -329,3 +431,32 @@ def _once(
         f"{trained.seconds:.0f} s"
     )
     return trained
+
+
+def _epoch_note(epoch: Epoch) -> str:
+    return f"loss {epoch.loss:.3f}, validation NDCG@10 {epoch.validation_ndcg:.4f}"
+
+
+@dataclass
+class _Stage:
+    """reused: nothing was done, what an earlier run had done is used."""
+
+    reused: bool = False
+
+
+@contextmanager
+def _measured(run: Run, name: str) -> Iterator[_Stage]:
+    """Writes time and peak memory of a stage into costs.json; a stage that did nothing leaves what is there."""
+    stage, began = _Stage(), time.perf_counter()
+    reset_peak_memory()
+    yield stage
+    costs = {cost.stage: cost for cost in read_costs(run.folder)}
+    if not (stage.reused and name in costs):
+        costs[name] = StageCost(name, time.perf_counter() - began, peak_memory())
+        (run.folder / "costs.json").write_bytes(msgspec.json.encode(list(costs.values())))
+
+
+def read_costs(folder: Path) -> tuple[StageCost, ...]:
+    """Time and memory of the stages of a run so far."""
+    path = folder / "costs.json"
+    return msgspec.json.decode(path.read_bytes(), type=tuple[StageCost, ...]) if path.is_file() else ()

@@ -10,6 +10,7 @@ import msgspec
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.nn import functional
 
 from distilrec._version import __version__
 from distilrec.attributes import pack_attributes
@@ -28,6 +29,8 @@ from distilrec.evaluate.ranking import Questions, rank
 from distilrec.models import TrainedModel
 from distilrec.students.mlp import Mlp
 from distilrec.students.recurrent import Recurrent
+from distilrec.students.soft_tree import SoftTree
+from distilrec.teachers.teacher import Teacher, as_teacher
 from distilrec.texts import pack_texts
 from distilrec.training.model import FeatureProjection, SequenceModel, TorchScorer
 
@@ -42,7 +45,7 @@ def export_bundle(
     dataset: Dataset,
     folder: Path,
     *,
-    teacher: TrainedModel | None = None,
+    teacher: Teacher | TrainedModel | None = None,
     metrics: dict[str, float] | None = None,
     with_history: bool = True,
 ) -> Manifest:
@@ -52,10 +55,11 @@ def export_bundle(
     Raises ConfigError for a model that is no student.
     """
     student = trained.model
+    knows = None if teacher is None else as_teacher(teacher)
     weights = _weights(student)
     info = dataset.info
     with torch.inference_mode():
-        weights["vectors"] = student.items.vectors().numpy()
+        weights["vectors"] = _item_vectors(student)
         weights["biases"] = student.items.biases().numpy()
     manifest = Manifest(
         kind=_kind(student),
@@ -68,7 +72,7 @@ def export_bundle(
         repeats=info.repeats,
         dataset=info.name,
         dataset_fingerprint=trained.record.dataset_fingerprint,
-        teacher=teacher.record.identity if teacher else "",
+        teacher=knows.identity if knows else "",
         metrics=metrics or {},
         golden=tuple(_golden(student, dataset)),
         files={},
@@ -76,7 +80,7 @@ def export_bundle(
     )
     catalogue = pack_texts("ids", info.item_ids) | pack_texts("titles", info.titles)
     catalogue |= {"popularity": dataset.popularity()} | pack_attributes(dataset.attributes)
-    return write_bundle(folder, manifest, weights, catalogue, _history(dataset, teacher) if with_history else None)
+    return write_bundle(folder, manifest, weights, catalogue, _history(dataset, knows) if with_history else None)
 
 
 def record_metrics(folder: Path, metrics: dict[str, float]) -> Manifest:
@@ -87,7 +91,21 @@ def record_metrics(folder: Path, metrics: dict[str, float]) -> Manifest:
 
 
 def _kind(student: SequenceModel) -> StudentKind:
-    return "recurrent" if isinstance(student, Recurrent) else "mlp"
+    match student:
+        case Recurrent():
+            return "recurrent"
+        case SoftTree():
+            return "soft_tree"
+        case _:
+            return "mlp"
+
+
+def _item_vectors(student: SequenceModel) -> NDArray[np.float32]:
+    """v_i; for a tree, its channel of every leaf and then its inputs X_i, (items, leaves + C)."""
+    vectors = student.items.vectors()
+    if isinstance(student, SoftTree):
+        vectors = torch.cat([vectors, student.item_inputs], dim=1)
+    return vectors.numpy()
 
 
 def _array(tensor: torch.Tensor) -> NDArray[np.float32]:
@@ -118,15 +136,27 @@ def _weights(student: SequenceModel) -> Arrays:
                 "readout": student.readout,
                 "user_table": student.user_features.table,
             }
+        case SoftTree():
+            own = {
+                "gates": student.gates,
+                "gate_bias": student.gate_bias,
+                "log_totals": student.log_totals(),
+                "decays": student.decays[:, 0],
+                # U f_u moves the gates: it takes the first channels of a user vector.
+                "user_table": functional.pad(student.user_features.table, (0, 1 + student.item_inputs.shape[1])),
+            }
         case _:
             raise ConfigError(
                 f"{type(student).__name__} is a teacher; only students can be exported", fix="distil a student first"
             )
     own["item_table"] = student.items.features.table
+    if isinstance(student, SoftTree):  # features give a new item its channels in the leaves and its inputs
+        width, inputs = len(own["item_table"]), student.item_inputs.shape[1]
+        own["item_table"] = torch.cat([own["item_table"], torch.eye(width, inputs)], dim=1)
     return {name: _array(tensor) for name, tensor in own.items()}
 
 
-def _history(dataset: Dataset, teacher: TrainedModel | None) -> Arrays:
+def _history(dataset: Dataset, teacher: Teacher | None) -> Arrays:
     everyone = np.arange(dataset.users)
     histories = dataset.histories(everyone, dataset.offsets[1:])
     lists = {"teacher_items": teacher_lists(teacher, histories, dataset.info.repeats)} if teacher else {}
@@ -143,13 +173,12 @@ def _history(dataset: Dataset, teacher: TrainedModel | None) -> Arrays:
     }
 
 
-def teacher_lists(teacher: TrainedModel, histories: Histories, repeats: bool) -> NDArray[np.int32]:
+def teacher_lists(teacher: Teacher, histories: Histories, repeats: bool) -> NDArray[np.int32]:
     """The teacher's best items for these users, best first, (users, depth) int32; -1 where there are fewer."""
-    scorer = TorchScorer(teacher.model)
     chunks = []
     for start in range(0, len(histories), _CHUNK):
         part = histories.select(start, start + _CHUNK)
-        scores = scorer.scores(part)
+        scores = teacher.scores(part)
         if not repeats:
             for k in range(len(part)):
                 scores[k, part.of(k)] = -np.inf

@@ -32,7 +32,7 @@ from distilrec.texts import pack_texts, unpack_texts
 
 FORMAT_VERSION = 1
 WEIGHTS, CATALOGUE, HISTORY = "weights.safetensors", "catalogue.safetensors", "history.safetensors"
-StudentKind = Literal["recurrent", "mlp"]
+StudentKind = Literal["recurrent", "mlp", "soft_tree"]
 Arrays = dict[str, NDArray[Any]]
 
 
@@ -270,6 +270,10 @@ def weight_shapes(kind: StudentKind, dim: int, event_types: int, weights: Arrays
             "narrow_bias": (dim,),
             "outer_norm": (dim,),
         }
+    if kind == "soft_tree":
+        nodes = len(weights.get("gate_bias", ()))
+        inputs = dim - nodes - 1  # an item vector holds its channel of every leaf, then its inputs
+        return {"gates": (nodes, 2 * inputs), "gate_bias": (nodes,), "log_totals": (nodes + 1,), "decays": (2,)}
     hidden = len(weights.get("readout", ()))
     return {
         "user_layer": (hidden, dim),

@@ -1,6 +1,8 @@
 """The losses of distillation, one equation each. All are means over positions.
 
-s: student logits (positions, items); y: index of the true next item; z: teacher logits; T: temperature.
+s: student logits (positions, items); y: index of the true next item; z: teacher logits; T: temperature;
+pi: the teacher's best items, best first (K of them, stored); U: items drawn uniformly that are not among pi (stored).
+Items that the user has had carry a logit of `MASKED_LOGIT` and are left out of every list.
 """
 
 from __future__ import annotations
@@ -9,6 +11,10 @@ import torch
 from torch.nn import functional
 
 from distilrec.knowledge.store import StoredLabels
+
+MASKED_BELOW = -1e8  # a student logit below this belongs to an item that is left out
+_MASKED_TEACHER = -5e4  # masked items keep about the lowest float16 in the store
+_NOTHING = -1e9  # the logit of nothing: finite, so that gradients stay finite
 
 
 def ground_truth_loss(student: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -29,7 +35,12 @@ def hard_loss(student: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 
 
 def soft_loss_stored(log_student: torch.Tensor, labels: StoredLabels, temperature: float) -> torch.Tensor:
-    """The soft loss from stored labels: exact on the teacher's top K, importance-weighted on the rest.
+    """The soft loss from stored labels, a mean over positions; see `soft_losses_stored`."""
+    return soft_losses_stored(log_student, labels, temperature).mean()
+
+
+def soft_losses_stored(log_student: torch.Tensor, labels: StoredLabels, temperature: float) -> torch.Tensor:
+    """The soft loss of each position, (positions,): exact on the teacher's top K, importance-weighted on the rest.
 
     log_student: log softmax(s / T), (positions, items), which the caller may need for another loss as well.
 
@@ -38,9 +49,11 @@ def soft_loss_stored(log_student: torch.Tensor, labels: StoredLabels, temperatur
     gives its exact total; at other temperatures the total is estimated from the same sample.
     """
     t = temperature
-    top = labels.top_logits / t  # (positions, K)
+    allowed = log_student.gather(-1, labels.top_items) > MASKED_BELOW  # labels of a whole user know no "seen so far"
+    top = torch.where(allowed, labels.top_logits / t, -torch.inf)  # (positions, K)
     threshold = labels.top_logits.min(-1, keepdim=True).values
     outside = labels.sample_logits < threshold  # (positions, M): not among the top K
+    outside &= log_student.gather(-1, labels.sample_items) > MASKED_BELOW
     sample = torch.where(outside, labels.sample_logits / t, -torch.inf)
     if temperature == 1.0:
         rest = labels.rest_log_sum.unsqueeze(-1)  # (positions, 1)
@@ -53,4 +66,120 @@ def soft_loss_stored(log_student: torch.Tensor, labels: StoredLabels, temperatur
     total = torch.logaddexp(torch.logsumexp(top, -1, keepdim=True), rest)
     probabilities = torch.cat([torch.exp(top - total), torch.exp(rest - total) * spread], -1)  # (positions, K + M)
     items = torch.cat([labels.top_items, labels.sample_items], -1)
-    return -(t**2) * (probabilities * log_student.gather(-1, items)).sum(-1).mean()
+    return -(t**2) * (probabilities * log_student.gather(-1, items)).sum(-1)
+
+
+def ranking_distillation_loss(student: torch.Tensor, labels: StoredLabels, sharpness: float = 10.0) -> torch.Tensor:
+    """RD: L = -sum_k w_k log sigmoid(s_pi_k), w_k ~ exp(-k / sharpness), sum w = 1 (Tang & Wang 2018, eq. 6 and 8)."""
+    chosen = student.gather(-1, labels.top_items)  # (positions, K)
+    allowed = chosen > MASKED_BELOW
+    place = torch.arange(chosen.shape[-1], dtype=student.dtype)
+    weights = torch.exp(-place / sharpness) * allowed
+    weights = weights / weights.sum(-1, keepdim=True).clamp(min=1e-12)
+    return -(weights * functional.logsigmoid(torch.where(allowed, chosen, 0.0))).sum(-1).mean()
+
+
+def plackett_luce_loss(student: torch.Tensor, labels: StoredLabels) -> torch.Tensor:
+    """L = -1/K sum_k [s_pi_k - log sum_{j >= k} exp s_pi_j]: the teacher's order of its K best (Xia et al. 2008, eq. 7)."""
+    return _order_loss(student, labels.top_items, None)
+
+
+def relaxed_ranking_loss(student: torch.Tensor, labels: StoredLabels) -> torch.Tensor:
+    """RRD: L = -1/K sum_k [s_pi_k - log(sum_{j >= k} exp s_pi_j + sum_{u in U} exp s_u)] (Kang et al. 2020, eq. 5).
+
+    The order among the uninteresting items U does not matter, only that they stand below.
+    """
+    return _order_loss(student, labels.top_items, _outside(labels))
+
+
+def candidates_loss(
+    student: torch.Tensor, labels: StoredLabels, temperature: float, own_candidates: int = 50
+) -> torch.Tensor:
+    """RCE: L = -T^2 sum_{i in C} softmax_C(z / T)_i log softmax_C(s / T)_i, C = teacher top K and student top L.
+
+    Cross-entropy on the union of what either puts first: it corrects what the student wrongly puts first, without a sum
+    over the catalogue (in the manner of RCE-KD, Yang et al. 2025). An item that is only in the student's list has the
+    mean logit of those that the teacher did not put first, log(exp(rest) / (items - K)).
+    """
+    t = temperature
+    own = student.detach().topk(min(own_candidates, student.shape[-1]), dim=-1).indices  # (positions, L)
+    known = (own.unsqueeze(-1) == labels.top_items.unsqueeze(-2)).any(-1)  # (positions, L): in the teacher's list too
+    masked = student.gather(-1, own) < MASKED_BELOW
+    others = max(student.shape[-1] - labels.top_items.shape[-1], 1)
+    outside = (labels.rest_log_sum - torch.log(torch.tensor(float(others)))).unsqueeze(-1).expand(-1, own.shape[-1])
+    teacher = torch.cat([labels.top_logits, outside.masked_fill(known | masked, -torch.inf)], dim=-1) / t
+    left_out = torch.cat([student.gather(-1, labels.top_items) < MASKED_BELOW, known | masked], dim=-1)
+    logits = torch.cat([student.gather(-1, labels.top_items), student.gather(-1, own)], dim=-1) / t
+    probabilities = torch.softmax(teacher.masked_fill(left_out, -torch.inf), dim=-1)
+    log_student = torch.log_softmax(logits.masked_fill(left_out, -torch.inf), dim=-1)
+    return -(t**2) * (probabilities * log_student.masked_fill(left_out, 0.0)).sum(-1).mean()
+
+
+def unbiased_loss(student: torch.Tensor, labels: StoredLabels, groups: torch.Tensor, most: int = 20) -> torch.Tensor:
+    """UnKD: L = -mean over pairs (i before j in pi, same popularity group) of log sigmoid(s_i - s_j).
+
+    The teacher's order counts only among items of like popularity, so that its popularity bias is not handed on (Chen et
+    al. 2023, eq. 12). groups: (items,) int64; the first `most` of pi and as many of U, which come last, are compared.
+    """
+    sample = _outside(labels)[:, :most]
+    items = torch.cat([labels.top_items[:, :most], sample.clamp(min=0)], dim=-1)  # (positions, n)
+    scores = student.gather(-1, items)
+    ranked = items.shape[-1] - sample.shape[-1]
+    usable = scores > MASKED_BELOW
+    usable[:, ranked:] &= sample >= 0
+    place = torch.arange(items.shape[-1])
+    before = (place.unsqueeze(1) < place) & (place < ranked).unsqueeze(1)  # (n, n): the first one is in pi
+    group = groups[items]
+    pairs = before & (group.unsqueeze(2) == group.unsqueeze(1)) & usable.unsqueeze(2) & usable.unsqueeze(1)
+    gaps = torch.where(pairs, scores.unsqueeze(2) - scores.unsqueeze(1), 0.0)
+    number = pairs.sum((1, 2))
+    sums = -(functional.logsigmoid(gaps) * pairs).sum((1, 2))
+    return (sums / number.clamp(min=1)).mean()
+
+
+def hint_loss(projected: torch.Tensor, teacher_states: torch.Tensor) -> torch.Tensor:
+    """L = mean over positions and channels of (P h_student - h_teacher)^2 (FitNets, Romero et al. 2015, eq. 3).
+
+    projected: P h_student, (positions, teacher dim), P is learned beside the student; teacher_states: the same shape.
+    """
+    return functional.mse_loss(projected, teacher_states)
+
+
+def curriculum_loss(losses: torch.Tensor, progress: float, sharpness: float = 20.0) -> torch.Tensor:
+    """L = mean of sum_m w_m L_m, w = softmax(-(1 - progress) sharpness L_m): many teachers, the easiest one first.
+
+    In the manner of HetComp (Kang et al. 2023, sec. 4): at first each position learns from the teacher that the student is
+    nearest to, at the end from all of them alike. losses: (positions, teachers) of one loss; progress in [0, 1].
+    """
+    weights = torch.softmax(-(1 - progress) * sharpness * losses.detach(), dim=-1)
+    return (weights * losses).sum(-1).mean()
+
+
+def popularity_groups(popularity: torch.Tensor, groups: int) -> torch.Tensor:
+    """The group of each item, (items,) int64: by falling popularity, equal shares of all interactions in each group."""
+    order = torch.argsort(popularity, descending=True, stable=True)
+    before = torch.cumsum(popularity[order], 0) - popularity[order]
+    group = torch.empty_like(order)
+    group[order] = (groups * before // popularity.sum().clamp(min=1)).long().clamp(max=groups - 1)
+    return group
+
+
+def _outside(labels: StoredLabels) -> torch.Tensor:
+    """The uniformly drawn items that are not among the top K and not masked by the teacher, -1 elsewhere, (positions, M)."""
+    threshold = labels.top_logits.min(-1, keepdim=True).values
+    usable = (labels.sample_logits < threshold) & (labels.sample_logits > _MASKED_TEACHER)
+    return torch.where(usable, labels.sample_items, -1)
+
+
+def _order_loss(student: torch.Tensor, ranked: torch.Tensor, below: torch.Tensor | None) -> torch.Tensor:
+    """-log of the Plackett-Luce probability of `ranked`, a mean over its items; `below` stand behind, -1 is none."""
+    scores = student.gather(-1, ranked)  # (positions, K)
+    allowed = scores > MASKED_BELOW
+    rest = torch.where(allowed, scores, _NOTHING)
+    behind = torch.logcumsumexp(rest.flip(-1), dim=-1).flip(-1)  # (positions, K): over the items from k on
+    if below is not None:
+        others = student.gather(-1, below.clamp(min=0))
+        others = torch.where((below >= 0) & (others > MASKED_BELOW), others, _NOTHING)
+        behind = torch.logaddexp(behind, torch.logsumexp(others, dim=-1, keepdim=True))
+    lost = torch.where(allowed, behind - scores, 0.0)
+    return (lost.sum(-1) / allowed.sum(-1).clamp(min=1)).mean()

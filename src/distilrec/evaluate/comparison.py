@@ -15,14 +15,17 @@ from distilrec.bundle.format import read_bundle
 from distilrec.data.dataset import UNKNOWN_ITEM, Dataset, Histories
 from distilrec.engine.runtime import make_runtime
 from distilrec.evaluate import metrics
+from distilrec.evaluate.knowledge_loss import KnowledgeLoss, item_thirds, knowledge_loss, user_slices
 from distilrec.evaluate.latency import Latency
 from distilrec.evaluate.ranking import Ranking, Scorer, rank
 from distilrec.evaluate.ranking import questions as questions_of
 from distilrec.evaluate.statistics import Difference, Interval, bootstrap, paired_difference
+from distilrec.students.soft_tree import TreeNode
 from distilrec.training.trainer import Epoch
 
 K = 10
 TEACHER, STUDENT, ALONE = "teacher", "student", "student without distillation"
+MEMBER = "member"  # how the names of an ensemble's members begin
 
 
 class BundleScorer:
@@ -83,8 +86,16 @@ class Row(msgspec.Struct, frozen=True):
     curve: tuple[Epoch, ...]
 
 
+class StageCost(msgspec.Struct, frozen=True):
+    """What a stage of the run cost. peak_bytes: most memory of the process; 0 where the system does not say."""
+
+    stage: str
+    seconds: float
+    peak_bytes: int
+
+
 class Comparison(msgspec.Struct, frozen=True):
-    """Everything the report shows."""
+    """Everything the report shows. costs, tree: filled in by the pipeline; tree: of a student that is one."""
 
     dataset: str
     split: str
@@ -96,6 +107,9 @@ class Comparison(msgspec.Struct, frozen=True):
     slice_sizes: dict[str, int]
     rows: tuple[Row, ...]
     differences: tuple[Difference, ...]
+    costs: tuple[StageCost, ...] = ()
+    lost: KnowledgeLoss | None = None
+    tree: TreeNode | None = None
 
     def row(self, name: str) -> Row:
         """The row of a model."""
@@ -165,11 +179,13 @@ def compare(
         slice_sizes={name: int(inside.sum()) for name, inside in slices.items()},
         rows=tuple(rows),
         differences=tuple(_differences(quality)),
+        lost=knowledge_loss(dataset, rankings, TEACHER, STUDENT, K),
     )
 
 
 def _differences(quality: dict[str, dict[str, NDArray[np.float64]]]) -> list[Difference]:
     pairs = [(STUDENT, ALONE), (STUDENT, TEACHER), (ALONE, TEACHER)]
+    pairs += [(STUDENT, name) for name in quality if name.startswith(MEMBER)]
     return [
         paired_difference(metric, a, quality[a][metric], b, quality[b][metric])
         for metric in (f"ndcg@{K}", f"hit_rate@{K}")
@@ -202,20 +218,13 @@ def _list_metrics(
 
 def _slices(dataset: Dataset, targets: NDArray[np.int32], users: NDArray[np.int64]) -> dict[str, NDArray[np.bool_]]:
     """Groups of held-out items. Head, middle and tail items each had a third of the training interactions."""
-    popular = dataset.popularity()
-    before = np.cumsum(popular) - popular
-    third = np.minimum(3 * before // max(popular.sum(), 1), 2)
+    third = item_thirds(dataset.popularity())
     known = targets != UNKNOWN_ITEM
     warm = known & (targets < dataset.info.warm_items)
-    history = (dataset.train_end - dataset.offsets[:-1])[users]
-    low, high = np.quantile(history, [1 / 3, 2 / 3])
     return {
         "head items": warm & (third[targets] == 0),
         "middle items": warm & (third[targets] == 1),
         "tail items": warm & (third[targets] == 2),
         "cold items": known & ~warm,
-        f"short history (up to {low:.0f})": history <= low,
-        f"medium history (up to {high:.0f})": (history > low) & (history <= high),
-        f"long history (over {high:.0f})": history > high,
-        "cold users": history == 0,
+        **user_slices(dataset, users),
     }

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import textwrap
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -14,6 +16,7 @@ from matplotlib.figure import Figure
 from distilrec._version import __version__
 from distilrec.evaluate.comparison import ALONE, STUDENT, TEACHER, Comparison, Row
 from distilrec.evaluate.statistics import Difference
+from distilrec.students.soft_tree import TreeNode
 
 _TABLE = ("ndcg@10", "hit_rate@10", "mrr@10", "auc")
 _COLOURS = ("#1f5fa8", "#c8553d", "#6b8f3c", "#8a6bb1", "#c28f2c", "#5f6b76")
@@ -112,6 +115,7 @@ def write_report(comparison: Comparison, path: Path) -> None:
         quality_names=list(comparison.rows[0].quality),
         list_names=list(dict.fromkeys(name for row in comparison.rows for name in row.lists)),
         slice_names=[name for name, size in comparison.slice_sizes.items() if size],
+        tree=_svg("The tree", partial(_draw_tree, tree=comparison.tree), (14, 6)) if comparison.tree else "",
         learning=_svg("Validation NDCG@10 by epoch", lambda axes: _draw_curves(axes, curves)) if curves else "",
         trade=_svg("NDCG@10 against time per request", lambda axes: _draw_trade(axes, timed)) if timed else "",
         slices=_svg(
@@ -121,8 +125,8 @@ def write_report(comparison: Comparison, path: Path) -> None:
     path.write_text(page, encoding="utf-8")
 
 
-def _svg(title: str, draw: Callable[[Axes], None]) -> Markup:
-    figure = Figure(figsize=(7, 3.6), layout="constrained")
+def _svg(title: str, draw: Callable[[Axes], None], size: tuple[float, float] = (7, 3.6)) -> Markup:
+    figure = Figure(figsize=size, layout="constrained")
     axes = figure.add_subplot()
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(visible=True, alpha=0.25)
@@ -172,3 +176,30 @@ def _draw_slices(axes: Axes, rows: tuple[Row, ...]) -> None:
     axes.set_xticks([n + 0.4 - width / 2 for n in range(len(names))], names)
     axes.set(ylabel="share found")
     axes.legend(frameon=False, fontsize="small")
+
+
+_DRAWN_LEVELS = 3
+
+
+def _draw_tree(axes: Axes, tree: TreeNode) -> None:
+    """Gates with what pulls to either side; below the last level drawn, what is typical there. Left is -, right is +."""
+    axes.axis("off")
+
+    def node(one: TreeNode, level: int, left: float, right: float) -> tuple[float, float]:
+        x, y = (left + right) / 2, -float(level)
+        last = level == _DRAWN_LEVELS or not one.children
+        lines = one.items[:3] if last else one.questions[:3]
+        text = "\n".join(line for each in lines for line in textwrap.wrap(each, 22 if last else 34)[:2])
+        if not last:
+            middle = (left + right) / 2
+            for child, bounds, sign in zip(one.children, ((left, middle), (middle, right)), "-+", strict=True):
+                cx, cy = node(child, level + 1, *bounds)
+                axes.plot([x, cx], [y, cy], color="#8a97a3", linewidth=0.5 + 6 * child.share, zorder=0)
+                axes.text((x + cx) / 2, (y + cy) / 2, f"{sign} {child.share:.0%}", fontsize=7, color="#445")
+        colour = "#eef4e6" if last else "#e6eef7"
+        box = {"boxstyle": "round", "facecolor": colour, "edgecolor": "#8a97a3"}
+        axes.text(x, y, text, ha="center", va="center", fontsize=6.5, bbox=box)
+        return x, y
+
+    node(tree, 0, 0.0, 1.0)
+    axes.set(xlim=(0, 1), ylim=(-_DRAWN_LEVELS - 0.5, 0.4))

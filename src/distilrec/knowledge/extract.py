@@ -2,31 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import msgspec
 import numpy as np
 import polars as pl
 import torch
+from numpy.typing import NDArray
 
 from distilrec.data.dataset import Dataset
-from distilrec.errors import ConfigError, LabelStoreError
-from distilrec.knowledge.store import LabelManifest, LabelStore, open_labels, shard_path
+from distilrec.errors import ConfigError, TeacherError
+from distilrec.knowledge.store import Extraction, LabelManifest, LabelStore, open_labels, shard_path
 from distilrec.models import TrainedModel
-from distilrec.training.batches import training_batches, training_windows
+from distilrec.teachers.teacher import Answer, Teacher, as_teacher
+from distilrec.training.batches import Batch, Windows, training_batches, training_windows
+from distilrec.training.memory import reuse_freed_memory
 from distilrec.training.trainer import MASKED_LOGIT, seen_items
 
 _BATCH = 32
 _BATCHES_PER_SHARD = 16
-_FLOAT16_MIN = -60_000.0
+_FLOAT16_MIN, _FLOAT16_MAX = -60_000.0, 60_000.0
 
 
 class LabelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """top_k: how many of the teacher's best items to keep per event; samples: how many uniformly drawn others."""
+    """top_k: how many of the teacher's best items to keep per event; samples: how many uniformly drawn others; states:
+    keep the teacher's hidden layer too, for the feature hint.
+    """
 
     top_k: int = 100
     samples: int = 100
+    states: bool = False
 
     def __post_init__(self) -> None:
         for name in ("top_k", "samples"):
@@ -35,7 +43,7 @@ class LabelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def extract_labels(
-    teacher: TrainedModel,
+    teacher: Teacher | TrainedModel,
     dataset: Dataset,
     folder: Path,
     config: LabelConfig,
@@ -46,18 +54,27 @@ def extract_labels(
 ) -> LabelStore:
     """Labels of all training rows whose item is in the catalogue; labels already there are used again.
 
+    An extraction that was interrupted goes on after the last whole shard. A teacher that says the same about all events of
+    a user is asked once per user.
+
     on_batch: is called with the number of finished and of all batches.
-    Raises LabelStoreError when the teacher's logits are not finite.
+    Raises TeacherError when the teacher's logits are not finite, and ConfigError when it has no states to keep.
     """
-    model = teacher.model
-    model.eval()
-    mask_seen = mask_seen and not dataset.info.repeats
-    # Half of each window is context: no label comes from a teacher that saw only a few events of a long history.
-    windows = training_windows(dataset, model.max_history, context=model.max_history // 2)
-    batches = -(-len(windows.starts) // _BATCH)
+    reuse_freed_memory()
+    teacher = as_teacher(teacher)
+    mask_seen = mask_seen and not dataset.info.repeats and not teacher.per_user
     items = dataset.info.warm_items
+    # Half of each window is context: no label comes from a teacher that saw only a few events of a long history.
+    windows = training_windows(dataset, teacher.max_history, context=teacher.max_history // 2)
+    units = dataset.info.warm_users if teacher.per_user else len(windows.starts)
+    batches = -(-units // _BATCH)
+    states = teacher.state_dim if config.states else 0
+    if config.states and not states:
+        raise ConfigError(
+            "this teacher has no hidden layer to keep", fix="set labels.states = false", parameter="labels.states"
+        )
     manifest = LabelManifest(
-        teacher.record.identity,
+        teacher.identity,
         dataset.fingerprint(),
         min(config.top_k, items),
         config.samples,
@@ -65,61 +82,117 @@ def extract_labels(
         mask_seen,
         items,
         -(-batches // _BATCHES_PER_SHARD),
+        "user" if teacher.per_user else "event",
+        states,
     )
-    path = folder / "manifest.json"
-    if path.is_file() and path.read_bytes() == msgspec.json.encode(manifest):
+    encoded = msgspec.json.encode(manifest)
+    path, unfinished = folder / "manifest.json", folder / "unfinished.json"
+    if path.is_file() and path.read_bytes() == encoded:
         on_batch(batches, batches)
         return open_labels(folder, dataset)
     folder.mkdir(parents=True, exist_ok=True)
-    for old in (path, *folder.glob("labels-*.parquet")):
-        old.unlink(missing_ok=True)
-    rng = np.random.default_rng(seed)
-    shard: list[pl.DataFrame] = []
+    if not (unfinished.is_file() and unfinished.read_bytes() == encoded):
+        for old in (path, *folder.glob("labels-*.parquet")):
+            old.unlink(missing_ok=True)
+        unfinished.write_bytes(encoded)
+    began = time.perf_counter()
     with torch.inference_mode():
-        vectors = model.items.vectors()
-        for number, batch in enumerate(training_batches(dataset, windows, _BATCH, None), start=1):
-            window, position = (batch.targets >= 0).nonzero(as_tuple=True)
-            hidden = model.encode(batch, vectors)[window, position]
-            logits = model.score(hidden, vectors[:items], model.items.bias)  # (positions, items)
-            if not torch.isfinite(logits).all():
-                raise LabelStoreError("the teacher's logits are not finite", fix="train the teacher again")
-            if mask_seen:
-                logits = logits.masked_fill(seen_items(batch, model.items, window, position), MASKED_LOGIT)
-            shard.append(_label_table(logits, batch.rows[window, position], manifest, rng))
-            if number % _BATCHES_PER_SHARD == 0 or number == batches:
-                pl.concat(shard).write_parquet(shard_path(folder, (number - 1) // _BATCHES_PER_SHARD))
-                shard.clear()
-            on_batch(number, batches)
-    path.write_bytes(msgspec.json.encode(manifest))
+        questions = (
+            _of_users(teacher, dataset) if teacher.per_user else _of_events(teacher, dataset, windows, mask_seen)
+        )
+        for shard in range(manifest.shards):
+            file = shard_path(folder, shard)
+            first, stop = shard * _BATCHES_PER_SHARD, min((shard + 1) * _BATCHES_PER_SHARD, batches)
+            asked = [next(questions) for _ in range(first, stop)]
+            if not file.is_file():
+                rng = np.random.default_rng([seed, shard])
+                tables = []
+                for number, ask in enumerate(asked, start=first + 1):
+                    tables.append(_label_table(*ask(), manifest, rng))
+                    on_batch(number, batches)
+                temporary = file.with_suffix(".new")
+                pl.concat(tables).write_parquet(temporary)
+                temporary.replace(file)
+            on_batch(stop, batches)
+    sizes = [shard_path(folder, shard).stat().st_size for shard in range(manifest.shards)]
+    labels = sum(
+        int(pl.scan_parquet(shard_path(folder, shard)).select(pl.len()).collect().item())
+        for shard in range(manifest.shards)
+    )
+    events = int((dataset.is_training() & (dataset.items >= 0)).sum())
+    extraction = Extraction(labels, events, sum(sizes), time.perf_counter() - began)
+    (folder / "extraction.json").write_bytes(msgspec.json.encode(extraction))
+    unfinished.replace(path)
     return open_labels(folder, dataset)
 
 
-def _label_table(
-    logits: torch.Tensor, rows: torch.Tensor, manifest: LabelManifest, rng: np.random.Generator
-) -> pl.DataFrame:
-    """One shard row per position. Masked items keep a very low logit: no label falls on them."""
+Question = Callable[[], tuple[torch.Tensor, Answer]]
+
+
+def _of_events(teacher: Teacher, dataset: Dataset, windows: Windows, mask_seen: bool) -> Iterator[Question]:
+    """For each batch of windows what gives the rows of its events and the teacher's answer to them."""
+
+    def ask(batch: Batch) -> tuple[torch.Tensor, Answer]:
+        window, position = (batch.targets >= 0).nonzero(as_tuple=True)
+        answer = _checked(teacher.answer(batch, window, position))
+        if mask_seen:
+            seen = seen_items(batch, dataset.catalogue_size, window, position, slice(dataset.info.warm_items))
+            answer = Answer(answer.logits.masked_fill(seen, MASKED_LOGIT), answer.states)
+        return batch.rows[window, position], answer
+
+    for batch in training_batches(dataset, windows, _BATCH, None):
+        yield partial(ask, batch)
+
+
+def _of_users(teacher: Teacher, dataset: Dataset) -> Iterator[Question]:
+    """For each batch of users what gives these users and the teacher's answer after all their training events."""
+
+    def ask(users: NDArray[np.int64]) -> tuple[torch.Tensor, Answer]:
+        scores = teacher.scores(dataset.histories(users, dataset.train_end[users]))[:, : dataset.info.warm_items]
+        return torch.from_numpy(users), _checked(Answer(torch.from_numpy(scores)))
+
+    for start in range(0, dataset.info.warm_users, _BATCH):
+        yield partial(ask, np.arange(start, min(start + _BATCH, dataset.info.warm_users)))
+
+
+def _checked(answer: Answer) -> Answer:
+    if not torch.isfinite(answer.logits).all():
+        raise TeacherError(
+            "the teacher's scores hold NaN or infinity",
+            fix="train it again, or correct the scores: each item needs a finite number",
+        )
+    return answer
+
+
+def _label_table(keys: torch.Tensor, answer: Answer, manifest: LabelManifest, rng: np.random.Generator) -> pl.DataFrame:
+    """One label per key. Masked items keep a very low logit: no label falls on them."""
+    logits = answer.logits.float()
     top = torch.topk(logits, manifest.top_k)
     rest = logits.scatter(1, top.indices, -torch.inf).logsumexp(1)
     sample = torch.from_numpy(rng.integers(manifest.catalogue, size=(len(logits), manifest.samples)))
-    half = {
-        name: value.clamp(min=_FLOAT16_MIN).half().numpy()
-        for name, value in (("top", top.values), ("sample", logits.gather(1, sample)))
+    item_type = (np.uint16, pl.UInt16) if manifest.catalogue <= 2**16 else (np.uint32, pl.UInt32)
+    data: dict[str, NDArray[np.generic]] = {
+        "key": keys.numpy(),
+        "top_items": top.indices.numpy().astype(item_type[0]),
+        "top_logits": _half(top.values),
+        "rest_log_sum": rest.clamp(min=-1e30).float().numpy(),
+        "sample_items": sample.numpy().astype(item_type[0]),
+        "sample_logits": _half(logits.gather(1, sample)),
     }
-    return pl.DataFrame(
-        {
-            "row": rows.numpy(),
-            "top_items": top.indices.int().numpy(),
-            "top_logits": half["top"],
-            "rest_log_sum": rest.clamp(min=-1e30).float().numpy(),
-            "sample_items": sample.int().numpy(),
-            "sample_logits": half["sample"],
-        },
-        schema={
-            "row": pl.Int64,
-            "top_items": pl.Array(pl.Int32, manifest.top_k),
-            "top_logits": pl.Array(pl.Float16, manifest.top_k),
-            "rest_log_sum": pl.Float32,
-            "sample_items": pl.Array(pl.Int32, manifest.samples),
-            "sample_logits": pl.Array(pl.Float16, manifest.samples),
-        },
-    )
+    kinds: dict[str, pl.DataType] = {
+        "key": pl.Int64(),
+        "top_items": pl.Array(item_type[1], manifest.top_k),
+        "top_logits": pl.Array(pl.Float16, manifest.top_k),
+        "rest_log_sum": pl.Float32(),
+        "sample_items": pl.Array(item_type[1], manifest.samples),
+        "sample_logits": pl.Array(pl.Float16, manifest.samples),
+    }
+    if manifest.states:
+        assert answer.states is not None
+        data["state"], kinds["state"] = _half(answer.states), pl.Array(pl.Float16, manifest.states)
+    return pl.DataFrame(data, schema=kinds)
+
+
+def _half(values: torch.Tensor) -> NDArray[np.float16]:
+    half: NDArray[np.float16] = values.clamp(_FLOAT16_MIN, _FLOAT16_MAX).half().numpy()
+    return half

@@ -1,20 +1,24 @@
 """The label store: a teacher's soft and hard labels on disk, independent of temperature, made once, used by many students.
 
-A folder with `manifest.json` and Parquet shards. One row per training event; the labels are what the teacher expected
-before that event.
+A folder with `manifest.json` and Parquet shards. One row per training event, or per user where the teacher says the same
+about all events of a user; the labels are what the teacher expected before that event.
 
 | column | type |
 |---|---|
-| row | int64, the row of the event in the data set |
-| top_items, top_logits | K items by falling logit, int32 and float16; the first one is the hard label |
+| key | int64, the row of the event in the data set, or the user |
+| top_items, top_logits | K items by falling logit, uint16 (past 65,536 items uint32) and float16; the hard label first |
 | rest_log_sum | float32, log-sum-exp of all other logits |
-| sample_items, sample_logits | M items drawn uniformly from the candidates, int32 and float16 |
+| sample_items, sample_logits | M items drawn uniformly from the candidates, as above |
+| state | the teacher's last hidden layer, float16; only where asked for |
+
+`extraction.json` says how long it took and how large it is.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 import numpy as np
@@ -25,11 +29,14 @@ from numpy.typing import NDArray
 from distilrec.data.dataset import Dataset
 from distilrec.errors import FileMissingError, LabelStoreError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+LabelKey = Literal["event", "user"]
 
 
 class LabelManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Whose labels these are, and of what. catalogue: number of items that the teacher scored."""
+    """Whose labels these are, and of what. catalogue: number of items that the teacher scored; key: one label per event,
+    or per user; states: channels of the teacher's hidden layer that are kept, 0 for none.
+    """
 
     teacher: str
     dataset_fingerprint: str
@@ -39,7 +46,18 @@ class LabelManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     mask_seen: bool
     catalogue: int
     shards: int
+    key: LabelKey = "event"
+    states: int = 0
     format_version: int = FORMAT_VERSION
+
+
+class Extraction(msgspec.Struct, frozen=True):
+    """What the extraction cost. labels: rows in the store; events: training events that they stand for; bytes: on disk."""
+
+    labels: int
+    events: int
+    bytes: int
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -60,40 +78,59 @@ class StoredLabels:
 class LabelStore:
     """All labels of one teacher in memory, looked up by data set row."""
 
-    def __init__(self, manifest: LabelManifest, table: pl.DataFrame, dataset: Dataset) -> None:
-        self.manifest = manifest
-        self._place = np.full(len(dataset.items), -1, np.int64)
-        self._place[table["row"].to_numpy()] = np.arange(table.height)
-        self._top_items = torch.from_numpy(table["top_items"].to_numpy().copy())
-        self._top_logits = torch.from_numpy(table["top_logits"].to_numpy().copy())
-        self._rest = torch.from_numpy(table["rest_log_sum"].to_numpy().copy())
-        self._sample_items = torch.from_numpy(table["sample_items"].to_numpy().copy())
-        self._sample_logits = torch.from_numpy(table["sample_logits"].to_numpy().copy())
+    def __init__(self, manifest: LabelManifest, table: pl.DataFrame, dataset: Dataset, extraction: Extraction) -> None:
+        self.manifest, self.extraction = manifest, extraction
+        keys = table["key"].to_numpy()
+        if manifest.key == "event":
+            self._place = np.full(len(dataset.items), -1, np.int64)
+            self._place[keys] = np.arange(table.height)
+        else:
+            of_user = np.full(dataset.users, -1, np.int64)
+            of_user[keys] = np.arange(table.height)
+            self._place = of_user[dataset.user_rows()]
+        self._arrays = {name: table[name].to_numpy() for name in table.columns if name != "key"}
 
     def __len__(self) -> int:
-        return len(self._rest)
+        return len(self._arrays["rest_log_sum"])
 
     def at(self, rows: torch.Tensor) -> StoredLabels:
         """The labels of these data set rows, (positions,). Raises LabelStoreError for a row without labels."""
-        place = self._place[rows.numpy()]
+        place, arrays = self._places(rows), self._arrays
+        return StoredLabels(
+            top_items=torch.from_numpy(arrays["top_items"][place].astype(np.int64)),
+            top_logits=torch.from_numpy(arrays["top_logits"][place].astype(np.float32)),
+            rest_log_sum=torch.from_numpy(arrays["rest_log_sum"][place]),
+            sample_items=torch.from_numpy(arrays["sample_items"][place].astype(np.int64)),
+            sample_logits=torch.from_numpy(arrays["sample_logits"][place].astype(np.float32)),
+        )
+
+    def states_at(self, rows: torch.Tensor) -> torch.Tensor:
+        """The teacher's states at these data set rows, (positions, states) float32. Raises LabelStoreError."""
+        self.state_width()
+        return torch.from_numpy(self._arrays["state"][self._places(rows)].astype(np.float32))
+
+    def state_width(self) -> int:
+        """Channels of the teacher's states. Raises LabelStoreError when none are stored."""
+        if not self.manifest.states:
+            raise LabelStoreError(
+                "these labels hold no states of the teacher, which the hint needs",
+                fix="set labels.states = true, with one trained network as the teacher (not an ensemble or scores)",
+            )
+        return self.manifest.states
+
+    def hard_labels(self) -> NDArray[np.int64]:
+        """Argmax z of every label, (labels,) int64."""
+        labels: NDArray[np.int64] = self._arrays["top_items"][:, 0].astype(np.int64)
+        return labels
+
+    def _places(self, rows: torch.Tensor) -> NDArray[np.int64]:
+        place: NDArray[np.int64] = self._place[rows.numpy()]
         if (place < 0).any():
             raise LabelStoreError(
                 f"no labels are stored for row {int(rows[int(np.argmin(place))])} of the data set",
                 fix="extract the labels again",
             )
-        index = torch.from_numpy(place)
-        return StoredLabels(
-            top_items=self._top_items[index].long(),
-            top_logits=self._top_logits[index].float(),
-            rest_log_sum=self._rest[index],
-            sample_items=self._sample_items[index].long(),
-            sample_logits=self._sample_logits[index].float(),
-        )
-
-    def hard_labels(self) -> NDArray[np.int32]:
-        """Argmax z of every stored row, (rows,) int32."""
-        labels: NDArray[np.int32] = self._top_items[:, 0].numpy()
-        return labels
+        return place
 
 
 def shard_path(folder: Path, shard: int) -> Path:
@@ -118,6 +155,7 @@ def open_labels(folder: Path, dataset: Dataset) -> LabelStore:
                 fix="extract the labels again",
                 file=str(path),
             )
+        extraction = msgspec.json.decode((folder / "extraction.json").read_bytes(), type=Extraction)
         table = pl.concat([pl.read_parquet(shard_path(folder, shard)) for shard in range(manifest.shards)])
     except (msgspec.MsgspecError, pl.exceptions.PolarsError, OSError) as problem:
         raise LabelStoreError(f"the labels in {folder} cannot be read: {problem}", fix="extract them again") from None
@@ -125,4 +163,4 @@ def open_labels(folder: Path, dataset: Dataset) -> LabelStore:
         raise LabelStoreError(
             f"the labels in {folder} are of another data set", fix="extract them again", file=str(folder)
         )
-    return LabelStore(manifest, table, dataset)
+    return LabelStore(manifest, table, dataset, extraction)

@@ -29,6 +29,7 @@ class Mlp(SequenceModel):
     def __init__(self, dataset: Dataset, config: MlpConfig) -> None:
         super().__init__()
         self.max_history = config.max_history
+        self.state_dim = config.hidden
         self.dropout = config.dropout
         self.items = ItemTower(dataset, config.dim)
         self.user_features = FeatureProjection(dataset.user_features, config.dim)
@@ -50,3 +51,7 @@ class Mlp(SequenceModel):
     def score(self, hidden: torch.Tensor, vectors: torch.Tensor, biases: torch.Tensor) -> torch.Tensor:
         pairs = torch.relu(hidden.unsqueeze(1) + self.item_layer(vectors))  # (positions, items, hidden)
         return pairs @ self.readout + biases
+
+    def score_own(self, hidden: torch.Tensor, vectors: torch.Tensor, biases: torch.Tensor) -> torch.Tensor:
+        own: torch.Tensor = torch.relu(hidden + self.item_layer(vectors)) @ self.readout + biases
+        return own

@@ -39,6 +39,7 @@ class Recurrent(SequenceModel):
         super().__init__()
         dim = config.dim
         self.max_history = config.max_history
+        self.state_dim = config.dim
         self.dropout = config.dropout
         self.items = ItemTower(dataset, dim)
         self.user_features = FeatureProjection(dataset.user_features, dim)

@@ -31,6 +31,7 @@ class Dnn(SequenceModel):
     def __init__(self, dataset: Dataset, config: DnnConfig) -> None:
         super().__init__()
         self.max_history = config.max_history
+        self.state_dim = config.dim
         self.dropout = config.dropout
         self.items = ItemTower(dataset, config.dim)
         self.user_features = FeatureProjection(dataset.user_features, config.dim)

@@ -18,12 +18,28 @@ from distilrec.training.model import FeatureProjection, ItemTower, SequenceModel
 
 
 class TransformerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="transformer", tag_field="kind"):
+    """gated: SwiGLU instead of GELU in the feed-forward layers."""
+
     dim: int = 64
     layers: int = 2
     heads: int = 4
     feed_forward: int = 256
+    gated: bool = True
     dropout: float = 0.3
     max_history: int = 100
+
+
+class SwiGlu(nn.Module):
+    """silu(A x) * (B x) (Shazeer 2020, eq. 5)."""
+
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.gate_and_value = nn.Linear(dim, 2 * hidden, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        gate, value = self.gate_and_value(x).chunk(2, dim=-1)
+        product: torch.Tensor = functional.silu(gate) * value
+        return product
 
 
 class Block(nn.Module):
@@ -38,8 +54,9 @@ class Block(nn.Module):
         self.attention_out = nn.Linear(config.dim, config.dim)
         self.feed_forward_norm = nn.LayerNorm(config.dim)
         self.feed_forward = nn.Sequential(
-            nn.Linear(config.dim, config.feed_forward),
-            nn.GELU(),
+            SwiGlu(config.dim, config.feed_forward)
+            if config.gated
+            else nn.Sequential(nn.Linear(config.dim, config.feed_forward), nn.GELU()),
             nn.Dropout(config.dropout),
             nn.Linear(config.feed_forward, config.dim),
         )
@@ -71,6 +88,7 @@ class Transformer(SequenceModel):
     def __init__(self, dataset: Dataset, config: TransformerConfig) -> None:
         super().__init__()
         self.max_history = config.max_history
+        self.state_dim = config.dim
         self.dropout = config.dropout
         self.items = ItemTower(dataset, config.dim)
         self.user_features = FeatureProjection(dataset.user_features, config.dim)

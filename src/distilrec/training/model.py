@@ -75,6 +75,7 @@ class SequenceModel(nn.Module, ABC):
 
     items: ItemTower
     max_history: int
+    state_dim: int  # channels of the states that `encode` gives
 
     @abstractmethod
     def encode(self, batch: Batch, vectors: torch.Tensor) -> torch.Tensor:
@@ -83,6 +84,14 @@ class SequenceModel(nn.Module, ABC):
     def score(self, hidden: torch.Tensor, vectors: torch.Tensor, biases: torch.Tensor) -> torch.Tensor:
         """Logits of the given items, (positions, items), from states (positions, dim)."""
         return functional.linear(hidden, vectors, biases)
+
+    def score_own(self, hidden: torch.Tensor, vectors: torch.Tensor, biases: torch.Tensor) -> torch.Tensor:
+        """Logits of one item per state, (positions,): states and vectors are (positions, dim), biases (positions,)."""
+        return (hidden * vectors).sum(-1) + biases
+
+    def penalty(self) -> torch.Tensor:
+        """What training adds to the loss of the batch that was encoded last, a scalar."""
+        return torch.zeros(())
 
     def most_positions(self) -> int:
         """How many positions fit into memory when all items are scored; 0 is any number."""
@@ -99,7 +108,7 @@ class TorchScorer:
     def __init__(self, model: SequenceModel) -> None:
         self.model = model
         with torch.inference_mode():
-            self._vectors, self._biases = model.items.vectors(), model.items.biases()
+            self.vectors, self.biases = model.items.vectors(), model.items.biases()
 
     def scores(self, histories: Histories) -> NDArray[np.float32]:
         """Logits, (batch, items) float32."""
@@ -111,7 +120,7 @@ class TorchScorer:
             for start in range(0, len(histories), _PREDICTION_BATCH):
                 some = histories.select(start, start + _PREDICTION_BATCH)
                 batch = prediction_batch(some, model.items.catalogue_size, model.max_history)
-                hidden = model.encode(batch, self._vectors)[batch.targets == 0]  # (batch, dim)
-                parts.append(model.score(hidden, self._vectors, self._biases).float().numpy())
+                hidden = model.encode(batch, self.vectors)[batch.targets == 0]  # (batch, dim)
+                parts.append(model.score(hidden, self.vectors, self.biases).float().numpy())
         model.train(was_training)
         return np.concatenate(parts) if parts else np.zeros((0, model.items.catalogue_size), np.float32)

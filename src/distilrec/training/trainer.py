@@ -22,11 +22,30 @@ from safetensors.torch import load_file, save_file
 from distilrec.data.dataset import Dataset
 from distilrec.errors import ConfigError, TrainingError
 from distilrec.training.batches import Batch, training_batches, training_windows
-from distilrec.training.model import ItemTower, SequenceModel, TorchScorer
+from distilrec.training.memory import reuse_freed_memory
+from distilrec.training.model import SequenceModel, TorchScorer
 from distilrec.training.validation import validation_ndcg
 
 MASKED_LOGIT = -1e9  # finite, so that 0 * log(0) stays 0 in the soft loss
-Loss = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+NEGATIVE_POWER = 0.75  # negatives are drawn by popularity to this power (Mikolov et al. 2013, sec. 2.2)
+
+
+@dataclass(frozen=True)
+class Scored:
+    """The positions that a step scores, as a loss sees them.
+
+    logits: (positions, items); targets: (positions,) int64, columns of the logits; rows: (positions,) int64, of the data
+    set; states: (positions, dim); progress: the share of the training that is done.
+    """
+
+    logits: torch.Tensor
+    targets: torch.Tensor
+    rows: torch.Tensor
+    states: torch.Tensor
+    progress: float = 0.0
+
+
+Loss = Callable[[Scored], torch.Tensor]
 
 
 class TrainingConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -35,6 +54,8 @@ class TrainingConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     averaging: validate and keep an exponential moving average of the weights, of which this share stays at each step
     (Polyak & Juditsky 1992); 0 keeps the weights themselves.
     positions: at most this many positions of a batch are scored, drawn at random (0: all of them).
+    negatives: 0 scores the whole catalogue; otherwise the softmax is over the target and so many items drawn by
+    popularity for each step, with the logQ correction. For training on the ground truth only.
     mask_seen: leave items of the history out of the softmax, as they are left out of recommendations; ignored where the
     log has repeats.
     """
@@ -48,6 +69,7 @@ class TrainingConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     clip_norm: float = 1.0
     averaging: float = 0.995
     positions: int = 0
+    negatives: int = 0
     mask_seen: bool = True
 
     def __post_init__(self) -> None:
@@ -55,9 +77,11 @@ class TrainingConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise ConfigError(
                 f"training.averaging is {self.averaging}", fix="use a share from 0 to below 1", parameter="averaging"
             )
-        for name in ("epochs", "patience", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"training.{name} is {getattr(self, name)}", fix="use at least 1", parameter=name)
+        for name, least in (("epochs", 1), ("patience", 1), ("batch_size", 1), ("positions", 0), ("negatives", 0)):
+            if getattr(self, name) < least:
+                raise ConfigError(
+                    f"training.{name} is {getattr(self, name)}", fix=f"use at least {least}", parameter=name
+                )
         if not 0 < self.learning_rate < 1:
             raise ConfigError(
                 f"training.learning_rate is {self.learning_rate}",
@@ -106,15 +130,18 @@ def train(
 ) -> TrainingResult:
     """Trains in place and leaves the weights of the best validation epoch in the model.
 
-    loss: (logits (positions, items), targets (positions,), rows (positions,)) -> scalar.
+    loss: gives a scalar, a mean over the scored positions.
     checkpoint: a folder; an unfinished run found there is resumed if seed, config and `task` are the same.
     on_epoch: is called with each finished epoch and the total number of epochs.
     Raises TrainingError when the loss is no longer finite or the checkpoint belongs to another run.
     """
+    reuse_freed_memory()
     windows = training_windows(dataset, model.max_history)
     steps_per_epoch = math.ceil(len(windows.starts) / config.batch_size)
     optimizer = torch.optim.AdamW(_parameter_groups(model, config.weight_decay), lr=config.learning_rate)
     mask_seen = config.mask_seen and not dataset.info.repeats
+    popular = torch.from_numpy(dataset.popularity()[: dataset.info.warm_items].astype(np.float64))
+    drawn_by = popular**NEGATIVE_POWER / (popular**NEGATIVE_POWER).sum()  # (items,)
     curve: list[Epoch] = []
     best_epoch = 0
     averaged = copy.deepcopy(model)
@@ -132,9 +159,13 @@ def train(
             model.train()
             losses = []
             for place, batch in enumerate(training_batches(dataset, windows, config.batch_size, rng)):
-                rate = _learning_rate(config, (number - 1) * steps_per_epoch + place, steps_per_epoch)
-                losses.append(_step(model, optimizer, batch, loss, config, rate, mask_seen))
-                _average(averaged, model, config.averaging, (number - 1) * steps_per_epoch + place)
+                step = (number - 1) * steps_per_epoch + place
+                for group in optimizer.param_groups:
+                    group["lr"] = _learning_rate(config, step, steps_per_epoch)
+                done = step / (config.epochs * steps_per_epoch)
+                scored = _score(model, batch, config, mask_seen, drawn_by, done)
+                losses.append(_step(model, optimizer, loss(scored) + model.penalty(), config.clip_norm))
+                _average(averaged, model, config.averaging, step)
         mean_loss = float(np.mean(losses))
         if not math.isfinite(mean_loss):
             raise TrainingError(
@@ -153,43 +184,80 @@ def train(
     return TrainingResult(tuple(curve), best_epoch)
 
 
-def _step(
+def _score(
     model: SequenceModel,
-    optimizer: torch.optim.Optimizer,
     batch: Batch,
-    loss: Loss,
     config: TrainingConfig,
-    rate: float,
     mask_seen: bool,
-) -> float:
-    for group in optimizer.param_groups:
-        group["lr"] = rate
+    drawn_by: torch.Tensor,
+    progress: float,
+) -> Scored:
+    """The logits of the positions of a batch that have a target in the catalogue."""
+    warm = model.items.warm_items
     vectors = model.items.vectors()
-    scored = (batch.targets >= 0) & (batch.targets < model.items.warm_items)  # (batch, length)
-    window, position = scored.nonzero(as_tuple=True)  # (positions,) each
+    known = (batch.targets >= 0) & (batch.targets < warm)  # (batch, length)
+    window, position = known.nonzero(as_tuple=True)  # (positions,) each
     most = min((limit for limit in (config.positions, model.most_positions()) if limit), default=len(window))
     if most < len(window):
         some = torch.randperm(len(window))[:most]
         window, position = window[some], position[some]
-    hidden = model.encode(batch, vectors)[window, position]  # (positions, dim)
-    logits = model.score(hidden, vectors[: model.items.warm_items], model.items.bias)
+    states = model.encode(batch, vectors)[window, position]  # (positions, dim)
+    targets, rows = batch.targets[window, position], batch.rows[window, position]
+    if 0 < config.negatives < warm:
+        logits = _sampled_logits(model, batch, config, mask_seen, drawn_by, vectors, states, window, position)
+        return Scored(logits, torch.zeros_like(targets), rows, states, progress)
+    logits = model.score(states, vectors[:warm], model.items.bias)
     if mask_seen:
-        logits.masked_fill_(seen_items(batch, model.items, window, position), MASKED_LOGIT)
-    value = loss(logits, batch.targets[window, position], batch.rows[window, position])
+        logits.masked_fill_(seen_items(batch, model.items.catalogue_size, window, position, slice(warm)), MASKED_LOGIT)
+    return Scored(logits, targets, rows, states, progress)
+
+
+def _sampled_logits(
+    model: SequenceModel,
+    batch: Batch,
+    config: TrainingConfig,
+    mask_seen: bool,
+    drawn_by: torch.Tensor,
+    vectors: torch.Tensor,
+    states: torch.Tensor,
+    window: torch.Tensor,
+    position: torch.Tensor,
+) -> torch.Tensor:
+    """Logits of the target (column 0) and of the drawn items, (positions, 1 + drawn).
+
+    A drawn item stands for 1 / (n q) items of its kind: its logit gets log(times drawn / (n q)), so that the sum of
+    exponentials is that of the catalogue in expectation (Bengio & Senecal 2008, eq. 8). The target is always there and
+    gets no correction.
+    """
+    drawn = torch.multinomial(drawn_by, config.negatives, replacement=True)
+    items, times = torch.unique(drawn, return_counts=True)
+    correction = torch.log(times / (config.negatives * drawn_by[items])).float()
+    targets = batch.targets[window, position]
+    own = model.score_own(states, vectors[targets], model.items.bias[targets]).unsqueeze(1)
+    others = model.score(states, vectors[items], model.items.bias[items]) + correction
+    left_out = items == targets.unsqueeze(1)
+    if mask_seen:
+        left_out |= seen_items(batch, model.items.catalogue_size, window, position, items)
+    return torch.cat([own, others.masked_fill(left_out, MASKED_LOGIT)], dim=1)
+
+
+def _step(model: SequenceModel, optimizer: torch.optim.Optimizer, loss: torch.Tensor, clip_norm: float) -> float:
     optimizer.zero_grad(set_to_none=True)
-    value.backward()  # type: ignore[no-untyped-call]
-    torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
+    loss.backward()  # type: ignore[no-untyped-call]
+    torch.nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
     optimizer.step()
-    return float(value.detach())
+    return float(loss.detach())
 
 
-def seen_items(batch: Batch, tower: ItemTower, window: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
-    """Which items with training rows each position has had so far, in or before its window, (positions, items) bool."""
+def seen_items(
+    batch: Batch, catalogue_size: int, window: torch.Tensor, position: torch.Tensor, items: torch.Tensor | slice
+) -> torch.Tensor:
+    """Which of `items` each position has had so far, in or before its window, (positions, items) bool."""
     length = batch.items.shape[1]
     places = torch.arange(length, dtype=torch.int16).expand_as(batch.items)  # small integers: the gather below is large
-    first_seen = torch.full((len(batch.items), tower.catalogue_size + 1), length, dtype=torch.int16)
+    first_seen = torch.full((len(batch.items), catalogue_size + 1), length, dtype=torch.int16)
     first_seen = first_seen.scatter_reduce(1, batch.items, places, "amin").scatter(1, batch.earlier, 0)
-    return first_seen[:, : tower.warm_items][window] <= position.to(torch.int16).unsqueeze(1)
+    return first_seen[:, items][window] <= position.to(torch.int16).unsqueeze(1)
 
 
 @torch.no_grad()

@@ -1,0 +1,95 @@
+"""The `ensemble` teacher: a calibrated average of several teachers, usually better than each of them.
+
+    z = sum over members of w_m z_m,   w >= 0 chosen by the likelihood of the validation items
+
+A logarithmic opinion pool (Heskes 1998, sec. 2): the weights also set each member's temperature, so that members whose
+scores are no logits, such as the linear one, take part as they deserve.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from distilrec.data.dataset import UNKNOWN_ITEM, Dataset, Histories
+from distilrec.evaluate.ranking import questions
+from distilrec.teachers.teacher import Answer, Cost, Teacher
+from distilrec.training.batches import Batch
+from distilrec.training.trainer import MASKED_LOGIT
+
+_MOST_QUESTIONS = 4_000
+_STEPS = 200
+
+
+class EnsembleTeacher:
+    """members: teachers of the same data set; weights: (members,)."""
+
+    state_dim = 0
+
+    def __init__(self, members: Sequence[Teacher], weights: Sequence[float]) -> None:
+        self.members, self.weights = tuple(members), tuple(weights)
+        self.max_history = min((each.max_history for each in members if not each.per_user), default=1)
+        self.per_user = all(each.per_user for each in members)
+        content = repr([(each.identity, round(weight, 6)) for each, weight in zip(members, weights, strict=True)])
+        self.identity = hashlib.sha256(content.encode()).hexdigest()[:16]
+        known = [each.cost for each in members]
+        self.cost = Cost(
+            sum(each.parameters for each in known if each.parameters is not None),
+            sum(each.seconds for each in known if each.seconds is not None),
+        )
+
+    def answer(self, batch: Batch, window: torch.Tensor, position: torch.Tensor) -> Answer:
+        total = torch.zeros(())
+        for member, weight in zip(self.members, self.weights, strict=True):
+            if weight:
+                total = total + weight * member.answer(batch, window, position).logits
+        return Answer(total)
+
+    def scores(self, histories: Histories) -> NDArray[np.float32]:
+        total = np.zeros((), np.float32)
+        for member, weight in zip(self.members, self.weights, strict=True):
+            if weight:
+                total = total + np.float32(weight) * member.scores(histories)
+        return total
+
+
+def calibrated_ensemble(members: Sequence[Teacher], dataset: Dataset, seed: int) -> EnsembleTeacher:
+    """The ensemble whose weights make the validation items most likely; at most 4,000 users are asked.
+
+    The likelihood is that of a softmax over the items that a user has not had. Its logarithm is concave in the weights.
+    """
+    asked = questions(dataset, "validation")
+    owners = np.repeat(np.arange(len(asked.histories)), np.diff(asked.offsets))
+    usable = np.flatnonzero((asked.targets != UNKNOWN_ITEM) & (asked.targets < dataset.info.warm_items))
+    if len(usable) > _MOST_QUESTIONS:
+        usable = np.sort(np.random.default_rng(seed).choice(usable, _MOST_QUESTIONS, replace=False))
+    users, targets = owners[usable], torch.from_numpy(asked.targets[usable].astype(np.int64))
+    needed, place = np.unique(users, return_inverse=True)
+    histories = dataset.histories(asked.histories.users[needed], dataset.train_end[asked.histories.users[needed]])
+    with torch.inference_mode():
+        each = torch.stack(
+            [torch.from_numpy(member.scores(histories)[:, : dataset.info.warm_items].copy()) for member in members]
+        )  # (members, users, items)
+    seen = torch.zeros(each.shape[1:], dtype=torch.bool)
+    if asked.exclude_seen:
+        rows = np.repeat(np.arange(len(histories)), np.diff(histories.offsets))
+        warm = histories.items < dataset.info.warm_items
+        seen[rows[warm], histories.items[warm]] = True
+    each, seen, index = each.clone(), seen.clone(), torch.from_numpy(place.reshape(-1))
+    scales = each.masked_fill(seen, 0.0).std((1, 2)).clamp(min=1e-6)  # (members,): all begin with scores of like size
+    raw = torch.full((len(members),), 1.0 / len(members), requires_grad=True)
+    optimizer = torch.optim.Adam([raw], lr=0.05)
+    for _ in range(_STEPS):
+        optimizer.zero_grad()
+        logits = torch.einsum("m,mui->ui", raw / scales, each).masked_fill(seen, MASKED_LOGIT)
+        loss = -torch.log_softmax(logits, dim=-1)[index, targets].mean()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        with torch.no_grad():
+            raw.clamp_(min=0.0)
+    weights = (raw / scales).detach()
+    return EnsembleTeacher(members, [float(weight) for weight in weights])

@@ -1,0 +1,308 @@
+"""Your own teacher: a file of scores, or a function. Everything downstream is the same as for a teacher trained here."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+import numpy as np
+import polars as pl
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from distilrec.data.dataset import Dataset, Histories
+from distilrec.data.readers import read_table
+from distilrec.errors import ColumnMissingError, ConfigError, FileMissingError, TeacherError
+from distilrec.teachers.teacher import Answer, Cost
+from distilrec.training.batches import Batch
+
+ScoreFunction = Callable[[Histories], NDArray[np.float32]]
+_FLOOR_GAP = 2.0  # an item that is not in a user's list stands so far below the last one that is
+_CHUNK = 256
+_NAMED = 3  # how many offenders a message names
+
+
+class ScoresConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="scores", tag_field="kind"):
+    """file: Parquet or CSV, one line per user and item; score or rank: the column with it (rank 1 is the best).
+
+    Scores are taken as logits: a softmax over a user's scores should be the teacher's belief. Ranks become
+    logits of -log2(rank + 1), the discounts of NDCG.
+    """
+
+    file: str
+    user_id: str = "user_id"
+    item_id: str = "item_id"
+    score: str | None = None
+    rank: str | None = None
+
+    def __post_init__(self) -> None:
+        if (self.score is None) == (self.rank is None):
+            raise ConfigError(
+                "the teacher's scores file needs either a column of scores or one of ranks",
+                fix='set score = "score" or rank = "rank" in the [teacher] section',
+                parameter="teacher",
+            )
+
+
+class FunctionConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="function", tag_field="kind"):
+    """function: "module:name" of a function that gets the data set and gives the scoring function (see `function_teacher`);
+    per: ask it for every event, or once per user; version: change it when the function gives other scores than before.
+    """
+
+    function: str
+    per: Literal["event", "user"] = "event"
+    version: str = "1"
+    max_history: int = 200
+
+
+class UserScores:
+    """Scores of some items for every user, (user, item, score); all other items stand below them.
+
+    offsets: (users + 1,) int64; items: (n,) int32; values: (n,) float32.
+    """
+
+    per_user = True
+    state_dim = 0
+    max_history = 1
+
+    def __init__(
+        self,
+        offsets: NDArray[np.int64],
+        items: NDArray[np.int32],
+        values: NDArray[np.float32],
+        dataset: Dataset,
+        notes: tuple[str, ...] = (),
+    ) -> None:
+        self.offsets, self.items, self.values, self.notes = offsets, items, values, notes
+        self.cost = Cost()
+        self.fingerprint = dataset.fingerprint()
+        digest = hashlib.sha256(self.fingerprint.encode())
+        for array in (offsets, items, values):
+            digest.update(array.tobytes())
+        self.identity = digest.hexdigest()[:16]
+        self._catalogue_size, self._warm_items = dataset.catalogue_size, dataset.info.warm_items
+
+    def scores(self, histories: Histories) -> NDArray[np.float32]:
+        out = np.empty((len(histories), self._catalogue_size), np.float32)
+        for k, user in enumerate(histories.users):
+            rows = slice(self.offsets[user], self.offsets[user + 1])
+            # A user without scores (none with training rows is) gets the same score for everything.
+            out[k] = self.values[rows].min() - _FLOOR_GAP if rows.stop > rows.start else 0.0
+            out[k, self.items[rows]] = self.values[rows]
+        return out
+
+    def answer(self, batch: Batch, window: torch.Tensor, position: torch.Tensor) -> Answer:
+        users = batch.users.numpy()
+        nothing = np.zeros(0, np.int32)
+        asked = Histories(users, np.zeros(len(users) + 1, np.int64), nothing, nothing)
+        return Answer(torch.from_numpy(self.scores(asked)[:, : self._warm_items])[window])
+
+
+def read_scores(config: ScoresConfig, dataset: Dataset) -> UserScores:
+    """The teacher of a scores file. Raises FileMissingError, ColumnMissingError, and TeacherError for scores that are
+    NaN, doubled, of other users or items, or missing for a user.
+    """
+    return user_scores(read_table(config.file), dataset, config, str(config.file))
+
+
+def user_scores(
+    table: object, dataset: Dataset, config: ScoresConfig | None = None, source: str = "the teacher's scores"
+) -> UserScores:
+    """A teacher from a table (polars or pandas frame) of user, item and score or rank; raises as `read_scores` does."""
+    config = config or ScoresConfig(file="", score="score")
+    column = config.score or config.rank or ""
+    frame = read_table(table)
+    for name in (config.user_id, config.item_id, column):
+        if name not in frame.columns:
+            raise ColumnMissingError(
+                f"{source} has no column {name!r}; it has {', '.join(frame.columns)}",
+                fix="name the columns in the [teacher] section: user_id, item_id, and score or rank",
+                file=source,
+                column=name,
+            )
+    frame = frame.select(
+        pl.col(config.user_id).cast(pl.String).alias("user"),
+        pl.col(config.item_id).cast(pl.String).alias("item"),
+        pl.col(column).cast(pl.Float64, strict=False).alias("value"),
+    )
+    _refuse(
+        frame.filter(pl.col("value").is_null() | ~pl.col("value").is_finite()),
+        f"hold no finite number in column {column!r}",
+        "give every line a finite number; leave out items that have none",
+        source,
+    )
+    _refuse(
+        frame.filter(pl.struct("user", "item").is_duplicated()),
+        "name a user and an item twice",
+        "give each item of a user one score",
+        source,
+    )
+    if config.rank is not None:
+        _refuse(frame.filter(pl.col("value") < 1), "hold a rank below 1", "count ranks from 1", source)
+        frame = frame.with_columns(value=-(pl.col("value") + 1).log(2))
+    users = {user: place for place, user in enumerate(dataset.info.user_ids)}
+    items = {item: place for place, item in enumerate(dataset.info.item_ids[: dataset.info.warm_items])}
+    known = frame.filter(pl.col("user").is_in(list(users)) & pl.col("item").is_in(list(items)))
+    if known.is_empty():
+        raise TeacherError(
+            f"{source} and the log have no user and item in common: the ids do not match "
+            f"({_some(frame['user'].unique().to_list())} there, {_some(dataset.info.user_ids)} in the log)",
+            fix="use the ids of the log in the scores file",
+            file=source,
+        )
+    asked = dataset.info.user_ids[: dataset.info.warm_users]
+    have = set(known["user"].unique().to_list())
+    missing = [user for user in asked if user not in have]
+    if missing:
+        raise TeacherError(
+            f"{source} has no scores for {len(missing):,} of the {len(asked):,} users of the log: {_some(missing)}",
+            fix="score every user, or leave these users out of the log",
+            file=source,
+            users=missing[:_NAMED],
+        )
+    notes = []
+    if dropped := frame.height - known.height:
+        notes.append(f"{source}: {dropped:,} of {frame.height:,} lines are about users or items without training rows")
+    known = known.with_columns(
+        user=pl.col("user").replace_strict(users, return_dtype=pl.Int64),
+        item=pl.col("item").replace_strict(items, return_dtype=pl.Int32),
+    ).sort("user", "item")
+    counts = np.bincount(known["user"].to_numpy(), minlength=dataset.users)
+    return UserScores(
+        np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
+        known["item"].to_numpy().astype(np.int32),
+        known["value"].to_numpy().astype(np.float32),
+        dataset,
+        tuple(notes),
+    )
+
+
+def _refuse(bad: pl.DataFrame, what: str, fix: str, source: str) -> None:
+    if not bad.is_empty():
+        first = bad.row(0, named=True)
+        raise TeacherError(
+            f"{source}: {bad.height:,} lines {what}, the first for user {first['user']!r}, item {first['item']!r}",
+            fix=fix,
+            file=source,
+        )
+
+
+def _some(names: object) -> str:
+    listed = list(names)  # type: ignore[call-overload]
+    return ", ".join(map(repr, listed[:_NAMED])) + (" …" if len(listed) > _NAMED else "")
+
+
+class FunctionTeacher:
+    """A scoring function as a teacher; see `function_teacher`."""
+
+    state_dim = 0
+
+    def __init__(
+        self, function: ScoreFunction, dataset: Dataset, identity: str, per: Literal["event", "user"], max_history: int
+    ) -> None:
+        self._function, self._dataset = function, dataset
+        self.per_user = per == "user"
+        self.max_history = max_history
+        self.identity = hashlib.sha256(f"{identity} {per} {dataset.fingerprint()}".encode()).hexdigest()[:16]
+        self.cost = Cost()
+
+    def answer(self, batch: Batch, window: torch.Tensor, position: torch.Tensor) -> Answer:
+        users = batch.users[window].numpy()
+        rows = batch.rows[window, position].numpy()
+        scores = self.scores(self._dataset.histories(users, rows))
+        return Answer(torch.from_numpy(scores[:, : self._dataset.info.warm_items]))
+
+    def scores(self, histories: Histories) -> NDArray[np.float32]:
+        parts = [self._checked(histories.select(start, start + _CHUNK)) for start in range(0, len(histories), _CHUNK)]
+        return np.concatenate(parts) if parts else np.zeros((0, self._dataset.catalogue_size), np.float32)
+
+    def _checked(self, histories: Histories) -> NDArray[np.float32]:
+        scores = np.asarray(self._function(histories), np.float32)
+        warm, all_items = self._dataset.info.warm_items, self._dataset.catalogue_size
+        if scores.shape not in ((len(histories), warm), (len(histories), all_items)):
+            raise TeacherError(
+                f"the teacher's function gave an array of shape {scores.shape} for {len(histories)} histories",
+                fix=f"give one row per history and one column per item of dataset.info.item_ids ({warm:,} with training "
+                f"rows, or all {all_items:,})",
+            )
+        if not np.isfinite(scores).all():
+            row, column = np.argwhere(~np.isfinite(scores))[0]
+            raise TeacherError(
+                f"the teacher's function gave {scores[row, column]} for user "
+                f"{self._dataset.info.user_ids[histories.users[row]]!r}, "
+                f"item {self._dataset.info.item_ids[column]!r}",
+                fix="give a finite number for every item",
+            )
+        if scores.shape[1] < all_items:  # items that nobody had come last
+            scores = np.pad(scores, ((0, 0), (0, all_items - warm)), constant_values=0.0)
+            scores[:, warm:] = scores[:, :warm].min(1, keepdims=True) - _FLOOR_GAP
+        return scores
+
+
+def function_teacher(
+    function: ScoreFunction,
+    dataset: Dataset,
+    *,
+    identity: str,
+    per: Literal["event", "user"] = "event",
+    max_history: int = 200,
+) -> FunctionTeacher:
+    """Any function as a teacher.
+
+    function: gets Histories (positions in `dataset.info.user_ids` and `dataset.info.item_ids`) and gives logits,
+    (batch, items) floats, one column per item in the order of `dataset.info.item_ids`.
+    identity: a name for these weights; labels are extracted anew when it changes.
+    per: "event" asks for the history before every training event; "user" asks once, after the whole training history.
+    """
+    return FunctionTeacher(function, dataset, identity, per, max_history)
+
+
+def import_function(config: FunctionConfig, dataset: Dataset) -> FunctionTeacher:
+    """The teacher of a "module:name" setting. Raises ConfigError when there is no such function."""
+    module, _, name = config.function.partition(":")
+    try:
+        if "" not in sys.path:  # the folder of the command, as for `python -m`
+            sys.path.insert(0, "")
+        make = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as problem:
+        raise ConfigError(
+            f"the teacher's function {config.function!r} cannot be imported: {problem}",
+            fix='use "module:function" of an importable module, for example teachers.mine:make',
+            parameter="teacher.function",
+        ) from None
+    return function_teacher(
+        make(dataset),
+        dataset,
+        identity=f"{config.function} {config.version}",
+        per=config.per,
+        max_history=config.max_history,
+    )
+
+
+def save_user_scores(teacher: UserScores, folder: Path) -> None:
+    """Writes `scores.safetensors`: later stages do not need the file that it came from."""
+    folder.mkdir(parents=True, exist_ok=True)
+    arrays: dict[str, NDArray[Any]] = {"offsets": teacher.offsets, "items": teacher.items, "values": teacher.values}
+    save_file(arrays, folder / "scores.safetensors", metadata={"dataset": teacher.fingerprint})
+
+
+def load_user_scores(folder: Path, dataset: Dataset) -> UserScores:
+    """What `save_user_scores` wrote. Raises FileMissingError and TeacherError."""
+    path = folder / "scores.safetensors"
+    if not path.is_file():
+        raise FileMissingError(f"there are no scores in {folder}", fix="run `distilrec train` first", file=str(path))
+    try:
+        arrays = load_file(path)
+        teacher = UserScores(arrays["offsets"], arrays["items"], arrays["values"], dataset)
+    except (SafetensorError, KeyError, OSError) as problem:
+        raise TeacherError(f"{path} cannot be read: {problem}", fix="run `distilrec train` again") from None
+    if len(teacher.offsets) != dataset.users + 1 or teacher.items.max(initial=0) >= dataset.info.warm_items:
+        raise TeacherError(f"{path} is of another data set", fix="run `distilrec train` again", file=str(path))
+    return teacher

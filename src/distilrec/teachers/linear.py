@@ -1,0 +1,165 @@
+"""The `linear` teacher: next items from a weighted sum of past ones, solved in closed form. No gradient, no epochs.
+
+    s = x B,   x = sum over the history of decay^age e_i,   B = (X'X + ridge I)^-1 X'Y
+
+A ridge regression of the next item y on the decayed history x, over training events: the transition model of SLIST (Choi et
+al. 2021, sec. 3.2) with one decay, and with the dense weights of EASE (Steck 2019). It errs in other places than networks
+do, which is what an ensemble needs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from distilrec.data.dataset import UNKNOWN_ITEM, Dataset, Histories
+from distilrec.errors import ConfigError, FileMissingError, TrainingError
+from distilrec.teachers.teacher import Answer, Cost
+from distilrec.training.batches import Batch
+
+LARGEST_CATALOGUE = 12_000  # (items, items) float32 then take 576 MB
+_CHUNK = 4096
+
+
+class LinearConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="linear", tag_field="kind"):
+    """ridge: of the regression; decay: what an event keeps of its weight with each later one; rows: at most so many training
+    events, drawn at random.
+    """
+
+    ridge: float = 300.0
+    decay: float = 0.9
+    rows: int = 300_000
+    max_history: int = 200
+
+    def __post_init__(self) -> None:
+        if not 0 < self.decay <= 1:
+            raise ConfigError(f"decay is {self.decay}", fix="use a share from above 0 to 1", parameter="decay")
+        for name in ("ridge", "rows", "max_history"):
+            if getattr(self, name) <= 0:
+                raise ConfigError(f"{name} is {getattr(self, name)}", fix="use more than 0", parameter=name)
+
+
+class LinearTeacher:
+    """B with its configuration. weights: (items with training rows, the same) float32."""
+
+    per_user = False
+    state_dim = 0
+
+    def __init__(
+        self, config: LinearConfig, weights: NDArray[np.float32], catalogue_size: int, fingerprint: str, seconds: float
+    ) -> None:
+        self.config, self.weights, self.fingerprint = config, weights, fingerprint
+        self.max_history = config.max_history
+        self.cost = Cost(weights.size, seconds)
+        self.identity = hashlib.sha256(msgspec.json.encode((config, fingerprint)) + weights.tobytes()).hexdigest()[:16]
+        self._catalogue_size = catalogue_size
+        nothing = np.zeros((catalogue_size + 1 - len(weights), weights.shape[1]), np.float32)
+        self._rows = torch.from_numpy(np.vstack([weights, nothing]))  # cold items, start token and padding add nothing
+
+    def answer(self, batch: Batch, window: torch.Tensor, position: torch.Tensor) -> Answer:
+        out = torch.empty(len(window), self.weights.shape[1])
+        state = torch.zeros(len(batch.items), self.weights.shape[1])
+        for step in range(batch.earlier.shape[1]):
+            self._fold(state, batch.earlier[:, step])
+        for step in range(batch.items.shape[1]):
+            self._fold(state, batch.items[:, step])
+            here = position == step
+            out[here] = state[window[here]]
+        return Answer(out)
+
+    def _fold(self, state: torch.Tensor, items: torch.Tensor) -> None:
+        known = (items < self._catalogue_size).unsqueeze(1)
+        state.mul_(torch.where(known, self.config.decay, 1.0)).add_(self._rows[items])
+
+    def scores(self, histories: Histories) -> NDArray[np.float32]:
+        out = np.zeros((len(histories), self._catalogue_size), np.float32)
+        rows = self._rows.numpy()
+        for k in range(len(histories)):
+            items = histories.of(k)
+            weights = self.config.decay ** np.arange(len(items) - 1, -1, -1, dtype=np.float32)
+            out[k, : rows.shape[1]] = weights @ rows[items]
+        cold = out[:, : rows.shape[1]].min(1, keepdims=True)
+        out[:, rows.shape[1] :] = np.minimum(cold, 0.0) - 1e-3  # an item that nobody had comes last
+        return out
+
+
+def fit_linear(config: LinearConfig, dataset: Dataset, seed: int) -> LinearTeacher:
+    """Solves for B. Raises ConfigError when the catalogue is too large for dense weights."""
+    items = dataset.info.warm_items
+    if items > LARGEST_CATALOGUE:
+        raise ConfigError(
+            f"the linear teacher holds items x items weights; {items:,} items are more than {LARGEST_CATALOGUE:,}",
+            fix="use another teacher for this catalogue",
+            parameter="teacher",
+        )
+    began = time.perf_counter()
+    gram = np.zeros((items, items), np.float32)
+    cross = np.zeros((items, items), np.float32)  # Y'X, so that one event adds to one row
+    inputs, targets = np.zeros((_CHUNK, items), np.float32), np.zeros(_CHUNK, np.int64)
+    filled = 0
+    total = int(dataset.is_training().sum())
+    chosen = np.random.default_rng(seed).random(len(dataset.items)) < config.rows / max(total, 1)
+    for user in range(dataset.info.warm_users):
+        state = np.zeros(items, np.float32)
+        first = int(dataset.offsets[user])
+        for row in range(first, int(dataset.train_end[user])):
+            item = dataset.items[row]
+            if item == UNKNOWN_ITEM or item >= items:
+                continue
+            if chosen[row] and row > first:
+                inputs[filled], targets[filled] = state, item
+                filled += 1
+                if filled == _CHUNK:
+                    _accumulate(gram, cross, inputs, targets)
+                    filled = 0
+            state *= config.decay
+            state[item] += 1.0
+    _accumulate(gram, cross, inputs[:filled], targets[:filled])
+    gram[np.diag_indices(items)] += config.ridge
+    weights = np.linalg.solve(gram.astype(np.float64), cross.T.astype(np.float64)).astype(np.float32)
+    seconds = time.perf_counter() - began
+    return LinearTeacher(config, weights, dataset.catalogue_size, dataset.fingerprint(), seconds)
+
+
+def _accumulate(
+    gram: NDArray[np.float32], cross: NDArray[np.float32], inputs: NDArray[np.float32], targets: NDArray[np.int64]
+) -> None:
+    gram += inputs.T @ inputs
+    torch.from_numpy(cross).index_add_(0, torch.from_numpy(targets[: len(inputs)]), torch.from_numpy(inputs))
+
+
+class _Record(msgspec.Struct, frozen=True):
+    config: LinearConfig
+    catalogue_size: int
+    fingerprint: str
+    seconds: float
+
+
+def save_linear(teacher: LinearTeacher, folder: Path) -> None:
+    """Writes `linear.safetensors` and `linear.json`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({"weights": teacher.weights}, folder / "linear.safetensors")
+    record = _Record(teacher.config, teacher._catalogue_size, teacher.fingerprint, teacher.cost.seconds or 0.0)
+    (folder / "linear.json").write_bytes(msgspec.json.encode(record))
+
+
+def load_linear(folder: Path, dataset: Dataset) -> LinearTeacher:
+    """A saved linear teacher. Raises FileMissingError, and TrainingError when it is damaged or of another data set."""
+    if not (folder / "linear.json").is_file():
+        raise FileMissingError(f"there is no linear teacher in {folder}", fix="train it first", file=str(folder))
+    try:
+        record = msgspec.json.decode((folder / "linear.json").read_bytes(), type=_Record)
+        weights = load_file(folder / "linear.safetensors")["weights"]
+    except (msgspec.MsgspecError, SafetensorError, OSError, KeyError) as problem:
+        raise TrainingError(f"the teacher in {folder} cannot be read: {problem}", fix="train it again") from None
+    if record.fingerprint != dataset.fingerprint():
+        raise TrainingError(f"the teacher in {folder} is of another data set", fix="train it again", file=str(folder))
+    return LinearTeacher(record.config, weights, record.catalogue_size, record.fingerprint, record.seconds)

@@ -1,0 +1,88 @@
+"""What a teacher is: whoever says, for any history, how good each item is. Trained here, or yours."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from distilrec.data.dataset import Histories
+from distilrec.models import TrainedModel
+from distilrec.training.batches import Batch
+from distilrec.training.model import TorchScorer
+from distilrec.training.trainer import Epoch
+
+
+class Answer(NamedTuple):
+    """logits: (positions, items with training rows) float32; states: (positions, dim) float32, where there are any."""
+
+    logits: torch.Tensor
+    states: torch.Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What is known of a teacher's cost. parameters: numbers that it learned; seconds: of its training."""
+
+    parameters: int | None = None
+    seconds: float | None = None
+    curve: tuple[Epoch, ...] = ()
+
+
+class Teacher(Protocol):
+    """identity: a hash that changes when the answers do; max_history: events that it looks at; state_dim: channels of its
+    hidden layer, 0 for none; per_user: it says the same about all events of a user; logits: its scores are meant for a
+    softmax.
+    """
+
+    identity: str
+    max_history: int
+    state_dim: int
+    per_user: bool
+    cost: Cost
+
+    def answer(self, batch: Batch, window: torch.Tensor, position: torch.Tensor) -> Answer:
+        """Logits before the target events at (window, position) of a batch, (positions,) int64 each."""
+        ...
+
+    def scores(self, histories: Histories) -> NDArray[np.float32]:
+        """Scores of the whole catalogue after each history, (batch, items) float32."""
+        ...
+
+
+def as_teacher(teacher: Teacher | TrainedModel) -> Teacher:
+    """A trained network as a teacher; a teacher stays what it is."""
+    return ModelTeacher(teacher) if isinstance(teacher, TrainedModel) else teacher
+
+
+class ModelTeacher:
+    """A network that was trained here."""
+
+    per_user = False
+
+    def __init__(self, trained: TrainedModel) -> None:
+        self.trained = trained
+        self.identity = trained.record.identity
+        self.max_history = trained.model.max_history
+        self.state_dim = trained.model.state_dim
+        self.cost = Cost(trained.model.parameter_count(), trained.seconds, trained.record.curve)
+        self._scorer = TorchScorer(trained.model)
+
+    def answer(self, batch: Batch, window: torch.Tensor, position: torch.Tensor) -> Answer:
+        model = self.trained.model
+        with torch.inference_mode():
+            vectors, biases = self._scorer.vectors, self._scorer.biases
+            warm = model.items.warm_items
+            states = model.encode(batch, vectors)[window, position]
+            return Answer(model.score(states, vectors[:warm], biases[:warm]), states)
+
+    def scores(self, histories: Histories) -> NDArray[np.float32]:
+        return self._scorer.scores(histories)
+
+    def item_vectors(self) -> NDArray[np.float32]:
+        """(items, dim) float32."""
+        vectors: NDArray[np.float32] = self._scorer.vectors.numpy()
+        return vectors
