@@ -64,6 +64,7 @@ $(VENV)/train.stamp: pyproject.toml | $(VENV)/bin/python
 
 $(VENV)/dev.stamp: pyproject.toml $(VENV)/train.stamp
 	$(PIP) --editable '.[dev]'
+	$(PIP) --no-deps recbole==1.2.1
 	@touch $@
 
 $(VENV)/bench.stamp: pyproject.toml $(VENV)/dev.stamp

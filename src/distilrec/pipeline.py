@@ -17,7 +17,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -88,11 +88,12 @@ class Silent:
 
 @dataclass(frozen=True)
 class Run:
-    """A run folder with its configuration."""
+    """A run folder with its configuration. own_teacher: given from Python, takes the place of the configured one."""
 
     folder: Path
     config: RunConfig
     progress: Progress
+    own_teacher: Teacher | None = None
 
     @property
     def teacher_seed(self) -> int:
@@ -122,10 +123,22 @@ def open_run(folder: Path, progress: Progress | None = None) -> Run:
     return Run(folder, config, progress or Silent())
 
 
-def run_all(config: RunConfig, folder: Path, progress: Progress | None = None) -> Comparison:
-    """Log -> data -> teacher -> labels -> student -> bundle -> comparison and report."""
+def run_all(
+    config: RunConfig,
+    folder: Path,
+    progress: Progress | None = None,
+    teacher: Callable[[Dataset], Teacher] | None = None,
+) -> Comparison:
+    """Log -> data -> teacher -> labels -> student -> bundle -> comparison and report.
+
+    teacher: makes your own teacher for the prepared data (`distilrec.teachers.external`, `distilrec.teachers.adapters`), in
+    place of the configured one.
+    """
     run, dataset = prepare(config, folder, progress)
-    train_teacher(run, dataset)
+    if teacher is None:
+        train_teacher(run, dataset)
+    else:
+        run = replace(run, own_teacher=teacher(dataset))
     distil_student(run, dataset)
     train_alone(run, dataset)
     export(run, dataset)
@@ -205,6 +218,12 @@ def train_teacher(run: Run, dataset: Dataset) -> Teacher:
     return teacher
 
 
+def _teacher(run: Run, dataset: Dataset) -> Teacher:
+    if run.own_teacher is not None:
+        return run.own_teacher
+    return load_teacher(run.config.teacher, run.folder / "teacher", dataset)
+
+
 def _training_stamps(folder: Path) -> dict[str, int]:
     """When the networks in a folder were trained."""
     return {str(path): path.stat().st_mtime_ns for path in folder.rglob("trained-with.json")}
@@ -234,7 +253,7 @@ def distil_student(run: Run, dataset: Dataset) -> TrainedModel:
 
 def teacher_labels(run: Run, dataset: Dataset) -> list[LabelStore]:
     """The labels of the teacher; those of each member of an ensemble for a curriculum."""
-    teacher = load_teacher(run.config.teacher, run.folder / "teacher", dataset)
+    teacher = _teacher(run, dataset)
     folder = run.folder / "labels"
     sources = {folder: teacher}
     if run.config.distillation.curriculum:
@@ -284,7 +303,7 @@ def _on_ground_truth(
 
 def export(run: Run, dataset: Dataset) -> Manifest:
     """The bundle of the distilled student, and of the one without distillation where it has been trained."""
-    teacher = load_teacher(run.config.teacher, run.folder / "teacher", dataset)
+    teacher = _teacher(run, dataset)
     student = load_model(run.folder / "student", dataset)
     manifest = export_bundle(student, dataset, run.bundle, teacher=teacher)
     if (run.folder / "alone" / "model.json").is_file():
@@ -297,9 +316,9 @@ def export(run: Run, dataset: Dataset) -> Manifest:
 
 def evaluate(run: Run, dataset: Dataset) -> Comparison:
     """The comparison on the test part, `comparison.json`, `report.html`, and the metrics in the bundle's manifest."""
-    teacher = load_teacher(run.config.teacher, run.folder / "teacher", dataset)
+    teacher = _teacher(run, dataset)
     candidates = [
-        *teacher_candidates(run.config.teacher, teacher, dataset),
+        *teacher_candidates(run.config.teacher if run.own_teacher is None else None, teacher, dataset),
         student_candidate(run, dataset, STUDENT, "student", run.bundle),
     ]
     if run.bundle_alone.is_dir():
@@ -331,7 +350,7 @@ def _tree(run: Run, dataset: Dataset) -> TreeNode | None:
     return describe_tree(student, dataset, prediction_batch(histories, dataset.catalogue_size, student.max_history))
 
 
-def teacher_candidates(config: TeacherConfig, teacher: Teacher, dataset: Dataset) -> list[Candidate]:
+def teacher_candidates(config: TeacherConfig | None, teacher: Teacher, dataset: Dataset) -> list[Candidate]:
     """The teacher with what it costs through torch, and the members of an ensemble, each by itself."""
     found = [_teacher_candidate(TEACHER, teacher, dataset)]
     if isinstance(config, EnsembleConfig):

@@ -224,7 +224,7 @@ class FunctionTeacher:
         return np.concatenate(parts) if parts else np.zeros((0, self._dataset.catalogue_size), np.float32)
 
     def _checked(self, histories: Histories) -> NDArray[np.float32]:
-        scores = np.asarray(self._function(histories), np.float32)
+        scores = np.asarray(self._function(_without_cold(histories, self._dataset.info.warm_items)), np.float32)
         warm, all_items = self._dataset.info.warm_items, self._dataset.catalogue_size
         if scores.shape not in ((len(histories), warm), (len(histories), all_items)):
             raise TeacherError(
@@ -246,6 +246,15 @@ class FunctionTeacher:
         return scores
 
 
+def _without_cold(histories: Histories, warm_items: int) -> Histories:
+    """The same histories without items that have no training rows, which no model of yours can know."""
+    warm = histories.items < warm_items
+    if warm.all():
+        return histories
+    before = np.concatenate([[0], np.cumsum(warm)]).astype(np.int64)
+    return Histories(histories.users, before[histories.offsets], histories.items[warm], histories.events[warm])
+
+
 def function_teacher(
     function: ScoreFunction,
     dataset: Dataset,
@@ -256,8 +265,8 @@ def function_teacher(
 ) -> FunctionTeacher:
     """Any function as a teacher.
 
-    function: gets Histories (positions in `dataset.info.user_ids` and `dataset.info.item_ids`) and gives logits,
-    (batch, items) floats, one column per item in the order of `dataset.info.item_ids`.
+    function: gets Histories (positions in `dataset.info.user_ids` and `dataset.info.item_ids`; only items with training
+    rows) and gives logits, (batch, items) floats, one column per item in the order of `dataset.info.item_ids`.
     identity: a name for these weights; labels are extracted anew when it changes.
     per: "event" asks for the history before every training event; "user" asks once, after the whole training history.
     """

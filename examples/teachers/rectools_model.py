@@ -1,0 +1,24 @@
+"""A RecTools model as the teacher: EASE here; SASRec, BERT4Rec or LightFM go the same way.
+
+python examples/teachers/rectools_model.py [--users 200] [--epochs 5]
+"""
+
+from __future__ import annotations
+
+from rectools.dataset import Dataset as RecToolsDataset
+from rectools.models import EASEModel
+from shop import distil_from
+
+from distilrec.data.dataset import Dataset
+from distilrec.teachers.adapters.rectools import from_rectools, training_frame
+from distilrec.teachers.teacher import Teacher
+
+
+def teacher(dataset: Dataset) -> Teacher:
+    data = RecToolsDataset.construct(training_frame(dataset))
+    model = EASEModel(regularization=300.0).fit(data)
+    return from_rectools(model, data, dataset)
+
+
+if __name__ == "__main__":
+    distil_from("rectools", teacher)

@@ -1,0 +1,80 @@
+"""A RecBole model (general, by user id, or sequential, by history) as a teacher."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from distilrec.data.dataset import UNKNOWN_ITEM, Dataset, Histories
+from distilrec.errors import TeacherError
+from distilrec.teachers.external import FunctionTeacher, function_teacher
+
+
+def write_atomic_file(dataset: Dataset, folder: Path, name: str) -> Path:
+    """Writes the training rows as `folder/name/name.inter`, RecBole's own format, with the ids of the log."""
+    rows = np.flatnonzero(dataset.is_training() & (dataset.items != UNKNOWN_ITEM))
+    users = dataset.user_rows()[rows]
+    path = folder / name / f"{name}.inter"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", encoding="utf-8") as file:
+        file.write("user_id:token\titem_id:token\ttimestamp:float\n")
+        for user, item, time in zip(users, dataset.items[rows], dataset.times[rows], strict=True):
+            file.write(f"{dataset.info.user_ids[user]}\t{dataset.info.item_ids[item]}\t{time}\n")
+    return path
+
+
+def from_recbole(
+    model: Any, recbole_dataset: Any, dataset: Dataset, *, identity: str, length: int = 50
+) -> FunctionTeacher:
+    """A teacher from a trained RecBole model; sequential models are asked per event, others once per user.
+
+    recbole_dataset: the RecBole data set, whose tokens are the ids of the log. length: of the histories that a sequential
+    model was trained on (`MAX_ITEM_LIST_LENGTH`). Items that RecBole does not know get the lowest score.
+    Raises TeacherError when a user or all items are unknown to RecBole.
+    """
+    from recbole.data.interaction import Interaction
+
+    item_numbers = recbole_dataset.field2token_id[model.ITEM_ID]
+    items = np.array([item_numbers.get(item, 0) for item in dataset.info.item_ids[: dataset.info.warm_items]])
+    if not items.any():
+        raise TeacherError(
+            "RecBole knows no item of the log: the ids do not match",
+            fix="train it on the file of `write_atomic_file(dataset, …)`",
+        )
+    sequential = hasattr(model, "ITEM_SEQ")
+    user_numbers = recbole_dataset.field2token_id.get(model.USER_ID, {})
+    users = np.array([user_numbers.get(user, -1) for user in dataset.info.user_ids])
+    missing = np.flatnonzero(users[: dataset.info.warm_users] < 0)
+    if len(missing) and not sequential:
+        raise TeacherError(
+            f"RecBole does not know {len(missing):,} users of the log, the first is {dataset.info.user_ids[missing[0]]!r}",
+            fix="train it on the file of `write_atomic_file(dataset, …)`",
+        )
+    model.eval()
+
+    @torch.inference_mode()
+    def scores(histories: Histories) -> NDArray[np.float32]:
+        asked: dict[str, torch.Tensor] = {model.USER_ID: torch.from_numpy(np.maximum(users[histories.users], 0))}
+        if sequential:
+            sequences = np.zeros((len(histories), length), np.int64)
+            lengths = np.ones(len(histories), np.int64)
+            for k in range(len(histories)):
+                own = items[histories.of(k)[-length:]]
+                own = own[own > 0]
+                sequences[k, : len(own)] = own
+                lengths[k] = max(len(own), 1)
+            asked |= {model.ITEM_SEQ: torch.from_numpy(sequences), model.ITEM_SEQ_LEN: torch.from_numpy(lengths)}
+        everything = model.full_sort_predict(Interaction(asked)).view(len(histories), -1).numpy()
+        found: NDArray[np.float32] = everything[:, items].astype(np.float32)
+        unknown = items == 0
+        if unknown.any():
+            found[:, unknown] = found[:, ~unknown].min(1, keepdims=True)
+        return found
+
+    return function_teacher(
+        scores, dataset, identity=identity, per="event" if sequential else "user", max_history=length + 1
+    )

@@ -1,0 +1,480 @@
+"""Teachers other than the two networks: linear, ensembles, and everything that comes from outside."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import polars as pl
+import pytest
+import torch
+
+from distilrec import pipeline
+from distilrec.config import read_config
+from distilrec.data.dataset import Histories
+from distilrec.distill.distillation import DistillationConfig, distil, distillation_loss, train_model
+from distilrec.errors import ColumnMissingError, ConfigError, LabelStoreError, TeacherError, TrainingError
+from distilrec.evaluate.metrics import ndcg
+from distilrec.evaluate.ranking import questions, rank
+from distilrec.knowledge import extract
+from distilrec.knowledge.extract import LabelConfig, extract_labels
+from distilrec.students.recurrent import RecurrentConfig
+from distilrec.students.soft_tree import SoftTreeConfig
+from distilrec.teachers.build import EnsembleConfig, MemberConfig, load_teacher, make_teacher
+from distilrec.teachers.ensemble import EnsembleTeacher, calibrated_ensemble
+from distilrec.teachers.external import FunctionConfig, ScoresConfig, function_teacher, read_scores, user_scores
+from distilrec.teachers.linear import LinearConfig, fit_linear, load_linear, save_linear
+from distilrec.teachers.teacher import ModelTeacher
+from distilrec.teachers.transformer import TransformerConfig
+from distilrec.training.batches import training_batches, training_windows
+from distilrec.training.trainer import Scored, TrainingConfig
+from distilrec.training.validation import validation_ndcg
+from tests.small_run import dataset, small_config, write_tables
+
+ROOT = Path(__file__).parent.parent
+TRAINING = TrainingConfig(epochs=2, batch_size=16)
+STUDENT = RecurrentConfig(dim=8, max_history=12)
+TRANSFORMER = TransformerConfig(dim=8, layers=1, feed_forward=16, max_history=12)
+
+
+def network(small, seed=0):
+    return ModelTeacher(train_model(TRANSFORMER, small, TRAINING, seed=seed))
+
+
+def table(small, users=None, items=10, value=lambda user, item: float(item)):
+    chosen = small.info.user_ids[: small.info.warm_users] if users is None else users
+    rows = [(user, small.info.item_ids[item], value(user, item)) for user in chosen for item in range(items)]
+    return pl.DataFrame(rows, schema=["user_id", "item_id", "score"], orient="row")
+
+
+# --- linear ---
+
+
+def test_the_linear_teacher_solves_the_ridge_regression(small):
+    config = LinearConfig(ridge=5.0, decay=0.5, rows=10**9)
+    teacher = fit_linear(config, small, 0)
+    inputs, targets = [], []
+    for user in range(small.info.warm_users):
+        own = small.items[small.offsets[user] : small.train_end[user]]
+        for n in range(1, len(own)):
+            x = np.zeros(small.info.warm_items)
+            for age, item in enumerate(own[n - 1 :: -1]):
+                x[item] += 0.5**age
+            inputs.append(x)
+            targets.append(own[n])
+    x, y = np.array(inputs), np.eye(small.info.warm_items)[targets]
+    expected = np.linalg.solve(x.T @ x + 5.0 * np.eye(x.shape[1]), x.T @ y)
+    np.testing.assert_allclose(teacher.weights, expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("decay", [0.7, 1.0])
+def test_linear_answers_are_the_scores_of_the_prefix(small, decay):
+    """Also with windows that begin in the middle of a history."""
+    teacher = fit_linear(LinearConfig(ridge=5.0, decay=decay), small, 0)
+    for batch in training_batches(small, training_windows(small, 4), 8, None):
+        window, position = (batch.targets >= 0).nonzero(as_tuple=True)
+        answer = teacher.answer(batch, window, position).logits
+        histories = small.histories(batch.users[window].numpy(), batch.rows[window, position].numpy())
+        expected = teacher.scores(histories)[:, : small.info.warm_items]
+        np.testing.assert_allclose(answer.numpy(), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_linear_teacher_is_saved_and_checked(small, tmp_path):
+    teacher = fit_linear(LinearConfig(), small, 0)
+    save_linear(teacher, tmp_path)
+    again = load_linear(tmp_path, small)
+    assert again.identity == teacher.identity
+    assert np.array_equal(again.weights, teacher.weights)
+    with pytest.raises(TrainingError, match="another data set"):
+        load_linear(tmp_path, dataset("global-time"))
+    (tmp_path / "linear.safetensors").write_bytes(b"broken")
+    with pytest.raises(TrainingError, match="cannot be read"):
+        load_linear(tmp_path, small)
+
+
+# --- ensemble ---
+
+
+def test_the_ensemble_is_the_weighted_sum(small):
+    members = [network(small), fit_linear(LinearConfig(), small, 0)]
+    ensemble = EnsembleTeacher(members, [0.5, 3.0])
+    users = np.arange(5)
+    histories = small.histories(users, small.train_end[users])
+    expected = 0.5 * members[0].scores(histories) + 3.0 * members[1].scores(histories)
+    np.testing.assert_allclose(ensemble.scores(histories), expected, rtol=1e-5)
+    batch = next(training_batches(small, training_windows(small, 12), 8, None))
+    window, position = (batch.targets >= 0).nonzero(as_tuple=True)
+    each = [member.answer(batch, window, position).logits for member in members]
+    torch.testing.assert_close(ensemble.answer(batch, window, position).logits, 0.5 * each[0] + 3.0 * each[1])
+    assert ensemble.max_history == 12
+    assert ensemble.cost.parameters == sum(member.cost.parameters for member in members)
+
+
+def test_calibration_finds_the_better_member(small):
+    """Beside a member that knows the answer, one of pure noise gets no weight."""
+    asked = questions(small, "validation")
+    truth = dict(zip(asked.histories.users.tolist(), asked.targets.tolist(), strict=True))
+    rng = np.random.default_rng(0)
+
+    def knows(histories):
+        scores = rng.normal(0, 1, (len(histories), small.info.warm_items)).astype(np.float32)
+        for k, user in enumerate(histories.users):
+            if truth.get(int(user), -1) < small.info.warm_items:
+                scores[k, truth[int(user)]] += 2.0
+        return scores
+
+    def noise(histories):
+        return rng.normal(0, 5, (len(histories), small.info.warm_items)).astype(np.float32)
+
+    ensemble = calibrated_ensemble(
+        [function_teacher(knows, small, identity="knows"), function_teacher(noise, small, identity="noise")], small, 0
+    )
+    assert ensemble.weights[0] > 0.5
+    assert ensemble.weights[1] < 0.1
+
+
+def test_an_ensemble_is_made_once_and_loaded(small, tmp_path):
+    config = EnsembleConfig(
+        (MemberConfig(TRANSFORMER), MemberConfig(LinearConfig()), MemberConfig(STUDENT, TRAINING, 7))
+    )
+    epochs = []
+    made = make_teacher(
+        config, small, TRAINING, tmp_path, seed=0, on_epoch=lambda name, epoch, total: epochs.append(name)
+    )
+    assert epochs == ["teacher 1/3"] * 2 + ["teacher 3/3"] * 2
+    again = make_teacher(config, small, TRAINING, tmp_path, seed=0, on_epoch=lambda *_: epochs.append("again"))
+    assert "again" not in epochs
+    loaded = load_teacher(config, tmp_path, small)
+    assert loaded.identity == made.identity == again.identity
+    histories = small.histories(np.arange(3), small.train_end[:3])
+    np.testing.assert_allclose(loaded.scores(histories), made.scores(histories), rtol=1e-6)
+    assert validation_ndcg(made, small) > 0
+
+
+# --- your own scores ---
+
+
+def test_scores_of_a_file_become_the_teacher(small, tmp_path):
+    table(small).write_parquet(tmp_path / "scores.parquet")
+    teacher = read_scores(ScoresConfig(str(tmp_path / "scores.parquet"), score="score"), small)
+    scores = teacher.scores(small.histories(np.arange(4), small.train_end[:4]))
+    assert scores.shape == (4, small.catalogue_size)
+    np.testing.assert_allclose(scores[:, :10], np.tile(np.arange(10.0), (4, 1)))
+    assert (scores[:, 10:] < 0).all()
+    labels = extract_labels(teacher, small, tmp_path / "labels", LabelConfig(top_k=3, samples=4), seed=0)
+    assert len(labels) == small.info.warm_users  # one label per user, not per event
+    assert labels.extraction.events == int(small.is_training().sum())
+    known = labels.at(torch.arange(3))
+    assert known.top_items.tolist() == [[9, 8, 7]] * 3
+    student = distil(STUDENT, small, labels, TRAINING, DistillationConfig(), seed=0)
+    assert np.isfinite(student.best_ndcg)
+
+
+def test_ranks_become_falling_logits(small, tmp_path):
+    table(small, value=lambda user, item: 10 - item).rename({"score": "rank"}).write_csv(tmp_path / "ranks.csv")
+    teacher = read_scores(ScoresConfig(str(tmp_path / "ranks.csv"), rank="rank"), small)
+    scores = teacher.scores(small.histories(np.arange(1), small.train_end[:1]))[0]
+    assert scores[9] == pytest.approx(-1.0)  # rank 1: -log2(2)
+    assert np.array_equal(np.argsort(-scores)[:10], np.arange(9, -1, -1))
+
+
+def test_labels_of_a_user_give_nothing_to_items_already_had(small, tmp_path):
+    """Such labels do not know what a user had before an event; the losses leave those items out."""
+    labels = extract_labels(user_scores(table(small), small), small, tmp_path, LabelConfig(top_k=5, samples=5), seed=0)
+    rows = torch.arange(4)
+    student = torch.randn(4, small.info.warm_items)
+    student[:, 9] = -1e9  # the teacher's first one
+    student.requires_grad_()
+    config = DistillationConfig(
+        1.0, rd_weight=1, rrd_weight=1, plackett_luce_weight=1, rce_weight=1, unkd_weight=1, own_candidates=5
+    )
+    loss = distillation_loss(labels, config, dataset=small)(Scored(student, torch.tensor([1, 2, 3, 4]), rows, student))
+    loss.backward()
+    assert 0 < float(loss.detach()) < 100
+    assert torch.isfinite(student.grad).all()
+    assert (student.grad[:, 9] == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda t: t.with_columns(score=pl.when(pl.arange(0, pl.len()) == 3).then(float("nan")).otherwise("score")),
+         "1 lines hold no finite number in column 'score', the first for user"),
+        (lambda t: t.with_columns(score=pl.lit("high")), "hold no finite number"),
+        (lambda t: pl.concat([t, t.head(1)]), "2 lines name a user and an item twice"),
+        (lambda t: t.filter(pl.col("user_id") != "u1"), "no scores for 1 of the 60 users of the log: 'u1'"),
+        (lambda t: t.with_columns(user_id=pl.lit("x") + pl.col("user_id")), "the ids do not match"),
+        (lambda t: t.with_columns(item_id=pl.lit("x") + pl.col("item_id")), "the ids do not match"),
+    ],
+)  # fmt: skip
+def test_scores_that_cannot_be_used_are_refused(spoil, message, small):
+    with pytest.raises(TeacherError, match=message) as caught:
+        user_scores(spoil(table(small)), small)
+    assert "how to fix" in str(caught.value)
+
+
+def test_a_scores_file_needs_its_columns(small, tmp_path):
+    table(small).write_csv(tmp_path / "scores.csv")
+    with pytest.raises(ColumnMissingError, match="no column 'points'"):
+        read_scores(ScoresConfig(str(tmp_path / "scores.csv"), score="points"), small)
+    with pytest.raises(ConfigError, match="either a column of scores or one of ranks"):
+        ScoresConfig("scores.csv")
+
+
+def test_lines_about_unknown_users_and_items_are_counted(small):
+    more = pl.concat([table(small), table(small, users=["stranger"])])
+    teacher = user_scores(more, small)
+    assert teacher.notes == ("the teacher's scores: 10 of 610 lines are about users or items without training rows",)
+
+
+# --- your own function ---
+
+
+def recency(small):
+    """The later an item of the history, the higher its score."""
+
+    def scores(histories):
+        out = np.zeros((len(histories), small.info.warm_items), np.float32)
+        for k in range(len(histories)):
+            out[k, histories.of(k)] = np.arange(1, len(histories.of(k)) + 1)
+        return out
+
+    return scores
+
+
+def test_a_function_is_asked_for_every_event(small, tmp_path):
+    teacher = function_teacher(recency(small), small, identity="recency", max_history=12)
+    labels = extract_labels(teacher, small, tmp_path, LabelConfig(top_k=1, samples=2), seed=0, mask_seen=False)
+    assert len(labels) == int(small.is_training().sum())
+    for user in range(5):
+        first, end = int(small.offsets[user]), int(small.train_end[user])
+        known = labels.at(torch.arange(first + 1, end))
+        assert known.top_items[:, 0].tolist() == small.items[first : end - 1].tolist()  # the newest item of the prefix
+
+
+def test_a_function_never_sees_items_without_training_rows(small):
+    cold = small.info.warm_items
+    seen = []
+    teacher = function_teacher(
+        lambda h: seen.append(h.items.max(initial=0)) or np.zeros((len(h), cold), np.float32), small, identity="x"
+    )
+    histories = small.histories(np.arange(3), small.train_end[:3])
+    items = np.where(np.arange(len(histories.items)) == 1, cold, histories.items).astype(np.int32)
+    with_cold = Histories(histories.users, histories.offsets, items, histories.events)
+    assert teacher.scores(with_cold).shape == (3, small.catalogue_size)
+    assert max(seen) < cold
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (lambda h: np.zeros((len(h), 3), np.float32), r"shape \(60, 3\) for 60 histories"),
+        (lambda h: np.zeros((1, 40), np.float32), r"shape \(1, 40\)"),
+        (lambda h: np.full((len(h), 40), np.nan, np.float32), "gave nan for user 'u"),
+        (lambda h: np.full((len(h), 40), np.inf, np.float32), "gave inf for user 'u"),
+    ],
+)
+@pytest.mark.parametrize("per", ["user", "event"])
+def test_a_function_that_misbehaves_is_refused(function, message, per, small, tmp_path):
+    assert small.info.warm_items == 40
+    teacher = function_teacher(function, small, identity="bad", per=per)
+    if per == "event":
+        message = message.replace("60 histories", r"\d+ histories").replace(r"\(60", r"\(\d+")
+    with pytest.raises(TeacherError, match=message.replace("60", r"\d+")):
+        extract_labels(teacher, small, tmp_path, LabelConfig(top_k=2, samples=2), seed=0)
+
+
+def test_teachers_from_the_configuration_file(tmp_path, monkeypatch):
+    """A scores file and a function, through the same door as every other setting; the report compares the members."""
+    write_tables(tmp_path)
+    small = dataset()
+    table(small).write_csv(tmp_path / "scores.csv")
+    (tmp_path / "mine.py").write_text(
+        "import numpy as np\n"
+        "def make(dataset):\n"
+        "    counts = dataset.popularity()[: dataset.info.warm_items].astype(np.float32)\n"
+        "    return lambda histories: np.tile(np.log(counts), (len(histories), 1))\n"
+    )
+    (tmp_path / "run.toml").write_text(
+        """
+[data]
+interactions = "log.csv"
+schema = { timestamp = "timestamp" }
+[teacher]
+kind = "ensemble"
+members = [
+  { model = { kind = "scores", file = "scores.csv", score = "score" } },
+  { model = { kind = "function", function = "mine:make" } },
+]
+[labels]
+top_k = 5
+samples = 5
+[student]
+kind = "recurrent"
+dim = 8
+[student_training]
+epochs = 1
+"""
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    comparison = pipeline.run_all(read_config(tmp_path / "run.toml"), tmp_path / "run")
+    names = [row.name for row in comparison.rows]
+    assert names[:3] == ["teacher", "member 1: scores", "member 2: function"]
+    assert [cost.stage for cost in comparison.costs] == ["teacher", "labels", "student", "alone"]
+    assert all(cost.seconds > 0 for cost in comparison.costs)
+    assert {d.b for d in comparison.differences} >= {"member 1: scores", "member 2: function"}
+
+
+def test_a_function_that_cannot_be_imported(small):
+    with pytest.raises(ConfigError, match="cannot be imported"):
+        load_teacher(FunctionConfig("no_such_module:make"), Path(), small)
+    with pytest.raises(ConfigError, match="cannot be imported"):
+        load_teacher(FunctionConfig("json:no_such_name"), Path(), small)
+
+
+# --- labels ---
+
+
+def test_an_interrupted_extraction_goes_on(small, tmp_path, monkeypatch):
+    """The labels are the same, and the shards that were there are not made again."""
+    monkeypatch.setattr(extract, "_BATCH", 4)
+    monkeypatch.setattr(extract, "_BATCHES_PER_SHARD", 2)
+    teacher, config = network(small), LabelConfig(top_k=5, samples=5)
+    whole = extract_labels(teacher, small, tmp_path / "whole", config, seed=3)
+    assert whole.manifest.shards > 3
+
+    class Stopped(Exception):
+        pass
+
+    def stop(done, total):
+        if done >= 5:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        extract_labels(teacher, small, tmp_path / "parts", config, seed=3, on_batch=stop)
+    made = sorted((tmp_path / "parts").glob("labels-*.parquet"))
+    assert len(made) == 2
+    times = [path.stat().st_mtime_ns for path in made]
+    parts = extract_labels(teacher, small, tmp_path / "parts", config, seed=3)
+    assert [path.stat().st_mtime_ns for path in made] == times
+    rows = torch.from_numpy(small.is_training().nonzero()[0])
+    for one, two in zip(vars(whole.at(rows)).values(), vars(parts.at(rows)).values(), strict=True):
+        assert torch.equal(one, two)
+    assert parts.extraction.bytes == sum(path.stat().st_size for path in (tmp_path / "parts").glob("*.parquet"))
+    # Another teacher begins anew.
+    other = extract_labels(network(small, seed=1), small, tmp_path / "parts", config, seed=3)
+    assert not torch.equal(other.at(rows).top_logits, whole.at(rows).top_logits)
+
+
+def test_labels_are_small(small, tmp_path):
+    labels = extract_labels(network(small), small, tmp_path, LabelConfig(top_k=10, samples=10), seed=0)
+    frame = pl.read_parquet(tmp_path / "labels-00000.parquet")
+    assert frame.schema["top_items"] == pl.Array(pl.UInt16, 10)
+    assert frame.schema["top_logits"] == pl.Array(pl.Float16, 10)
+    assert labels.extraction.labels == len(labels) == labels.extraction.events
+
+
+# --- the losses, in training ---
+
+
+LOSSES = {
+    "rd": DistillationConfig(0.0, rd_weight=0.5),
+    "rrd": DistillationConfig(0.0, rrd_weight=0.5),
+    "plackett-luce": DistillationConfig(0.0, plackett_luce_weight=0.5),
+    "rce": DistillationConfig(0.0, rce_weight=0.5),
+    "unkd": DistillationConfig(0.0, unkd_weight=0.5),
+    "hint": DistillationConfig(0.0, hint_weight=0.5),
+}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_every_loss_trains_every_student(name, small, tmp_path):
+    teacher = network(small)
+    labels = extract_labels(teacher, small, tmp_path, LabelConfig(top_k=8, samples=8, states=True), seed=0)
+    for config in (STUDENT, SoftTreeConfig(depth=2, inputs=5, max_history=12)):
+        trained = distil(config, small, labels, TRAINING, LOSSES[name], seed=0)
+        plain = distil(config, small, labels, TRAINING, DistillationConfig(0.0), seed=0)
+        weights, others = trained.model.state_dict(), plain.model.state_dict()
+        assert weights.keys() == others.keys()  # the projection of the hint is gone
+        assert any(not torch.equal(weights[key], others[key]) for key in weights)
+        assert all(torch.isfinite(value).all() for value in weights.values())
+
+
+def test_the_hint_needs_states(small, tmp_path):
+    labels = extract_labels(network(small), small, tmp_path, LabelConfig(top_k=8, samples=8), seed=0)
+    with pytest.raises(LabelStoreError, match="hold no states"):
+        distil(STUDENT, small, labels, TRAINING, LOSSES["hint"], seed=0)
+    linear = fit_linear(LinearConfig(), small, 0)
+    with pytest.raises(ConfigError, match="no hidden layer"):
+        extract_labels(linear, small, tmp_path / "linear", LabelConfig(states=True), seed=0)
+
+
+def test_a_hint_resumes_from_its_checkpoint(small, tmp_path):
+    labels = extract_labels(network(small), small, tmp_path, LabelConfig(top_k=8, samples=8, states=True), seed=0)
+    training = TrainingConfig(epochs=3, patience=3, batch_size=16)
+    whole = distil(STUDENT, small, labels, training, LOSSES["hint"], seed=0)
+
+    class Stopped(Exception):
+        pass
+
+    def stop(epoch, total):
+        if epoch.epoch == 2:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        distil(STUDENT, small, labels, training, LOSSES["hint"], seed=0, checkpoint=tmp_path / "c", on_epoch=stop)
+    resumed = distil(STUDENT, small, labels, training, LOSSES["hint"], seed=0, checkpoint=tmp_path / "c")
+    for one, two in zip(whole.model.parameters(), resumed.model.parameters(), strict=True):
+        assert torch.equal(one, two)
+
+
+def test_a_curriculum_of_several_teachers(tmp_path):
+    write_tables(tmp_path)
+    config = small_config(tmp_path)
+    config = msgspec.structs.replace(
+        config,
+        teacher=EnsembleConfig((MemberConfig(config.teacher), MemberConfig(LinearConfig()))),
+        distillation=DistillationConfig(curriculum=True),
+    )
+    run, small = pipeline.prepare(config, tmp_path / "run")
+    pipeline.train_teacher(run, small)
+    stores = pipeline.teacher_labels(run, small)
+    assert len({store.manifest.teacher for store in stores}) == 2
+    trained = pipeline.distil_student(run, small)
+    assert np.isfinite(trained.best_ndcg)
+
+
+def test_a_sampled_softmax_cannot_carry_labels(small, tmp_path):
+    labels = extract_labels(network(small), small, tmp_path, LabelConfig(top_k=8, samples=8), seed=0)
+    with pytest.raises(ConfigError, match="sampled softmax"):
+        distil(STUDENT, small, labels, TrainingConfig(negatives=5), DistillationConfig(), seed=0)
+
+
+# --- adapters: each example, as a user runs it ---
+
+
+@pytest.mark.parametrize(
+    "example",
+    ["scores_file", "function", "keras_model", "implicit_model", "rectools_model", "recbole_model"],
+)
+def test_the_examples_run(example, tmp_path):
+    done = subprocess.run(
+        [sys.executable, ROOT / "examples" / "teachers" / f"{example}.py", "--users", "60", "--epochs", "1",
+         "--folder", str(tmp_path / "run")],
+        capture_output=True, text=True, check=False, timeout=600, cwd=tmp_path,
+        env={**os.environ, "KERAS_BACKEND": "torch"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    lines = done.stdout.splitlines()
+    assert any(line.startswith("student without distillation") for line in lines)
+    assert len(lines[-1].split()) > 1  # a score and a title
+
+
+def test_ndcg_of_an_external_teacher_is_measured_like_any_other(small):
+    asked = questions(small, "test")
+    teacher = user_scores(table(small), small)
+    assert 0 <= float(ndcg(rank(teacher, asked), 10).mean()) <= 1
