@@ -1,11 +1,12 @@
 """Teacher, student, the same student without distillation, and baselines, over several seeds.
 
-    python bench/quality.py [--dataset ml-100k] [--seeds 5] [--folder runs/quality] [--config FILE]
+    python bench/quality.py [--dataset ml-100k] [--seeds 5] [--folder runs/quality] [--config FILE] [--shared-teacher]
 
 Each seed is a whole run (teacher, labels, both students, bundles) in a folder of its own: an interrupted benchmark goes
-on where it was. Students are measured through their exported bundles. Hyper-parameters are those of the configuration, the
-epoch of each model is chosen on validation; the test part is only read here. Prints a table, the paired differences and
-one JSON line, and writes both into `bench/results/`.
+on where it was. With --shared-teacher all students learn from the labels of one teacher, that of seed 0. Students are
+measured through their exported bundles. Hyper-parameters are those of the configuration, the epoch of each model is
+chosen on validation; the test part is only read here. Prints a table, the paired differences and one JSON line, and
+writes both into `bench/results/`.
 """
 
 from __future__ import annotations
@@ -17,15 +18,17 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from distilrec import load, pipeline
+from distilrec import pipeline
 from distilrec.config import DataConfig, RunConfig, read_config
 from distilrec.evaluate.baselines import fitted_baselines
-from distilrec.evaluate.comparison import ALONE, STUDENT, TEACHER, BundleScorer, Candidate, compare
+from distilrec.evaluate.comparison import ALONE, STUDENT, TEACHER, Candidate, Comparison, compare
 from distilrec.evaluate.report import table, write_report
 from distilrec.models import load_model
-from distilrec.training.model import TorchScorer
+from distilrec.teachers.teacher import ModelTeacher
+from distilrec.training.validation import validation_ndcg
 
 RESULTS = Path(__file__).parent / "results"
+STUDENTS = {STUDENT: "student", ALONE: "alone"}
 
 
 class Lines(pipeline.Silent):
@@ -41,79 +44,63 @@ def main() -> None:
     parser.add_argument("--config", type=Path)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--folder", type=Path, default=Path("runs/quality"))
+    parser.add_argument("--shared-teacher", action="store_true")
     arguments = parser.parse_args()
     base = read_config(arguments.config) if arguments.config else RunConfig(DataConfig(dataset=arguments.dataset))
 
-    seconds: dict[str, list[float]] = {TEACHER: [], STUDENT: [], ALONE: []}
-    parameters: dict[str, int] = {}
-    scorers: dict[str, list[TorchScorer | BundleScorer]] = {TEACHER: [], STUDENT: [], ALONE: []}
-    validation: dict[str, list[float]] = {TEACHER: [], STUDENT: [], ALONE: []}
+    teachers: list[list[Candidate]] = []
+    students: dict[str, list[Candidate]] = {name: [] for name in STUDENTS}
+    validation: dict[str, list[float]] = {TEACHER: [], **{name: [] for name in STUDENTS}}
     for seed in range(arguments.seeds):
         print(f"seed {seed}", flush=True)
+        folder = arguments.folder / f"seed-{seed}"
         config = msgspec.structs.replace(base, seed=seed)
-        run, dataset = pipeline.prepare(config, arguments.folder / f"seed-{seed}", Lines())
-        pipeline.train_teacher(run, dataset)
+        if arguments.shared_teacher:
+            config = msgspec.structs.replace(config, teacher_seed=0)
+            folder.mkdir(parents=True, exist_ok=True)
+            for name in ("teacher", "labels") if seed else ():
+                if not (folder / name).exists():
+                    (folder / name).symlink_to(Path("..") / "seed-0" / name)
+        run, dataset = pipeline.prepare(config, folder, Lines())
+        teacher = pipeline.train_teacher(run, dataset)
         pipeline.distil_student(run, dataset)
         pipeline.train_alone(run, dataset)
         manifest = pipeline.export(run, dataset)
-        for name, folder in ((TEACHER, "teacher"), (STUDENT, "student"), (ALONE, "alone")):
-            trained = load_model(run.folder / folder, dataset)
-            seconds[name].append(trained.seconds)
-            parameters[name] = trained.model.parameter_count()
-            validation[name].append(trained.best_ndcg)
-            if name == TEACHER:
-                scorers[name].append(TorchScorer(trained.model))
-                teacher = trained
-            else:
-                scorers[name].append(BundleScorer(run.bundle if name == STUDENT else run.bundle_alone, dataset))
-    sizes = {
-        TEACHER: 4 * parameters[TEACHER],
-        STUDENT: pipeline.model_bytes(manifest),
-        ALONE: pipeline.model_bytes(manifest),
-    }
-    latencies = {
-        TEACHER: pipeline.torch_latency(TorchScorer(teacher.model), dataset),
-        STUDENT: pipeline.engine_latency(load(run.bundle), dataset),
-        ALONE: pipeline.engine_latency(load(run.bundle_alone), dataset),
-    }
-    candidates = [
-        Candidate(
-            name, tuple(scorers[name]), parameters[name], sizes[name], float(np.mean(seconds[name])), latencies[name]
-        )
-        for name in (TEACHER, STUDENT, ALONE)
-    ]
+        if seed == 0 or not arguments.shared_teacher:
+            teachers.append(pipeline.teacher_candidates(config.teacher, teacher, dataset))
+        validation[TEACHER].append(validation_ndcg(teacher, dataset))
+        for name, kept in STUDENTS.items():
+            students[name].append(pipeline.student_candidate(run, dataset, name, kept, _bundle(run, name)))
+            validation[name].append(load_model(run.folder / kept, dataset).best_ndcg)
+
+    candidates = [_together(each, arguments.seeds) for each in zip(*teachers, strict=True)]
+    candidates += [_together(each, arguments.seeds) for each in students.values()]
     candidates += [
         Candidate(name, (scorer,) * arguments.seeds, logits=False) for name, scorer in fitted_baselines(dataset).items()
     ]
-    comparison = compare(dataset, candidates, vectors=teacher.model.items.vectors().detach().numpy())
+    vectors = teacher.item_vectors() if isinstance(teacher, ModelTeacher) else None
+    comparison = compare(dataset, candidates, lambda name: print(f"measuring {name}", flush=True), vectors)
+    comparison = msgspec.structs.replace(comparison, costs=pipeline.read_costs(arguments.folder / "seed-0"))
 
     lines = [
-        f"{dataset.info.name}, {comparison.split}, test part, {comparison.users:,} users, {arguments.seeds} seeds",
+        f"{dataset.info.name}, {comparison.split}, test part, {comparison.users:,} users, {arguments.seeds} seeds, "
+        + ("one teacher for all" if arguments.shared_teacher else "each with its own teacher"),
         "",
-    ]
-    header, *rows = table(comparison)
-    lines += ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
-    lines += ["| " + " | ".join(row) + " |" for row in rows]
-    lines += ["", "| difference | metric | mean | 95% interval | p |", "|---|---|---|---|---|"]
-    lines += [
-        f"| {d.a} - {d.b} | {d.metric} | {d.interval.mean:+.4f} | [{d.interval.low:+.4f}, {d.interval.high:+.4f}] "
-        f"| {d.p_value:.3g} |"
-        for d in comparison.differences
-    ]
-    per_seed = {name: [float(np.mean(values)) for values in _ndcg_by_seed(dataset, scorers[name])] for name in scorers}
-    lines += ["", "| test NDCG@10 by seed | " + " | ".join(map(str, range(arguments.seeds))) + " |"]
-    lines += ["|---|" + "---|" * arguments.seeds]
-    lines += [
-        f"| {name} | " + " | ".join(f"{value:.4f}" for value in values) + " |" for name, values in per_seed.items()
+        *_tables(comparison, validation),
     ]
     line = json.dumps(
         {
             "bench": "quality",
             "dataset": dataset.info.name,
             "seeds": list(range(arguments.seeds)),
-            "test_ndcg_by_seed": per_seed,
+            "shared_teacher": arguments.shared_teacher,
+            "test_ndcg_by_seed": {row.name: row.ndcg_by_seed for row in comparison.rows},
             "validation_ndcg_by_seed": validation,
-            "training_seconds": seconds,
+            "parameters": {row.name: row.parameters for row in comparison.rows},
+            "model_bytes": pipeline.model_bytes(manifest),
+            "latency_p50_us": {row.name: row.latency.p50 for row in comparison.rows if row.latency},
+            "costs": msgspec.to_builtins(comparison.costs),
+            "lost": msgspec.to_builtins(comparison.lost),
             "differences": msgspec.to_builtins(comparison.differences),
         }
     )
@@ -124,12 +111,49 @@ def main() -> None:
     write_report(comparison, arguments.folder / "report.html")
 
 
-def _ndcg_by_seed(dataset: pipeline.Dataset, scorers: list[TorchScorer | BundleScorer]) -> list[np.ndarray]:
-    from distilrec.evaluate.metrics import ndcg
-    from distilrec.evaluate.ranking import questions, rank
+def _bundle(run: pipeline.Run, name: str) -> Path:
+    return run.bundle if name == STUDENT else run.bundle_alone
 
-    asked = questions(dataset, "test")
-    return [ndcg(rank(scorer, asked), 10) for scorer in scorers]
+
+def _together(of_seeds: tuple[Candidate, ...] | list[Candidate], seeds: int) -> Candidate:
+    """The candidates of all seeds as one; cost and size are those of the first, training time is the mean."""
+    first = of_seeds[0]
+    scorers = tuple(scorer for each in of_seeds for scorer in each.scorers)
+    known = [each.training_seconds for each in of_seeds if each.training_seconds is not None]
+    return Candidate(
+        first.name,
+        scorers * (seeds // len(scorers)),
+        first.parameters,
+        first.size,
+        float(np.mean(known)) if known else None,
+        first.latency,
+        logits=first.logits,
+    )
+
+
+def _tables(comparison: Comparison, validation: dict[str, list[float]]) -> list[str]:
+    """The comparison, the paired differences and the figures by seed, as Markdown."""
+    header, *rows = table(comparison)
+    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+    lines += ["| " + " | ".join(row) + " |" for row in rows]
+    lines += ["", "| difference | metric | mean | 95% interval | p |", "|---|---|---|---|---|"]
+    lines += [
+        f"| {d.a} - {d.b} | {d.metric} | {d.interval.mean:+.4f} | [{d.interval.low:+.4f}, {d.interval.high:+.4f}] "
+        f"| {d.p_value:.3g} |"
+        for d in comparison.differences
+    ]
+    seeds = range(len(comparison.rows[0].ndcg_by_seed))
+    lines += ["", "| NDCG@10 by seed | " + " | ".join(map(str, seeds)) + " |", "|---|" + "---|" * len(seeds)]
+    lines += [
+        f"| {row.name}, test | " + " | ".join(f"{value:.4f}" for value in row.ndcg_by_seed) + " |"
+        for row in comparison.rows
+        if row.name in validation
+    ]
+    lines += [
+        f"| {name}, validation | " + " | ".join(f"{value:.4f}" for value in values) + " |"
+        for name, values in validation.items()
+    ]
+    return lines
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from distilrec.pipeline import Run
 
 _DEFAULT_RUN = Path("runs/ml-100k")
-_TRAINING_PACKAGES = {"torch", "polars", "jinja2", "matplotlib", "markupsafe"}
+_TRAINING_PACKAGES = {"torch", "polars", "jinja2", "matplotlib", "markupsafe", "optuna"}
 
 app = App(
     name="distilrec",
@@ -117,6 +117,40 @@ def evaluate(*, run: RunFolder = _DEFAULT_RUN) -> None:
     with _opened(run) as (opened, data):
         comparison = pipeline.evaluate(opened, data)
     _show(comparison)
+
+
+@app.command
+def gate(
+    *,
+    run: RunFolder = _DEFAULT_RUN,
+    thresholds: Annotated[Path, Parameter(help="TOML file of thresholds.")] = Path("gate.toml"),
+) -> None:
+    """Measure the exported bundle against thresholds; exit code 1 where one is missed."""
+    from distilrec import pipeline
+    from distilrec.evaluate.gate import read_thresholds
+
+    wanted = read_thresholds(thresholds)
+    with _opened(run) as (opened, data):
+        checks = pipeline.gate(opened, data, wanted)
+    for each in checks:
+        print(each)  # noqa: T201
+    if not all(each.passed for each in checks):
+        sys.exit(1)
+
+
+@app.command
+def tune(
+    *,
+    run: RunFolder = _DEFAULT_RUN,
+    trials: Annotated[int, Parameter(help="At most so many students are trained.")] = 20,
+    minutes: Annotated[float, Parameter(help="No new one is begun after so many minutes.")] = 60.0,
+) -> None:
+    """Search for the student's hyper-parameters on the teacher's labels and validation data; writes tuned.toml."""
+    from distilrec import pipeline
+
+    with _opened(run) as (opened, data):
+        chosen = pipeline.tune_student(opened, data, trials=trials, minutes=minutes)
+    print(chosen.toml(), end="")  # noqa: T201
 
 
 @app.command(name="run")
@@ -310,7 +344,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except ModuleNotFoundError as error:
         if error.name is None or error.name.split(".")[0] not in _TRAINING_PACKAGES:
             raise
-        _fail(missing_extra(error.name.split(".")[0], "train"))
+        package = error.name.split(".")[0]
+        _fail(missing_extra(package, "tune" if package == "optuna" else "train"))
     except KeyboardInterrupt:
         print("\nstopped; the same command goes on where this one was", file=sys.stderr)  # noqa: T201
         sys.exit(130)

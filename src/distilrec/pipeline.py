@@ -23,6 +23,7 @@ from typing import Protocol
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from distilrec.bundle.export import export_bundle, record_metrics
 from distilrec.bundle.format import CATALOGUE, WEIGHTS, Manifest
@@ -30,8 +31,10 @@ from distilrec.config import RunConfig
 from distilrec.data.dataset import Dataset, prepare_dataset
 from distilrec.data.fetch import DATASETS, fetch
 from distilrec.distill.distillation import distil, train_model
+from distilrec.distill.tuning import Choice, tune
 from distilrec.engine.recommender import Recommender, load
 from distilrec.errors import ConfigError, FileMissingError
+from distilrec.evaluate import metrics
 from distilrec.evaluate.baselines import fitted_baselines
 from distilrec.evaluate.comparison import (
     ALONE,
@@ -45,9 +48,11 @@ from distilrec.evaluate.comparison import (
     StageCost,
     compare,
 )
+from distilrec.evaluate.gate import Check, Thresholds, check
 from distilrec.evaluate.latency import Latency, measure
-from distilrec.evaluate.ranking import Scorer, questions
+from distilrec.evaluate.ranking import Questions, Scorer, questions, rank
 from distilrec.evaluate.report import write_report
+from distilrec.evaluate.statistics import paired_difference
 from distilrec.knowledge.extract import extract_labels
 from distilrec.knowledge.store import LabelStore
 from distilrec.models import ModelConfig, TrainedModel, load_model, save_model
@@ -338,6 +343,71 @@ def evaluate(run: Run, dataset: Dataset) -> Comparison:
     write_report(comparison, run.folder / "report.html")
     run.progress.say(f"report in {run.folder / 'report.html'}")
     return comparison
+
+
+def gate(run: Run, dataset: Dataset, thresholds: Thresholds) -> list[Check]:
+    """Measures the exported bundle anew, on the test part, against thresholds.
+
+    The teacher's figures are those of the last `evaluate`. Raises ConfigError for a threshold that cannot be measured.
+    """
+    asked = questions(dataset, "test")
+    quality = _quality(run.bundle, dataset, asked)
+    measured: dict[str, dict[str, float]] = {
+        "quality": {name: float(values.mean()) for name, values in quality.items()},
+        "retention": {},
+        "improvement": {},
+        "latency": {},
+        "size": {},
+    }
+    path = run.folder / "comparison.json"
+    if path.is_file():
+        of_teacher = msgspec.json.decode(path.read_bytes(), type=Comparison).row(TEACHER).quality
+        measured["retention"] = {
+            name: value / of_teacher[name].mean
+            for name, value in measured["quality"].items()
+            if name in of_teacher and of_teacher[name].mean > 0
+        }
+    if thresholds.improvement and run.bundle_alone.is_dir():
+        alone = _quality(run.bundle_alone, dataset, asked)
+        measured["improvement"] = {
+            name: paired_difference(name, STUDENT, values[None], ALONE, alone[name][None]).interval.low
+            for name, values in quality.items()
+        }
+    recommender = load(run.bundle)
+    if thresholds.latency:
+        latency = engine_latency(recommender, dataset)
+        measured["latency"] = {"p50": latency.p50, "p99": latency.p99}
+    manifest = recommender.manifest
+    measured["size"] = {"parameters": manifest.parameters, "bytes": model_bytes(manifest)}
+    return check(thresholds, measured)
+
+
+def _quality(bundle: Path, dataset: Dataset, asked: Questions) -> dict[str, NDArray[np.float64]]:
+    ranked = rank(BundleScorer(bundle, dataset), asked, K)
+    return {f"{name}@{K}": metric(ranked, K) for name, metric in metrics.QUALITY.items()} | {"auc": metrics.auc(ranked)}
+
+
+def tune_student(run: Run, dataset: Dataset, *, trials: int, minutes: float) -> Choice:
+    """A search for the student's hyper-parameters on the labels of the run; writes `tuned.toml`."""
+    stores = teacher_labels(run, dataset)
+    chosen = tune(
+        run.config.student,
+        dataset,
+        stores,
+        run.config.student_training,
+        run.config.distillation,
+        run.folder / "tuning",
+        seed=run.config.seed,
+        trials=trials,
+        minutes=minutes,
+        on_trial=lambda trial, value, best: run.progress.advance(
+            "tune", min(trial, trials), trials, f"{value:.4f}, best validation NDCG@10 {best:.4f}"
+        ),
+    )
+    path = run.folder / "tuned.toml"
+    path.write_text(chosen.toml())
+    run.progress.say(f"best validation NDCG@10 {chosen.validation_ndcg:.4f} in trial {chosen.trial}: see {path}")
+    return chosen
 
 
 def _tree(run: Run, dataset: Dataset) -> TreeNode | None:

@@ -69,11 +69,11 @@ class Candidate:
 class Row(msgspec.Struct, frozen=True):
     """One model of the table. quality: @10 metrics with intervals over users (and seeds); lists: what it shows to people;
     slices: share of held-out items found in the first 10; retention: quality / teacher's quality; agreement: share of
-    users whose first item is also the teacher's first.
+    users whose first item is also the teacher's first; ndcg_by_seed: NDCG@10 of each scorer.
     """
 
     name: str
-    seeds: int
+    ndcg_by_seed: tuple[float, ...]
     quality: dict[str, Interval]
     lists: dict[str, float]
     slices: dict[str, float]
@@ -84,6 +84,10 @@ class Row(msgspec.Struct, frozen=True):
     training_seconds: float | None
     latency: Latency | None
     curve: tuple[Epoch, ...]
+
+    @property
+    def seeds(self) -> int:
+        return len(self.ndcg_by_seed)
 
 
 class StageCost(msgspec.Struct, frozen=True):
@@ -132,7 +136,9 @@ def compare(
     quality: dict[str, dict[str, NDArray[np.float64]]] = {}
     for candidate in candidates:
         on_model(candidate.name)
-        ranked = rankings[candidate.name] = [rank(scorer, asked, K) for scorer in candidate.scorers]
+        once = {id(scorer): scorer for scorer in candidate.scorers}  # a teacher of several students is ranked once
+        known = {key: rank(scorer, asked, K) for key, scorer in once.items()}
+        ranked = rankings[candidate.name] = [known[id(scorer)] for scorer in candidate.scorers]
         quality[candidate.name] = {
             **{f"{name}@{K}": np.stack([metric(r, K) for r in ranked]) for name, metric in metrics.QUALITY.items()},
             "auc": np.stack([metrics.auc(r) for r in ranked]),
@@ -155,7 +161,7 @@ def compare(
         rows.append(
             Row(
                 name=candidate.name,
-                seeds=len(candidate.scorers),
+                ndcg_by_seed=tuple(own[f"ndcg@{K}"].mean(axis=1).tolist()),
                 quality={name: bootstrap(values) for name, values in own.items()},
                 lists=_list_metrics(ranked, dataset, candidate.logits, vectors),
                 slices={name: float(found[inside].mean()) for name, inside in slices.items() if inside.any()},

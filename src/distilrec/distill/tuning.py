@@ -1,0 +1,171 @@
+"""A search for hyper-parameters of student and distillation within a budget, on validation data only (Optuna)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from distilrec.data.dataset import Dataset
+from distilrec.distill.distillation import DistillationConfig, distil
+from distilrec.errors import ConfigError, TrainingError
+from distilrec.knowledge.store import LabelStore
+from distilrec.models import StudentConfig
+from distilrec.students.mlp import MlpConfig
+from distilrec.students.recurrent import RecurrentConfig
+from distilrec.students.soft_tree import SoftTreeConfig
+from distilrec.training.trainer import Epoch, TrainingConfig
+
+if TYPE_CHECKING:
+    import optuna
+
+_BEFORE_PRUNING = 5  # trials, and epochs of a trial, that run without being compared
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A student with its training, and the validation NDCG@10 that it reached."""
+
+    student: StudentConfig
+    training: TrainingConfig
+    distillation: DistillationConfig
+    validation_ndcg: float
+    trial: int
+
+    def toml(self) -> str:
+        """The sections of a configuration file."""
+        sections = (("student", self.student), ("student_training", self.training), ("distillation", self.distillation))
+        lines = [f"# validation NDCG@10 {self.validation_ndcg:.4f} in trial {self.trial}"]
+        for name, config in sections:
+            lines += ["", f"[{name}]"]
+            lines += [f"{key} = {json.dumps(value)}" for key, value in msgspec.to_builtins(config).items()]
+        return "\n".join(lines) + "\n"
+
+
+def tune(
+    student: StudentConfig,
+    dataset: Dataset,
+    labels: Sequence[LabelStore],
+    training: TrainingConfig,
+    distillation: DistillationConfig,
+    folder: Path,
+    *,
+    seed: int,
+    trials: int,
+    minutes: float,
+    on_trial: Callable[[int, float, float], None] = lambda trial, value, best: None,
+) -> Choice:
+    """The best of at most `trials` students within `minutes`; every one learns from the same stored labels.
+
+    The first trial is the given configuration itself. Trials are kept in `folder`: a search that was interrupted, or is
+    called again, goes on with what is known; a trial that is behind the median is given up early.
+    on_trial: is called with the number of each trial, its value and the best one so far.
+    Raises ConfigError for a budget of nothing, and TrainingError when no trial was finished.
+    """
+    import optuna
+    from optuna.storages import JournalStorage
+    from optuna.storages.journal import JournalFileBackend
+
+    if trials < 1 or minutes <= 0:
+        raise ConfigError(
+            f"a search of {trials} trials in {minutes} minutes is none",
+            fix="use at least 1 and more than 0",
+            parameter="trials",
+        )
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    folder.mkdir(parents=True, exist_ok=True)
+    task = (dataset.fingerprint(), [each.manifest for each in labels], student, training, distillation, seed)
+    study = optuna.create_study(
+        storage=JournalStorage(JournalFileBackend(str(folder / "trials.jsonl"))),
+        study_name=hashlib.sha256(msgspec.json.encode(task)).hexdigest()[:16],
+        load_if_exists=True,
+        direction="maximize",
+        sampler=optuna.samplers.TPESampler(seed=seed, n_startup_trials=_BEFORE_PRUNING),
+        pruner=optuna.pruners.MedianPruner(_BEFORE_PRUNING, _BEFORE_PRUNING),
+    )
+    if not study.trials:
+        study.enqueue_trial(_as_parameters(student, training, distillation))
+
+    def objective(trial: optuna.Trial) -> float:
+        chosen = _suggest(trial, student, training, distillation)
+        best = 0.0
+
+        def on_epoch(epoch: Epoch, total: int) -> None:
+            nonlocal best
+            best = max(best, epoch.validation_ndcg)
+            trial.report(best, epoch.epoch)
+            if trial.should_prune():
+                raise optuna.TrialPruned
+
+        return distil(chosen[0], dataset, labels, chosen[1], chosen[2], seed=seed, on_epoch=on_epoch).best_ndcg
+
+    def after(study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
+        finished = study.get_trials(deepcopy=False, states=[optuna.trial.TrialState.COMPLETE])
+        best = max((each.value for each in finished if each.value is not None), default=0.0)
+        on_trial(trial.number + 1, max(trial.intermediate_values.values(), default=0.0), best)
+
+    study.optimize(objective, n_trials=trials, timeout=60 * minutes, callbacks=[after], catch=(TrainingError,))
+    if not study.get_trials(deepcopy=False, states=[optuna.trial.TrialState.COMPLETE]):
+        raise TrainingError("no trial of the search was finished", fix="give it more minutes")
+    best = study.best_trial
+    chosen = _suggest(optuna.trial.FixedTrial(best.params), student, training, distillation)
+    return Choice(*chosen, validation_ndcg=float(best.value or 0.0), trial=best.number + 1)
+
+
+def _as_parameters(
+    student: StudentConfig, training: TrainingConfig, distillation: DistillationConfig
+) -> dict[str, Any]:
+    """The given configuration as a trial; values outside the space are left to the sampler."""
+    wanted: dict[str, Any] = {
+        "learning_rate": training.learning_rate,
+        "soft_weight": distillation.soft_weight,
+        "temperature": distillation.temperature,
+    }
+    match student:
+        case RecurrentConfig():
+            wanted |= {"dropout": student.dropout, "scales": student.scales, "expansion": student.expansion}
+        case MlpConfig():
+            wanted |= {"dropout": student.dropout, "hidden": student.hidden}
+        case SoftTreeConfig():
+            wanted |= {"depth": student.depth, "balance": student.balance}
+    return wanted
+
+
+def _suggest(
+    trial: Any, student: StudentConfig, training: TrainingConfig, distillation: DistillationConfig
+) -> tuple[StudentConfig, TrainingConfig, DistillationConfig]:
+    """The space. The width of the student is the caller's choice of size and stays."""
+    learning_rate = trial.suggest_float("learning_rate", 5e-4, 2e-2, log=True)
+    soft_weight = trial.suggest_float("soft_weight", 0.0, 1.0)
+    temperature = trial.suggest_float("temperature", 0.5, 4.0, log=True)
+    changed: StudentConfig
+    match student:
+        case RecurrentConfig():
+            changed = msgspec.structs.replace(
+                student,
+                dropout=trial.suggest_float("dropout", 0.0, 0.6),
+                scales=trial.suggest_int("scales", 1, 6),
+                expansion=trial.suggest_int("expansion", 1, 8),
+            )
+        case MlpConfig():
+            changed = msgspec.structs.replace(
+                student,
+                dropout=trial.suggest_float("dropout", 0.0, 0.6),
+                hidden=trial.suggest_int("hidden", 8, 128, log=True),
+            )
+        case SoftTreeConfig():
+            changed = msgspec.structs.replace(
+                student,
+                depth=trial.suggest_int("depth", 2, 8),
+                balance=trial.suggest_float("balance", 1e-3, 1.0, log=True),
+            )
+    return (
+        changed,
+        msgspec.structs.replace(training, learning_rate=learning_rate),
+        msgspec.structs.replace(distillation, soft_weight=soft_weight, temperature=temperature),
+    )

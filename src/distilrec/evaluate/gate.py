@@ -1,0 +1,78 @@
+"""The gate: thresholds in a small TOML file that an exported bundle must meet before it goes anywhere."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+
+import msgspec
+
+from distilrec.errors import ConfigError, FileMissingError
+
+
+class Thresholds(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """quality: metric -> at least; retention: metric -> share of the teacher's, at least; improvement: metric -> at least,
+    of the lower end of the 95% interval of student minus the same student without distillation; latency: p50 and p99 of
+    a request in microseconds, at most; size: parameters and bytes of the model, at most.
+    """
+
+    quality: dict[str, float] = {}
+    retention: dict[str, float] = {}
+    improvement: dict[str, float] = {}
+    latency: dict[str, float] = {}
+    size: dict[str, float] = {}
+
+
+class Check(msgspec.Struct, frozen=True):
+    """One threshold and what was measured."""
+
+    what: str
+    measured: float
+    threshold: float
+    at_least: bool
+
+    @property
+    def passed(self) -> bool:
+        return self.measured >= self.threshold if self.at_least else self.measured <= self.threshold
+
+    def __str__(self) -> str:
+        verdict = "ok" if self.passed else "FAILED"
+        bound = "at least" if self.at_least else "at most"
+        return f"{verdict:>6}  {self.what}: {self.measured:.6g} ({bound} {self.threshold:.6g})"
+
+
+def read_thresholds(path: Path | str) -> Thresholds:
+    """The thresholds of a TOML file. Raises FileMissingError, and ConfigError for anything unknown or an empty file."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileMissingError(f"{path} does not exist", fix="check the path of the thresholds", file=str(path))
+    try:
+        thresholds = msgspec.convert(tomllib.loads(path.read_text(encoding="utf-8")), Thresholds)
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, msgspec.ValidationError) as problem:
+        raise ConfigError(
+            f"{path}: {problem}",
+            fix="use the sections quality, retention, improvement, latency and size with numbers",
+            file=str(path),
+        ) from None
+    if not any(getattr(thresholds, name) for name in Thresholds.__struct_fields__):
+        raise ConfigError(f"{path} has no threshold", fix='for example [quality] and "ndcg@10" = 0.1', file=str(path))
+    return thresholds
+
+
+def check(thresholds: Thresholds, measured: Mapping[str, Mapping[str, float]]) -> list[Check]:
+    """Compares; measured: section -> name -> value. Raises ConfigError for a name that is not measured."""
+    checks = []
+    for section in Thresholds.__struct_fields__:
+        for name, threshold in getattr(thresholds, section).items():
+            if name not in measured[section]:
+                known = ", ".join(measured[section]) or "nothing, because there is nothing to compare with"
+                raise ConfigError(
+                    f"the gate has a threshold for {section}.{name}, which is not measured",
+                    fix=f"measured under {section}: {known}",
+                    parameter=f"{section}.{name}",
+                )
+            checks.append(
+                Check(f"{section} {name}", measured[section][name], threshold, section not in ("latency", "size"))
+            )
+    return checks
