@@ -27,8 +27,7 @@ def ml_1m_bundle(dim: int = 64) -> Path:
         return bundle
     from distilrec.bundle.export import export_bundle
     from distilrec.config import DataConfig, RunConfig
-    from distilrec.distill.distillation import train_model
-    from distilrec.models import save_model
+    from distilrec.models import save_model, train_model
     from distilrec.pipeline import prepare
     from distilrec.students.recurrent import RecurrentConfig
     from distilrec.training.trainer import TrainingConfig

@@ -21,12 +21,12 @@ import numpy as np
 from distilrec import pipeline
 from distilrec.config import read_config
 from distilrec.data.dataset import Dataset
-from distilrec.distill.distillation import DistillationConfig, distil, train_model
+from distilrec.distill.distillation import DistillationConfig, distil
 from distilrec.evaluate.metrics import ndcg
 from distilrec.evaluate.ranking import questions, rank
 from distilrec.knowledge.extract import LabelConfig, extract_labels
 from distilrec.knowledge.store import LabelStore
-from distilrec.models import TrainedModel, load_model, save_model
+from distilrec.models import TrainedModel, load_model, save_model, train_model
 from distilrec.teachers.build import single_teachers
 from distilrec.training.model import TorchScorer
 from distilrec.training.validation import validation_ndcg

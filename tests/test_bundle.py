@@ -16,7 +16,6 @@ from distilrec import load
 from distilrec.bundle.export import export_bundle
 from distilrec.bundle.format import CATALOGUE, HISTORY, WEIGHTS, read_bundle
 from distilrec.data.dataset import Histories
-from distilrec.distill.distillation import train_model
 from distilrec.errors import (
     BundleCorruptedError,
     BundleMissingError,
@@ -26,6 +25,7 @@ from distilrec.errors import (
     UnknownItemError,
 )
 from distilrec.evaluate.comparison import BundleScorer
+from distilrec.models import train_model
 from distilrec.students.mlp import MlpConfig
 from distilrec.students.recurrent import RecurrentConfig
 from distilrec.students.soft_tree import SoftTreeConfig

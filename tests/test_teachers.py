@@ -16,12 +16,13 @@ import torch
 from distilrec import pipeline
 from distilrec.config import read_config
 from distilrec.data.dataset import Histories
-from distilrec.distill.distillation import DistillationConfig, distil, distillation_loss, train_model
+from distilrec.distill.distillation import DistillationConfig, distil, distillation_loss
 from distilrec.errors import ColumnMissingError, ConfigError, LabelStoreError, TeacherError, TrainingError
 from distilrec.evaluate.metrics import ndcg
 from distilrec.evaluate.ranking import questions, rank
 from distilrec.knowledge import extract
 from distilrec.knowledge.extract import LabelConfig, extract_labels
+from distilrec.models import train_model
 from distilrec.students.recurrent import RecurrentConfig
 from distilrec.students.soft_tree import SoftTreeConfig
 from distilrec.teachers.build import EnsembleConfig, MemberConfig, load_teacher, make_teacher

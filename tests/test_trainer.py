@@ -3,18 +3,18 @@ from __future__ import annotations
 import pytest
 import torch
 
-from distilrec.distill.distillation import DistillationConfig, distillation_loss, ground_truth, train_model
+from distilrec.distill.distillation import DistillationConfig, distillation_loss
 from distilrec.distill.losses import ground_truth_loss, hard_loss, soft_loss_stored
 from distilrec.errors import ConfigError, LabelStoreError, TrainingError
 from distilrec.knowledge.extract import LabelConfig, extract_labels
 from distilrec.knowledge.store import open_labels
-from distilrec.models import build_model
+from distilrec.models import build_model, train_model
 from distilrec.students.mlp import MlpConfig
 from distilrec.students.recurrent import RecurrentConfig
 from distilrec.teachers.dnn import DnnConfig
 from distilrec.training.batches import training_batches, training_windows
 from distilrec.training.model import TorchScorer
-from distilrec.training.trainer import MASKED_LOGIT, Scored, TrainingConfig, seen_items, train
+from distilrec.training.trainer import MASKED_LOGIT, Scored, TrainingConfig, ground_truth, seen_items, train
 from distilrec.training.validation import validation_ndcg
 from tests.small_run import dataset
 

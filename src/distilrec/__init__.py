@@ -17,9 +17,10 @@ if TYPE_CHECKING:
     from distilrec.config import RunConfig, read_config
     from distilrec.data.dataset import load_dataset, prepare_dataset
     from distilrec.data.schema import Feature, Schema
-    from distilrec.distill.distillation import distil, train_model
+    from distilrec.distill.distillation import distil
     from distilrec.evaluate.comparison import compare
     from distilrec.knowledge.extract import extract_labels
+    from distilrec.models import train_model
     from distilrec.pipeline import run_all
 
 _LAZY = {
@@ -33,7 +34,7 @@ _LAZY = {
     "prepare_dataset": "distilrec.data.dataset",
     "read_config": "distilrec.config",
     "run_all": "distilrec.pipeline",
-    "train_model": "distilrec.distill.distillation",
+    "train_model": "distilrec.models",
 }
 
 __all__ = [

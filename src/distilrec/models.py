@@ -1,8 +1,9 @@
-"""Teachers and students by their configuration: build, save, load."""
+"""Networks, teachers or students, by their configuration: build, train on the ground truth, save, load."""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from distilrec.students.soft_tree import SoftTree, SoftTreeConfig
 from distilrec.teachers.dnn import Dnn, DnnConfig
 from distilrec.teachers.transformer import Transformer, TransformerConfig
 from distilrec.training.model import SequenceModel
-from distilrec.training.trainer import Epoch, TrainingResult
+from distilrec.training.trainer import Epoch, TrainingConfig, TrainingResult, ground_truth, train
 
 StudentConfig = RecurrentConfig | MlpConfig | SoftTreeConfig
 ModelConfig = TransformerConfig | DnnConfig | RecurrentConfig | MlpConfig | SoftTreeConfig
@@ -50,6 +51,9 @@ def build_model(config: ModelConfig, dataset: Dataset, seed: int) -> SequenceMod
                 return Mlp(dataset, config)
             case SoftTreeConfig():
                 return SoftTree(dataset, config)
+
+
+OnEpoch = Callable[[Epoch, int], None]
 
 
 class ModelRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -90,6 +94,35 @@ def finished(
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(name.encode() + tensor.numpy().tobytes())
     return TrainedModel(model, msgspec.structs.replace(record, identity=digest.hexdigest()[:16]))
+
+
+def train_model(
+    config: ModelConfig,
+    dataset: Dataset,
+    training: TrainingConfig,
+    *,
+    seed: int,
+    checkpoint: Path | None = None,
+    on_epoch: OnEpoch | None = None,
+) -> TrainedModel:
+    """A teacher, or a student without distillation: trained on the ground truth alone."""
+    model = build_model(config, dataset, seed)
+    result = train(
+        model,
+        dataset,
+        ground_truth,
+        training,
+        seed=seed,
+        checkpoint=checkpoint,
+        task=training_task(dataset, config),
+        on_epoch=on_epoch or (lambda epoch, total: None),
+    )
+    return finished(model, config, seed, dataset, result)
+
+
+def training_task(dataset: Dataset, config: ModelConfig, more: str = "") -> str:
+    """What a checkpoint belongs to: another data set, configuration or loss is another task."""
+    return f"{dataset.fingerprint()} {msgspec.json.encode(config).decode()} {more}"
 
 
 def save_model(trained: TrainedModel, folder: Path) -> None:

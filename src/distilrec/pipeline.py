@@ -30,7 +30,7 @@ from distilrec.bundle.format import CATALOGUE, WEIGHTS, Manifest
 from distilrec.config import RunConfig
 from distilrec.data.dataset import Dataset, prepare_dataset
 from distilrec.data.fetch import DATASETS, fetch
-from distilrec.distill.distillation import distil, train_model
+from distilrec.distill.distillation import distil
 from distilrec.distill.tuning import Choice, tune
 from distilrec.engine.recommender import Recommender, load
 from distilrec.errors import ConfigError, FileMissingError
@@ -55,7 +55,7 @@ from distilrec.evaluate.report import write_report
 from distilrec.evaluate.statistics import paired_difference
 from distilrec.knowledge.extract import extract_labels
 from distilrec.knowledge.store import LabelStore
-from distilrec.models import ModelConfig, TrainedModel, load_model, save_model
+from distilrec.models import ModelConfig, TrainedModel, load_model, save_model, train_model
 from distilrec.students.soft_tree import SoftTree, TreeNode, describe_tree
 from distilrec.teachers.build import EnsembleConfig, TeacherConfig, load_teacher, make_teacher, single_teachers
 from distilrec.teachers.ensemble import EnsembleTeacher

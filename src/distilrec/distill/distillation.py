@@ -1,8 +1,8 @@
-"""Training a model on the ground truth, and a student on the labels of one teacher or several as well."""
+"""Training a student on the ground truth and on the labels of one teacher or several."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -15,15 +15,9 @@ from distilrec.data.dataset import Dataset
 from distilrec.distill import losses
 from distilrec.errors import ConfigError
 from distilrec.knowledge.store import LabelStore, StoredLabels
-from distilrec.models import ModelConfig, StudentConfig, TrainedModel, build_model, finished
+from distilrec.models import OnEpoch, StudentConfig, TrainedModel, build_model, finished, training_task
 from distilrec.training.model import SequenceModel
-from distilrec.training.trainer import Epoch, Loss, Scored, TrainingConfig, train
-
-OnEpoch = Callable[[Epoch, int], None]
-
-
-def _ignore(epoch: Epoch, total: int) -> None:
-    pass
+from distilrec.training.trainer import Loss, Scored, TrainingConfig, train
 
 
 class DistillationConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -63,20 +57,6 @@ class DistillationConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True
                 raise ConfigError(f"{name} is {getattr(self, name)}", fix="use at least 1", parameter=name)
 
 
-def train_model(
-    config: ModelConfig,
-    dataset: Dataset,
-    training: TrainingConfig,
-    *,
-    seed: int,
-    checkpoint: Path | None = None,
-    on_epoch: OnEpoch = _ignore,
-) -> TrainedModel:
-    """A teacher, or a student without distillation: trained on the ground truth alone."""
-    model = build_model(config, dataset, seed)
-    return _train(model, config, dataset, ground_truth, training, seed, checkpoint, "", on_epoch)
-
-
 def distil(
     config: StudentConfig,
     dataset: Dataset,
@@ -86,7 +66,7 @@ def distil(
     *,
     seed: int,
     checkpoint: Path | None = None,
-    on_epoch: OnEpoch = _ignore,
+    on_epoch: OnEpoch | None = None,
 ) -> TrainedModel:
     """A student trained on the ground truth and on the stored labels of one teacher or several.
 
@@ -106,15 +86,23 @@ def distil(
             model.add_module(_HINT, nn.Linear(model.state_dim, stores[0].state_width(), bias=False))
     loss = distillation_loss(stores, distillation, model, dataset)
     task = msgspec.json.encode((distillation, [each.manifest for each in stores])).decode()
-    return _train(model, config, dataset, loss, training, seed, checkpoint, task, on_epoch)
+    on_epoch = on_epoch or (lambda epoch, total: None)
+    result = train(
+        model,
+        dataset,
+        loss,
+        training,
+        seed=seed,
+        checkpoint=checkpoint,
+        task=training_task(dataset, config, task),
+        on_epoch=on_epoch,
+    )
+    if distillation.hint_weight:
+        delattr(model, _HINT)
+    return finished(model, config, seed, dataset, result)
 
 
 _HINT = "hint"  # the projection of the feature hint: a part of the student while it is trained, taken out afterwards
-
-
-def ground_truth(scored: Scored) -> torch.Tensor:
-    """L_y."""
-    return losses.ground_truth_loss(scored.logits, scored.targets)
 
 
 def distillation_loss(
@@ -175,21 +163,3 @@ def _soft(log_student: torch.Tensor, known: list[StoredLabels], temperature: flo
         return losses.soft_loss_stored(log_student, known[0], temperature)
     each = [losses.soft_losses_stored(log_student, labels, temperature) for labels in known]
     return losses.curriculum_loss(torch.stack(each, dim=-1), progress)
-
-
-def _train(
-    model: SequenceModel,
-    config: ModelConfig,
-    dataset: Dataset,
-    loss: Loss,
-    training: TrainingConfig,
-    seed: int,
-    checkpoint: Path | None,
-    task: str,
-    on_epoch: OnEpoch,
-) -> TrainedModel:
-    whole_task = f"{dataset.fingerprint()} {msgspec.json.encode(config).decode()} {task}"
-    result = train(model, dataset, loss, training, seed=seed, checkpoint=checkpoint, task=whole_task, on_epoch=on_epoch)
-    if _HINT in dict(model.named_children()):
-        delattr(model, _HINT)
-    return finished(model, config, seed, dataset, result)

@@ -9,9 +9,8 @@ from pathlib import Path
 import msgspec
 
 from distilrec.data.dataset import Dataset
-from distilrec.distill.distillation import train_model
 from distilrec.errors import ConfigError, FileMissingError, TrainingError
-from distilrec.models import load_model, save_model
+from distilrec.models import load_model, save_model, train_model
 from distilrec.students.recurrent import RecurrentConfig
 from distilrec.teachers.dnn import DnnConfig
 from distilrec.teachers.ensemble import EnsembleTeacher, calibrated_ensemble

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch.nn import functional
 
 from distilrec.data.dataset import Dataset
 from distilrec.errors import ConfigError, TrainingError
@@ -46,6 +47,11 @@ class Scored:
 
 
 Loss = Callable[[Scored], torch.Tensor]
+
+
+def ground_truth(scored: Scored) -> torch.Tensor:
+    """L_y = -log softmax(s)[y], the mean over positions."""
+    return functional.cross_entropy(scored.logits, scored.targets)
 
 
 class TrainingConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
