@@ -35,8 +35,13 @@ lint: $(VENV)/dev.stamp
 	$(VENV)/bin/mypy
 
 bench: $(VENV)/bench.stamp
-	$(VENV)/bin/python bench/quality.py
-	$(VENV)/bin/python bench/latency.py --run runs/quality/seed-0
+	$(VENV)/bin/python bench/losses.py
+	$(VENV)/bin/python bench/quality.py --config bench/ml-100k.toml --seeds 3 --folder runs/quality-ml-100k
+	$(VENV)/bin/python bench/latency.py --run runs/quality-ml-100k/seed-0
+	$(VENV)/bin/python bench/quality.py --config bench/ml-1m.toml --seeds 3 --shared-teacher --folder runs/quality-ml-1m
+	$(VENV)/bin/python bench/latency.py --run runs/quality-ml-1m/seed-0
+	@test ! -d ../shared/data/online-retail || $(VENV)/bin/python bench/quality.py --config bench/online-retail.toml \
+	  --seeds 3 --shared-teacher --folder runs/quality-online-retail
 	$(VENV)/bin/python bench/engine.py
 	$(VENV)/bin/python bench/service.py
 

@@ -189,16 +189,23 @@ def _draw_tree(axes: Axes, tree: TreeNode) -> None:
         x, y = (left + right) / 2, -float(level)
         last = level == _DRAWN_LEVELS or not one.children
         lines = one.items[:3] if last else one.questions[:3]
-        text = "\n".join(line for each in lines for line in textwrap.wrap(each, 22 if last else 34)[:2])
+        text = "\n".join(line for each in lines for line in textwrap.wrap(each, 20 if last else 32)[:2])
         if not last:
             middle = (left + right) / 2
             for child, bounds, sign in zip(one.children, ((left, middle), (middle, right)), "-+", strict=True):
                 cx, cy = node(child, level + 1, *bounds)
                 axes.plot([x, cx], [y, cy], color="#8a97a3", linewidth=0.5 + 6 * child.share, zorder=0)
-                axes.text((x + cx) / 2, (y + cy) / 2, f"{sign} {child.share:.0%}", fontsize=7, color="#445")
+                axes.text(
+                    (x + cx) / 2,
+                    (y + cy) / 2,
+                    f"{sign} {child.share:.0%}",
+                    fontsize=8,
+                    color="#445",
+                    ha="right" if sign == "-" else "left",
+                )
         colour = "#eef4e6" if last else "#e6eef7"
         box = {"boxstyle": "round", "facecolor": colour, "edgecolor": "#8a97a3"}
-        axes.text(x, y, text, ha="center", va="center", fontsize=6.5, bbox=box)
+        axes.text(x, y, text, ha="center", va="center", fontsize=8, bbox=box)
         return x, y
 
     node(tree, 0, 0.0, 1.0)

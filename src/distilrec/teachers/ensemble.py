@@ -22,6 +22,7 @@ from distilrec.training.batches import Batch
 from distilrec.training.trainer import MASKED_LOGIT
 
 _MOST_QUESTIONS = 4_000
+_MOST_LOGITS = 2**28  # of all members and questions together: 1 GiB
 _STEPS = 200
 
 
@@ -65,8 +66,9 @@ def calibrated_ensemble(members: Sequence[Teacher], dataset: Dataset, seed: int)
     asked = questions(dataset, "validation")
     owners = np.repeat(np.arange(len(asked.histories)), np.diff(asked.offsets))
     usable = np.flatnonzero((asked.targets != UNKNOWN_ITEM) & (asked.targets < dataset.info.warm_items))
-    if len(usable) > _MOST_QUESTIONS:
-        usable = np.sort(np.random.default_rng(seed).choice(usable, _MOST_QUESTIONS, replace=False))
+    most = max(1, min(_MOST_QUESTIONS, _MOST_LOGITS // (len(members) * dataset.info.warm_items)))
+    if len(usable) > most:
+        usable = np.sort(np.random.default_rng(seed).choice(usable, most, replace=False))
     users, targets = owners[usable], torch.from_numpy(asked.targets[usable].astype(np.int64))
     needed, place = np.unique(users, return_inverse=True)
     histories = dataset.histories(asked.histories.users[needed], dataset.train_end[asked.histories.users[needed]])
@@ -91,5 +93,7 @@ def calibrated_ensemble(members: Sequence[Teacher], dataset: Dataset, seed: int)
         optimizer.step()
         with torch.no_grad():
             raw.clamp_(min=0.0)
+    if not raw.any():  # nobody knows anything: then all have the same say
+        raw = torch.full_like(raw, 1.0 / len(members))
     weights = (raw / scales).detach()
     return EnsembleTeacher(members, [float(weight) for weight in weights])
