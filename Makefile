@@ -4,7 +4,7 @@ VENV := .venv
 RUN := runs/ml-100k
 PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test lint serve bench clean system
+.PHONY: demo test lint serve bench clean system keras-tensorflow
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/train.stamp
@@ -55,8 +55,15 @@ system:
 	   (apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq $$missing)) >/dev/null; \
 	elif [ -n "$$missing" ]; then echo "not installed, their tests are skipped:$$missing"; fi
 
+# Optional, not part of CI: the Keras adapter with the TensorFlow backend, in an environment of its own (about 2 GB).
+keras-tensorflow: $(VENV)/bin/python
+	$(PYTHON) -m venv .venv-tensorflow
+	.venv-tensorflow/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
+	.venv-tensorflow/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[train]' keras tensorflow-cpu
+	KERAS_BACKEND=tensorflow .venv-tensorflow/bin/python examples/teachers/keras_model.py --users 60 --epochs 1 --folder runs/keras-tensorflow
+
 clean:
-	rm -rf $(VENV) runs report.html .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv-tensorflow $(VENV) runs report.html .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
