@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
@@ -11,10 +12,12 @@ from distilrec.knowledge.store import open_labels
 from distilrec.models import build_model, train_model
 from distilrec.students.mlp import MlpConfig
 from distilrec.students.recurrent import RecurrentConfig
+from distilrec.students.soft_tree import SoftTreeConfig
 from distilrec.teachers.dnn import DnnConfig
 from distilrec.training.batches import training_batches, training_windows
+from distilrec.training.memory import peak_memory, reset_peak_memory, reuse_freed_memory
 from distilrec.training.model import TorchScorer
-from distilrec.training.trainer import MASKED_LOGIT, Scored, TrainingConfig, ground_truth, seen_items, train
+from distilrec.training.trainer import MASKED_LOGIT, Scored, TrainingConfig, _score, ground_truth, seen_items, train
 from distilrec.training.validation import validation_ndcg
 from tests.small_run import dataset
 
@@ -212,3 +215,57 @@ def test_wrong_settings_name_the_parameter(make, parameter):
     with pytest.raises(ConfigError) as caught:
         make()
     assert caught.value.context["parameter"] == parameter
+
+
+def test_a_sampled_softmax_has_the_partition_sum_of_the_whole_one_in_expectation(small):
+    """The logQ correction: targets, drawn items and their multiplicity add up to the catalogue; seen items stay out."""
+    model = build_model(STUDENT, small, 0).eval()
+    with torch.no_grad():
+        model.items.embedding.mul_(8)  # scores that differ
+    batch = next(training_batches(small, training_windows(small, 12), 8, None))
+    drawn_by = torch.softmax(torch.randn(small.info.warm_items, generator=torch.Generator().manual_seed(0)) / 2, 0)
+    with torch.no_grad():
+        whole = _score(model, batch, TrainingConfig(), True, drawn_by.double(), 0.0)
+        torch.manual_seed(0)
+        sums = []
+        for _ in range(4_000):
+            sampled = _score(model, batch, TrainingConfig(negatives=12), True, drawn_by.double(), 0.0)
+            sums.append(sampled.logits.exp().sum(1))
+    assert (sampled.targets == 0).all()
+    rows = torch.arange(len(whole.targets))
+    torch.testing.assert_close(sampled.logits[:, 0], whole.logits[rows, whole.targets])
+    error = torch.stack(sums).mean(0) / whole.logits.exp().sum(1) - 1
+    assert error.abs().mean() < 0.03
+    assert abs(float(error.mean())) < 0.01
+
+
+@pytest.mark.parametrize(
+    "config", [STUDENT, MlpConfig(dim=8, hidden=8, max_history=12), SoftTreeConfig(depth=2, inputs=5)]
+)
+def test_every_model_scores_single_items_as_it_scores_all(config, small):
+    model = build_model(config, small, 0).eval()
+    vectors, biases = model.items.vectors(), model.items.biases()
+    hidden = torch.softmax(torch.randn(7, model.state_dim), -1)
+    items = torch.arange(7) * 3
+    own = model.score_own(hidden, vectors[items], biases[items])
+    torch.testing.assert_close(own, model.score(hidden, vectors, biases)[torch.arange(7), items])
+
+
+def test_training_with_a_sampled_softmax_learns(small):
+    training = TrainingConfig(epochs=20, patience=20, batch_size=16, negatives=10, learning_rate=1e-2)
+    trained = train_model(STUDENT, small, training, seed=0)
+    losses = [epoch.loss for epoch in trained.record.curve]
+    assert np.mean(losses[-3:]) < losses[0] - 0.15
+    assert all(torch.equal(a, b) for a, b in zip(
+        weights(trained).values(), weights(train_model(STUDENT, small, training, seed=0)).values(), strict=True
+    ))  # fmt: skip
+
+
+def test_freed_memory_is_kept():
+    """On glibc the setting is taken; elsewhere it says so."""
+    assert reuse_freed_memory() in (True, False)
+    reset_peak_memory()
+    before = peak_memory()
+    block = np.ones(30_000_000, np.uint8)
+    assert peak_memory() >= before
+    assert block[-1] == 1
