@@ -26,7 +26,7 @@ def write_scores(dataset: Dataset, path: Path, depth: int = 100) -> None:
     ids = np.array(dataset.info.item_ids)
     pl.DataFrame(
         {
-            "customer": np.repeat(np.array(dataset.info.user_ids)[users], depth),
+            "customer": np.repeat(np.array(dataset.info.user_ids)[users], best.shape[1]),
             "sku": ids[best].ravel(),
             "score": np.take_along_axis(scores, best, 1).ravel(),
         }
