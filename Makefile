@@ -76,6 +76,7 @@ $(VENV)/train.stamp: pyproject.toml | $(VENV)/bin/python
 
 $(VENV)/dev.stamp: pyproject.toml $(VENV)/train.stamp
 	$(PIP) --editable '.[dev]'
+	$(PIP) --editable '.[adapters]'
 	$(PIP) --no-deps recbole==1.2.1
 	@touch $@
 
