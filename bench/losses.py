@@ -17,6 +17,7 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
+from quality import RESULTS, Lines
 
 from distilrec import pipeline
 from distilrec.config import read_config
@@ -31,7 +32,6 @@ from distilrec.teachers.build import single_teachers
 from distilrec.training.model import TorchScorer
 from distilrec.training.validation import validation_ndcg
 
-RESULTS = Path(__file__).parent / "results"
 ALONE = "no distillation"
 LOSSES: dict[str, DistillationConfig | None] = {
     ALONE: None,
@@ -138,13 +138,6 @@ def _train(name: str, dataset: Dataset, config: pipeline.RunConfig, labels: obje
     kind = "members" if distillation.curriculum else "hint" if distillation.hint_weight else "ensemble"
     kind = "whole" if name.endswith("all logits") else kind
     return distil(config.student, dataset, labels(kind), config.student_training, distillation, seed=seed)  # type: ignore[operator]
-
-
-class Lines(pipeline.Silent):
-    """Only the findings, one a line."""
-
-    def say(self, line: str) -> None:
-        print(line, flush=True)
 
 
 if __name__ == "__main__":

@@ -96,8 +96,8 @@ def test_same_as_rectools(seed):
 
 
 @pytest.mark.filterwarnings("ignore::Warning:numba")
-@pytest.mark.filterwarnings("ignore:unsafe cast")
 @pytest.mark.parametrize("seed", range(5))
+@pytest.mark.filterwarnings("ignore:.*unsafe cast from uint64")  # numba, in colour when it can
 def test_same_as_ranx(seed):
     scores, targets, _ = random_case(seed)
     ranking = rank(Fixed(scores), ask(targets), ITEMS)

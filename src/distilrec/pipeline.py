@@ -23,7 +23,6 @@ from typing import Protocol
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 
 from distilrec.bundle.export import export_bundle, record_metrics
 from distilrec.bundle.format import CATALOGUE, WEIGHTS, Manifest
@@ -34,7 +33,6 @@ from distilrec.distill.distillation import distil
 from distilrec.distill.tuning import Choice, tune
 from distilrec.engine.recommender import Recommender, load
 from distilrec.errors import ConfigError, FileMissingError
-from distilrec.evaluate import metrics
 from distilrec.evaluate.baselines import fitted_baselines
 from distilrec.evaluate.comparison import (
     ALONE,
@@ -47,10 +45,11 @@ from distilrec.evaluate.comparison import (
     K,
     StageCost,
     compare,
+    quality_of,
 )
 from distilrec.evaluate.gate import Check, Thresholds, check
 from distilrec.evaluate.latency import Latency, measure
-from distilrec.evaluate.ranking import Questions, Scorer, questions, rank
+from distilrec.evaluate.ranking import Scorer, questions, rank
 from distilrec.evaluate.report import write_report
 from distilrec.evaluate.statistics import paired_difference
 from distilrec.knowledge.extract import extract_labels
@@ -351,7 +350,7 @@ def gate(run: Run, dataset: Dataset, thresholds: Thresholds) -> list[Check]:
     The teacher's figures are those of the last `evaluate`. Raises ConfigError for a threshold that cannot be measured.
     """
     asked = questions(dataset, "test")
-    quality = _quality(run.bundle, dataset, asked)
+    quality = quality_of(rank(BundleScorer(run.bundle, dataset), asked, K))
     measured: dict[str, dict[str, float]] = {
         "quality": {name: float(values.mean()) for name, values in quality.items()},
         "retention": {},
@@ -368,7 +367,7 @@ def gate(run: Run, dataset: Dataset, thresholds: Thresholds) -> list[Check]:
             if name in of_teacher and of_teacher[name].mean > 0
         }
     if thresholds.improvement and run.bundle_alone.is_dir():
-        alone = _quality(run.bundle_alone, dataset, asked)
+        alone = quality_of(rank(BundleScorer(run.bundle_alone, dataset), asked, K))
         measured["improvement"] = {
             name: paired_difference(name, STUDENT, values[None], ALONE, alone[name][None]).interval.low
             for name, values in quality.items()
@@ -380,11 +379,6 @@ def gate(run: Run, dataset: Dataset, thresholds: Thresholds) -> list[Check]:
     manifest = recommender.manifest
     measured["size"] = {"parameters": manifest.parameters, "bytes": model_bytes(manifest)}
     return check(thresholds, measured)
-
-
-def _quality(bundle: Path, dataset: Dataset, asked: Questions) -> dict[str, NDArray[np.float64]]:
-    ranked = rank(BundleScorer(bundle, dataset), asked, K)
-    return {f"{name}@{K}": metric(ranked, K) for name, metric in metrics.QUALITY.items()} | {"auc": metrics.auc(ranked)}
 
 
 def tune_student(run: Run, dataset: Dataset, *, trials: int, minutes: float) -> Choice:

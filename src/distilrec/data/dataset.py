@@ -120,6 +120,10 @@ class Dataset:
         """Which rows are training rows, (rows,)."""
         return np.arange(len(self.items)) < np.repeat(self.train_end, np.diff(self.offsets))
 
+    def training_rows(self) -> NDArray[np.int64]:
+        """The training rows whose item is in the catalogue, (rows,) row numbers in order."""
+        return np.flatnonzero(self.is_training() & (self.items != UNKNOWN_ITEM))
+
     def part_bounds(self, part: Part) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """First and last-plus-one row of every user in this part."""
         if part == "validation":

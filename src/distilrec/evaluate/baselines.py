@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from distilrec.data.dataset import UNKNOWN_ITEM, Dataset, Histories
+from distilrec.data.dataset import Dataset, Histories
 from distilrec.evaluate.ranking import Scorer
 from distilrec.training.validation import validation_ndcg
 
@@ -51,7 +51,7 @@ def popularity(dataset: Dataset) -> Popularity:
 def interaction_matrix(dataset: Dataset) -> NDArray[np.float32]:
     """Who had what in training, (users, items) of 0 and 1."""
     matrix = np.zeros((dataset.users, dataset.catalogue_size), np.float32)
-    rows = dataset.is_training() & (dataset.items != UNKNOWN_ITEM)
+    rows = dataset.training_rows()
     matrix[dataset.user_rows()[rows], dataset.items[rows]] = 1.0
     return matrix
 

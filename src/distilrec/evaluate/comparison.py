@@ -139,11 +139,8 @@ def compare(
         once = {id(scorer): scorer for scorer in candidate.scorers}  # a teacher of several students is ranked once
         known = {key: rank(scorer, asked, K) for key, scorer in once.items()}
         ranked = rankings[candidate.name] = [known[id(scorer)] for scorer in candidate.scorers]
-        quality[candidate.name] = {
-            **{f"{name}@{K}": np.stack([metric(r, K) for r in ranked]) for name, metric in metrics.QUALITY.items()},
-            "auc": np.stack([metrics.auc(r) for r in ranked]),
-            "accuracy": np.stack([metrics.accuracy(r) for r in ranked]),
-        }
+        each = [{**quality_of(r), "accuracy": metrics.accuracy(r)} for r in ranked]
+        quality[candidate.name] = {name: np.stack([values[name] for values in each]) for name in each[0]}
     rows = []
     for candidate in candidates:
         ranked, own = rankings[candidate.name], quality[candidate.name]
@@ -187,6 +184,12 @@ def compare(
         differences=tuple(_differences(quality)),
         lost=knowledge_loss(dataset, rankings, TEACHER, STUDENT, K),
     )
+
+
+def quality_of(ranking: Ranking) -> dict[str, NDArray[np.float64]]:
+    """The quality metrics of a ranking by name, (users,) float64 each."""
+    of_lists = {f"{name}@{K}": metric(ranking, K) for name, metric in metrics.QUALITY.items()}
+    return of_lists | {"auc": metrics.auc(ranking)}
 
 
 def _differences(quality: dict[str, dict[str, NDArray[np.float64]]]) -> list[Difference]:

@@ -119,7 +119,7 @@ def extract_labels(
         int(pl.scan_parquet(shard_path(folder, shard)).select(pl.len()).collect().item())
         for shard in range(manifest.shards)
     )
-    events = int((dataset.is_training() & (dataset.items >= 0)).sum())
+    events = len(dataset.training_rows())
     extraction = Extraction(labels, events, sum(sizes), time.perf_counter() - began)
     (folder / "extraction.json").write_bytes(msgspec.json.encode(extraction))
     unfinished.replace(path)

@@ -64,10 +64,14 @@ class SoftTree(SequenceModel):
         self.gate_bias = nn.Parameter(torch.zeros(self.leaves - 1))
         self._penalty = torch.zeros(())
 
-    def encode(self, batch: Batch, vectors: torch.Tensor) -> torch.Tensor:
+    def state(self, batch: Batch) -> torch.Tensor:
+        """What was had lately and in general, at every position, (batch, length, 2 C)."""
         inputs = with_padding(self.item_inputs)[batch.items].unsqueeze(2)  # (batch, length, 1, C)
         decays = self.decays.expand(-1, inputs.shape[-1])  # (2, C)
-        state = scan((1 - decays) * inputs, decays).flatten(2)  # (batch, length, 2 C)
+        return scan((1 - decays) * inputs, decays).flatten(2)
+
+    def encode(self, batch: Batch, vectors: torch.Tensor) -> torch.Tensor:
+        state = self.state(batch)
         right = torch.sigmoid(
             state @ self.gates.T + self.user_features(batch.users).unsqueeze(1) + self.gate_bias
         )  # (batch, length, nodes)
@@ -97,13 +101,15 @@ class SoftTree(SequenceModel):
         warm = self.items.warm_items
         return torch.logsumexp(self.items.vectors()[:warm] + self.items.bias.unsqueeze(1), dim=0)
 
+    def likely(self, vectors: torch.Tensor, biases: torch.Tensor) -> torch.Tensor:
+        """The probability of these items in every leaf, (items, leaves)."""
+        return torch.exp(vectors + biases.unsqueeze(1) - self.log_totals())
+
     def score(self, hidden: torch.Tensor, vectors: torch.Tensor, biases: torch.Tensor) -> torch.Tensor:
-        leaves = torch.exp(vectors + biases.unsqueeze(1) - self.log_totals())  # (items, leaves)
-        return torch.log(hidden @ leaves.T + _SMALLEST)
+        return torch.log(hidden @ self.likely(vectors, biases).T + _SMALLEST)
 
     def score_own(self, hidden: torch.Tensor, vectors: torch.Tensor, biases: torch.Tensor) -> torch.Tensor:
-        leaves = torch.exp(vectors + biases.unsqueeze(1) - self.log_totals())
-        return torch.log((hidden * leaves).sum(-1) + _SMALLEST)
+        return torch.log((hidden * self.likely(vectors, biases)).sum(-1) + _SMALLEST)
 
 
 def item_inputs(dataset: Dataset, most_popular: int) -> NDArray[np.float32]:
@@ -139,10 +145,8 @@ def describe_tree(model: SoftTree, dataset: Dataset, batch: Batch, questions: in
     warm = model.items.warm_items
     with torch.inference_mode():
         paths = model.encode(batch, model.items.vectors())[batch.targets == 0]  # (users, leaves)
-        decays = model.decays.expand(-1, model.item_inputs.shape[1])
-        inputs = with_padding(model.item_inputs)[batch.items].unsqueeze(2)
-        spread = scan((1 - decays) * inputs, decays).flatten(2)[batch.targets == 0].std(0, unbiased=False)
-        leaves = torch.exp(model.items.vectors()[:warm] + model.items.bias.unsqueeze(1) - model.log_totals()).T
+        spread = model.state(batch)[batch.targets == 0].std(0, unbiased=False)
+        leaves = model.likely(model.items.vectors()[:warm], model.items.bias).T
         users = dataset.user_features.dense()
         user_pull = model.user_features.table.numpy() * users.std(0)[:, None]  # (columns, nodes)
     named = input_names(dataset, model.item_inputs.shape[1])

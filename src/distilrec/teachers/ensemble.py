@@ -72,16 +72,14 @@ def calibrated_ensemble(members: Sequence[Teacher], dataset: Dataset, seed: int)
     users, targets = owners[usable], torch.from_numpy(asked.targets[usable].astype(np.int64))
     needed, place = np.unique(users, return_inverse=True)
     histories = dataset.histories(asked.histories.users[needed], dataset.train_end[asked.histories.users[needed]])
-    with torch.inference_mode():
-        each = torch.stack(
-            [torch.from_numpy(member.scores(histories)[:, : dataset.info.warm_items].copy()) for member in members]
-        )  # (members, users, items)
+    scores = [member.scores(histories)[:, : dataset.info.warm_items] for member in members]
+    each = torch.from_numpy(np.stack(scores))  # (members, users, items)
     seen = torch.zeros(each.shape[1:], dtype=torch.bool)
     if asked.exclude_seen:
         rows = np.repeat(np.arange(len(histories)), np.diff(histories.offsets))
         warm = histories.items < dataset.info.warm_items
         seen[rows[warm], histories.items[warm]] = True
-    each, seen, index = each.clone(), seen.clone(), torch.from_numpy(place.reshape(-1))
+    index = torch.from_numpy(place.reshape(-1))
     scales = each.masked_fill(seen, 0.0).std((1, 2)).clamp(min=1e-6)  # (members,): all begin with scores of like size
     raw = torch.full((len(members),), 1.0 / len(members), requires_grad=True)
     optimizer = torch.optim.Adam([raw], lr=0.05)

@@ -34,8 +34,7 @@ class Cost:
 
 class Teacher(Protocol):
     """identity: a hash that changes when the answers do; max_history: events that it looks at; state_dim: channels of its
-    hidden layer, 0 for none; per_user: it says the same about all events of a user; logits: its scores are meant for a
-    softmax.
+    hidden layer, 0 for none; per_user: it says the same about all events of a user.
     """
 
     identity: str

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from distilrec.data.dataset import UNKNOWN_ITEM, Dataset, Histories
+from distilrec.data.dataset import Dataset, Histories
 from distilrec.teachers.external import FunctionTeacher, function_teacher
 
 
@@ -15,7 +15,7 @@ def training_matrix(dataset: Dataset) -> Any:
     """Who had what how often in training: a scipy CSR matrix (users, items with training rows), for `model.fit`."""
     from scipy.sparse import csr_matrix
 
-    rows = np.flatnonzero(dataset.is_training() & (dataset.items != UNKNOWN_ITEM))
+    rows = dataset.training_rows()
     shape = (dataset.users, dataset.info.warm_items)
     ones = np.ones(len(rows), np.float32)
     return csr_matrix((ones, (dataset.user_rows()[rows], dataset.items[rows])), shape=shape)

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from distilrec.data.dataset import UNKNOWN_ITEM, Dataset, Histories
+from distilrec.data.dataset import Dataset, Histories
 from distilrec.errors import TeacherError
 from distilrec.teachers.external import FunctionTeacher, function_teacher
 
@@ -26,7 +26,7 @@ def keras_inputs(histories: Histories, length: int) -> NDArray[np.int32]:
 
 def keras_training_data(dataset: Dataset, length: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
     """Training rows as inputs (rows, length) and targets (rows,), both item + 1, for `model.fit`."""
-    rows = np.flatnonzero(dataset.is_training() & (dataset.items != UNKNOWN_ITEM))
+    rows = dataset.training_rows()
     histories = dataset.histories(dataset.user_rows()[rows], rows)
     return keras_inputs(histories, length), dataset.items[rows] + 1
 

@@ -9,14 +9,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from distilrec.data.dataset import UNKNOWN_ITEM, Dataset, Histories
+from distilrec.data.dataset import Dataset, Histories
 from distilrec.errors import TeacherError
 from distilrec.teachers.external import FunctionTeacher, function_teacher
 
 
 def write_atomic_file(dataset: Dataset, folder: Path, name: str) -> Path:
     """Writes the training rows as `folder/name/name.inter`, RecBole's own format, with the ids of the log."""
-    rows = np.flatnonzero(dataset.is_training() & (dataset.items != UNKNOWN_ITEM))
+    rows = dataset.training_rows()
     users = dataset.user_rows()[rows]
     path = folder / name / f"{name}.inter"
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from distilrec.data.dataset import UNKNOWN_ITEM, Dataset
+from distilrec.data.dataset import Dataset
 from distilrec.errors import TeacherError
 from distilrec.teachers.external import UserScores, user_scores
 
@@ -15,7 +15,7 @@ def training_frame(dataset: Dataset) -> Any:
     """The training rows as the pandas frame that `rectools.dataset.Dataset.construct` takes, with the ids of the log."""
     import pandas as pd
 
-    rows = np.flatnonzero(dataset.is_training() & (dataset.items != UNKNOWN_ITEM))
+    rows = dataset.training_rows()
     users, items = np.array(dataset.info.user_ids), np.array(dataset.info.item_ids)
     return pd.DataFrame(
         {
