@@ -267,12 +267,14 @@ def test_damaged_bundles_are_refused(bundle, name, damage):
     assert caught.value.fix
 
 
-def test_newer_formats_are_refused(bundle):
+@pytest.mark.parametrize(("version", "fix"), [(99, "upgrade distilrec"), (1, "train and export the student again")])
+def test_other_formats_are_refused(bundle, version, fix):
     path = bundle / "manifest.json"
-    manifest = json.loads(path.read_text()) | {"format_version": 99}
+    manifest = json.loads(path.read_text()) | {"format_version": version}
     path.write_text(json.dumps(manifest))
-    with pytest.raises(BundleVersionError, match="has format 99; this distilrec reads up to 1"):
+    with pytest.raises(BundleVersionError, match=f"has format {version}; this distilrec reads 2") as caught:
         load(bundle)
+    assert fix in caught.value.fix
 
 
 @settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -7,6 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from distilrec.data.dataset import Histories
 from distilrec.errors import ConfigError, FileMissingError, TrainingError
@@ -113,6 +114,9 @@ def test_save_and_load(config, small, tmp_path):
         load_model(tmp_path / "model", small)
     with pytest.raises(FileMissingError, match="train it first"):
         load_model(tmp_path / "nowhere", small)
+    save_file({"of": torch.zeros(3)}, tmp_path / "model" / "model.safetensors")
+    with pytest.raises(TrainingError, match="another version of distilrec"):
+        load_model(tmp_path / "model", small)
 
 
 def test_scan_is_the_recurrence():

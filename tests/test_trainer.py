@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from distilrec.distill.distillation import DistillationConfig, distillation_loss
 from distilrec.distill.losses import ground_truth_loss, hard_loss, soft_loss_stored
@@ -64,6 +65,10 @@ def test_a_checkpoint_of_another_run_is_refused(small, tmp_path):
         train_model(STUDENT, small, TRAINING, seed=3, checkpoint=tmp_path, on_epoch=interrupt_after(1))
     with pytest.raises(TrainingError, match="belongs to a run with another seed"):
         train_model(STUDENT, small, TRAINING, seed=4, checkpoint=tmp_path)
+    whole = load_file(tmp_path / "epoch-1.safetensors")
+    save_file(whole | {"model/theta": torch.zeros(1, 2)}, tmp_path / "epoch-1.safetensors")
+    with pytest.raises(TrainingError, match="another version of distilrec"):
+        train_model(STUDENT, small, TRAINING, seed=3, checkpoint=tmp_path)
     (tmp_path / "epoch-1.safetensors").write_bytes(b"half a file")
     with pytest.raises(TrainingError, match="cannot be read"):
         train_model(STUDENT, small, TRAINING, seed=3, checkpoint=tmp_path)

@@ -153,6 +153,11 @@ def load_model(folder: Path, dataset: Dataset) -> TrainedModel:
             file=str(folder),
         )
     model = build_model(record.config, dataset, record.seed)
-    model.load_state_dict(tensors)
+    try:
+        model.load_state_dict(tensors)
+    except RuntimeError:  # torch's word for names or shapes that do not fit
+        raise TrainingError(
+            f"the model in {folder} was made by another version of distilrec", fix=f"delete {folder} and train it again"
+        ) from None
     model.eval()
     return TrainedModel(model, record)

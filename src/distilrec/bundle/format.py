@@ -30,7 +30,7 @@ from distilrec.encoding import FeatureEncoder
 from distilrec.errors import BundleCorruptedError, BundleMissingError, BundleVersionError, StorageError
 from distilrec.texts import pack_texts, unpack_texts
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 WEIGHTS, CATALOGUE, HISTORY = "weights.safetensors", "catalogue.safetensors", "history.safetensors"
 StudentKind = Literal["recurrent", "mlp", "soft_tree"]
 Arrays = dict[str, NDArray[Any]]
@@ -197,10 +197,11 @@ def _read_manifest(path: Path) -> Manifest:
     data = path.read_bytes()
     try:
         version = msgspec.json.decode(data, type=dict[str, Any]).get("format_version")
-        if isinstance(version, int) and version > FORMAT_VERSION:
+        if isinstance(version, int) and version != FORMAT_VERSION:
+            upgrade = "upgrade distilrec (pip install -U distilrec)"
             raise BundleVersionError(
-                f"{path} has format {version}; this distilrec reads up to {FORMAT_VERSION}",
-                fix="upgrade distilrec (pip install -U distilrec), or export the bundle again",
+                f"{path} has format {version}; this distilrec reads {FORMAT_VERSION}",
+                fix=f"{upgrade}, or export again" if version > FORMAT_VERSION else "train and export the student again",
                 file=str(path),
             )
         manifest = msgspec.json.decode(data, type=Manifest)
@@ -263,8 +264,8 @@ def weight_shapes(kind: StudentKind, dim: int, event_types: int, weights: Arrays
             "gain": (event_types, dim),
             "decay": (scales, dim),
             "mix": (dim, scales * dim),
-            "inner_norm": (dim,),
-            "widen": (wide, dim),
+            "inner_norm": ((scales + 1) * dim,),
+            "widen": (wide, (scales + 1) * dim),
             "widen_bias": (wide,),
             "narrow": (dim, wide),
             "narrow_bias": (dim,),

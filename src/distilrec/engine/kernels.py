@@ -58,27 +58,32 @@ def without_each_recurrent(items, events, vectors, gain, decay, scale, out):  # 
 
 @kernel
 def query_recurrent(  # type: ignore[no-untyped-def]
-    state, user, mix, inner, widen, widen_bias, narrow, narrow_bias, outer, epsilon, query
+    state, user, mix, widen, widen_bias, narrow, narrow_bias, outer, epsilon, query
 ):
-    """R = W h + x_last + U f_u; q = norm(r + MLP(norm(r))) into `query` (dim,)."""
+    """Q = norm(W h + x_last + U f_u + MLP(norm([h, x_last + U f_u]))) into `query` (dim,).
+
+    widen: (wide, (scales + 1) dim), its columns times the gains of the inner norm.
+    """
     dim = query.shape[0]
     scales = state.shape[0] - 1
-    r = np.empty(dim, np.float32)
+    known = np.empty((scales + 1) * dim, np.float32)
     square = np.float32(0.0)
-    for c in range(dim):
-        value = state[scales, c] + user[c]
-        for s in range(scales):
-            for j in range(dim):
-                value += mix[c, s * dim + j] * state[s, j]
-        r[c] = value
-        square += value * value
-    norm = np.float32(1.0) / math.sqrt(square / np.float32(dim) + epsilon)
-    for c in range(dim):
-        query[c] = r[c] + narrow_bias[c]
-    for w in range(widen.shape[0]):
-        value = widen_bias[w]
+    for s in range(scales + 1):
         for c in range(dim):
-            value += widen[w, c] * (r[c] * norm * inner[c])
+            value = state[s, c] + (user[c] if s == scales else np.float32(0.0))
+            known[s * dim + c] = value
+            square += value * value
+    norm = np.float32(1.0) / math.sqrt(square / np.float32(known.shape[0]) + epsilon)
+    for c in range(dim):
+        value = known[scales * dim + c] + narrow_bias[c]
+        for j in range(scales * dim):
+            value += mix[c, j] * known[j]
+        query[c] = value
+    for w in range(widen.shape[0]):
+        value = np.float32(0.0)
+        for j in range(known.shape[0]):
+            value += widen[w, j] * known[j]
+        value = widen_bias[w] + norm * value
         activated = value / (np.float32(1.0) + math.exp(-value))  # SiLU
         for c in range(dim):
             query[c] += narrow[w, c] * activated
@@ -177,13 +182,13 @@ def top_k(scores, seen, mask, k, best_items, best_scores):  # type: ignore[no-un
 
 @kernel
 def recommend_recurrent(  # type: ignore[no-untyped-def]
-    state, user, mix, inner, widen, widen_bias, narrow, narrow_bias, outer, epsilon,
+    state, user, mix, widen, widen_bias, narrow, narrow_bias, outer, epsilon,
     columns, biases, seen, mask, k, query, scores, best_items, best_scores,
 ):  # fmt: skip
     """`query_recurrent`, `scores_dot` and `top_k` in one call: entering compiled code costs as much as a small scan."""
     dim = outer.shape[0]
     query_recurrent(
-        state, user, mix, inner, widen, widen_bias, narrow, narrow_bias, outer, epsilon, query[:dim]
+        state, user, mix, widen, widen_bias, narrow, narrow_bias, outer, epsilon, query[:dim]
     )  # fmt: skip
     scores_dot(query, columns, biases, scores)
     return top_k(scores, seen, mask, k, best_items, best_scores)
@@ -191,12 +196,12 @@ def recommend_recurrent(  # type: ignore[no-untyped-def]
 
 @kernel
 def queries_recurrent(  # type: ignore[no-untyped-def]
-    states, user, mix, inner, widen, widen_bias, narrow, narrow_bias, outer, epsilon, queries
+    states, user, mix, widen, widen_bias, narrow, narrow_bias, outer, epsilon, queries
 ):
     """`query_recurrent` for several states of one user, (n, scales + 1, dim), into `queries` (n, dim)."""
     for n in range(states.shape[0]):
         query_recurrent(
-            states[n], user, mix, inner, widen, widen_bias, narrow, narrow_bias, outer, epsilon, queries[n]
+            states[n], user, mix, widen, widen_bias, narrow, narrow_bias, outer, epsilon, queries[n]
         )  # fmt: skip
 
 

@@ -102,8 +102,7 @@ class RecurrentRuntime:
         self._scale = np.sqrt(1 - self._decay**2)
         self._weights = (
             w["mix"],
-            w["inner_norm"],
-            w["widen"],
+            w["widen"] * w["inner_norm"],
             w["widen_bias"],
             np.ascontiguousarray(w["narrow"].T),
             w["narrow_bias"],

@@ -1,16 +1,16 @@
 """The `recurrent` student (the default): S decaying averages of item vectors per user, updated in O(S d) per event.
 
     h_t = a * h_{t-1} + sqrt(1 - a^2) * (g_e * x_i),  a = sigmoid(theta)      the state
-    r   = W h + x_last + U f_u,   q = norm(r + MLP(norm(r)))                   the query (z)
+    w   = [h, x_last + U f_u]                                                  what is known of the user
+    q   = norm(W h + x_last + U f_u + MLP(norm(w)))                            the query (z)
     s_i = q . v_i + b_i,          v_i = E_i + F f_i                            the score (W2 z + b2)
 
-A diagonal linear recurrence as in LRU (Orvieto et al. 2023, eq. 5 to 7, real-valued); norm is RMSNorm. Training
-runs the recurrence in parallel over time; the engine runs it one event at a time.
+A diagonal linear recurrence as in LRU (Orvieto et al. 2023, eq. 5 to 7, real-valued); norm is RMSNorm. The MLP reads
+every time scale by itself: reading only their sum cost .013 to .017 of validation NDCG@10 on ML-1M (docs/quality.md).
+Training runs the recurrence in parallel over time; the engine runs it one event at a time.
 """
 
 from __future__ import annotations
-
-import math
 
 import msgspec
 import torch
@@ -22,6 +22,7 @@ from distilrec.training.batches import Batch
 from distilrec.training.model import FeatureProjection, ItemTower, SequenceModel, with_padding
 
 NORM_EPSILON = 1e-6
+_LONGEST = 128.0  # events, the time constant of the slowest scale before training; that of the fastest is one event
 
 
 class RecurrentConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="recurrent", tag_field="kind"):
@@ -44,12 +45,13 @@ class Recurrent(SequenceModel):
         self.items = ItemTower(dataset, dim)
         self.user_features = FeatureProjection(dataset.user_features, dim)
         self.gain = nn.Parameter(torch.ones(len(dataset.info.event_types), dim))
-        # Time constants from 4 to 64 events, spread over the scales; channels of one scale start equal.
-        steps = torch.logspace(math.log10(4), math.log10(64), config.scales).unsqueeze(1).expand(-1, dim)
+        exponents = torch.linspace(0, 1, config.scales) if config.scales > 1 else torch.tensor([0.5])
+        steps = (_LONGEST**exponents).unsqueeze(1).expand(-1, dim)  # (scales, dim), in events
         self.theta = nn.Parameter(torch.logit(torch.exp(-1 / steps)) + 0.1 * torch.randn(config.scales, dim))
         self.mix = nn.Linear(config.scales * dim, dim, bias=False)
-        self.inner_norm = nn.RMSNorm(dim, eps=NORM_EPSILON)
-        self.widen = nn.Linear(dim, config.expansion * dim)
+        known = (config.scales + 1) * dim
+        self.inner_norm = nn.RMSNorm(known, eps=NORM_EPSILON)
+        self.widen = nn.Linear(known, config.expansion * dim)
         self.narrow = nn.Linear(config.expansion * dim, dim)
         self.outer_norm = nn.RMSNorm(dim, eps=NORM_EPSILON)
 
@@ -59,9 +61,10 @@ class Recurrent(SequenceModel):
         decay = torch.sigmoid(self.theta)  # (scales, dim)
         inputs = (self.gain[batch.events] * x).unsqueeze(2) * torch.sqrt(1 - decay**2)  # (batch, length, scales, dim)
         state = scan(inputs, decay).flatten(2)  # (batch, length, scales * dim)
-        r = self.mix(state) + x + self.user_features(batch.users).unsqueeze(1)
-        r = functional.dropout(r, self.dropout, self.training)
-        q: torch.Tensor = self.outer_norm(r + self.narrow(functional.silu(self.widen(self.inner_norm(r)))))
+        latest = x + self.user_features(batch.users).unsqueeze(1)
+        r = functional.dropout(self.mix(state) + latest, self.dropout, self.training)
+        known = functional.dropout(torch.cat([state, latest], dim=-1), self.dropout, self.training)
+        q: torch.Tensor = self.outer_norm(r + self.narrow(functional.silu(self.widen(self.inner_norm(known)))))
         return q
 
 

@@ -338,8 +338,15 @@ def _load(
             fix=f"delete {folder} to begin anew, or use the configuration it was made with",
             file=str(folder),
         )
-    model.load_state_dict(_under("model/", tensors))
-    averaged.load_state_dict(_under("averaged/", tensors))
+    try:
+        model.load_state_dict(_under("model/", tensors))
+        averaged.load_state_dict(_under("averaged/", tensors))
+    except RuntimeError:  # torch's word for names or shapes that do not fit
+        raise TrainingError(
+            f"the checkpoint in {folder} was made by another version of distilrec",
+            fix=f"delete {folder} to begin anew",
+            file=str(folder),
+        ) from None
     best.update(_under("best/", tensors))
     state: dict[int, dict[str, torch.Tensor]] = {}
     for name, tensor in tensors.items():
