@@ -16,6 +16,7 @@ from distilrec.distill import losses
 from distilrec.errors import ConfigError
 from distilrec.knowledge.store import LabelStore, StoredLabels
 from distilrec.models import OnEpoch, StudentConfig, TrainedModel, build_model, finished, training_task
+from distilrec.students.soft_tree import SoftTreeConfig
 from distilrec.training.model import SequenceModel
 from distilrec.training.trainer import Loss, Scored, TrainingConfig, train
 
@@ -26,6 +27,8 @@ class DistillationConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True
     curriculum: with an ensemble as the teacher, keep the labels of each member and combine each position's soft losses by
     `losses.curriculum_loss`, instead of the labels of the average.
     rd, rrd, plackett_luce, rce, unkd, hint: the losses of `distilrec.distill.losses`; they read the first teacher.
+    dropout: of the student while it is distilled, in place of its own: soft labels keep it from overfitting by themselves, and
+    with dropout it cannot follow its teacher closely. Without distillation the student keeps its own.
     own_candidates: L of RCE, how many of the student's best items are candidates; groups: of popularity, for UnKD.
     """
 
@@ -41,6 +44,7 @@ class DistillationConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True
     own_candidates: int = 50
     groups: int = 4
     curriculum: bool = False
+    dropout: float | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.soft_weight <= 1:
@@ -52,6 +56,10 @@ class DistillationConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True
                 raise ConfigError(f"{name} is {getattr(self, name)}", fix="use 0 or more", parameter=name)
         if self.temperature <= 0:
             raise ConfigError(f"temperature is {self.temperature}", fix="use more than 0", parameter="temperature")
+        if self.dropout is not None and not 0 <= self.dropout < 1:
+            raise ConfigError(
+                f"dropout is {self.dropout}", fix="use a share from 0 to below 1", parameter="distillation.dropout"
+            )
         for name in ("own_candidates", "groups"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}", fix="use at least 1", parameter=name)
@@ -79,6 +87,8 @@ def distil(
             fix="set negatives = 0 in student_training (the comparison without distillation uses the same setting)",
             parameter="negatives",
         )
+    if distillation.dropout is not None and not isinstance(config, SoftTreeConfig):  # a tree has no dropout
+        config = msgspec.structs.replace(config, dropout=distillation.dropout)
     model = build_model(config, dataset, seed)
     if distillation.hint_weight:
         with torch.random.fork_rng(devices=[]):
