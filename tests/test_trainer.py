@@ -5,12 +5,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from distilrec.distill.distillation import DistillationConfig, distillation_loss
+from distilrec.distill.distillation import DistillationConfig, distil, distillation_loss
 from distilrec.distill.losses import ground_truth_loss, hard_loss, soft_loss_stored
 from distilrec.errors import ConfigError, LabelStoreError, TrainingError
 from distilrec.knowledge.extract import LabelConfig, extract_labels
 from distilrec.knowledge.store import open_labels
-from distilrec.models import build_model, train_model
+from distilrec.models import build_model, finished, train_model
 from distilrec.students.mlp import MlpConfig
 from distilrec.students.recurrent import RecurrentConfig
 from distilrec.students.soft_tree import SoftTreeConfig
@@ -18,7 +18,17 @@ from distilrec.teachers.dnn import DnnConfig
 from distilrec.training.batches import training_batches, training_windows
 from distilrec.training.memory import peak_memory, reset_peak_memory, reuse_freed_memory
 from distilrec.training.model import TorchScorer
-from distilrec.training.trainer import MASKED_LOGIT, Scored, TrainingConfig, _score, ground_truth, seen_items, train
+from distilrec.training.trainer import (
+    MASKED_LOGIT,
+    Epoch,
+    Scored,
+    TrainingConfig,
+    TrainingResult,
+    _score,
+    ground_truth,
+    seen_items,
+    train,
+)
 from distilrec.training.validation import validation_ndcg
 from tests.small_run import dataset
 
@@ -117,6 +127,23 @@ def test_a_loss_that_is_not_finite_stops_the_training(small):
         train(model, small, lambda scored: scored.logits.sum() * float("nan"), TRAINING, seed=0)
 
 
+def test_a_student_may_be_distilled_without_its_dropout(small, tmp_path):
+    teacher = build_model(DnnConfig(dim=8, hidden=8, layers=1, max_history=12), small, 0)
+    trained = finished(teacher, DnnConfig(dim=8), 0, small, TrainingResult((Epoch(1, 1.0, 0.1, 0.5),), 1))
+    labels = extract_labels(trained, small, tmp_path, LabelConfig(top_k=5, samples=5), seed=0)
+    config = RecurrentConfig(dim=8, max_history=12, dropout=0.5)
+
+    def distilled(config, dropout):
+        training = TrainingConfig(epochs=2, patience=2, batch_size=16)
+        return distil(config, small, labels, training, DistillationConfig(dropout=dropout), seed=0)
+
+    without = distilled(config, 0.0)
+    assert without.record.config == RecurrentConfig(dim=8, max_history=12, dropout=0.0)
+    assert without.record.identity == distilled(without.record.config, None).record.identity
+    assert distilled(config, None).record.config == config
+    assert distilled(SoftTreeConfig(depth=2, max_history=12), 0.0).record.config == SoftTreeConfig(2, max_history=12)
+
+
 @pytest.mark.parametrize("config", [STUDENT, MlpConfig(dim=8, hidden=8, max_history=12)])
 def test_distillation_pulls_the_student_to_the_teacher(config, small, tmp_path):
     teacher = train_model(DnnConfig(dim=8, hidden=32, layers=1, max_history=12), small, TRAINING, seed=0)
@@ -209,6 +236,7 @@ def test_labels_are_used_again_and_checked(small, tmp_path):
     ("make", "parameter"),
     [
         (lambda: DistillationConfig(soft_weight=1.5), "soft_weight"),
+        (lambda: DistillationConfig(dropout=1.0), "dropout"),
         (lambda: DistillationConfig(hard_weight=-1), "hard_weight"),
         (lambda: DistillationConfig(temperature=0), "temperature"),
         (lambda: TrainingConfig(epochs=0), "epochs"),

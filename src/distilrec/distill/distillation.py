@@ -27,8 +27,8 @@ class DistillationConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True
     curriculum: with an ensemble as the teacher, keep the labels of each member and combine each position's soft losses by
     `losses.curriculum_loss`, instead of the labels of the average.
     rd, rrd, plackett_luce, rce, unkd, hint: the losses of `distilrec.distill.losses`; they read the first teacher.
-    dropout: of the student while it is distilled, in place of its own: soft labels keep it from overfitting by themselves, and
-    with dropout it cannot follow its teacher closely. Without distillation the student keeps its own.
+    dropout: of the student while it is distilled, in place of its own: soft labels keep it from overfitting, and with
+    dropout it cannot follow its teacher closely. Without distillation the student keeps its own.
     own_candidates: L of RCE, how many of the student's best items are candidates; groups: of popularity, for UnKD.
     """
 
@@ -57,9 +57,7 @@ class DistillationConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True
         if self.temperature <= 0:
             raise ConfigError(f"temperature is {self.temperature}", fix="use more than 0", parameter="temperature")
         if self.dropout is not None and not 0 <= self.dropout < 1:
-            raise ConfigError(
-                f"dropout is {self.dropout}", fix="use a share from 0 to below 1", parameter="distillation.dropout"
-            )
+            raise ConfigError(f"dropout is {self.dropout}", fix="use a share from 0 to below 1", parameter="dropout")
         for name in ("own_candidates", "groups"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}", fix="use at least 1", parameter=name)
