@@ -43,7 +43,8 @@ class Choice:
         lines = [f"# validation NDCG@10 {self.validation_ndcg:.4f} in trial {self.trial}"]
         for name, config in sections:
             lines += ["", f"[{name}]"]
-            lines += [f"{key} = {json.dumps(value)}" for key, value in msgspec.to_builtins(config).items()]
+            known = {key: value for key, value in msgspec.to_builtins(config).items() if value is not None}
+            lines += [f"{key} = {json.dumps(value)}" for key, value in known.items()]
         return "\n".join(lines) + "\n"
 
 
