@@ -272,7 +272,7 @@ def test_other_formats_are_refused(bundle, version, fix):
     path = bundle / "manifest.json"
     manifest = json.loads(path.read_text()) | {"format_version": version}
     path.write_text(json.dumps(manifest))
-    with pytest.raises(BundleVersionError, match=f"has format {version}; this distilrec reads 2") as caught:
+    with pytest.raises(BundleVersionError, match=f"has format {version}; this distilrec reads 3") as caught:
         load(bundle)
     assert fix in caught.value.fix
 

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import App, CycloptsError, Parameter
 
@@ -226,6 +226,10 @@ def serve(
     bundle_root: Annotated[
         Path | None, Parameter(help="Folder that bundles may be loaded from; the one that holds the bundle by default.")
     ] = None,
+    search: Annotated[
+        Literal["exact", "quantised", "graph"] | None,
+        Parameter(help="How the best items are found, if not as exported."),
+    ] = None,
     max_users: Annotated[int, Parameter(help="Users whose state stays in memory.")] = 200_000,
     max_events: Annotated[int, Parameter(help="Latest events of a user that are remembered as seen.")] = 10_000,
     max_k: Annotated[int, Parameter(help="Most items in one answer.")] = 1_000,
@@ -250,6 +254,7 @@ def serve(
             keys=None if keys is None else str(keys),
             without_keys=without_keys,
             bundle_root=None if bundle_root is None else str(bundle_root),
+            search=search,
             max_users=max_users,
             max_events=max_events,
             max_k=max_k,

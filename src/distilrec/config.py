@@ -7,6 +7,7 @@ from pathlib import Path
 
 import msgspec
 
+from distilrec.bundle.export import BundleConfig
 from distilrec.data.cleaning import Cleaning
 from distilrec.data.fetch import DATASETS
 from distilrec.data.schema import Schema
@@ -65,6 +66,7 @@ class RunConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     student: StudentConfig = RecurrentConfig()
     student_training: TrainingConfig = TrainingConfig(epochs=40, patience=40, learning_rate=4e-3)
     distillation: DistillationConfig = DistillationConfig()
+    bundle: BundleConfig = BundleConfig()
     seed: int = 0
     teacher_seed: int | None = None
 

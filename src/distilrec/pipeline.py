@@ -309,11 +309,14 @@ def export(run: Run, dataset: Dataset) -> Manifest:
     """The bundle of the distilled student, and of the one without distillation where it has been trained."""
     teacher = _teacher(run, dataset)
     student = load_model(run.folder / "student", dataset)
-    manifest = export_bundle(student, dataset, run.bundle, teacher=teacher)
+    manifest = export_bundle(student, dataset, run.bundle, teacher=teacher, config=run.config.bundle)
     if (run.folder / "alone" / "model.json").is_file():
-        export_bundle(load_model(run.folder / "alone", dataset), dataset, run.bundle_alone)
+        alone = load_model(run.folder / "alone", dataset)
+        export_bundle(alone, dataset, run.bundle_alone, config=run.config.bundle)
+    search = manifest.search
     run.progress.say(
         f"bundle in {run.bundle}: model {manifest.model_version}, {model_bytes(manifest):,} bytes of model"
+        + (f", {search.kind} search with recall@10 {search.recall:.4f}" if search.kind != "exact" else "")
     )
     return manifest
 

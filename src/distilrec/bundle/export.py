@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import time
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 import numpy as np
@@ -15,15 +17,21 @@ from torch.nn import functional
 from distilrec._version import __version__
 from distilrec.attributes import pack_attributes
 from distilrec.bundle.format import (
+    GRAPH,
     Arrays,
     Golden,
     Manifest,
+    SearchInfo,
+    SearchKind,
     StudentKind,
     read_bundle,
     write_bundle,
 )
 from distilrec.data.dataset import Dataset, Histories
 from distilrec.encoding import FeatureMatrix
+from distilrec.engine.recommender import embed_bag
+from distilrec.engine.runtime import make_runtime
+from distilrec.engine.search import build_graph
 from distilrec.errors import ConfigError
 from distilrec.evaluate.ranking import Questions, rank
 from distilrec.models import TrainedModel
@@ -37,7 +45,25 @@ from distilrec.training.model import FeatureProjection, SequenceModel, TorchScor
 _GOLDEN_LENGTHS = (0, 1, 5, 20, 80)
 _GOLDEN_DEPTH = 10
 _TEACHER_DEPTH = 20
-_CHUNK = 256  # users per pass of the teacher
+_SCORES = 2**24  # of the teacher at once
+_EXACT_UP_TO, _QUANTISED_UP_TO = 50_000, 200_000  # items: what `auto` chooses
+_RECALL_DEPTH, _RECALL_USERS = 10, 500
+
+
+class BundleConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """search: how the best items are found: exact, quantised (a scan in 8 bits), graph (HNSW), or auto, by the number of
+    items. connectivity, expansion_add, expansion_search: of the graph, as in usearch; more is better and slower.
+    """
+
+    search: SearchKind | Literal["auto"] = "auto"
+    connectivity: int = 16
+    expansion_add: int = 128
+    expansion_search: int = 128
+
+    def __post_init__(self) -> None:
+        for name in ("connectivity", "expansion_add", "expansion_search"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"bundle.{name} is {getattr(self, name)}", fix="use at least 1", parameter=name)
 
 
 def export_bundle(
@@ -48,11 +74,13 @@ def export_bundle(
     teacher: Teacher | TrainedModel | None = None,
     metrics: dict[str, float] | None = None,
     with_history: bool = True,
+    config: BundleConfig | None = None,
 ) -> Manifest:
     """Writes a bundle; `with_history=False` leaves all user data out.
 
     teacher: whom the student learned from; its best items for every user go with the history, to be compared with.
-    Raises ConfigError for a model that is no student.
+    Raises ConfigError for a model that is no student and for a search that this kind of student cannot do, and
+    MissingExtraError where a graph is asked for and usearch is not installed.
     """
     student = trained.model
     knows = None if teacher is None else as_teacher(teacher)
@@ -61,8 +89,13 @@ def export_bundle(
     with torch.inference_mode():
         weights["vectors"] = _item_vectors(student)
         weights["biases"] = student.items.biases().numpy()
+    kind = _kind(student)
+    search = choose_search(config or BundleConfig(), kind, dataset.catalogue_size)
+    folder.mkdir(parents=True, exist_ok=True)
+    if search.kind == "graph":
+        build_graph(weights["vectors"], weights["biases"], search, folder / GRAPH)
     manifest = Manifest(
-        kind=_kind(student),
+        kind=kind,
         dim=weights["vectors"].shape[1],
         items=dataset.catalogue_size,
         parameters=student.parameter_count(),
@@ -77,16 +110,73 @@ def export_bundle(
         golden=tuple(_golden(student, dataset)),
         files={},
         distilrec=__version__,
+        search=search,
     )
     catalogue = pack_texts("ids", info.item_ids) | pack_texts("titles", info.titles)
     catalogue |= {"popularity": dataset.popularity()} | pack_attributes(dataset.attributes)
-    return write_bundle(folder, manifest, weights, catalogue, _history(dataset, knows) if with_history else None)
+    manifest = write_bundle(folder, manifest, weights, catalogue, _history(dataset, knows) if with_history else None)
+    if search.kind == "exact":
+        return manifest
+    recall, queries = search_recall(folder, dataset)
+    return _change(folder, search=msgspec.structs.replace(search, recall=recall, queries=queries))
+
+
+def choose_search(config: BundleConfig, kind: StudentKind, items: int) -> SearchInfo:
+    """What `auto` stands for. Raises ConfigError for a search that this kind of student cannot do."""
+    chosen = config.search
+    if chosen == "auto":
+        chosen = "exact"
+        if kind == "recurrent" and items > _EXACT_UP_TO:
+            chosen = "graph" if items > _QUANTISED_UP_TO and find_spec("usearch") else "quantised"
+    if chosen != "exact" and kind != "recurrent":
+        raise ConfigError(
+            f"a student of kind {kind} is always searched exactly, not by {chosen!r}",
+            fix='leave [bundle] search out, or use "exact"',
+            parameter="bundle.search",
+        )
+    if chosen != "graph":
+        return SearchInfo(chosen)
+    return SearchInfo(
+        chosen,
+        connectivity=config.connectivity,
+        expansion_add=config.expansion_add,
+        expansion_search=config.expansion_search,
+    )
+
+
+def search_recall(folder: Path, dataset: Dataset) -> tuple[float, int]:
+    """Share of the exact ten best unseen items that the search of a bundle finds, and for how many users this was asked."""
+    bundle = read_bundle(folder)
+    asked, exact = make_runtime(bundle), make_runtime(bundle, "exact")
+    rng = np.random.default_rng(0)
+    users = rng.choice(dataset.users, min(_RECALL_USERS, dataset.users), replace=False)
+    histories = dataset.histories(users, dataset.offsets[users + 1])
+    features, everything = dataset.user_features, np.zeros(0, np.uint8)
+    found = wanted = 0
+    for k, user in enumerate(users):
+        state = exact.new_state()
+        rows = slice(histories.offsets[k], histories.offsets[k + 1])
+        exact.fold(state, histories.items[rows], histories.events[rows])
+        known = embed_bag(
+            zip(features.columns[user], features.weights[user], strict=True), bundle.weights["user_table"]
+        )
+        seen = np.zeros(0, np.int32) if dataset.info.repeats else histories.of(k)
+        depth = min(_RECALL_DEPTH, dataset.catalogue_size)
+        theirs, _ = exact.best(state, known, seen, everything, depth)
+        ours, _ = asked.best(state, known, seen, everything, depth)
+        found += len(np.intersect1d(ours, theirs))
+        wanted += len(theirs)
+    return found / max(wanted, 1), len(users)
 
 
 def record_metrics(folder: Path, metrics: dict[str, float]) -> Manifest:
     """Writes measured metrics into the manifest of a bundle, which gets a new model version."""
+    return _change(folder, metrics=metrics)
+
+
+def _change(folder: Path, **changes: object) -> Manifest:
     bundle = read_bundle(folder)
-    manifest = msgspec.structs.replace(bundle.manifest, metrics=metrics)
+    manifest = msgspec.structs.replace(bundle.manifest, **changes)
     return write_bundle(folder, manifest, bundle.weights, bundle.catalogue, bundle.history or None)
 
 
@@ -159,7 +249,11 @@ def _weights(student: SequenceModel) -> Arrays:
 def _history(dataset: Dataset, teacher: Teacher | None) -> Arrays:
     everyone = np.arange(dataset.users)
     histories = dataset.histories(everyone, dataset.offsets[1:])
-    lists = {"teacher_items": teacher_lists(teacher, histories, dataset.info.repeats)} if teacher else {}
+    lists = (
+        {"teacher_items": teacher_lists(teacher, histories, dataset.info.repeats, dataset.catalogue_size)}
+        if teacher
+        else {}
+    )
     return {
         **lists,
         # Events that a service received up to this moment (seconds since 1970) are already in the histories.
@@ -173,16 +267,20 @@ def _history(dataset: Dataset, teacher: Teacher | None) -> Arrays:
     }
 
 
-def teacher_lists(teacher: Teacher, histories: Histories, repeats: bool) -> NDArray[np.int32]:
+def teacher_lists(teacher: Teacher, histories: Histories, repeats: bool, catalogue_size: int) -> NDArray[np.int32]:
     """The teacher's best items for these users, best first, (users, depth) int32; -1 where there are fewer."""
     chunks = []
-    for start in range(0, len(histories), _CHUNK):
-        part = histories.select(start, start + _CHUNK)
+    step = max(1, _SCORES // catalogue_size)
+    for start in range(0, len(histories), step):
+        part = histories.select(start, start + step)
         scores = teacher.scores(part)
         if not repeats:
             for k in range(len(part)):
                 scores[k, part.of(k)] = -np.inf
-        top = np.argsort(-scores, axis=1, kind="stable")[:, :_TEACHER_DEPTH]
+        depth = min(_TEACHER_DEPTH, catalogue_size)
+        top = np.sort(np.argpartition(-scores, depth - 1, axis=1)[:, :depth], axis=1)
+        order = np.argsort(-np.take_along_axis(scores, top, 1), axis=1, kind="stable")
+        top = np.take_along_axis(top, order, 1)
         chunks.append(np.where(np.isneginf(np.take_along_axis(scores, top, 1)), -1, top).astype(np.int32))
     return np.concatenate(chunks)
 

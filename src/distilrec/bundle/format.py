@@ -6,12 +6,17 @@
 | weights.safetensors | the student's arrays, float32 |
 | catalogue.safetensors | item ids, titles, popularity, attributes for filters |
 | history.safetensors | optional user data: features, what they have done so far, what the teacher would recommend them |
+| items.usearch | optional graph over the item vectors, for large catalogues |
+
+Files from 32 MiB on are mapped into memory, not read: never write over a file of a bundle that is in use (`write_bundle`
+puts each new file in place by a rename, which is safe).
 """
 
 from __future__ import annotations
 
 import fcntl
 import hashlib
+import mmap
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,17 +27,19 @@ from typing import Any, Literal
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.numpy import load, save
+from safetensors.numpy import save
 
 from distilrec.attributes import unpack_attributes
 from distilrec.encoding import FeatureEncoder
 from distilrec.errors import BundleCorruptedError, BundleMissingError, BundleVersionError, StorageError
 from distilrec.texts import pack_texts, unpack_texts
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 WEIGHTS, CATALOGUE, HISTORY = "weights.safetensors", "catalogue.safetensors", "history.safetensors"
+GRAPH = "items.usearch"
+MAPPED_FROM = 32 * 2**20  # bytes
 StudentKind = Literal["recurrent", "mlp", "soft_tree"]
+SearchKind = Literal["exact", "quantised", "graph"]
 Arrays = dict[str, NDArray[Any]]
 
 
@@ -42,6 +49,21 @@ class FileEntry(msgspec.Struct, frozen=True, omit_defaults=True):
     sha256: str
     bytes: int
     name: str = ""
+
+
+class SearchInfo(msgspec.Struct, frozen=True, omit_defaults=True):
+    """How the best items are found, and how much of the exact answer that finds.
+
+    recall: share of the exact ten best that was found, mean over `queries` users with their histories, measured at
+    export. connectivity, expansion_add, expansion_search: of the graph, as usearch calls them.
+    """
+
+    kind: SearchKind = "exact"
+    recall: float = 1.0
+    queries: int = 0
+    connectivity: int = 0
+    expansion_add: int = 0
+    expansion_search: int = 0
 
 
 class Golden(msgspec.Struct, frozen=True):
@@ -72,6 +94,7 @@ class Manifest(msgspec.Struct, frozen=True):
     golden: tuple[Golden, ...]
     files: dict[str, FileEntry]
     distilrec: str
+    search: SearchInfo = SearchInfo()
     format_version: int = FORMAT_VERSION
     model_version: str = ""
 
@@ -84,33 +107,55 @@ class Manifest(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle in memory, checked: hashes, shapes and finite weights. `history` is empty when there is none."""
+    """A bundle in memory, checked: hashes, shapes and finite weights. `history` is empty when there is none.
+
+    graph: the file of the graph over the items, where there is one.
+    """
 
     folder: Path
     manifest: Manifest
     weights: Arrays
     catalogue: Arrays
     history: Arrays
+    graph: Path | None = None
 
 
 def write_bundle(
     folder: Path, manifest: Manifest, weights: Arrays, catalogue: Arrays, history: Arrays | None
 ) -> Manifest:
-    """Writes all files, then the manifest; gives the manifest with hashes and model version filled in."""
+    """Writes all files, then the manifest; gives the manifest with hashes and model version filled in.
+
+    The graph, which says in `manifest.search` what it is, is a file that is there already.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "manifest.json").unlink(missing_ok=True)
     files = {}
     contents = {WEIGHTS: weights, CATALOGUE: catalogue, **({} if history is None else {HISTORY: history})}
     for name, arrays in contents.items():
         data = save({key: np.ascontiguousarray(array) for key, array in arrays.items()})
-        (folder / name).write_bytes(data)
+        _put(folder / name, data)
         files[name] = FileEntry(hashlib.sha256(data).hexdigest(), len(data))
-    for left_over in set(folder.glob("history*.safetensors")) - {folder / name for name in contents}:
-        left_over.unlink()
+    if manifest.search.kind == "graph":
+        files[GRAPH] = FileEntry(_hash(folder / GRAPH), (folder / GRAPH).stat().st_size)
+    left_over = {*folder.glob("history*.safetensors"), *folder.glob(GRAPH)} - {folder / name for name in files}
+    for file in left_over:
+        file.unlink()
     whole = msgspec.structs.replace(manifest, files=files)
     whole = msgspec.structs.replace(whole, model_version=whole.hashed())
-    (folder / "manifest.json").write_bytes(msgspec.json.format(msgspec.json.encode(whole)))
+    _put(folder / "manifest.json", msgspec.json.format(msgspec.json.encode(whole)))
     return whole
+
+
+def _put(path: Path, data: bytes) -> None:
+    """A new file in the place of the old one, which whoever has it open keeps."""
+    new = path.with_name(path.name + ".new")
+    new.write_bytes(data)
+    new.replace(path)
+
+
+def _hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_bundle(folder: Path | str) -> Bundle:
@@ -130,7 +175,11 @@ def read_bundle(folder: Path | str) -> Bundle:
             loaded[name] = _read_arrays(folder / (manifest.files[name].name or name), manifest.files[name])
         elif name != HISTORY:
             raise _corrupted(path, f"does not list {name}")
-    bundle = Bundle(folder, manifest, loaded[WEIGHTS], loaded[CATALOGUE], loaded.get(HISTORY, {}))
+    graph = None
+    if GRAPH in manifest.files:
+        graph = folder / GRAPH
+        _check_file(graph, manifest.files[GRAPH])
+    bundle = Bundle(folder, manifest, loaded[WEIGHTS], loaded[CATALOGUE], loaded.get(HISTORY, {}), graph)
     _check_arrays(bundle)
     return bundle
 
@@ -212,18 +261,47 @@ def _read_manifest(path: Path) -> Manifest:
     return manifest
 
 
-def _read_arrays(path: Path, entry: FileEntry) -> Arrays:
+def _check_file(path: Path, entry: FileEntry) -> None:
     if not path.is_file():
         raise _corrupted(path, "is missing")
-    data = path.read_bytes()
-    if len(data) != entry.bytes:
-        raise _corrupted(path, f"has {len(data)} bytes instead of {entry.bytes}: it is truncated or has been replaced")
-    if hashlib.sha256(data).hexdigest() != entry.sha256:
+    size = path.stat().st_size
+    if size != entry.bytes:
+        raise _corrupted(path, f"has {size} bytes instead of {entry.bytes}: it is truncated or has been replaced")
+    if _hash(path) != entry.sha256:
         raise _corrupted(path, "has been edited: its hash is not the one in the manifest")
+
+
+_DTYPES = {
+    "F64": np.float64, "F32": np.float32, "I64": np.int64, "I32": np.int32, "I16": np.int16, "I8": np.int8,
+    "U32": np.uint32, "U16": np.uint16, "U8": np.uint8,
+}  # fmt: skip
+
+
+def _read_arrays(path: Path, entry: FileEntry) -> Arrays:
+    """The arrays of a safetensors file, views into it. The library itself copies each, so this reads the header itself:
+    8 bytes with its length, JSON, then the data (https://github.com/huggingface/safetensors, "Format").
+    """
+    _check_file(path, entry)
+    with path.open("rb") as file:
+        # A private map: what is written to it stays in this process. Both kinds can be written, so that the kernels are
+        # compiled for one kind of array only.
+        data: Any = (
+            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+            if entry.bytes >= MAPPED_FROM
+            else bytearray(file.read())
+        )
     try:
-        return load(data)
-    except SafetensorError as problem:
+        start = 8 + int.from_bytes(data[:8], "little")
+        header = msgspec.json.decode(data[8:start], type=dict[str, dict[str, Any]])
+        header.pop("__metadata__", None)
+        arrays = {}
+        for name, tensor in header.items():
+            first, stop = tensor["data_offsets"]
+            flat = np.frombuffer(data, np.uint8, stop - first, start + first).view(_DTYPES[tensor["dtype"]])
+            arrays[name] = flat.reshape(tensor["shape"])
+    except (msgspec.MsgspecError, ValueError, TypeError, KeyError, OverflowError) as problem:
         raise _corrupted(path, f"cannot be read: {problem}") from None
+    return arrays
 
 
 def _check_arrays(bundle: Bundle) -> None:

@@ -8,7 +8,7 @@ import msgspec
 import numpy as np
 
 from distilrec.attributes import ItemAttributes
-from distilrec.engine.runtime import Mask
+from distilrec.engine.items import Mask
 from distilrec.errors import ConfigError
 
 _CACHED_BYTES = 32 * 2**20

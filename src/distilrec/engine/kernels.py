@@ -14,6 +14,7 @@ kernel: Any = njit(cache=True, fastmath={"reassoc", "contract", "arcp", "nsz"}, 
 CHANNELS = 8
 _GROUP = 32  # scores that are compared with the worst of the best at once
 _BLOCK = 2_048  # items per pass: their scores stay in the first-level cache
+TILE = 4_096  # the same for the scan in integers
 
 
 @kernel
@@ -131,6 +132,34 @@ def scores_dot(query, columns, biases, out):  # type: ignore[no-untyped-def]
 
 
 @kernel
+def scores_quantised(query, columns, scales, biases, factor, sums, out):  # type: ignore[no-untyped-def]
+    """s_i = factor scale_i (q . v_i) + b_i, the product in integers, for all items into `out` (items,) float32.
+
+    query: (channels,), columns: (channels, items), both int8 in [-127, 127]; sums: (at least TILE,) int32, overwritten.
+    Two products fit into 16 bits, which doubles what a vector instruction does.
+    """
+    for start in range(0, out.shape[0], TILE):
+        stop = min(start + TILE, out.shape[0])
+        total = sums[: stop - start]
+        total[:] = 0
+        for c in range(0, columns.shape[0], CHANNELS):
+            q0, q1, q2, q3 = query[c], query[c + 1], query[c + 2], query[c + 3]
+            q4, q5, q6, q7 = query[c + 4], query[c + 5], query[c + 6], query[c + 7]
+            v0, v1 = columns[c, start:stop], columns[c + 1, start:stop]
+            v2, v3 = columns[c + 2, start:stop], columns[c + 3, start:stop]
+            v4, v5 = columns[c + 4, start:stop], columns[c + 5, start:stop]
+            v6, v7 = columns[c + 6, start:stop], columns[c + 7, start:stop]
+            for i in range(stop - start):
+                total[i] += (
+                    (np.int32(np.int16(q0 * v0[i] + q1 * v1[i])) + np.int32(np.int16(q2 * v2[i] + q3 * v3[i])))
+                    + (np.int32(np.int16(q4 * v4[i] + q5 * v5[i])) + np.int32(np.int16(q6 * v6[i] + q7 * v7[i])))
+                )  # fmt: skip
+        part, scale, bias = out[start:stop], scales[start:stop], biases[start:stop]
+        for i in range(stop - start):
+            part[i] = bias[i] + factor * scale[i] * np.float32(total[i])
+
+
+@kernel
 def scores_relu(query, readout, hidden, biases, out):  # type: ignore[no-untyped-def]
     """s_i = w . relu(q + h_i) + b_i for all items into `out` (items,)."""
     for i in range(hidden.shape[0]):
@@ -192,6 +221,51 @@ def recommend_recurrent(  # type: ignore[no-untyped-def]
     )  # fmt: skip
     scores_dot(query, columns, biases, scores)
     return top_k(scores, seen, mask, k, best_items, best_scores)
+
+
+@kernel
+def best_quantised(  # type: ignore[no-untyped-def]
+    query, columns, scales, vectors, biases, seen, mask, pool, sums, scores, best_items, best_scores
+):
+    """The best items by `scores_quantised`, scored again exactly; as many as `best_items` holds or fewer, best first.
+
+    query: (dim,) float32; vectors: (items, dim) float32; pool: how many are scored again.
+    """
+    dim = query.shape[0]
+    largest = np.float32(1e-30)
+    for c in range(dim):
+        largest = max(largest, abs(query[c]))
+    factor = largest / np.float32(127.0)
+    rounded = np.zeros(columns.shape[0], np.int8)
+    for c in range(dim):
+        rounded[c] = np.int8(round(query[c] / factor))
+    scores_quantised(rounded, columns, scales, biases, factor, sums, scores)
+    items, approximate = np.empty(pool, np.int32), np.empty(pool, np.float32)
+    found = top_k(scores, seen, mask, pool, items, approximate)
+    return rescore(query, vectors, biases, np.sort(items[:found]), best_items, best_scores)
+
+
+@kernel
+def rescore(query, vectors, biases, items, best_items, best_scores):  # type: ignore[no-untyped-def]
+    """The best of `items` (n,) by q . v_i + b_i; as many as `best_items` holds or fewer, equal scores in the order given."""
+    k = best_items.shape[0]
+    found = 0
+    for n in range(items.shape[0]):
+        item = items[n]
+        value = biases[item]
+        for c in range(query.shape[0]):
+            value += query[c] * vectors[item, c]
+        if found < k or value > best_scores[found - 1]:
+            place = found if found < k else k - 1
+            while place > 0 and best_scores[place - 1] < value:
+                best_scores[place] = best_scores[place - 1]
+                best_items[place] = best_items[place - 1]
+                place -= 1
+            best_scores[place] = value
+            best_items[place] = item
+            if found < k:
+                found += 1
+    return found
 
 
 @kernel

@@ -5,16 +5,15 @@ from __future__ import annotations
 from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
-from distilrec.bundle.format import Bundle
+from distilrec.bundle.format import Bundle, SearchKind
 from distilrec.engine import kernels
+from distilrec.engine.items import Floats, ItemTable, Mask, Places, columns_of
+from distilrec.engine.search import make_search
+from distilrec.errors import ConfigError
 
 NORM_EPSILON = np.float32(1e-6)
 _SMALLEST = np.float32(1e-30)
-Floats = NDArray[np.float32]
-Places = NDArray[np.int32]
-Mask = NDArray[np.uint8]
 
 
 class Runtime(Protocol):
@@ -63,41 +62,17 @@ class Runtime(Protocol):
         ...
 
 
-class ItemTable:
-    """Item vectors and biases with room to grow: adding an item copies nothing most of the time."""
-
-    def __init__(self, vectors: Floats, biases: Floats) -> None:
-        self.count = len(vectors)
-        self._vectors, self._biases = vectors, biases
-
-    @property
-    def vectors(self) -> Floats:
-        return self._vectors[: self.count]
-
-    @property
-    def biases(self) -> Floats:
-        return self._biases[: self.count]
-
-    @property
-    def room(self) -> int:
-        return len(self._vectors)
-
-    def put(self, item: int, vector: Floats, bias: float) -> None:
-        if item == self.room:
-            more = max(64, item // 8)
-            self._vectors = np.vstack([self._vectors, np.zeros((more, vector.shape[0]), np.float32)])
-            self._biases = np.append(self._biases, np.zeros(more, np.float32))
-        self._vectors[item], self._biases[item] = vector, bias
-        self.count = max(self.count, item + 1)
-
-
 class RecurrentRuntime:
-    """`distilrec.students.recurrent`, one event at a time."""
+    """`distilrec.students.recurrent`, one event at a time.
 
-    def __init__(self, bundle: Bundle) -> None:
+    search: how the best items are found where not by an exact scan; then there is no transposed copy of the catalogue.
+    """
+
+    def __init__(self, bundle: Bundle, search: SearchKind = "exact") -> None:
         w = bundle.weights
         self._items = ItemTable(w["vectors"], w["biases"])
-        self._columns = _columns(w["vectors"])  # (channels, room)
+        self._search = make_search(search, self._items, bundle)
+        self._columns = columns_of(w["vectors"] if self._search is None else w["vectors"][:0])  # (channels, room)
         self._gain, self._decay = w["gain"], w["decay"]
         self._scale = np.sqrt(1 - self._decay**2)
         self._weights = (
@@ -124,6 +99,8 @@ class RecurrentRuntime:
         return query
 
     def best(self, state: Floats, user: Floats, seen: Places, mask: Mask, k: int) -> tuple[Places, Floats]:
+        if self._search is not None:
+            return self._search.best(self.query(state, user)[: self._decay.shape[1]], seen, mask, k)
         items, scores = np.empty(k, np.int32), np.empty(k, np.float32)
         found = kernels.recommend_recurrent(
             state, user, *self._weights, self._columns, self._items.biases, seen, mask, k,
@@ -132,6 +109,9 @@ class RecurrentRuntime:
         return items[:found], scores[:found]
 
     def scores(self, query: Floats) -> Floats:
+        if self._search is not None:
+            every: Floats = self._items.vectors @ query[: self._decay.shape[1]] + self._items.biases
+            return every
         out = np.empty(self._items.count, np.float32)
         kernels.scores_dot(query, self._columns, self._items.biases, out)
         return out
@@ -157,18 +137,14 @@ class RecurrentRuntime:
         return self._items.vectors[items]
 
     def put_item(self, item: int, vector: Floats, bias: float) -> None:
-        room = self._items.room
         self._items.put(item, vector, bias)
-        if self._items.room != room:
-            self._columns = np.pad(self._columns, ((0, 0), (0, self._items.room - room)))
+        if self._search is not None:
+            self._search.put_item(item)
+            return
+        if missing := self._items.room - self._columns.shape[1]:
+            self._columns = np.pad(self._columns, ((0, 0), (0, missing)))
         self._columns[: len(vector), item] = vector
         self._scores = np.empty(self._items.count, np.float32)
-
-
-def _columns(vectors: Floats) -> Floats:
-    """Item vectors transposed, (channels, items), with channels of zeros up to a multiple of what the kernel takes."""
-    missing = -vectors.shape[1] % kernels.CHANNELS
-    return np.ascontiguousarray(np.pad(vectors, ((0, 0), (0, missing))).T)
 
 
 class MlpRuntime:
@@ -241,7 +217,7 @@ class TreeRuntime:
         self._gates, self._gate_bias, self._log_totals = w["gates"], w["gate_bias"], w["log_totals"]
         self._decays = w["decays"][:, None]
         self._leaves = len(self._log_totals)
-        self._columns = _columns(
+        self._columns = columns_of(
             np.exp(self._items.vectors[:, : self._leaves] + w["biases"][:, None] - self._log_totals)
         )
         self._no_bias = np.zeros(self._columns.shape[1], np.float32)
@@ -310,11 +286,21 @@ def _logarithm(probabilities: Floats) -> Floats:
     return logarithm
 
 
-def make_runtime(bundle: Bundle) -> Runtime:
-    """The runtime of a bundle's kind of student."""
+def make_runtime(bundle: Bundle, search: SearchKind | None = None) -> Runtime:
+    """The runtime of a bundle's kind of student. search: in place of the bundle's own.
+
+    Raises ConfigError where this bundle or kind cannot be searched that way.
+    """
+    search = search or bundle.manifest.search.kind
+    if search != "exact" and bundle.manifest.kind != "recurrent":
+        raise ConfigError(
+            f"a student of kind {bundle.manifest.kind} is always searched exactly, not by {search!r}",
+            fix='leave `search` out, or use "exact"',
+            parameter="search",
+        )
     match bundle.manifest.kind:
         case "recurrent":
-            return RecurrentRuntime(bundle)
+            return RecurrentRuntime(bundle, search)
         case "soft_tree":
             return TreeRuntime(bundle)
         case "mlp":

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from distilrec.engine.runtime import Floats
+from distilrec.engine.items import Floats
 
 _FIRST_ROOM = 16
 

@@ -6,6 +6,7 @@ from ipaddress import ip_address
 
 import msgspec
 
+from distilrec.bundle.format import SearchKind
 from distilrec.errors import ConfigError
 
 
@@ -21,6 +22,7 @@ class ServiceConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     keys: str | None = None
     without_keys: bool = False
     bundle_root: str | None = None
+    search: SearchKind | None = None
     max_users: int = 200_000
     max_events: int = 10_000
     max_k: int = 1_000

@@ -73,7 +73,7 @@ def _bundle(config: ServiceConfig) -> list[Finding]:
     from distilrec.engine.recommender import load
 
     started = time.perf_counter()
-    recommender = load(config.bundle)
+    recommender = load(config.bundle, search=config.search)
     recommender.recommend("doctor")
     seconds = time.perf_counter() - started
     m = recommender.manifest

@@ -212,7 +212,7 @@ def switched_to(config: ServiceConfig, setting: str | None) -> str | None:
 
 def load_for(config: ServiceConfig, folder: Path | str) -> Recommender:
     """A bundle, with the limits of the service. Raises BundleErrors."""
-    return load(folder, max_users=config.max_users, max_events=config.max_events)
+    return load(folder, max_users=config.max_users, max_events=config.max_events, search=config.search)
 
 
 def first_model(config: ServiceConfig, setting: str | None) -> Recommender:

@@ -1,0 +1,180 @@
+"""The best items of a large catalogue without a float product for each: a scan in integers, or a graph.
+
+Whatever finds the candidates, their scores are computed again from the float32 vectors: an answer may miss an item, it never
+holds a wrong score. How much is missed was measured when the bundle was exported (`manifest.search`).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from distilrec.bundle.format import Bundle, SearchInfo, SearchKind
+from distilrec.engine import kernels
+from distilrec.engine.items import Floats, ItemTable, Mask, Places, channels_of
+from distilrec.errors import BundleCorruptedError, ConfigError, MissingExtraError
+
+_CHUNK = 65_536  # items that are quantised at once
+_FEW = 20_000  # items that pass a filter and are simply all scored
+_MOST = 2_000  # neighbours that are asked of the graph; beyond that a scan is faster
+
+
+class Search(Protocol):
+    """Finds the best items for a query, (dim,) float32, among those of an `ItemTable`."""
+
+    def best(self, query: Floats, seen: Places, mask: Mask, k: int) -> tuple[Places, Floats]:
+        """The k best items that are not in `seen` and pass the mask, best first; see `Runtime.best`."""
+        ...
+
+    def put_item(self, item: int) -> None:
+        """The vector of this item is new."""
+        ...
+
+
+def make_search(kind: SearchKind, items: ItemTable, bundle: Bundle) -> Search | None:
+    """The search of this kind over a bundle's items; None for the exact scan, which is part of the runtime.
+
+    Raises ConfigError where the bundle has no graph, and MissingExtraError where there is no usearch.
+    """
+    match kind:
+        case "exact":
+            return None
+        case "quantised":
+            return QuantisedSearch(items)
+        case "graph":
+            if bundle.graph is None:
+                raise ConfigError(
+                    f"the bundle in {bundle.folder} has no graph to search by",
+                    fix='export it with [bundle] search = "graph", or use search = "quantised"',
+                    parameter="search",
+                )
+            return GraphSearch(items, bundle.graph, bundle.manifest.search)
+
+
+class QuantisedSearch:
+    """A scan over 8-bit vectors, a quarter of the bytes, and exact scores for what comes out first."""
+
+    def __init__(self, items: ItemTable) -> None:
+        self._items = items
+        dim = items.vectors.shape[1]
+        self._columns = np.zeros((channels_of(dim), items.room), np.int8)
+        self._scales = np.zeros(items.room, np.float32)
+        for start in range(0, items.count, _CHUNK):
+            self._quantise(slice(start, min(start + _CHUNK, items.count)))
+        self._sums = np.empty(kernels.TILE, np.int32)
+        self._scores = np.empty(items.count, np.float32)
+
+    def best(self, query: Floats, seen: Places, mask: Mask, k: int) -> tuple[Places, Floats]:
+        items, scores = np.empty(k, np.int32), np.empty(k, np.float32)
+        found = kernels.best_quantised(
+            query, self._columns, self._scales, self._items.vectors, self._items.biases, seen, mask, 2 * k + 64,
+            self._sums, self._scores, items, scores,
+        )  # fmt: skip
+        return items[:found], scores[:found]
+
+    def put_item(self, item: int) -> None:
+        if missing := self._items.room - len(self._scales):
+            self._columns = np.pad(self._columns, ((0, 0), (0, missing)))
+            self._scales = np.pad(self._scales, (0, missing))
+        self._quantise(slice(item, item + 1))
+        self._scores = np.empty(self._items.count, np.float32)
+
+    def _quantise(self, items: slice) -> None:
+        """v_i = scale_i * (integers in [-127, 127]), scale_i = max |v_i| / 127."""
+        vectors = self._items.vectors[items]
+        self._scales[items] = np.maximum(np.abs(vectors).max(axis=1, initial=0.0), 1e-30) / 127
+        self._columns[: vectors.shape[1], items] = np.rint(vectors / self._scales[items, None]).astype(np.int8).T
+
+
+class GraphSearch:
+    """Neighbours in a graph (HNSW, Malkov and Yashunin 2018) over the items of the bundle; later ones are scanned beside it.
+
+    Where the graph is the slower way (a filter that few items pass, a user who has had nearly all that is near), every item
+    that passes is scored, or the catalogue is scanned in integers.
+    """
+
+    def __init__(self, items: ItemTable, file: Path, info: SearchInfo) -> None:
+        self._items = items
+        self._graph = _open_graph(file, items.vectors.shape[1] + 2)
+        self._graph.expansion_search = info.expansion_search
+        self._covered = len(self._graph)
+        self._scan = QuantisedSearch(items)
+        self._query = np.zeros(items.vectors.shape[1] + 2, np.float32)
+        self._query[-2] = 1.0  # what the bias is multiplied by
+
+    def best(self, query: Floats, seen: Places, mask: Mask, k: int) -> tuple[Places, Floats]:
+        share = 1.0
+        if len(mask):
+            passing = int(np.count_nonzero(mask))
+            if passing <= _FEW:
+                allowed = np.flatnonzero(mask).astype(np.int32)
+                return self._exact(query, allowed[~np.isin(allowed, seen)], k)
+            share = passing / len(mask)
+        later = np.arange(self._covered, self._items.count, dtype=np.int32)
+        count = int(1.5 * k / share) + 16
+        self._query[:-2] = query
+        while count <= _MOST:
+            near = self._graph.search(self._query, count, threads=1).keys.astype(np.int32)
+            candidates = np.concatenate([near, later])
+            candidates = candidates[~np.isin(candidates, seen)]
+            if len(mask):
+                candidates = candidates[mask[candidates] == 1]
+            if len(candidates) - len(later) >= k:
+                return self._exact(query, candidates, k)
+            count *= 3
+        return self._scan.best(query, seen, mask, k)
+
+    def put_item(self, item: int) -> None:
+        self._scan.put_item(item)
+
+    def _exact(self, query: Floats, candidates: Places, k: int) -> tuple[Places, Floats]:
+        items, scores = np.empty(k, np.int32), np.empty(k, np.float32)
+        found = kernels.rescore(
+            query, self._items.vectors, self._items.biases, np.sort(candidates), items, scores
+        )  # fmt: skip
+        return items[:found], scores[:found]
+
+
+def build_graph(vectors: Floats, biases: Floats, info: SearchInfo, file: Path, threads: int = 0) -> None:
+    """Writes the graph over these items, (items, dim) and (items,), in the format of usearch.
+
+    The best inner product becomes the nearest neighbour: x = [v, b, sqrt(M^2 - |v|^2 - b^2)] with M the largest norm, the
+    query [q, 1, 0] (Bachrach et al. 2014, sec. 3). threads: 0 is all. Raises MissingExtraError without usearch.
+    """
+    index_type = _usearch()
+    square = np.einsum("id,id->i", vectors, vectors) + biases**2  # (items,)
+    points = np.column_stack([vectors, biases, np.sqrt(square.max(initial=0.0) - square)]).astype(np.float32)
+    graph = index_type(
+        ndim=points.shape[1],
+        metric="l2sq",
+        dtype="f32",
+        connectivity=info.connectivity,
+        expansion_add=info.expansion_add,
+        enable_key_lookups=False,
+    )
+    graph.add(np.arange(len(points), dtype=np.uint64), points, threads=threads)
+    graph.save(str(file))
+
+
+def _open_graph(file: Path, dim: int) -> Any:
+    index_type = _usearch()
+    graph = index_type.restore(str(file), view=True)  # by memory map
+    if graph is None or graph.ndim != dim:
+        raise BundleCorruptedError(
+            f"{file} is no graph over vectors of this bundle", fix="export the bundle again", file=str(file)
+        )
+    return graph
+
+
+def _usearch() -> Any:
+    try:
+        from usearch.index import Index
+    except ImportError:
+        raise MissingExtraError(
+            "a graph over the items needs the package usearch",
+            fix='pip install "distilrec[ann]", or load the bundle with search="quantised" (serve: --search quantised)',
+            extra="ann",
+        ) from None
+    return Index
