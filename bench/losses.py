@@ -28,32 +28,36 @@ from distilrec.evaluate.ranking import questions, rank
 from distilrec.knowledge.extract import LabelConfig, extract_labels
 from distilrec.knowledge.store import LabelStore
 from distilrec.models import TrainedModel, load_model, save_model, train_model
+from distilrec.students.recurrent import RecurrentConfig
 from distilrec.teachers.build import single_teachers
 from distilrec.training.model import TorchScorer
 from distilrec.training.validation import validation_ndcg
 
 ALONE = "no distillation"
+OWN = RecurrentConfig().dropout  # with which the student is trained without distillation
 LOSSES: dict[str, DistillationConfig | None] = {
     ALONE: None,
-    "soft, lambda .4": DistillationConfig(0.4),
-    "soft, lambda .6": DistillationConfig(0.6),
-    "soft, lambda .8": DistillationConfig(0.8),
-    "soft, lambda 1": DistillationConfig(1.0),
-    "soft, lambda .6, no dropout": DistillationConfig(0.6, dropout=0.0),
-    "soft, lambda .8, no dropout": DistillationConfig(0.8, dropout=0.0),
+    "soft, lambda .4": DistillationConfig(0.4, dropout=OWN),
+    "soft, lambda .6": DistillationConfig(0.6, dropout=OWN),
+    "soft, lambda .8": DistillationConfig(0.8, dropout=OWN),
+    "soft, lambda 1": DistillationConfig(1.0, dropout=OWN),
+    "soft, lambda .6, no dropout": DistillationConfig(0.6),
+    "soft, lambda .8, no dropout": DistillationConfig(0.8),
+    "soft, lambda 1, no dropout": DistillationConfig(1.0),
     "soft, lambda .6, dropout .1": DistillationConfig(0.6, dropout=0.1),
-    "soft, lambda .3, T 2": DistillationConfig(0.3, temperature=2.0),
-    "hard, mu .5": DistillationConfig(0.0, hard_weight=0.5),
-    "soft .6 + hard .2": DistillationConfig(0.6, hard_weight=0.2),
-    "RD, .5": DistillationConfig(0.0, rd_weight=0.5),
-    "RRD, 1": DistillationConfig(0.0, rrd_weight=1.0),
-    "Plackett-Luce, 1": DistillationConfig(0.0, plackett_luce_weight=1.0),
-    "RCE, 1.5": DistillationConfig(0.0, rce_weight=1.5),
-    "UnKD, 1": DistillationConfig(0.0, unkd_weight=1.0),
-    "hint, 1": DistillationConfig(0.0, hint_weight=1.0),
-    "curriculum, lambda .6": DistillationConfig(0.6, curriculum=True),
-    "soft .6 + RRD .3": DistillationConfig(0.6, rrd_weight=0.3),
-    "soft, lambda .6, all logits": DistillationConfig(0.6),
+    "soft, lambda .3, T 2": DistillationConfig(0.3, temperature=2.0, dropout=OWN),
+    "hard, mu .5": DistillationConfig(0.0, hard_weight=0.5, dropout=OWN),
+    "soft .6 + hard .2": DistillationConfig(0.6, hard_weight=0.2, dropout=OWN),
+    "RD, .5": DistillationConfig(0.0, rd_weight=0.5, dropout=OWN),
+    "RRD, 1": DistillationConfig(0.0, rrd_weight=1.0, dropout=OWN),
+    "Plackett-Luce, 1": DistillationConfig(0.0, plackett_luce_weight=1.0, dropout=OWN),
+    "RCE, 1.5": DistillationConfig(0.0, rce_weight=1.5, dropout=OWN),
+    "RCE, 1.5, no dropout": DistillationConfig(0.0, rce_weight=1.5),
+    "UnKD, 1": DistillationConfig(0.0, unkd_weight=1.0, dropout=OWN),
+    "hint, 1": DistillationConfig(0.0, hint_weight=1.0, dropout=OWN),
+    "curriculum, lambda .6": DistillationConfig(0.6, curriculum=True, dropout=OWN),
+    "soft .6 + RRD .3": DistillationConfig(0.6, rrd_weight=0.3, dropout=OWN),
+    "soft, lambda .6, all logits": DistillationConfig(0.6, dropout=OWN),
 }
 
 

@@ -23,6 +23,7 @@ from distilrec.evaluate.ranking import questions, rank
 from distilrec.knowledge import extract
 from distilrec.knowledge.extract import LabelConfig, extract_labels
 from distilrec.models import train_model
+from distilrec.students.mlp import MlpConfig
 from distilrec.students.recurrent import RecurrentConfig
 from distilrec.students.soft_tree import SoftTreeConfig
 from distilrec.teachers.build import EnsembleConfig, MemberConfig, load_teacher, make_teacher
@@ -352,11 +353,11 @@ def test_an_interrupted_extraction_goes_on(small, tmp_path, monkeypatch):
         pass
 
     def stop(done, total):
-        if done >= 5:
+        if done >= 2:
             raise Stopped
 
     with pytest.raises(Stopped):
-        extract_labels(teacher, small, tmp_path / "parts", config, seed=3, on_batch=stop)
+        extract_labels(teacher, small, tmp_path / "parts", config, seed=3, on_shard=stop)
     made = sorted((tmp_path / "parts").glob("labels-*.parquet"))
     assert len(made) == 2
     times = [path.stat().st_mtime_ns for path in made]
@@ -449,10 +450,36 @@ def test_a_curriculum_of_several_teachers(tmp_path):
     assert np.isfinite(trained.best_ndcg)
 
 
-def test_a_sampled_softmax_cannot_carry_labels(small, tmp_path):
+@pytest.mark.parametrize("loss", ["rce_weight", "unkd_weight"])
+def test_losses_over_the_whole_catalogue_do_without_a_sampled_softmax(small, tmp_path, loss):
     labels = extract_labels(network(small), small, tmp_path, LabelConfig(top_k=8, samples=8), seed=0)
     with pytest.raises(ConfigError, match="sampled softmax"):
-        distil(STUDENT, small, labels, TrainingConfig(negatives=5), DistillationConfig(), seed=0)
+        distil(STUDENT, small, labels, TrainingConfig(negatives=5), DistillationConfig(**{loss: 1.0}), seed=0)
+
+
+@pytest.mark.parametrize("student", [STUDENT, MlpConfig(dim=8, hidden=8), SoftTreeConfig(depth=3, inputs=40)])
+def test_a_student_learns_from_labels_with_a_sampled_softmax(small, tmp_path, student):
+    """What large catalogues need: 12 of 40 items are scored in each step, and the teacher's one simple idea is learned."""
+    items = np.arange(small.info.warm_items)
+
+    def like_the_last_one(histories):
+        last = np.array([histories.of(k)[-1] if len(histories.of(k)) else 0 for k in range(len(histories))])
+        return 5.0 * (items % 3 == last[:, None] % 3)
+
+    teacher = function_teacher(like_the_last_one, small, identity="like the last one")
+    labels = extract_labels(teacher, small, tmp_path, LabelConfig(top_k=8, samples=8), seed=0)
+    training = TrainingConfig(epochs=25, patience=25, batch_size=16, negatives=12, learning_rate=2e-2)
+    curve = distil(student, small, labels, training, DistillationConfig(0.9, hard_weight=0.1), seed=0).record.curve
+    assert np.mean([epoch.loss for epoch in curve[-3:]]) < curve[0].loss - 0.1
+
+
+def test_labels_do_not_depend_on_how_many_are_asked_for_at_once(small, tmp_path, monkeypatch):
+    whole = extract_labels(network(small), small, tmp_path / "whole", LabelConfig(top_k=8, samples=8), seed=0)
+    monkeypatch.setattr("distilrec.knowledge.extract._LOGITS", 7 * small.info.warm_items)
+    parts = extract_labels(network(small), small, tmp_path / "parts", LabelConfig(top_k=8, samples=8), seed=0)
+    rows = torch.from_numpy(small.training_rows())
+    for name in ("top_items", "top_logits", "rest_log_sum", "sample_items", "sample_logits"):
+        torch.testing.assert_close(getattr(parts.at(rows), name), getattr(whole.at(rows), name), rtol=1e-3, atol=1e-3)
 
 
 # --- adapters: each example, as a user runs it ---

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -21,6 +23,7 @@ from distilrec.training.model import TorchScorer
 from distilrec.training.trainer import (
     MASKED_LOGIT,
     Epoch,
+    Sampled,
     Scored,
     TrainingConfig,
     TrainingResult,
@@ -127,7 +130,7 @@ def test_a_loss_that_is_not_finite_stops_the_training(small):
         train(model, small, lambda scored: scored.logits.sum() * float("nan"), TRAINING, seed=0)
 
 
-def test_a_student_may_be_distilled_without_its_dropout(small, tmp_path):
+def test_a_student_has_a_dropout_of_its_own_while_it_is_distilled(small, tmp_path):
     teacher = build_model(DnnConfig(dim=8, hidden=8, layers=1, max_history=12), small, 0)
     trained = finished(teacher, DnnConfig(dim=8), 0, small, TrainingResult((Epoch(1, 1.0, 0.1, 0.5),), 1))
     labels = extract_labels(trained, small, tmp_path, LabelConfig(top_k=5, samples=5), seed=0)
@@ -139,8 +142,8 @@ def test_a_student_may_be_distilled_without_its_dropout(small, tmp_path):
 
     without = distilled(config, 0.0)
     assert without.record.config == RecurrentConfig(dim=8, max_history=12, dropout=0.0)
-    assert without.record.identity == distilled(without.record.config, None).record.identity
-    assert distilled(config, None).record.config == config
+    assert distilled(config, 0.5).record.config == config
+    assert distilled(config, 0.5).record.identity != without.record.identity
     assert distilled(SoftTreeConfig(depth=2, max_history=12), 0.0).record.config == SoftTreeConfig(2, max_history=12)
 
 
@@ -187,7 +190,11 @@ def test_the_distillation_loss_is_the_weighted_sum(small, tmp_path, temperature)
     student, targets = torch.randn(9, small.info.warm_items), torch.from_numpy(small.items[rows]).long()
     known = labels.at(rows)
     soft = soft_loss_stored(torch.log_softmax(student / temperature, -1), known, temperature)
-    expected = 0.4 * ground_truth_loss(student, targets) + 0.6 * soft + 0.2 * hard_loss(student, known.top_items[:, 0])
+    expected = (
+        0.4 * ground_truth_loss(student, targets)
+        + 0.6 * soft
+        + 0.2 * hard_loss(torch.log_softmax(student, -1), known.top_items[:, 0])
+    )
     loss = distillation_loss(labels, DistillationConfig(0.6, 0.2, temperature))
     torch.testing.assert_close(loss(Scored(student, targets, rows, student)), expected)
 
@@ -282,6 +289,58 @@ def test_every_model_scores_single_items_as_it_scores_all(config, small):
     items = torch.arange(7) * 3
     own = model.score_own(hidden, vectors[items], biases[items])
     torch.testing.assert_close(own, model.score(hidden, vectors, biases)[torch.arange(7), items])
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+@pytest.mark.parametrize(
+    "weights",
+    [
+        {"soft_weight": 0.7},
+        {"soft_weight": 0.0, "hard_weight": 1.0},
+        {"soft_weight": 0.3, "rd_weight": 1.0, "rrd_weight": 1.0, "plackett_luce_weight": 1.0},
+        {"soft_weight": 0.7, "curriculum": True},
+    ],
+)
+def test_a_sample_that_is_the_whole_catalogue_gives_the_whole_loss(small, tmp_path, weights, temperature):
+    """The columns of a sampled softmax, were they all drawn once: loss and gradient are those of the whole."""
+    model = build_model(STUDENT, small, 0).eval()
+    labels = [
+        extract_labels(train_model(STUDENT, small, TrainingConfig(epochs=1), seed=seed), small, tmp_path / str(seed),
+                       LabelConfig(top_k=6, samples=9), seed=seed)
+        for seed in ((1, 2) if weights.get("curriculum") else (1,))
+    ]  # fmt: skip
+    loss = distillation_loss(labels, DistillationConfig(temperature=temperature, **weights))
+    batch = next(training_batches(small, training_windows(small, 12), 8, None))
+    warm = small.info.warm_items
+    whole = _score(model, batch, TrainingConfig(), True, torch.ones(warm).double(), 0.5)
+    rows = torch.arange(len(whole.targets))
+    others = whole.logits.clone()
+    others[rows, whole.targets] = MASKED_LOGIT
+    own = whole.logits[rows, whole.targets].unsqueeze(1)
+    sampled = replace(
+        whole,
+        logits=torch.cat([own, others], 1),
+        targets=torch.zeros_like(whole.targets),
+        sampled=Sampled(torch.zeros(warm + 1), warm, lambda items: whole.logits.gather(1, items)),
+    )
+    values = [loss(whole), loss(sampled)]
+    torch.testing.assert_close(values[0], values[1])
+    gradients = [torch.autograd.grad(value, model.items.embedding, retain_graph=True)[0] for value in values]
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "config", [STUDENT, MlpConfig(dim=8, hidden=8, max_history=12), SoftTreeConfig(depth=2, inputs=5, max_history=12)]
+)
+def test_a_sampled_softmax_gives_the_logits_of_any_item(config, small):
+    model = build_model(config, small, 0).eval()
+    batch = next(training_batches(small, training_windows(small, 12), 8, None))
+    drawn_by = torch.ones(small.info.warm_items).double()
+    whole = _score(model, batch, TrainingConfig(), True, drawn_by, 0.0)
+    sampled = _score(model, batch, TrainingConfig(negatives=5), True, drawn_by, 0.0)
+    items = torch.randint(small.info.warm_items, (len(whole.logits), 20), generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(sampled.sampled.logits_of(items), whole.logits.gather(1, items))
+    assert (whole.logits.gather(1, items) == MASKED_LOGIT).any()
 
 
 def test_training_with_a_sampled_softmax_learns(small):

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from distilrec.data.dataset import Dataset as PreparedDataset
     from distilrec.evaluate.comparison import Comparison
     from distilrec.pipeline import Run
+    from distilrec.workers import Workers
 
 _DEFAULT_RUN = Path("runs/ml-100k")
 _TRAINING_PACKAGES = {"torch", "polars", "jinja2", "matplotlib", "markupsafe", "optuna"}
@@ -38,6 +39,12 @@ app.command(data_app)
 RunFolder = Annotated[Path, Parameter(name="--run", help="Folder of the run.")]
 Dataset = Annotated[str | None, Parameter(name="--dataset", help="A public data set, such as ml-100k.")]
 Config = Annotated[Path | None, Parameter(name="--config", help="TOML file that describes data and models.")]
+Ray = Annotated[
+    str | None,
+    Parameter(
+        name="--ray", help="Spread the work over a Ray cluster: its address, auto, or local for this machine alone."
+    ),
+]
 Seed = Annotated[int | None, Parameter(name="--seed", help="Seed of everything random.")]
 Bundle = Annotated[Path | None, Parameter(name="--bundle", help="Bundle folder; runs/ml-100k/bundle by default.")]
 StoreAddress = Annotated[
@@ -90,11 +97,12 @@ def distill(
     without_comparison: Annotated[
         bool, Parameter(help="Do not train the same student without distillation for comparison.")
     ] = False,
+    ray: Ray = None,
 ) -> None:
     """Extract the teacher's labels and train the student on them."""
     from distilrec import pipeline
 
-    with _opened(run) as (opened, data):
+    with _opened(run, ray) as (opened, data):
         pipeline.distil_student(opened, data)
         if not without_comparison:
             pipeline.train_alone(opened, data)
@@ -155,14 +163,19 @@ def tune(
 
 @app.command(name="run")
 def run_command(
-    *, dataset: Dataset = None, config: Config = None, run: RunFolder | None = None, seed: Seed = None
+    *,
+    dataset: Dataset = None,
+    config: Config = None,
+    run: RunFolder | None = None,
+    seed: Seed = None,
+    ray: Ray = None,
 ) -> None:
     """The whole line: prepare, train, distill, export, evaluate. Run again after an interruption: it resumes."""
     from distilrec import pipeline
 
     chosen = _config(dataset, config, seed)
     with _progress() as progress:
-        comparison = pipeline.run_all(chosen, _folder(run, chosen), progress)
+        comparison = pipeline.run_all(chosen, _folder(run, chosen), progress, workers=_workers(ray))
     _show(comparison)
 
 
@@ -387,12 +400,20 @@ def _folder(run: Path | None, config: RunConfig) -> Path:
 
 
 @contextmanager
-def _opened(folder: Path) -> Iterator[tuple[Run, PreparedDataset]]:
+def _opened(folder: Path, ray: str | None = None) -> Iterator[tuple[Run, PreparedDataset]]:
     from distilrec import pipeline
     from distilrec.data.dataset import load_dataset
 
     with _progress() as progress:
-        yield pipeline.open_run(folder, progress), load_dataset(folder / "data")
+        yield pipeline.open_run(folder, progress, _workers(ray)), load_dataset(folder / "data")
+
+
+def _workers(ray: str | None) -> Workers | None:
+    if ray is None:
+        return None
+    from distilrec.scale.ray_workers import RayWorkers
+
+    return RayWorkers(ray)
 
 
 @contextmanager

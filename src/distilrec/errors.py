@@ -11,6 +11,7 @@
     │   └── DownloadError        a data set could not be fetched or is not the expected one
     ├── ConfigError              a parameter or a configuration file
     ├── MissingExtraError        an optional dependency is not installed
+    ├── ClusterError             a Ray cluster cannot be reached, or lost its workers
     ├── TrainingError            training cannot go on (loss not finite, other checkpoint)
     ├── TeacherError             a teacher's scores cannot be used (NaN, other users, other items)
     ├── LabelStoreError          stored teacher labels do not fit
@@ -104,6 +105,11 @@ class ConfigError(DistilrecError):
 
 class MissingExtraError(DistilrecError):
     code = "extra_missing"
+
+
+class ClusterError(DistilrecError):
+    code = "cluster_failed"
+    http_status = 503
 
 
 class TrainingError(DistilrecError):

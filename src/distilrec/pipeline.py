@@ -17,7 +17,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -64,6 +64,7 @@ from distilrec.training.batches import prediction_batch
 from distilrec.training.memory import peak_memory, reset_peak_memory
 from distilrec.training.trainer import Epoch, TrainingConfig
 from distilrec.training.validation import validation_ndcg
+from distilrec.workers import InProcess, Workers
 
 _ENGINE_REQUESTS, _TORCH_REQUESTS = 2_000, 100
 
@@ -92,12 +93,15 @@ class Silent:
 
 @dataclass(frozen=True)
 class Run:
-    """A run folder with its configuration. own_teacher: given from Python, takes the place of the configured one."""
+    """A run folder with its configuration. own_teacher: given from Python, takes the place of the configured one;
+    workers: who works on what can be cut into shards.
+    """
 
     folder: Path
     config: RunConfig
     progress: Progress
     own_teacher: Teacher | None = None
+    workers: Workers = field(default_factory=InProcess)
 
     @property
     def teacher_seed(self) -> int:
@@ -113,7 +117,7 @@ class Run:
         return self.folder / "bundle-alone"
 
 
-def open_run(folder: Path, progress: Progress | None = None) -> Run:
+def open_run(folder: Path, progress: Progress | None = None, workers: Workers | None = None) -> Run:
     """A run that `prepare` began. Raises FileMissingError and ConfigError."""
     path = folder / "config.json"
     if not path.is_file():
@@ -124,7 +128,7 @@ def open_run(folder: Path, progress: Progress | None = None) -> Run:
         config = msgspec.json.decode(path.read_bytes(), type=RunConfig)
     except msgspec.MsgspecError as problem:
         raise ConfigError(f"{path}: {problem}", fix="begin again with `distilrec prepare`", file=str(path)) from None
-    return Run(folder, config, progress or Silent())
+    return Run(folder, config, progress or Silent(), workers=workers or InProcess())
 
 
 def run_all(
@@ -132,13 +136,14 @@ def run_all(
     folder: Path,
     progress: Progress | None = None,
     teacher: Callable[[Dataset], Teacher] | None = None,
+    workers: Workers | None = None,
 ) -> Comparison:
     """Log -> data -> teacher -> labels -> student -> bundle -> comparison and report.
 
     teacher: makes your own teacher for the prepared data (`distilrec.teachers.external`, `distilrec.teachers.adapters`), in
-    place of the configured one.
+    place of the configured one. workers: such as `distilrec.scale.ray_workers.RayWorkers`.
     """
-    run, dataset = prepare(config, folder, progress)
+    run, dataset = prepare(config, folder, progress, workers)
     if teacher is None:
         train_teacher(run, dataset)
     else:
@@ -149,9 +154,11 @@ def run_all(
     return evaluate(run, dataset)
 
 
-def prepare(config: RunConfig, folder: Path, progress: Progress | None = None) -> tuple[Run, Dataset]:
+def prepare(
+    config: RunConfig, folder: Path, progress: Progress | None = None, workers: Workers | None = None
+) -> tuple[Run, Dataset]:
     """Reads, cleans, splits and encodes the data, and begins the run folder."""
-    run = Run(folder, config, progress or Silent())
+    run = Run(folder, config, progress or Silent(), workers=workers or InProcess())
     data, say = config.data, run.progress.say
     if data.dataset is not None:
         source = fetch(data.dataset, say)
@@ -274,7 +281,8 @@ def teacher_labels(run: Run, dataset: Dataset) -> list[LabelStore]:
                     run.config.labels,
                     seed=run.teacher_seed,
                     mask_seen=run.config.student_training.mask_seen,
-                    on_batch=lambda done, total: run.progress.advance("labels", done, total),
+                    on_shard=lambda done, total: run.progress.advance("labels", done, total),
+                    workers=run.workers,
                 )
             )
     for store in stores:

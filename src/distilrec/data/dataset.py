@@ -244,12 +244,14 @@ def prepare_dataset(
     train_end, validation_end = split_rows(offsets, times, split)
 
     # Users without training rows go last; the rows follow them.
-    order = np.argsort(train_end == offsets[:-1], kind="stable")
-    rows = np.concatenate([np.arange(offsets[user], offsets[user + 1]) for user in order])
+    cold = train_end == offsets[:-1]
+    order = np.argsort(cold, kind="stable")
     sizes, trains, validations = ((end - offsets[:-1])[order] for end in (offsets[1:], train_end, validation_end))
+    if cold.any():
+        rows = np.argsort(np.repeat(cold, np.diff(offsets)), kind="stable")
+        clean, times = clean[rows], times[rows]
     offsets = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
     train_end, validation_end = offsets[:-1] + trains, offsets[:-1] + validations
-    clean, times = clean[rows], times[rows]
     user_ids = tuple(clean["user_id"].gather(offsets[:-1]).to_list())
     training = np.arange(clean.height) < np.repeat(train_end, sizes)
     if not training.any():
@@ -276,9 +278,7 @@ def prepare_dataset(
     item_encoder = fit_encoder(item_rows[: len(warm)], item_features)
     event_types = ("unknown", *sorted(train_rows["event_type"].unique().to_list()))
 
-    item_index = {item: position for position, item in enumerate(item_ids)}
-    event_index = {event: position for position, event in enumerate(event_types)}
-    item_codes = np.array([item_index.get(item, UNKNOWN_ITEM) for item in clean["item_id"].to_list()], np.int32)
+    item_codes = _positions(clean["item_id"], item_ids, UNKNOWN_ITEM)
     for table, ids, what in ((user_table, user_ids, "user"), (item_table, item_ids, "item")):
         if table and (missing := sum(entity not in table for entity in ids)):
             notes.append(f"{missing:,} {what}s of the log have no row in the {what} table: features unknown")
@@ -309,7 +309,7 @@ def prepare_dataset(
         train_end=train_end,
         validation_end=validation_end,
         items=item_codes,
-        events=np.array([event_index.get(event, 0) for event in clean["event_type"].to_list()], np.int32),
+        events=_positions(clean["event_type"], event_types, 0),
         times=times,
         user_features=user_encoder.encode_rows(user_rows),
         item_features=item_encoder.encode_rows(item_rows),
@@ -322,6 +322,17 @@ def prepare_dataset(
             len(item_ids),
         ),
     )
+
+
+def _positions(column: pl.Series, values: Sequence[str], otherwise: int) -> NDArray[np.int32]:
+    """Where each text of a column stands among `values`, (rows,); `otherwise` for one that is not there."""
+    places: NDArray[np.int32] = column.replace_strict(
+        pl.Series(values, dtype=pl.String),
+        np.arange(len(values), dtype=np.int32),
+        default=otherwise,
+        return_dtype=pl.Int32,
+    ).to_numpy(writable=True)
+    return places
 
 
 def _side_table(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
@@ -27,12 +29,12 @@ class DistillationConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True
     curriculum: with an ensemble as the teacher, keep the labels of each member and combine each position's soft losses by
     `losses.curriculum_loss`, instead of the labels of the average.
     rd, rrd, plackett_luce, rce, unkd, hint: the losses of `distilrec.distill.losses`; they read the first teacher.
-    dropout: of the student while it is distilled, in place of its own: soft labels keep it from overfitting, and with
-    dropout it cannot follow its teacher closely. Without distillation the student keeps its own.
+    dropout: of the student while it is distilled, in place of its own (a tree has none): soft labels keep it from
+    overfitting, and with dropout it cannot follow its teacher closely. Without distillation the student keeps its own.
     own_candidates: L of RCE, how many of the student's best items are candidates; groups: of popularity, for UnKD.
     """
 
-    soft_weight: float = 0.6
+    soft_weight: float = 0.8
     hard_weight: float = 0.0
     temperature: float = 1.0
     rd_weight: float = 0.0
@@ -44,7 +46,7 @@ class DistillationConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True
     own_candidates: int = 50
     groups: int = 4
     curriculum: bool = False
-    dropout: float | None = None
+    dropout: float = 0.0
 
     def __post_init__(self) -> None:
         if not 0 <= self.soft_weight <= 1:
@@ -56,7 +58,7 @@ class DistillationConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True
                 raise ConfigError(f"{name} is {getattr(self, name)}", fix="use 0 or more", parameter=name)
         if self.temperature <= 0:
             raise ConfigError(f"temperature is {self.temperature}", fix="use more than 0", parameter="temperature")
-        if self.dropout is not None and not 0 <= self.dropout < 1:
+        if not 0 <= self.dropout < 1:
             raise ConfigError(f"dropout is {self.dropout}", fix="use a share from 0 to below 1", parameter="dropout")
         for name in ("own_candidates", "groups"):
             if getattr(self, name) < 1:
@@ -79,13 +81,13 @@ def distil(
     Raises ConfigError for a combination that cannot work.
     """
     stores = _stores(labels)
-    if training.negatives:
+    if training.negatives and (distillation.rce_weight or distillation.unkd_weight):
         raise ConfigError(
-            "a sampled softmax has no logits for the teacher's items",
-            fix="set negatives = 0 in student_training (the comparison without distillation uses the same setting)",
+            "RCE and UnKD need the logits of the whole catalogue, a sampled softmax has not got them",
+            fix="set negatives = 0 in student_training, or rce_weight = 0 and unkd_weight = 0",
             parameter="negatives",
         )
-    if distillation.dropout is not None and not isinstance(config, SoftTreeConfig):  # a tree has no dropout
+    if not isinstance(config, SoftTreeConfig):
         config = msgspec.structs.replace(config, dropout=distillation.dropout)
     model = build_model(config, dataset, seed)
     if distillation.hint_weight:
@@ -128,19 +130,19 @@ def distillation_loss(
         groups = losses.popularity_groups(popular, config.groups)
 
     def loss(scored: Scored) -> torch.Tensor:
-        student, t = scored.logits, config.temperature
-        known = [store.at(scored.rows) for store in stores]
-        first = known[0]
-        log_student = torch.log_softmax(student / t, dim=-1)  # (positions, items), the costly step
-        if t == 1.0:
+        t = config.temperature
+        known = _views(scored, [store.at(scored.rows) for store in stores], t)
+        student, log_student, first = known[0]
+        if t == 1.0 and scored.sampled is None:
             of_truth = functional.nll_loss(log_student, scored.targets)  # the same as ground_truth_loss
         else:
-            of_truth = losses.ground_truth_loss(student, scored.targets)
+            of_truth = losses.ground_truth_loss(scored.logits, scored.targets)
         total = (1 - config.soft_weight) * of_truth
         if config.soft_weight:
-            total = total + config.soft_weight * _soft(log_student, known, t, scored.progress)
+            total = total + config.soft_weight * _soft(known, t, scored)
         if config.hard_weight:
-            total = total + config.hard_weight * losses.hard_loss(student, first.top_items[:, 0])
+            plain = known[0] if t == 1.0 else _views(scored, [stores[0].at(scored.rows)], 1.0)[0]
+            total = total + config.hard_weight * losses.hard_loss(plain.log_student, plain.labels.top_items[:, 0])
         if config.rd_weight:
             total = total + config.rd_weight * losses.ranking_distillation_loss(student, first)
         if config.rrd_weight:
@@ -166,8 +168,40 @@ def _stores(labels: LabelStore | Sequence[LabelStore]) -> list[LabelStore]:
     return [labels] if isinstance(labels, LabelStore) else list(labels)
 
 
-def _soft(log_student: torch.Tensor, known: list[StoredLabels], temperature: float, progress: float) -> torch.Tensor:
-    if len(known) == 1:
-        return losses.soft_loss_stored(log_student, known[0], temperature)
-    each = [losses.soft_losses_stored(log_student, labels, temperature) for labels in known]
-    return losses.curriculum_loss(torch.stack(each, dim=-1), progress)
+class _View(NamedTuple):
+    """What the losses read: student logits (positions, items), log softmax(s / T) of the same shape, and the labels, whose
+    items are columns of both.
+    """
+
+    student: torch.Tensor
+    log_student: torch.Tensor
+    labels: StoredLabels
+
+
+def _views(scored: Scored, known: list[StoredLabels], temperature: float) -> list[_View]:
+    """One view for the labels of each teacher.
+
+    With a sampled softmax the columns are the items of the labels alone, and its log-sum-exp is that of the sample.
+    """
+    sampled, t = scored.sampled, temperature
+    if sampled is None:
+        log_student = torch.log_softmax(scored.logits / t, dim=-1)  # (positions, items), the costly step
+        return [_View(scored.logits, log_student, labels) for labels in known]
+    total = torch.logsumexp((scored.logits - sampled.correction) / t + sampled.correction, -1, keepdim=True)
+    views = []
+    for labels in known:
+        items = torch.cat([labels.top_items, labels.sample_items], dim=-1)  # (positions, K + M)
+        student = sampled.logits_of(items)
+        columns = torch.arange(items.shape[-1]).expand_as(items)
+        top = labels.top_items.shape[-1]
+        local = replace(labels, top_items=columns[:, :top], sample_items=columns[:, top:])
+        views.append(_View(student, student / t - total, local))
+    return views
+
+
+def _soft(known: list[_View], temperature: float, scored: Scored) -> torch.Tensor:
+    catalogue = scored.sampled.catalogue if scored.sampled else None
+    each = [losses.soft_losses_stored(view.log_student, view.labels, temperature, catalogue) for view in known]
+    if len(each) == 1:
+        return each[0].mean()
+    return losses.curriculum_loss(torch.stack(each, dim=-1), scored.progress)

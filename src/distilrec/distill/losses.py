@@ -29,9 +29,9 @@ def soft_loss(student: torch.Tensor, teacher: torch.Tensor, temperature: float) 
     return -(temperature**2) * (labels * log_student).sum(-1).mean()
 
 
-def hard_loss(student: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """L_h = -log softmax(s)[argmax z]; student: (positions, items), labels: (positions,) int64."""
-    return functional.cross_entropy(student, labels)
+def hard_loss(log_student: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """L_h = -log softmax(s)[argmax z]; log_student: log softmax(s), (positions, items), labels: (positions,) int64."""
+    return functional.nll_loss(log_student, labels)
 
 
 def soft_loss_stored(log_student: torch.Tensor, labels: StoredLabels, temperature: float) -> torch.Tensor:
@@ -39,10 +39,13 @@ def soft_loss_stored(log_student: torch.Tensor, labels: StoredLabels, temperatur
     return soft_losses_stored(log_student, labels, temperature).mean()
 
 
-def soft_losses_stored(log_student: torch.Tensor, labels: StoredLabels, temperature: float) -> torch.Tensor:
+def soft_losses_stored(
+    log_student: torch.Tensor, labels: StoredLabels, temperature: float, catalogue: int | None = None
+) -> torch.Tensor:
     """The soft loss of each position, (positions,): exact on the teacher's top K, importance-weighted on the rest.
 
-    log_student: log softmax(s / T), (positions, items), which the caller may need for another loss as well.
+    log_student: log softmax(s / T), (positions, items), which the caller may need for another loss as well; catalogue: how
+    many items the softmax is over, where `log_student` has not all of them.
 
     The rest of the catalogue is represented by the M uniform items outside the top K: each stands for
     (items - K) / M' of them, where M' is how many of the M are outside. At T = 1 the stored log-sum-exp of the rest
@@ -58,7 +61,7 @@ def soft_losses_stored(log_student: torch.Tensor, labels: StoredLabels, temperat
     if temperature == 1.0:
         rest = labels.rest_log_sum.unsqueeze(-1)  # (positions, 1)
     else:
-        others = log_student.shape[-1] - top.shape[-1]
+        others = (catalogue or log_student.shape[-1]) - top.shape[-1]
         rest = torch.logsumexp(sample, -1, keepdim=True) + torch.log(
             others / outside.sum(-1, keepdim=True).clamp(min=1)
         )

@@ -43,8 +43,7 @@ class Choice:
         lines = [f"# validation NDCG@10 {self.validation_ndcg:.4f} in trial {self.trial}"]
         for name, config in sections:
             lines += ["", f"[{name}]"]
-            known = {key: value for key, value in msgspec.to_builtins(config).items() if value is not None}
-            lines += [f"{key} = {json.dumps(value)}" for key, value in known.items()]
+            lines += [f"{key} = {json.dumps(value)}" for key, value in msgspec.to_builtins(config).items()]
         return "\n".join(lines) + "\n"
 
 
@@ -129,9 +128,9 @@ def _as_parameters(
     }
     match student:
         case RecurrentConfig():
-            wanted |= {"dropout": student.dropout, "scales": student.scales, "expansion": student.expansion}
+            wanted |= {"dropout": distillation.dropout, "scales": student.scales, "expansion": student.expansion}
         case MlpConfig():
-            wanted |= {"dropout": student.dropout, "hidden": student.hidden}
+            wanted |= {"dropout": distillation.dropout, "hidden": student.hidden}
         case SoftTreeConfig():
             wanted |= {"depth": student.depth, "balance": student.balance}
     return wanted
@@ -144,21 +143,17 @@ def _suggest(
     learning_rate = trial.suggest_float("learning_rate", 5e-4, 2e-2, log=True)
     soft_weight = trial.suggest_float("soft_weight", 0.0, 1.0)
     temperature = trial.suggest_float("temperature", 0.5, 4.0, log=True)
+    dropout = 0.0 if isinstance(student, SoftTreeConfig) else trial.suggest_float("dropout", 0.0, 0.6)
     changed: StudentConfig
     match student:
         case RecurrentConfig():
             changed = msgspec.structs.replace(
                 student,
-                dropout=trial.suggest_float("dropout", 0.0, 0.6),
                 scales=trial.suggest_int("scales", 1, 6),
                 expansion=trial.suggest_int("expansion", 1, 8),
             )
         case MlpConfig():
-            changed = msgspec.structs.replace(
-                student,
-                dropout=trial.suggest_float("dropout", 0.0, 0.6),
-                hidden=trial.suggest_int("hidden", 8, 128, log=True),
-            )
+            changed = msgspec.structs.replace(student, hidden=trial.suggest_int("hidden", 8, 128, log=True))
         case SoftTreeConfig():
             changed = msgspec.structs.replace(
                 student,
@@ -168,5 +163,5 @@ def _suggest(
     return (
         changed,
         msgspec.structs.replace(training, learning_rate=learning_rate),
-        msgspec.structs.replace(distillation, soft_weight=soft_weight, temperature=temperature),
+        msgspec.structs.replace(distillation, soft_weight=soft_weight, temperature=temperature, dropout=dropout),
     )

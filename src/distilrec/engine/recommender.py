@@ -119,6 +119,7 @@ class Recommender:
         self._filters = Filters(unpack_attributes(bundle.catalogue, len(self._item_ids)), self._item_index)
         self._live: dict[str, ItemRecord] = {}  # items that the bundle does not have
         self._removed: set[str] = set()
+        self._no_features = np.zeros(bundle.manifest.dim, np.float32)  # of all users without
         self._users = Users(max_users, max_events)
         known = unpack_texts("users", bundle.history) if bundle.history else []
         self._history_index = {user: place for place, user in enumerate(known)}
@@ -512,7 +513,7 @@ class Recommender:
 
     @property
     def _stranger(self) -> User:
-        return User(self._runtime.new_state(), np.zeros(self.manifest.dim, np.float32), np.empty((2, 0), np.int32))
+        return User(self._runtime.new_state(), self._no_features, np.empty((2, 0), np.int32))
 
     def _new_user(self, user_id: str) -> User:
         user = self._stranger
@@ -530,8 +531,8 @@ class Recommender:
             user.has_history = True
             self._runtime.fold(user.state, items, events)
             self._users.remember_all(user, items, events)
-            bag = zip(h["user_columns"][place], h["user_weights"][place], strict=True)
-            user.features = embed_bag(bag, self._user_table)
+            if len(columns := h["user_columns"][place]):
+                user.features = embed_bag(zip(columns, h["user_weights"][place], strict=True), self._user_table)
             self._users.put(user_id, user)
         return user
 

@@ -113,5 +113,5 @@ class Users:
     def remember_all(self, user: User, items: NDArray[np.int32], events: NDArray[np.int32]) -> None:
         """Adds many events to the log of a user who is not held here yet."""
         whole = np.stack([np.concatenate([user.items, items]), np.concatenate([user.events, events])])
-        user.log = np.ascontiguousarray(whole[:, -self.max_events :])
+        user.log = whole if whole.shape[1] <= self.max_events else whole[:, -self.max_events :].copy()
         user.length = user.log.shape[1]

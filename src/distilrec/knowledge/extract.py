@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -18,12 +19,14 @@ from distilrec.errors import ConfigError, TeacherError
 from distilrec.knowledge.store import Extraction, LabelManifest, LabelStore, open_labels, shard_path
 from distilrec.models import TrainedModel
 from distilrec.teachers.teacher import Answer, Teacher, as_teacher
-from distilrec.training.batches import Batch, Windows, training_batches, training_windows
+from distilrec.training.batches import Windows, batch_of, training_windows
 from distilrec.training.memory import reuse_freed_memory
 from distilrec.training.trainer import MASKED_LOGIT, seen_items
+from distilrec.workers import InProcess, Workers
 
 _BATCH = 32
 _BATCHES_PER_SHARD = 16
+_LOGITS = 2**26  # of the teacher at once
 _FLOAT16_MIN, _FLOAT16_MAX = -60_000.0, 60_000.0
 
 
@@ -50,14 +53,16 @@ def extract_labels(
     *,
     seed: int,
     mask_seen: bool = True,
-    on_batch: Callable[[int, int], None] = lambda done, total: None,
+    on_shard: Callable[[int, int], None] = lambda done, total: None,
+    workers: Workers | None = None,
 ) -> LabelStore:
     """Labels of all training rows whose item is in the catalogue; labels already there are used again.
 
     An extraction that was interrupted goes on after the last whole shard. A teacher that says the same about all events of
     a user is asked once per user.
 
-    on_batch: is called with the number of finished and of all batches.
+    on_shard: is called with the number of finished and of all shards. workers: who works on the shards, this process if
+    left out; the labels are the same.
     Raises TeacherError when the teacher's logits are not finite, and ConfigError when it has no states to keep.
     """
     reuse_freed_memory()
@@ -67,7 +72,6 @@ def extract_labels(
     # Half of each window is context: no label comes from a teacher that saw only a few events of a long history.
     windows = training_windows(dataset, teacher.max_history, context=teacher.max_history // 2)
     units = dataset.info.warm_users if teacher.per_user else len(windows.starts)
-    batches = -(-units // _BATCH)
     states = teacher.state_dim if config.states else 0
     if config.states and not states:
         raise ConfigError(
@@ -81,14 +85,14 @@ def extract_labels(
         seed,
         mask_seen,
         items,
-        -(-batches // _BATCHES_PER_SHARD),
+        -(-units // (_BATCH * _BATCHES_PER_SHARD)),
         "user" if teacher.per_user else "event",
         states,
     )
     encoded = msgspec.json.encode(manifest)
     path, unfinished = folder / "manifest.json", folder / "unfinished.json"
     if path.is_file() and path.read_bytes() == encoded:
-        on_batch(batches, batches)
+        on_shard(manifest.shards, manifest.shards)
         return open_labels(folder, dataset)
     folder.mkdir(parents=True, exist_ok=True)
     if not (unfinished.is_file() and unfinished.read_bytes() == encoded):
@@ -96,24 +100,11 @@ def extract_labels(
             old.unlink(missing_ok=True)
         unfinished.write_bytes(encoded)
     began = time.perf_counter()
-    with torch.inference_mode():
-        questions = (
-            _of_users(teacher, dataset) if teacher.per_user else _of_events(teacher, dataset, windows, mask_seen)
-        )
-        for shard in range(manifest.shards):
-            file = shard_path(folder, shard)
-            first, stop = shard * _BATCHES_PER_SHARD, min((shard + 1) * _BATCHES_PER_SHARD, batches)
-            asked = [next(questions) for _ in range(first, stop)]
-            if not file.is_file():
-                rng = np.random.default_rng([seed, shard])
-                tables = []
-                for number, ask in enumerate(asked, start=first + 1):
-                    tables.append(_label_table(*ask(), manifest, rng))
-                    on_batch(number, batches)
-                temporary = file.with_suffix(".new")
-                pl.concat(tables).write_parquet(temporary)
-                temporary.replace(file)
-            on_batch(stop, batches)
+    task = _Task(teacher, dataset, folder, manifest, windows, units, _BATCH, _BATCH * _BATCHES_PER_SHARD)
+    missing = [shard for shard in range(manifest.shards) if not shard_path(folder, shard).is_file()]
+    on_shard(manifest.shards - len(missing), manifest.shards)
+    for done, _ in enumerate((workers or InProcess()).map(_extract_shard, task, missing), start=1):
+        on_shard(manifest.shards - len(missing) + done, manifest.shards)
     sizes = [shard_path(folder, shard).stat().st_size for shard in range(manifest.shards)]
     labels = sum(
         int(pl.scan_parquet(shard_path(folder, shard)).select(pl.len()).collect().item())
@@ -126,33 +117,60 @@ def extract_labels(
     return open_labels(folder, dataset)
 
 
-Question = Callable[[], tuple[torch.Tensor, Answer]]
+@dataclass(frozen=True)
+class _Task:
+    """What a worker must know to make any shard. units: how many windows (or users) there are; batch: how many are asked
+    for at once; per_shard: how many are in one shard.
+    """
+
+    teacher: Teacher
+    dataset: Dataset
+    folder: Path
+    manifest: LabelManifest
+    windows: Windows
+    units: int
+    batch: int
+    per_shard: int
 
 
-def _of_events(teacher: Teacher, dataset: Dataset, windows: Windows, mask_seen: bool) -> Iterator[Question]:
-    """For each batch of windows what gives the rows of its events and the teacher's answer to them."""
+def _extract_shard(task: _Task, shard: int) -> None:
+    """Writes one shard; its randomness comes from (seed, shard) alone, so it does not matter who makes it and when."""
+    answers = _of_users if task.manifest.key == "user" else _of_events
+    rng = np.random.default_rng([task.manifest.seed, shard])
+    first, stop = shard * task.per_shard, min((shard + 1) * task.per_shard, task.units)
+    tables = []
+    with torch.inference_mode():
+        for start in range(first, stop, task.batch):
+            for keys, answer in answers(task, np.arange(start, min(start + task.batch, stop))):
+                tables.append(_label_table(keys, answer, task.manifest, rng))
+    file = shard_path(task.folder, shard)
+    temporary = file.with_suffix(f".{os.getpid()}.new")
+    pl.concat(tables).write_parquet(temporary)
+    temporary.replace(file)
 
-    def ask(batch: Batch) -> tuple[torch.Tensor, Answer]:
-        window, position = (batch.targets >= 0).nonzero(as_tuple=True)
-        answer = _checked(teacher.answer(batch, window, position))
-        if mask_seen:
-            seen = seen_items(batch, dataset.catalogue_size, window, position, slice(dataset.info.warm_items))
+
+def _of_events(task: _Task, some: NDArray[np.int64]) -> Iterator[tuple[torch.Tensor, Answer]]:
+    """The rows of the events of some windows, and the teacher's answers before them, in parts that fit into memory."""
+    dataset, items = task.dataset, task.manifest.catalogue
+    at_once = max(1, _LOGITS // items)
+    batch = batch_of(dataset, task.windows, some)
+    every_window, every_position = (batch.targets >= 0).nonzero(as_tuple=True)
+    for window, position in zip(torch.split(every_window, at_once), torch.split(every_position, at_once), strict=True):
+        answer = _checked(task.teacher.answer(batch, window, position))
+        if task.manifest.mask_seen:
+            seen = seen_items(batch, dataset.catalogue_size, window, position, slice(items))
             answer = Answer(answer.logits.masked_fill(seen, MASKED_LOGIT), answer.states)
-        return batch.rows[window, position], answer
-
-    for batch in training_batches(dataset, windows, _BATCH, None):
-        yield partial(ask, batch)
+        yield batch.rows[window, position], answer
 
 
-def _of_users(teacher: Teacher, dataset: Dataset) -> Iterator[Question]:
-    """For each batch of users what gives these users and the teacher's answer after all their training events."""
-
-    def ask(users: NDArray[np.int64]) -> tuple[torch.Tensor, Answer]:
-        scores = teacher.scores(dataset.histories(users, dataset.train_end[users]))[:, : dataset.info.warm_items]
-        return torch.from_numpy(users), _checked(Answer(torch.from_numpy(scores)))
-
-    for start in range(0, dataset.info.warm_users, _BATCH):
-        yield partial(ask, np.arange(start, min(start + _BATCH, dataset.info.warm_users)))
+def _of_users(task: _Task, some: NDArray[np.int64]) -> Iterator[tuple[torch.Tensor, Answer]]:
+    """Some users, and the teacher's answers after all their training events, in parts that fit into memory."""
+    dataset = task.dataset
+    at_once = max(1, _LOGITS // dataset.catalogue_size)
+    for start in range(0, len(some), at_once):
+        users = some[start : start + at_once]
+        scores = task.teacher.scores(dataset.histories(users, dataset.train_end[users]))[:, : dataset.info.warm_items]
+        yield torch.from_numpy(users), _checked(Answer(torch.from_numpy(scores)))
 
 
 def _checked(answer: Answer) -> Answer:

@@ -102,8 +102,8 @@ class SoftTree(SequenceModel):
         return torch.logsumexp(self.items.vectors()[:warm] + self.items.bias.unsqueeze(1), dim=0)
 
     def likely(self, vectors: torch.Tensor, biases: torch.Tensor) -> torch.Tensor:
-        """The probability of these items in every leaf, (items, leaves)."""
-        return torch.exp(vectors + biases.unsqueeze(1) - self.log_totals())
+        """The probability of these items in every leaf, (…, leaves), of vectors (…, leaves) and biases (…)."""
+        return torch.exp(vectors + biases.unsqueeze(-1) - self.log_totals())
 
     def score(self, hidden: torch.Tensor, vectors: torch.Tensor, biases: torch.Tensor) -> torch.Tensor:
         return torch.log(hidden @ self.likely(vectors, biases).T + _SMALLEST)

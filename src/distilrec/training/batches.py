@@ -77,10 +77,11 @@ def training_batches(
     if rng is not None:
         rng.shuffle(chunks)
     for chunk in chunks:
-        yield _window_batch(dataset, windows, chunk)
+        yield batch_of(dataset, windows, chunk)
 
 
-def _window_batch(dataset: Dataset, windows: Windows, chunk: NDArray[np.int64]) -> Batch:
+def batch_of(dataset: Dataset, windows: Windows, chunk: NDArray[np.int64]) -> Batch:
+    """These windows, given by number, (batch,)."""
     start_token = dataset.catalogue_size
     longest = int((windows.stops - windows.starts)[chunk].max())
     before = windows.starts - 1 - dataset.offsets[windows.users]  # rows before the first input, -1 at the beginning

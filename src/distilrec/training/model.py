@@ -86,7 +86,7 @@ class SequenceModel(nn.Module, ABC):
         return functional.linear(hidden, vectors, biases)
 
     def score_own(self, hidden: torch.Tensor, vectors: torch.Tensor, biases: torch.Tensor) -> torch.Tensor:
-        """Logits of one item per state, (positions,): states and vectors are (positions, dim), biases (positions,)."""
+        """Logits of items that differ by state: states and vectors are (…, dim), biases (…), which broadcast."""
         return (hidden * vectors).sum(-1) + biases
 
     def penalty(self) -> torch.Tensor:

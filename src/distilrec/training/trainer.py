@@ -37,6 +37,7 @@ class Scored:
 
     logits: (positions, items); targets: (positions,) int64, columns of the logits; rows: (positions,) int64, of the data
     set; states: (positions, dim); progress: the share of the training that is done.
+    sampled: where the softmax is sampled. Then the logits are those of the target and of the drawn items.
     """
 
     logits: torch.Tensor
@@ -44,6 +45,20 @@ class Scored:
     rows: torch.Tensor
     states: torch.Tensor
     progress: float = 0.0
+    sampled: Sampled | None = None
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """A softmax of which only some columns are there.
+
+    correction: (columns,), what has been added to the logit of each column (0 for the target); catalogue: how many items
+    there are; logits_of: the logits of any items, (positions, n) from (positions, n) int64.
+    """
+
+    correction: torch.Tensor
+    catalogue: int
+    logits_of: Callable[[torch.Tensor], torch.Tensor]
 
 
 Loss = Callable[[Scored], torch.Tensor]
@@ -61,7 +76,7 @@ class TrainingConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     (Polyak & Juditsky 1992); 0 keeps the weights themselves.
     positions: at most this many positions of a batch are scored, drawn at random (0: all of them).
     negatives: 0 scores the whole catalogue; otherwise the softmax is over the target and so many items drawn by
-    popularity for each step, with the logQ correction. For training on the ground truth only.
+    popularity for each step, with the logQ correction; distillation then scores these and the items of the labels.
     mask_seen: leave items of the history out of the softmax, as they are left out of recommendations; ignored where the
     log has repeats.
     """
@@ -210,8 +225,19 @@ def _score(
     states = model.encode(batch, vectors)[window, position]  # (positions, dim)
     targets, rows = batch.targets[window, position], batch.rows[window, position]
     if 0 < config.negatives < warm:
-        logits = _sampled_logits(model, batch, config, mask_seen, drawn_by, vectors, states, window, position)
-        return Scored(logits, torch.zeros_like(targets), rows, states, progress)
+
+        def logits_of(items: torch.Tensor) -> torch.Tensor:
+            logits = model.score_own(states.unsqueeze(1), vectors[items], model.items.bias[items])
+            if not mask_seen:
+                return logits
+            seen = seen_items(batch, model.items.catalogue_size, window, position, items)
+            return logits.masked_fill(seen, MASKED_LOGIT)
+
+        logits, correction = _sampled_logits(
+            model, batch, config, mask_seen, drawn_by, vectors, states, window, position
+        )  # fmt: skip
+        sampled = Sampled(correction, warm, logits_of)
+        return Scored(logits, torch.zeros_like(targets), rows, states, progress, sampled)
     logits = model.score(states, vectors[:warm], model.items.bias)
     if mask_seen:
         logits.masked_fill_(seen_items(batch, model.items.catalogue_size, window, position, slice(warm)), MASKED_LOGIT)
@@ -228,8 +254,8 @@ def _sampled_logits(
     states: torch.Tensor,
     window: torch.Tensor,
     position: torch.Tensor,
-) -> torch.Tensor:
-    """Logits of the target (column 0) and of the drawn items, (positions, 1 + drawn).
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits of the target (column 0) and of the drawn items, (positions, 1 + drawn), and the correction in them.
 
     A drawn item stands for 1 / (n q) items of its kind: its logit gets log(times drawn / (n q)), so that the sum of
     exponentials is that of the catalogue in expectation (Bengio & Senecal 2008, eq. 8). The target is always there and
@@ -244,7 +270,8 @@ def _sampled_logits(
     left_out = items == targets.unsqueeze(1)
     if mask_seen:
         left_out |= seen_items(batch, model.items.catalogue_size, window, position, items)
-    return torch.cat([own, others.masked_fill(left_out, MASKED_LOGIT)], dim=1)
+    logits = torch.cat([own, others.masked_fill(left_out, MASKED_LOGIT)], dim=1)
+    return logits, functional.pad(correction, (1, 0))
 
 
 def _step(model: SequenceModel, optimizer: torch.optim.Optimizer, loss: torch.Tensor, clip_norm: float) -> float:
@@ -258,12 +285,19 @@ def _step(model: SequenceModel, optimizer: torch.optim.Optimizer, loss: torch.Te
 def seen_items(
     batch: Batch, catalogue_size: int, window: torch.Tensor, position: torch.Tensor, items: torch.Tensor | slice
 ) -> torch.Tensor:
-    """Which of `items` each position has had so far, in or before its window, (positions, items) bool."""
+    """Which of `items` each position has had so far, in or before its window, (positions, items) bool.
+
+    items: the same for all positions, or (positions, n) of each.
+    """
     length = batch.items.shape[1]
     places = torch.arange(length, dtype=torch.int16).expand_as(batch.items)  # small integers: the gather below is large
     first_seen = torch.full((len(batch.items), catalogue_size + 1), length, dtype=torch.int16)
     first_seen = first_seen.scatter_reduce(1, batch.items, places, "amin").scatter(1, batch.earlier, 0)
-    return first_seen[:, items][window] <= position.to(torch.int16).unsqueeze(1)
+    if isinstance(items, torch.Tensor) and items.ndim == 2:
+        first = first_seen[window.unsqueeze(1), items]
+    else:
+        first = first_seen[:, items][window]
+    return first <= position.to(torch.int16).unsqueeze(1)
 
 
 @torch.no_grad()
