@@ -52,7 +52,6 @@ LOSSES: dict[str, DistillationConfig | None] = {
     "RRD, 1": DistillationConfig(0.0, rrd_weight=1.0, dropout=OWN),
     "Plackett-Luce, 1": DistillationConfig(0.0, plackett_luce_weight=1.0, dropout=OWN),
     "RCE, 1.5": DistillationConfig(0.0, rce_weight=1.5, dropout=OWN),
-    "RCE, 1.5, no dropout": DistillationConfig(0.0, rce_weight=1.5),
     "UnKD, 1": DistillationConfig(0.0, unkd_weight=1.0, dropout=OWN),
     "hint, 1": DistillationConfig(0.0, hint_weight=1.0, dropout=OWN),
     "curriculum, lambda .6": DistillationConfig(0.6, curriculum=True, dropout=OWN),

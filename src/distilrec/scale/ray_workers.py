@@ -7,6 +7,7 @@ started again and its shard is made again; what was made before stays.
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
@@ -30,13 +31,14 @@ class RayWorkers:
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # or Ray warns that it will change its mind
         if not ray.is_initialized():
             try:
+                _check(address)
                 ray.init(
                     address=None if address == LOCAL else address,
                     log_to_driver=False,
                     include_dashboard=False if address == LOCAL else None,
                     logging_level="ERROR",
                 )
-            except (ConnectionError, RuntimeError, ValueError) as problem:
+            except (OSError, RuntimeError, ValueError) as problem:
                 raise ClusterError(
                     f"the Ray cluster {address!r} cannot be reached: {str(problem).splitlines()[0]}",
                     fix="check the address (`ray status` shows the cluster), or use --ray local for this machine alone",
@@ -83,6 +85,13 @@ class _Worker:
 
     def run(self, shard: int) -> Any:
         return self._function(self._task, shard)
+
+
+def _check(address: str) -> None:
+    """Raises OSError where nobody listens: Ray itself would try for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host:
+        socket.create_connection((host, int(port)), timeout=5).close()
 
 
 def _ray() -> Any:
