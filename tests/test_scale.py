@@ -28,7 +28,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::Warning")  # Ray's own
 @pytest.fixture(scope="module", autouse=True)
 def _impatient():
     """Ray gives its workers what others leave of the CPU; on a busy machine that is nothing."""
-    os.environ["RAY_worker_niceness"] = "0"
+    os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112
 
 
 @pytest.fixture(scope="module")
