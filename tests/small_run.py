@@ -88,7 +88,7 @@ def small_config(folder: Path) -> RunConfig:
         teacher_training=TrainingConfig(epochs=3, batch_size=16),
         labels=LabelConfig(top_k=10, samples=10),
         student=RecurrentConfig(dim=8, max_history=16),
-        student_training=TrainingConfig(epochs=3, batch_size=16),
+        student_training=TrainingConfig(epochs=3, batch_size=16, learning_rate=1e-2),
     )
 
 
