@@ -31,7 +31,7 @@ from distilrec.data.dataset import Dataset, Histories
 from distilrec.encoding import FeatureMatrix
 from distilrec.engine.recommender import embed_bag
 from distilrec.engine.runtime import make_runtime
-from distilrec.engine.search import build_graph
+from distilrec.engine.search import build_graph, check_search
 from distilrec.errors import ConfigError
 from distilrec.evaluate.ranking import Questions, rank
 from distilrec.models import TrainedModel
@@ -128,12 +128,7 @@ def choose_search(config: BundleConfig, kind: StudentKind, items: int) -> Search
         chosen = "exact"
         if kind == "recurrent" and items > _EXACT_UP_TO:
             chosen = "graph" if items > _QUANTISED_UP_TO and find_spec("usearch") else "quantised"
-    if chosen != "exact" and kind != "recurrent":
-        raise ConfigError(
-            f"a student of kind {kind} is always searched exactly, not by {chosen!r}",
-            fix='leave [bundle] search out, or use "exact"',
-            parameter="bundle.search",
-        )
+    check_search(chosen, kind, "bundle.search")
     if chosen != "graph":
         return SearchInfo(chosen)
     return SearchInfo(

@@ -9,8 +9,7 @@ import numpy as np
 from distilrec.bundle.format import Bundle, SearchKind
 from distilrec.engine import kernels
 from distilrec.engine.items import Floats, ItemTable, Mask, Places, columns_of
-from distilrec.engine.search import make_search
-from distilrec.errors import ConfigError
+from distilrec.engine.search import check_search, make_search
 
 NORM_EPSILON = np.float32(1e-6)
 _SMALLEST = np.float32(1e-30)
@@ -292,12 +291,7 @@ def make_runtime(bundle: Bundle, search: SearchKind | None = None) -> Runtime:
     Raises ConfigError where this bundle or kind cannot be searched that way.
     """
     search = search or bundle.manifest.search.kind
-    if search != "exact" and bundle.manifest.kind != "recurrent":
-        raise ConfigError(
-            f"a student of kind {bundle.manifest.kind} is always searched exactly, not by {search!r}",
-            fix='leave `search` out, or use "exact"',
-            parameter="search",
-        )
+    check_search(search, bundle.manifest.kind, "search")
     match bundle.manifest.kind:
         case "recurrent":
             return RecurrentRuntime(bundle, search)
