@@ -1,6 +1,6 @@
 """What size costs: a million items on one core, a million users in memory, ten million events prepared.
 
-    python bench/scale.py [--only search users prepare ray] [--items 1000000] [--users 1000000]
+    python bench/scale.py [--only search users prepare] [--items 1000000] [--users 1000000]
 
 Synthetic data with the skew of real ones (`bench/synthetic.py`). Ratios are measured side by side in one run. Prints tables
 and one JSON line for each part, and writes them into `bench/results/scale-PART.{md,json}`.
@@ -30,7 +30,7 @@ from synthetic import synthetic_bundle, synthetic_log  # noqa: E402
 RESULTS = Path(__file__).parent / "results"
 RUNS = Path(__file__).resolve().parent.parent / "runs" / "scale"
 DIM, K = 32, 10
-EVERYTHING, NOTHING = np.zeros(0, np.uint8), np.zeros(0, np.int32)
+EVERYTHING = np.zeros(0, np.uint8)
 
 
 def times_of(
@@ -91,7 +91,7 @@ def search(items: int, *, gaussian: bool = False) -> tuple[list[str], dict[str, 
         return float(np.mean([len(np.intersect1d(best(n), truth(n))) / K for n in range(len(states))]))
 
     def of(kind: str) -> Callable[[int], NDArray[np.int32]]:
-        return lambda n: runtimes[kind].best(states[n % 400], nobody, seen[n % 400], EVERYTHING, K)[0]
+        return filtered(kind, EVERYTHING)
 
     half = (np.random.default_rng(0).random(items) < 0.5).astype(np.uint8)
     rare = (np.random.default_rng(0).random(items) < 0.005).astype(np.uint8)
@@ -232,7 +232,8 @@ def resident() -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="*", default=["search", "users", "prepare"])
+    every = ["search", "users", "prepare"]
+    parser.add_argument("--only", nargs="*", choices=every, default=every)
     parser.add_argument("--items", type=int, default=1_000_000)
     parser.add_argument("--users", type=int, default=1_000_000)
     arguments = parser.parse_args()

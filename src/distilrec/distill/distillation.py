@@ -131,7 +131,8 @@ def distillation_loss(
 
     def loss(scored: Scored) -> torch.Tensor:
         t = config.temperature
-        known = _views(scored, [store.at(scored.rows) for store in stores], t)
+        stored = [store.at(scored.rows) for store in stores]
+        known = _views(scored, stored, t)
         student, log_student, first = known[0]
         if t == 1.0 and scored.sampled is None:
             of_truth = functional.nll_loss(log_student, scored.targets)  # the same as ground_truth_loss
@@ -141,7 +142,7 @@ def distillation_loss(
         if config.soft_weight:
             total = total + config.soft_weight * _soft(known, t, scored)
         if config.hard_weight:
-            plain = known[0] if t == 1.0 else _views(scored, [stores[0].at(scored.rows)], 1.0)[0]
+            plain = known[0] if t == 1.0 else _views(scored, stored[:1], 1.0)[0]
             total = total + config.hard_weight * losses.hard_loss(plain.log_student, plain.labels.top_items[:, 0])
         if config.rd_weight:
             total = total + config.rd_weight * losses.ranking_distillation_loss(student, first)

@@ -248,23 +248,16 @@ def best_quantised(  # type: ignore[no-untyped-def]
 @kernel
 def rescore(query, vectors, biases, items, best_items, best_scores):  # type: ignore[no-untyped-def]
     """The best of `items` (n,) by q . v_i + b_i; as many as `best_items` holds or fewer, equal scores in the order given."""
-    k = best_items.shape[0]
-    found = 0
+    scores = np.empty(items.shape[0], np.float32)
     for n in range(items.shape[0]):
-        item = items[n]
-        value = biases[item]
+        value = biases[items[n]]
         for c in range(query.shape[0]):
-            value += query[c] * vectors[item, c]
-        if found < k or value > best_scores[found - 1]:
-            place = found if found < k else k - 1
-            while place > 0 and best_scores[place - 1] < value:
-                best_scores[place] = best_scores[place - 1]
-                best_items[place] = best_items[place - 1]
-                place -= 1
-            best_scores[place] = value
-            best_items[place] = item
-            if found < k:
-                found += 1
+            value += query[c] * vectors[items[n], c]
+        scores[n] = value
+    nothing, everything = np.empty(0, np.int32), np.empty(0, np.uint8)
+    found = top_k(scores, nothing, everything, best_items.shape[0], best_items, best_scores)
+    for n in range(found):
+        best_items[n] = items[best_items[n]]
     return found
 
 
