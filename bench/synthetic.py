@@ -75,14 +75,18 @@ def synthetic_log(file: Path, events: int, items: int) -> Path:
 def item_vectors(items: int, dim: int, gaussian: bool) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Vectors around the centre of their topic, (items, dim), and biases that fall with popularity, (items,).
 
-    gaussian: independent coordinates instead.
+    Length, spread over the channels and biases are like those of trained students: vectors of length 1 whose variances
+    fall as c^-0.7 (an effective dimension, (sum of variances)^2 / sum of squares, of 15; trained: 11 on ML-1M, 13 on
+    ML-100K, 22 on Online Retail), biases with a standard deviation of 1.25 (2.0, 1.6, 1.25).
+    gaussian: independent coordinates of equal variance instead, which nothing that was trained has.
     """
     rng = np.random.default_rng(2)
     centres = rng.normal(size=(TOPICS, dim)).astype(np.float32)
     own = rng.standard_normal((items, dim), np.float32)
-    vectors = own if gaussian else centres[topics_of(items)] + 0.7 * own
-    biases = -0.5 * np.log(np.arange(1, items + 1) / items)
-    return 0.3 * vectors, biases.astype(np.float32)
+    vectors = own if gaussian else (centres[topics_of(items)] + 0.7 * own) * np.arange(1, dim + 1) ** np.float32(-0.35)
+    vectors /= np.sqrt(np.mean(np.sum(vectors**2, axis=1)))
+    biases = -0.4 * np.log(np.arange(1, items + 1) / items)
+    return vectors.astype(np.float32), biases.astype(np.float32)
 
 
 def synthetic_bundle(
@@ -152,7 +156,7 @@ def synthetic_bundle(
         "widen_bias": np.zeros(wide, np.float32),
         "narrow": 0.3 * weights(dim, wide),
         "narrow_bias": np.zeros(dim, np.float32),
-        "outer_norm": np.full(dim, 2.0, np.float32),
+        "outer_norm": np.full(dim, 1.4, np.float32),
     }
     texts = pack_texts("ids", [f"item-{n}" for n in range(items)]) | pack_texts("titles", [""] * items)
     write_bundle(folder, manifest, arrays, texts, history)

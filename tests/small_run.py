@@ -9,7 +9,8 @@ import numpy as np
 import polars as pl
 
 from distilrec.config import DataConfig, RunConfig
-from distilrec.data.dataset import Dataset, prepare_dataset
+from distilrec.data.dataset import Dataset
+from distilrec.data.preparation import prepare_dataset
 from distilrec.data.schema import Feature, Schema
 from distilrec.data.splits import Split
 from distilrec.knowledge.extract import LabelConfig

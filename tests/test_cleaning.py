@@ -1,13 +1,17 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import polars as pl
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distilrec.data.cleaning import Cleaning, clean_log
+from distilrec.data import cleaning as module
+from distilrec.data.cleaning import Cleaning
+from distilrec.data.readers import Log
 from distilrec.data.schema import Schema
 from distilrec.errors import ColumnMissingError, ColumnTypeError, NotEnoughDataError
 
@@ -16,6 +20,16 @@ SCHEMA = Schema(timestamp="timestamp", weight="rating")
 
 def log(*rows):
     return pl.DataFrame(list(rows), schema=["user_id", "item_id", "timestamp", "rating"], orient="row", strict=False)
+
+
+def clean_log(table, schema, cleaning, source="the log", rows_per_part=5):
+    """The clean log as one table, and the report; cleaned in small parts."""
+    with TemporaryDirectory() as scratch:
+        clean = module.clean_log(Log(source, table.height, table), schema, cleaning, Path(scratch), None, rows_per_part)
+        assert clean.rows == tuple(clean.part(number).height for number in range(len(clean.parts)))
+        users = [set(clean.part(number)["user_id"]) for number in range(len(clean.parts))]
+        assert sum(map(len, users)) == len(set().union(*users))
+        return pl.concat([clean.part(number) for number in range(len(clean.parts))]), clean.report
 
 
 GOOD = [("a", "x", 100, 5.0), ("a", "y", 200, 4.0), ("b", "x", 300, 3.0), ("b", "z", 250, 1.0)]
@@ -140,6 +154,7 @@ row = st.tuples(
 )
 
 
+@settings(deadline=None)
 @given(rows=st.lists(row, max_size=40))
 def test_nothing_disappears_uncounted(rows):
     clean, report = clean_log(log(*GOOD, *rows), SCHEMA, Cleaning(min_user_events=1))

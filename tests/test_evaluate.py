@@ -11,7 +11,7 @@ import pandas as pd
 import polars as pl
 import pytest
 
-from distilrec.data.dataset import prepare_dataset
+from distilrec.data.preparation import prepare_dataset
 from distilrec.data.splits import Split
 from distilrec.errors import NothingToEvaluateError
 from distilrec.evaluate.baselines import ease, fitted_baselines, interaction_matrix, item_knn, popularity

@@ -14,8 +14,8 @@ import polars as pl
 import pytest
 
 from distilrec.data import fetch as module
-from distilrec.data.dataset import prepare_dataset
 from distilrec.data.fetch import DATASETS, fetch
+from distilrec.data.preparation import prepare_dataset
 from distilrec.errors import ConfigError, DownloadError
 
 

@@ -3,24 +3,44 @@
 from __future__ import annotations
 
 import os
+import shutil
+import signal
 import subprocess
 import sys
+import time
+from functools import partial
 from pathlib import Path
 
+import msgspec
 import numpy as np
+import polars as pl
 import pytest
 import torch
 
 from distilrec import pipeline
-from distilrec.errors import ClusterError, MissingExtraError, TeacherError
+from distilrec.config import read_config
+from distilrec.data.cleaning import Cleaning
+from distilrec.data.dataset import load_dataset
+from distilrec.data.preparation import prepare_dataset
+from distilrec.data.splits import Split
+from distilrec.errors import ClusterError, MissingExtraError, TeacherError, TrainingError
+from distilrec.evaluate.comparison import STUDENT, Comparison
 from distilrec.knowledge import extract
 from distilrec.knowledge.extract import LabelConfig, extract_labels
+from distilrec.knowledge.store import open_labels
 from distilrec.models import train_model
 from distilrec.scale.ray_workers import RayWorkers
+from distilrec.stores.opening import open_store
+from distilrec.stores.records import Since
+from distilrec.students.recurrent import RecurrentConfig
 from distilrec.teachers.external import function_teacher
 from distilrec.teachers.transformer import TransformerConfig
 from distilrec.training.trainer import TrainingConfig
-from tests.small_run import small_config, write_tables
+from distilrec.workers import InProcess
+from tests.servers import Redis, Server
+from tests.small_run import SCHEMA, tables, write_tables
+from tests.test_cli import TOML
+from tests.test_faults import Load
 
 pytestmark = pytest.mark.filterwarnings("ignore::Warning")  # Ray's own
 
@@ -137,19 +157,154 @@ def test_without_ray_the_message_says_what_to_install(monkeypatch):
         RayWorkers()
 
 
-def test_the_command_line_uses_the_workers_of_this_machine(tmp_path):
-    """`distilrec distill --ray local`, as a user types it, gives the student that it gives without."""
-    write_tables(tmp_path)
-    config = small_config(tmp_path)
-    students = []
-    for name, options in (("here", []), ("there", ["--ray", "local"])):
-        run, small = pipeline.prepare(config, tmp_path / name)
-        pipeline.train_teacher(run, small)
-        done = subprocess.run(
-            [sys.executable, "-W", "ignore", "-m", "distilrec.cli", "distill", "--run", tmp_path / name,
-             "--without-comparison", *options],
-            capture_output=True, text=True, check=False,
+@pytest.mark.parametrize("kind", ["leave-one-out", "global-time"])
+def test_the_data_set_does_not_depend_on_who_prepares_it_and_in_how_many_parts(cluster, tmp_path, kind):
+    """With cold users, duplicates, a k-core, and parts that begin in the middle of everything."""
+    made = tables()
+    log = pl.concat([made["log"], made["log"].head(50), made["log"].head(3).with_columns(user_id=pl.lit("late"))])
+    log = log.with_columns(weight=1 / (1 + pl.int_range(log.height) % 7))
+    log.write_parquet(tmp_path / "log.parquet")
+    steps = []
+
+    def prepared(**how):
+        return prepare_dataset(
+            tmp_path / "log.parquet", msgspec.structs.replace(SCHEMA, weight="weight"), users=made["users"],
+            items=made["items"], split=Split(kind=kind), cleaning=Cleaning(min_user_events=4, min_item_events=12), **how,
         )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-        students.append((tmp_path / name / "student" / "model.safetensors").read_bytes())
-    assert students[0] == students[1]
+
+    whole = prepared()
+    assert whole.info.cleaning_report.dropped["duplicate row"] >= 50
+    assert whole.info.cleaning_report.dropped["user or item with too few events"] > 0
+    in_parts = prepared(rows_per_part=61)
+    there = prepared(
+        rows_per_part=61, workers=cluster, scratch=tmp_path / "parts", on_step=lambda *step: steps.append(step)
+    )
+    assert in_parts.fingerprint() == there.fingerprint()
+    assert not (tmp_path / "parts").exists()
+    assert [what for what, done, total in steps if done == total] == ["clean", "split", "encode"]
+    # The sums of the weights differ in the last bit.
+    assert in_parts.info.item_ids == whole.info.item_ids
+    assert in_parts.info.cleaning_report == whole.info.cleaning_report
+    for one, two in zip(vars(in_parts).values(), vars(whole).values(), strict=True):
+        if isinstance(one, np.ndarray):
+            assert np.array_equal(one, two)
+    np.testing.assert_allclose(in_parts.item_features.weights, whole.item_features.weights, rtol=1e-6)
+
+
+def trained(small, folder, die_in, on_epoch):
+    """A training whose second process dies once after this epoch."""
+
+    def after(epoch, total):
+        on_epoch(epoch, total)
+        marker = folder / "died"
+        if epoch.epoch == die_in and torch.distributed.get_rank() == 1 and not marker.exists():
+            marker.touch()
+            os._exit(1)
+
+    config = RecurrentConfig(dim=8, dropout=0.0, max_history=12)
+    training = TrainingConfig(epochs=4, batch_size=7, learning_rate=1e-3)
+    return train_model(config, small, training, seed=0, checkpoint=folder / "checkpoint", on_epoch=after)
+
+
+def test_two_processes_take_the_steps_of_one_and_one_of_them_may_die(cluster, small, tmp_path):
+    for name in ("one", "two", "mortal"):
+        (tmp_path / name).mkdir()
+    epochs = []
+    alone = InProcess().together(partial(trained, small, tmp_path / "one", 0), lambda *epoch: None)
+    by_two = cluster.together(partial(trained, small, tmp_path / "two", 0), lambda epoch, total: epochs.append(epoch))
+    mortal = cluster.together(partial(trained, small, tmp_path / "mortal", 2), lambda *epoch: None)
+    assert (tmp_path / "mortal" / "died").exists()
+    assert [epoch.epoch for epoch in epochs] == [1, 2, 3, 4]
+    assert mortal.record.identity == by_two.record.identity
+    for name, weights in alone.model.state_dict().items():
+        torch.testing.assert_close(by_two.model.state_dict()[name], weights, rtol=1e-3, atol=1e-4)
+    assert [epoch.loss for epoch in epochs] == pytest.approx([epoch.loss for epoch in alone.record.curve], rel=1e-4)
+
+
+def diverging(small, on_epoch):
+    raise TrainingError("the loss is nan in epoch 1", fix="lower training.learning_rate", epoch=1)
+
+
+def test_an_error_in_training_is_our_error_at_once(cluster, small):
+    with pytest.raises(TrainingError, match="the loss is nan") as caught:
+        cluster.together(partial(diverging, small), lambda *epoch: None)
+    assert caught.value.context == {"epoch": 1}
+
+
+def test_the_command_line_uses_the_workers_of_this_machine(tmp_path):
+    """`distilrec run --ray local`, as a user types it: the data and the labels are those of a run without."""
+    write_tables(tmp_path)
+    (tmp_path / "shop.toml").write_text(TOML)
+    here, small = pipeline.prepare(read_config(tmp_path / "shop.toml"), tmp_path / "here")
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-m", "distilrec.cli", "run", "--config", "shop.toml", "--run", "there", "--ray", "local"],
+        capture_output=True, text=True, check=False, cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    there, same_data = pipeline.open_run(tmp_path / "there"), load_dataset(tmp_path / "there" / "data")
+    assert same_data.fingerprint() == small.fingerprint()
+    # The same teacher, and its labels again.
+    shutil.copytree(there.folder / "teacher", here.folder / "teacher")
+    (labels,) = pipeline.teacher_labels(here, small)
+    assert same(labels, open_labels(there.folder / "labels", small), small)
+    comparison = msgspec.json.decode((there.folder / "comparison.json").read_bytes(), type=Comparison)
+    assert comparison.row(STUDENT).quality["ndcg@10"].mean > 0
+
+
+def replicas():
+    """The process numbers of the service's replicas on this machine."""
+    names = ((int(path.parent.name), path) for path in Path("/proc").glob("[0-9]*/cmdline"))
+    found = []
+    for number, path in names:
+        try:
+            if path.read_bytes().startswith(b"ray::ServeReplica:distilrec"):
+                found.append(number)
+        except OSError:  # it has just ended
+            continue
+    return found
+
+
+def test_a_replica_that_is_killed_loses_no_acknowledged_event(cluster, finished_run, tmp_path):
+    (tmp_path / "redis").mkdir()
+    redis_server = Redis(tmp_path / "redis")
+    cluster.close()
+    server = Server(
+        finished_run.bundle, redis_server.url, "--ray", cluster.address, "--workers", 2, log_folder=tmp_path
+    )
+    try:
+        before = replicas()
+        assert len(before) == 2
+        with Load(server) as load:
+            time.sleep(1.0)
+            os.kill(before[0], signal.SIGKILL)
+            time.sleep(6.0)
+        for _ in range(300):
+            if len(after := replicas()) == 2:
+                break
+            time.sleep(0.1)
+        assert len(set(after) - set(before)) == 1, "the dead one was replaced"
+        asked = load.answers + len(load.acknowledged) + len(load.failed)
+        assert load.acknowledged
+        assert len(load.failed) <= max(8, 0.05 * asked), load.failed[:3]  # what was under way in the dead one
+        store = open_store(redis_server.url)
+        stored = [e.event_id for r in store.read([Since(f"load-{n}") for n in range(4)]) for e in r.events]
+        store.close()
+        assert set(load.acknowledged) <= set(stored)
+        assert len(stored) == len(set(stored))
+        # Every replica follows what another has stored.
+        for n in range(8):
+            server.event("shared", f"i{n}", event_id=f"shared-{n}")
+            assert f"i{n}" not in server.items("shared", k=99)
+    finally:
+        assert server.stop() == 0, server.log.read_text()
+        redis_server.stop()
+
+
+def test_replicas_need_a_store_that_they_can_share(cluster, finished_run, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-m", "distilrec.cli", "serve", "--bundle", finished_run.bundle, "--store",
+         f"sqlite:///{tmp_path}/store.db", "--ray", cluster.address],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "cannot share an SQLite store" in done.stderr

@@ -17,8 +17,9 @@ from distilrec import load
 from distilrec.bundle import format as bundle_format
 from distilrec.bundle.export import BundleConfig, choose_search, export_bundle
 from distilrec.bundle.format import GRAPH, SearchInfo, read_bundle
+from distilrec.engine import search as engine_search
 from distilrec.engine.items import ItemTable
-from distilrec.engine.search import GraphSearch, QuantisedSearch, build_graph
+from distilrec.engine.search import ExactSearch, GraphSearch, QuantisedSearch, build_graph
 from distilrec.errors import BundleCorruptedError, ConfigError, MissingExtraError
 from distilrec.models import load_model, train_model
 from distilrec.stores.records import ItemRecord
@@ -65,18 +66,19 @@ def assert_honest(found, scores, items, query, seen, mask):
     passing=st.sampled_from([None, 0.0, 0.02, 0.5]),
     scale=st.sampled_from([0.0, 1.0, 1e-20, 1e6]),
 )
-def test_the_scan_in_integers_finds_what_the_exact_scan_finds(seed, items, dim, k, passing, scale):
+def test_the_scans_find_what_is_best(seed, items, dim, k, passing, scale):
     rng = np.random.default_rng(seed)
     known = table(seed, items, dim)
     seen = rng.integers(items, size=5).astype(np.int32)
     mask = EVERYTHING if passing is None else (rng.random(items) < passing).astype(np.uint8)
     query = (scale * rng.normal(size=dim)).astype(np.float32)
-    found, scores = QuantisedSearch(known).best(query, seen, mask, k)
-    assert_honest(found, scores, known, query, seen, mask)
     best, exact_scores = exact(known, query, seen, mask, k)
-    assert len(found) == len(best)
-    # Equal up to rounding: a different item may only stand where its score is as good.
-    np.testing.assert_allclose(exact_scores[found], exact_scores[best], rtol=1e-4, atol=1e-4)
+    for search in (ExactSearch(known), QuantisedSearch(known)):
+        found, scores = search.best(query, seen, mask, k)
+        assert_honest(found, scores, known, query, seen, mask)
+        assert len(found) == len(best)
+        # Equal up to rounding: a different item may only stand where its score is as good.
+        np.testing.assert_allclose(exact_scores[found], exact_scores[best], rtol=1e-4, atol=1e-4)
 
 
 @pytest.fixture(scope="module")
@@ -154,6 +156,20 @@ def test_the_search_can_be_chosen_when_loading(searched):
         assert [a.item_id for a in answers] == [a.item_id for a in load(searched / "exact").recommend("u1")]
     with pytest.raises(ConfigError, match="has no graph to search by"):
         load(searched / "quantised", search="graph")
+
+
+def test_a_large_catalogue_is_scanned_by_rows(searched, monkeypatch):
+    plain = load(searched / "exact")
+    monkeypatch.setattr(engine_search, "_IN_CACHE", 0)
+    rows = load(searched / "exact")
+    new = ItemRecord("new", "New", {"genres": "g1|g2", "price": 3.0})
+    for each in (rows, plain):
+        each.put_item(new)
+        each.update([{"user_id": "u1", "item_id": "new"}])
+    for user in ("u1", "u5", "nobody"):
+        ours, theirs = rows.recommend(user, k=99), plain.recommend(user, k=99)
+        assert [a.item_id for a in ours] == [a.item_id for a in theirs]
+        np.testing.assert_allclose([a.score for a in ours], [a.score for a in theirs], rtol=1e-4, atol=1e-4)
 
 
 def test_a_graph_without_usearch_says_what_to_install(searched, monkeypatch):

@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distilrec.data.dataset import UNKNOWN_ITEM, load_dataset, prepare_dataset
+from distilrec.data.dataset import UNKNOWN_ITEM, load_dataset
+from distilrec.data.preparation import prepare_dataset
 from distilrec.data.schema import Feature, Schema
-from distilrec.data.splits import Split, split_rows
+from distilrec.data.splits import Split, split_moments, split_rows
 from distilrec.errors import ConfigError, DataError, FileMissingError, InvalidValueError
 from tests.small_run import SCHEMA, dataset, tables
 
@@ -22,7 +23,7 @@ def test_parts_follow_each_other_in_time(sizes, kind, seed):
     offsets = np.concatenate([[0], np.cumsum(sizes)])
     rng = np.random.default_rng(seed)
     times = np.concatenate([np.sort(rng.integers(0, 50, size)) for size in sizes]).astype(float)
-    train_end, validation_end = split_rows(offsets, times, Split(kind=kind))
+    train_end, validation_end = split_rows(offsets, times, split_moments(times, Split(kind=kind)))
     assert (offsets[:-1] <= train_end).all()
     assert (train_end <= validation_end).all()
     assert (validation_end <= offsets[1:]).all()

@@ -15,7 +15,8 @@ from distilrec.errors import DistilrecError, missing_extra
 
 if TYPE_CHECKING:
     from distilrec.config import RunConfig, read_config
-    from distilrec.data.dataset import load_dataset, prepare_dataset
+    from distilrec.data.dataset import load_dataset
+    from distilrec.data.preparation import prepare_dataset
     from distilrec.data.schema import Feature, Schema
     from distilrec.distill.distillation import distil
     from distilrec.evaluate.comparison import compare
@@ -31,7 +32,7 @@ _LAZY = {
     "distil": "distilrec.distill.distillation",
     "extract_labels": "distilrec.knowledge.extract",
     "load_dataset": "distilrec.data.dataset",
-    "prepare_dataset": "distilrec.data.dataset",
+    "prepare_dataset": "distilrec.data.preparation",
     "read_config": "distilrec.config",
     "run_all": "distilrec.pipeline",
     "train_model": "distilrec.models",

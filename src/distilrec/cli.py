@@ -72,21 +72,28 @@ def fetch(name: str) -> None:
 
 
 @app.command
-def prepare(*, dataset: Dataset = None, config: Config = None, run: RunFolder | None = None, seed: Seed = None) -> None:
+def prepare(
+    *,
+    dataset: Dataset = None,
+    config: Config = None,
+    run: RunFolder | None = None,
+    seed: Seed = None,
+    ray: Ray = None,
+) -> None:
     """Read, clean, split and encode the data; begins a run folder."""
     from distilrec import pipeline
 
     chosen = _config(dataset, config, seed)
     with _progress() as progress:
-        pipeline.prepare(chosen, _folder(run, chosen), progress)
+        pipeline.prepare(chosen, _folder(run, chosen), progress, _workers(ray))
 
 
 @app.command
-def train(*, run: RunFolder = _DEFAULT_RUN) -> None:
+def train(*, run: RunFolder = _DEFAULT_RUN, ray: Ray = None) -> None:
     """Train the teacher of a prepared run."""
     from distilrec import pipeline
 
-    with _opened(run) as (opened, data):
+    with _opened(run, ray) as (opened, data):
         pipeline.train_teacher(opened, data)
 
 
@@ -251,33 +258,42 @@ def serve(
     max_pending: Annotated[int, Parameter(help="Most events that wait to be stored.")] = 50_000,
     log_requests: Annotated[bool, Parameter(help="Log every request, not only refusals of the service.")] = False,
     drain_seconds: Annotated[float, Parameter(help="Say not ready for so long before closing, on SIGTERM.")] = 0.0,
+    ray: Annotated[
+        str | None,
+        Parameter(help="Run the workers as replicas on a Ray cluster: its address, auto, or local. Needs Redis."),
+    ] = None,
 ) -> None:
     """Serve a bundle over HTTP: recommendations that follow every event, and a playground at /."""
     from distilrec.serve.config import ServiceConfig
+
+    config = ServiceConfig(
+        bundle=str(_bundle(bundle).absolute()),
+        store=store,
+        store_prefix=store_prefix,
+        host=host,
+        port=port,
+        workers=workers,
+        keys=None if keys is None else str(keys.absolute()),
+        without_keys=without_keys,
+        bundle_root=None if bundle_root is None else str(bundle_root.absolute()),
+        search=search,
+        max_users=max_users,
+        max_events=max_events,
+        max_k=max_k,
+        max_batch=max_batch,
+        max_body=max_body,
+        max_pending=max_pending,
+        log_requests=log_requests,
+        drain_seconds=drain_seconds,
+    )
+    if ray is not None:
+        from distilrec.scale.ray_serve import serve_on_ray
+
+        serve_on_ray(config, ray)
+        return
     from distilrec.serve.server import serve as run_service
 
-    run_service(
-        ServiceConfig(
-            bundle=str(_bundle(bundle)),
-            store=store,
-            store_prefix=store_prefix,
-            host=host,
-            port=port,
-            workers=workers,
-            keys=None if keys is None else str(keys),
-            without_keys=without_keys,
-            bundle_root=None if bundle_root is None else str(bundle_root),
-            search=search,
-            max_users=max_users,
-            max_events=max_events,
-            max_k=max_k,
-            max_batch=max_batch,
-            max_body=max_body,
-            max_pending=max_pending,
-            log_requests=log_requests,
-            drain_seconds=drain_seconds,
-        )
-    )
+    run_service(config)
 
 
 @app.command

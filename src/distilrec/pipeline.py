@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -27,8 +28,9 @@ import numpy as np
 from distilrec.bundle.export import export_bundle, record_metrics
 from distilrec.bundle.format import CATALOGUE, WEIGHTS, Manifest
 from distilrec.config import RunConfig
-from distilrec.data.dataset import Dataset, prepare_dataset
+from distilrec.data.dataset import Dataset
 from distilrec.data.fetch import DATASETS, fetch
+from distilrec.data.preparation import prepare_dataset
 from distilrec.distill.distillation import distil
 from distilrec.distill.tuning import Choice, tune
 from distilrec.engine.recommender import Recommender, load
@@ -160,31 +162,37 @@ def prepare(
     """Reads, cleans, splits and encodes the data, and begins the run folder."""
     run = Run(folder, config, progress or Silent(), workers=workers or InProcess())
     data, say = config.data, run.progress.say
-    if data.dataset is not None:
-        source = fetch(data.dataset, say)
-        dataset = prepare_dataset(
-            source / "interactions.csv",
-            DATASETS[data.dataset].schema,
-            users=source / "users.csv",
-            items=source / "items.csv",
-            name=data.dataset,
-            cleaning=config.cleaning,
-            split=config.split,
-        )
-    else:
-        assert data.interactions is not None
-        dataset = prepare_dataset(
-            data.interactions,
-            data.schema,
-            users=data.users,
-            items=data.items,
-            name=data.name or Path(data.interactions).stem,
-            cleaning=config.cleaning,
-            split=config.split,
-            columns=data.columns,
-            user_columns=data.user_columns,
-            item_columns=data.item_columns,
-        )
+    prepared = partial(
+        prepare_dataset,
+        cleaning=config.cleaning,
+        split=config.split,
+        workers=run.workers,
+        scratch=folder / "data" / "parts",
+        on_step=run.progress.advance,
+    )
+    source = None if data.dataset is None else fetch(data.dataset, say)
+    with _measured(run, "prepare"):
+        if source is not None:
+            assert data.dataset is not None
+            dataset = prepared(
+                source / "interactions.csv",
+                DATASETS[data.dataset].schema,
+                users=source / "users.csv",
+                items=source / "items.csv",
+                name=data.dataset,
+            )
+        else:
+            assert data.interactions is not None
+            dataset = prepared(
+                data.interactions,
+                data.schema,
+                users=data.users,
+                items=data.items,
+                name=data.name or Path(data.interactions).stem,
+                columns=data.columns,
+                user_columns=data.user_columns,
+                item_columns=data.item_columns,
+            )
     questions(dataset, "validation")  # a run that cannot be evaluated had better fail now than after the training
     questions(dataset, "test")
     dataset.save(folder / "data")
@@ -195,6 +203,8 @@ def prepare(
         f"{dataset.users:,} users, {dataset.catalogue_size:,} items, {int(dataset.is_training().sum()):,} training rows, "
         f"split {config.split.kind}"
     )
+    cost = next(cost for cost in read_costs(folder) if cost.stage == "prepare")
+    say(f"prepared in {cost.seconds:.1f} s, peak memory {cost.peak_bytes / 2**20:,.0f} MiB")
     return run, dataset
 
 
@@ -209,7 +219,8 @@ def train_teacher(run: Run, dataset: Dataset) -> Teacher:
             run.config.teacher_training,
             folder,
             seed=run.teacher_seed,
-            checkpoint=run.folder / "checkpoints" / "teacher",
+            checkpoint=(run.folder / "checkpoints" / "teacher").absolute(),
+            workers=run.workers,
             on_epoch=lambda name, epoch, total: run.progress.advance(name, epoch.epoch, total, _epoch_note(epoch)),
         )
         stage.reused = before != {} and before == _training_stamps(folder)
@@ -249,16 +260,7 @@ def distil_student(run: Run, dataset: Dataset) -> TrainedModel:
         dataset,
         "student",
         (config, training, distillation, [each.manifest for each in stores]),
-        lambda checkpoint, on_epoch: distil(
-            config,
-            dataset,
-            stores,
-            training,
-            distillation,
-            seed=run.config.seed,
-            checkpoint=checkpoint,
-            on_epoch=on_epoch,
-        ),
+        partial(distil, config, dataset, stores, training, distillation, seed=run.config.seed),
     )
 
 
@@ -302,15 +304,8 @@ def train_alone(run: Run, dataset: Dataset) -> TrainedModel:
 def _on_ground_truth(
     run: Run, dataset: Dataset, name: str, config: ModelConfig, training: TrainingConfig
 ) -> TrainedModel:
-    return _once(
-        run,
-        dataset,
-        name,
-        (config, training),
-        lambda checkpoint, on_epoch: train_model(
-            config, dataset, training, seed=run.config.seed, checkpoint=checkpoint, on_epoch=on_epoch
-        ),
-    )
+    make = partial(train_model, config, dataset, training, seed=run.config.seed)
+    return _once(run, dataset, name, (config, training), make)
 
 
 def export(run: Run, dataset: Dataset) -> Manifest:
@@ -499,10 +494,13 @@ def _once(
     dataset: Dataset,
     name: str,
     task: object,
-    make: Callable[[Path, Callable[[Epoch, int], None]], TrainedModel],
+    make: Callable[..., TrainedModel],
 ) -> TrainedModel:
-    """A model that is trained unless the folder already has it from the same data, configuration and seed."""
-    folder, checkpoint = run.folder / name, run.folder / "checkpoints" / name
+    """A model that is trained unless the folder already has it from the same data, configuration and seed.
+
+    make: of `checkpoint` and `on_epoch`.
+    """
+    folder, checkpoint = run.folder / name, (run.folder / "checkpoints" / name).absolute()
     stamp = msgspec.json.encode((dataset.fingerprint(), run.config.seed, task))
     stamp_file = folder / "trained-with.json"
     if stamp_file.is_file() and stamp_file.read_bytes() == stamp:
@@ -511,8 +509,9 @@ def _once(
         return trained
 
     with _measured(run, name):
-        trained = make(
-            checkpoint, lambda epoch, total: run.progress.advance(name, epoch.epoch, total, _epoch_note(epoch))
+        trained = run.workers.together(
+            lambda on_epoch: make(checkpoint=checkpoint, on_epoch=on_epoch),
+            lambda epoch, total: run.progress.advance(name, epoch.epoch, total, _epoch_note(epoch)),
         )
     save_model(trained, folder)
     stamp_file.write_bytes(stamp)
@@ -540,12 +539,16 @@ class _Stage:
 
 @contextmanager
 def _measured(run: Run, name: str) -> Iterator[_Stage]:
-    """Writes time and peak memory of a stage into costs.json; a stage that did nothing leaves what is there."""
+    """Writes time and peak memory of a stage into costs.json; a stage that did nothing leaves what is there.
+
+    Time and memory are those of this process; workers of a cluster are not counted.
+    """
     stage, began = _Stage(), time.perf_counter()
     reset_peak_memory()
     yield stage
     costs = {cost.stage: cost for cost in read_costs(run.folder)}
     if not (stage.reused and name in costs):
+        run.folder.mkdir(parents=True, exist_ok=True)
         costs[name] = StageCost(name, time.perf_counter() - began, peak_memory())
         (run.folder / "costs.json").write_bytes(msgspec.json.encode(list(costs.values())))
 

@@ -1,4 +1,4 @@
-"""Who works on the shards of a job: this process, one after the other, or the workers of a cluster (`distilrec.scale`)."""
+"""Who works on a job: this process, or the workers of a cluster (`distilrec.scale`)."""
 
 from __future__ import annotations
 
@@ -7,13 +7,21 @@ from typing import Protocol, TypeVar
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
+Report = Callable[..., None]
 
 
 class Workers(Protocol):
-    """Whoever can run a function for many shards."""
+    """Whoever can run a function for many shards, or for all workers at the same time."""
 
     def map(self, function: Callable[[Task, int], Result], task: Task, shards: Sequence[int]) -> Iterator[Result]:
         """function(task, shard) for every shard, in the order in which they finish. `task` goes to each worker once."""
+        ...
+
+    def together(self, function: Callable[[Report], Result], report: Report) -> Result:
+        """function(report) on all workers, one `torch.distributed` group; what the first of them gives and reports.
+
+        The function must go on where it was when it is called again: so it is after the loss of a worker.
+        """
         ...
 
 
@@ -23,3 +31,7 @@ class InProcess:
     def map(self, function: Callable[[Task, int], Result], task: Task, shards: Sequence[int]) -> Iterator[Result]:
         """See `Workers.map`."""
         return (function(task, shard) for shard in shards)
+
+    def together(self, function: Callable[[Report], Result], report: Report) -> Result:
+        """See `Workers.together`."""
+        return function(report)

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import os
 import time
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
 
 import msgspec
 import polars as pl
 
+from distilrec.data.readers import Log
 from distilrec.data.schema import Schema
 from distilrec.errors import ColumnMissingError, ColumnTypeError, NotEnoughDataError
+from distilrec.workers import InProcess, Workers
 
+OnStep = Callable[[int, int], None]
 _DAY = 86_400.0
+_SAMPLES = 1_000  # rows of the log for each boundary between parts
 
 
 class Cleaning(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -47,73 +57,225 @@ class CleaningReport(msgspec.Struct, frozen=True):
         ]
 
 
-def clean_log(
-    table: pl.DataFrame, schema: Schema, cleaning: Cleaning, source: str = "the log"
-) -> tuple[pl.DataFrame, CleaningReport]:
-    """The clean log, sorted by user, time and original order, and the report.
+ROWS_PER_PART = 1_000_000
 
-    Columns of the result: user_id str, item_id str, timestamp float64 (seconds), event_type str, weight float64.
+
+@dataclass(frozen=True)
+class CleanLog:
+    """A clean log in parts, each a Parquet file; all rows of a user are in one part, and the parts follow the user ids.
+
+    Columns: user_id str, item_id str, timestamp float64 (seconds), event_type str, weight float64; sorted by user, time and
+    original order. rows: how many are in each part.
+    """
+
+    parts: tuple[Path, ...]
+    rows: tuple[int, ...]
+    report: CleaningReport
+
+    def part(self, number: int) -> pl.DataFrame:
+        """One part, read."""
+        return pl.read_parquet(self.parts[number])
+
+
+def clean_log(
+    log: Log,
+    schema: Schema,
+    cleaning: Cleaning,
+    scratch: Path,
+    workers: Workers | None = None,
+    rows_per_part: int = ROWS_PER_PART,
+    on_step: OnStep = lambda done, total: None,
+) -> CleanLog:
+    """The clean log and the report of what was dropped. No more than about `rows_per_part` rows are read at once.
+
+    Slices of the log are checked row by row and divided by user id; then every part is cleaned by itself. scratch: a folder
+    for the parts, which all workers see. on_step: is called with the number of finished slices and parts, and of all.
     Raises ColumnMissingError, ColumnTypeError (with the first bad row) and NotEnoughDataError.
     """
-    log = _typed(table, schema, source)
-    rows_in = log.height
-    if rows_in == 0:
+    columns = [schema.user_id, schema.item_id, schema.timestamp, schema.event_type, schema.weight]
+    for column in columns:
+        if column is not None:
+            need_column(log.schema().names(), column, log.name)
+    if log.rows == 0:
         raise NotEnoughDataError(
-            f"{source} has no rows", fix="give a log with at least a few interactions", file=source
+            f"{log.name} has no rows", fix="give a log with at least a few interactions", file=log.name
         )
+    task = _Task(
+        log,
+        schema,
+        cleaning,
+        _time_format(log, schema.timestamp),
+        time.time() + _DAY if cleaning.max_time is None else cleaning.max_time,
+        _boundaries(log, schema.user_id, -(-log.rows // rows_per_part)),
+        scratch,
+        rows_per_part,
+    )
+    workers = workers or InProcess()
+    slices, parts = range(-(-log.rows // rows_per_part)), range(len(task.boundaries) + 1)
+    steps = len(slices) + len(parts)
+    dropped: Counter[str] = Counter()
+    for done, counts in enumerate(workers.map(_read_slice, task, slices), start=1):
+        dropped.update(counts)
+        on_step(done, steps)
+    cleaned: dict[int, _Cleaned] = {}
+    for done, one in enumerate(workers.map(_clean_part, task, parts), start=len(slices) + 1):
+        cleaned[one.part] = one
+        dropped.update(one.dropped)
+        on_step(done, steps)
+    for file in scratch.glob("slice-*.parquet"):
+        file.unlink()
+    if cleaning.min_user_events or cleaning.min_item_events:
+        before = sum(one.rows for one in cleaned.values())
+        cleaned = _core(task, workers, cleaned)
+        dropped["user or item with too few events"] = before - sum(one.rows for one in cleaned.values())
+    rows = tuple(cleaned[part].rows for part in parts)
+    report = CleaningReport(log.rows, sum(rows), dict(dropped))
+    _enough(cleaned.values(), report, log.name)
+    return CleanLog(tuple(_part_file(scratch, part) for part in parts), rows, report)
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What a worker must know. latest: the last second that is believed; boundaries: the user ids at which parts begin."""
+
+    log: Log
+    schema: Schema
+    cleaning: Cleaning
+    times: _TimeFormat
+    latest: float
+    boundaries: pl.Series
+    scratch: Path
+    rows_per_slice: int
+
+
+@dataclass(frozen=True)
+class _Cleaned:
+    """What is left of a part. items: how many rows each item has, by `item_id` and `len`."""
+
+    part: int
+    rows: int
+    users: int
+    items: pl.DataFrame
+    dropped: dict[str, int]
+
+
+def _slice_file(scratch: Path, number: int, part: int) -> Path:
+    return scratch / f"slice-{number}-{part}.parquet"
+
+
+def _part_file(scratch: Path, part: int) -> Path:
+    return scratch / f"part-{part}.parquet"
+
+
+def _write(table: pl.DataFrame, file: Path) -> None:
+    """Whole or not at all: a worker may die while it writes."""
+    temporary = file.with_suffix(f".{os.getpid()}.new")
+    table.write_parquet(temporary, compression="lz4")
+    temporary.replace(file)
+
+
+def _boundaries(log: Log, column: str, parts: int) -> pl.Series:
+    """User ids that divide the rows into about equal parts, from a sample of them; fewer where few users have most."""
+    if parts == 1:
+        return pl.Series("user_id", [], dtype=pl.String)
+    step = max(1, log.rows // (parts * _SAMPLES))
+    sample = as_id(log.scan().select(column).gather_every(step).collect()[column], log.name).drop_nulls().sort()
+    places = [len(sample) * part // parts for part in range(1, parts)]
+    return sample.gather(places).unique(maintain_order=True) if len(sample) else sample
+
+
+def _read_slice(task: _Task, number: int) -> dict[str, int]:
+    """Reads a slice, drops what is wrong with single rows, and writes a file for each part. What was dropped, by reason."""
+    schema, cleaning, first = task.schema, task.cleaning, number * task.rows_per_slice
+    columns = {schema.user_id, schema.item_id, schema.timestamp, schema.event_type, schema.weight} - {None}
+    table = task.log.slice(first, task.rows_per_slice, [column for column in columns if column])
+    log = _typed(table, schema, task.times, task.log.name, first)
     dropped: dict[str, int] = {}
 
     def keep(reason: str, condition: pl.Expr) -> None:
         nonlocal log
-        kept = log.filter(condition)
-        dropped[reason] = log.height - kept.height
-        log = kept
+        log = _kept(log, condition, reason, dropped)
 
     keep("no user id", pl.col("user_id").is_not_null() & (pl.col("user_id") != ""))
     keep("no item id", pl.col("item_id").is_not_null() & (pl.col("item_id") != ""))
     keep("no timestamp", pl.col("timestamp").is_finite().fill_null(value=False))
     keep("weight missing or not a number", pl.col("weight").is_finite().fill_null(value=False))
     if schema.timestamp is not None:
-        latest = time.time() + _DAY if cleaning.max_time is None else cleaning.max_time
-        keep("time out of range", pl.col("timestamp").is_between(cleaning.min_time, latest))
+        keep("time out of range", pl.col("timestamp").is_between(cleaning.min_time, task.latest))
     if cleaning.min_weight is not None:
         keep("weight below min_weight", pl.col("weight") >= cleaning.min_weight)
     if cleaning.max_weight is not None:
         keep("weight above max_weight", pl.col("weight") <= cleaning.max_weight)
-    if cleaning.drop_duplicates and schema.timestamp is not None:
-        same = ["user_id", "item_id", "timestamp", "event_type"]
-        keep("duplicate row", pl.struct(same).is_first_distinct())
-    elif cleaning.drop_duplicates:
-        keep("duplicate row", pl.struct("user_id", "item_id", "event_type").is_first_distinct())
-    if cleaning.bot_events_per_day is not None and schema.timestamp is not None:
+    log = log.with_columns(part=task.boundaries.search_sorted(log["user_id"], side="right"))
+    for (part,), rows in log.partition_by("part", as_dict=True, include_key=False).items():
+        _write(rows, _slice_file(task.scratch, number, part))
+    return dropped
+
+
+def _kept(log: pl.DataFrame, condition: pl.Expr, reason: str, dropped: dict[str, int]) -> pl.DataFrame:
+    kept = log.filter(condition)
+    dropped[reason] = log.height - kept.height
+    return kept
+
+
+def _clean_part(task: _Task, part: int) -> _Cleaned:
+    """Puts the rows of a part together, drops duplicates and bots, sorts and writes them."""
+    files = [_slice_file(task.scratch, number, part) for number in range(-(-task.log.rows // task.rows_per_slice))]
+    there = [pl.read_parquet(file) for file in files if file.is_file()]
+    log = pl.concat(there) if there else pl.DataFrame(schema=_COLUMNS)
+    timed, limit = task.schema.timestamp is not None, task.cleaning.bot_events_per_day
+    dropped: dict[str, int] = {}
+    if task.cleaning.drop_duplicates:
+        same = ["user_id", "item_id", *(["timestamp"] if timed else []), "event_type"]
+        log = _kept(log, pl.struct(same).is_first_distinct(), "duplicate row", dropped)
+    if limit is not None and timed:
         day = (pl.col("timestamp") // _DAY).alias("day")
         busiest = log.group_by("user_id", day).len().group_by("user_id").agg(pl.col("len").max())
-        bots = busiest.filter(pl.col("len") > cleaning.bot_events_per_day)["user_id"]
-        keep(
-            f"user with more than {cleaning.bot_events_per_day:,} events on one day",
-            ~pl.col("user_id").is_in(bots.implode()),
-        )
-    before = log.height
-    while cleaning.min_user_events or cleaning.min_item_events:
-        core = log.filter(
-            (pl.len().over("user_id") >= cleaning.min_user_events)
-            & (pl.len().over("item_id") >= cleaning.min_item_events)
-        )
-        if core.height == log.height:
-            break
-        log = core
-    if cleaning.min_user_events or cleaning.min_item_events:
-        dropped["user or item with too few events"] = before - log.height
-    report = CleaningReport(rows_in, log.height, dropped)
-    _enough(log, report, source)
-    return log.sort("user_id", "timestamp", "row", maintain_order=True).drop("row"), report
+        bots = busiest.filter(pl.col("len") > limit)["user_id"]
+        reason = f"user with more than {limit:,} events on one day"
+        log = _kept(log, ~pl.col("user_id").is_in(bots.implode()), reason, dropped)
+    log = log.sort("user_id", "timestamp", "row", maintain_order=True).drop("row")
+    _write(log, _part_file(task.scratch, part))
+    return _cleaned(log, part, dropped)
 
 
-def _enough(log: pl.DataFrame, report: CleaningReport, source: str) -> None:
+def _cleaned(log: pl.DataFrame, part: int, dropped: dict[str, int]) -> _Cleaned:
+    return _Cleaned(part, log.height, log["user_id"].n_unique(), log.group_by("item_id").len(), dropped)
+
+
+@dataclass(frozen=True)
+class _CoreTask:
+    task: _Task
+    items: pl.Series  # that have enough events
+
+
+def _core(task: _Task, workers: Workers, cleaned: dict[int, _Cleaned]) -> dict[int, _Cleaned]:
+    """Drops users and items with too few events until all that are left have enough (k-core, the largest such log)."""
+    while True:
+        counts = pl.concat([one.items for one in cleaned.values()]).group_by("item_id").agg(pl.col("len").sum())
+        core = _CoreTask(task, counts.filter(pl.col("len") >= task.cleaning.min_item_events)["item_id"])
+        smaller = {one.part: one for one in workers.map(_core_part, core, list(cleaned))}
+        if sum(one.rows for one in smaller.values()) == sum(one.rows for one in cleaned.values()):
+            return smaller
+        cleaned = smaller
+
+
+def _core_part(core: _CoreTask, part: int) -> _Cleaned:
+    file = _part_file(core.task.scratch, part)
+    log = pl.read_parquet(file)
+    kept = log.filter(pl.col("item_id").is_in(core.items.implode()))
+    kept = kept.filter(pl.len().over("user_id") >= core.task.cleaning.min_user_events)
+    if kept.height < log.height:
+        _write(kept, file)
+    return _cleaned(kept, part, {})
+
+
+def _enough(cleaned: Collection[_Cleaned], report: CleaningReport, source: str) -> None:
+    items = pl.concat([one.items for one in cleaned])["item_id"].n_unique()
     for count, what in (
-        (log.height, "interaction"),
-        (log["user_id"].n_unique(), "user"),
-        (log["item_id"].n_unique(), "item"),
+        (report.rows_out, "interaction"),
+        (sum(one.users for one in cleaned), "user"),
+        (items, "item"),
     ):
         if count < 2:
             raise NotEnoughDataError(
@@ -123,18 +285,28 @@ def _enough(log: pl.DataFrame, report: CleaningReport, source: str) -> None:
             )
 
 
-def _typed(table: pl.DataFrame, schema: Schema, source: str) -> pl.DataFrame:
-    for column in (schema.user_id, schema.item_id, schema.timestamp, schema.event_type, schema.weight):
-        if column is not None:
-            need_column(table, column, source)
-    rows = pl.int_range(table.height, eager=True).alias("row")
+_COLUMNS = {
+    "user_id": pl.String,
+    "item_id": pl.String,
+    "timestamp": pl.Float64,
+    "event_type": pl.String,
+    "weight": pl.Float64,
+    "row": pl.Int64,
+}
+
+
+def _typed(table: pl.DataFrame, schema: Schema, times: _TimeFormat, source: str, first: int) -> pl.DataFrame:
+    """The five columns and the row number of some rows; first: the number of the first of them."""
+    rows = pl.int_range(first, first + table.height, eager=True).alias("row")
     return pl.DataFrame(
         [
             as_id(table[schema.user_id], source).alias("user_id"),
             as_id(table[schema.item_id], source).alias("item_id"),
-            (rows.cast(pl.Float64) if schema.timestamp is None else _as_seconds(table[schema.timestamp], source)).alias(
-                "timestamp"
-            ),
+            (
+                rows.cast(pl.Float64)
+                if schema.timestamp is None
+                else _as_seconds(table[schema.timestamp], times, source, first)
+            ).alias("timestamp"),
             (
                 pl.repeat("interaction", table.height, eager=True)
                 if schema.event_type is None
@@ -143,18 +315,18 @@ def _typed(table: pl.DataFrame, schema: Schema, source: str) -> pl.DataFrame:
             (
                 pl.repeat(1.0, table.height, eager=True)
                 if schema.weight is None
-                else as_numbers(table[schema.weight], source)
+                else as_numbers(table[schema.weight], source, first)
             ).alias("weight"),
             rows,
         ]
     )
 
 
-def need_column(table: pl.DataFrame, column: str, source: str) -> None:
+def need_column(columns: Sequence[str], column: str, source: str) -> None:
     """Raises ColumnMissingError that lists the columns there are."""
-    if column not in table.columns:
+    if column not in columns:
         raise ColumnMissingError(
-            f"{source} has no column {column!r}; it has: {', '.join(table.columns)}",
+            f"{source} has no column {column!r}; it has: {', '.join(columns)}",
             fix="correct the column name in the schema",
             file=source,
             column=column,
@@ -183,8 +355,11 @@ def as_id(column: pl.Series, source: str) -> pl.Series:
     return column.cast(pl.String).str.strip_chars()
 
 
-def as_numbers(column: pl.Series, source: str) -> pl.Series:
-    """A float64 series; empty text is a missing value, other text an error that names its row."""
+def as_numbers(column: pl.Series, source: str, first: int = 0) -> pl.Series:
+    """A float64 series; empty text is a missing value, other text an error that names its row.
+
+    first: the row number of the first value.
+    """
     if column.dtype == pl.String:
         text = column.str.strip_chars()
         numbers = text.cast(pl.Float64, strict=False)
@@ -197,20 +372,47 @@ def as_numbers(column: pl.Series, source: str) -> pl.Series:
     if len(wrong):
         row = int(wrong[0])
         raise ColumnTypeError(
-            f"{source}, row {row + 1}: column {column.name!r} holds {column[row]!r}, which is not a number",
+            f"{source}, row {first + row + 1}: column {column.name!r} holds {column[row]!r}, which is not a number",
             fix="correct the value or the column name in the schema",
             file=source,
             column=column.name,
-            row=row + 1,
+            row=first + row + 1,
         )
     return numbers
 
 
-def _as_seconds(column: pl.Series, source: str) -> pl.Series:
-    """Seconds since 1970 from dates, ISO text or numbers; numbers past the year 5000 are milli-, micro- or nanoseconds."""
-    if column.dtype in (pl.Date, pl.Datetime):
+@dataclass(frozen=True)
+class _TimeFormat:
+    """How the times of a log are written. scale: what numbers are divided by to be seconds."""
+
+    kind: Literal["dates", "text", "numbers"]
+    scale: float = 1.0
+
+
+def _time_format(log: Log, column: str | None) -> _TimeFormat:
+    """Dates, ISO text or numbers; numbers past the year 5000 are milli-, micro- or nanoseconds."""
+    kind = None if column is None else log.schema()[column]
+    if column is None or kind is None or kind.is_nested():
+        return _TimeFormat("numbers")
+    if kind in (pl.Date, pl.Datetime):
+        return _TimeFormat("dates")
+    text = pl.col(column)
+    if kind == pl.String:
+        text = text.str.strip_chars()
+        if not _looks_numeric(log.scan().select(text).drop_nulls().head(1_000).collect()[column]):
+            return _TimeFormat("text")
+    typical = log.scan().select(text.cast(pl.Float64, strict=False).median()).collect(engine="streaming").item()
+    scale = 1.0
+    while isinstance(typical, float) and typical / scale > 1e11:
+        scale *= 1e3
+    return _TimeFormat("numbers", scale)
+
+
+def _as_seconds(column: pl.Series, times: _TimeFormat, source: str, first: int) -> pl.Series:
+    """Seconds since 1970."""
+    if times.kind == "dates":
         return column.cast(pl.Datetime("us")).dt.timestamp("us") / 1e6
-    if column.dtype == pl.String and not _looks_numeric(column):
+    if times.kind == "text":
         try:
             parsed = column.str.strip_chars().str.to_datetime(time_unit="us", strict=False)
         except pl.exceptions.PolarsError:
@@ -219,25 +421,19 @@ def _as_seconds(column: pl.Series, source: str) -> pl.Series:
         if len(wrong):
             row = int(wrong[0])
             raise ColumnTypeError(
-                f"{source}, row {row + 1}: column {column.name!r} holds {column[row]!r}, which is no time",
+                f"{source}, row {first + row + 1}: column {column.name!r} holds {column[row]!r}, which is no time",
                 fix="use seconds since 1970 or ISO 8601 text such as 2024-05-01 12:30:00",
                 file=source,
                 column=column.name,
-                row=row + 1,
+                row=first + row + 1,
             )
         if parsed.dtype.time_zone is not None:  # type: ignore[attr-defined]
             parsed = parsed.dt.convert_time_zone("UTC").dt.replace_time_zone(None)
         return parsed.dt.timestamp("us") / 1e6
-    numbers = as_numbers(column, source)
-    typical = numbers.median()
-    scale = 1.0
-    while isinstance(typical, float) and typical / scale > 1e11:
-        scale *= 1e3
-    return numbers / scale
+    return as_numbers(column, source, first) / times.scale
 
 
-def _looks_numeric(column: pl.Series) -> bool:
-    sample = column.drop_nulls().head(1_000).str.strip_chars()
+def _looks_numeric(sample: pl.Series) -> bool:
     sample = sample.filter(sample != "")
     numeric = int(sample.cast(pl.Float64, strict=False).is_not_null().sum())
     return numeric >= len(sample) / 2

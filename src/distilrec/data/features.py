@@ -35,13 +35,13 @@ def feature_rows(
     """
     if key is None:
         raise ConfigError(f"{source}: which column holds the id?", fix="set user_key or item_key in the schema")
-    need_column(table, key, source)
+    need_column(table.columns, key, source)
     columns: dict[str, list[object]] = {}
     for feature in features:
-        need_column(table, feature.name, source)
+        need_column(table.columns, feature.name, source)
         columns[feature.name] = _values(table[feature.name], feature, source)
     if title is not None:
-        need_column(table, title, source)
+        need_column(table.columns, title, source)
         columns[_TITLE] = [_as_text(value) for value in table[title].to_list()]
     rows: dict[str, dict[str, object]] = {}
     dropped = 0

@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from math import isnan
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ import polars as pl
 
 from distilrec.errors import ColumnTypeError, ConfigError, DataError, FileMissingError, NotEnoughDataError
 
+_PARQUET = {".parquet", ".pq"}
+_LINES = {".jsonl", ".ndjson"}
 _SEPARATED = {".csv", ".tsv", ".txt"}
 _ATOMIC = {".inter", ".user", ".item"}
 
@@ -38,6 +41,78 @@ def read_table(source: object, columns: Sequence[str] | None = None) -> pl.DataF
     if not isinstance(source, str | Path):
         return _from_pandas(source)
     path = Path(source)
+    try:
+        return _scan(path, columns).collect()
+    except _CANNOT_READ as problem:
+        raise _unreadable(path, problem) from None
+
+
+@dataclass(frozen=True)
+class Log:
+    """A log that is read by slices of rows: a frame in memory, or a Parquet file that may be larger than memory.
+
+    name: for messages; rows: how many there are.
+    """
+
+    name: str
+    rows: int
+    frame: pl.DataFrame | None = None
+    file: Path | None = None
+
+    def scan(self) -> pl.LazyFrame:
+        """All rows, not read yet."""
+        if self.frame is not None:
+            return self.frame.lazy()
+        assert self.file is not None
+        return pl.scan_parquet(self.file)
+
+    def schema(self) -> pl.Schema:
+        """Names and types of the columns."""
+        return self.scan().collect_schema()
+
+    def slice(self, first: int, rows: int, columns: Sequence[str]) -> pl.DataFrame:
+        """These columns of some rows. Raises DataError."""
+        try:
+            return self.scan().select(columns).slice(first, rows).collect()
+        except _CANNOT_READ as problem:
+            raise _unreadable(Path(self.name), problem) from None
+
+
+def open_log(source: object, scratch: Path, columns: Sequence[str] | None = None) -> Log:
+    """A log from whatever `read_table` reads. Parquet is read where it is, frames stay in memory.
+
+    scratch: a folder; text is written there as Parquet, in one pass that needs little memory.
+    Raises what `read_table` raises.
+    """
+    if not isinstance(source, str | Path | pl.LazyFrame):
+        frame = read_table(source)
+        return Log("the log", frame.height, frame)
+    path = Path("the log" if isinstance(source, pl.LazyFrame) else source)
+    try:
+        scan = source if isinstance(source, pl.LazyFrame) else _scan(path, columns)
+        file = path.absolute()
+        if path.suffix.lower() not in _PARQUET:
+            file = scratch / "log.parquet"
+            scan.sink_parquet(file)
+        rows = pl.scan_parquet(file).select(pl.len()).collect().item()
+    except _CANNOT_READ as problem:
+        raise _unreadable(path, problem) from None
+    return Log(str(path), rows, file=file)
+
+
+_CANNOT_READ = (pl.exceptions.PolarsError, UnicodeDecodeError, OSError)
+
+
+def _unreadable(path: Path, problem: Exception) -> DataError:
+    first = str(problem).strip().splitlines()[0]
+    return DataError(
+        f"{path} cannot be read as {path.suffix[1:].lower()}: {first}",
+        fix="check that the file is complete",
+        file=str(path),
+    )
+
+
+def _scan(path: Path, columns: Sequence[str] | None) -> pl.LazyFrame:
     if not path.is_file():
         raise FileMissingError(
             f"{path} does not exist or is not a file",
@@ -47,22 +122,16 @@ def read_table(source: object, columns: Sequence[str] | None = None) -> pl.DataF
     if path.stat().st_size == 0:
         raise NotEnoughDataError(f"{path} is empty", fix="give a file with at least a few rows", file=str(path))
     suffix = path.suffix.lower()
-    try:
-        if suffix in {".parquet", ".pq"}:
-            return pl.read_parquet(path)
-        if suffix in {".jsonl", ".ndjson"}:
-            return pl.read_ndjson(path, infer_schema_length=None)
-        if suffix in _ATOMIC:
-            return _atomic(path)
-        if suffix == ".dat":
-            return _double_colon(path, columns)
-        if suffix in _SEPARATED:
-            return _separated(path, columns)
-    except (pl.exceptions.PolarsError, UnicodeDecodeError, OSError) as problem:
-        first = str(problem).strip().splitlines()[0]
-        raise DataError(
-            f"{path} cannot be read as {suffix[1:]}: {first}", fix="check that the file is complete", file=str(path)
-        ) from None
+    if suffix in _PARQUET:
+        return pl.scan_parquet(path)
+    if suffix in _LINES:
+        return pl.scan_ndjson(path, infer_schema_length=None)
+    if suffix in _ATOMIC:
+        return _atomic(path)
+    if suffix == ".dat":
+        return _double_colon(path, columns).lazy()
+    if suffix in _SEPARATED:
+        return _separated(path, columns)
     raise ConfigError(
         f"{path}: unknown file type {suffix!r}",
         fix="use .csv, .tsv, .txt, .dat, .parquet, .jsonl, .inter, .user or .item",
@@ -94,11 +163,11 @@ def _is_missing(value: object) -> bool:
     return value is None or type(value).__name__ in {"NAType", "NaTType"} or (isinstance(value, float) and isnan(value))
 
 
-def _separated(path: Path, columns: Sequence[str] | None) -> pl.DataFrame:
+def _separated(path: Path, columns: Sequence[str] | None) -> pl.LazyFrame:
     with path.open(encoding="utf-8", errors="replace") as file:
         header = file.readline()
     separator = max(["\t", ",", ";", " "], key=lambda mark: (header.count(mark) > 0, "\t,; ".find(mark) * -1))
-    table = pl.read_csv(
+    table = pl.scan_csv(
         path, separator=separator, has_header=columns is None, infer_schema=False, encoding="utf8-lossy"
     )
     return table if columns is None else _named(path, table, columns)
@@ -130,24 +199,24 @@ def _double_colon(path: Path, columns: Sequence[str] | None) -> pl.DataFrame:
     return pl.DataFrame({name: parts.list.get(place) for place, name in enumerate(columns)})
 
 
-def _atomic(path: Path) -> pl.DataFrame:
-    table = pl.read_csv(path, separator="\t", infer_schema=False, quote_char=None, encoding="utf8-lossy")
-    plain = {}
-    for header in table.columns:
+def _atomic(path: Path) -> pl.LazyFrame:
+    table = pl.scan_csv(path, separator="\t", infer_schema=False, quote_char=None, encoding="utf8-lossy")
+    plain: dict[str, pl.Expr] = {}
+    for header in table.collect_schema().names():
         name, _, kind = header.partition(":")
-        column = table[header]
         if name in plain:
             raise ColumnTypeError(f"{path} has two columns {name!r}", fix="rename one", file=str(path), column=name)
-        plain[name] = column.str.split(" ") if kind.endswith("_seq") else column
-    return pl.DataFrame(plain)
+        plain[name] = pl.col(header).str.split(" ") if kind.endswith("_seq") else pl.col(header)
+    return table.select(**plain)
 
 
-def _named(path: Path, table: pl.DataFrame, columns: Sequence[str]) -> pl.DataFrame:
-    if table.width != len(columns):
+def _named(path: Path, table: pl.LazyFrame, columns: Sequence[str]) -> pl.LazyFrame:
+    there = table.collect_schema().names()
+    if len(there) != len(columns):
         raise ConfigError(
-            f"{path} has {table.width} columns, {len(columns)} names were given",
+            f"{path} has {len(there)} columns, {len(columns)} names were given",
             fix="name every column",
             file=str(path),
             parameter="columns",
         )
-    return table.rename(dict(zip(table.columns, columns, strict=True)))
+    return table.rename(dict(zip(there, columns, strict=True)))

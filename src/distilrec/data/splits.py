@@ -36,18 +36,27 @@ class Split(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 )
 
 
+def split_moments(times: NDArray[np.float64], split: Split) -> tuple[float, float] | None:
+    """The two moments of a global split of rows with these times, (rows,) seconds; None for leave-one-out."""
+    if split.kind == "leave-one-out":
+        return None
+    first, second = np.quantile(times, [1 - split.validation_share - split.test_share, 1 - split.test_share])
+    return float(first), float(second)
+
+
 def split_rows(
-    offsets: NDArray[np.int64], times: NDArray[np.float64], split: Split
+    offsets: NDArray[np.int64], times: NDArray[np.float64], moments: tuple[float, float] | None
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """`train_end` and `validation_end`, each (users,) int64.
 
-    offsets: (users + 1,), the rows of user u are offsets[u]:offsets[u + 1]; times: (rows,) seconds.
+    offsets: (users + 1,), the rows of user u are offsets[u]:offsets[u + 1]; times: (rows,) seconds; moments: of
+    `split_moments`.
     """
-    if split.kind == "leave-one-out":
+    if moments is None:
         end = offsets[1:]
         enough = np.diff(offsets) >= 3
         return end - 2 * enough, end - 1 * enough
-    first, second = np.quantile(times, [1 - split.validation_share - split.test_share, 1 - split.test_share])
+    first, second = moments
     users = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
     before_first = np.bincount(users[times < first], minlength=len(offsets) - 1)
     before_second = np.bincount(users[times < second], minlength=len(offsets) - 1)

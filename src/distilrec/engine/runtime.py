@@ -64,7 +64,7 @@ class Runtime(Protocol):
 class RecurrentRuntime:
     """`distilrec.students.recurrent`, one event at a time.
 
-    search: how the best items are found where not by an exact scan; then there is no transposed copy of the catalogue.
+    search: how the best items are found. A small catalogue that is searched exactly has a transposed copy for that.
     """
 
     def __init__(self, bundle: Bundle, search: SearchKind = "exact") -> None:

@@ -1,7 +1,7 @@
-"""The best items of a large catalogue without a float product for each: a scan in integers, or a graph.
+"""The best items of a large catalogue: an exact scan, a scan in integers, or a graph.
 
-Whatever finds the candidates, their scores are computed again from the float32 vectors: an answer may miss an item, it never
-holds a wrong score. How much is missed was measured when the bundle was exported (`manifest.search`).
+What the last two find is scored again from the float32 vectors: an answer may miss an item, it never holds a wrong
+score. How much is missed was measured when the bundle was exported (`manifest.search`).
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from distilrec.engine import kernels
 from distilrec.engine.items import Floats, ItemTable, Mask, Places, channels_of
 from distilrec.errors import BundleCorruptedError, ConfigError, MissingExtraError
 
+_IN_CACHE = 50_000  # items up to which the exact scan of the runtime is the faster one
 _CHUNK = 65_536  # items that are quantised at once
 _FEW = 20_000  # items that pass a filter and are simply all scored
 _MOST = 2_000  # neighbours that are asked of the graph; beyond that a scan is faster
@@ -44,13 +45,14 @@ def check_search(search: str, student: StudentKind, parameter: str) -> None:
 
 
 def make_search(kind: SearchKind, items: ItemTable, bundle: Bundle) -> Search | None:
-    """The search of this kind over a bundle's items; None for the exact scan, which is part of the runtime.
+    """The search of this kind over a bundle's items; None for the exact scan of a catalogue that fits into the caches,
+    which is part of the runtime.
 
     Raises ConfigError where the bundle has no graph, and MissingExtraError where there is no usearch.
     """
     match kind:
         case "exact":
-            return None
+            return None if items.count <= _IN_CACHE else ExactSearch(items)
         case "quantised":
             return QuantisedSearch(items)
         case "graph":
@@ -61,6 +63,24 @@ def make_search(kind: SearchKind, items: ItemTable, bundle: Bundle) -> Search | 
                     parameter="search",
                 )
             return GraphSearch(items, bundle.graph, bundle.manifest.search)
+
+
+class ExactSearch:
+    """The product of the query with every vector, as they lie in memory or in the mapped file."""
+
+    def __init__(self, items: ItemTable) -> None:
+        self._items = items
+        self._scores = np.empty(items.count, np.float32)
+
+    def best(self, query: Floats, seen: Places, mask: Mask, k: int) -> tuple[Places, Floats]:
+        items, scores = np.empty(k, np.int32), np.empty(k, np.float32)
+        found = kernels.best_by_rows(
+            query, self._items.vectors, self._items.biases, seen, mask, self._scores, items, scores
+        )  # fmt: skip
+        return items[:found], scores[:found]
+
+    def put_item(self, item: int) -> None:
+        self._scores = np.empty(self._items.count, np.float32)
 
 
 class QuantisedSearch:

@@ -37,6 +37,17 @@ class Questions:
     exclude_seen: bool
     repeated: int
 
+    def select(self, start: int, stop: int) -> Questions:
+        """The questions about the users from start to stop."""
+        low, high = self.offsets[start], self.offsets[min(stop, len(self.histories))]
+        return Questions(
+            self.histories.select(start, stop),
+            self.offsets[start : stop + 1] - low,
+            self.targets[low:high],
+            self.exclude_seen,
+            self.repeated,
+        )
+
 
 def questions(dataset: Dataset, part: Part, exclude_seen: bool | None = None) -> Questions:
     """The evaluation questions of a part; `exclude_seen=None` masks seen items unless the log has repeats.

@@ -100,7 +100,7 @@ def extract_labels(
             old.unlink(missing_ok=True)
         unfinished.write_bytes(encoded)
     began = time.perf_counter()
-    task = _Task(teacher, dataset, folder, manifest, windows, units, _BATCH, _BATCH * _BATCHES_PER_SHARD)
+    task = _Task(teacher, dataset, folder.absolute(), manifest, windows, units, _BATCH, _BATCH * _BATCHES_PER_SHARD)
     missing = [shard for shard in range(manifest.shards) if not shard_path(folder, shard).is_file()]
     on_shard(manifest.shards - len(missing), manifest.shards)
     for done, _ in enumerate((workers or InProcess()).map(_extract_shard, task, missing), start=1):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -26,6 +27,7 @@ from distilrec.teachers.linear import LinearConfig, fit_linear, load_linear, sav
 from distilrec.teachers.teacher import ModelTeacher, Teacher
 from distilrec.teachers.transformer import TransformerConfig
 from distilrec.training.trainer import Epoch, TrainingConfig
+from distilrec.workers import InProcess, Workers
 
 SingleConfig = TransformerConfig | DnnConfig | RecurrentConfig | LinearConfig | ScoresConfig | FunctionConfig
 
@@ -66,6 +68,7 @@ def make_teacher(
     checkpoint: Path | None = None,
     on_epoch: OnEpoch = lambda name, epoch, total: None,
     name: str = "teacher",
+    workers: Workers | None = None,
 ) -> Teacher:
     """Trains or reads a teacher and saves it into a folder; what is there already from the same choices is used again.
 
@@ -93,6 +96,7 @@ def make_teacher(
                         checkpoint=None if checkpoint is None else checkpoint / f"member-{number}",
                         on_epoch=on_epoch,
                         name=f"{name} {number + 1}/{len(config.members)}",
+                        workers=workers,
                     )
                 )
             teacher = calibrated_ensemble(members, dataset, seed)
@@ -111,13 +115,9 @@ def make_teacher(
         case FunctionConfig():
             return import_function(config, dataset)
         case _:
-            trained = train_model(
-                config,
-                dataset,
-                training,
-                seed=seed,
-                checkpoint=checkpoint,
-                on_epoch=lambda epoch, total: on_epoch(name, epoch, total),
+            train = partial(train_model, config, dataset, training, seed=seed, checkpoint=checkpoint)
+            trained = (workers or InProcess()).together(
+                lambda report: train(on_epoch=report), lambda epoch, total: on_epoch(name, epoch, total)
             )
             save_model(trained, folder)
             stamp_file.write_bytes(stamp)

@@ -66,9 +66,16 @@ def training_windows(dataset: Dataset, length: int, context: int = 0) -> Windows
 
 
 def training_batches(
-    dataset: Dataset, windows: Windows, batch_size: int, rng: np.random.Generator | None
+    dataset: Dataset,
+    windows: Windows,
+    batch_size: int,
+    rng: np.random.Generator | None,
+    place: tuple[int, int] = (0, 1),
 ) -> Iterator[Batch]:
-    """The windows in batches of similar length; `rng` shuffles both the windows and the batches, None keeps order."""
+    """The windows in batches of similar length; `rng` shuffles both the windows and the batches, None keeps order.
+
+    place: of this process among all (`parallel.place`), each of which gets its share of every batch; that may be empty.
+    """
     lengths = windows.stops - windows.starts
     order = np.arange(len(lengths))
     if rng is not None:
@@ -76,20 +83,21 @@ def training_batches(
     chunks = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     if rng is not None:
         rng.shuffle(chunks)
+    number, of = place
     for chunk in chunks:
-        yield batch_of(dataset, windows, chunk)
+        yield batch_of(dataset, windows, chunk[number::of])
 
 
 def batch_of(dataset: Dataset, windows: Windows, chunk: NDArray[np.int64]) -> Batch:
     """These windows, given by number, (batch,)."""
     start_token = dataset.catalogue_size
-    longest = int((windows.stops - windows.starts)[chunk].max())
+    longest = int((windows.stops - windows.starts)[chunk].max(initial=0))
     before = windows.starts - 1 - dataset.offsets[windows.users]  # rows before the first input, -1 at the beginning
     items = np.full((len(chunk), longest), start_token, np.int64)
     events = np.zeros((len(chunk), longest), np.int64)
     targets = np.full((len(chunk), longest), -1, np.int64)
     rows = np.full((len(chunk), longest), -1, np.int64)
-    earlier = np.full((len(chunk), max(0, int(before[chunk].max()))), start_token, np.int64)
+    earlier = np.full((len(chunk), max(0, int(before[chunk].max(initial=0)))), start_token, np.int64)
     for place, window in enumerate(chunk):
         start, scored, stop = int(windows.starts[window]), int(windows.scored[window]), int(windows.stops[window])
         first_target = scored - start

@@ -1,7 +1,7 @@
 """One training loop for teachers and students: early stopping on validation, checkpoints, exact resumption.
 
 Each epoch draws its randomness from (seed, epoch) alone, so a run that was interrupted and resumed gives the same
-weights as one that was not.
+weights as one that was not. In a group of processes (`distilrec.training.parallel`) each takes its share of every batch.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from torch.nn import functional
 
 from distilrec.data.dataset import Dataset
 from distilrec.errors import ConfigError, TrainingError
+from distilrec.training import parallel
 from distilrec.training.batches import Batch, training_batches, training_windows
 from distilrec.training.memory import reuse_freed_memory
 from distilrec.training.model import SequenceModel, TorchScorer
@@ -171,21 +172,29 @@ def train(
         progress = _load(checkpoint, model, averaged, optimizer, best, seed, config, task)
         curve, best_epoch = list(progress.curve), progress.best_epoch
     earlier = curve[-1].seconds if curve else 0.0
+    here = parallel.place()
     began = time.perf_counter()
     while len(curve) < config.epochs and len(curve) - best_epoch < config.patience:
         number = len(curve) + 1
         rng = np.random.default_rng([seed, number])
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int(rng.integers(2**31)))
+            torch.manual_seed(int(rng.integers(2**31)) + here[0])
             model.train()
             losses = []
-            for place, batch in enumerate(training_batches(dataset, windows, config.batch_size, rng)):
+            for place, batch in enumerate(training_batches(dataset, windows, config.batch_size, rng, here)):
                 step = (number - 1) * steps_per_epoch + place
                 for group in optimizer.param_groups:
                     group["lr"] = _learning_rate(config, step, steps_per_epoch)
                 done = step / (config.epochs * steps_per_epoch)
-                scored = _score(model, batch, config, mask_seen, drawn_by, done)
-                losses.append(_step(model, optimizer, loss(scored) + model.penalty(), config.clip_norm))
+                optimizer.zero_grad(set_to_none=True)
+                own, positions = 0.0, 0
+                if scored := _score(model, batch, config, mask_seen, drawn_by, done, here[1]):
+                    whole = loss(scored) + model.penalty()
+                    whole.backward()  # type: ignore[no-untyped-call]
+                    own, positions = float(whole.detach()), len(scored.targets)
+                losses.append(parallel.share_gradients(model, own, positions))
+                torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
+                optimizer.step()
                 _average(averaged, model, config.averaging, step)
         mean_loss = float(np.mean(losses))
         if not math.isfinite(mean_loss):
@@ -197,7 +206,7 @@ def train(
         if best_epoch == 0 or ndcg > curve[best_epoch - 1].validation_ndcg:
             best_epoch = number
             best = copy.deepcopy(averaged.state_dict())
-        if checkpoint is not None:
+        if checkpoint is not None and here[0] == 0:
             _save(checkpoint, model, averaged, optimizer, best, _Progress(seed, config, task, tuple(curve), best_epoch))
         on_epoch(curve[-1], config.epochs)
     model.load_state_dict(best)
@@ -212,13 +221,20 @@ def _score(
     mask_seen: bool,
     drawn_by: torch.Tensor,
     progress: float,
-) -> Scored:
-    """The logits of the positions of a batch that have a target in the catalogue."""
+    processes: int = 1,
+) -> Scored | None:
+    """The logits of the positions of a batch that have a target in the catalogue; None where there is no such position.
+
+    processes: how many share a batch.
+    """
     warm = model.items.warm_items
     vectors = model.items.vectors()
     known = (batch.targets >= 0) & (batch.targets < warm)  # (batch, length)
     window, position = known.nonzero(as_tuple=True)  # (positions,) each
-    most = min((limit for limit in (config.positions, model.most_positions()) if limit), default=len(window))
+    if not len(window):
+        return None
+    limits = (-(-config.positions // processes), model.most_positions())
+    most = min((limit for limit in limits if limit), default=len(window))
     if most < len(window):
         some = torch.randperm(len(window))[:most]
         window, position = window[some], position[some]
@@ -272,14 +288,6 @@ def _sampled_logits(
         left_out |= seen_items(batch, model.items.catalogue_size, window, position, items)
     logits = torch.cat([own, others.masked_fill(left_out, MASKED_LOGIT)], dim=1)
     return logits, functional.pad(correction, (1, 0))
-
-
-def _step(model: SequenceModel, optimizer: torch.optim.Optimizer, loss: torch.Tensor, clip_norm: float) -> float:
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()  # type: ignore[no-untyped-call]
-    torch.nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
-    optimizer.step()
-    return float(loss.detach())
 
 
 def seen_items(

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import numpy as np
+import torch
+
 from distilrec.data.dataset import Dataset
 from distilrec.evaluate.metrics import ndcg
 from distilrec.evaluate.ranking import Scorer, questions, rank
+from distilrec.training import parallel
 
 
 def validation_ndcg(scorer: Scorer, dataset: Dataset) -> float:
-    """Mean NDCG@10 over validation users, full catalogue."""
-    return float(ndcg(rank(scorer, questions(dataset, "validation")), 10).mean())
+    """Mean NDCG@10 over validation users, full catalogue. The processes of a group share the users."""
+    asked = questions(dataset, "validation")
+    number, of = parallel.place()
+    users = len(asked.histories)
+    mine = asked.select(users * number // of, users * (number + 1) // of)
+    values = ndcg(rank(scorer, mine), 10) if len(mine.histories) else np.zeros(0)
+    together = parallel.total(torch.tensor([float(values.sum()), float(len(values))], dtype=torch.float64))
+    return float(together[0] / together[1])

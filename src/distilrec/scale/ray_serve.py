@@ -1,0 +1,84 @@
+"""The service as replicas on a Ray cluster: the same application in each, users shared through Redis.
+
+Ray Serve starts a proxy on every machine that has a replica, spreads the requests and replaces replicas that die. Every
+machine must see the bundle and the file of keys under the same path.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from typing import Any
+
+from starlette.types import ASGIApp
+
+from distilrec.errors import ClusterError, ConfigError, missing_extra
+from distilrec.scale.ray_workers import connect
+from distilrec.serve.app import make_app
+from distilrec.serve.config import ServiceConfig
+from distilrec.serve.keys import read_keys
+from distilrec.serve.logs import log, start_logging
+from distilrec.serve.server import settle
+from distilrec.serve.service import open_service
+
+_NAME = "distilrec"
+_CHECK_SECONDS = 1.0  # between two looks at a replica
+_AT_ONCE = 1_000  # requests that a replica may have waiting
+_GRACE_SECONDS = 10.0
+
+
+def serve_on_ray(config: ServiceConfig, address: str) -> None:
+    """Serves by `config.workers` replicas until told to stop; an earlier service of this cluster is replaced.
+
+    Raises what `serve` raises before it starts, ConfigError for a store that replicas cannot share, MissingExtraError and
+    ClusterError.
+    """
+    if config.store.startswith("sqlite:"):
+        raise ConfigError(
+            "replicas on a cluster cannot share an SQLite store",
+            fix="give --store redis://HOST:PORT/0",
+            parameter="store",
+        )
+    try:
+        from ray import serve
+        from ray.serve.config import HTTPOptions
+    except ImportError:
+        raise missing_extra("ray[serve]", "ray") from None
+    start_logging()
+    read_keys(config.keys)
+    checked = open_service(config)  # what cannot work had better fail here, once and with a clear message
+    checked.store.close()
+    ray = connect(address)
+    stop = threading.Event()
+    for sign in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(sign, lambda *_: stop.set())
+    try:
+        serve.start(proxy_location="EveryNode", http_options=HTTPOptions(host=config.host, port=config.port))
+        as_deployment: Any = serve.deployment(
+            name=_NAME,
+            num_replicas=config.workers,
+            ray_actor_options={"num_cpus": 1},
+            max_ongoing_requests=_AT_ONCE,
+            health_check_period_s=_CHECK_SECONDS,
+            health_check_timeout_s=_GRACE_SECONDS,
+            graceful_shutdown_timeout_s=_GRACE_SECONDS,
+        )
+        replica = as_deployment(serve.ingress(lambda: _application(config))())
+        serve.run(replica.bind(), name=_NAME, route_prefix="/")
+        log("serving on ray", replicas=config.workers, port=config.port)
+        stop.wait()
+        serve.shutdown()  # type: ignore[no-untyped-call]
+    except (RuntimeError, ray.exceptions.RayError) as problem:
+        raise ClusterError(
+            f"the service cannot run on the Ray cluster: {str(problem).splitlines()[0]}",
+            fix="see `serve status` and the logs of Ray; each replica needs one free CPU",
+            address=address,
+        ) from None
+
+
+def _application(config: ServiceConfig) -> ASGIApp:
+    """What a replica serves; made in its process."""
+    start_logging()
+    app = make_app(open_service(config), read_keys(config.keys))
+    settle()
+    return app
