@@ -1,6 +1,6 @@
-"""What size costs: a million items on one core, a million users in memory, ten million events prepared.
+"""What size costs: a million items on one core, a million users in memory, ten million events prepared, two workers.
 
-    python bench/scale.py [--only search users prepare] [--items 1000000] [--users 1000000]
+    python bench/scale.py [--only search users prepare ray] [--items 1000000] [--users 1000000]
 
 Synthetic data with the skew of real ones (`bench/synthetic.py`). Ratios are measured side by side in one run. Prints tables
 and one JSON line for each part, and writes them into `bench/results/scale-PART.{md,json}`.
@@ -14,6 +14,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
@@ -105,7 +106,8 @@ def search(items: int, *, gaussian: bool = False) -> tuple[list[str], dict[str, 
     flat_index = faiss.IndexFlatIP(DIM + 1)
     flat_index.add(points)
     alone = Index.restore(str(folder / GRAPH), view=True)
-    lifted = [np.concatenate([query, [1, 0]]).astype(np.float32) for query in queries]
+    unit = bundle.manifest.search.bias_unit
+    lifted = [np.concatenate([query, [unit, 0]]).astype(np.float32) for query in queries]
     requests: dict[str, Callable[[int], object]] = {
         "read the float32 matrix once": lambda n: sum_of(matrix),
         "exact": of("exact"),
@@ -223,6 +225,81 @@ def prepare(sizes: tuple[int, ...]) -> tuple[list[str], dict[str, object]]:
     return lines, {"rows": rows, "growth": growth}
 
 
+def ray_speedup(items: int) -> tuple[list[str], dict[str, object]]:
+    """Time of preparation, of labels and of training by one worker and by two, on a Ray cluster of two nodes here.
+
+    The workers are there before the clock starts; what this process does alone (vocabulary, files) is in the time.
+    """
+    import ray
+    from ray.cluster_utils import Cluster
+
+    from distilrec import Schema, prepare_dataset
+    from distilrec.knowledge.extract import LabelConfig, extract_labels
+    from distilrec.models import TrainedModel, train_model
+    from distilrec.scale.ray_workers import RayWorkers
+    from distilrec.students.recurrent import RecurrentConfig
+    from distilrec.teachers.transformer import TransformerConfig
+    from distilrec.training.trainer import Epoch, TrainingConfig
+
+    os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112
+    log = synthetic_log(RUNS / "log-10000000.parquet", 10_000_000, items=100_000)
+    small_log = synthetic_log(RUNS / f"log-{items}-items.parquet", 300_000, items=items)
+    schema = Schema(timestamp="timestamp")
+    small = prepare_dataset(small_log, schema, name="synthetic")
+    teacher = train_model(
+        TransformerConfig(dim=64, layers=2, max_history=100),
+        small,
+        TrainingConfig(epochs=1, positions=64, negatives=64),
+        seed=0,
+    )
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    cluster.add_node(num_cpus=1)
+    seconds: dict[str, dict[int, float]] = {}
+
+    def prepared(workers: RayWorkers) -> object:
+        return prepare_dataset(log, schema, workers=workers, scratch=RUNS / "ray-parts")
+
+    def labelled(workers: RayWorkers) -> object:
+        with tempfile.TemporaryDirectory(dir=RUNS) as folder:
+            return extract_labels(teacher, small, Path(folder), LabelConfig(), seed=0, workers=workers)
+
+    def training(report: Callable[[Epoch, int], None]) -> TrainedModel:
+        config = TrainingConfig(epochs=2, batch_size=128)
+        return train_model(RecurrentConfig(max_history=100), small, config, seed=0, on_epoch=report)
+
+    def trained(workers: RayWorkers) -> float:
+        """Seconds of the second epoch: the first one warms up."""
+        epochs: list[Epoch] = []
+        workers.together(training, lambda epoch, total: epochs.append(epoch))
+        return epochs[1].seconds - epochs[0].seconds
+
+    for count in (1, 2):
+        workers = RayWorkers(cluster.address, count)
+        list(workers.map(_import_all, None, range(count)))
+        for name, work in (("preparation, 10M events", prepared), ("labels", labelled)):
+            began = time.perf_counter()
+            work(workers)
+            seconds.setdefault(name, {})[count] = time.perf_counter() - began
+        seconds.setdefault("training, one epoch", {})[count] = trained(workers)
+        workers.close()
+    ray.shutdown()
+    cluster.shutdown()
+    lines = ["| what | one worker | two | speed-up |", "|---|---|---|---|"]
+    lines += [f"| {name} | {s[1]:.1f} s | {s[2]:.1f} s | {s[1] / s[2]:.2f} |" for name, s in seconds.items()]
+    return lines, {
+        "seconds": {name: list(each.values()) for name, each in seconds.items()},
+        "speedup": {name: each[1] / each[2] for name, each in seconds.items()},
+    }
+
+
+def _import_all(task: object, shard: int) -> None:
+    """A worker that has done something has imported what it needs."""
+    import distilrec.data.preparation
+    import distilrec.knowledge.extract  # noqa: F401
+
+    time.sleep(1)  # so that every worker gets one
+
+
 def resident() -> int:
     """Resident bytes of this process that are its own, without mapped files."""
     with open("/proc/self/status", encoding="ascii") as file:
@@ -232,7 +309,7 @@ def resident() -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    every = ["search", "users", "prepare"]
+    every = ["search", "users", "prepare", "ray"]
     parser.add_argument("--only", nargs="*", choices=every, default=every)
     parser.add_argument("--items", type=int, default=1_000_000)
     parser.add_argument("--users", type=int, default=1_000_000)
@@ -244,6 +321,7 @@ def main() -> None:
         ],
         "prepare": [partial(prepare, (1_000_000, 3_000_000, 10_000_000))],
         "users": [partial(users, 100_000, arguments.users)],
+        "ray": [partial(ray_speedup, 10_000)],
     }
     for part in arguments.only:
         lines: list[str] = []

@@ -110,7 +110,11 @@ def synthetic_bundle(
     def weights(*shape: int) -> NDArray[np.float32]:
         return (rng.standard_normal(shape, np.float32) / np.sqrt(shape[-1])).astype(np.float32)
 
-    search = SearchInfo("graph", connectivity=16, expansion_add=128, expansion_search=128) if graph else SearchInfo()
+    search = (
+        SearchInfo("graph", connectivity=32, expansion_add=128, expansion_search=160, bias_unit=1.4 * dim**0.5 / 2)
+        if graph
+        else SearchInfo()
+    )
     if graph:
         build_graph(vectors, biases, search, folder / GRAPH)
     lengths, events = zip(*histories(users, items), strict=True)

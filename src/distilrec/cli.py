@@ -85,7 +85,8 @@ def prepare(
 
     chosen = _config(dataset, config, seed)
     with _progress() as progress:
-        pipeline.prepare(chosen, _folder(run, chosen), progress, _workers(ray))
+        folder = _folder(run, chosen)
+        pipeline.prepare(chosen, folder, progress, _workers(ray, folder))
 
 
 @app.command
@@ -182,7 +183,8 @@ def run_command(
 
     chosen = _config(dataset, config, seed)
     with _progress() as progress:
-        comparison = pipeline.run_all(chosen, _folder(run, chosen), progress, workers=_workers(ray))
+        folder = _folder(run, chosen)
+        comparison = pipeline.run_all(chosen, folder, progress, workers=_workers(ray, folder))
     _show(comparison)
 
 
@@ -421,15 +423,15 @@ def _opened(folder: Path, ray: str | None = None) -> Iterator[tuple[Run, Prepare
     from distilrec.data.dataset import load_dataset
 
     with _progress() as progress:
-        yield pipeline.open_run(folder, progress, _workers(ray)), load_dataset(folder / "data")
+        yield pipeline.open_run(folder, progress, _workers(ray, folder)), load_dataset(folder / "data")
 
 
-def _workers(ray: str | None) -> Workers | None:
+def _workers(ray: str | None, run: Path) -> Workers | None:
     if ray is None:
         return None
     from distilrec.scale.ray_workers import RayWorkers
 
-    return RayWorkers(ray)
+    return RayWorkers(ray, shared=run.absolute())
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from distilrec.attributes import pack_attributes
 from distilrec.bundle.format import (
     GRAPH,
     Arrays,
+    Bundle,
     Golden,
     Manifest,
     SearchInfo,
@@ -26,6 +27,7 @@ from distilrec.bundle.format import (
     StudentKind,
     read_bundle,
     write_bundle,
+    write_manifest,
 )
 from distilrec.data.dataset import Dataset, Histories
 from distilrec.encoding import FeatureMatrix
@@ -56,9 +58,9 @@ class BundleConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """
 
     search: SearchKind | Literal["auto"] = "auto"
-    connectivity: int = 16
+    connectivity: int = 32
     expansion_add: int = 128
-    expansion_search: int = 128
+    expansion_search: int = 160
 
     def __post_init__(self) -> None:
         for name in ("connectivity", "expansion_add", "expansion_search"):
@@ -93,6 +95,7 @@ def export_bundle(
     search = choose_search(config or BundleConfig(), kind, dataset.catalogue_size)
     folder.mkdir(parents=True, exist_ok=True)
     if search.kind == "graph":
+        search = msgspec.structs.replace(search, bias_unit=bias_unit(weights["outer_norm"]))
         build_graph(weights["vectors"], weights["biases"], search, folder / GRAPH)
     manifest = Manifest(
         kind=kind,
@@ -114,11 +117,12 @@ def export_bundle(
     )
     catalogue = pack_texts("ids", info.item_ids) | pack_texts("titles", info.titles)
     catalogue |= {"popularity": dataset.popularity()} | pack_attributes(dataset.attributes)
-    manifest = write_bundle(folder, manifest, weights, catalogue, _history(dataset, knows) if with_history else None)
-    if search.kind == "exact":
-        return manifest
-    recall, queries = search_recall(folder, dataset)
-    return _change(folder, search=msgspec.structs.replace(search, recall=recall, queries=queries))
+    if search.kind != "exact":
+        graph = folder / GRAPH if search.kind == "graph" else None
+        recall, queries = search_recall(Bundle(folder, manifest, weights, catalogue, {}, graph), dataset)
+        search = msgspec.structs.replace(search, recall=recall, queries=queries)
+        manifest = msgspec.structs.replace(manifest, search=search)
+    return write_bundle(folder, manifest, weights, catalogue, _history(dataset, knows) if with_history else None)
 
 
 def choose_search(config: BundleConfig, kind: StudentKind, items: int) -> SearchInfo:
@@ -139,9 +143,13 @@ def choose_search(config: BundleConfig, kind: StudentKind, items: int) -> Search
     )
 
 
-def search_recall(folder: Path, dataset: Dataset) -> tuple[float, int]:
+def bias_unit(outer_norm: NDArray[np.float32]) -> float:
+    """Half of the length of a query, which the last norm of a recurrent student gives (RMSNorm: about |gains|)."""
+    return max(float(np.linalg.norm(outer_norm)) / 2, 1e-6)
+
+
+def search_recall(bundle: Bundle, dataset: Dataset) -> tuple[float, int]:
     """Share of the exact ten best unseen items that the search of a bundle finds, and for how many users this was asked."""
-    bundle = read_bundle(folder)
     asked, exact = make_runtime(bundle), make_runtime(bundle, "exact")
     rng = np.random.default_rng(0)
     users = rng.choice(dataset.users, min(_RECALL_USERS, dataset.users), replace=False)
@@ -166,13 +174,7 @@ def search_recall(folder: Path, dataset: Dataset) -> tuple[float, int]:
 
 def record_metrics(folder: Path, metrics: dict[str, float]) -> Manifest:
     """Writes measured metrics into the manifest of a bundle, which gets a new model version."""
-    return _change(folder, metrics=metrics)
-
-
-def _change(folder: Path, **changes: object) -> Manifest:
-    bundle = read_bundle(folder)
-    manifest = msgspec.structs.replace(bundle.manifest, **changes)
-    return write_bundle(folder, manifest, bundle.weights, bundle.catalogue, bundle.history or None)
+    return write_manifest(folder, msgspec.structs.replace(read_bundle(folder).manifest, metrics=metrics))
 
 
 def _kind(student: SequenceModel) -> StudentKind:

@@ -55,7 +55,8 @@ class SearchInfo(msgspec.Struct, frozen=True, omit_defaults=True):
     """How the best items are found, and how much of the exact answer that finds.
 
     recall: share of the exact ten best that was found, mean over `queries` users with their histories, measured at
-    export. connectivity, expansion_add, expansion_search: of the graph, as usearch calls them.
+    export. connectivity, expansion_add, expansion_search: of the graph, as usearch calls them. bias_unit: biases are divided
+    by it in the graph, and the channel of the query is multiplied; half of a query's length suits the graph best.
     """
 
     kind: SearchKind = "exact"
@@ -64,6 +65,7 @@ class SearchInfo(msgspec.Struct, frozen=True, omit_defaults=True):
     connectivity: int = 0
     expansion_add: int = 0
     expansion_search: int = 0
+    bias_unit: float = 1.0
 
 
 class Golden(msgspec.Struct, frozen=True):
@@ -140,8 +142,12 @@ def write_bundle(
     left_over = {*folder.glob("history*.safetensors"), *folder.glob(GRAPH)} - {folder / name for name in files}
     for file in left_over:
         file.unlink()
-    whole = msgspec.structs.replace(manifest, files=files)
-    whole = msgspec.structs.replace(whole, model_version=whole.hashed())
+    return write_manifest(folder, msgspec.structs.replace(manifest, files=files))
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> Manifest:
+    """Writes the manifest of files that are there, with the model version that belongs to its content."""
+    whole = msgspec.structs.replace(manifest, model_version=manifest.hashed())
     _put(folder / "manifest.json", msgspec.json.format(msgspec.json.encode(whole)))
     return whole
 

@@ -132,7 +132,7 @@ class GraphSearch:
         self._covered = len(self._graph)
         self._scan = QuantisedSearch(items)
         self._query = np.zeros(items.vectors.shape[1] + 2, np.float32)
-        self._query[-2] = 1.0  # what the bias is multiplied by
+        self._query[-2] = info.bias_unit
 
     def best(self, query: Floats, seen: Places, mask: Mask, k: int) -> tuple[Places, Floats]:
         share = 1.0
@@ -170,16 +170,19 @@ class GraphSearch:
 def build_graph(vectors: Floats, biases: Floats, info: SearchInfo, file: Path, threads: int = 0) -> None:
     """Writes the graph over these items, (items, dim) and (items,), in the format of usearch.
 
-    The best inner product becomes the nearest neighbour: x = [v, b, sqrt(M^2 - |v|^2 - b^2)] with M the largest norm, the
-    query [q, 1, 0] (Bachrach et al. 2014, sec. 3). threads: 0 is all. Raises MissingExtraError without usearch.
+    The best score becomes the nearest neighbour: x = [v, b / u, sqrt(M^2 - |v|^2 - (b / u)^2)] with M the largest norm,
+    the query [q, u, 0] (Bachrach et al. 2014, sec. 3) and u = `info.bias_unit`. threads: 0 is all.
+    Raises MissingExtraError without usearch.
     """
     index_type = _usearch()
-    square = np.einsum("id,id->i", vectors, vectors) + biases**2  # (items,)
-    points = np.column_stack([vectors, biases, np.sqrt(square.max(initial=0.0) - square)]).astype(np.float32)
+    scaled = biases / info.bias_unit
+    square = np.einsum("id,id->i", vectors, vectors) + scaled**2  # (items,)
+    rest = np.sqrt(square.max(initial=0.0) - square)
+    points = np.column_stack([vectors, scaled, rest]).astype(np.float32)
     graph = index_type(
         ndim=points.shape[1],
         metric="l2sq",
-        dtype="f32",
+        dtype="f16",
         connectivity=info.connectivity,
         expansion_add=info.expansion_add,
         enable_key_lookups=False,

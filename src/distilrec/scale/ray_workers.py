@@ -13,6 +13,7 @@ import tempfile
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 from distilrec.errors import ClusterError, DistilrecError, missing_extra
@@ -29,12 +30,13 @@ class RayWorkers:
 
     address: of the cluster (`auto` finds the one that this machine belongs to); "local" starts one on this machine alone.
     count: how many workers at most; None is one for each CPU of the cluster.
+    shared: a folder that all machines see, for the notes of Ray Train; where it is left out, one of this machine alone.
     Raises MissingExtraError without Ray, and ClusterError where the cluster cannot be reached.
     """
 
-    def __init__(self, address: str = LOCAL, count: int | None = None) -> None:
+    def __init__(self, address: str = LOCAL, count: int | None = None, shared: Path | None = None) -> None:
         ray = connect(address)
-        self.address = address
+        self.address, self.shared = address, shared
         self.count = max(1, count or int(ray.cluster_resources().get("CPU", 1)))
         self._idle: list[Any] = []
 
@@ -74,7 +76,9 @@ class RayWorkers:
 
         self.close()
         mailbox = Queue(actor_options={"num_cpus": 0})
-        with tempfile.TemporaryDirectory(prefix="distilrec-ray-") as folder:
+        if self.shared is not None:
+            self.shared.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix="distilrec-ray-", dir=self.shared) as folder:
             trainer = TorchTrainer(
                 _train,
                 train_loop_config={"function": [ray.put(function)], "mailbox": mailbox},
