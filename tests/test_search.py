@@ -122,6 +122,12 @@ def test_the_graph_and_the_scan_follow_new_items(graph):
         items.put(known.count, np.full(16, -1.0, np.float32), 0.0)  # changed: no longer among the best
         searched.put_item(known.count)
         assert known.count not in searched.best(query, NOTHING, EVERYTHING, 100)[0]
+        old = int(exact(known, -query, NOTHING, EVERYTHING, 1)[0][0])  # far away from this query, until it changes
+        items.put(old, np.full(16, 1e5, np.float32), 0.0)
+        searched.put_item(old)
+        found = searched.best(query, NOTHING, EVERYTHING, 100)[0]
+        assert found[0] == old
+        assert len(set(found.tolist())) == 100
 
 
 @pytest.fixture

@@ -326,7 +326,7 @@ epochs = 1
     comparison = pipeline.run_all(read_config(tmp_path / "run.toml"), tmp_path / "run")
     names = [row.name for row in comparison.rows]
     assert names[:3] == ["teacher", "member 1: scores", "member 2: function"]
-    assert [cost.stage for cost in comparison.costs] == ["teacher", "labels", "student", "alone"]
+    assert [cost.stage for cost in comparison.costs] == ["prepare", "teacher", "labels", "student", "alone"]
     assert all(cost.seconds > 0 for cost in comparison.costs)
     assert {d.b for d in comparison.differences} >= {"member 1: scores", "member 2: function"}
 

@@ -277,6 +277,34 @@ def rescore(query, vectors, biases, items, best_items, best_scores):  # type: ig
 
 
 @kernel
+def best_of(  # type: ignore[no-untyped-def]
+    query, vectors, biases, candidates, few, seen, mask, marked, best_items, best_scores
+):
+    """`rescore` of those of `candidates` (n,) that are not in `seen` and pass the mask, each once; equal scores by item.
+
+    Gives how many there are in `best_items`, and how many of the first `few` candidates were not left out. marked:
+    (items,) uint8 of zeros, and so it is again afterwards.
+    """
+    for n in range(seen.shape[0]):
+        marked[seen[n]] = 1
+    left = np.empty(candidates.shape[0], np.int32)
+    count = near = 0
+    for n in range(candidates.shape[0]):
+        item = candidates[n]
+        if marked[item] == 0 and (mask.shape[0] == 0 or mask[item] == 1):
+            left[count] = item
+            count += 1
+            marked[item] = 1
+        if n < few:
+            near = count
+    for n in range(seen.shape[0]):
+        marked[seen[n]] = 0
+    for n in range(count):
+        marked[left[n]] = 0
+    return rescore(query, vectors, biases, np.sort(left[:count]), best_items, best_scores), near
+
+
+@kernel
 def queries_recurrent(  # type: ignore[no-untyped-def]
     states, user, mix, widen, widen_bias, narrow, narrow_bias, outer, epsilon, queries
 ):

@@ -16,6 +16,7 @@ from distilrec.engine import kernels
 from distilrec.engine.items import Floats, ItemTable, Mask, Places, channels_of
 from distilrec.errors import BundleCorruptedError, ConfigError, MissingExtraError
 
+_ALWAYS = 1_024  # items that are scored whatever the graph finds
 _IN_CACHE = 50_000  # items up to which the exact scan of the runtime is the faster one
 _CHUNK = 65_536  # items that are quantised at once
 _FEW = 20_000  # items that pass a filter and are simply all scored
@@ -119,7 +120,10 @@ class QuantisedSearch:
 
 
 class GraphSearch:
-    """Neighbours in a graph (HNSW, Malkov and Yashunin 2018) over the items of the bundle; later ones are scanned beside it.
+    """Neighbours in a graph (HNSW, Malkov and Yashunin 2018) over the items of the bundle.
+
+    The items with the largest norms, which are the answer more often than others, are not in the graph: they are always
+    scored, like those that come or change later.
 
     Where the graph is the slower way (a filter that few items pass, a user who has had nearly all that is near), every item
     that passes is scored, or the catalogue is scanned in integers.
@@ -129,56 +133,56 @@ class GraphSearch:
         self._items = items
         self._graph = _open_graph(file, items.vectors.shape[1] + 2)
         self._graph.expansion_search = info.expansion_search
-        self._covered = len(self._graph)
+        order = np.argsort(_square_norms(items.vectors, items.biases, info), kind="stable")
+        self._beside = np.sort(order[len(self._graph) :]).astype(np.int32)
         self._scan = QuantisedSearch(items)
         self._query = np.zeros(items.vectors.shape[1] + 2, np.float32)
         self._query[-2] = info.bias_unit
+        self._marked = np.zeros(items.room, np.uint8)
 
     def best(self, query: Floats, seen: Places, mask: Mask, k: int) -> tuple[Places, Floats]:
+        items, scores = np.empty(k, np.int32), np.empty(k, np.float32)
+        known = (query, self._items.vectors, self._items.biases)
         share = 1.0
         if len(mask):
             passing = int(np.count_nonzero(mask))
             if passing <= _FEW:
                 allowed = np.flatnonzero(mask).astype(np.int32)
-                return self._exact(query, allowed[~np.isin(allowed, seen)], k)
+                found, _ = kernels.best_of(*known, allowed, 0, seen, mask, self._marked, items, scores)
+                return items[:found], scores[:found]
             share = passing / len(mask)
-        later = np.arange(self._covered, self._items.count, dtype=np.int32)
         count = int(1.5 * k / share) + 16
         self._query[:-2] = query
         while count <= _MOST:
             near = self._graph.search(self._query, count, threads=1).keys.astype(np.int32)
-            candidates = np.concatenate([near, later])
-            candidates = candidates[~np.isin(candidates, seen)]
-            if len(mask):
-                candidates = candidates[mask[candidates] == 1]
-            if len(candidates) - len(later) >= k:
-                return self._exact(query, candidates, k)
+            candidates = np.concatenate([near, self._beside])
+            found, left = kernels.best_of(*known, candidates, len(near), seen, mask, self._marked, items, scores)
+            if left >= k:
+                return items[:found], scores[:found]
             count *= 3
         return self._scan.best(query, seen, mask, k)
 
     def put_item(self, item: int) -> None:
         self._scan.put_item(item)
-
-    def _exact(self, query: Floats, candidates: Places, k: int) -> tuple[Places, Floats]:
-        items, scores = np.empty(k, np.int32), np.empty(k, np.float32)
-        found = kernels.rescore(
-            query, self._items.vectors, self._items.biases, np.sort(candidates), items, scores
-        )  # fmt: skip
-        return items[:found], scores[:found]
+        if item not in self._beside:  # new, or found in the graph where its old vector was
+            self._beside = np.append(self._beside, np.int32(item))
+        if len(self._marked) < self._items.room:
+            self._marked = np.zeros(self._items.room, np.uint8)
 
 
 def build_graph(vectors: Floats, biases: Floats, info: SearchInfo, file: Path, threads: int = 0) -> None:
     """Writes the graph over these items, (items, dim) and (items,), in the format of usearch.
 
     The best score becomes the nearest neighbour: x = [v, b / u, sqrt(M^2 - |v|^2 - (b / u)^2)] with M the largest norm,
-    the query [q, u, 0] (Bachrach et al. 2014, sec. 3) and u = `info.bias_unit`. threads: 0 is all.
+    the query [q, u, 0] (Bachrach et al. 2014, sec. 3) and u = `info.bias_unit`. The items with the largest norms are left
+    out: they would make M, and with it the last channel, large for all others. threads: 0 is all.
     Raises MissingExtraError without usearch.
     """
     index_type = _usearch()
-    scaled = biases / info.bias_unit
-    square = np.einsum("id,id->i", vectors, vectors) + scaled**2  # (items,)
-    rest = np.sqrt(square.max(initial=0.0) - square)
-    points = np.column_stack([vectors, scaled, rest]).astype(np.float32)
+    square = _square_norms(vectors, biases, info)
+    inside = np.sort(np.argsort(square, kind="stable")[: len(square) - min(_ALWAYS, len(square) // 16)])
+    last = np.sqrt(square[inside].max(initial=0.0) - square[inside])
+    points = np.column_stack([vectors[inside], biases[inside] / info.bias_unit, last]).astype(np.float32)
     graph = index_type(
         ndim=points.shape[1],
         metric="l2sq",
@@ -187,8 +191,14 @@ def build_graph(vectors: Floats, biases: Floats, info: SearchInfo, file: Path, t
         expansion_add=info.expansion_add,
         enable_key_lookups=False,
     )
-    graph.add(np.arange(len(points), dtype=np.uint64), points, threads=threads)
+    graph.add(inside.astype(np.uint64), points, threads=threads)
     graph.save(str(file))
+
+
+def _square_norms(vectors: Floats, biases: Floats, info: SearchInfo) -> Floats:
+    """|v|^2 + (b / u)^2, (items,)."""
+    norms: Floats = np.einsum("id,id->i", vectors, vectors) + (biases / info.bias_unit) ** 2
+    return norms
 
 
 def _open_graph(file: Path, dim: int) -> Any:
