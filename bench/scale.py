@@ -119,7 +119,7 @@ def search(items: int, *, gaussian: bool = False) -> tuple[list[str], dict[str, 
         "graph, a filter that half passes": filtered("graph", half),
         "graph, a filter that .5% passes": filtered("graph", rare),
         "faiss IndexFlatIP alone": lambda n: flat_index.search(asked[n % 400][None], K),
-        "usearch alone, the same graph": lambda n: alone.search(lifted[n % 400], K, threads=1),
+        "usearch alone, the same graph, without the items beside it": lambda n: alone.search(lifted[n % 400], K, threads=1),
     }
     alone.expansion_search = bundle.manifest.search.expansion_search
     taken = times_of(requests, 16)
@@ -129,7 +129,7 @@ def search(items: int, *, gaussian: bool = False) -> tuple[list[str], dict[str, 
         "graph": recall(of("graph"), of("exact")),
         "graph, a filter that half passes": recall(filtered("graph", half), filtered("exact", half)),
         "graph, a filter that .5% passes": recall(filtered("graph", rare), filtered("exact", rare)),
-        "usearch alone, the same graph": recall(
+        "usearch alone, the same graph, without the items beside it": recall(
             lambda n: alone.search(lifted[n], K, threads=1).keys.astype(np.int32), exact_alone
         ),
     }
@@ -322,7 +322,7 @@ def main() -> None:
             *(partial(search, size) for size in (10_000, 100_000, arguments.items)),
             partial(search, arguments.items, gaussian=True),
         ],
-        "prepare": [partial(prepare, (1_000_000, 3_000_000, 10_000_000))],
+        "prepare": [partial(prepare, (1_000_000, 3_000_000, 10_000_000, 30_000_000))],
         "users": [partial(users, 100_000, arguments.users)],
         "ray": [partial(ray_speedup, 10_000)],
     }

@@ -111,7 +111,7 @@ def synthetic_bundle(
         return (rng.standard_normal(shape, np.float32) / np.sqrt(shape[-1])).astype(np.float32)
 
     search = (
-        SearchInfo("graph", connectivity=32, expansion_add=128, expansion_search=112, bias_unit=1.4 * dim**0.5 / 2)
+        SearchInfo("graph", connectivity=32, expansion_add=128, expansion_search=96, bias_unit=1.4 * dim**0.5 / 2)
         if graph
         else SearchInfo()
     )

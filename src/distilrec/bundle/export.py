@@ -60,7 +60,7 @@ class BundleConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     search: SearchKind | Literal["auto"] = "auto"
     connectivity: int = 32
     expansion_add: int = 128
-    expansion_search: int = 112
+    expansion_search: int = 96
 
     def __post_init__(self) -> None:
         for name in ("connectivity", "expansion_add", "expansion_search"):

@@ -152,6 +152,8 @@ class GraphSearch:
                 return items[:found], scores[:found]
             share = passing / len(mask)
         count = int(1.5 * k / share) + 16
+        if share < 1:  # look as much further as the mask leaves out
+            count = max(count, int(self._graph.expansion_search / share))
         self._query[:-2] = query
         while count <= _MOST:
             near = self._graph.search(self._query, count, threads=1).keys.astype(np.int32)
