@@ -209,10 +209,11 @@ def prepare(sizes: tuple[int, ...]) -> tuple[list[str], dict[str, object]]:
     for size in sizes:
         file = synthetic_log(RUNS / f"log-{size}.parquet", size, items=100_000)
         code = (
-            "import resource, sys, time; from distilrec import Schema, prepare_dataset; began = time.perf_counter();"
+            "import sys, time; from distilrec import Schema, prepare_dataset; began = time.perf_counter();"
+            "from distilrec.training.memory import peak_memory;"
             "data = prepare_dataset(sys.argv[1], Schema(timestamp='timestamp'), name='synthetic');"
             "print(len(data.items), data.users, data.catalogue_size, time.perf_counter() - began,"
-            "resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)"
+            "peak_memory())"
         )
         done = subprocess.run([sys.executable, "-c", code, str(file)], capture_output=True, text=True, check=True)
         events, people, items, seconds, peak = (float(each) for each in done.stdout.split())
