@@ -4,7 +4,7 @@ VENV := .venv
 RUN := runs/ml-100k
 PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test lint serve bench clean system keras-tensorflow
+.PHONY: demo test lint serve bench bench-domains clean system keras-tensorflow
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/train.stamp
@@ -44,6 +44,14 @@ bench: $(VENV)/bench.stamp
 	  --seeds 3 --shared-teacher --folder runs/quality-online-retail
 	$(VENV)/bin/python bench/engine.py
 	$(VENV)/bin/python bench/service.py
+
+# The recipes of examples/, each on the data of ../shared/data (or --source), students with three seeds.
+bench-domains: $(VENV)/bench.stamp
+	for domain in e-commerce groceries music people films-and-trust news; do \
+	  $(VENV)/bin/python examples/$$domain/recipe.py --tables-only && \
+	  $(VENV)/bin/python bench/quality.py --config examples/$$domain/recipe.toml --seeds 3 --shared-teacher \
+	    --folder runs/domains/$$domain || exit 1; \
+	done
 
 # What the tests need from the system: Redis for the shared store, Chromium for the playground. Where they cannot be
 # installed, the tests that need them are skipped and say so.

@@ -14,11 +14,13 @@ import pytest
 from distilrec.data.preparation import prepare_dataset
 from distilrec.data.splits import Split
 from distilrec.errors import NothingToEvaluateError
+from distilrec.evaluate import slices
 from distilrec.evaluate.baselines import ease, fitted_baselines, interaction_matrix, item_knn, popularity
 from distilrec.evaluate.comparison import ALONE, STUDENT, TEACHER, Candidate, Comparison, compare
 from distilrec.evaluate.metrics import ndcg
 from distilrec.evaluate.ranking import questions, rank
 from distilrec.evaluate.report import table, verdict, write_report
+from distilrec.evaluate.slices import user_slices
 from tests.small_run import SCHEMA, dataset, tables
 
 
@@ -167,3 +169,30 @@ def test_the_report_is_whole_and_needs_nothing_else(comparison, tmp_path):
 
 def test_baselines_are_chosen_on_validation(small):
     assert set(fitted_baselines(small)) == {"popularity", "ItemKNN", "EASE"}
+
+
+def test_groups_of_users_by_their_features(monkeypatch):
+    """Each group holds the users that the table says, whatever their order; small ones are left out."""
+    made = tables()
+    data = prepare_dataset(made["log"], SCHEMA, users=made["users"], items=made["items"])
+    monkeypatch.setattr(slices, "_FEWEST_USERS", 5)
+    users = np.arange(data.users)[::-1]
+    groups = user_slices(data, users)
+    table = {row["user_id"]: row for row in made["users"].iter_rows(named=True)}
+    rows = [table[data.info.user_ids[user]] for user in users]
+    for country in ("de", "fr", "pl"):
+        assert groups[f"country {country}"].tolist() == [row["country"] == country for row in rows]
+    assert "country unknown" not in groups
+    assert groups["age unknown"].tolist() == [row["age"] is None for row in rows]
+    ages = sorted(row["age"] for row in rows if row["age"] is not None)
+    thirds = [groups[f"age, {name} third"] for name in ("lowest", "middle", "highest")]
+    assert (sum(third.astype(int) for third in thirds) == [row["age"] is not None for row in rows]).all()
+    assert max(row["age"] for row, inside in zip(rows, thirds[0], strict=True) if inside) <= ages[len(ages) // 3 + 1]
+    assert (
+        min(row["age"] for row, inside in zip(rows, thirds[2], strict=True) if inside) >= ages[2 * len(ages) // 3 - 1]
+    )
+    monkeypatch.setattr(slices, "_FEWEST_USERS", 20)
+    few = [
+        name for name, inside in groups.items() if inside.sum() < 20 and "history" not in name and name != "cold users"
+    ]
+    assert few and not set(few) & set(user_slices(data, users))

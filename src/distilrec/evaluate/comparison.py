@@ -15,10 +15,11 @@ from distilrec.bundle.format import read_bundle
 from distilrec.data.dataset import UNKNOWN_ITEM, Dataset, Histories
 from distilrec.engine.runtime import make_runtime
 from distilrec.evaluate import metrics
-from distilrec.evaluate.knowledge_loss import KnowledgeLoss, item_thirds, knowledge_loss, user_slices
+from distilrec.evaluate.knowledge_loss import KnowledgeLoss, knowledge_loss
 from distilrec.evaluate.latency import Latency
 from distilrec.evaluate.ranking import Ranking, Scorer, rank
 from distilrec.evaluate.ranking import questions as questions_of
+from distilrec.evaluate.slices import item_thirds, user_slices
 from distilrec.evaluate.statistics import Difference, Interval, bootstrap, paired_difference
 from distilrec.students.soft_tree import TreeNode
 from distilrec.training.trainer import Epoch

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from distilrec.data.dataset import UNKNOWN_ITEM, Dataset
 from distilrec.evaluate.ranking import Ranking
+from distilrec.evaluate.slices import item_thirds, user_slices
 
 _SHOWN = 10  # items listed on each side
 HELD_OUT = "held-out items"
@@ -80,25 +81,6 @@ def knowledge_loss(
         listed(np.argsort(-shift, kind="stable")),
         listed(np.argsort(shift, kind="stable")),
     )
-
-
-def item_thirds(popular: NDArray[np.int64]) -> NDArray[np.int64]:
-    """0 for head, 1 for middle, 2 for tail items, (items,): each third had a third of the training interactions."""
-    before = np.cumsum(popular) - popular
-    thirds: NDArray[np.int64] = np.minimum(3 * before // max(popular.sum(), 1), 2)
-    return thirds
-
-
-def user_slices(dataset: Dataset, users: NDArray[np.int64]) -> dict[str, NDArray[np.bool_]]:
-    """Groups of users by the length of their training history, (users,) bool each."""
-    history = (dataset.train_end - dataset.offsets[:-1])[users]
-    low, high = np.quantile(history, [1 / 3, 2 / 3]) if len(history) else (0.0, 0.0)
-    return {
-        f"short history (up to {low:.0f})": history <= low,
-        f"medium history (up to {high:.0f})": (history > low) & (history <= high),
-        f"long history (over {high:.0f})": history > high,
-        "cold users": history == 0,
-    }
 
 
 def _overlap(own: NDArray[np.int32], other: NDArray[np.int32]) -> NDArray[np.float64]:
