@@ -119,7 +119,9 @@ def search(items: int, *, gaussian: bool = False) -> tuple[list[str], dict[str, 
         "graph, a filter that half passes": filtered("graph", half),
         "graph, a filter that .5% passes": filtered("graph", rare),
         "faiss IndexFlatIP alone": lambda n: flat_index.search(asked[n % 400][None], K),
-        "usearch alone, the same graph, without the items beside it": lambda n: alone.search(lifted[n % 400], K, threads=1),
+        "usearch alone, the same graph, without the items beside it": lambda n: alone.search(
+            lifted[n % 400], K, threads=1
+        ),
     }
     alone.expansion_search = bundle.manifest.search.expansion_search
     taken = times_of(requests, 16)
