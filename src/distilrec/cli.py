@@ -355,6 +355,20 @@ def key(
 
 
 @app.command
+def pseudonym(
+    *,
+    user_id: Annotated[str, Parameter(name=["--user_id", "--user-id"], help="Who.")],
+    key: Annotated[
+        str, Parameter(help="The environment variable that holds the key, as in data.pseudonym_key.")
+    ] = "DISTILREC_PSEUDONYM_KEY",
+) -> None:
+    """The name under which a run with pseudonyms knows a user: what to ask `recommend`, `forget` and the service for."""
+    from distilrec.data import pseudonyms
+
+    print(pseudonyms.pseudonym(user_id, pseudonyms.pseudonym_key(key)))  # noqa: T201
+
+
+@app.command
 def forget(
     *, user_id: Annotated[str, Parameter(name=["--user_id", "--user-id"], help="Who.")], bundle: Bundle = None
 ) -> None:

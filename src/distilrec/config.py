@@ -26,7 +26,8 @@ from distilrec.training.trainer import TrainingConfig
 class DataConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Either the name of a public data set, or files with their schema. Paths are relative to the TOML file.
 
-    `*columns` name the fields of files without a header line.
+    `*columns` name the fields of files without a header line. pseudonym_key: the name of an environment variable that
+    holds a key; users then get pseudonyms, and their ids go nowhere.
     """
 
     dataset: str | None = None
@@ -38,6 +39,7 @@ class DataConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     item_columns: tuple[str, ...] | None = None
     schema: Schema = Schema()
     name: str = ""
+    pseudonym_key: str | None = None
 
     def __post_init__(self) -> None:
         if (self.dataset is None) == (self.interactions is None):

@@ -31,6 +31,7 @@ from distilrec.config import RunConfig
 from distilrec.data.dataset import Dataset
 from distilrec.data.fetch import DATASETS, fetch
 from distilrec.data.preparation import prepare_dataset
+from distilrec.data.pseudonyms import pseudonym_key
 from distilrec.distill.distillation import distil
 from distilrec.distill.tuning import Choice, tune
 from distilrec.engine.recommender import Recommender, load
@@ -169,6 +170,7 @@ def prepare(
         workers=run.workers,
         scratch=folder / "data" / "parts",
         on_step=run.progress.advance,
+        pseudonym_key=None if data.pseudonym_key is None else pseudonym_key(data.pseudonym_key),
     )
     source = None if data.dataset is None else fetch(data.dataset, say)
     with _measured(run, "prepare"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections import Counter
@@ -13,6 +14,7 @@ from typing import Literal
 import msgspec
 import polars as pl
 
+from distilrec.data.pseudonyms import pseudonyms
 from distilrec.data.readers import Log
 from distilrec.data.schema import Schema
 from distilrec.errors import ColumnMissingError, ColumnTypeError, NotEnoughDataError
@@ -28,6 +30,7 @@ class Cleaning(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     min_weight, max_weight: keep rows whose weight lies in this closed range.
     min_time, max_time: seconds since 1970; `max_time=None` means now (plus a day for clocks that differ).
+    max_age_days: keep no row that is older than this today; None keeps all.
     bot_events_per_day: all rows of a user with more events than this on any one day (UTC) go; None keeps them.
     min_user_events, min_item_events: repeated until every user and item left has that many (k-core); 0 is off.
     """
@@ -37,6 +40,7 @@ class Cleaning(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_weight: float | None = None
     min_time: float = 0.0
     max_time: float | None = None
+    max_age_days: float | None = None
     bot_events_per_day: int | None = 2_000
     min_user_events: int = 0
     min_item_events: int = 0
@@ -85,11 +89,13 @@ def clean_log(
     workers: Workers | None = None,
     rows_per_part: int = ROWS_PER_PART,
     on_step: OnStep = lambda done, total: None,
+    pseudonym_key: bytes | None = None,
 ) -> CleanLog:
     """The clean log and the report of what was dropped. No more than about `rows_per_part` rows are read at once.
 
     Slices of the log are checked row by row and divided by user id; then every part is cleaned by itself. scratch: a folder
     for the parts, which all workers see. on_step: is called with the number of finished slices and parts, and of all.
+    pseudonym_key: users get pseudonyms with this key.
     Raises ColumnMissingError, ColumnTypeError (with the first bad row) and NotEnoughDataError.
     """
     columns = [schema.user_id, schema.item_id, schema.timestamp, schema.event_type, schema.weight]
@@ -105,10 +111,12 @@ def clean_log(
         schema,
         cleaning,
         _time_format(log, schema.timestamp),
+        -math.inf if cleaning.max_age_days is None else time.time() - cleaning.max_age_days * _DAY,
         time.time() + _DAY if cleaning.max_time is None else cleaning.max_time,
-        _boundaries(log, schema.user_id, -(-log.rows // rows_per_part)),
+        _boundaries(log, schema.user_id, -(-log.rows // rows_per_part), pseudonym_key),
         scratch,
         rows_per_part,
+        pseudonym_key,
     )
     workers = workers or InProcess()
     slices, parts = range(-(-log.rows // rows_per_part)), range(len(task.boundaries) + 1)
@@ -136,16 +144,20 @@ def clean_log(
 
 @dataclass(frozen=True)
 class _Task:
-    """What a worker must know. latest: the last second that is believed; boundaries: the user ids at which parts begin."""
+    """What a worker must know. oldest: the first second that is kept; latest: the last one that is believed; boundaries: the
+    user ids at which parts begin.
+    """
 
     log: Log
     schema: Schema
     cleaning: Cleaning
     times: _TimeFormat
+    oldest: float
     latest: float
     boundaries: pl.Series
     scratch: Path
     rows_per_slice: int
+    pseudonym_key: bytes | None
 
 
 @dataclass(frozen=True)
@@ -174,12 +186,13 @@ def _write(table: pl.DataFrame, file: Path) -> None:
     temporary.replace(file)
 
 
-def _boundaries(log: Log, column: str, parts: int) -> pl.Series:
+def _boundaries(log: Log, column: str, parts: int, key: bytes | None) -> pl.Series:
     """User ids that divide the rows into about equal parts, from a sample of them; fewer where few users have most."""
     if parts == 1:
         return pl.Series("user_id", [], dtype=pl.String)
     step = max(1, log.rows // (parts * _SAMPLES))
-    sample = as_id(log.scan().select(column).gather_every(step).collect()[column], log.name).drop_nulls().sort()
+    sample = _user_ids(log.scan().select(column).gather_every(step).collect()[column], log.name, key)
+    sample = sample.drop_nulls().sort()
     places = [len(sample) * part // parts for part in range(1, parts)]
     return sample.gather(places).unique(maintain_order=True) if len(sample) else sample
 
@@ -189,7 +202,7 @@ def _read_slice(task: _Task, number: int) -> dict[str, int]:
     schema, cleaning, first = task.schema, task.cleaning, number * task.rows_per_slice
     columns = {schema.user_id, schema.item_id, schema.timestamp, schema.event_type, schema.weight} - {None}
     table = task.log.slice(first, task.rows_per_slice, [column for column in columns if column])
-    log = _typed(table, schema, task.times, task.log.name, first)
+    log = _typed(table, schema, task.times, task.log.name, first, task.pseudonym_key)
     dropped: dict[str, int] = {}
 
     def keep(reason: str, condition: pl.Expr) -> None:
@@ -202,6 +215,8 @@ def _read_slice(task: _Task, number: int) -> dict[str, int]:
     keep("weight missing or not a number", pl.col("weight").is_finite().fill_null(value=False))
     if schema.timestamp is not None:
         keep("time out of range", pl.col("timestamp").is_between(cleaning.min_time, task.latest))
+        if cleaning.max_age_days is not None:
+            keep("older than max_age_days", pl.col("timestamp") >= task.oldest)
     if cleaning.min_weight is not None:
         keep("weight below min_weight", pl.col("weight") >= cleaning.min_weight)
     if cleaning.max_weight is not None:
@@ -295,12 +310,19 @@ _COLUMNS = {
 }
 
 
-def _typed(table: pl.DataFrame, schema: Schema, times: _TimeFormat, source: str, first: int) -> pl.DataFrame:
+def _user_ids(column: pl.Series, source: str, key: bytes | None) -> pl.Series:
+    ids = as_id(column, source)
+    return ids if key is None else pseudonyms(ids, key)
+
+
+def _typed(
+    table: pl.DataFrame, schema: Schema, times: _TimeFormat, source: str, first: int, key: bytes | None
+) -> pl.DataFrame:
     """The five columns and the row number of some rows; first: the number of the first of them."""
     rows = pl.int_range(first, first + table.height, eager=True).alias("row")
     return pl.DataFrame(
         [
-            as_id(table[schema.user_id], source).alias("user_id"),
+            _user_ids(table[schema.user_id], source, key).alias("user_id"),
             as_id(table[schema.item_id], source).alias("item_id"),
             (
                 rows.cast(pl.Float64)

@@ -20,6 +20,7 @@ from distilrec.attributes import collect_attributes
 from distilrec.data.cleaning import ROWS_PER_PART, Cleaning, CleanLog, clean_log
 from distilrec.data.dataset import POPULARITY, SALES_VOLUME, UNKNOWN_ITEM, Dataset, DatasetInfo
 from distilrec.data.features import feature_rows, fit_encoder, title_of
+from distilrec.data.pseudonyms import pseudonym
 from distilrec.data.readers import open_log, read_table
 from distilrec.data.schema import Feature, Schema
 from distilrec.data.splits import Split, split_moments, split_rows
@@ -39,6 +40,7 @@ def prepare_dataset(
     columns: Sequence[str] | None = None,
     user_columns: Sequence[str] | None = None,
     item_columns: Sequence[str] | None = None,
+    pseudonym_key: bytes | None = None,
     workers: Workers | None = None,
     scratch: Path | None = None,
     rows_per_part: int = ROWS_PER_PART,
@@ -47,6 +49,7 @@ def prepare_dataset(
     """Reads, cleans, splits and encodes a log and its feature tables.
 
     log, users, items: a path, a polars frame or a pandas frame; `*columns` name the fields of files without a header.
+    pseudonym_key: users of the log and of the table get pseudonyms with this key (`distilrec.data.pseudonyms`).
     workers: who works on the parts, this process if left out; the data set is the same. scratch: a folder for the parts, a
     temporary one if left out; it is removed, and workers on other machines must see it. rows_per_part: what is in memory at
     once, about 400 bytes for each row. on_step: is called with what is being done, finished parts and all parts.
@@ -54,13 +57,15 @@ def prepare_dataset(
     """
     split, workers, notes = split or Split(), workers or InProcess(), list[str]()
     user_table = _side_table(users, user_columns, schema.user_key, schema.user_features, None, "users", notes)
+    if pseudonym_key is not None:
+        user_table = {pseudonym(user, pseudonym_key): row for user, row in user_table.items()}
     of_items = (*schema.item_features, *schema.item_attributes)
     item_table = _side_table(items, item_columns, schema.item_key, of_items, schema.title, "items", notes)
     with _folder(scratch) as folder:
         opened = open_log(log, folder, columns)
         clean = clean_log(
             opened, schema, cleaning or Cleaning(), folder, workers, rows_per_part,
-            lambda done, total: on_step("clean", done, total),
+            lambda done, total: on_step("clean", done, total), pseudonym_key,
         )  # fmt: skip
         parts = _split(clean, split, workers, lambda done, total: on_step("split", done, total))
         counts = _training_counts(parts)

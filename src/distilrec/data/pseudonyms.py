@@ -1,0 +1,47 @@
+"""Ids of users under another name: HMAC-SHA256 (RFC 2104) with a key that stays outside the data, the models and the bundle.
+
+Who has the key can find a person again by computing the pseudonym, and nobody can without it. What a person did can still
+give them away: this is pseudonymisation, not anonymity.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import os
+from typing import TYPE_CHECKING
+
+from distilrec.errors import ConfigError
+
+if TYPE_CHECKING:
+    import polars as pl
+
+_SHORTEST = 16  # bytes of a key
+_LENGTH = 32  # hexadecimal digits that are kept, 128 bits
+
+
+def pseudonym(user_id: str, key: bytes) -> str:
+    """The name under which this user is known, 32 hexadecimal digits."""
+    return hmac.new(key, user_id.encode(), hashlib.sha256).hexdigest()[:_LENGTH]
+
+
+def pseudonyms(ids: pl.Series, key: bytes) -> pl.Series:
+    """The same for a column of text; what is missing or empty stays so."""
+    import polars as pl  # a machine that serves has none, and needs `pseudonym` only
+
+    known = ids.drop_nulls().unique()
+    known = known.filter(known != "")
+    names = pl.Series([pseudonym(each, key) for each in known.to_list()], dtype=pl.String)
+    return ids.replace(known, names)
+
+
+def pseudonym_key(variable: str) -> bytes:
+    """The key from an environment variable. Raises ConfigError where it is missing or short."""
+    key = os.environ.get(variable, "").encode()
+    if len(key) < _SHORTEST:
+        raise ConfigError(
+            f"the environment variable {variable} should hold the key of the pseudonyms, and has {len(key)} bytes",
+            fix=f"export {variable}=$(openssl rand -hex 32), once, and keep it: another key makes strangers of all users",
+            parameter="data.pseudonym_key",
+        )
+    return key
