@@ -124,6 +124,18 @@ def test_errors_name_the_column_and_the_row():
         clean_log(table.with_columns(timestamp=pl.Series(["yesterday", "today"])), SCHEMA, Cleaning())
 
 
+def test_an_error_in_a_later_slice_names_the_row_of_the_file():
+    rows = [[f"u{n % 3}", f"i{n}", str(n), "1"] for n in range(20)]
+    rows[12][3] = "much"
+    rows[17][2] = "soon"
+    table = pl.DataFrame(rows, schema=["user_id", "item_id", "timestamp", "rating"], orient="row")
+    with pytest.raises(ColumnTypeError, match="row 13: column 'rating' holds 'much'") as caught:
+        clean_log(table, SCHEMA, Cleaning())
+    assert caught.value.context["row"] == 13
+    with pytest.raises(ColumnTypeError, match="row 18: column 'timestamp' holds 'soon'"):
+        clean_log(table, Schema(timestamp="timestamp"), Cleaning())
+
+
 @pytest.mark.parametrize(
     ("rows", "message"),
     [

@@ -1,15 +1,28 @@
 from __future__ import annotations
 
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
 import pandas as pd
 import polars as pl
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distilrec.data.readers import read_table
+from distilrec.data.readers import open_log, read_table
 from distilrec.errors import ColumnTypeError, ConfigError, DataError, FileMissingError, NotEnoughDataError
 
 LOG = pl.DataFrame({"user_id": ["1", "2"], "item_id": ["a b", "c"], "rating": ["5", "3.5"], "timestamp": ["10", "20"]})
+
+
+def assert_sliced(source, expected):
+    """A log is read by slices, whatever it comes from."""
+    with TemporaryDirectory() as scratch:
+        log = open_log(source, Path(scratch))
+        assert log.rows == expected.height
+        columns = expected.columns[::-1]
+        slices = [log.slice(first, 1, columns) for first in range(log.rows)]
+        assert pl.concat(slices).equals(expected.select(columns))
 
 
 @pytest.mark.parametrize(
@@ -27,6 +40,7 @@ LOG = pl.DataFrame({"user_id": ["1", "2"], "item_id": ["a b", "c"], "rating": ["
 def test_text_formats_give_the_same_table(tmp_path, name, text):
     (tmp_path / name).write_text(text)
     assert read_table(tmp_path / name).equals(LOG)
+    assert_sliced(tmp_path / name, LOG)
 
 
 def test_jsonl_and_parquet_keep_their_types(tmp_path):
@@ -35,6 +49,8 @@ def test_jsonl_and_parquet_keep_their_types(tmp_path):
     typed.write_ndjson(tmp_path / "log.jsonl")
     assert read_table(tmp_path / "log.parquet").equals(typed)
     assert read_table(tmp_path / "log.jsonl").equals(typed)
+    for source in (tmp_path / "log.parquet", tmp_path / "log.jsonl", typed, typed.lazy()):
+        assert_sliced(source, typed)
 
 
 def test_movielens_double_colon_in_latin_1(tmp_path):
@@ -89,6 +105,9 @@ def test_wrong_files(tmp_path):
     (tmp_path / "log.jsonl").write_text('{"user_id": 1}\n{"user_id": ')
     with pytest.raises(DataError, match=r"log\.jsonl cannot be read"):
         read_table(tmp_path / "log.jsonl")
+    for name in ("log.parquet", "log.jsonl"):
+        with pytest.raises(DataError, match=f"{name} cannot be read as"):
+            open_log(tmp_path / name, tmp_path)
 
 
 def test_dat_needs_names_and_full_lines(tmp_path):
