@@ -18,7 +18,6 @@ from distilrec.distill.losses import (
     ranking_distillation_loss,
     relaxed_ranking_loss,
     soft_loss,
-    soft_loss_stored,
     soft_losses_stored,
     unbiased_loss,
 )
@@ -79,7 +78,7 @@ def stored(teacher, k, sample):
 
 
 def stored_loss(student, labels, t):
-    return soft_loss_stored(torch.log_softmax(student / t, dim=-1), labels, t)
+    return soft_losses_stored(torch.log_softmax(student / t, dim=-1), labels, t).mean()
 
 
 @pytest.mark.parametrize("t", [1.0, 2.0, 4.0])
@@ -239,7 +238,7 @@ RANKING = [
     relaxed_ranking_loss,
     lambda s, labels: candidates_loss(s, labels, 1.0, 3),
     lambda s, labels: unbiased_loss(s, labels, torch.zeros(s.shape[-1], dtype=torch.long)),
-    lambda s, labels: soft_loss_stored(torch.log_softmax(s, -1), labels, 1.0),
+    lambda s, labels: soft_losses_stored(torch.log_softmax(s, -1), labels, 1.0).mean(),
 ]
 
 

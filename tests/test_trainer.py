@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from distilrec.distill.distillation import DistillationConfig, distil, distillation_loss
-from distilrec.distill.losses import ground_truth_loss, hard_loss, soft_loss_stored
+from distilrec.distill.losses import ground_truth_loss, hard_loss, soft_losses_stored
 from distilrec.errors import ConfigError, LabelStoreError, TrainingError
 from distilrec.knowledge.extract import LabelConfig, extract_labels
 from distilrec.knowledge.store import open_labels
@@ -189,7 +189,7 @@ def test_the_distillation_loss_is_the_weighted_sum(small, tmp_path, temperature)
     rows = torch.from_numpy(small.is_training().nonzero()[0][:9])
     student, targets = torch.randn(9, small.info.warm_items), torch.from_numpy(small.items[rows]).long()
     known = labels.at(rows)
-    soft = soft_loss_stored(torch.log_softmax(student / temperature, -1), known, temperature)
+    soft = soft_losses_stored(torch.log_softmax(student / temperature, -1), known, temperature).mean()
     expected = (
         0.4 * ground_truth_loss(student, targets)
         + 0.6 * soft

@@ -153,9 +153,12 @@ def write_manifest(folder: Path, manifest: Manifest) -> Manifest:
 
 
 def _put(path: Path, data: bytes) -> None:
-    """A new file in the place of the old one, which whoever has it open keeps."""
+    """A new file in the place of the old one, which whoever has it open keeps; on the disk before it takes that place."""
     new = path.with_name(path.name + ".new")
-    new.write_bytes(data)
+    with new.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
     new.replace(path)
 
 
@@ -215,10 +218,9 @@ def erase_user(folder: Path | str, user_id: str) -> bool:
         digest = hashlib.sha256(data).hexdigest()
         entry = FileEntry(digest, len(data), f"history-{digest[:16]}.safetensors")
         before = bundle.manifest.files[HISTORY].name or HISTORY
-        _write_durably(folder / entry.name, data)
+        _put(folder / entry.name, data)
         manifest = msgspec.structs.replace(bundle.manifest, files={**bundle.manifest.files, HISTORY: entry})
-        _write_durably(folder / "manifest.json.new", msgspec.json.format(msgspec.json.encode(manifest)))
-        (folder / "manifest.json.new").replace(folder / "manifest.json")
+        _put(folder / "manifest.json", msgspec.json.format(msgspec.json.encode(manifest)))
         (folder / before).unlink(missing_ok=True)
     return True
 
@@ -239,13 +241,6 @@ def _exclusive(folder: Path) -> Iterator[None]:
             fix="make its folder writable for the service, or erase the user from its source and export it again",
             file=str(folder),
         ) from None
-
-
-def _write_durably(path: Path, data: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _read_manifest(path: Path) -> Manifest:

@@ -34,11 +34,6 @@ def hard_loss(log_student: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     return functional.nll_loss(log_student, labels)
 
 
-def soft_loss_stored(log_student: torch.Tensor, labels: StoredLabels, temperature: float) -> torch.Tensor:
-    """The soft loss from stored labels, a mean over positions; see `soft_losses_stored`."""
-    return soft_losses_stored(log_student, labels, temperature).mean()
-
-
 def soft_losses_stored(
     log_student: torch.Tensor, labels: StoredLabels, temperature: float, catalogue: int | None = None
 ) -> torch.Tensor:
