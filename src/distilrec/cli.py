@@ -155,6 +155,25 @@ def gate(
 
 
 @app.command
+def drift(
+    *,
+    log: Annotated[Path, Parameter(help="Events of today, in a file with the columns of the training log.")],
+    run: RunFolder = _DEFAULT_RUN,
+    stability: Annotated[float, Parameter(help="Limit of each population stability index.")] = 0.25,
+    unknown: Annotated[float, Parameter(help="Limit of the share of events with unknown users, items or types.")] = 0.2,
+) -> None:
+    """Compare events of today with the log that the student was trained on; exit code 1 where something has moved."""
+    from distilrec import pipeline
+
+    with _opened(run) as (opened, data):
+        found = pipeline.check_drift(opened, data, log, stability=stability, unknown=unknown)
+    for each in found:
+        print(each)  # noqa: T201
+    if not all(each.passed for each in found):
+        sys.exit(1)
+
+
+@app.command
 def tune(
     *,
     run: RunFolder = _DEFAULT_RUN,

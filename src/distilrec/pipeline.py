@@ -20,18 +20,22 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Protocol
 
 import msgspec
 import numpy as np
+import polars as pl
 
 from distilrec.bundle.export import export_bundle, record_metrics
 from distilrec.bundle.format import CATALOGUE, WEIGHTS, Manifest
 from distilrec.config import RunConfig
+from distilrec.data.cleaning import clean_log
 from distilrec.data.dataset import Dataset
 from distilrec.data.fetch import DATASETS, fetch
 from distilrec.data.preparation import prepare_dataset
 from distilrec.data.pseudonyms import pseudonym_key
+from distilrec.data.readers import open_log
 from distilrec.distill.distillation import distil
 from distilrec.distill.tuning import Choice, tune
 from distilrec.engine.recommender import Recommender, load
@@ -50,6 +54,7 @@ from distilrec.evaluate.comparison import (
     compare,
     quality_of,
 )
+from distilrec.evaluate.drift import Drift, drift
 from distilrec.evaluate.gate import Check, Thresholds, check
 from distilrec.evaluate.latency import Latency, measure
 from distilrec.evaluate.ranking import Scorer, questions, rank
@@ -387,6 +392,21 @@ def gate(run: Run, dataset: Dataset, thresholds: Thresholds) -> list[Check]:
     manifest = recommender.manifest
     measured["size"] = {"parameters": manifest.parameters, "bytes": model_bytes(manifest)}
     return check(thresholds, measured)
+
+
+def check_drift(run: Run, dataset: Dataset, log: Path, *, stability: float, unknown: float) -> list[Drift]:
+    """Cleans events of today like the training log, and compares them with it. Raises what `clean_log` raises."""
+    data = run.config.data
+    schema = DATASETS[data.dataset].schema if data.dataset is not None else data.schema
+    key = None if data.pseudonym_key is None else pseudonym_key(data.pseudonym_key)
+    with TemporaryDirectory(prefix="distilrec-") as scratch:
+        opened = open_log(log, Path(scratch), data.columns)
+        cleaning = msgspec.structs.replace(run.config.cleaning, min_user_events=0, min_item_events=0)
+        clean = clean_log(opened, schema, cleaning, Path(scratch), pseudonym_key=key)
+        live = pl.concat([clean.part(number) for number in range(len(clean.parts))])
+    for line in clean.report.lines():
+        run.progress.say(line)
+    return drift(dataset, live, stability=stability, unknown=unknown)
 
 
 def tune_student(run: Run, dataset: Dataset, *, trials: int, minutes: float) -> Choice:
