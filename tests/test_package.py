@@ -135,3 +135,17 @@ def test_the_engine_and_the_stores_import_nothing_of_the_service():
                 rf"^\s*from distilrec\.({forbidden}|data|training|students|teachers)\b", path.read_text(), re.M
             )
             assert not found, f"{path} imports {found}"
+
+
+@pytest.mark.parametrize("recipe", sorted((ROOT / "examples").glob("*/recipe.toml")), ids=lambda path: path.parent.name)
+def test_recipes_are_valid_and_documented(recipe):
+    """Their data are not in the project: that the configuration can be read, and that without data they say what is missing."""
+    from distilrec.config import read_config
+
+    config = read_config(recipe)
+    assert config.data.name in (ROOT / "docs" / "domains.md").read_text()
+    done = subprocess.run(
+        [sys.executable, recipe.parent / "recipe.py", "--source", "nowhere"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert "nowhere is not there\n  how to fix: give the folder of" in done.stderr
