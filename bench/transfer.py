@@ -5,7 +5,7 @@
 For each direction three students on the same log of the target, with the same split:
 
 - no transfer: labels of a linear teacher that knows the target domain alone;
-- labels: those of a linear teacher of both domains, which has seen what the same people did in the source;
+- labels: those of the same teacher plus what a linear teacher of both domains says of a user's source items;
 - labels and features: the same, and the student knows up to 30 source items of a user as a feature.
 
 A fifth of the people in both domains keep only three target interactions (one for training): cold users. Order is random,
@@ -34,16 +34,18 @@ from distilrec.knowledge.extract import LabelConfig, extract_labels
 from distilrec.models import load_model, save_model
 from distilrec.students.recurrent import RecurrentConfig
 from distilrec.teachers.external import function_teacher
-from distilrec.teachers.linear import LinearConfig, fit_linear
+from distilrec.teachers.linear import LinearConfig, LinearTeacher, fit_linear
 from distilrec.teachers.teacher import Teacher
 from distilrec.training.model import TorchScorer
 from distilrec.training.trainer import TrainingConfig
+from distilrec.training.validation import validation_ndcg
 
 SOURCE = Path(__file__).resolve().parent.parent.parent / "shared" / "data" / "amazon-books-movies-cdr"
 RESULTS = Path(__file__).parent / "results"
 FEATURE = (Feature("source", "multi"),)
 LINEAR = LinearConfig(ridge=100.0, decay=1.0)
-TRAINING = TrainingConfig(epochs=20, patience=5, learning_rate=4e-3)
+TRAINING = TrainingConfig(epochs=60, patience=15, learning_rate=4e-3)
+SHARES = (0.0, 0.1, 0.2, 0.4, 0.8)  # of the source in the scores, chosen on validation
 WAYS = ("no transfer", "labels", "labels and features")
 
 
@@ -70,8 +72,13 @@ def prepared(log: pl.DataFrame, source: pl.DataFrame | None) -> Dataset:
     return prepare_dataset(log, Schema(user_key="user_id", user_features=FEATURE), users=users, cleaning=cleaning)
 
 
-def of_both_domains(data: Dataset, source: pl.DataFrame) -> Callable[[Histories], NDArray[np.float32]]:
-    """A linear teacher over the items of both domains, asked for those of the target."""
+def of_both_domains(
+    data: Dataset, source: pl.DataFrame, alone: LinearTeacher
+) -> tuple[Callable[[Histories], NDArray[np.float32]], float]:
+    """What `alone`, the teacher of the target, says, plus a share of what a user's source items say; and that share.
+
+    The latter are rows of a linear teacher over the items of both domains.
+    """
     names, target = data.info.item_ids, data.training_rows()
     owners = [data.info.user_ids[user] for user in data.user_rows()[target]]
     rows = pl.DataFrame({"user_id": owners, "item_id": [f"t:{names[item]}" for item in data.items[target]]})
@@ -85,19 +92,21 @@ def of_both_domains(data: Dataset, source: pl.DataFrame) -> Callable[[Histories]
         if item in places:
             past.setdefault(user, []).append(places[item])
 
-    def scores(histories: Histories) -> NDArray[np.float32]:
-        own = [column[histories.of(k)] for k in range(len(histories))]
-        items = [
-            np.array([*past.get(data.info.user_ids[user], []), *mine[mine >= 0]], np.int32)
-            for user, mine in zip(histories.users, own, strict=True)
-        ]
-        offsets = np.concatenate([[0], np.cumsum([len(each) for each in items])]).astype(np.int64)
-        flat = np.concatenate(items)
-        found = linear.scores(Histories(histories.users, offsets, flat, np.ones(len(flat), np.int32)))
-        least = found.min(1, keepdims=True)
-        return np.where(column >= 0, found[:, column], least)
+    in_target = np.zeros((data.users, len(column)), np.float32)
+    for user, name in enumerate(data.info.user_ids):
+        if name in past:
+            said = linear.weights[past[name]].sum(0)
+            in_target[user] = np.where(column >= 0, said[column], 0.0)
 
-    return scores
+    def with_share(share: float) -> Callable[[Histories], NDArray[np.float32]]:
+        return lambda histories: alone.scores(histories)[:, : len(column)] + share * in_target[histories.users]
+
+    validated = {
+        share: validation_ndcg(function_teacher(with_share(share), data, identity=f"share {share}"), data)
+        for share in SHARES
+    }
+    best = max(SHARES, key=lambda share: validated[share])
+    return with_share(best), best
 
 
 def main() -> None:
@@ -111,10 +120,13 @@ def main() -> None:
         log, cold_ids = target_log(read(target_name), source)
         data = {way: prepared(log, source if way == WAYS[2] else None) for way in WAYS}
         plain = data[WAYS[0]]
-        function = of_both_domains(plain, source)
+        alone = fit_linear(LINEAR, plain, 0)
+        function, share = of_both_domains(plain, source, alone)
         teachers: dict[str, Teacher] = {
-            "no transfer": fit_linear(LINEAR, plain, 0),
-            **{way: function_teacher(function, data[way], identity=f"both, {target_name}") for way in WAYS[1:]},
+            "no transfer": alone,
+            **{
+                way: function_teacher(function, data[way], identity=f"both, {target_name}, {share}") for way in WAYS[1:]
+            },
         }
         asked = questions(plain, "test")
         cold = np.isin([plain.info.user_ids[user] for user in asked.histories.users], cold_ids)
@@ -127,7 +139,7 @@ def main() -> None:
             for seed in range(arguments.seeds):
                 place = folder / f"student-{seed}"
                 if not (place / "model.json").is_file():
-                    config, how = RecurrentConfig(), DistillationConfig(0.8)
+                    config, how = RecurrentConfig(dim=64), DistillationConfig(0.8)
                     save_model(distil(config, data[way], labels, TRAINING, how, seed=seed), place)
                 model = load_model(place, data[way]).model
                 each.append(ndcg(rank(TorchScorer(model), questions(data[way], "test")), 10))
@@ -135,7 +147,7 @@ def main() -> None:
             values[f"student, {way}"] = np.stack(each)
         lines += [
             f"{source_name} to {target_name}: {len(cold):,} test users, {int(cold.sum())} of them cold, "
-            f"{plain.catalogue_size:,} items, {arguments.seeds} seeds",
+            f"{plain.catalogue_size:,} items, {arguments.seeds} seeds; share of the source in the teacher {share:g}",
             "",
             "| model | all users | cold users | gain over no transfer, all | gain, cold |",
             "|---|---|---|---|---|",
