@@ -145,7 +145,10 @@ def test_recipes_are_valid_and_documented(recipe):
     config = read_config(recipe)
     assert config.data.name in (ROOT / "docs" / "domains.md").read_text()
     done = subprocess.run(
-        [sys.executable, recipe.parent / "recipe.py", "--source", "nowhere"], capture_output=True, text=True, check=False
+        [sys.executable, recipe.parent / "recipe.py", "--source", "nowhere"],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 1
     assert "nowhere is not there\n  how to fix: give the folder of" in done.stderr
