@@ -50,7 +50,7 @@ def main(folder: Path, source: str, tables: Callable[[Path], dict[str, pl.DataFr
     print(*verdict(comparison), sep="\n")
     recommender = load(arguments.run / "bundle")
     for user in recommender.some_users(3):
-        past = [recommender.title_of_past(event.item_id) for event in recommender.past(user, 3)]
+        past = [recommender.title_of_past(item) for item in recommender.past(user, 3)]
         print(f"\nuser {user}, lately: {'; '.join(past)}")
         for item, score in recommender.recommend(user, k=3):
             reasons = [recommender.title_of_past(reason.item_id) for reason in recommender.explain(user, item, k=2)]
