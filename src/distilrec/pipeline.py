@@ -29,7 +29,7 @@ import polars as pl
 
 from distilrec.bundle.export import export_bundle, record_metrics
 from distilrec.bundle.format import CATALOGUE, WEIGHTS, Manifest
-from distilrec.config import RunConfig
+from distilrec.config import DataConfig, RunConfig
 from distilrec.data.cleaning import clean_log
 from distilrec.data.dataset import Dataset
 from distilrec.data.fetch import DATASETS, fetch
@@ -175,7 +175,7 @@ def prepare(
         workers=run.workers,
         scratch=folder / "data" / "parts",
         on_step=run.progress.advance,
-        pseudonym_key=None if data.pseudonym_key is None else pseudonym_key(data.pseudonym_key),
+        pseudonym_key=_key(data),
     )
     source = None if data.dataset is None else fetch(data.dataset, say)
     with _measured(run, "prepare"):
@@ -213,6 +213,11 @@ def prepare(
     cost = next(cost for cost in read_costs(folder) if cost.stage == "prepare")
     say(f"prepared in {cost.seconds:.1f} s, peak memory {cost.peak_bytes / 2**20:,.0f} MiB")
     return run, dataset
+
+
+def _key(data: DataConfig) -> bytes | None:
+    """The key of the pseudonyms, where the configuration asks for them. Raises ConfigError."""
+    return None if data.pseudonym_key is None else pseudonym_key(data.pseudonym_key)
 
 
 def train_teacher(run: Run, dataset: Dataset) -> Teacher:
@@ -398,11 +403,10 @@ def check_drift(run: Run, dataset: Dataset, log: Path, *, stability: float, unkn
     """Cleans events of today like the training log, and compares them with it. Raises what `clean_log` raises."""
     data = run.config.data
     schema = DATASETS[data.dataset].schema if data.dataset is not None else data.schema
-    key = None if data.pseudonym_key is None else pseudonym_key(data.pseudonym_key)
     with TemporaryDirectory(prefix="distilrec-") as scratch:
         opened = open_log(log, Path(scratch), data.columns)
         cleaning = msgspec.structs.replace(run.config.cleaning, min_user_events=0, min_item_events=0)
-        clean = clean_log(opened, schema, cleaning, Path(scratch), pseudonym_key=key)
+        clean = clean_log(opened, schema, cleaning, Path(scratch), pseudonym_key=_key(data))
         live = pl.concat([clean.part(number) for number in range(len(clean.parts))])
     for line in clean.report.lines():
         run.progress.say(line)

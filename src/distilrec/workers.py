@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
+
+if TYPE_CHECKING:
+    import polars as pl
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -23,6 +28,13 @@ class Workers(Protocol):
         The function must go on where it was when it is called again: so it is after the loss of a worker.
         """
         ...
+
+
+def write_whole(table: pl.DataFrame, file: Path, compression: Literal["lz4", "zstd"] = "zstd") -> None:
+    """Writes Parquet, whole or not at all: a worker may die while it writes, and another do the same again."""
+    temporary = file.with_suffix(f".{os.getpid()}.new")
+    table.write_parquet(temporary, compression=compression)
+    temporary.replace(file)
 
 
 class InProcess:

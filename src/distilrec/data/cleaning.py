@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
@@ -18,7 +17,7 @@ from distilrec.data.pseudonyms import pseudonyms
 from distilrec.data.readers import Log
 from distilrec.data.schema import Schema
 from distilrec.errors import ColumnMissingError, ColumnTypeError, NotEnoughDataError
-from distilrec.workers import InProcess, Workers
+from distilrec.workers import InProcess, Workers, write_whole
 
 OnStep = Callable[[int, int], None]
 _DAY = 86_400.0
@@ -98,10 +97,9 @@ def clean_log(
     pseudonym_key: users get pseudonyms with this key.
     Raises ColumnMissingError, ColumnTypeError (with the first bad row) and NotEnoughDataError.
     """
-    columns = [schema.user_id, schema.item_id, schema.timestamp, schema.event_type, schema.weight]
-    for column in columns:
-        if column is not None:
-            need_column(log.schema().names(), column, log.name)
+    there = log.schema().names()
+    for column in _log_columns(schema):
+        need_column(there, column, log.name)
     if log.rows == 0:
         raise NotEnoughDataError(
             f"{log.name} has no rows", fix="give a log with at least a few interactions", file=log.name
@@ -119,7 +117,7 @@ def clean_log(
         pseudonym_key,
     )
     workers = workers or InProcess()
-    slices, parts = range(-(-log.rows // rows_per_part)), range(len(task.boundaries) + 1)
+    slices, parts = task.slices, range(len(task.boundaries) + 1)
     steps = len(slices) + len(parts)
     dropped: Counter[str] = Counter()
     for done, counts in enumerate(workers.map(_read_slice, task, slices), start=1):
@@ -159,6 +157,10 @@ class _Task:
     rows_per_slice: int
     pseudonym_key: bytes | None
 
+    @property
+    def slices(self) -> range:
+        return range(-(-self.log.rows // self.rows_per_slice))
+
 
 @dataclass(frozen=True)
 class _Cleaned:
@@ -171,19 +173,18 @@ class _Cleaned:
     dropped: dict[str, int]
 
 
+def _log_columns(schema: Schema) -> list[str]:
+    """The columns of the log that are read, each once."""
+    declared = (schema.user_id, schema.item_id, schema.timestamp, schema.event_type, schema.weight)
+    return list(dict.fromkeys(column for column in declared if column is not None))
+
+
 def _slice_file(scratch: Path, number: int, part: int) -> Path:
     return scratch / f"slice-{number}-{part}.parquet"
 
 
 def _part_file(scratch: Path, part: int) -> Path:
     return scratch / f"part-{part}.parquet"
-
-
-def _write(table: pl.DataFrame, file: Path) -> None:
-    """Whole or not at all: a worker may die while it writes."""
-    temporary = file.with_suffix(f".{os.getpid()}.new")
-    table.write_parquet(temporary, compression="lz4")
-    temporary.replace(file)
 
 
 def _boundaries(log: Log, column: str, parts: int, key: bytes | None) -> pl.Series:
@@ -200,8 +201,7 @@ def _boundaries(log: Log, column: str, parts: int, key: bytes | None) -> pl.Seri
 def _read_slice(task: _Task, number: int) -> dict[str, int]:
     """Reads a slice, drops what is wrong with single rows, and writes a file for each part. What was dropped, by reason."""
     schema, cleaning, first = task.schema, task.cleaning, number * task.rows_per_slice
-    columns = {schema.user_id, schema.item_id, schema.timestamp, schema.event_type, schema.weight} - {None}
-    table = task.log.slice(first, task.rows_per_slice, [column for column in columns if column])
+    table = task.log.slice(first, task.rows_per_slice, _log_columns(schema))
     log = _typed(table, schema, task.times, task.log.name, first, task.pseudonym_key)
     dropped: dict[str, int] = {}
 
@@ -223,7 +223,7 @@ def _read_slice(task: _Task, number: int) -> dict[str, int]:
         keep("weight above max_weight", pl.col("weight") <= cleaning.max_weight)
     log = log.with_columns(part=task.boundaries.search_sorted(log["user_id"], side="right"))
     for (part,), rows in log.partition_by("part", as_dict=True, include_key=False).items():
-        _write(rows, _slice_file(task.scratch, number, part))
+        write_whole(rows, _slice_file(task.scratch, number, part), "lz4")
     return dropped
 
 
@@ -235,7 +235,7 @@ def _kept(log: pl.DataFrame, condition: pl.Expr, reason: str, dropped: dict[str,
 
 def _clean_part(task: _Task, part: int) -> _Cleaned:
     """Puts the rows of a part together, drops duplicates and bots, sorts and writes them."""
-    files = [_slice_file(task.scratch, number, part) for number in range(-(-task.log.rows // task.rows_per_slice))]
+    files = [_slice_file(task.scratch, number, part) for number in task.slices]
     there = [pl.read_parquet(file) for file in files if file.is_file()]
     log = pl.concat(there) if there else pl.DataFrame(schema=_COLUMNS)
     timed, limit = task.schema.timestamp is not None, task.cleaning.bot_events_per_day
@@ -250,7 +250,7 @@ def _clean_part(task: _Task, part: int) -> _Cleaned:
         reason = f"user with more than {limit:,} events on one day"
         log = _kept(log, ~pl.col("user_id").is_in(bots.implode()), reason, dropped)
     log = log.sort("user_id", "timestamp", "row", maintain_order=True).drop("row")
-    _write(log, _part_file(task.scratch, part))
+    write_whole(log, _part_file(task.scratch, part), "lz4")
     return _cleaned(log, part, dropped)
 
 
@@ -281,7 +281,7 @@ def _core_part(core: _CoreTask, part: int) -> _Cleaned:
     kept = log.filter(pl.col("item_id").is_in(core.items.implode()))
     kept = kept.filter(pl.len().over("user_id") >= core.task.cleaning.min_user_events)
     if kept.height < log.height:
-        _write(kept, file)
+        write_whole(kept, file, "lz4")
     return _cleaned(kept, part, {})
 
 

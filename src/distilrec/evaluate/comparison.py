@@ -19,7 +19,7 @@ from distilrec.evaluate.knowledge_loss import KnowledgeLoss, knowledge_loss
 from distilrec.evaluate.latency import Latency
 from distilrec.evaluate.ranking import Ranking, Scorer, rank
 from distilrec.evaluate.ranking import questions as questions_of
-from distilrec.evaluate.slices import item_thirds, user_slices
+from distilrec.evaluate.slices import item_groups, user_slices
 from distilrec.evaluate.statistics import Difference, Interval, bootstrap, paired_difference
 from distilrec.students.soft_tree import TreeNode
 from distilrec.training.trainer import Epoch
@@ -228,7 +228,7 @@ def _list_metrics(
 
 def _slices(dataset: Dataset, targets: NDArray[np.int32], users: NDArray[np.int64]) -> dict[str, NDArray[np.bool_]]:
     """Groups of held-out items. Head, middle and tail items each had a third of the training interactions."""
-    third = item_thirds(dataset.popularity())
+    third = item_groups(dataset.popularity())
     known = targets != UNKNOWN_ITEM
     warm = known & (targets < dataset.info.warm_items)
     return {

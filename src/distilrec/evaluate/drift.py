@@ -9,6 +9,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from distilrec.data.dataset import Dataset
+from distilrec.evaluate.slices import item_groups
 
 _GROUPS = 10
 
@@ -43,8 +44,7 @@ def drift(dataset: Dataset, live: pl.DataFrame, *, stability: float = 0.25, unkn
     types = {name: n for n, name in enumerate(dataset.info.event_types)}
     kinds = np.array([types.get(name, 0) for name in live["event_type"].to_list()])
     training = dataset.training_rows()
-    popular = dataset.popularity()[: dataset.info.warm_items]
-    group = np.minimum(_GROUPS * (np.cumsum(popular) - popular) // max(popular.sum(), 1), _GROUPS - 1)  # (items,)
+    group = item_groups(dataset.popularity()[: dataset.info.warm_items], _GROUPS)
     per_user = live.group_by("user_id").len()["len"].to_numpy()
     before = (dataset.train_end - dataset.offsets[:-1])[: dataset.info.warm_users]
     share = live["user_id"].is_in(list(users)).mean()

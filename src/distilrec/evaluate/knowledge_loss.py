@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from distilrec.data.dataset import UNKNOWN_ITEM, Dataset
 from distilrec.evaluate.ranking import Ranking
-from distilrec.evaluate.slices import item_thirds, user_slices
+from distilrec.evaluate.slices import item_groups, user_slices
 
 _SHOWN = 10  # items listed on each side
 HELD_OUT = "held-out items"
@@ -47,7 +47,7 @@ def knowledge_loss(
         return None
     asked = rankings[teacher][0].asked
     popular = dataset.popularity()
-    head = item_thirds(popular) == 0
+    head = item_groups(popular) == 0
     slices = user_slices(dataset, asked.histories.users)
     overlap, popularity = {}, {}
     for name, of_seeds in rankings.items():

@@ -12,11 +12,14 @@ _MOST_VALUES = 12  # of a categorical feature: more are no groups
 _FEWEST_USERS = 20
 
 
-def item_thirds(popular: NDArray[np.int64]) -> NDArray[np.int64]:
-    """0 for head, 1 for middle, 2 for tail items, (items,): each third had a third of the training interactions."""
+def item_groups(popular: NDArray[np.int64], count: int = 3) -> NDArray[np.int64]:
+    """The group of every item, (items,), the most popular first: each had the same share of the training interactions.
+
+    Of three groups, 0 is head, 1 middle and 2 tail.
+    """
     before = np.cumsum(popular) - popular
-    thirds: NDArray[np.int64] = np.minimum(3 * before // max(popular.sum(), 1), 2)
-    return thirds
+    groups: NDArray[np.int64] = np.minimum(count * before // max(popular.sum(), 1), count - 1)
+    return groups
 
 
 def user_slices(dataset: Dataset, users: NDArray[np.int64]) -> dict[str, NDArray[np.bool_]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from distilrec.teachers.teacher import Answer, Teacher, as_teacher
 from distilrec.training.batches import Windows, batch_of, training_windows
 from distilrec.training.memory import reuse_freed_memory
 from distilrec.training.trainer import MASKED_LOGIT, seen_items
-from distilrec.workers import InProcess, Workers
+from distilrec.workers import InProcess, Workers, write_whole
 
 _BATCH = 32
 _BATCHES_PER_SHARD = 16
@@ -143,10 +142,7 @@ def _extract_shard(task: _Task, shard: int) -> None:
         for start in range(first, stop, task.batch):
             for keys, answer in answers(task, np.arange(start, min(start + task.batch, stop))):
                 tables.append(_label_table(keys, answer, task.manifest, rng))
-    file = shard_path(task.folder, shard)
-    temporary = file.with_suffix(f".{os.getpid()}.new")
-    pl.concat(tables).write_parquet(temporary)
-    temporary.replace(file)
+    write_whole(pl.concat(tables), shard_path(task.folder, shard))
 
 
 def _of_events(task: _Task, some: NDArray[np.int64]) -> Iterator[tuple[torch.Tensor, Answer]]:

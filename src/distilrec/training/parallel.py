@@ -32,11 +32,10 @@ def share_gradients(model: torch.nn.Module, loss: float, positions: int) -> floa
         return loss
     parameters = list(model.parameters())
     gradients = [torch.zeros_like(each) if each.grad is None else each.grad for each in parameters]
-    message = torch.cat([each.flatten() for each in gradients] + [torch.tensor([loss])]) * positions
-    message = total(torch.cat([message, torch.tensor([float(positions)])]))
-    message = message[:-1] / message[-1]
+    message = total(torch.cat([*(each.flatten() for each in gradients), torch.tensor([loss, 1.0])]) * positions)
+    message = message / message[-1]
     first = 0
     for parameter in parameters:
         parameter.grad = message[first : first + parameter.numel()].view_as(parameter)
         first += parameter.numel()
-    return float(message[-1])
+    return float(message[-2])
