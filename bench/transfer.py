@@ -1,15 +1,18 @@
-"""What a teacher from one domain gives a student in another: Amazon books and films, by the people who are in both.
+"""What a teacher from one domain gives a student in another.
 
-    python bench/transfer.py [--seeds 3] [--folder runs/transfer]
+    python bench/transfer.py [--seeds 3] [--folder runs/transfer] [--only PAIR ...]
 
-For each direction three students on the same log of the target, with the same split:
+Pairs: `books-films` and `films-books`, Amazon, by the people who are in both; `ml-1m-ml-100k`, the films of two MovieLens
+data sets by their titles, whose people are others. For each pair two or three students on the same log of the target, with
+the same split:
 
 - no transfer: labels of a linear teacher that knows the target domain alone;
-- labels: those of the same teacher plus what a linear teacher of both domains says of a user's source items;
-- labels and features: the same, and the student knows up to 30 source items of a user as a feature.
+- labels: those of a mixture of that teacher and a linear teacher of both domains, the share chosen on validation;
+- labels and features (same people): the same, and the student knows up to 30 source items of a user as a feature.
 
-A fifth of the people in both domains keep only three target interactions (one for training): cold users. Order is random,
-the data have no time. Nothing held out in the target is in any training. Test part, NDCG@10, paired by user.
+A fifth of the people (of those in both domains) keep only three interactions of the target, one for training: cold users.
+The Amazon data have no time, their order is random. Nothing held out in the target is in any training. Test part, NDCG@10,
+paired by user.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -40,143 +44,232 @@ from distilrec.training.model import TorchScorer
 from distilrec.training.trainer import TrainingConfig
 from distilrec.training.validation import validation_ndcg
 
-SOURCE = Path(__file__).resolve().parent.parent.parent / "shared" / "data" / "amazon-books-movies-cdr"
+SHARED = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
 RESULTS = Path(__file__).parent / "results"
 FEATURE = (Feature("source", "multi"),)
-LINEAR = LinearConfig(ridge=100.0, decay=1.0)
 TRAINING = TrainingConfig(epochs=60, patience=15, learning_rate=4e-3)
 SHARES = (0.0, 0.1, 0.2, 0.4, 0.8)  # of the source in the scores, chosen on validation
 WAYS = ("no transfer", "labels", "labels and features")
+PAIRS = ("books-films", "films-books", "ml-1m-ml-100k")
+Scores = Callable[[Histories], NDArray[np.float32]]
 
 
-def read(domain: str) -> pl.DataFrame:
-    """Who liked what, once each, in random order."""
-    table = pl.read_csv(SOURCE / f"Amazon-{domain}-Dense.inter", separator="\t", infer_schema=False)
-    return table.select("user_id", "item_id").unique(maintain_order=True).sample(fraction=1.0, shuffle=True, seed=0)
-
-
-def target_log(target: pl.DataFrame, source: pl.DataFrame) -> tuple[pl.DataFrame, list[str]]:
-    """The target's log, and the people of whom it holds three interactions only."""
-    both = sorted(set(target["user_id"]) & set(source["user_id"]))
-    cold = np.random.default_rng(0).choice(both, len(both) // 5, replace=False).tolist()
-    place = pl.int_range(pl.len()).over("user_id")
-    return target.filter(~pl.col("user_id").is_in(cold) | (place < 3)), cold
-
-
-def prepared(log: pl.DataFrame, source: pl.DataFrame | None) -> Dataset:
-    """source: becomes a feature of the users."""
-    cleaning = Cleaning(min_user_events=3, min_item_events=3)
-    if source is None:
-        return prepare_dataset(log, Schema(), cleaning=cleaning)
-    users = source.group_by("user_id", maintain_order=True).agg(source=pl.col("item_id").head(30))
-    return prepare_dataset(log, Schema(user_key="user_id", user_features=FEATURE), users=users, cleaning=cleaning)
-
-
-def of_both_domains(
-    data: Dataset, source: pl.DataFrame, alone: LinearTeacher
-) -> tuple[Callable[[Histories], NDArray[np.float32]], float]:
-    """What `alone`, the teacher of the target, says, plus a share of what a user's source items say; and that share.
-
-    The latter are rows of a linear teacher over the items of both domains.
+@dataclass(frozen=True)
+class Pair:
+    """source, target: logs of `user_id` and `item_id` in order, `timestamp` where there is one; ids that are in both mean
+    the same person or thing. same_people: the source tells of the people of the target; otherwise of its items.
     """
-    names, target = data.info.item_ids, data.training_rows()
-    owners = [data.info.user_ids[user] for user in data.user_rows()[target]]
-    rows = pl.DataFrame({"user_id": owners, "item_id": [f"t:{names[item]}" for item in data.items[target]]})
-    other = source.select("user_id", pl.format("s:{}", "item_id").alias("item_id"))
-    together = prepare_dataset(pl.concat([rows, other]).sample(fraction=1.0, shuffle=True, seed=1), Schema())
-    linear = fit_linear(LINEAR, together, 0)
-    places = {item: n for n, item in enumerate(together.info.item_ids)}
-    column = np.array([places.get(f"t:{item}", -1) for item in names[: data.info.warm_items]])
-    past: dict[str, list[int]] = {}
-    for user, item in other.iter_rows():
-        if item in places:
-            past.setdefault(user, []).append(places[item])
 
-    in_target = np.zeros((data.users, len(column)), np.float32)
-    for user, name in enumerate(data.info.user_ids):
-        if name in past:
-            said = linear.weights[past[name]].sum(0)
-            in_target[user] = np.where(column >= 0, said[column], 0.0)
+    name: str
+    source: pl.DataFrame
+    target: pl.DataFrame
+    same_people: bool
+    linear: LinearConfig
 
-    def with_share(share: float) -> Callable[[Histories], NDArray[np.float32]]:
-        return lambda histories: alone.scores(histories)[:, : len(column)] + share * in_target[histories.users]
+    @property
+    def ways(self) -> tuple[str, ...]:
+        return WAYS if self.same_people else WAYS[:2]
+
+
+def amazon(domain: str) -> pl.DataFrame:
+    """Who liked what, once each, in random order."""
+    path = SHARED / "amazon-books-movies-cdr" / f"Amazon-{domain}-Dense.inter"
+    table = pl.read_csv(path, separator="\t", infer_schema=False).select(
+        "user_id", pl.format(domain + " {}", "item_id")
+    )
+    table = table.rename({table.columns[1]: "item_id"})
+    return table.unique(maintain_order=True).sample(fraction=1.0, shuffle=True, seed=0)
+
+
+def movielens_100k() -> pl.DataFrame:
+    """Ratings in the order of time; films by title and year."""
+    log = pl.read_csv(SHARED / "ml-100k" / "ml-100k.inter", separator="\t")
+    films = pl.read_csv(SHARED / "ml-100k" / "ml-100k.item", separator="\t", infer_schema=False, quote_char=None)
+    title = _film(pl.col("movie_title:token_seq"), pl.col("release_year:token"))
+    films = films.select(item=pl.col("item_id:token").cast(pl.Int64), item_id=title)
+    log = log.join(films, left_on="item_id:token", right_on="item", how="left", maintain_order="left")
+    return log.select(
+        user_id=pl.format("100k {}", "user_id:token"), item_id="item_id", timestamp="timestamp:float"
+    ).unique(["user_id", "item_id"], keep="first", maintain_order=True)  # a few films are there under two numbers
+
+
+def movielens_1m() -> pl.DataFrame:
+    """The same, of MovieLens 1M."""
+    columns = ["user", "item", "rating", "time"]
+    lines = pl.read_csv(
+        (SHARED / "ml-1m" / "ratings.dat").read_text().replace("::", "\t").encode(),
+        separator="\t", has_header=False, new_columns=columns,
+    )  # fmt: skip
+    text = (SHARED / "ml-1m" / "movies.dat").read_text(encoding="latin-1")
+    films = pl.DataFrame({"line": text.splitlines()}).select(
+        item=pl.col("line").str.split("::").list.get(0).cast(pl.Int64), title=pl.col("line").str.split("::").list.get(1)
+    )
+    title = _film(pl.col("title").str.replace(r" \(\d{4}\)$", ""), pl.col("title").str.extract(r"\((\d{4})\)$"))
+    joined = lines.join(films.select("item", item_id=title), on="item", how="left", maintain_order="left")
+    return joined.select(
+        user_id=pl.format("1m {}", "user"), item_id="item_id", timestamp=pl.col("time").cast(pl.Float64)
+    )
+
+
+def _film(title: pl.Expr, year: pl.Expr) -> pl.Expr:
+    """The name of a film in both data sets: letters and digits of its title in lower case, without `The`, and its year."""
+    words = title.str.to_lowercase().str.replace_all(r"\b(the|a|an)\b", "").str.replace_all(r"[^a-z0-9]+", "")
+    return pl.concat_str(words, year.fill_null(""), separator=" ")
+
+
+def read(name: str) -> Pair:
+    match name:
+        case "books-films":
+            return Pair(name, amazon("Books"), amazon("Movies"), True, LinearConfig(ridge=100.0, decay=1.0))
+        case "films-books":
+            return Pair(name, amazon("Movies"), amazon("Books"), True, LinearConfig(ridge=100.0, decay=1.0))
+        case _:
+            return Pair(name, movielens_1m(), movielens_100k(), False, LinearConfig())
+
+
+def with_cold_users(pair: Pair) -> tuple[pl.DataFrame, list[str]]:
+    """The target's log, and the people of whom it holds three interactions only."""
+    people = set(pair.target["user_id"])
+    some = sorted(people & set(pair.source["user_id"]) if pair.same_people else people)
+    cold = np.random.default_rng(0).choice(some, len(some) // 5, replace=False).tolist()
+    log = pair.target.sort("timestamp", maintain_order=True) if "timestamp" in pair.target.columns else pair.target
+    place = pl.int_range(pl.len()).over("user_id")
+    return log.filter(~pl.col("user_id").is_in(cold) | (place < 3)), cold
+
+
+def prepared(pair: Pair, log: pl.DataFrame, features: bool) -> Dataset:
+    """features: what a person did in the source becomes a feature."""
+    cleaning = Cleaning(min_user_events=3, min_item_events=3)
+    timestamp = "timestamp" if "timestamp" in log.columns else None
+    if not features:
+        return prepare_dataset(log, Schema(timestamp=timestamp), cleaning=cleaning)
+    users = pair.source.group_by("user_id", maintain_order=True).agg(source=pl.col("item_id").head(30))
+    schema = Schema(timestamp=timestamp, user_key="user_id", user_features=FEATURE)
+    return prepare_dataset(log, schema, users=users, cleaning=cleaning)
+
+
+def of_both_domains(pair: Pair, data: Dataset, alone: LinearTeacher) -> tuple[Scores, float]:
+    """Scores of the target's teacher and a share of what the source says, and the share that is best on validation.
+
+    The same people: the rows of a linear teacher of both domains at the user's source items are added. The same items: what
+    a linear teacher of the people of both says takes the share's place in the mean.
+    """
+    names, training = data.info.item_ids, data.training_rows()
+    owners = [data.info.user_ids[user] for user in data.user_rows()[training]]
+    own = pl.DataFrame({"user_id": owners, "item_id": [names[item] for item in data.items[training]]})
+    rows = pl.concat([own, pair.source.select("user_id", "item_id")])
+    if pair.same_people:
+        rows = rows.sample(fraction=1.0, shuffle=True, seed=1)
+    else:  # people of the source in the order of time, as those of the target are
+        rows = pl.concat([own, pair.source.sort("timestamp", maintain_order=True).select("user_id", "item_id")])
+    everyone = prepare_dataset(rows, Schema(), cleaning=Cleaning(min_item_events=5))
+    both = fit_linear(pair.linear, everyone, 0)
+    places = {item: n for n, item in enumerate(everyone.info.item_ids[: everyone.info.warm_items])}
+    column = np.array([places.get(item, -1) for item in names[: data.info.warm_items]])
+
+    if pair.same_people:
+        past: dict[str, list[int]] = {}
+        for user, item in pair.source.select("user_id", "item_id").iter_rows():
+            if item in places:
+                past.setdefault(user, []).append(places[item])
+        in_target = np.zeros((data.users, len(column)), np.float32)
+        for user, name in enumerate(data.info.user_ids):
+            if name in past:
+                said = both.weights[past[name]].sum(0)
+                in_target[user] = np.where(column >= 0, said[column], 0.0)
+
+        def with_share(share: float) -> Scores:
+            return lambda histories: alone.scores(histories)[:, : len(column)] + share * in_target[histories.users]
+
+    else:
+        weights = np.where((column[:, None] >= 0) & (column >= 0), both.weights[column[:, None], column], 0.0)
+        of_both = LinearTeacher(pair.linear, weights.astype(np.float32), data.catalogue_size, data.fingerprint(), 0.0)
+
+        def with_share(share: float) -> Scores:
+            return lambda histories: (
+                (1 - share) * alone.scores(histories)[:, : len(column)]
+                + share * of_both.scores(histories)[:, : len(column)]
+            )
 
     validated = {
         share: validation_ndcg(function_teacher(with_share(share), data, identity=f"share {share}"), data)
         for share in SHARES
     }
+    print(f"{pair.name}: validation by share of the source {validated}", flush=True)
     best = max(SHARES, key=lambda share: validated[share])
     return with_share(best), best
+
+
+def measure(pair: Pair, folder: Path, seeds: int) -> tuple[list[str], list[dict[str, object]]]:
+    """The table of one pair, and its figures."""
+    log, cold_ids = with_cold_users(pair)
+    data = {way: prepared(pair, log, way == WAYS[2]) for way in pair.ways}
+    plain = data[WAYS[0]]
+    alone = fit_linear(pair.linear, plain, 0)
+    function, share = of_both_domains(pair, plain, alone)
+    asked = questions(plain, "test")
+    cold = np.isin([plain.info.user_ids[user] for user in asked.histories.users], cold_ids)
+    values: dict[str, NDArray[np.float64]] = {}
+    for way in pair.ways:
+        place = folder / pair.name / way.replace(" ", "-")
+        teacher: Teacher = alone
+        if way != WAYS[0]:
+            teacher = function_teacher(function, data[way], identity=f"{pair.name} {share}")
+        labels = extract_labels(teacher, data[way], place / "labels", LabelConfig(), seed=0)
+        values[f"teacher, {way}"] = ndcg(rank(teacher, questions(data[way], "test")), 10)[None]
+        each = []
+        for seed in range(seeds):
+            kept = place / f"student-{seed}"
+            if not (kept / "model.json").is_file():
+                config, how = RecurrentConfig(dim=64), DistillationConfig(0.8)
+                save_model(distil(config, data[way], labels, TRAINING, how, seed=seed), kept)
+            model = load_model(kept, data[way]).model
+            each.append(ndcg(rank(TorchScorer(model), questions(data[way], "test")), 10))
+            print(f"{pair.name}, {way}, seed {seed}: {each[-1].mean():.4f}", flush=True)
+        values[f"student, {way}"] = np.stack(each)
+    known = len(set(plain.info.item_ids) & set(pair.source["item_id"]))
+    lines = [
+        f"{pair.name}: {len(cold):,} test users, {int(cold.sum())} of them cold, {plain.catalogue_size:,} items "
+        f"({known:,} known in the source), {seeds} seeds; share of the source in the teacher {share:g}",
+        "",
+        "| model | all users | cold users | gain over no transfer, all | gain, cold |",
+        "|---|---|---|---|---|",
+    ]
+    records: list[dict[str, object]] = []
+    for name, own in values.items():
+        role, way = name.split(", ")
+        base = values[f"{role}, {WAYS[0]}"]
+        gains = [
+            paired_difference("ndcg@10", way, own[:, some], WAYS[0], base[:, some]).interval
+            for some in (np.ones(len(cold), bool), cold)
+        ]
+        shown = ["" if way == WAYS[0] else f"{g.mean:+.4f} [{g.low:+.4f}, {g.high:+.4f}]" for g in gains]
+        lines.append(f"| {name} | {bootstrap(own)} | {bootstrap(own[:, cold])} | {shown[0]} | {shown[1]} |")
+        records.append(
+            {
+                "pair": pair.name,
+                "model": name,
+                "ndcg_by_seed": own.mean(1).tolist(),
+                "cold_ndcg_by_seed": own[:, cold].mean(1).tolist(),
+                "gain": [g.mean for g in gains],
+            }
+        )
+    return [*lines, ""], records
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--folder", type=Path, default=Path("runs/transfer"))
+    parser.add_argument("--only", nargs="+", choices=PAIRS, default=PAIRS)
     arguments = parser.parse_args()
-    lines, records = [], []
-    for source_name, target_name in (("Books", "Movies"), ("Movies", "Books")):
-        source = read(source_name)
-        log, cold_ids = target_log(read(target_name), source)
-        data = {way: prepared(log, source if way == WAYS[2] else None) for way in WAYS}
-        plain = data[WAYS[0]]
-        alone = fit_linear(LINEAR, plain, 0)
-        function, share = of_both_domains(plain, source, alone)
-        teachers: dict[str, Teacher] = {
-            "no transfer": alone,
-            **{
-                way: function_teacher(function, data[way], identity=f"both, {target_name}, {share}") for way in WAYS[1:]
-            },
-        }
-        asked = questions(plain, "test")
-        cold = np.isin([plain.info.user_ids[user] for user in asked.histories.users], cold_ids)
-        values: dict[str, NDArray[np.float64]] = {}
-        for way in WAYS:
-            folder = arguments.folder / f"{source_name}-{target_name}" / way.replace(" ", "-")
-            labels = extract_labels(teachers[way], data[way], folder / "labels", LabelConfig(), seed=0)
-            values[f"teacher, {way}"] = ndcg(rank(teachers[way], questions(data[way], "test")), 10)[None]
-            each = []
-            for seed in range(arguments.seeds):
-                place = folder / f"student-{seed}"
-                if not (place / "model.json").is_file():
-                    config, how = RecurrentConfig(dim=64), DistillationConfig(0.8)
-                    save_model(distil(config, data[way], labels, TRAINING, how, seed=seed), place)
-                model = load_model(place, data[way]).model
-                each.append(ndcg(rank(TorchScorer(model), questions(data[way], "test")), 10))
-                print(f"{source_name} to {target_name}, {way}, seed {seed}: {each[-1].mean():.4f}", flush=True)
-            values[f"student, {way}"] = np.stack(each)
-        lines += [
-            f"{source_name} to {target_name}: {len(cold):,} test users, {int(cold.sum())} of them cold, "
-            f"{plain.catalogue_size:,} items, {arguments.seeds} seeds; share of the source in the teacher {share:g}",
-            "",
-            "| model | all users | cold users | gain over no transfer, all | gain, cold |",
-            "|---|---|---|---|---|",
-        ]
-        for name, own in values.items():
-            role, way = name.split(", ")
-            base = values[f"{role}, {WAYS[0]}"]
-            gains = [
-                paired_difference("ndcg@10", way, own[:, some], WAYS[0], base[:, some]).interval
-                for some in (np.ones(len(cold), bool), cold)
-            ]
-            shown = ["" if way == WAYS[0] else f"{g.mean:+.4f} [{g.low:+.4f}, {g.high:+.4f}]" for g in gains]
-            lines.append(f"| {name} | {bootstrap(own)} | {bootstrap(own[:, cold])} | {shown[0]} | {shown[1]} |")
-            records.append(
-                {
-                    "source": source_name,
-                    "target": target_name,
-                    "model": name,
-                    "ndcg_by_seed": own.mean(1).tolist(),
-                    "cold_ndcg_by_seed": own[:, cold].mean(1).tolist(),
-                    "gain": [g.mean for g in gains],
-                }
-            )
-        lines.append("")
-    line = json.dumps({"bench": "transfer", "rows": records})
-    print("\n".join(lines) + "\n" + line)
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "transfer.md").write_text("\n".join(lines))
-    (RESULTS / "transfer.json").write_text(line + "\n")
+    for name in arguments.only:
+        lines, records = measure(read(name), arguments.folder, arguments.seeds)
+        line = json.dumps({"bench": "transfer", "rows": records})
+        print("\n".join(lines) + "\n" + line, flush=True)
+        (RESULTS / f"transfer-{name}.md").write_text("\n".join(lines))
+        (RESULTS / f"transfer-{name}.json").write_text(line + "\n")
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ FEATURES = (
     Feature("tags", "multi"),
     Feature("price", "numeric"),
     Feature("title", "text"),
+    Feature("picture", "vector"),
 )
 rows = st.lists(
     st.fixed_dictionaries(
@@ -26,6 +27,7 @@ rows = st.lists(
             "tags": st.one_of(st.none(), st.lists(st.sampled_from(["a", "b", "c"]), max_size=3)),
             "price": st.one_of(st.none(), st.floats(-1e6, 1e6)),
             "title": st.one_of(st.none(), st.text(max_size=30)),
+            "picture": st.one_of(st.none(), st.lists(st.floats(-1, 1), min_size=3, max_size=3)),
         }
     ),
     min_size=1,
@@ -78,6 +80,20 @@ def test_unknown_and_missing_values():
     assert encoder.encode({"colour": "green", "tags": ["z"], "price": 2.0})[:2] == [(0, 1.0), (2, 1.0)]
     assert encoder.encode({}) == [(0, 1.0), (2, 1.0), (5, 1.0)]
     assert encoder.encode({"price": 2.0})[2] == (4, pytest.approx(0.0))
+
+
+def test_a_vector_is_taken_as_it_is():
+    encoder = fit_encoder([{"picture": None}, {"picture": [0.5, -0.5]}], (FEATURES[2], FEATURES[4]))
+    assert encoder.column_names()[2:] == ["picture[0]", "picture[1]"]
+    assert encoder.encode({"price": 1.0, "picture": [1, 2]})[1:] == encoder.encode({"price": 1.0, "picture": "1|2"})[1:]
+    assert encoder.encode({"picture": [1, 2]})[1:] == [(2, 1.0), (3, 2.0)]
+    assert encoder.encode({"picture": None})[1:] == []
+    with pytest.raises(InvalidValueError, match="'picture' holds a vector of 3 numbers, others hold 2"):
+        encoder.encode({"picture": [1, 2, 3]})
+    with pytest.raises(InvalidValueError, match="feature 'picture' holds nan"):
+        encoder.encode({"picture": [1, math.nan]})
+    with pytest.raises(ColumnTypeError, match="'picture' is a vector, but holds 7"):
+        encoder.encode({"picture": 7})
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])

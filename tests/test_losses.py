@@ -10,7 +10,6 @@ from torch.autograd import gradcheck
 from distilrec.distill.losses import (
     candidates_loss,
     curriculum_loss,
-    ground_truth_loss,
     hard_loss,
     hint_loss,
     plackett_luce_loss,
@@ -22,6 +21,7 @@ from distilrec.distill.losses import (
     unbiased_loss,
 )
 from distilrec.knowledge.store import StoredLabels
+from distilrec.training.trainer import Scored, ground_truth
 
 STUDENT = np.array([[1.0, 2.0, 0.5, -1.0], [0.0, 0.0, 3.0, 1.0]])
 TEACHER = np.array([[2.0, 1.0, 0.0, -2.0], [0.5, 0.0, 1.0, 4.0]])
@@ -36,13 +36,22 @@ def tensor(array):
     return torch.tensor(array, dtype=torch.float64)
 
 
+def truth(logits, targets, warm=None):
+    return ground_truth(Scored(logits, targets, targets, logits, warm or logits.shape[1]))
+
+
 def test_ground_truth_and_hard_loss():
     expected = -(np.log(softmax(STUDENT))[[0, 1], [2, 0]]).mean()
-    assert float(ground_truth_loss(tensor(STUDENT), torch.tensor([2, 0]))) == pytest.approx(expected, abs=1e-12)
+    assert float(truth(tensor(STUDENT), torch.tensor([2, 0]))) == pytest.approx(expected, abs=1e-12)
     expected = -(np.log(softmax(STUDENT))[[0, 1], TEACHER.argmax(1)]).mean()
     assert float(hard_loss(torch.log_softmax(tensor(STUDENT), -1), torch.tensor([0, 3]))) == pytest.approx(
         expected, abs=1e-12
     )
+
+
+def test_an_item_that_nobody_had_is_no_wrong_answer():
+    expected = -(np.log(softmax(STUDENT[:, :3]))[[0, 1], [2, 0]]).mean()
+    assert float(truth(tensor(STUDENT), torch.tensor([2, 0]), 3)) == pytest.approx(expected, abs=1e-12)
 
 
 @pytest.mark.parametrize("t", [0.5, 1.0, 2.0, 5.0])
@@ -113,7 +122,7 @@ def test_rest_is_exact_at_temperature_1():
 @pytest.mark.parametrize(
     "loss",
     [
-        lambda s: ground_truth_loss(s, torch.tensor([2, 0])),
+        lambda s: truth(s, torch.tensor([2, 0])),
         lambda s: hard_loss(s, torch.tensor([0, 3])),
         lambda s: soft_loss(s, tensor(TEACHER), 2.0),
         lambda s: stored_loss(s, stored(TEACHER, 2, [0, 1, 2, 3]), 2.0),

@@ -22,6 +22,7 @@ from distilrec.evaluate.metrics import ndcg
 from distilrec.evaluate.ranking import questions, rank
 from distilrec.knowledge import extract
 from distilrec.knowledge.extract import LabelConfig, extract_labels
+from distilrec.knowledge.store import open_labels
 from distilrec.models import train_model
 from distilrec.students.mlp import MlpConfig
 from distilrec.students.recurrent import RecurrentConfig
@@ -33,6 +34,7 @@ from distilrec.teachers.linear import LinearConfig, fit_linear, load_linear, sav
 from distilrec.teachers.teacher import ModelTeacher
 from distilrec.teachers.transformer import TransformerConfig
 from distilrec.training.batches import training_batches, training_windows
+from distilrec.training.model import TorchScorer
 from distilrec.training.trainer import Scored, TrainingConfig
 from distilrec.training.validation import validation_ndcg
 from tests.small_run import dataset, small_config, tables, write_tables
@@ -79,9 +81,9 @@ def test_linear_answers_are_the_scores_of_the_prefix(small, decay):
     teacher = fit_linear(LinearConfig(ridge=5.0, decay=decay), small, 0)
     for batch in training_batches(small, training_windows(small, 4), 8, None):
         window, position = (batch.targets >= 0).nonzero(as_tuple=True)
-        answer = teacher.answer(batch, window, position).logits
+        answer = teacher.answer(batch, window, position, small.catalogue_size).logits
         histories = small.histories(batch.users[window].numpy(), batch.rows[window, position].numpy())
-        expected = teacher.scores(histories)[:, : small.info.warm_items]
+        expected = teacher.scores(histories)
         np.testing.assert_allclose(answer.numpy(), expected, rtol=1e-4, atol=1e-5)
 
 
@@ -110,8 +112,8 @@ def test_the_ensemble_is_the_weighted_sum(small):
     np.testing.assert_allclose(ensemble.scores(histories), expected, rtol=1e-5)
     batch = next(training_batches(small, training_windows(small, 12), 8, None))
     window, position = (batch.targets >= 0).nonzero(as_tuple=True)
-    each = [member.answer(batch, window, position).logits for member in members]
-    torch.testing.assert_close(ensemble.answer(batch, window, position).logits, 0.5 * each[0] + 3.0 * each[1])
+    each = [member.answer(batch, window, position, small.info.warm_items).logits for member in members]
+    torch.testing.assert_close(ensemble.answer(batch, window, position, small.info.warm_items).logits, 0.5 * each[0] + 3.0 * each[1])
     assert ensemble.max_history == 12
     assert ensemble.cost.parameters == sum(member.cost.parameters for member in members)
 
@@ -194,7 +196,7 @@ def test_labels_of_a_user_give_nothing_to_items_already_had(small, tmp_path):
     config = DistillationConfig(
         1.0, rd_weight=1, rrd_weight=1, plackett_luce_weight=1, rce_weight=1, unkd_weight=1, own_candidates=5
     )
-    loss = distillation_loss(labels, config, dataset=small)(Scored(student, torch.tensor([1, 2, 3, 4]), rows, student))
+    loss = distillation_loss(labels, config, dataset=small)(Scored(student, torch.tensor([1, 2, 3, 4]), rows, student, student.shape[1]))
     loss.backward()
     assert 0 < float(loss.detach()) < 100
     assert torch.isfinite(student.grad).all()
@@ -471,6 +473,32 @@ def test_a_student_learns_from_labels_with_a_sampled_softmax(small, tmp_path, st
     training = TrainingConfig(epochs=25, patience=25, batch_size=16, negatives=12, learning_rate=2e-2)
     curve = distil(student, small, labels, training, DistillationConfig(0.9, hard_weight=0.1), seed=0).record.curve
     assert np.mean([epoch.loss for epoch in curve[-3:]]) < curve[0].loss - 0.1
+
+
+def test_a_student_learns_about_items_that_nobody_had(small, tmp_path):
+    """The teacher puts the last item of the catalogue, which has no training row, first for everybody; the student learns
+    it through the item's features. Without labels over cold items it cannot know.
+    """
+    cold = small.catalogue_size - 1
+    assert cold >= small.info.warm_items
+
+    def always_the_new_one(histories):
+        return np.tile(5.0 * (np.arange(small.catalogue_size) == cold), (len(histories), 1))
+
+    teacher = function_teacher(always_the_new_one, small, identity="the new one")
+    training = TrainingConfig(epochs=15, patience=15, batch_size=16, learning_rate=2e-2)
+    asked = questions(small, "test").histories
+    places = []
+    for cold_items in (True, False):
+        config = LabelConfig(top_k=8, samples=8, cold_items=cold_items)
+        labels = extract_labels(teacher, small, tmp_path / str(cold_items), config, seed=0)
+        assert (labels.hard_labels() == cold).all() == cold_items
+        student = distil(STUDENT, small, labels, training, DistillationConfig(0.9), seed=0)
+        scores = TorchScorer(student.model).scores(asked)
+        places.append(float((scores > scores[:, [cold]]).sum(1).mean()))
+    assert places[0] < 1 < places[1]
+    with pytest.raises(ConfigError, match="draws no items without training rows"):
+        distil(STUDENT, small, open_labels(tmp_path / "True", small), TrainingConfig(negatives=5), LOSSES["rd"], seed=0)
 
 
 def test_labels_do_not_depend_on_how_many_are_asked_for_at_once(small, tmp_path, monkeypatch):

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from distilrec.distill.distillation import DistillationConfig, distil, distillation_loss
-from distilrec.distill.losses import ground_truth_loss, hard_loss, soft_losses_stored
+from distilrec.distill.losses import hard_loss, soft_losses_stored
 from distilrec.errors import ConfigError, LabelStoreError, TrainingError
 from distilrec.knowledge.extract import LabelConfig, extract_labels
 from distilrec.knowledge.store import open_labels
@@ -191,12 +191,12 @@ def test_the_distillation_loss_is_the_weighted_sum(small, tmp_path, temperature)
     known = labels.at(rows)
     soft = soft_losses_stored(torch.log_softmax(student / temperature, -1), known, temperature).mean()
     expected = (
-        0.4 * ground_truth_loss(student, targets)
+        0.4 * functional.cross_entropy(student, targets)
         + 0.6 * soft
         + 0.2 * hard_loss(torch.log_softmax(student, -1), known.top_items[:, 0])
     )
     loss = distillation_loss(labels, DistillationConfig(0.6, 0.2, temperature))
-    torch.testing.assert_close(loss(Scored(student, targets, rows, student)), expected)
+    torch.testing.assert_close(loss(Scored(student, targets, rows, student, student.shape[1])), expected)
 
 
 def test_labels_are_the_teachers_softmax(small, tmp_path):

@@ -69,7 +69,14 @@ class TextEncoding(msgspec.Struct, frozen=True, tag="text", tag_field="kind"):
         return self.buckets
 
 
-Encoding = CategoricalEncoding | MultiEncoding | NumericEncoding | TextEncoding
+class VectorEncoding(msgspec.Struct, frozen=True, tag="vector", tag_field="kind"):
+    """A list of `width` numbers as they are; a missing one is all zeros."""
+
+    name: str
+    width: int
+
+
+Encoding = CategoricalEncoding | MultiEncoding | NumericEncoding | TextEncoding | VectorEncoding
 
 
 @dataclass(frozen=True)
@@ -122,12 +129,15 @@ class FeatureEncoder(msgspec.Struct, frozen=True, dict=True):
                     names += [e.name, f"{e.name} missing"]
                 case TextEncoding():
                     names += [f"{e.name}~{bucket}" for bucket in range(e.buckets)]
+                case VectorEncoding():
+                    names += [f"{e.name}[{place}]" for place in range(e.width)]
         return names
 
     def encode(self, row: Mapping[str, object]) -> list[tuple[int, float]]:
         """The bag of one row: (column, weight) pairs. A key that is absent counts as a missing value.
 
-        Raises InvalidValueError for a NaN or infinite number, ColumnTypeError for text where a number belongs.
+        Raises InvalidValueError for a NaN or infinite number and for a vector of another length, ColumnTypeError for text
+        where a number belongs.
         """
         bag: list[tuple[int, float]] = []
         start = 0
@@ -146,6 +156,8 @@ class FeatureEncoder(msgspec.Struct, frozen=True, dict=True):
                 case TextEncoding():
                     words = {zlib.crc32(w.encode()) % e.buckets for w in _TOKEN.findall(str(value or "").lower())}
                     bag += [(start + word, 1 / math.sqrt(len(words))) for word in sorted(words)]
+                case VectorEncoding() if e.width:  # 0: no training row had one
+                    bag += list(enumerate(as_vector(e.name, value, e.width), start))
             start += e.width
         return bag
 
@@ -193,6 +205,29 @@ def as_number(name: str, value: object) -> float:
             f"feature {name!r} holds {number}", fix="leave the value empty where it is not known", column=name
         )
     return number
+
+
+def as_vector(name: str, value: object, width: int | None = None) -> list[float]:
+    """The numbers of a vector, none where it is missing; text is split at `|`. width: how many there must be."""
+    if value is None:
+        return []
+    if isinstance(value, str):
+        value = value.split("|")
+    if not isinstance(value, list | tuple):
+        raise ColumnTypeError(
+            f"feature {name!r} is a vector, but holds {value!r}",
+            fix="give a list of numbers",
+            column=name,
+            value=value,
+        )
+    numbers = [as_number(name, part) for part in value]
+    if width is not None and len(numbers) != width:
+        raise InvalidValueError(
+            f"feature {name!r} holds a vector of {len(numbers)} numbers, others hold {width}",
+            fix="give vectors of one length",
+            column=name,
+        )
+    return numbers
 
 
 def _quantile(encoding: NumericEncoding, value: object) -> float:

@@ -17,8 +17,10 @@ from distilrec.encoding import (
     MultiEncoding,
     NumericEncoding,
     TextEncoding,
+    VectorEncoding,
     as_category,
     as_parts,
+    as_vector,
 )
 from distilrec.errors import ConfigError, InvalidValueError
 
@@ -80,7 +82,7 @@ def _values(column: pl.Series, feature: Feature, source: str) -> list[object]:
                     row=row + 1,
                 )
             return numbers.to_list()
-        case "multi" if column.dtype == pl.String:
+        case "multi" | "vector" if column.dtype == pl.String:
             return [None if text is None else text.split(feature.separator) for text in column.to_list()]
         case "text":
             return [_as_text(value) for value in column.to_list()]
@@ -108,6 +110,9 @@ def _fit(feature: Feature, values: Sequence[object]) -> Encoding:
             return NumericEncoding(feature.name, tuple(float(level) for level in _increasing(levels)))
         case "text":
             return TextEncoding(feature.name, _TEXT_BUCKETS)
+        case "vector":
+            known_vectors = (as_vector(feature.name, value) for value in values if value is not None)
+            return VectorEncoding(feature.name, len(next(known_vectors, [])))
 
 
 def _increasing(levels: NDArray[np.float64]) -> NDArray[np.float64]:

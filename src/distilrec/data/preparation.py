@@ -140,7 +140,7 @@ def prepare_dataset(
             {
                 each.name: (each.kind, [row.get(each.name) for row in item_rows])
                 for each in (*item_features, *schema.item_attributes)
-                if each.kind != "text"
+                if each.kind not in ("text", "vector")
             },
             len(item_ids),
         ),

@@ -8,11 +8,14 @@ import msgspec
 
 from distilrec.errors import ConfigError
 
-FeatureKind = Literal["categorical", "multi", "numeric", "text"]
+FeatureKind = Literal["categorical", "multi", "numeric", "text", "vector"]
 
 
 class Feature(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One column of side information. `separator` splits the text of a `multi` column."""
+    """One column of side information. `separator` splits the text of a `multi` or `vector` column.
+
+    A `vector` is a list of numbers, as many in every row, such as the embedding of a text or a picture.
+    """
 
     name: str
     kind: FeatureKind

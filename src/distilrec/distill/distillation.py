@@ -20,7 +20,7 @@ from distilrec.knowledge.store import LabelStore, StoredLabels
 from distilrec.models import OnEpoch, StudentConfig, TrainedModel, build_model, finished, training_task
 from distilrec.students.soft_tree import SoftTreeConfig
 from distilrec.training.model import SequenceModel
-from distilrec.training.trainer import Loss, Scored, TrainingConfig, train
+from distilrec.training.trainer import Loss, Scored, TrainingConfig, ground_truth, train
 
 
 class DistillationConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -87,6 +87,13 @@ def distil(
             fix="set negatives = 0 in student_training, or rce_weight = 0 and unkd_weight = 0",
             parameter="negatives",
         )
+    cold_items = stores[0].manifest.catalogue > dataset.info.warm_items
+    if training.negatives and cold_items:
+        raise ConfigError(
+            "a sampled softmax draws no items without training rows, but the labels hold them",
+            fix="set negatives = 0 in student_training, or cold_items = false in labels",
+            parameter="negatives",
+        )
     if not isinstance(config, SoftTreeConfig):
         config = msgspec.structs.replace(config, dropout=distillation.dropout)
     model = build_model(config, dataset, seed)
@@ -105,6 +112,7 @@ def distil(
         seed=seed,
         checkpoint=checkpoint,
         task=training_task(dataset, config, task),
+        cold_items=cold_items,
         on_epoch=on_epoch,
     )
     if distillation.hint_weight:
@@ -134,10 +142,10 @@ def distillation_loss(
         stored = [store.at(scored.rows) for store in stores]
         known = _views(scored, stored, t)
         student, log_student, first = known[0]
-        if t == 1.0 and scored.sampled is None:
-            of_truth = functional.nll_loss(log_student, scored.targets)  # the same as ground_truth_loss
+        if t == 1.0 and scored.sampled is None and scored.warm == scored.logits.shape[1]:
+            of_truth = functional.nll_loss(log_student, scored.targets)  # the same as ground_truth
         else:
-            of_truth = losses.ground_truth_loss(scored.logits, scored.targets)
+            of_truth = ground_truth(scored)
         total = (1 - config.soft_weight) * of_truth
         if config.soft_weight:
             total = total + config.soft_weight * _soft(known, t, scored)

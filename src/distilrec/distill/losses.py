@@ -17,11 +17,6 @@ _MASKED_TEACHER = -5e4  # masked items keep about the lowest float16 in the stor
 _NOTHING = -1e9  # the logit of nothing: finite, so that gradients stay finite
 
 
-def ground_truth_loss(student: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """L_y = -log softmax(s)[y]; student: (positions, items), targets: (positions,) int64."""
-    return functional.cross_entropy(student, targets)
-
-
 def soft_loss(student: torch.Tensor, teacher: torch.Tensor, temperature: float) -> torch.Tensor:
     """L_s = -T^2 sum_i softmax(z / T)_i log softmax(s / T)_i (Hinton et al. 2015, sec. 2); both (positions, items)."""
     labels = torch.softmax(teacher / temperature, dim=-1)

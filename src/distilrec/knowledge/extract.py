@@ -31,12 +31,14 @@ _FLOAT16_MIN, _FLOAT16_MAX = -60_000.0, 60_000.0
 
 class LabelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """top_k: how many of the teacher's best items to keep per event; samples: how many uniformly drawn others; states:
-    keep the teacher's hidden layer too, for the feature hint.
+    keep the teacher's hidden layer too, for the feature hint; cold_items: labels over items without training rows too, which
+    the teacher knows by their features.
     """
 
     top_k: int = 100
     samples: int = 100
     states: bool = False
+    cold_items: bool = False
 
     def __post_init__(self) -> None:
         for name in ("top_k", "samples"):
@@ -67,7 +69,7 @@ def extract_labels(
     reuse_freed_memory()
     teacher = as_teacher(teacher)
     mask_seen = mask_seen and not dataset.info.repeats and not teacher.per_user
-    items = dataset.info.warm_items
+    items = dataset.catalogue_size if config.cold_items else dataset.info.warm_items
     # Half of each window is context: no label comes from a teacher that saw only a few events of a long history.
     windows = training_windows(dataset, teacher.max_history, context=teacher.max_history // 2)
     units = dataset.info.warm_users if teacher.per_user else len(windows.starts)
@@ -152,7 +154,7 @@ def _of_events(task: _Task, some: NDArray[np.int64]) -> Iterator[tuple[torch.Ten
     batch = batch_of(dataset, task.windows, some)
     every_window, every_position = (batch.targets >= 0).nonzero(as_tuple=True)
     for window, position in zip(torch.split(every_window, at_once), torch.split(every_position, at_once), strict=True):
-        answer = _checked(task.teacher.answer(batch, window, position))
+        answer = _checked(task.teacher.answer(batch, window, position, items))
         if task.manifest.mask_seen:
             seen = seen_items(batch, dataset.catalogue_size, window, position, slice(items))
             answer = Answer(answer.logits.masked_fill(seen, MASKED_LOGIT), answer.states)
@@ -165,8 +167,8 @@ def _of_users(task: _Task, some: NDArray[np.int64]) -> Iterator[tuple[torch.Tens
     at_once = max(1, _LOGITS // dataset.catalogue_size)
     for start in range(0, len(some), at_once):
         users = some[start : start + at_once]
-        scores = task.teacher.scores(dataset.histories(users, dataset.train_end[users]))[:, : dataset.info.warm_items]
-        yield torch.from_numpy(users), _checked(Answer(torch.from_numpy(scores)))
+        scores = task.teacher.scores(dataset.histories(users, dataset.train_end[users]))
+        yield torch.from_numpy(users), _checked(Answer(torch.from_numpy(scores[:, : task.manifest.catalogue])))
 
 
 def _checked(answer: Answer) -> Answer:

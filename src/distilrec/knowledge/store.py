@@ -34,8 +34,8 @@ LabelKey = Literal["event", "user"]
 
 
 class LabelManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Whose labels these are, and of what. catalogue: number of items that the teacher scored; key: one label per event,
-    or per user; states: channels of the teacher's hidden layer that are kept, 0 for none.
+    """Whose labels these are, and of what. catalogue: the first so many items were scored (those with training rows, or
+    all); key: one label per event, or per user; states: channels of the teacher's hidden layer that are kept, 0 for none.
     """
 
     teacher: str

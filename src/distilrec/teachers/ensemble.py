@@ -43,11 +43,11 @@ class EnsembleTeacher:
             sum(each.seconds for each in known if each.seconds is not None),
         )
 
-    def answer(self, batch: Batch, window: torch.Tensor, position: torch.Tensor) -> Answer:
+    def answer(self, batch: Batch, window: torch.Tensor, position: torch.Tensor, items: int) -> Answer:
         total = torch.zeros(())
         for member, weight in zip(self.members, self.weights, strict=True):
             if weight:
-                total = total + weight * member.answer(batch, window, position).logits
+                total = total + weight * member.answer(batch, window, position, items).logits
         return Answer(total)
 
     def scores(self, histories: Histories) -> NDArray[np.float32]:

@@ -98,11 +98,11 @@ class UserScores:
             out[k, self.items[rows]] = self.values[rows]
         return out
 
-    def answer(self, batch: Batch, window: torch.Tensor, position: torch.Tensor) -> Answer:
+    def answer(self, batch: Batch, window: torch.Tensor, position: torch.Tensor, items: int) -> Answer:
         users = batch.users.numpy()
         nothing = np.zeros(0, np.int32)
         asked = Histories(users, np.zeros(len(users) + 1, np.int64), nothing, nothing)
-        return Answer(torch.from_numpy(self.scores(asked)[:, : self._warm_items])[window])
+        return Answer(torch.from_numpy(self.scores(asked)[:, :items])[window])
 
 
 def read_scores(config: ScoresConfig, dataset: Dataset) -> UserScores:
@@ -213,11 +213,11 @@ class FunctionTeacher:
         self.identity = hashlib.sha256(f"{identity} {per} {dataset.fingerprint()}".encode()).hexdigest()[:16]
         self.cost = Cost()
 
-    def answer(self, batch: Batch, window: torch.Tensor, position: torch.Tensor) -> Answer:
+    def answer(self, batch: Batch, window: torch.Tensor, position: torch.Tensor, items: int) -> Answer:
         users = batch.users[window].numpy()
         rows = batch.rows[window, position].numpy()
         scores = self.scores(self._dataset.histories(users, rows))
-        return Answer(torch.from_numpy(scores[:, : self._dataset.info.warm_items]))
+        return Answer(torch.from_numpy(scores[:, :items]))
 
     def scores(self, histories: Histories) -> NDArray[np.float32]:
         parts = [self._checked(histories.select(start, start + _CHUNK)) for start in range(0, len(histories), _CHUNK)]

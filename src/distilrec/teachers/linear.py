@@ -64,7 +64,7 @@ class LinearTeacher:
         nothing = np.zeros((catalogue_size + 1 - len(weights), weights.shape[1]), np.float32)
         self._rows = torch.from_numpy(np.vstack([weights, nothing]))  # cold items, start token and padding add nothing
 
-    def answer(self, batch: Batch, window: torch.Tensor, position: torch.Tensor) -> Answer:
+    def answer(self, batch: Batch, window: torch.Tensor, position: torch.Tensor, items: int) -> Answer:
         out = torch.empty(len(window), self.weights.shape[1])
         state = torch.zeros(len(batch.items), self.weights.shape[1])
         for step in range(batch.earlier.shape[1]):
@@ -73,7 +73,8 @@ class LinearTeacher:
             self._fold(state, batch.items[:, step])
             here = position == step
             out[here] = state[window[here]]
-        return Answer(out)
+        cold = _below(out.amin(1, keepdim=True)).expand(-1, items - out.shape[1])
+        return Answer(torch.cat([out, cold], dim=1))
 
     def _fold(self, state: torch.Tensor, items: torch.Tensor) -> None:
         known = (items < self._catalogue_size).unsqueeze(1)
@@ -86,9 +87,14 @@ class LinearTeacher:
             items = histories.of(k)
             weights = self.config.decay ** np.arange(len(items) - 1, -1, -1, dtype=np.float32)
             out[k, : rows.shape[1]] = weights @ rows[items]
-        cold = out[:, : rows.shape[1]].min(1, keepdims=True)
-        out[:, rows.shape[1] :] = np.minimum(cold, 0.0) - 1e-3  # an item that nobody had comes last
+        lowest = torch.from_numpy(out[:, : rows.shape[1]].min(1, keepdims=True))
+        out[:, rows.shape[1] :] = _below(lowest).numpy()
         return out
+
+
+def _below(lowest: torch.Tensor) -> torch.Tensor:
+    """What items that nobody had get: less than the lowest of the others."""
+    return lowest.clamp(max=0.0) - 1e-3
 
 
 def fit_linear(config: LinearConfig, dataset: Dataset, seed: int) -> LinearTeacher:

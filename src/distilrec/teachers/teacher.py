@@ -17,7 +17,7 @@ from distilrec.training.trainer import Epoch
 
 
 class Answer(NamedTuple):
-    """logits: (positions, items with training rows) float32; states: (positions, dim) float32, where there are any."""
+    """logits: (positions, items) float32; states: (positions, dim) float32, where there are any."""
 
     logits: torch.Tensor
     states: torch.Tensor | None = None
@@ -43,8 +43,10 @@ class Teacher(Protocol):
     per_user: bool
     cost: Cost
 
-    def answer(self, batch: Batch, window: torch.Tensor, position: torch.Tensor) -> Answer:
-        """Logits before the target events at (window, position) of a batch, (positions,) int64 each."""
+    def answer(self, batch: Batch, window: torch.Tensor, position: torch.Tensor, items: int) -> Answer:
+        """Logits of the first so many items of the catalogue (all that have training rows, and perhaps those that have
+        none) before the target events at (window, position) of a batch, (positions,) int64 each.
+        """
         ...
 
     def scores(self, histories: Histories) -> NDArray[np.float32]:
@@ -70,13 +72,12 @@ class ModelTeacher:
         self.cost = Cost(trained.model.parameter_count(), trained.seconds, trained.record.curve)
         self._scorer = TorchScorer(trained.model)
 
-    def answer(self, batch: Batch, window: torch.Tensor, position: torch.Tensor) -> Answer:
+    def answer(self, batch: Batch, window: torch.Tensor, position: torch.Tensor, items: int) -> Answer:
         model = self.trained.model
         with torch.inference_mode():
             vectors, biases = self._scorer.vectors, self._scorer.biases
-            warm = model.items.warm_items
             states = model.encode(batch, vectors)[window, position]
-            return Answer(model.score(states, vectors[:warm], biases[:warm]), states)
+            return Answer(model.score(states, vectors[:items], biases[:items]), states)
 
     def scores(self, histories: Histories) -> NDArray[np.float32]:
         return self._scorer.scores(histories)

@@ -50,9 +50,16 @@ class ItemTower(nn.Module):
         counts = torch.from_numpy(dataset.popularity()[: self.warm_items].astype(np.float32))
         self.bias = nn.Parameter(torch.log(counts / counts.sum()) - torch.log(counts / counts.sum()).mean())
 
-    def vectors(self) -> torch.Tensor:
-        """(items, dim) float32, the whole catalogue."""
-        own = functional.pad(self.embedding, (0, 0, 0, self.catalogue_size - self.warm_items))
+    def vectors(self, left_out: float = 0.0) -> torch.Tensor:
+        """(items, dim) float32, the whole catalogue.
+
+        left_out: the share of items, drawn anew, whose E_i is left out, as if they had no training rows; then the features
+        learn to stand for an item (DropoutNet, Volkovs et al. 2017, sec. 4).
+        """
+        own = self.embedding
+        if left_out:
+            own = own * (torch.rand(self.warm_items, 1) >= left_out)
+        own = functional.pad(own, (0, 0, 0, self.catalogue_size - self.warm_items))
         vectors: torch.Tensor = own + self.features()
         return vectors
 

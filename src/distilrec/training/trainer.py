@@ -36,7 +36,8 @@ NEGATIVE_POWER = 0.75  # negatives are drawn by popularity to this power (Mikolo
 class Scored:
     """The positions that a step scores, as a loss sees them.
 
-    logits: (positions, items); targets: (positions,) int64, columns of the logits; rows: (positions,) int64, of the data
+    logits: (positions, items); targets: (positions,) int64, columns of the logits; warm: how many columns are of items that
+    can be a target, the others come behind them; rows: (positions,) int64, of the data
     set; states: (positions, dim); progress: the share of the training that is done.
     sampled: where the softmax is sampled. Then the logits are those of the target and of the drawn items.
     """
@@ -45,6 +46,7 @@ class Scored:
     targets: torch.Tensor
     rows: torch.Tensor
     states: torch.Tensor
+    warm: int
     progress: float = 0.0
     sampled: Sampled | None = None
 
@@ -66,8 +68,8 @@ Loss = Callable[[Scored], torch.Tensor]
 
 
 def ground_truth(scored: Scored) -> torch.Tensor:
-    """L_y = -log softmax(s)[y], the mean over positions."""
-    return functional.cross_entropy(scored.logits, scored.targets)
+    """L_y = -log softmax(s)[y] over the items with training rows, the mean over positions."""
+    return functional.cross_entropy(scored.logits[:, : scored.warm], scored.targets)
 
 
 class TrainingConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -78,6 +80,8 @@ class TrainingConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     positions: at most this many positions of a batch are scored, drawn at random (0: all of them).
     negatives: 0 scores the whole catalogue; otherwise the softmax is over the target and so many items drawn by
     popularity for each step, with the logQ correction; distillation then scores these and the items of the labels.
+    item_dropout: the share of items whose own vector is left out in a step, so that the features carry what they can: for
+    catalogues where new items are the norm.
     mask_seen: leave items of the history out of the softmax, as they are left out of recommendations; ignored where the
     log has repeats.
     """
@@ -93,12 +97,14 @@ class TrainingConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     positions: int = 0
     negatives: int = 0
     mask_seen: bool = True
+    item_dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.averaging < 1:
-            raise ConfigError(
-                f"training.averaging is {self.averaging}", fix="use a share from 0 to below 1", parameter="averaging"
-            )
+        for name in ("averaging", "item_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ConfigError(
+                    f"training.{name} is {getattr(self, name)}", fix="use a share from 0 to below 1", parameter=name
+                )
         for name, least in (("epochs", 1), ("patience", 1), ("batch_size", 1), ("positions", 0), ("negatives", 0)):
             if getattr(self, name) < least:
                 raise ConfigError(
@@ -148,12 +154,14 @@ def train(
     seed: int,
     checkpoint: Path | None = None,
     task: str = "",
+    cold_items: bool = False,
     on_epoch: Callable[[Epoch, int], None] = lambda epoch, total: None,
 ) -> TrainingResult:
     """Trains in place and leaves the weights of the best validation epoch in the model.
 
     loss: gives a scalar, a mean over the scored positions.
     checkpoint: a folder; an unfinished run found there is resumed if seed, config and `task` are the same.
+    cold_items: the loss wants logits of the items without training rows as well.
     on_epoch: is called with each finished epoch and the total number of epochs.
     Raises TrainingError when the loss is no longer finite or the checkpoint belongs to another run.
     """
@@ -188,7 +196,7 @@ def train(
                 done = step / (config.epochs * steps_per_epoch)
                 optimizer.zero_grad(set_to_none=True)
                 own, positions = 0.0, 0
-                if scored := _score(model, batch, config, mask_seen, drawn_by, done, here[1]):
+                if scored := _score(model, batch, config, mask_seen, drawn_by, done, here[1], cold_items):
                     whole = loss(scored) + model.penalty()
                     whole.backward()  # type: ignore[no-untyped-call]
                     own, positions = float(whole.detach()), len(scored.targets)
@@ -222,13 +230,14 @@ def _score(
     drawn_by: torch.Tensor,
     progress: float,
     processes: int = 1,
+    cold_items: bool = False,
 ) -> Scored | None:
     """The logits of the positions of a batch that have a target in the catalogue; None where there is no such position.
 
-    processes: how many share a batch.
+    processes: how many share a batch. cold_items: score the items without training rows as well.
     """
     warm = model.items.warm_items
-    vectors = model.items.vectors()
+    vectors = model.items.vectors(config.item_dropout)
     known = (batch.targets >= 0) & (batch.targets < warm)  # (batch, length)
     window, position = known.nonzero(as_tuple=True)  # (positions,) each
     if not len(window):
@@ -253,11 +262,12 @@ def _score(
             model, batch, config, mask_seen, drawn_by, vectors, states, window, position
         )  # fmt: skip
         sampled = Sampled(correction, warm, logits_of)
-        return Scored(logits, torch.zeros_like(targets), rows, states, progress, sampled)
-    logits = model.score(states, vectors[:warm], model.items.bias)
+        return Scored(logits, torch.zeros_like(targets), rows, states, logits.shape[1], progress, sampled)
+    items = slice(model.items.catalogue_size if cold_items else warm)
+    logits = model.score(states, vectors[items], model.items.biases()[items])
     if mask_seen:
-        logits.masked_fill_(seen_items(batch, model.items.catalogue_size, window, position, slice(warm)), MASKED_LOGIT)
-    return Scored(logits, targets, rows, states, progress)
+        logits.masked_fill_(seen_items(batch, model.items.catalogue_size, window, position, items), MASKED_LOGIT)
+    return Scored(logits, targets, rows, states, warm, progress)
 
 
 def _sampled_logits(
