@@ -221,3 +221,15 @@ def test_a_tree_can_be_read(small):
     assert all(leaf.items and not leaf.questions for leaf in leaves)
     assert all(item in small.info.titles for item in leaves[0].items)
     assert all(question[0] in "+-" for question in tree.questions)
+
+
+def test_item_dropout_leaves_the_features(small):
+    tower = build_model(RecurrentConfig(dim=8), small, 0).items
+    whole, features = tower.vectors(), tower.features()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        some = tower.vectors(left_out=0.5)
+    left_out = (some == features).all(1)
+    assert torch.equal(some[~left_out], whole[~left_out])
+    assert 0 < int(left_out[: tower.warm_items].sum()) < tower.warm_items
+    assert left_out[tower.warm_items :].all()

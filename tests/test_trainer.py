@@ -191,7 +191,7 @@ def test_the_distillation_loss_is_the_weighted_sum(small, tmp_path, temperature)
     known = labels.at(rows)
     soft = soft_losses_stored(torch.log_softmax(student / temperature, -1), known, temperature).mean()
     expected = (
-        0.4 * functional.cross_entropy(student, targets)
+        0.4 * torch.nn.functional.cross_entropy(student, targets)
         + 0.6 * soft
         + 0.2 * hard_loss(torch.log_softmax(student, -1), known.top_items[:, 0])
     )

@@ -56,7 +56,7 @@ class ItemTower(nn.Module):
         left_out: the share of items, drawn anew, whose E_i is left out, as if they had no training rows; then the features
         learn to stand for an item (DropoutNet, Volkovs et al. 2017, sec. 4).
         """
-        own = self.embedding
+        own: torch.Tensor = self.embedding
         if left_out:
             own = own * (torch.rand(self.warm_items, 1) >= left_out)
         own = functional.pad(own, (0, 0, 0, self.catalogue_size - self.warm_items))
