@@ -2,17 +2,19 @@
 
     python bench/transfer.py [--seeds 3] [--folder runs/transfer] [--only PAIR ...]
 
-Pairs: `books-films` and `films-books`, Amazon, by the people who are in both; `ml-1m-ml-100k`, the films of two MovieLens
-data sets by their titles, whose people are others. For each pair two or three students on the same log of the target, with
-the same split:
+Pairs: `books-films` and `films-books`, Amazon, by the people who are in both; `grocery-produce`, two departments of Complete
+Journey, by households; `ml-1m-ml-100k`, the films of two MovieLens data sets by their titles, whose people are others. For
+each pair up to four students on the same log of the target, with the same split:
 
 - no transfer: labels of a linear teacher that knows the target domain alone;
 - labels: those of a mixture of that teacher and a linear teacher of both domains, the share chosen on validation;
-- labels and features (same people): the same, and the student knows up to 30 source items of a user as a feature.
+- features (same people): labels as without transfer, and the student knows up to 30 source items of a user as a feature;
+- labels and features: both.
 
-A fifth of the people (of those in both domains) keep only three interactions of the target, one for training: cold users.
-The Amazon data have no time, their order is random. Nothing held out in the target is in any training. Test part, NDCG@10,
-paired by user.
+A fifth of the people whom both domains share have no training rows in the target: cold users, asked for their first items
+there. Where the people are others, held-out items with at most 10 training rows in the target are looked at instead: rare
+items. The Amazon data have no time, their order is random. Nothing held out in the target is in any training; what
+households did in the source lies before all that they did in the target. Test part, NDCG@10, paired by user.
 """
 
 from __future__ import annotations
@@ -20,9 +22,10 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
@@ -39,7 +42,6 @@ from distilrec.models import load_model, save_model
 from distilrec.students.recurrent import RecurrentConfig
 from distilrec.teachers.external import function_teacher
 from distilrec.teachers.linear import LinearConfig, LinearTeacher, fit_linear
-from distilrec.teachers.teacher import Teacher
 from distilrec.training.model import TorchScorer
 from distilrec.training.trainer import TrainingConfig
 from distilrec.training.validation import validation_ndcg
@@ -48,9 +50,10 @@ SHARED = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
 RESULTS = Path(__file__).parent / "results"
 FEATURE = (Feature("source", "multi"),)
 TRAINING = TrainingConfig(epochs=60, patience=15, learning_rate=4e-3)
+FEW = 10  # training rows of a rare item
 SHARES = (0.0, 0.1, 0.2, 0.4, 0.8)  # of the source in the scores, chosen on validation
-WAYS = ("no transfer", "labels", "labels and features")
-PAIRS = ("books-films", "films-books", "ml-1m-ml-100k")
+WAYS = ("no transfer", "labels", "features", "labels and features")
+PAIRS = ("books-films", "films-books", "ml-1m-ml-100k", "grocery-produce")
 Scores = Callable[[Histories], NDArray[np.float32]]
 
 
@@ -117,8 +120,28 @@ def _film(title: pl.Expr, year: pl.Expr) -> pl.Expr:
     return pl.concat_str(words, year.fill_null(""), separator=" ")
 
 
+def complete_journey(department: str, first_half: bool) -> pl.DataFrame:
+    """What households bought of a department in weeks 1 to 26, or from week 27 on: the first time of each product that was
+    bought 20 times or more.
+    """
+    folder = SHARED / "complete-journey"
+    products = pl.scan_parquet(folder / "products.parquet").filter(pl.col("department") == department)
+    bought = pl.scan_parquet(folder / "transactions.parquet").join(products, on="product_id", how="semi")
+    bought = bought.filter((pl.col("week") <= 26) == first_half, pl.len().over("product_id") >= 20)
+    bought = bought.sort("transaction_timestamp", maintain_order=True).unique(
+        ["household_id", "product_id"], keep="first", maintain_order=True
+    )
+    time = pl.col("transaction_timestamp").dt.epoch("s").cast(pl.Float64)
+    return bought.select(
+        user_id=pl.col("household_id").cast(pl.String), item_id=pl.col("product_id").cast(pl.String), timestamp=time
+    ).collect()
+
+
 def read(name: str) -> Pair:
     match name:
+        case "grocery-produce":
+            source, target = complete_journey("GROCERY", True), complete_journey("PRODUCE", False)
+            return Pair(name, source, target, True, LinearConfig(ridge=300.0, decay=1.0))
         case "books-films":
             return Pair(name, amazon("Books"), amazon("Movies"), True, LinearConfig(ridge=100.0, decay=1.0))
         case "films-books":
@@ -127,28 +150,53 @@ def read(name: str) -> Pair:
             return Pair(name, movielens_1m(), movielens_100k(), False, LinearConfig())
 
 
-def with_cold_users(pair: Pair) -> tuple[pl.DataFrame, list[str]]:
-    """The target's log, and the people of whom it holds three interactions only."""
-    people = set(pair.target["user_id"])
-    some = sorted(people & set(pair.source["user_id"]) if pair.same_people else people)
-    cold = np.random.default_rng(0).choice(some, len(some) // 5, replace=False).tolist()
-    log = pair.target.sort("timestamp", maintain_order=True) if "timestamp" in pair.target.columns else pair.target
+def prepared(pair: Pair, features: bool) -> tuple[Dataset, list[str]]:
+    """The target, and its cold users, of whom nothing is known there: a fifth of the people that both domains share.
+
+    features: what a person did in the source becomes a feature.
+    """
+    cold: list[str] = []
+    if pair.same_people:
+        both = sorted(set(pair.target["user_id"]) & set(pair.source["user_id"]))
+        cold = np.random.default_rng(0).choice(both, len(both) // 5, replace=False).tolist()
+    log = pair.target
+    if "timestamp" in log.columns:
+        log = log.sort("timestamp", maintain_order=True)
     place = pl.int_range(pl.len()).over("user_id")
-    return log.filter(~pl.col("user_id").is_in(cold) | (place < 3)), cold
-
-
-def prepared(pair: Pair, log: pl.DataFrame, features: bool) -> Dataset:
-    """features: what a person did in the source becomes a feature."""
+    log = log.filter(~pl.col("user_id").is_in(cold) | (place < 3))
     cleaning = Cleaning(min_user_events=3, min_item_events=3)
-    timestamp = "timestamp" if "timestamp" in log.columns else None
+    schema = Schema(timestamp="timestamp" if "timestamp" in log.columns else None)
     if not features:
-        return prepare_dataset(log, Schema(timestamp=timestamp), cleaning=cleaning)
+        return without_training(prepare_dataset(log, schema, cleaning=cleaning), cold), cold
     users = pair.source.group_by("user_id", maintain_order=True).agg(source=pl.col("item_id").head(30))
-    schema = Schema(timestamp=timestamp, user_key="user_id", user_features=FEATURE)
-    return prepare_dataset(log, schema, users=users, cleaning=cleaning)
+    schema = msgspec.structs.replace(schema, user_key="user_id", user_features=FEATURE)
+    return without_training(prepare_dataset(log, schema, users=users, cleaning=cleaning), cold), cold
 
 
-def of_both_domains(pair: Pair, data: Dataset, alone: LinearTeacher) -> tuple[Scores, float]:
+def without_training(data: Dataset, users: list[str]) -> Dataset:
+    """The data set without the training rows of some users; what was validation and test is test then."""
+    cold = np.isin(data.info.user_ids, users)
+    kept = ~(np.repeat(cold, np.diff(data.offsets)) & data.is_training())
+    before = np.concatenate([[0], np.cumsum(kept)]).astype(np.int64)
+    offsets, train_end, validation_end = before[data.offsets], before[data.train_end], before[data.validation_end]
+    return replace(
+        data,
+        offsets=offsets,
+        train_end=train_end,
+        validation_end=np.where(cold, train_end, validation_end),
+        items=data.items[kept],
+        events=data.events[kept],
+        times=data.times[kept],
+    )
+
+
+def of_target(data: Dataset, alone: LinearTeacher) -> Scores:
+    """What the target's teacher says, and popularity where it says nothing: for users without a history."""
+    popular = 1e-4 * np.log(data.popularity()[: data.info.warm_items]).astype(np.float32)
+    return lambda histories: alone.scores(histories)[:, : data.info.warm_items] + popular
+
+
+def of_both_domains(pair: Pair, data: Dataset, of_target: Scores) -> tuple[Scores, float]:
     """Scores of the target's teacher and a share of what the source says, and the share that is best on validation.
 
     The same people: the rows of a linear teacher of both domains at the user's source items are added. The same items: what
@@ -179,7 +227,7 @@ def of_both_domains(pair: Pair, data: Dataset, alone: LinearTeacher) -> tuple[Sc
                 in_target[user] = np.where(column >= 0, said[column], 0.0)
 
         def with_share(share: float) -> Scores:
-            return lambda histories: alone.scores(histories)[:, : len(column)] + share * in_target[histories.users]
+            return lambda histories: of_target(histories) + share * in_target[histories.users]
 
     else:
         weights = np.where((column[:, None] >= 0) & (column >= 0), both.weights[column[:, None], column], 0.0)
@@ -187,8 +235,7 @@ def of_both_domains(pair: Pair, data: Dataset, alone: LinearTeacher) -> tuple[Sc
 
         def with_share(share: float) -> Scores:
             return lambda histories: (
-                (1 - share) * alone.scores(histories)[:, : len(column)]
-                + share * of_both.scores(histories)[:, : len(column)]
+                (1 - share) * of_target(histories) + share * of_both.scores(histories)[:, : len(column)]
             )
 
     validated = {
@@ -202,19 +249,21 @@ def of_both_domains(pair: Pair, data: Dataset, alone: LinearTeacher) -> tuple[Sc
 
 def measure(pair: Pair, folder: Path, seeds: int) -> tuple[list[str], list[dict[str, object]]]:
     """The table of one pair, and its figures."""
-    log, cold_ids = with_cold_users(pair)
-    data = {way: prepared(pair, log, way == WAYS[2]) for way in pair.ways}
-    plain = data[WAYS[0]]
-    alone = fit_linear(pair.linear, plain, 0)
+    data = {way: prepared(pair, "features" in way)[0] for way in pair.ways}
+    plain, cold_ids = prepared(pair, False)
+    alone = of_target(plain, fit_linear(pair.linear, plain, 0))
     function, share = of_both_domains(pair, plain, alone)
     asked = questions(plain, "test")
-    cold = np.isin([plain.info.user_ids[user] for user in asked.histories.users], cold_ids)
+    if pair.same_people:
+        what, cold = "cold users", np.isin([plain.info.user_ids[user] for user in asked.histories.users], cold_ids)
+    else:
+        rare = np.flatnonzero(plain.popularity() <= FEW)
+        what, cold = "rare items", np.isin(asked.targets[asked.offsets[:-1]], rare)
     values: dict[str, NDArray[np.float64]] = {}
     for way in pair.ways:
         place = folder / pair.name / way.replace(" ", "-")
-        teacher: Teacher = alone
-        if way != WAYS[0]:
-            teacher = function_teacher(function, data[way], identity=f"{pair.name} {share}")
+        scores, name = (function, f"{share}") if "labels" in way else (alone, "alone")
+        teacher = function_teacher(scores, data[way], identity=f"{pair.name} {name}")
         labels = extract_labels(teacher, data[way], place / "labels", LabelConfig(), seed=0)
         values[f"teacher, {way}"] = ndcg(rank(teacher, questions(data[way], "test")), 10)[None]
         each = []
@@ -229,10 +278,10 @@ def measure(pair: Pair, folder: Path, seeds: int) -> tuple[list[str], list[dict[
         values[f"student, {way}"] = np.stack(each)
     known = len(set(plain.info.item_ids) & set(pair.source["item_id"]))
     lines = [
-        f"{pair.name}: {len(cold):,} test users, {int(cold.sum())} of them cold, {plain.catalogue_size:,} items "
+        f"{pair.name}: {len(cold):,} test users, {int(cold.sum())} with {what}, {plain.catalogue_size:,} items "
         f"({known:,} known in the source), {seeds} seeds; share of the source in the teacher {share:g}",
         "",
-        "| model | all users | cold users | gain over no transfer, all | gain, cold |",
+        f"| model | all users | {what} | gain over no transfer, all | gain, {what} |",
         "|---|---|---|---|---|",
     ]
     records: list[dict[str, object]] = []
@@ -250,7 +299,8 @@ def measure(pair: Pair, folder: Path, seeds: int) -> tuple[list[str], list[dict[
                 "pair": pair.name,
                 "model": name,
                 "ndcg_by_seed": own.mean(1).tolist(),
-                "cold_ndcg_by_seed": own[:, cold].mean(1).tolist(),
+                "slice": what,
+                "slice_ndcg_by_seed": own[:, cold].mean(1).tolist(),
                 "gain": [g.mean for g in gains],
             }
         )

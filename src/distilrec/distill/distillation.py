@@ -31,6 +31,8 @@ class DistillationConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True
     rd, rrd, plackett_luce, rce, unkd, hint: the losses of `distilrec.distill.losses`; they read the first teacher.
     dropout: of the student while it is distilled, in place of its own (a tree has none): soft labels keep it from
     overfitting, and with dropout it cannot follow its teacher closely. Without distillation the student keeps its own.
+    denoise: the share of events whose ground truth is left out, those that the teacher expected least: for logs in which
+    about that share of events is noise.
     own_candidates: L of RCE, how many of the student's best items are candidates; groups: of popularity, for UnKD.
     """
 
@@ -47,6 +49,7 @@ class DistillationConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True
     groups: int = 4
     curriculum: bool = False
     dropout: float = 0.0
+    denoise: float = 0.0
 
     def __post_init__(self) -> None:
         if not 0 <= self.soft_weight <= 1:
@@ -58,8 +61,11 @@ class DistillationConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True
                 raise ConfigError(f"{name} is {getattr(self, name)}", fix="use 0 or more", parameter=name)
         if self.temperature <= 0:
             raise ConfigError(f"temperature is {self.temperature}", fix="use more than 0", parameter="temperature")
-        if not 0 <= self.dropout < 1:
-            raise ConfigError(f"dropout is {self.dropout}", fix="use a share from 0 to below 1", parameter="dropout")
+        for name in ("dropout", "denoise"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ConfigError(
+                    f"{name} is {getattr(self, name)}", fix="use a share from 0 to below 1", parameter=name
+                )
         for name in ("own_candidates", "groups"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}", fix="use at least 1", parameter=name)
@@ -129,8 +135,9 @@ def distillation_loss(
     model: SequenceModel | None = None,
     dataset: Dataset | None = None,
 ) -> Loss:
-    """The weighted sum of the losses that `config` asks for; `model` is needed for the hint, `dataset` for UnKD."""
+    """The weighted sum of the losses that `config` asks for; `model` is needed for the hint, `dataset` for UnKD and denoise."""
     stores = _stores(labels)
+    own_items = None if dataset is None else torch.from_numpy(dataset.items.astype(np.int64))
     groups = None
     if config.unkd_weight:
         assert dataset is not None
@@ -142,7 +149,11 @@ def distillation_loss(
         stored = [store.at(scored.rows) for store in stores]
         known = _views(scored, stored, t)
         student, log_student, first = known[0]
-        if t == 1.0 and scored.sampled is None and scored.warm == scored.logits.shape[1]:
+        if config.denoise:
+            assert own_items is not None
+            kept = losses.believed(stored[0], own_items[scored.rows], config.denoise)
+            of_truth = ground_truth(replace(scored, logits=scored.logits[kept], targets=scored.targets[kept]))
+        elif t == 1.0 and scored.sampled is None and scored.warm == scored.logits.shape[1]:
             of_truth = functional.nll_loss(log_student, scored.targets)  # the same as ground_truth
         else:
             of_truth = ground_truth(scored)

@@ -24,6 +24,21 @@ def soft_loss(student: torch.Tensor, teacher: torch.Tensor, temperature: float) 
     return -(temperature**2) * (labels * log_student).sum(-1).mean()
 
 
+def believed(labels: StoredLabels, targets: torch.Tensor, left_out: float) -> torch.Tensor:
+    """Which positions' true next item the teacher finds believable, (positions,) bool: all but a share of `left_out`.
+
+    Events that the teacher expected least are the likeliest to be noise (in the manner of Wang et al. 2021, sec. 4, who
+    read the loss of the model itself). An item that is not among the teacher's K best counts as the mean of the others.
+    targets: (positions,) int64, in the columns of the labels' items.
+    """
+    total = torch.logaddexp(torch.logsumexp(labels.top_logits, -1), labels.rest_log_sum)
+    own = torch.where(labels.top_items == targets.unsqueeze(-1), labels.top_logits, -torch.inf).amax(-1)
+    surprise = total - torch.maximum(own, labels.top_logits.amin(-1) - 1.0)  # (positions,)
+    kept = torch.zeros(len(targets), dtype=torch.bool)
+    kept[torch.argsort(surprise, stable=True)[: max(1, round((1 - left_out) * len(targets)))]] = True
+    return kept
+
+
 def hard_loss(log_student: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """L_h = -log softmax(s)[argmax z]; log_student: log softmax(s), (positions, items), labels: (positions,) int64."""
     return functional.nll_loss(log_student, labels)

@@ -1,0 +1,148 @@
+"""What noise in the log costs, with and without distillation and denoising.
+
+    python bench/noise.py [--config examples/films-and-trust/recipe.toml] [--seeds 3] [--folder runs/noise]
+
+At each rate that share of the events that become training rows gets another item, drawn uniformly among those that the user
+has not had; validation and test events stay as they are. Everything is trained on the noisy log: a teacher, the student
+without distillation, the student with it, and the student whose ground truth is left out for the events that its teacher
+expected least (`distillation.denoise`). NDCG@10 of the test part, paired by user.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from distilrec import prepare_dataset
+from distilrec.config import RunConfig, read_config
+from distilrec.data.cleaning import clean_log
+from distilrec.data.dataset import Dataset
+from distilrec.data.readers import open_log, read_table
+from distilrec.distill.distillation import distil
+from distilrec.evaluate.metrics import ndcg
+from distilrec.evaluate.ranking import questions, rank
+from distilrec.evaluate.statistics import bootstrap, paired_difference
+from distilrec.knowledge.extract import extract_labels
+from distilrec.models import TrainedModel, load_model, save_model, train_model
+from distilrec.teachers.build import make_teacher
+from distilrec.training.model import TorchScorer
+
+RESULTS = Path(__file__).parent / "results"
+RATES = (0.0, 0.1, 0.2, 0.4)
+DENOISE = (0.1, 0.2, 0.4)  # chosen on validation, for each rate
+TEACHER, ALONE, STUDENT, DENOISED = "teacher", "student without distillation", "student", "student, denoised"
+
+
+def clean(config: RunConfig, folder: Path) -> pl.DataFrame:
+    """The log of a configuration as cleaning leaves it: sorted by user and time."""
+    assert config.data.interactions is not None
+    folder.mkdir(parents=True, exist_ok=True)
+    log = open_log(config.data.interactions, folder, config.data.columns)
+    parts = clean_log(log, config.data.schema, config.cleaning, folder)
+    return pl.concat([parts.part(number) for number in range(len(parts.parts))])
+
+
+def noisy(log: pl.DataFrame, rate: float, seed: int) -> pl.DataFrame:
+    """The log with other items in a share of the rows that training will see, the last two of each user untouched."""
+    rng = np.random.default_rng(seed)
+    items = log["item_id"].unique().sort().to_list()
+    place = pl.int_range(pl.len()).over("user_id")
+    chosen = (log.select(place < pl.len().over("user_id") - 2).to_series().to_numpy()) & (rng.random(log.height) < rate)
+    had = {user: set(own) for user, own in log.group_by("user_id").agg("item_id").iter_rows()}
+    replaced = log["item_id"].to_list()
+    for row in np.flatnonzero(chosen):
+        own = had[log["user_id"][int(row)]]
+        item = items[rng.integers(len(items))]
+        while item in own:
+            item = items[rng.integers(len(items))]
+        own.add(item)
+        replaced[row] = item
+    return log.with_columns(item_id=pl.Series(replaced))
+
+
+def prepared(config: RunConfig, log: pl.DataFrame) -> Dataset:
+    """The noisy log with the side tables of the configuration."""
+    columns = {"user_id": "user_id", "item_id": "item_id", "timestamp": "timestamp", "event_type": "event_type"}
+    schema = msgspec.structs.replace(config.data.schema, **columns, weight="weight")
+    tables = [None if path is None else read_table(path) for path in (config.data.users, config.data.items)]
+    return prepare_dataset(log, schema, users=tables[0], items=tables[1], name=config.data.name, split=config.split)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", type=Path, default=Path("examples/films-and-trust/recipe.toml"))
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--folder", type=Path, default=Path("runs/noise"))
+    arguments = parser.parse_args()
+    config = read_config(arguments.config)
+    log = clean(config, arguments.folder / "clean")
+    lines = [
+        f"{config.data.name}, test part, {arguments.seeds} seeds, one teacher for each rate",
+        "",
+        f"| noise | {TEACHER} | {ALONE} | {STUDENT} | {DENOISED} (share left out) | student minus that without distillation "
+        "| denoised minus student |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    records = []
+    for rate in RATES:
+        folder = arguments.folder / f"{config.data.name}-{rate:g}"
+        data = prepared(config, noisy(log, rate, seed=1))
+        teacher = make_teacher(config.teacher, data, config.teacher_training, folder / "teacher", seed=0)
+        labels = extract_labels(teacher, data, folder / "labels", config.labels, seed=0)
+        asked = questions(data, "test")
+
+        def student(name: str, seed: int, denoise: float | None) -> TrainedModel:
+            place = folder / f"{name}-{seed}"  # noqa: B023
+            if not (place / "model.json").is_file():
+                if denoise is None:
+                    trained = train_model(config.student, data, config.student_training, seed=seed)  # noqa: B023
+                else:
+                    how = msgspec.structs.replace(config.distillation, denoise=denoise)
+                    trained = distil(config.student, data, labels, config.student_training, how, seed=seed)  # noqa: B023
+                save_model(trained, place)
+            return load_model(place, data)  # noqa: B023
+
+        def quality(models: list[TrainedModel]) -> NDArray[np.float64]:
+            return np.stack([ndcg(rank(TorchScorer(each.model), asked), 10) for each in models])  # noqa: B023
+
+        seeds = range(arguments.seeds)
+        tried = {each: student(f"denoised-{each:g}", 0, each).best_ndcg for each in DENOISE}
+        best = max(DENOISE, key=lambda each: tried[each])
+        values = {
+            TEACHER: ndcg(rank(teacher, asked), 10)[None],
+            ALONE: quality([student("alone", seed, None) for seed in seeds]),
+            STUDENT: quality([student("student", seed, 0.0) for seed in seeds]),
+            DENOISED: quality([student(f"denoised-{best:g}", seed, best) for seed in seeds]),
+        }
+        gains = [
+            paired_difference("ndcg@10", a, values[a], b, values[b]).interval
+            for a, b in ((STUDENT, ALONE), (DENOISED, STUDENT))
+        ]
+        shown = [f"{g.mean:+.4f} [{g.low:+.4f}, {g.high:+.4f}]" for g in gains]
+        cells = [f"{bootstrap(own)}" for own in values.values()]
+        lines.append(f"| {rate:.0%} | {' | '.join(cells)} ({best:g}) | {' | '.join(shown)} |")
+        print(lines[-1], flush=True)
+        records.append(
+            {
+                "rate": rate,
+                "denoise": best,
+                "validation_by_denoise": tried,
+                "ndcg_by_seed": {name: own.mean(1).tolist() for name, own in values.items()},
+                "gains": msgspec.to_builtins(gains),
+            }
+        )
+    line = json.dumps({"bench": "noise", "dataset": config.data.name, "rows": records})
+    print("\n".join(lines) + "\n" + line)
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"noise-{config.data.name}.md").write_text("\n".join(lines) + "\n")
+    (RESULTS / f"noise-{config.data.name}.json").write_text(line + "\n")
+
+
+if __name__ == "__main__":
+    main()
