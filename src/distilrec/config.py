@@ -27,7 +27,8 @@ class DataConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Either the name of a public data set, or files with their schema. Paths are relative to the TOML file.
 
     `*columns` name the fields of files without a header line. pseudonym_key: the name of an environment variable that
-    holds a key; users then get pseudonyms, and their ids go nowhere.
+    holds a key; users then get pseudonyms, and their ids go nowhere. derived_features: popularity (and sales volume) of the
+    items as features.
     """
 
     dataset: str | None = None
@@ -40,6 +41,7 @@ class DataConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     schema: Schema = Schema()
     name: str = ""
     pseudonym_key: str | None = None
+    derived_features: bool = True
 
     def __post_init__(self) -> None:
         if (self.dataset is None) == (self.interactions is None):

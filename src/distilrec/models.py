@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from distilrec.data.dataset import Dataset
 from distilrec.errors import ConfigError, FileMissingError, TrainingError
+from distilrec.privacy import PrivacyRecord
 from distilrec.students.mlp import Mlp, MlpConfig
 from distilrec.students.recurrent import Recurrent, RecurrentConfig
 from distilrec.students.soft_tree import SoftTree, SoftTreeConfig
@@ -65,6 +66,7 @@ class ModelRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     curve: tuple[Epoch, ...]
     best_epoch: int
     identity: str = ""
+    privacy: PrivacyRecord | None = None
 
 
 @dataclass(frozen=True)

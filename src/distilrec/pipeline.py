@@ -176,6 +176,7 @@ def prepare(
         scratch=folder / "data" / "parts",
         on_step=run.progress.advance,
         pseudonym_key=_key(data),
+        derived_features=data.derived_features,
     )
     source = None if data.dataset is None else fetch(data.dataset, say)
     with _measured(run, "prepare"):

@@ -114,9 +114,11 @@ def export_bundle(
         files={},
         distilrec=__version__,
         search=search,
+        privacy=trained.record.privacy,
     )
     catalogue = pack_texts("ids", info.item_ids) | pack_texts("titles", info.titles)
-    catalogue |= {"popularity": dataset.popularity()} | pack_attributes(dataset.attributes)
+    popularity = dataset.popularity() * (trained.record.privacy is None)  # exact counts are not private
+    catalogue |= {"popularity": popularity} | pack_attributes(dataset.attributes)
     if search.kind != "exact":
         graph = folder / GRAPH if search.kind == "graph" else None
         recall, queries = search_recall(Bundle(folder, manifest, weights, catalogue, {}, graph), dataset)

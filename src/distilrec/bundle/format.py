@@ -32,9 +32,10 @@ from safetensors.numpy import save
 from distilrec.attributes import unpack_attributes
 from distilrec.encoding import FeatureEncoder
 from distilrec.errors import BundleCorruptedError, BundleMissingError, BundleVersionError, StorageError
+from distilrec.privacy import PrivacyRecord
 from distilrec.texts import pack_texts, unpack_texts
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 WEIGHTS, CATALOGUE, HISTORY = "weights.safetensors", "catalogue.safetensors", "history.safetensors"
 GRAPH = "items.usearch"
 MAPPED_FROM = 32 * 2**20  # bytes
@@ -79,7 +80,10 @@ class Golden(msgspec.Struct, frozen=True):
 
 
 class Manifest(msgspec.Struct, frozen=True):
-    """`model_version` is a hash over all other fields, which hold the hashes of the files."""
+    """`model_version` is a hash over all other fields, which hold the hashes of the files.
+
+    privacy: what was spent, where the weights were trained with differential privacy.
+    """
 
     kind: StudentKind
     dim: int
@@ -97,6 +101,7 @@ class Manifest(msgspec.Struct, frozen=True):
     files: dict[str, FileEntry]
     distilrec: str
     search: SearchInfo = SearchInfo()
+    privacy: PrivacyRecord | None = None
     format_version: int = FORMAT_VERSION
     model_version: str = ""
 

@@ -7,7 +7,7 @@ for filters). No pickle.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -138,6 +138,33 @@ class Dataset:
             np.concatenate([[0], np.cumsum([len(each) for each in items])]).astype(np.int64),
             np.concatenate(items or empty),
             np.concatenate(events or empty),
+        )
+
+    def select_users(self, users: NDArray[np.int64]) -> Dataset:
+        """The data set of some users, by position in rising order; the catalogue and the encoders stay as they are."""
+        rows = np.concatenate(
+            [np.zeros(0, np.int64), *(np.arange(self.offsets[u], self.offsets[u + 1]) for u in users)]
+        )
+        offsets = np.concatenate([[0], np.cumsum(np.diff(self.offsets)[users])]).astype(np.int64)
+        begins = offsets[:-1] - self.offsets[users]
+        info = msgspec.structs.replace(
+            self.info,
+            user_ids=tuple(self.info.user_ids[user] for user in users),
+            warm_users=int((users < self.info.warm_users).sum()),
+        )
+        features = replace(
+            self.user_features, columns=self.user_features.columns[users], weights=self.user_features.weights[users]
+        )
+        return replace(
+            self,
+            info=info,
+            offsets=offsets,
+            train_end=self.train_end[users] + begins,
+            validation_end=self.validation_end[users] + begins,
+            items=self.items[rows],
+            events=self.events[rows],
+            times=self.times[rows],
+            user_features=features,
         )
 
     def popularity(self) -> NDArray[np.int64]:

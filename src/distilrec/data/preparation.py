@@ -41,6 +41,7 @@ def prepare_dataset(
     user_columns: Sequence[str] | None = None,
     item_columns: Sequence[str] | None = None,
     pseudonym_key: bytes | None = None,
+    derived_features: bool = True,
     workers: Workers | None = None,
     scratch: Path | None = None,
     rows_per_part: int = ROWS_PER_PART,
@@ -50,6 +51,7 @@ def prepare_dataset(
 
     log, users, items: a path, a polars frame or a pandas frame; `*columns` name the fields of files without a header.
     pseudonym_key: users of the log and of the table get pseudonyms with this key (`distilrec.data.pseudonyms`).
+    derived_features: popularity, and sales volume where there are weights, become features of the items.
     workers: who works on the parts, this process if left out; the data set is the same. scratch: a folder for the parts, a
     temporary one if left out; it is removed, and workers on other machines must see it. rows_per_part: what is in memory at
     once, about 400 bytes for each row. on_step: is called with what is being done, finished parts and all parts.
@@ -82,7 +84,8 @@ def prepare_dataset(
             clean, tuple(part.trains == 0 for part in parts), pl.Series(item_ids, dtype=pl.String), event_types
         )
         rows = _encode(encoding, parts, workers, lambda done, total: on_step("encode", done, total))
-    item_features = (*schema.item_features, POPULARITY, *((SALES_VOLUME,) if schema.weight else ()))
+    derived = (POPULARITY, *((SALES_VOLUME,) if schema.weight else ())) if derived_features else ()
+    item_features = (*schema.item_features, *derived)
     item_rows = [dict(item_table.get(item, {})) for item in item_ids]
     for row in item_rows:
         row |= {POPULARITY.name: 0.0, SALES_VOLUME.name: 0.0}

@@ -135,7 +135,7 @@ def distillation_loss(
     model: SequenceModel | None = None,
     dataset: Dataset | None = None,
 ) -> Loss:
-    """The weighted sum of the losses that `config` asks for; `model` is needed for the hint, `dataset` for UnKD and denoise."""
+    """The weighted sum of the losses that `config` asks for; the hint needs `model`, UnKD and denoising need `dataset`."""
     stores = _stores(labels)
     own_items = None if dataset is None else torch.from_numpy(dataset.items.astype(np.int64))
     groups = None

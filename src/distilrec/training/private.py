@@ -1,0 +1,295 @@
+"""Differentially private training of a student: DP-SGD (Abadi et al. 2016, algorithm 1) with users as the examples.
+
+    g = 1/L (sum over the drawn users of g_u min(1, C / |g_u|) + N(0, sigma^2 C^2 I))
+
+Every step draws each user with the same probability (Poisson sampling), clips the gradient of the user's mean loss, and adds
+noise. Clipping, noise and accounting are those of Opacus (Yousefpour et al. 2021); the noise multiplier is the smallest one
+whose steps, together with the noisy item counts that the biases begin with, spend no more than the epsilon asked for.
+
+What is covered, and what is not, says docs/privacy.md. Labels of a teacher that was trained on the same users carry what it
+learned from them, so there are none here: the student learns from the ground truth.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+import warnings
+from collections.abc import Callable
+
+import msgspec
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from opacus.accountants import PRVAccountant
+from opacus.accountants.utils import get_noise_multiplier
+from opacus.optimizers import DPOptimizer
+from torch import nn
+from torch.func import functional_call, grad, vmap
+from torch.nn import functional
+
+from distilrec.data.dataset import POPULARITY, Dataset
+from distilrec.errors import ConfigError
+from distilrec.models import StudentConfig, TrainedModel, build_model, finished
+from distilrec.privacy import PrivacyRecord
+from distilrec.students.recurrent import RecurrentConfig
+from distilrec.training.batches import Batch, Windows, batch_of, training_windows
+from distilrec.training.memory import reuse_freed_memory
+from distilrec.training.model import SequenceModel, TorchScorer
+from distilrec.training.trainer import MASKED_LOGIT, Epoch, TrainingResult, seen_items
+from distilrec.training.validation import validation_ndcg
+
+_LOGITS = 2**23  # of the users whose gradients are computed at once
+_COUNT_SHARE = 0.1  # of epsilon: what the item counts alone would spend
+_REPORTS = 10  # how often a training says how far it is
+_CLOSE = 0.02  # of epsilon: how near the search for the noise multiplier comes
+
+
+class PrivateTrainingConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """epsilon, delta: at most so much is spent; delta None is 1 / (10 users).
+
+    clip_norm: the longest gradient of one user; users_per_step: how many are drawn on average; events: only the latest so
+    many of each user are learned from; averaging: share of the mean of the weights that stays at each step.
+    """
+
+    epsilon: float = 8.0
+    delta: float | None = None
+    clip_norm: float = 1.0
+    users_per_step: int = 512
+    steps: int = 300
+    learning_rate: float = 5e-3
+    events: int = 50
+    averaging: float = 0.95
+
+    def __post_init__(self) -> None:
+        for name in ("epsilon", "clip_norm", "learning_rate"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"privacy.{name} is {getattr(self, name)}", fix="use more than 0", parameter=name)
+        for name in ("users_per_step", "steps", "events"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"privacy.{name} is {getattr(self, name)}", fix="use at least 1", parameter=name)
+        if self.delta is not None and not 0 < self.delta < 1:
+            raise ConfigError(f"privacy.delta is {self.delta}", fix="use a small share such as 1e-5", parameter="delta")
+        if not 0 <= self.averaging < 1:
+            raise ConfigError(
+                f"privacy.averaging is {self.averaging}", fix="use a share from 0 to below 1", parameter="averaging"
+            )
+
+
+def train_private(
+    config: StudentConfig,
+    dataset: Dataset,
+    training: PrivateTrainingConfig,
+    *,
+    seed: int,
+    on_epoch: Callable[[Epoch, int], None] = lambda epoch, total: None,
+) -> TrainedModel:
+    """A student whose weights are differentially private; its record says what was spent.
+
+    No step is chosen on validation: the mean of the last weights is kept, and its validation NDCG@10 is for information.
+    on_epoch: is called ten times, and at the end with the figure.
+    Raises ConfigError for a student that is not recurrent, and for data with features that are derived from the log.
+    """
+    _check(config, dataset)
+    assert isinstance(config, RecurrentConfig)
+    reuse_freed_memory()
+    model = build_model(msgspec.structs.replace(config, dropout=0.0), dataset, seed)
+    latest = _latest_windows(dataset, min(training.events, model.max_history))
+    users = len(latest.starts)
+    rate = min(1.0, training.users_per_step / users)
+    delta = 1 / (10 * users) if training.delta is None else training.delta
+    spent = noise_for(training.epsilon, delta, rate, training.steps)
+    generator = torch.Generator().manual_seed(seed)
+    rng = np.random.default_rng([seed, 1])
+    _begin_with_counts(model, dataset, latest, spent.count_noise, generator)
+    loss = _UserLoss(model)
+    parameters = dict(model.named_parameters())
+    optimizer = DPOptimizer(
+        torch.optim.Adam(model.parameters(), lr=training.learning_rate),
+        noise_multiplier=spent.noise_multiplier,
+        max_grad_norm=training.clip_norm,
+        expected_batch_size=max(1, round(rate * users)),
+        generator=generator,
+    )
+    averaged = copy.deepcopy(model)
+    at_once = max(1, _LOGITS // (training.events * model.items.warm_items))
+    began = time.perf_counter()
+    recent: list[float] = []
+    mean_loss = 0.0
+    for step in range(training.steps):
+        for group in optimizer.param_groups:
+            group["lr"] = training.learning_rate * (0.55 + 0.45 * math.cos(math.pi * step / training.steps))
+        drawn = np.flatnonzero(rng.random(users) < rate)
+        parts = [drawn[start : start + at_once] for start in range(0, len(drawn), at_once)] or [drawn]
+        for place, part in enumerate(parts):
+            values, gradients = _user_gradients(loss, parameters, dataset, latest, part)
+            for name, parameter in parameters.items():
+                parameter.grad_sample = gradients[name]  # type: ignore[attr-defined]  # what Opacus reads
+            recent += values.tolist()
+            optimizer.signal_skip_step(do_skip=place + 1 < len(parts))
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        share = min(training.averaging, (1 + step) / (10 + step))
+        with torch.no_grad():
+            for mean, current in zip(averaged.parameters(), model.parameters(), strict=True):
+                mean.lerp_(current, 1 - share)
+        if (step + 1) % max(1, training.steps // _REPORTS) == 0:
+            mean_loss = float(np.mean(recent)) if recent else mean_loss
+            on_epoch(Epoch(step + 1, mean_loss, 0.0, time.perf_counter() - began), training.steps)
+            recent = []
+    model.load_state_dict(averaged.state_dict())
+    model.eval()
+    ndcg = validation_ndcg(TorchScorer(model), dataset)
+    last = Epoch(1, mean_loss, ndcg, time.perf_counter() - began)
+    on_epoch(msgspec.structs.replace(last, epoch=training.steps), training.steps)
+    trained = finished(model, config, seed, dataset, TrainingResult((last,), 1))
+    record = PrivacyRecord(
+        spent.epsilon,
+        delta,
+        spent.noise_multiplier,
+        spent.count_noise,
+        training.users_per_step,
+        users,
+        training.steps,
+        training.clip_norm,
+    )
+    return TrainedModel(model, msgspec.structs.replace(trained.record, privacy=record))
+
+
+class Spent(msgspec.Struct, frozen=True):
+    """Noise multipliers of the steps and of the item counts, and the epsilon that both spend together."""
+
+    noise_multiplier: float
+    count_noise: float
+    epsilon: float
+
+
+def noise_for(epsilon: float, delta: float, rate: float, steps: int) -> Spent:
+    """The smallest noise that keeps to epsilon, found by bisection with the PRV accountant (Gopi et al. 2021).
+
+    rate: how likely a user is drawn in a step. Raises ConfigError where no amount of noise does.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the accountant takes logarithms of 0 on purpose
+        count_noise = float(get_noise_multiplier(
+            target_epsilon=_COUNT_SHARE * epsilon, target_delta=delta, sample_rate=1.0, steps=1, accountant="prv"
+        ))  # fmt: skip
+
+        def spent(noise: float) -> float:
+            accountant = PRVAccountant()
+            accountant.history = [(noise, rate, steps), (count_noise, 1.0, 1)]
+            return float(accountant.get_epsilon(delta, eps_error=0.01 * epsilon))
+
+        low, high = 0.0, 1.0
+        while (value := spent(high)) > epsilon:
+            low, high = high, 2 * high
+            if high > 2**20:
+                raise ConfigError(
+                    f"no noise keeps {steps} steps within epsilon {epsilon}", fix="ask for more epsilon, or fewer steps",
+                    parameter="epsilon",
+                )  # fmt: skip
+        while epsilon - value > _CLOSE * epsilon and high - low > 1e-3 * high:
+            middle = (low + high) / 2
+            of_middle = spent(middle)
+            low, high, value = (middle, high, value) if of_middle > epsilon else (low, middle, of_middle)
+    return Spent(high, count_noise, value)
+
+
+def _check(config: StudentConfig, dataset: Dataset) -> None:
+    if not isinstance(config, RecurrentConfig):
+        raise ConfigError(
+            "only the recurrent student can be trained privately",
+            fix='set kind = "recurrent" in [student]',
+            parameter="student",
+        )
+    if POPULARITY.name in {encoding.name for encoding in dataset.info.item_encoder.encodings}:
+        raise ConfigError(
+            "the popularity of the items, which is a feature of this data set, comes from the log without noise",
+            fix="set derived_features = false in the [data] section and prepare again",
+            parameter="data.derived_features",
+        )
+
+
+def _latest_windows(dataset: Dataset, length: int) -> Windows:
+    """The latest rows of every user with training rows, one window each."""
+    windows = training_windows(dataset, length)
+    latest = np.concatenate(
+        [[True], windows.users[1:] != windows.users[:-1]]
+    )  # windows are cut from the end of a history
+    return Windows(windows.starts[latest], windows.scored[latest], windows.stops[latest], windows.users[latest])
+
+
+def _begin_with_counts(
+    model: SequenceModel, dataset: Dataset, latest: Windows, noise: float, generator: torch.Generator
+) -> None:
+    """Sets the biases to the logarithm of noisy item counts. A user's n items count 1/sqrt(n) each: length 1 in all."""
+    counts = np.zeros(model.items.warm_items)
+    for start, stop in zip(latest.starts, latest.stops, strict=True):
+        items = np.unique(dataset.items[start:stop])
+        items = items[(items >= 0) & (items < len(counts))]
+        counts[items] += 1 / math.sqrt(max(1, len(items)))
+    noisy = torch.from_numpy(counts) + noise * torch.randn(len(counts), generator=generator, dtype=torch.float64)
+    logarithm = torch.log(noisy.clamp(min=max(noise, 0.1)))
+    with torch.no_grad():
+        model.items.bias.copy_((logarithm - logarithm.mean()).float())
+
+
+class _UserLoss(nn.Module):
+    """The mean over a user's events of -log softmax(s)[y]."""
+
+    def __init__(self, model: SequenceModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self, user: torch.Tensor, items: torch.Tensor, events: torch.Tensor, targets: torch.Tensor, seen: torch.Tensor
+    ) -> torch.Tensor:
+        """items, events, targets: (length,); seen: (length, items) bool."""
+        tower = self.model.items
+        one = Batch(user[None], items[None], events[None], targets[None], targets[None], items[None, :0])
+        vectors = tower.vectors()
+        states = self.model.encode(one, vectors)[0]
+        logits = self.model.score(states, vectors[: tower.warm_items], tower.bias)
+        logits = torch.where(seen, MASKED_LOGIT, logits)
+        counted = (targets >= 0) & (targets < tower.warm_items)
+        each = functional.cross_entropy(logits, torch.where(counted, targets, 0), reduction="none")
+        return (each * counted).sum() / counted.sum().clamp(min=1)
+
+
+def _user_gradients(
+    loss: _UserLoss, parameters: dict[str, nn.Parameter], dataset: Dataset, latest: Windows, some: NDArray[np.int64]
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """The loss of every user drawn, (users,), and its gradients, (users, *shape) by name."""
+    if not len(some):
+        return torch.zeros(0), {name: each.new_zeros(0, *each.shape) for name, each in parameters.items()}
+    warm = loss.model.items.warm_items
+    batch = batch_of(dataset, latest, some)
+    length = batch.items.shape[1]
+    if dataset.info.repeats:
+        seen = torch.zeros(len(some), length, warm, dtype=torch.bool)
+    else:
+        window = torch.arange(len(some)).repeat_interleave(length)
+        position = torch.arange(length).repeat(len(some))
+        seen = seen_items(batch, dataset.catalogue_size, window, position, slice(warm)).view(len(some), length, warm)
+        own = batch.targets.clamp(0, warm - 1).unsqueeze(-1)
+        seen = seen.scatter(2, own, value=False)  # an event that repeats an earlier one is still scored
+
+    def of_user(
+        values: dict[str, torch.Tensor],
+        user: torch.Tensor,
+        items: torch.Tensor,
+        events: torch.Tensor,
+        targets: torch.Tensor,
+        seen: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        named = {f"model.{name}": value for name, value in values.items()}
+        value: torch.Tensor = functional_call(loss, named, (user, items, events, targets, seen))
+        return value, value
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch says that some operations are not vectorised
+        gradients, values = vmap(grad(of_user, has_aux=True), in_dims=(None, 0, 0, 0, 0, 0))(
+            dict(parameters), batch.users, batch.items, batch.events, batch.targets, seen
+        )
+    return values.detach(), {name: each.detach() for name, each in gradients.items()}
