@@ -2,17 +2,17 @@
 
     python bench/privacy.py [--seeds 3] [--folder runs/privacy] [--only plain private votes]
 
-MovieLens 1M, films with 200 ratings or more. A tenth of the people are volunteers, a fifth are outsiders, the others members:
+MovieLens 1M, films with 200 ratings or more. A tenth of the people are volunteers, a fifth outsiders, the others members:
 
 - plain: students of the members, without distillation and with the labels of a linear teacher of the members;
 - private: students of the members by DP-SGD (ground truth alone), at several epsilons;
-- votes: students of the volunteers alone, and with the noisy votes of 200 teachers of disjoint groups of members, among the 50
-  items that the volunteers' student puts first.
+- votes: students of the volunteers alone, and with the noisy votes of 200 teachers of disjoint groups of members, among the
+  50 items that the volunteers' student puts first.
 
 Quality is NDCG@10 of the outsiders' last film, after all that they did before: people of whom no model has learned, for all
-models alike. The attack: whoever has the weights and the history of a person scores how well the model knows that history, by
-the mean log-likelihood of its films, alone or minus that of a model of the volunteers (Watson et al. 2022); AUC of telling
-members from outsiders (.5 is chance), the larger of the two, and how many members are found at 1% false alarms.
+models alike. The attack: whoever has the weights and the history of a person scores how well the model knows that history,
+by the mean log-likelihood of its films, alone or minus that of a model of the volunteers (Watson et al. 2022); AUC of
+telling members from outsiders (.5 is chance), the larger of the two, and how many members are found at 1% false alarms.
 """
 
 from __future__ import annotations
@@ -40,11 +40,12 @@ from distilrec.evaluate.statistics import bootstrap
 from distilrec.knowledge.extract import LabelConfig, extract_labels
 from distilrec.knowledge.votes import VoteConfig, private_votes
 from distilrec.models import TrainedModel, load_model, save_model, train_model
+from distilrec.privacy import PrivateTrainingConfig
 from distilrec.students.recurrent import RecurrentConfig
 from distilrec.teachers.linear import LinearConfig, fit_linear
 from distilrec.training.batches import batch_of, training_windows
 from distilrec.training.model import SequenceModel, TorchScorer
-from distilrec.training.private import PrivateTrainingConfig, train_private
+from distilrec.training.private import train_private
 from distilrec.training.trainer import MASKED_LOGIT, TrainingConfig, seen_items
 
 RESULTS = Path(__file__).parent / "results"

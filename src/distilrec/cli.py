@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from distilrec.workers import Workers
 
 _DEFAULT_RUN = Path("runs/ml-100k")
-_TRAINING_PACKAGES = {"torch", "polars", "jinja2", "matplotlib", "markupsafe", "optuna"}
+_TRAINING_PACKAGES = {"torch", "polars", "jinja2", "matplotlib", "markupsafe", "optuna", "opacus", "dataframely"}
 
 app = App(
     name="distilrec",
@@ -414,7 +414,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if error.name is None or error.name.split(".")[0] not in _TRAINING_PACKAGES:
             raise
         package = error.name.split(".")[0]
-        _fail(missing_extra(package, "tune" if package == "optuna" else "train"))
+        extras = {"optuna": "tune", "opacus": "privacy", "dataframely": "checks"}
+        _fail(missing_extra(package, extras.get(package, "train")))
     except KeyboardInterrupt:
         print("\nstopped; the same command goes on where this one was", file=sys.stderr)  # noqa: T201
         sys.exit(130)

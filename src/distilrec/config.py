@@ -16,6 +16,7 @@ from distilrec.distill.distillation import DistillationConfig
 from distilrec.errors import ConfigError, FileMissingError
 from distilrec.knowledge.extract import LabelConfig
 from distilrec.models import StudentConfig
+from distilrec.privacy import PrivateTrainingConfig
 from distilrec.students.recurrent import RecurrentConfig
 from distilrec.teachers.build import EnsembleConfig, MemberConfig, TeacherConfig
 from distilrec.teachers.external import ScoresConfig
@@ -59,7 +60,10 @@ class DataConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class RunConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """All choices of a run. teacher_seed: of the teacher and its labels, where it is not `seed`."""
+    """All choices of a run. teacher_seed: of the teacher and its labels, where it is not `seed`.
+
+    privacy: the student is trained with differential privacy, without labels; None trains it by distillation.
+    """
 
     data: DataConfig
     cleaning: Cleaning = Cleaning()
@@ -71,6 +75,7 @@ class RunConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     student_training: TrainingConfig = TrainingConfig(epochs=40, patience=40, learning_rate=4e-3)
     distillation: DistillationConfig = DistillationConfig()
     bundle: BundleConfig = BundleConfig()
+    privacy: PrivateTrainingConfig | None = None
     seed: int = 0
     teacher_seed: int | None = None
 

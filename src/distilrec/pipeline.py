@@ -265,9 +265,22 @@ def _training_stamps(folder: Path) -> dict[str, int]:
 
 
 def distil_student(run: Run, dataset: Dataset) -> TrainedModel:
-    """The labels of the teacher, and the student that learns from them."""
-    stores = teacher_labels(run, dataset)
+    """The labels of the teacher, and the student that learns from them; a private one learns from the log alone."""
     config, training, distillation = run.config.student, run.config.student_training, run.config.distillation
+    if run.config.privacy is not None:
+        from distilrec.training.private import train_private  # Opacus is an extra of its own
+
+        private = partial(train_private, config, dataset, run.config.privacy, seed=run.config.seed)
+        trained = _once(
+            run,
+            dataset,
+            "student",
+            (config, run.config.privacy),
+            lambda checkpoint, on_epoch: private(on_epoch=on_epoch),
+        )
+        run.progress.say(f"student: differentially private, {trained.record.privacy}; no labels of the teacher")
+        return trained
+    stores = teacher_labels(run, dataset)
     return _once(
         run,
         dataset,
@@ -325,7 +338,8 @@ def export(run: Run, dataset: Dataset) -> Manifest:
     """The bundle of the distilled student, and of the one without distillation where it has been trained."""
     teacher = _teacher(run, dataset)
     student = load_model(run.folder / "student", dataset)
-    manifest = export_bundle(student, dataset, run.bundle, teacher=teacher, config=run.config.bundle)
+    told = teacher if run.config.privacy is None else None  # what the teacher would recommend is not private
+    manifest = export_bundle(student, dataset, run.bundle, teacher=told, config=run.config.bundle)
     if (run.folder / "alone" / "model.json").is_file():
         alone = load_model(run.folder / "alone", dataset)
         export_bundle(alone, dataset, run.bundle_alone, config=run.config.bundle)
@@ -354,7 +368,9 @@ def evaluate(run: Run, dataset: Dataset) -> Comparison:
         lambda name: run.progress.advance("evaluate", next(done), len(candidates), name),
         teacher.item_vectors() if isinstance(teacher, ModelTeacher) else None,
     )
-    comparison = msgspec.structs.replace(comparison, costs=read_costs(run.folder), tree=_tree(run, dataset))
+    privacy = load_model(run.folder / "student", dataset).record.privacy
+    costs, tree = read_costs(run.folder), _tree(run, dataset)
+    comparison = msgspec.structs.replace(comparison, costs=costs, tree=tree, privacy=privacy)
     run.progress.advance("evaluate", len(candidates), len(candidates))
     (run.folder / "comparison.json").write_bytes(msgspec.json.format(msgspec.json.encode(comparison)))
     record_metrics(run.bundle, {name: value.mean for name, value in comparison.row(STUDENT).quality.items()})

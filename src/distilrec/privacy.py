@@ -1,10 +1,12 @@
-"""What a differentially private training promises, as its model and its bundle record it."""
+"""Differentially private training: what is asked for, and what it promises, as its model and its bundle record it."""
 
 from __future__ import annotations
 
 from typing import Literal
 
 import msgspec
+
+from distilrec.errors import ConfigError
 
 
 class PrivacyRecord(msgspec.Struct, frozen=True):
@@ -26,3 +28,34 @@ class PrivacyRecord(msgspec.Struct, frozen=True):
 
     def __str__(self) -> str:
         return f"epsilon {self.epsilon:.2f}, delta {self.delta:.0e}, for all rows of one user"
+
+
+class PrivateTrainingConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """epsilon, delta: at most so much is spent; delta None is 1 / (10 users).
+
+    clip_norm: the longest gradient of one user; users_per_step: how many are drawn on average; events: only the latest so
+    many of each user are learned from; averaging: share of the mean of the weights that stays at each step.
+    """
+
+    epsilon: float = 8.0
+    delta: float | None = None
+    clip_norm: float = 1.0
+    users_per_step: int = 512
+    steps: int = 300
+    learning_rate: float = 5e-3
+    events: int = 50
+    averaging: float = 0.95
+
+    def __post_init__(self) -> None:
+        for name in ("epsilon", "clip_norm", "learning_rate"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"privacy.{name} is {getattr(self, name)}", fix="use more than 0", parameter=name)
+        for name in ("users_per_step", "steps", "events"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"privacy.{name} is {getattr(self, name)}", fix="use at least 1", parameter=name)
+        if self.delta is not None and not 0 < self.delta < 1:
+            raise ConfigError(f"privacy.delta is {self.delta}", fix="use a small share such as 1e-5", parameter="delta")
+        if not 0 <= self.averaging < 1:
+            raise ConfigError(
+                f"privacy.averaging is {self.averaging}", fix="use a share from 0 to below 1", parameter="averaging"
+            )

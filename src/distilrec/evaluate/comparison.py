@@ -21,6 +21,7 @@ from distilrec.evaluate.ranking import Ranking, Scorer, rank
 from distilrec.evaluate.ranking import questions as questions_of
 from distilrec.evaluate.slices import item_groups, user_slices
 from distilrec.evaluate.statistics import Difference, Interval, bootstrap, paired_difference
+from distilrec.privacy import PrivacyRecord
 from distilrec.students.soft_tree import TreeNode
 from distilrec.training.trainer import Epoch
 
@@ -100,7 +101,9 @@ class StageCost(msgspec.Struct, frozen=True):
 
 
 class Comparison(msgspec.Struct, frozen=True):
-    """Everything the report shows. costs, tree: filled in by the pipeline; tree: of a student that is one."""
+    """Everything the report shows. costs, tree, privacy: filled in by the pipeline; tree: of a student that is one;
+    privacy: of a student that was trained with differential privacy.
+    """
 
     dataset: str
     split: str
@@ -115,6 +118,7 @@ class Comparison(msgspec.Struct, frozen=True):
     costs: tuple[StageCost, ...] = ()
     lost: KnowledgeLoss | None = None
     tree: TreeNode | None = None
+    privacy: PrivacyRecord | None = None
 
     def row(self, name: str) -> Row:
         """The row of a model."""

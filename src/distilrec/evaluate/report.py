@@ -67,6 +67,11 @@ def verdict(comparison: Comparison) -> list[str]:
     """What the comparison says, in sentences. Never more than the intervals allow."""
     names = {row.name for row in comparison.rows}
     lines = []
+    if comparison.privacy is not None:
+        lines.append(
+            f"The student's weights are differentially private ({comparison.privacy}), learned without the teacher's "
+            "labels; the student without distillation is the same without privacy."
+        )
     for difference in comparison.differences:
         if difference.metric == "ndcg@10" and difference.a == STUDENT:
             lines.append(_sentence(difference))

@@ -32,7 +32,7 @@ from torch.nn import functional
 from distilrec.data.dataset import POPULARITY, Dataset
 from distilrec.errors import ConfigError
 from distilrec.models import StudentConfig, TrainedModel, build_model, finished
-from distilrec.privacy import PrivacyRecord
+from distilrec.privacy import PrivacyRecord, PrivateTrainingConfig
 from distilrec.students.recurrent import RecurrentConfig
 from distilrec.training.batches import Batch, Windows, batch_of, training_windows
 from distilrec.training.memory import reuse_freed_memory
@@ -43,38 +43,9 @@ from distilrec.training.validation import validation_ndcg
 _LOGITS = 2**23  # of the users whose gradients are computed at once
 _COUNT_SHARE = 0.1  # of epsilon: what the item counts alone would spend
 _REPORTS = 10  # how often a training says how far it is
+_ERROR = 0.01  # of epsilon: how exact the accountant is
+_MOST_NOISE = 2.0**20
 _CLOSE = 0.02  # of epsilon: how near the search for the noise multiplier comes
-
-
-class PrivateTrainingConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """epsilon, delta: at most so much is spent; delta None is 1 / (10 users).
-
-    clip_norm: the longest gradient of one user; users_per_step: how many are drawn on average; events: only the latest so
-    many of each user are learned from; averaging: share of the mean of the weights that stays at each step.
-    """
-
-    epsilon: float = 8.0
-    delta: float | None = None
-    clip_norm: float = 1.0
-    users_per_step: int = 512
-    steps: int = 300
-    learning_rate: float = 5e-3
-    events: int = 50
-    averaging: float = 0.95
-
-    def __post_init__(self) -> None:
-        for name in ("epsilon", "clip_norm", "learning_rate"):
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"privacy.{name} is {getattr(self, name)}", fix="use more than 0", parameter=name)
-        for name in ("users_per_step", "steps", "events"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"privacy.{name} is {getattr(self, name)}", fix="use at least 1", parameter=name)
-        if self.delta is not None and not 0 < self.delta < 1:
-            raise ConfigError(f"privacy.delta is {self.delta}", fix="use a small share such as 1e-5", parameter="delta")
-        if not 0 <= self.averaging < 1:
-            raise ConfigError(
-                f"privacy.averaging is {self.averaging}", fix="use a share from 0 to below 1", parameter="averaging"
-            )
 
 
 def train_private(
@@ -168,32 +139,44 @@ class Spent(msgspec.Struct, frozen=True):
 def noise_for(epsilon: float, delta: float, rate: float, steps: int) -> Spent:
     """The smallest noise that keeps to epsilon, found by bisection with the PRV accountant (Gopi et al. 2021).
 
-    rate: how likely a user is drawn in a step. Raises ConfigError where no amount of noise does.
+    rate: how likely a user is drawn in a step. Raises ConfigError where no amount of noise does, or none is needed.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the accountant takes logarithms of 0 on purpose
-        count_noise = float(get_noise_multiplier(
-            target_epsilon=_COUNT_SHARE * epsilon, target_delta=delta, sample_rate=1.0, steps=1, accountant="prv"
-        ))  # fmt: skip
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the accountant takes logarithms of 0 on purpose
+            return _noise_for(epsilon, delta, rate, steps)
+    except RuntimeError as problem:  # noise so small that the accountant's numerics give up
+        raise ConfigError(
+            f"what an epsilon of {epsilon} allows cannot be accounted for: {problem}",
+            fix="ask for an epsilon below 100; a larger one protects nobody",
+            parameter="epsilon",
+        ) from None
 
-        def spent(noise: float) -> float:
-            accountant = PRVAccountant()
-            accountant.history = [(noise, rate, steps), (count_noise, 1.0, 1)]
-            return float(accountant.get_epsilon(delta, eps_error=0.01 * epsilon))
 
-        low, high = 0.0, 1.0
-        while (value := spent(high)) > epsilon:
-            low, high = high, 2 * high
-            if high > 2**20:
-                raise ConfigError(
-                    f"no noise keeps {steps} steps within epsilon {epsilon}", fix="ask for more epsilon, or fewer steps",
-                    parameter="epsilon",
-                )  # fmt: skip
-        while epsilon - value > _CLOSE * epsilon and high - low > 1e-3 * high:
-            middle = (low + high) / 2
-            of_middle = spent(middle)
-            low, high, value = (middle, high, value) if of_middle > epsilon else (low, middle, of_middle)
-    return Spent(high, count_noise, value)
+def _noise_for(epsilon: float, delta: float, rate: float, steps: int) -> Spent:
+    counts = get_noise_multiplier(
+        target_epsilon=_COUNT_SHARE * epsilon, target_delta=delta, sample_rate=1.0, steps=1, accountant="prv"
+    )
+
+    def spent(noise: float) -> float:
+        accountant = PRVAccountant()
+        accountant.history = [(noise, rate, steps), (float(counts), 1.0, 1)]
+        return float(accountant.get_epsilon(delta, eps_error=_ERROR * epsilon))
+
+    low, high = 0.0, 1.0
+    while (value := spent(high)) > epsilon:
+        low, high = high, 2 * high
+        if high > _MOST_NOISE:
+            raise ConfigError(
+                f"no noise keeps {steps} steps within epsilon {epsilon}",
+                fix="ask for more epsilon, or fewer steps",
+                parameter="epsilon",
+            )
+    while epsilon - value > _CLOSE * epsilon and high - low > 1e-3 * high:
+        middle = (low + high) / 2
+        of_middle = spent(middle)
+        low, high, value = (middle, high, value) if of_middle > epsilon else (low, middle, of_middle)
+    return Spent(high, float(counts), value)
 
 
 def _check(config: StudentConfig, dataset: Dataset) -> None:
@@ -223,16 +206,22 @@ def _latest_windows(dataset: Dataset, length: int) -> Windows:
 def _begin_with_counts(
     model: SequenceModel, dataset: Dataset, latest: Windows, noise: float, generator: torch.Generator
 ) -> None:
-    """Sets the biases to the logarithm of noisy item counts. A user's n items count 1/sqrt(n) each: length 1 in all."""
-    counts = np.zeros(model.items.warm_items)
-    for start, stop in zip(latest.starts, latest.stops, strict=True):
-        items = np.unique(dataset.items[start:stop])
-        items = items[(items >= 0) & (items < len(counts))]
-        counts[items] += 1 / math.sqrt(max(1, len(items)))
+    """Sets the biases to the logarithm of noisy item counts."""
+    counts = _counts(dataset, latest, model.items.warm_items)
     noisy = torch.from_numpy(counts) + noise * torch.randn(len(counts), generator=generator, dtype=torch.float64)
     logarithm = torch.log(noisy.clamp(min=max(noise, 0.1)))
     with torch.no_grad():
         model.items.bias.copy_((logarithm - logarithm.mean()).float())
+
+
+def _counts(dataset: Dataset, latest: Windows, items: int) -> NDArray[np.float64]:
+    """How often each item was had, (items,); the n items of a user count 1/sqrt(n) each, which is of length 1 in all."""
+    counts = np.zeros(items)
+    for start, stop in zip(latest.starts, latest.stops, strict=True):
+        own = np.unique(dataset.items[start:stop])
+        own = own[(own >= 0) & (own < items)]
+        counts[own] += 1 / math.sqrt(max(1, len(own)))
+    return counts
 
 
 class _UserLoss(nn.Module):
