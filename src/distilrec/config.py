@@ -8,6 +8,7 @@ from pathlib import Path
 import msgspec
 
 from distilrec.bundle.export import BundleConfig
+from distilrec.data.checks import DataCheck
 from distilrec.data.cleaning import Cleaning
 from distilrec.data.fetch import DATASETS
 from distilrec.data.schema import Schema
@@ -28,8 +29,9 @@ class DataConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Either the name of a public data set, or files with their schema. Paths are relative to the TOML file.
 
     `*columns` name the fields of files without a header line. pseudonym_key: the name of an environment variable that
-    holds a key; users then get pseudonyms, and their ids go nowhere. derived_features: popularity (and sales volume) of the
-    items as features.
+    holds a key; users then get pseudonyms, and their ids go nowhere. derived_features: popularity (and sales volume) of
+    the items as features. checks: what must hold for the tables. erased_users: a file with one user id a line, whose rows
+    are left out.
     """
 
     dataset: str | None = None
@@ -43,6 +45,8 @@ class DataConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     name: str = ""
     pseudonym_key: str | None = None
     derived_features: bool = True
+    checks: tuple[DataCheck, ...] = ()
+    erased_users: str | None = None
 
     def __post_init__(self) -> None:
         if (self.dataset is None) == (self.interactions is None):
@@ -93,7 +97,7 @@ def read_config(path: Path | str) -> RunConfig:
         raise ConfigError(f"{path}: {problem}", fix="correct or remove that key", file=str(path)) from None
     found = {
         name: str((path.parent / value).resolve())
-        for name in ("interactions", "users", "items")
+        for name in ("interactions", "users", "items", "erased_users")
         if (value := getattr(config.data, name)) is not None
     }
     data = msgspec.structs.replace(config.data, **found)

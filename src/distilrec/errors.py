@@ -6,6 +6,7 @@
     │   ├── ColumnMissingError   a declared column is not in the table
     │   ├── ColumnTypeError      a column holds the wrong kind of value
     │   ├── InvalidValueError    a value no model can take (NaN, infinite)
+    │   ├── CheckFailedError     a declared check of the data does not hold
     │   ├── NotEnoughDataError   an empty log, one user, one item
     │   ├── NothingToEvaluateError   no test row that a model could get right
     │   └── DownloadError        a data set could not be fetched or is not the expected one
@@ -84,6 +85,10 @@ class ColumnTypeError(DataError):
 
 class InvalidValueError(DataError):
     code = "value_invalid"
+
+
+class CheckFailedError(DataError):
+    code = "check_failed"
 
 
 class NotEnoughDataError(DataError):

@@ -177,6 +177,8 @@ def prepare(
         on_step=run.progress.advance,
         pseudonym_key=_key(data),
         derived_features=data.derived_features,
+        checks=data.checks,
+        erased_users=_erased_users(data),
     )
     source = None if data.dataset is None else fetch(data.dataset, say)
     with _measured(run, "prepare"):
@@ -219,6 +221,18 @@ def prepare(
 def _key(data: DataConfig) -> bytes | None:
     """The key of the pseudonyms, where the configuration asks for them. Raises ConfigError."""
     return None if data.pseudonym_key is None else pseudonym_key(data.pseudonym_key)
+
+
+def _erased_users(data: DataConfig) -> list[str]:
+    """The ids in the file of erased users. Raises FileMissingError."""
+    if data.erased_users is None:
+        return []
+    path = Path(data.erased_users)
+    if not path.is_file():
+        raise FileMissingError(
+            f"{path}, the list of erased users, is not there", fix="make it, or correct its path", file=str(path)
+        )
+    return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
 
 
 def train_teacher(run: Run, dataset: Dataset) -> Teacher:
@@ -423,7 +437,7 @@ def check_drift(run: Run, dataset: Dataset, log: Path, *, stability: float, unkn
     with TemporaryDirectory(prefix="distilrec-") as scratch:
         opened = open_log(log, Path(scratch), data.columns)
         cleaning = msgspec.structs.replace(run.config.cleaning, min_user_events=0, min_item_events=0)
-        clean = clean_log(opened, schema, cleaning, Path(scratch), pseudonym_key=_key(data))
+        clean = clean_log(opened, schema, cleaning, Path(scratch), pseudonym_key=_key(data), checks=data.checks)
         live = pl.concat([clean.part(number) for number in range(len(clean.parts))])
     for line in clean.report.lines():
         run.progress.say(line)

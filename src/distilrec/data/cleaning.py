@@ -13,10 +13,11 @@ from typing import Literal
 import msgspec
 import polars as pl
 
+from distilrec.data.checks import DataCheck, check_table
 from distilrec.data.pseudonyms import pseudonyms
 from distilrec.data.readers import Log
-from distilrec.data.schema import Schema
-from distilrec.errors import ColumnMissingError, ColumnTypeError, NotEnoughDataError
+from distilrec.data.schema import Schema, need_column
+from distilrec.errors import ColumnTypeError, NotEnoughDataError
 from distilrec.workers import InProcess, Workers, write_whole
 
 OnStep = Callable[[int, int], None]
@@ -89,16 +90,19 @@ def clean_log(
     rows_per_part: int = ROWS_PER_PART,
     on_step: OnStep = lambda done, total: None,
     pseudonym_key: bytes | None = None,
+    checks: Sequence[DataCheck] = (),
+    erased_users: Sequence[str] = (),
 ) -> CleanLog:
     """The clean log and the report of what was dropped. No more than about `rows_per_part` rows are read at once.
 
     Slices of the log are checked row by row and divided by user id; then every part is cleaned by itself. scratch: a folder
     for the parts, which all workers see. on_step: is called with the number of finished slices and parts, and of all.
-    pseudonym_key: users get pseudonyms with this key.
-    Raises ColumnMissingError, ColumnTypeError (with the first bad row) and NotEnoughDataError.
+    pseudonym_key: users get pseudonyms with this key. checks: what must hold for the columns of the log. erased_users: whose
+    rows are left out, by id or pseudonym.
+    Raises ColumnMissingError, ColumnTypeError and CheckFailedError (with the first bad row) and NotEnoughDataError.
     """
     there = log.schema().names()
-    for column in _log_columns(schema):
+    for column in _log_columns(schema, checks):
         need_column(there, column, log.name)
     if log.rows == 0:
         raise NotEnoughDataError(
@@ -115,6 +119,8 @@ def clean_log(
         scratch,
         rows_per_part,
         pseudonym_key,
+        tuple(checks),
+        _erased(erased_users, pseudonym_key),
     )
     workers = workers or InProcess()
     slices, parts = task.slices, range(len(task.boundaries) + 1)
@@ -156,6 +162,8 @@ class _Task:
     scratch: Path
     rows_per_slice: int
     pseudonym_key: bytes | None
+    checks: tuple[DataCheck, ...]
+    erased: pl.Series
 
     @property
     def slices(self) -> range:
@@ -173,9 +181,15 @@ class _Cleaned:
     dropped: dict[str, int]
 
 
-def _log_columns(schema: Schema) -> list[str]:
+def _erased(users: Sequence[str], key: bytes | None) -> pl.Series:
+    ids = pl.Series("user_id", [user.strip() for user in users], dtype=pl.String)
+    return ids if key is None else pl.concat([ids, pseudonyms(ids, key)])
+
+
+def _log_columns(schema: Schema, checks: Sequence[DataCheck]) -> list[str]:
     """The columns of the log that are read, each once."""
-    declared = (schema.user_id, schema.item_id, schema.timestamp, schema.event_type, schema.weight)
+    declared = [schema.user_id, schema.item_id, schema.timestamp, schema.event_type, schema.weight]
+    declared += [check.column for check in checks if check.table == "interactions"]
     return list(dict.fromkeys(column for column in declared if column is not None))
 
 
@@ -201,15 +215,18 @@ def _boundaries(log: Log, column: str, parts: int, key: bytes | None) -> pl.Seri
 def _read_slice(task: _Task, number: int) -> dict[str, int]:
     """Reads a slice, drops what is wrong with single rows, and writes a file for each part. What was dropped, by reason."""
     schema, cleaning, first = task.schema, task.cleaning, number * task.rows_per_slice
-    table = task.log.slice(first, task.rows_per_slice, _log_columns(schema))
-    log = _typed(table, schema, task.times, task.log.name, first, task.pseudonym_key)
-    dropped: dict[str, int] = {}
+    table = task.log.slice(first, task.rows_per_slice, _log_columns(schema, task.checks))
+    passed, broken = check_table(table, task.checks, "interactions", task.log.name, first)
+    log = _typed(table, schema, task.times, task.log.name, first, task.pseudonym_key)[passed]
+    dropped = {f"check that {rule}": count for rule, count in broken.items()}
 
     def keep(reason: str, condition: pl.Expr) -> None:
         nonlocal log
         log = _kept(log, condition, reason, dropped)
 
     keep("no user id", pl.col("user_id").is_not_null() & (pl.col("user_id") != ""))
+    if len(task.erased):
+        keep("erased user", ~pl.col("user_id").is_in(task.erased.implode()))
     keep("no item id", pl.col("item_id").is_not_null() & (pl.col("item_id") != ""))
     keep("no timestamp", pl.col("timestamp").is_finite().fill_null(value=False))
     keep("weight missing or not a number", pl.col("weight").is_finite().fill_null(value=False))
@@ -342,17 +359,6 @@ def _typed(
             rows,
         ]
     )
-
-
-def need_column(columns: Sequence[str], column: str, source: str) -> None:
-    """Raises ColumnMissingError that lists the columns there are."""
-    if column not in columns:
-        raise ColumnMissingError(
-            f"{source} has no column {column!r}; it has: {', '.join(columns)}",
-            fix="correct the column name in the schema",
-            file=source,
-            column=column,
-        )
 
 
 def as_id(column: pl.Series, source: str) -> pl.Series:

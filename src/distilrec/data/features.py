@@ -8,8 +8,8 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from distilrec.data.cleaning import as_id, as_numbers, need_column
-from distilrec.data.schema import Feature
+from distilrec.data.cleaning import as_id, as_numbers
+from distilrec.data.schema import Feature, need_column
 from distilrec.encoding import (
     CategoricalEncoding,
     Encoding,

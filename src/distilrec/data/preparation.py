@@ -11,12 +11,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
 from distilrec.attributes import collect_attributes
+from distilrec.data.checks import DataCheck, check_table
 from distilrec.data.cleaning import ROWS_PER_PART, Cleaning, CleanLog, clean_log
 from distilrec.data.dataset import POPULARITY, SALES_VOLUME, UNKNOWN_ITEM, Dataset, DatasetInfo
 from distilrec.data.features import feature_rows, fit_encoder, title_of
@@ -42,6 +44,8 @@ def prepare_dataset(
     item_columns: Sequence[str] | None = None,
     pseudonym_key: bytes | None = None,
     derived_features: bool = True,
+    checks: Sequence[DataCheck] = (),
+    erased_users: Sequence[str] = (),
     workers: Workers | None = None,
     scratch: Path | None = None,
     rows_per_part: int = ROWS_PER_PART,
@@ -51,6 +55,7 @@ def prepare_dataset(
 
     log, users, items: a path, a polars frame or a pandas frame; `*columns` name the fields of files without a header.
     pseudonym_key: users of the log and of the table get pseudonyms with this key (`distilrec.data.pseudonyms`).
+    checks: what must hold for the columns of the tables. erased_users: whose rows are left out, by id or pseudonym.
     derived_features: popularity, and sales volume where there are weights, become features of the items.
     workers: who works on the parts, this process if left out; the data set is the same. scratch: a folder for the parts, a
     temporary one if left out; it is removed, and workers on other machines must see it. rows_per_part: what is in memory at
@@ -58,16 +63,16 @@ def prepare_dataset(
     Raises the DataErrors of the readers, the cleaning and the encoders.
     """
     split, workers, notes = split or Split(), workers or InProcess(), list[str]()
-    user_table = _side_table(users, user_columns, schema.user_key, schema.user_features, None, "users", notes)
+    user_table = _side_table(users, user_columns, schema.user_key, schema.user_features, None, "users", notes, checks)
     if pseudonym_key is not None:
         user_table = {pseudonym(user, pseudonym_key): row for user, row in user_table.items()}
     of_items = (*schema.item_features, *schema.item_attributes)
-    item_table = _side_table(items, item_columns, schema.item_key, of_items, schema.title, "items", notes)
+    item_table = _side_table(items, item_columns, schema.item_key, of_items, schema.title, "items", notes, checks)
     with _folder(scratch) as folder:
         opened = open_log(log, folder, columns)
         clean = clean_log(
             opened, schema, cleaning or Cleaning(), folder, workers, rows_per_part,
-            lambda done, total: on_step("clean", done, total), pseudonym_key,
+            lambda done, total: on_step("clean", done, total), pseudonym_key, checks, erased_users,
         )  # fmt: skip
         parts = _split(clean, split, workers, lambda done, total: on_step("split", done, total))
         counts = _training_counts(parts)
@@ -297,8 +302,9 @@ def _side_table(
     key: str | None,
     features: Sequence[Feature],
     title: str | None,
-    what: str,
+    what: Literal["users", "items"],
     notes: list[str],
+    checks: Sequence[DataCheck],
 ) -> dict[str, dict[str, object]]:
     if source is None:
         if features:
@@ -309,7 +315,10 @@ def _side_table(
             )
         return {}
     name = str(source) if isinstance(source, str | Path) else f"the {what} table"
-    rows, dropped = feature_rows(read_table(source, columns), key, features, title, name)
+    table = read_table(source, columns)
+    passed, broken = check_table(table, checks, what, name)
+    notes += [f"{name}: {count:,} rows left out by the check that {rule}" for rule, count in broken.items()]
+    rows, dropped = feature_rows(table[passed], key, features, title, name)
     if dropped:
         notes.append(f"{name}: {dropped:,} rows without an id or with the id of an earlier row were left out")
     return rows

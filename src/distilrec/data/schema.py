@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import msgspec
 
-from distilrec.errors import ConfigError
+from distilrec.errors import ColumnMissingError, ConfigError
 
 FeatureKind = Literal["categorical", "multi", "numeric", "text", "vector"]
 
@@ -51,3 +52,14 @@ class Schema(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             names = [feature.name for feature in features]
             if twice := sorted({name for name in names if names.count(name) > 1}):
                 raise ConfigError(f"{declared} declares {twice[0]!r} twice", fix="keep one of them", parameter=twice[0])
+
+
+def need_column(columns: Sequence[str], column: str, source: str) -> None:
+    """Raises ColumnMissingError that lists the columns there are."""
+    if column not in columns:
+        raise ColumnMissingError(
+            f"{source} has no column {column!r}; it has: {', '.join(columns)}",
+            fix="correct the column name in the schema",
+            file=source,
+            column=column,
+        )

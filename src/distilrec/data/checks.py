@@ -1,0 +1,145 @@
+"""Declared checks of the tables: what must hold for every row, and what happens to rows for which it does not.
+
+Declared in the configuration, made into a dataframely schema, run on every table before anything else is done with it:
+
+    [[data.checks]]
+    column = "rating"
+    minimum = 1
+    maximum = 5
+    otherwise = "fail"
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, Literal
+
+import msgspec
+import polars as pl
+
+from distilrec.data.schema import need_column
+from distilrec.errors import CheckFailedError, ConfigError
+
+Table = Literal["interactions", "users", "items"]
+_ROW = "\0row"  # no column of a text file can have this name
+_SHOWN = 3  # rows that a message names
+
+
+class DataCheck(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What must hold for a column.
+
+    required: there is a value; minimum, maximum: of a number, the limits are allowed; allowed: the values there may be, as
+    text; pattern: a regular expression that the whole text matches; unique: no value twice (feature tables only).
+    otherwise: `drop` leaves out the rows for which it does not hold and counts them, `fail` stops.
+    A missing value breaks `required` only.
+    """
+
+    column: str
+    table: Table = "interactions"
+    required: bool = False
+    minimum: float | None = None
+    maximum: float | None = None
+    allowed: tuple[str, ...] | None = None
+    pattern: str | None = None
+    unique: bool = False
+    otherwise: Literal["drop", "fail"] = "drop"
+
+    def __post_init__(self) -> None:
+        if not self.rules():
+            raise ConfigError(
+                f"the check of column {self.column!r} demands nothing",
+                fix="add required, minimum, maximum, allowed, pattern or unique",
+                parameter="data.checks",
+            )
+        if self.unique and self.table == "interactions":
+            raise ConfigError(
+                f"the check of column {self.column!r} demands unique values in the log, which is read in parts",
+                fix="leave it out: duplicate rows are dropped by cleaning.drop_duplicates",
+                parameter="data.checks",
+            )
+        if self.pattern is not None:
+            try:
+                re.compile(self.pattern)
+            except re.error as problem:
+                raise ConfigError(
+                    f"the pattern of column {self.column!r} is no regular expression: {problem}",
+                    fix="correct it",
+                    parameter="data.checks",
+                ) from None
+
+    def rules(self) -> dict[str, pl.Expr]:
+        """The expression that is true where all is well, by what it demands."""
+        value = pl.col(self.column)
+        text = value.cast(pl.String, strict=False)
+        number = value.cast(pl.Float64, strict=False).fill_nan(None)
+        missing = value.is_null() | (text.str.strip_chars() == "").fill_null(value=False)
+        rules = {}
+        if self.required:
+            rules["is required"] = ~missing
+        if self.minimum is not None:
+            rules[f"is at least {self.minimum:g}"] = number >= self.minimum
+        if self.maximum is not None:
+            rules[f"is at most {self.maximum:g}"] = number <= self.maximum
+        if self.allowed is not None:
+            rules[f"is one of {', '.join(self.allowed)}"] = text.is_in(list(self.allowed))
+        if self.pattern is not None:
+            rules[f"matches {self.pattern}"] = text.str.contains(f"^(?:{self.pattern})$")
+        if self.unique:
+            rules["is unique"] = value.is_unique()
+        # What cannot be read as a number or text is wrong; what is missing is not, unless it is required.
+        return {
+            f"{self.column} {demand}": rule if demand == "is required" else missing | rule.fill_null(value=False)
+            for demand, rule in rules.items()
+        }
+
+
+def _same(expression: pl.Expr, schema: object) -> pl.Expr:
+    """What a rule of a dataframely schema is asked for."""
+    return expression
+
+
+def check_table(
+    rows: pl.DataFrame, checks: Sequence[DataCheck], table: Table, source: str, first: int = 0
+) -> tuple[pl.Series, dict[str, int]]:
+    """The numbers of the rows that pass, in their order, and how many rows each rule that drops leaves out.
+
+    source: the name of the table in messages; first: the number of its first row there. A row that breaks several rules is
+    counted with the first of them. Raises CheckFailedError where a rule that fails is broken, and ColumnMissingError.
+    """
+    own = [check for check in checks if check.table == table]
+    for check in own:
+        need_column(rows.columns, check.column, source)
+    if not own:
+        return pl.int_range(rows.height, eager=True), {}
+    import dataframely
+
+    fails = {rule for check in own if check.otherwise == "fail" for rule in check.rules()}
+    members: dict[str, Any] = {column: dataframely.Any() for column in {_ROW, *(check.column for check in own)}}
+    for check in own:
+        members |= {name: dataframely.rule()(partial(_same, expression)) for name, expression in check.rules().items()}
+    schema: Any = type("Checks", (dataframely.Schema,), members)
+    kept, broken = schema.filter(rows.with_row_index(_ROW).select({_ROW, *(check.column for check in own)}))
+    counts = broken.counts()
+    if wrong := [rule for rule in counts if rule in fails]:
+        details = broken.details()
+        bad = details.filter(pl.col(wrong[0]).cast(pl.String) == "invalid").head(_SHOWN)
+        column = next(check.column for check in own if wrong[0] in check.rules())
+        places = ", ".join(f"row {first + row + 1} ({value!r})" for row, value in bad.select(_ROW, column).iter_rows())
+        raise CheckFailedError(
+            f"{source}: {counts[wrong[0]]:,} rows break the check that {wrong[0]}: {places}",
+            fix='correct them, or set otherwise = "drop" in that check to leave such rows out',
+            file=source,
+            column=column,
+            rule=wrong[0],
+        )
+    details = broken.details().sort(_ROW)
+    left_out: dict[str, int] = {}
+    for rule in (rule for check in own for rule in check.rules()):
+        if rule in details.columns:
+            bad_here = pl.col(rule).cast(pl.String) == "invalid"
+            if count := details.filter(bad_here).height:
+                left_out[rule] = count
+            details = details.filter(~bad_here)
+    return kept[_ROW].sort(), left_out
