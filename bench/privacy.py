@@ -5,7 +5,8 @@
 MovieLens 1M, films with 200 ratings or more. A tenth of the people are volunteers, a fifth outsiders, the others members:
 
 - plain: students of the members, without distillation and with the labels of a linear teacher of the members;
-- private: students of the members by DP-SGD (ground truth alone), at several epsilons;
+- private: students of the members by DP-SGD (ground truth alone), at several epsilons, from nothing and from the weights of
+  the volunteers' student;
 - votes: students of the volunteers alone, and with the noisy votes of 200 teachers of disjoint groups of members, among the
   50 items that the volunteers' student puts first.
 
@@ -52,8 +53,9 @@ RESULTS = Path(__file__).parent / "results"
 STUDENT = RecurrentConfig()
 TRAINING = TrainingConfig(epochs=12, patience=12, learning_rate=4e-3)
 FEW_USERS = TrainingConfig(epochs=20, patience=5, learning_rate=4e-3)
-PRIVATE = PrivateTrainingConfig(delta=1e-5, steps=200, events=30)
-EPSILONS = (1.0, 2.0, 4.0, 8.0, 16.0)
+PRIVATE = PrivateTrainingConfig(delta=1e-5, steps=100, events=30)
+FROM_VOLUNTEERS = PrivateTrainingConfig(delta=1e-5, steps=60, events=30, learning_rate=2e-3)
+EPSILONS = (1.0, 4.0, 16.0, 64.0)
 VOTE_EPSILONS = (2.0, 8.0, 32.0, None)
 VOTERS, CANDIDATES = 200, 50
 
@@ -178,6 +180,13 @@ def main() -> None:
                 f"DP-SGD, epsilon {epsilon:g}",
                 who.members,
                 lambda seed: train_private(STUDENT, who.members, config, seed=seed),  # noqa: B023
+            )
+        for epsilon in EPSILONS:
+            further = msgspec.structs.replace(FROM_VOLUNTEERS, epsilon=epsilon)
+            measure(
+                f"DP-SGD from the volunteers' student, epsilon {epsilon:g}",
+                who.members,
+                lambda seed: train_private(STUDENT, who.members, further, seed=seed, start=of_volunteers[seed]),  # noqa: B023
             )
     if "plain" in arguments.only:
         measure("no privacy", who.members, lambda seed: train_model(STUDENT, who.members, TRAINING, seed=seed))

@@ -389,13 +389,43 @@ def pseudonym(
 
 @app.command
 def forget(
-    *, user_id: Annotated[str, Parameter(name=["--user_id", "--user-id"], help="Who.")], bundle: Bundle = None
+    *,
+    user_id: Annotated[str, Parameter(name=["--user_id", "--user-id"], help="Who.")],
+    bundle: Bundle = None,
+    run: Annotated[Path | None, Parameter(help="A whole run: its data, labels and bundles.")] = None,
 ) -> None:
-    """Take a user out of the history in a bundle that no service has loaded."""
+    """Take a user out of the history in a bundle that no service has loaded, or out of a whole run."""
+    if run is not None:
+        from distilrec import pipeline
+
+        with _progress() as progress:
+            done = pipeline.forget_user(pipeline.open_run(run, progress), user_id)
+        print("\n".join(done) or "this run holds nothing about that user")  # noqa: T201
+        return
     from distilrec.bundle.format import erase_user
 
     there = erase_user(_bundle(bundle), user_id)
     print("erased" if there else "this bundle holds nothing about that user")  # noqa: T201
+
+
+@app.command
+def seen(
+    *,
+    user_id: Annotated[str, Parameter(name=["--user_id", "--user-id"], help="Who.")],
+    runs: Annotated[Path, Parameter(help="Folder of run folders.")] = Path("runs"),
+) -> None:
+    """List the exported models that were trained on a user's rows, the oldest first."""
+    from datetime import UTC, datetime
+
+    from distilrec.seen import models_that_saw
+
+    found = models_that_saw(runs, user_id)
+    for one in found:
+        when = datetime.fromtimestamp(one.exported, UTC).isoformat(timespec="seconds")
+        private = ", with differential privacy" if one.private else ""
+        print(f"{one.model_version}  {when}  {one.dataset}{private}")  # noqa: T201
+    if not found:
+        print(f"no model recorded below {runs} was trained on this user")  # noqa: T201
 
 
 def _bundle(given: Path | None) -> Path:

@@ -7,6 +7,8 @@ teacher/          the trained teacher        checkpoints/   unfinished trainings
 labels/           its soft and hard labels (of each member of an ensemble, for a curriculum)
 student/          the distilled student      alone/         the same student without distillation
 bundle/           what is served             bundle-alone/  the same, of the student without distillation
+seen/             which users each exported model was trained on (`distilrec seen`)
+erased-users.txt  whom `prepare` leaves out from now on (`distilrec forget`)
 costs.json        time and memory of each stage
 comparison.json   report.html
 """
@@ -28,10 +30,10 @@ import numpy as np
 import polars as pl
 
 from distilrec.bundle.export import export_bundle, record_metrics
-from distilrec.bundle.format import CATALOGUE, WEIGHTS, Manifest
+from distilrec.bundle.format import CATALOGUE, WEIGHTS, Manifest, erase_user
 from distilrec.config import DataConfig, RunConfig
 from distilrec.data.cleaning import clean_log
-from distilrec.data.dataset import Dataset
+from distilrec.data.dataset import Dataset, load_dataset
 from distilrec.data.fetch import DATASETS, fetch
 from distilrec.data.preparation import prepare_dataset
 from distilrec.data.pseudonyms import pseudonym_key
@@ -63,6 +65,7 @@ from distilrec.evaluate.statistics import paired_difference
 from distilrec.knowledge.extract import extract_labels
 from distilrec.knowledge.store import LabelStore
 from distilrec.models import ModelConfig, TrainedModel, load_model, save_model, train_model
+from distilrec.seen import record_users
 from distilrec.students.soft_tree import SoftTree, TreeNode, describe_tree
 from distilrec.teachers.build import EnsembleConfig, TeacherConfig, load_teacher, make_teacher, single_teachers
 from distilrec.teachers.ensemble import EnsembleTeacher
@@ -74,6 +77,7 @@ from distilrec.training.trainer import Epoch, TrainingConfig
 from distilrec.training.validation import validation_ndcg
 from distilrec.workers import InProcess, Workers
 
+_ERASED = "erased-users.txt"  # in the run folder: whom `forget_user` was asked to forget
 _ENGINE_REQUESTS, _TORCH_REQUESTS = 2_000, 100
 
 
@@ -178,7 +182,7 @@ def prepare(
         pseudonym_key=_key(data),
         derived_features=data.derived_features,
         checks=data.checks,
-        erased_users=_erased_users(data),
+        erased_users=_erased_users(data, folder),
     )
     source = None if data.dataset is None else fetch(data.dataset, say)
     with _measured(run, "prepare"):
@@ -223,16 +227,17 @@ def _key(data: DataConfig) -> bytes | None:
     return None if data.pseudonym_key is None else pseudonym_key(data.pseudonym_key)
 
 
-def _erased_users(data: DataConfig) -> list[str]:
-    """The ids in the file of erased users. Raises FileMissingError."""
-    if data.erased_users is None:
-        return []
-    path = Path(data.erased_users)
-    if not path.is_file():
-        raise FileMissingError(
-            f"{path}, the list of erased users, is not there", fix="make it, or correct its path", file=str(path)
-        )
-    return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+def _erased_users(data: DataConfig, folder: Path) -> list[str]:
+    """The ids in the file of erased users, and those that were erased from this run. Raises FileMissingError."""
+    files = [folder / _ERASED] if (folder / _ERASED).is_file() else []
+    if data.erased_users is not None:
+        files.append(Path(data.erased_users))
+    for path in files:
+        if not path.is_file():
+            raise FileMissingError(
+                f"{path}, the list of erased users, is not there", fix="make it, or correct its path", file=str(path)
+            )
+    return [line.strip() for path in files for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
 
 
 def train_teacher(run: Run, dataset: Dataset) -> Teacher:
@@ -354,15 +359,59 @@ def export(run: Run, dataset: Dataset) -> Manifest:
     student = load_model(run.folder / "student", dataset)
     told = teacher if run.config.privacy is None else None  # what the teacher would recommend is not private
     manifest = export_bundle(student, dataset, run.bundle, teacher=told, config=run.config.bundle)
+    _record(run, dataset, manifest)
     if (run.folder / "alone" / "model.json").is_file():
         alone = load_model(run.folder / "alone", dataset)
-        export_bundle(alone, dataset, run.bundle_alone, config=run.config.bundle)
+        _record(run, dataset, export_bundle(alone, dataset, run.bundle_alone, config=run.config.bundle))
     search = manifest.search
     run.progress.say(
         f"bundle in {run.bundle}: model {manifest.model_version}, {model_bytes(manifest):,} bytes of model"
         + (f", {search.kind} search with recall@10 {search.recall:.4f}" if search.kind != "exact" else "")
     )
     return manifest
+
+
+def _record(run: Run, dataset: Dataset, manifest: Manifest) -> None:
+    """Who was in the training of this model, for `distilrec seen`."""
+    record_users(
+        run.folder,
+        dataset.info.user_ids[: dataset.info.warm_users],
+        model_version=manifest.model_version,
+        dataset=manifest.dataset,
+        dataset_fingerprint=manifest.dataset_fingerprint,
+        teacher=manifest.teacher,
+        private=manifest.privacy is not None,
+    )
+
+
+def forget_user(run: Run, user_id: str) -> list[str]:
+    """Takes a user out of a run: out of the prepared data, the labels and the histories of the bundles; what was done.
+
+    The user is put on the list of those that `prepare` leaves out of this run from now on. Labels and unfinished trainings
+    go as a whole, they are made again when they are needed. Weights stay as they are until they are trained again.
+    """
+    data, lines = load_dataset(run.folder / "data"), []
+    listed = run.folder / _ERASED
+    before = listed.read_text(encoding="utf-8").splitlines() if listed.is_file() else []
+    if user_id not in before:
+        listed.write_text("\n".join([*before, user_id]) + "\n", encoding="utf-8")
+    if user_id in data.info.user_ids:
+        place = data.info.user_ids.index(user_id)
+        rows = int(data.offsets[place + 1] - data.offsets[place])
+        data.select_users(np.delete(np.arange(data.users), place)).save(run.folder / "data")
+        lines.append(f"prepared data: {rows:,} rows erased")
+        for name in ("labels", "checkpoints", "tuning"):
+            if (run.folder / name).exists():
+                shutil.rmtree(run.folder / name)
+                lines.append(f"{name}: deleted, made again when needed")
+    for bundle in (run.bundle, run.bundle_alone):
+        if (bundle / "manifest.json").is_file() and erase_user(bundle, user_id):
+            lines.append(f"{bundle}: history erased")
+    if lines:
+        lines.append(
+            "a comparison and models of this run are of the data before: train them again with `distilrec run`"
+        )
+    return lines
 
 
 def evaluate(run: Run, dataset: Dataset) -> Comparison:

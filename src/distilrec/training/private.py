@@ -54,12 +54,15 @@ def train_private(
     training: PrivateTrainingConfig,
     *,
     seed: int,
+    start: TrainedModel | None = None,
     on_epoch: Callable[[Epoch, int], None] = lambda epoch, total: None,
 ) -> TrainedModel:
     """A student whose weights are differentially private; its record says what was spent.
 
     No step is chosen on validation: the mean of the last weights is kept, and its validation NDCG@10 is for information.
-    on_epoch: is called ten times, and at the end with the figure.
+    start: a student of the same catalogue whose weights to begin with, of users who need no protection; without it the biases
+    begin with noisy item counts, which cost a little of epsilon. on_epoch: is called ten times, and at the end with the
+    figure.
     Raises ConfigError for a student that is not recurrent, and for data with features that are derived from the log.
     """
     _check(config, dataset)
@@ -70,10 +73,13 @@ def train_private(
     users = len(latest.starts)
     rate = min(1.0, training.users_per_step / users)
     delta = 1 / (10 * users) if training.delta is None else training.delta
-    spent = noise_for(training.epsilon, delta, rate, training.steps)
+    spent = noise_for(training.epsilon, delta, rate, training.steps, with_counts=start is None)
     generator = torch.Generator().manual_seed(seed)
     rng = np.random.default_rng([seed, 1])
-    _begin_with_counts(model, dataset, latest, spent.count_noise, generator)
+    if start is None:
+        _begin_with_counts(model, dataset, latest, spent.count_noise, generator)
+    else:
+        _begin_with(model, start)
     loss = _UserLoss(model)
     parameters = dict(model.named_parameters())
     optimizer = DPOptimizer(
@@ -136,15 +142,15 @@ class Spent(msgspec.Struct, frozen=True):
     epsilon: float
 
 
-def noise_for(epsilon: float, delta: float, rate: float, steps: int) -> Spent:
+def noise_for(epsilon: float, delta: float, rate: float, steps: int, *, with_counts: bool = True) -> Spent:
     """The smallest noise that keeps to epsilon, found by bisection with the PRV accountant (Gopi et al. 2021).
 
-    rate: how likely a user is drawn in a step. Raises ConfigError where no amount of noise does, or none is needed.
+    rate: how likely a user is drawn in a step; with_counts: item counts are told as well. Raises ConfigError where no amount of noise does, or none is needed.
     """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the accountant takes logarithms of 0 on purpose
-            return _noise_for(epsilon, delta, rate, steps)
+            return _noise_for(epsilon, delta, rate, steps, with_counts)
     except RuntimeError as problem:  # noise so small that the accountant's numerics give up
         raise ConfigError(
             f"what an epsilon of {epsilon} allows cannot be accounted for: {problem}",
@@ -153,14 +159,17 @@ def noise_for(epsilon: float, delta: float, rate: float, steps: int) -> Spent:
         ) from None
 
 
-def _noise_for(epsilon: float, delta: float, rate: float, steps: int) -> Spent:
-    counts = get_noise_multiplier(
-        target_epsilon=_COUNT_SHARE * epsilon, target_delta=delta, sample_rate=1.0, steps=1, accountant="prv"
-    )
+def _noise_for(epsilon: float, delta: float, rate: float, steps: int, with_counts: bool) -> Spent:
+    counts = 0.0
+    if with_counts:
+        asked = _COUNT_SHARE * epsilon
+        counts = float(
+            get_noise_multiplier(target_epsilon=asked, target_delta=delta, sample_rate=1.0, steps=1, accountant="prv")
+        )
 
     def spent(noise: float) -> float:
         accountant = PRVAccountant()
-        accountant.history = [(noise, rate, steps), (float(counts), 1.0, 1)]
+        accountant.history = [(noise, rate, steps), *([(counts, 1.0, 1)] if with_counts else [])]
         return float(accountant.get_epsilon(delta, eps_error=_ERROR * epsilon))
 
     low, high = 0.0, 1.0
@@ -176,7 +185,7 @@ def _noise_for(epsilon: float, delta: float, rate: float, steps: int) -> Spent:
         middle = (low + high) / 2
         of_middle = spent(middle)
         low, high, value = (middle, high, value) if of_middle > epsilon else (low, middle, of_middle)
-    return Spent(high, float(counts), value)
+    return Spent(high, counts, value)
 
 
 def _check(config: StudentConfig, dataset: Dataset) -> None:
@@ -212,6 +221,17 @@ def _begin_with_counts(
     logarithm = torch.log(noisy.clamp(min=max(noise, 0.1)))
     with torch.no_grad():
         model.items.bias.copy_((logarithm - logarithm.mean()).float())
+
+
+def _begin_with(model: SequenceModel, start: TrainedModel) -> None:
+    try:
+        model.load_state_dict(start.model.state_dict())
+    except RuntimeError:  # torch's word for names or shapes that do not fit
+        raise ConfigError(
+            "the student to begin with is of another shape",
+            fix="train it with the same [student] section on the same catalogue (`Dataset.select_users` keeps it)",
+            parameter="start",
+        ) from None
 
 
 def _counts(dataset: Dataset, latest: Windows, items: int) -> NDArray[np.float64]:
