@@ -20,7 +20,7 @@ from distilrec.evaluate.comparison import STUDENT
 from distilrec.evaluate.report import verdict
 from distilrec.knowledge.extract import LabelConfig, extract_labels
 from distilrec.knowledge.votes import VoteConfig, private_votes, sigma_for
-from distilrec.models import build_model, load_model, save_model
+from distilrec.models import build_model, load_model, save_model, train_model
 from distilrec.privacy import PrivateTrainingConfig
 from distilrec.students.mlp import MlpConfig
 from distilrec.students.recurrent import RecurrentConfig
@@ -153,6 +153,21 @@ def test_a_private_student_learns(plain):
     config = msgspec.structs.replace(TRAINING, epsilon=90.0, steps=60, learning_rate=2e-2)
     train_private(STUDENT_CONFIG, plain, config, seed=0, on_epoch=lambda epoch, total: losses.append(epoch.loss))
     assert losses[-1] < losses[0] - 0.1
+
+
+def test_a_private_student_begins_with_that_of_volunteers(plain):
+    volunteers, members = (plain.select_users(np.arange(plain.users)[half::2]) for half in (0, 1))
+    start = train_model(STUDENT_CONFIG, volunteers, TrainingConfig(epochs=2), seed=0)
+    barely = msgspec.structs.replace(TRAINING, learning_rate=1e-9)
+    trained = train_private(STUDENT_CONFIG, members, barely, seed=0, start=start)
+    for name, value in trained.model.state_dict().items():
+        torch.testing.assert_close(value, start.model.state_dict()[name])
+    assert trained.record.privacy.count_noise == 0.0
+    without = train_private(STUDENT_CONFIG, members, barely, seed=0)
+    assert without.record.privacy.noise_multiplier > trained.record.privacy.noise_multiplier
+    other = train_model(RecurrentConfig(dim=4, max_history=16), volunteers, TrainingConfig(epochs=1), seed=0)
+    with pytest.raises(ConfigError, match="another shape"):
+        train_private(STUDENT_CONFIG, members, TRAINING, seed=0, start=other)
 
 
 def test_what_cannot_be_private_is_refused(small, plain):

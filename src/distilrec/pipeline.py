@@ -372,7 +372,7 @@ def export(run: Run, dataset: Dataset) -> Manifest:
 
 
 def _record(run: Run, dataset: Dataset, manifest: Manifest) -> None:
-    """Who was in the training of this model, for `distilrec seen`."""
+    """Who was in the training of this model, for `distilrec seen`; its metrics are a part of its version, so twice."""
     record_users(
         run.folder,
         dataset.info.user_ids[: dataset.info.warm_users],
@@ -436,7 +436,8 @@ def evaluate(run: Run, dataset: Dataset) -> Comparison:
     comparison = msgspec.structs.replace(comparison, costs=costs, tree=tree, privacy=privacy)
     run.progress.advance("evaluate", len(candidates), len(candidates))
     (run.folder / "comparison.json").write_bytes(msgspec.json.format(msgspec.json.encode(comparison)))
-    record_metrics(run.bundle, {name: value.mean for name, value in comparison.row(STUDENT).quality.items()})
+    metrics = {name: value.mean for name, value in comparison.row(STUDENT).quality.items()}
+    _record(run, dataset, record_metrics(run.bundle, metrics))
     write_report(comparison, run.folder / "report.html")
     run.progress.say(f"report in {run.folder / 'report.html'}")
     return comparison

@@ -60,9 +60,9 @@ def train_private(
     """A student whose weights are differentially private; its record says what was spent.
 
     No step is chosen on validation: the mean of the last weights is kept, and its validation NDCG@10 is for information.
-    start: a student of the same catalogue whose weights to begin with, of users who need no protection; without it the biases
-    begin with noisy item counts, which cost a little of epsilon. on_epoch: is called ten times, and at the end with the
-    figure.
+    start: a student of the same catalogue whose weights to begin with, of users who need no protection; without it the
+    biases begin with noisy item counts, which cost a little of epsilon. on_epoch: is called ten times, and at the end with
+    the figure.
     Raises ConfigError for a student that is not recurrent, and for data with features that are derived from the log.
     """
     _check(config, dataset)
@@ -145,7 +145,8 @@ class Spent(msgspec.Struct, frozen=True):
 def noise_for(epsilon: float, delta: float, rate: float, steps: int, *, with_counts: bool = True) -> Spent:
     """The smallest noise that keeps to epsilon, found by bisection with the PRV accountant (Gopi et al. 2021).
 
-    rate: how likely a user is drawn in a step; with_counts: item counts are told as well. Raises ConfigError where no amount of noise does, or none is needed.
+    rate: how likely a user is drawn in a step; with_counts: item counts are told as well.
+    Raises ConfigError where no amount of noise does, or none is needed.
     """
     try:
         with warnings.catch_warnings():
