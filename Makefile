@@ -38,20 +38,26 @@ bench: $(VENV)/bench.stamp
 	$(VENV)/bin/python bench/losses.py
 	$(VENV)/bin/python bench/quality.py --config bench/ml-100k.toml --seeds 3 --folder runs/quality-ml-100k
 	$(VENV)/bin/python bench/latency.py --run runs/quality-ml-100k/seed-0
-	$(VENV)/bin/python bench/quality.py --config bench/ml-1m.toml --seeds 3 --shared-teacher --folder runs/quality-ml-1m
+	$(VENV)/bin/python bench/quality.py --config examples/films/recipe.toml --seeds 3 --shared-teacher --folder runs/quality-ml-1m
 	$(VENV)/bin/python bench/latency.py --run runs/quality-ml-1m/seed-0
-	@test ! -d ../shared/data/online-retail || $(VENV)/bin/python bench/quality.py --config bench/online-retail.toml \
-	  --seeds 3 --shared-teacher --folder runs/quality-online-retail
 	$(VENV)/bin/python bench/engine.py
 	$(VENV)/bin/python bench/service.py
 
-# The recipes of examples/, each on the data of ../shared/data (or --source), students with three seeds.
+# One recipe of examples/ as a user would run it: make recipe-music. SOURCE is the folder of the original files.
+recipe-%: $(VENV)/bench.stamp
+	$(VENV)/bin/python examples/$*/recipe.py $(if $(SOURCE),--source $(SOURCE))
+
+# All recipes on the data of ../shared/data, students with three seeds (groceries: 25 min for each); then noise, transfer
+# and privacy. Hours. Films are a part of `bench`.
 bench-domains: $(VENV)/bench.stamp
-	for domain in e-commerce groceries music people films-and-trust news; do \
+	for domain in e-commerce groceries dirty-shop music people films-and-trust news; do \
 	  $(VENV)/bin/python examples/$$domain/recipe.py --tables-only && \
 	  $(VENV)/bin/python bench/quality.py --config examples/$$domain/recipe.toml --seeds 3 --shared-teacher \
 	    --folder runs/domains/$$domain || exit 1; \
 	done
+	$(VENV)/bin/python bench/noise.py
+	$(VENV)/bin/python bench/transfer.py
+	$(VENV)/bin/python bench/privacy.py
 
 # What the tests need from the system: Redis for the shared store, Chromium for the playground. Where they cannot be
 # installed, the tests that need them are skipped and say so.

@@ -29,17 +29,20 @@ class Lines(pipeline.Silent):
         print(line, flush=True)
 
 
-def main(folder: Path, source: str, tables: Callable[[Path], dict[str, pl.DataFrame]]) -> None:
-    """Makes the tables of a recipe from the folder `source`, trains, compares, and prints answers with their reasons."""
+def main(folder: Path, source: str = "", tables: Callable[[Path], dict[str, pl.DataFrame]] | None = None) -> None:
+    """Makes the tables of a recipe from the folder `source`, trains, compares, and prints answers with their reasons.
+
+    tables: none where the configuration names a public data set.
+    """
     parser = argparse.ArgumentParser(formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--source", type=Path, default=SHARED / source, help="folder of the original files")
     parser.add_argument("--run", type=Path, default=ROOT / "runs" / "domains" / folder.name)
     parser.add_argument("--tables-only", action="store_true", help="stop after the tables, for bench/quality.py")
     arguments = parser.parse_args()
-    if not arguments.source.is_dir():
+    if tables is not None and not arguments.source.is_dir():
         sys.exit(f"error: {arguments.source} is not there\n  how to fix: give the folder of {source} with --source")
     (folder / "tables").mkdir(exist_ok=True)
-    for name, made in tables(arguments.source).items():
+    for name, made in ({} if tables is None else tables(arguments.source)).items():
         made.write_parquet(folder / "tables" / f"{name}.parquet")
         print(f"{name}: {made.height:,} rows, {', '.join(made.columns)}", flush=True)
     if arguments.tables_only:
