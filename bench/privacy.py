@@ -175,18 +175,18 @@ def main() -> None:
     reference.append((of_users(of_volunteers[0], who.members), of_users(of_volunteers[0], who.outsiders)))
     if "private" in arguments.only:
         for epsilon in EPSILONS:
-            config = msgspec.structs.replace(PRIVATE, epsilon=epsilon)
-            measure(
-                f"DP-SGD, epsilon {epsilon:g}",
-                who.members,
-                lambda seed: train_private(STUDENT, who.members, config, seed=seed),  # noqa: B023
-            )
-        for epsilon in EPSILONS:
             further = msgspec.structs.replace(FROM_VOLUNTEERS, epsilon=epsilon)
             measure(
                 f"DP-SGD from the volunteers' student, epsilon {epsilon:g}",
                 who.members,
                 lambda seed: train_private(STUDENT, who.members, further, seed=seed, start=of_volunteers[seed]),  # noqa: B023
+            )
+        for epsilon in EPSILONS:
+            config = msgspec.structs.replace(PRIVATE, epsilon=epsilon)
+            measure(
+                f"DP-SGD, epsilon {epsilon:g}",
+                who.members,
+                lambda seed: train_private(STUDENT, who.members, config, seed=seed),  # noqa: B023
             )
     if "plain" in arguments.only:
         measure("no privacy", who.members, lambda seed: train_model(STUDENT, who.members, TRAINING, seed=seed))
