@@ -35,6 +35,7 @@ from distilrec.data.cleaning import Cleaning
 from distilrec.data.dataset import Dataset, load_dataset
 from distilrec.data.fetch import DATASETS, fetch
 from distilrec.distill.distillation import DistillationConfig, distil
+from distilrec.distill.private import train_private
 from distilrec.evaluate.metrics import ndcg
 from distilrec.evaluate.ranking import questions, rank
 from distilrec.evaluate.statistics import bootstrap
@@ -46,7 +47,6 @@ from distilrec.students.recurrent import RecurrentConfig
 from distilrec.teachers.linear import LinearConfig, fit_linear
 from distilrec.training.batches import batch_of, training_windows
 from distilrec.training.model import SequenceModel, TorchScorer
-from distilrec.training.private import train_private
 from distilrec.training.trainer import MASKED_LOGIT, TrainingConfig, seen_items
 
 RESULTS = Path(__file__).parent / "results"

@@ -14,7 +14,9 @@ from distilrec import pipeline
 from distilrec.bundle.format import read_bundle
 from distilrec.data.dataset import load_dataset
 from distilrec.data.preparation import prepare_dataset
+from distilrec.distill import private
 from distilrec.distill.distillation import DistillationConfig, distil
+from distilrec.distill.private import noise_for, train_private
 from distilrec.errors import ConfigError, TeacherError
 from distilrec.evaluate.comparison import STUDENT
 from distilrec.evaluate.report import verdict
@@ -24,9 +26,7 @@ from distilrec.models import build_model, load_model, save_model, train_model
 from distilrec.privacy import PrivateTrainingConfig
 from distilrec.students.mlp import MlpConfig
 from distilrec.students.recurrent import RecurrentConfig
-from distilrec.training import private
 from distilrec.training.batches import Windows, batch_of
-from distilrec.training.private import noise_for, train_private
 from distilrec.training.trainer import TrainingConfig
 from tests.small_run import SCHEMA, small_config, tables, write_tables
 

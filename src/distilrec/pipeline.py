@@ -287,7 +287,7 @@ def distil_student(run: Run, dataset: Dataset) -> TrainedModel:
     """The labels of the teacher, and the student that learns from them; a private one learns from the log alone."""
     config, training, distillation = run.config.student, run.config.student_training, run.config.distillation
     if run.config.privacy is not None:
-        from distilrec.training.private import train_private  # Opacus is an extra of its own
+        from distilrec.distill.private import train_private  # Opacus is an extra of its own
 
         private = partial(train_private, config, dataset, run.config.privacy, seed=run.config.seed)
         trained = _once(

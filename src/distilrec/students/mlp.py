@@ -13,9 +13,8 @@ from torch import nn
 from torch.nn import functional
 
 from distilrec.data.dataset import Dataset
-from distilrec.teachers.dnn import causal_mean
 from distilrec.training.batches import Batch
-from distilrec.training.model import FeatureProjection, ItemTower, SequenceModel, with_padding
+from distilrec.training.model import FeatureProjection, ItemTower, SequenceModel, causal_mean, with_padding
 
 
 class MlpConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="mlp", tag_field="kind"):

@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from distilrec.data.dataset import Dataset
 from distilrec.training.batches import Batch
-from distilrec.training.model import FeatureProjection, ItemTower, SequenceModel, with_padding
+from distilrec.training.model import FeatureProjection, ItemTower, SequenceModel, causal_mean, with_padding
 
 
 class DnnConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="dnn", tag_field="kind"):
@@ -49,9 +49,3 @@ class Dnn(SequenceModel):
             torch.cat([user, causal_mean(x, batch, self.items.catalogue_size), x], dim=-1)
         )
         return hidden
-
-
-def causal_mean(x: torch.Tensor, batch: Batch, padding: int) -> torch.Tensor:
-    """The mean of the item vectors seen up to each position, (batch, length, dim); zero before the first item."""
-    seen = (batch.items != padding).unsqueeze(-1).to(x.dtype).cumsum(1)
-    return x.cumsum(1) / seen.clamp(min=1.0)

@@ -74,6 +74,12 @@ def with_padding(vectors: torch.Tensor) -> torch.Tensor:
     return functional.pad(vectors, (0, 0, 0, 1))
 
 
+def causal_mean(x: torch.Tensor, batch: Batch, padding: int) -> torch.Tensor:
+    """The mean of the item vectors seen up to each position, (batch, length, dim); zero before the first item."""
+    seen = (batch.items != padding).unsqueeze(-1).to(x.dtype).cumsum(1)
+    return x.cumsum(1) / seen.clamp(min=1.0)
+
+
 class SequenceModel(nn.Module, ABC):
     """f(x) = sigma(W1 h1 + b1): `encode` gives h1 after each event, `score` gives the logits over items.
 
