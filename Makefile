@@ -4,7 +4,7 @@ VENV := .venv
 RUN := runs/ml-100k
 PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test lint serve bench bench-domains clean system keras-tensorflow
+.PHONY: demo test lint docs serve bench bench-domains clean system keras-tensorflow
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/train.stamp
@@ -43,6 +43,11 @@ bench: $(VENV)/bench.stamp
 	$(VENV)/bin/python bench/latency.py --run runs/quality-ml-1m/seed-0
 	$(VENV)/bin/python bench/engine.py
 	$(VENV)/bin/python bench/service.py
+
+# The docs site in site/, strict: a broken link or reference is an error.
+docs: $(VENV)/docs.stamp
+	$(VENV)/bin/python docs/reference.py
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --quiet
 
 # One recipe of examples/ as a user would run it: make recipe-music. SOURCE is the folder of the original files.
 recipe-%: $(VENV)/bench.stamp
@@ -93,6 +98,10 @@ $(VENV)/dev.stamp: pyproject.toml $(VENV)/train.stamp
 	$(PIP) --editable '.[dev]'
 	$(PIP) --editable '.[adapters]'
 	$(PIP) --no-deps recbole==1.2.1
+	@touch $@
+
+$(VENV)/docs.stamp: pyproject.toml $(VENV)/train.stamp
+	$(PIP) --editable '.[docs]'
 	@touch $@
 
 $(VENV)/bench.stamp: pyproject.toml $(VENV)/dev.stamp
