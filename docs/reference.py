@@ -1,6 +1,6 @@
 """Writes the generated pages of the docs site: the command line, the HTTP interface and the Python interface.
 
-    python docs/reference.py      # docs/reference/{cli,http,python}.md; `make docs` runs it
+python docs/reference.py      # docs/reference/{cli,http,python}.md; `make docs` runs it
 """
 
 from __future__ import annotations
@@ -21,7 +21,12 @@ PYTHON = {
     "Data": ["distilrec.data.preparation", "distilrec.data.schema", "distilrec.data.cleaning", "distilrec.data.checks"],
     "Teachers": ["distilrec.teachers.teacher", "distilrec.teachers.external", "distilrec.teachers.build"],
     "Knowledge": ["distilrec.knowledge.extract", "distilrec.knowledge.store", "distilrec.knowledge.votes"],
-    "Training": ["distilrec.models", "distilrec.training.trainer", "distilrec.distill.distillation", "distilrec.distill.private"],
+    "Training": [
+        "distilrec.models",
+        "distilrec.training.trainer",
+        "distilrec.distill.distillation",
+        "distilrec.distill.private",
+    ],
     "Evaluation": ["distilrec.evaluate.comparison", "distilrec.evaluate.metrics", "distilrec.evaluate.statistics"],
     "Runs": ["distilrec.pipeline", "distilrec.config", "distilrec.privacy", "distilrec.seen"],
     "Errors": ["distilrec.errors"],
@@ -38,7 +43,9 @@ def http() -> str:
             lines += [f"## `{method.upper()} {path}`", "", operation["summary"], ""]
             if operation["parameters"]:
                 lines += ["| parameter | in | |", "|---|---|---|"]
-                lines += [f"| `{p['name']}` | {p['in']} | {p.get('description', '')} |" for p in operation["parameters"]]
+                lines += [
+                    f"| `{p['name']}` | {p['in']} | {p.get('description', '')} |" for p in operation["parameters"]
+                ]
                 lines.append("")
             if body := operation.get("requestBody"):
                 lines += [f"Takes {_link(body)}.", ""]
@@ -74,7 +81,12 @@ def _type(schema: dict[str, Any]) -> str:
 
 def python() -> str:
     """One section of mkdocstrings directives for each part."""
-    lines = ["# Python reference", "", "What `import distilrec` gives is `distilrec.__all__`; it comes from the modules below.", ""]
+    lines = [
+        "# Python reference",
+        "",
+        "What `import distilrec` gives is `distilrec.__all__`; it comes from the modules below.",
+        "",
+    ]
     for title, modules in PYTHON.items():
         lines += [f"## {title}", "", *(f"::: {module}\n    options:\n      heading_level: 3\n" for module in modules)]
     return "\n".join(lines)

@@ -149,3 +149,23 @@ def test_recipes_are_valid_and_documented(recipe):
     )
     assert done.returncode == 1
     assert "nowhere is not there\n  how to fix: give the folder of" in done.stderr
+
+
+def test_the_examples_of_the_quick_start_run(bundle, tmp_path):
+    """The Python of docs/index.md, on the bundle of the small run; its configuration, on the tables of the small run."""
+    from tests.small_run import tables
+
+    text = (ROOT / "docs" / "index.md").read_text()
+    (python,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    script = python.replace("runs/mine/bundle", str(bundle)).replace('"123"', '"u1"').replace('"item-7"', '"i7"')
+    assert script != python
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert len(done.stdout.splitlines()) == 5
+    assert "Thing number" in done.stdout
+    (toml,) = re.findall(r"```toml\n(.*?)```", text, re.DOTALL)
+    (tmp_path / "my.toml").write_text(toml)
+    names = {"user_id": "customer", "item_id": "sku", "timestamp": "bought_at"}
+    tables()["log"].rename(names).write_csv(tmp_path / "log.csv")
+    command = [sys.executable, "-m", "distilrec.cli", "prepare", "--config", "my.toml", "--run", "runs/mine"]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    assert "rows kept" in said
