@@ -11,7 +11,6 @@ from unittest.mock import Mock
 
 from distilrec.cli import app
 from distilrec.serve.app import _api, _kserve
-from distilrec.serve.http import Endpoint
 from distilrec.serve.openapi import openapi
 from distilrec.serve.service import Service
 
@@ -93,6 +92,7 @@ def python() -> str:
 
 
 def main() -> None:
+    """Writes the three pages."""
     FOLDER.mkdir(exist_ok=True)
     (FOLDER / "cli.md").write_text(app.generate_docs(output_format="markdown"), encoding="utf-8")
     (FOLDER / "http.md").write_text(http(), encoding="utf-8")
