@@ -132,6 +132,15 @@ def test_every_step_adds_the_noise_it_accounts_for(plain, monkeypatch):
     assert float(noise.std()) == pytest.approx(expected, rel=0.03)
 
 
+def test_it_does_not_matter_how_many_users_are_taken_at_once(plain, monkeypatch):
+    """Clipped gradients are summed over the parts of a step, and noise is added once."""
+    whole = train_private(STUDENT_CONFIG, plain, TRAINING, seed=0)
+    monkeypatch.setattr(private, "_LOGITS", 7 * TRAINING.events * plain.info.warm_items)
+    parts = train_private(STUDENT_CONFIG, plain, TRAINING, seed=0)
+    for name, value in parts.model.state_dict().items():
+        torch.testing.assert_close(value, whole.model.state_dict()[name], rtol=1e-3, atol=1e-4)
+
+
 def test_a_private_student_says_what_was_spent(plain, tmp_path):
     said = []
     trained = train_private(STUDENT_CONFIG, plain, TRAINING, seed=0, on_epoch=lambda epoch, total: said.append(total))
