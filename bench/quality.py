@@ -31,13 +31,6 @@ RESULTS = Path(__file__).parent / "results"
 STUDENTS = {STUDENT: "student", ALONE: "alone"}
 
 
-class Lines(pipeline.Silent):
-    """Only the findings, one a line: made for a log file."""
-
-    def say(self, line: str) -> None:
-        print(line, flush=True)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset", default="ml-100k")
@@ -61,7 +54,7 @@ def main() -> None:
             for name in ("teacher", "labels") if seed else ():
                 if not (folder / name).exists():
                     (folder / name).symlink_to(Path("..") / "seed-0" / name)
-        run, dataset = pipeline.prepare(config, folder, Lines())
+        run, dataset = pipeline.prepare(config, folder, pipeline.Lines())
         teacher = pipeline.train_teacher(run, dataset)
         pipeline.distil_student(run, dataset)
         pipeline.train_alone(run, dataset)

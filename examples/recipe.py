@@ -22,13 +22,6 @@ ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared" / "data"
 
 
-class Lines(pipeline.Silent):
-    """Only the findings, one a line."""
-
-    def say(self, line: str) -> None:
-        print(line, flush=True)
-
-
 def main(folder: Path, source: str = "", tables: Callable[[Path], dict[str, pl.DataFrame]] | None = None) -> None:
     """Makes the tables of a recipe from the folder `source`, trains, compares, and prints answers with their reasons.
 
@@ -47,7 +40,7 @@ def main(folder: Path, source: str = "", tables: Callable[[Path], dict[str, pl.D
         print(f"{name}: {made.height:,} rows, {', '.join(made.columns)}", flush=True)
     if arguments.tables_only:
         return
-    comparison = pipeline.run_all(read_config(folder / "recipe.toml"), arguments.run, Lines())
+    comparison = pipeline.run_all(read_config(folder / "recipe.toml"), arguments.run, pipeline.Lines())
     for row in table(comparison):
         print("  ".join(f"{cell:<22}"[:34] for cell in row))
     print(*verdict(comparison), sep="\n")

@@ -104,6 +104,7 @@ def test_the_whole_line(shop):
         "checkpoints",
         "comparison.json",
         "report.html",
+        "seen",
     }
     page = (folder / "runs" / "shop" / "report.html").read_text()
     assert page.count("<svg") == 3

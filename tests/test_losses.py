@@ -13,13 +13,13 @@ from distilrec.distill.losses import (
     hard_loss,
     hint_loss,
     plackett_luce_loss,
-    popularity_groups,
     ranking_distillation_loss,
     relaxed_ranking_loss,
     soft_loss,
     soft_losses_stored,
     unbiased_loss,
 )
+from distilrec.evaluate.slices import item_groups
 from distilrec.knowledge.store import StoredLabels
 from distilrec.training.trainer import Scored, ground_truth
 
@@ -224,9 +224,9 @@ def test_unbiased_golden_value():
     assert float(value) == pytest.approx(expected, abs=1e-12)
 
 
-def test_popularity_groups_share_the_interactions():
-    groups = popularity_groups(torch.tensor([1.0, 50.0, 25.0, 10.0, 14.0]), 2)
-    assert groups.tolist() == [1, 0, 1, 1, 1]
+def test_groups_of_items_share_the_interactions():
+    assert item_groups(np.array([50, 25, 14, 10, 1]), 2).tolist() == [0, 1, 1, 1, 1]
+    assert item_groups(np.array([40, 30, 20, 10]), 3).tolist() == [0, 1, 2, 2]
 
 
 def test_hint_golden_value():

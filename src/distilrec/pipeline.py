@@ -103,6 +103,13 @@ class Silent:
         pass
 
 
+class Lines(Silent):
+    """Somebody who reads a log file: only the findings, one a line."""
+
+    def say(self, line: str) -> None:
+        print(line, flush=True)  # noqa: T201
+
+
 @dataclass(frozen=True)
 class Run:
     """A run folder with its configuration. own_teacher: given from Python, takes the place of the configured one;

@@ -16,6 +16,7 @@ from torch.nn import functional
 from distilrec.data.dataset import Dataset
 from distilrec.distill import losses
 from distilrec.errors import ConfigError
+from distilrec.evaluate.slices import item_groups
 from distilrec.knowledge.store import LabelStore, StoredLabels
 from distilrec.models import OnEpoch, StudentConfig, TrainedModel, build_model, finished, training_task
 from distilrec.students.soft_tree import SoftTreeConfig
@@ -141,8 +142,7 @@ def distillation_loss(
     groups = None
     if config.unkd_weight:
         assert dataset is not None
-        popular = torch.from_numpy(dataset.popularity()[: dataset.info.warm_items].astype(np.float64))
-        groups = losses.popularity_groups(popular, config.groups)
+        groups = torch.from_numpy(item_groups(dataset.popularity()[: dataset.info.warm_items], config.groups))
 
     def loss(scored: Scored) -> torch.Tensor:
         t = config.temperature

@@ -163,15 +163,6 @@ def curriculum_loss(losses: torch.Tensor, progress: float, sharpness: float = 20
     return (weights * losses).sum(-1).mean()
 
 
-def popularity_groups(popularity: torch.Tensor, groups: int) -> torch.Tensor:
-    """The group of each item, (items,) int64: by falling popularity, equal shares of all interactions in each group."""
-    order = torch.argsort(popularity, descending=True, stable=True)
-    before = torch.cumsum(popularity[order], 0) - popularity[order]
-    group = torch.empty_like(order)
-    group[order] = (groups * before // popularity.sum().clamp(min=1)).long().clamp(max=groups - 1)
-    return group
-
-
 def _outside(labels: StoredLabels) -> torch.Tensor:
     """The uniformly drawn items that are not among the top K and not masked by the teacher, -1 elsewhere, (positions, M)."""
     threshold = labels.top_logits.min(-1, keepdim=True).values
