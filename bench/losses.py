@@ -17,7 +17,7 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
-from quality import RESULTS, Lines
+from quality import RESULTS
 
 from distilrec import pipeline
 from distilrec.config import read_config
@@ -68,7 +68,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", help="only these losses, to share the work between processes")
     arguments = parser.parse_args()
     config = msgspec.structs.replace(read_config(arguments.config), teacher_seed=0)
-    run, dataset = pipeline.prepare(config, arguments.folder, Lines())
+    run, dataset = pipeline.prepare(config, arguments.folder, pipeline.Lines())
     teacher = pipeline.train_teacher(run, dataset)
     members = single_teachers(teacher)
     stores: dict[str, list[LabelStore]] = {}
