@@ -320,6 +320,7 @@ def test_a_sample_that_is_the_whole_catalogue_gives_the_whole_loss(small, tmp_pa
     sampled = replace(
         whole,
         logits=torch.cat([own, others], 1),
+        warm=warm + 1,
         targets=torch.zeros_like(whole.targets),
         sampled=Sampled(torch.zeros(warm + 1), warm, lambda items: whole.logits.gather(1, items)),
     )
