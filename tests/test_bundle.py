@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from distilrec import load
 from distilrec.bundle.export import export_bundle
-from distilrec.bundle.format import CATALOGUE, HISTORY, WEIGHTS, read_bundle
+from distilrec.bundle.format import CATALOGUE, FORMAT_VERSION, HISTORY, WEIGHTS, read_bundle
 from distilrec.data.dataset import Histories
 from distilrec.errors import (
     BundleCorruptedError,
@@ -272,7 +272,9 @@ def test_other_formats_are_refused(bundle, version, fix):
     path = bundle / "manifest.json"
     manifest = json.loads(path.read_text()) | {"format_version": version}
     path.write_text(json.dumps(manifest))
-    with pytest.raises(BundleVersionError, match=f"has format {version}; this distilrec reads 3") as caught:
+    with pytest.raises(
+        BundleVersionError, match=f"has format {version}; this distilrec reads {FORMAT_VERSION}"
+    ) as caught:
         load(bundle)
     assert fix in caught.value.fix
 
