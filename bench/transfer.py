@@ -222,11 +222,11 @@ def of_both_domains(pair: Pair, data: Dataset, of_target: Scores) -> tuple[Score
     names, training = data.info.item_ids, data.training_rows()
     owners = [data.info.user_ids[user] for user in data.user_rows()[training]]
     own = pl.DataFrame({"user_id": owners, "item_id": [names[item] for item in data.items[training]]})
-    rows = pl.concat([own, pair.source.select("user_id", "item_id")])
+    # Other people stay in the order of time, as those of the target are.
+    source = pair.source if pair.same_people else pair.source.sort("timestamp", maintain_order=True)
+    rows = pl.concat([own, source.select("user_id", "item_id")])
     if pair.same_people:
         rows = rows.sample(fraction=1.0, shuffle=True, seed=1)
-    else:  # people of the source in the order of time, as those of the target are
-        rows = pl.concat([own, pair.source.sort("timestamp", maintain_order=True).select("user_id", "item_id")])
     everyone = prepare_dataset(rows, Schema(), cleaning=Cleaning(min_item_events=5))
     both = fit_linear(pair.linear, everyone, 0)
     places = {item: n for n, item in enumerate(everyone.info.item_ids[: everyone.info.warm_items])}
@@ -266,8 +266,9 @@ def of_both_domains(pair: Pair, data: Dataset, of_target: Scores) -> tuple[Score
 
 def measure(pair: Pair, folder: Path, seeds: int) -> tuple[list[str], list[dict[str, object]]]:
     """The table of one pair, and its figures."""
-    data = {way: prepared(pair, "features" in way)[0] for way in pair.ways}
     plain, cold_ids = prepared(pair, False)
+    with_features = prepared(pair, True)[0] if pair.same_people else plain
+    data = {way: with_features if "features" in way else plain for way in pair.ways}
     alone = of_target(plain, fit_linear(pair.linear, plain, 0))
     function, share = of_both_domains(pair, plain, alone)
     asked = questions(plain, "test")

@@ -24,7 +24,12 @@ if TYPE_CHECKING:
     from distilrec.workers import Workers
 
 _DEFAULT_RUN = Path("runs/ml-100k")
-_TRAINING_PACKAGES = {"torch", "polars", "jinja2", "matplotlib", "markupsafe", "optuna", "opacus", "dataframely"}
+_EXTRAS = {
+    **dict.fromkeys(("torch", "polars", "jinja2", "matplotlib", "markupsafe"), "train"),
+    "optuna": "tune",
+    "opacus": "privacy",
+    "dataframely": "checks",
+}  # which extra brings a package
 
 app = App(
     name="distilrec",
@@ -441,11 +446,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except DistilrecError as error:
         _fail(error)
     except ModuleNotFoundError as error:
-        if error.name is None or error.name.split(".")[0] not in _TRAINING_PACKAGES:
+        package = (error.name or "").split(".")[0]
+        if package not in _EXTRAS:
             raise
-        package = error.name.split(".")[0]
-        extras = {"optuna": "tune", "opacus": "privacy", "dataframely": "checks"}
-        _fail(missing_extra(package, extras.get(package, "train")))
+        _fail(missing_extra(package, _EXTRAS[package]))
     except KeyboardInterrupt:
         print("\nstopped; the same command goes on where this one was", file=sys.stderr)  # noqa: T201
         sys.exit(130)

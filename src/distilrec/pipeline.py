@@ -438,13 +438,13 @@ def evaluate(run: Run, dataset: Dataset) -> Comparison:
         lambda name: run.progress.advance("evaluate", next(done), len(candidates), name),
         teacher.item_vectors() if isinstance(teacher, ModelTeacher) else None,
     )
-    privacy = load_model(run.folder / "student", dataset).record.privacy
+    metrics = {name: value.mean for name, value in comparison.row(STUDENT).quality.items()}
+    manifest = record_metrics(run.bundle, metrics)
+    _record(run, dataset, manifest)
     costs, tree = read_costs(run.folder), _tree(run, dataset)
-    comparison = msgspec.structs.replace(comparison, costs=costs, tree=tree, privacy=privacy)
+    comparison = msgspec.structs.replace(comparison, costs=costs, tree=tree, privacy=manifest.privacy)
     run.progress.advance("evaluate", len(candidates), len(candidates))
     (run.folder / "comparison.json").write_bytes(msgspec.json.format(msgspec.json.encode(comparison)))
-    metrics = {name: value.mean for name, value in comparison.row(STUDENT).quality.items()}
-    _record(run, dataset, record_metrics(run.bundle, metrics))
     write_report(comparison, run.folder / "report.html")
     run.progress.say(f"report in {run.folder / 'report.html'}")
     return comparison

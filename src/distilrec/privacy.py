@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Literal
 
 import msgspec
@@ -60,3 +61,14 @@ class PrivateTrainingConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=T
             raise ConfigError(
                 f"privacy.averaging is {self.averaging}", fix="use a share from 0 to below 1", parameter="averaging"
             )
+
+
+def noise_of_one_release(epsilon: float, delta: float) -> float:
+    """The noise, in units of the sensitivity, with which the Gaussian mechanism spends (epsilon, delta) at once."""
+    from opacus.accountants.utils import get_noise_multiplier  # an extra of its own, which serving does not have
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the accountant takes logarithms of 0 on purpose
+        return float(
+            get_noise_multiplier(target_epsilon=epsilon, target_delta=delta, sample_rate=1.0, steps=1, accountant="prv")
+        )

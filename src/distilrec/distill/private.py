@@ -23,7 +23,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from opacus.accountants import PRVAccountant
-from opacus.accountants.utils import get_noise_multiplier
 from opacus.optimizers import DPOptimizer
 from torch import nn
 from torch.func import functional_call, grad, vmap
@@ -32,12 +31,12 @@ from torch.nn import functional
 from distilrec.data.dataset import POPULARITY, Dataset
 from distilrec.errors import ConfigError
 from distilrec.models import StudentConfig, TrainedModel, build_model, finished
-from distilrec.privacy import PrivacyRecord, PrivateTrainingConfig
+from distilrec.privacy import PrivacyRecord, PrivateTrainingConfig, noise_of_one_release
 from distilrec.students.recurrent import RecurrentConfig
-from distilrec.training.batches import Batch, Windows, batch_of, training_windows
+from distilrec.training.batches import Batch, Windows, batch_of
 from distilrec.training.memory import reuse_freed_memory
 from distilrec.training.model import SequenceModel, TorchScorer
-from distilrec.training.trainer import MASKED_LOGIT, Epoch, TrainingResult, seen_items
+from distilrec.training.trainer import MASKED_LOGIT, Epoch, TrainingResult, average, seen_items
 from distilrec.training.validation import validation_ndcg
 
 _LOGITS = 2**23  # of the users whose gradients are computed at once
@@ -107,10 +106,7 @@ def train_private(
             optimizer.signal_skip_step(do_skip=place + 1 < len(parts))
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-        share = min(training.averaging, (1 + step) / (10 + step))
-        with torch.no_grad():
-            for mean, current in zip(averaged.parameters(), model.parameters(), strict=True):
-                mean.lerp_(current, 1 - share)
+        average(averaged, model, training.averaging, step)
         if (step + 1) % max(1, training.steps // _REPORTS) == 0:
             mean_loss = float(np.mean(recent)) if recent else mean_loss
             on_epoch(Epoch(step + 1, mean_loss, 0.0, time.perf_counter() - began), training.steps)
@@ -161,12 +157,7 @@ def noise_for(epsilon: float, delta: float, rate: float, steps: int, *, with_cou
 
 
 def _noise_for(epsilon: float, delta: float, rate: float, steps: int, with_counts: bool) -> Spent:
-    counts = 0.0
-    if with_counts:
-        asked = _COUNT_SHARE * epsilon
-        counts = float(
-            get_noise_multiplier(target_epsilon=asked, target_delta=delta, sample_rate=1.0, steps=1, accountant="prv")
-        )
+    counts = noise_of_one_release(_COUNT_SHARE * epsilon, delta) if with_counts else 0.0
 
     def spent(noise: float) -> float:
         accountant = PRVAccountant()
@@ -206,11 +197,10 @@ def _check(config: StudentConfig, dataset: Dataset) -> None:
 
 def _latest_windows(dataset: Dataset, length: int) -> Windows:
     """The latest rows of every user with training rows, one window each."""
-    windows = training_windows(dataset, length)
-    latest = np.concatenate(
-        [[True], windows.users[1:] != windows.users[:-1]]
-    )  # windows are cut from the end of a history
-    return Windows(windows.starts[latest], windows.scored[latest], windows.stops[latest], windows.users[latest])
+    users = np.flatnonzero(dataset.train_end > dataset.offsets[:-1])
+    stops = dataset.train_end[users]
+    starts = np.maximum(dataset.offsets[users], stops - length)
+    return Windows(starts, starts, stops, users)
 
 
 def _begin_with_counts(

@@ -10,7 +10,6 @@ from the winners, about users whose own data are not to be protected (volunteers
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -19,10 +18,10 @@ import msgspec
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
-from opacus.accountants.utils import get_noise_multiplier
 
 from distilrec.data.dataset import Dataset, Histories
 from distilrec.errors import ConfigError, TeacherError
+from distilrec.privacy import noise_of_one_release
 from distilrec.teachers.external import ScoresConfig, UserScores, user_scores
 
 
@@ -81,12 +80,8 @@ def sigma_for(config: VoteConfig, questions: int) -> float:
     """The noise that lets the votes on so many questions stay within epsilon (PRV accountant)."""
     if config.epsilon is None:
         return 0.0
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        alone = get_noise_multiplier(
-            target_epsilon=config.epsilon, target_delta=config.delta, sample_rate=1.0, steps=1, accountant="prv"
-        )
-    return float(alone) * math.sqrt(2 * questions)  # Gaussian noise composes as one question of that sensitivity
+    alone = noise_of_one_release(config.epsilon, config.delta)
+    return alone * math.sqrt(2 * questions)  # Gaussian noise composes as one question of that sensitivity
 
 
 def private_votes(

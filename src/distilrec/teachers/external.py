@@ -87,7 +87,7 @@ class UserScores:
         for array in (offsets, items, values):
             digest.update(array.tobytes())
         self.identity = digest.hexdigest()[:16]
-        self._catalogue_size, self._warm_items = dataset.catalogue_size, dataset.info.warm_items
+        self._catalogue_size = dataset.catalogue_size
 
     def scores(self, histories: Histories) -> NDArray[np.float32]:
         out = np.empty((len(histories), self._catalogue_size), np.float32)

@@ -203,7 +203,7 @@ def train(
                 losses.append(parallel.share_gradients(model, own, positions))
                 torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
                 optimizer.step()
-                _average(averaged, model, config.averaging, step)
+                average(averaged, model, config.averaging, step)
         mean_loss = float(np.mean(losses))
         if not math.isfinite(mean_loss):
             raise TrainingError(
@@ -319,7 +319,7 @@ def seen_items(
 
 
 @torch.no_grad()
-def _average(averaged: SequenceModel, model: SequenceModel, share: float, step: int) -> None:
+def average(averaged: SequenceModel, model: SequenceModel, share: float, step: int) -> None:
     """Averaged = share * averaged + (1 - share) * model, with a smaller share in the first steps."""
     share = min(share, (1 + step) / (10 + step)) if share else 0.0
     for mean, current in zip(averaged.parameters(), model.parameters(), strict=True):
