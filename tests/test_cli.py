@@ -17,7 +17,6 @@ import pytest
 
 import distilrec
 from distilrec.config import RunConfig, read_config
-from distilrec.errors import ConfigError
 from tests import small_run
 
 ROOT = Path(__file__).parent.parent
@@ -299,26 +298,6 @@ def test_nan_features_and_all_cold_tests(tmp_path):
     cold = log.with_columns(item_id=pl.when(late).then(pl.format("cold-{}", "index")).otherwise("item_id"))
     cold.drop("index").write_csv(tmp_path / "log.csv")
     fails("test part has no item that any model could recommend", "run", "--config", "shop.toml", cwd=tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("line", "message"),
-    [
-        ("sed = 1", "unknown field `sed`"),
-        ("seed = 'x'", "Expected `int`"),
-        ("seed = ", "is not valid TOML"),
-        ("[student]\nkind = 'gru'", "Invalid value 'gru'"),
-        ("[distillation]\ntemperature = -1", "temperature is -1"),
-    ],
-)
-def test_mistakes_in_the_configuration(tmp_path, line, message):
-    path = tmp_path / "run.toml"
-    path.write_text(f"{line}\n[data]\ndataset = 'ml-100k'\n")
-    with pytest.raises(ConfigError, match=re.escape(message)):
-        read_config(path)
-    path.write_text("[data]\n")
-    with pytest.raises(ConfigError, match="needs either `dataset` or `interactions`"):
-        read_config(path)
 
 
 def test_configurations_survive_json(tmp_path):

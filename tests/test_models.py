@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from distilrec.data.dataset import Histories
-from distilrec.errors import ConfigError, FileMissingError, TrainingError
+from distilrec.errors import FileMissingError, TrainingError
 from distilrec.models import build_model, finished, load_model, save_model
 from distilrec.students.mlp import MlpConfig
 from distilrec.students.recurrent import RecurrentConfig, scan
@@ -158,20 +158,6 @@ def test_prediction_batches_keep_the_newest_events(small):
     batch = prediction_batch(history(small, 1, 2), small.catalogue_size, 3)
     assert batch.items.tolist() == [[small.catalogue_size, 1, 2]]
     assert (batch.targets == 0).tolist() == [[False, False, True]]
-
-
-@pytest.mark.parametrize(
-    ("config", "parameter"),
-    [
-        (RecurrentConfig(dim=0), "dim"),
-        (TransformerConfig(dim=10, heads=3), "heads"),
-        (MlpConfig(dropout=1.5), "dropout"),
-    ],
-)
-def test_impossible_sizes_are_refused(config, parameter, small):
-    with pytest.raises(ConfigError) as caught:
-        build_model(config, small, 0)
-    assert caught.value.context["parameter"] == parameter
 
 
 def test_tree_paths_are_a_distribution_and_leaves_are_softmaxes(small):

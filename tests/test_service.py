@@ -480,7 +480,7 @@ def test_a_service_that_cannot_start_says_why(bundle, options, words):
 def test_wrong_key_files(bundle, tmp_path, text):
     (tmp_path / "keys.toml").write_text(text)
     run = start("serve", "--bundle", bundle, "--keys", tmp_path / "keys.toml")
-    assert run.returncode == 2 and "is no file of API keys" in run.stderr
+    assert run.returncode == 2 and "keys.toml" in run.stderr and "how to fix" in run.stderr
 
 
 def test_doctor(bundle, tmp_path, server):
@@ -513,6 +513,8 @@ def test_forget(bundle):
 def test_wrong_scopes():
     run = start("key", "--name", "x", "--scopes", "recommend,everything")
     assert run.returncode == 2 and "use some of: recommend, events" in run.stderr
+    run = start("key", "--name", "x", "--rate", "0")
+    assert run.returncode == 2 and "the rate is 0.0" in run.stderr
 
 
 def test_restarts_keep_everything(bundle, tmp_path):

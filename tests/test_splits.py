@@ -148,7 +148,7 @@ def test_nan_feature_and_wrong_settings_are_refused():
             price=pl.when(pl.int_range(pl.len()) == 3).then(float("nan")).otherwise("price")
         )
         prepare_dataset(made["log"], SCHEMA, users=made["users"], items=broken)
-    with pytest.raises(ConfigError, match=r"split\.test_share is 0"):
+    with pytest.raises(ConfigError, match=r"test_share is 0"):
         Split(test_share=0.0)
     with pytest.raises(ConfigError, match="declares 'a' twice"):
         Schema(user_features=(Feature("a", "numeric"), Feature("a", "categorical")))

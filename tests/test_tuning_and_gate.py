@@ -73,9 +73,9 @@ def test_the_gate_measures_the_bundle_itself(copied, tmp_path):
     [
         ("", "has no threshold"),
         ('[quality]\n"ndcg@5" = 0.1', "quality.ndcg@5, which is not measured"),
-        ("[speed]\np50 = 3", "unknown field"),
+        ("[speed]\np50 = 3", "there is no key `speed`"),
         ("[quality", "gate.toml"),
-        ('[size]\nbytes = "small"', "Expected `float`"),
+        ('[size]\nbytes = "small"', "expected `float`"),
     ],
 )
 def test_thresholds_that_make_no_sense(text, message, copied, tmp_path):

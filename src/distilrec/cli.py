@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -231,6 +233,8 @@ def recommend(
 
     from distilrec.engine.recommender import load
 
+    if not user_id:
+        raise ConfigError("--user_id is empty", fix="for example --user_id 123", parameter="user_id")
     recommender = load(_bundle(bundle))
     asked = None
     if item_ids is not None:
@@ -367,12 +371,12 @@ def key(
 
     asked = [scope.strip() for scope in scopes.split(",")]
     chosen = [scope for scope in SCOPES if scope in asked]
-    if len(chosen) != len(asked) or (rate is not None and rate <= 0):
+    if len(chosen) != len(asked):
         raise ConfigError(
-            f"the scopes {scopes!r} or the rate {rate} are not valid",
-            fix=f"use some of: {', '.join(SCOPES)}; and a positive rate",
-            parameter="scopes",
+            f"the scopes {scopes!r} are not valid", fix=f"use some of: {', '.join(SCOPES)}", parameter="scopes"
         )
+    if rate is not None and rate <= 0:
+        raise ConfigError(f"the rate is {rate}", fix="use more than 0, or leave it out", parameter="rate")
     secret, entry = new_key(name, chosen, rate)
     print(f"the key, shown only now: {secret}", file=sys.stderr)  # noqa: T201
     print(entry)  # noqa: T201
@@ -522,16 +526,20 @@ def _progress() -> Iterator[TerminalProgress]:
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     )
-    with Progress(*columns, console=Console(stderr=True)) as bars:
+    console = Console(stderr=True)
+    # an epoch may take minutes: the estimate must remember more than the last half a minute
+    shown = console.is_terminal
+    with Progress(*columns, console=console, disable=not shown, speed_estimate_period=86_400.0) as bars:
         yield TerminalProgress(bars)
 
 
 class TerminalProgress:
-    """Progress bars on standard error; plain lines where that is no terminal."""
+    """Progress bars on standard error; where that is no terminal, a line every half a minute."""
 
-    def __init__(self, bars: Progress) -> None:
-        self._bars = bars
+    def __init__(self, bars: Progress, every: float = 30.0) -> None:
+        self._bars, self._every = bars, every
         self._tasks: dict[str, TaskID] = {}
+        self._said = time.monotonic()
 
     def say(self, line: str) -> None:
         self._bars.console.print(line, highlight=False, markup=False, soft_wrap=True)
@@ -540,6 +548,11 @@ class TerminalProgress:
         if task not in self._tasks:
             self._tasks[task] = self._bars.add_task(task, total=total, note=note)
         self._bars.update(self._tasks[task], completed=done, total=total, note=note)
+        if not self._bars.console.is_terminal and time.monotonic() - self._said > self._every:
+            self._said = time.monotonic()
+            left = self._bars.tasks[self._tasks[task]].time_remaining
+            about = "" if left is None else f", about {timedelta(seconds=round(left))} to go"
+            self.say(f"{task}: {done} of {total}{about}{note and f' ({note})'}")
 
 
 def _show(comparison: Comparison) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from pathlib import Path
 
 import msgspec
@@ -14,10 +13,11 @@ from distilrec.data.fetch import DATASETS
 from distilrec.data.schema import Schema
 from distilrec.data.splits import Split
 from distilrec.distill.distillation import DistillationConfig
-from distilrec.errors import ConfigError, FileMissingError
+from distilrec.errors import ConfigError
 from distilrec.knowledge.extract import LabelConfig
 from distilrec.models import StudentConfig
 from distilrec.privacy import PrivateTrainingConfig
+from distilrec.settings import Settings, read_settings
 from distilrec.students.recurrent import RecurrentConfig
 from distilrec.teachers.build import EnsembleConfig, MemberConfig, TeacherConfig
 from distilrec.teachers.external import ScoresConfig
@@ -25,7 +25,7 @@ from distilrec.teachers.transformer import TransformerConfig
 from distilrec.training.trainer import TrainingConfig
 
 
-class DataConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class DataConfig(Settings, frozen=True):
     """Either the name of a public data set, or files with their schema. Paths are relative to the TOML file.
 
     `*columns` name the fields of files without a header line. pseudonym_key: the name of an environment variable that
@@ -49,6 +49,7 @@ class DataConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     erased_users: str | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if (self.dataset is None) == (self.interactions is None):
             raise ConfigError(
                 "the [data] section needs either `dataset` or `interactions`",
@@ -63,7 +64,7 @@ class DataConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             )
 
 
-class RunConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class RunConfig(Settings, frozen=True):
     """All choices of a run. teacher_seed: of the teacher and its labels, where it is not `seed`.
 
     privacy: the student is trained with differential privacy, without labels; None trains it by distillation.
@@ -87,14 +88,7 @@ class RunConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 def read_config(path: Path | str) -> RunConfig:
     """A run from a TOML file, its data paths made absolute. Raises FileMissingError and ConfigError."""
     path = Path(path)
-    if not path.is_file():
-        raise FileMissingError(f"{path} does not exist", fix="check the path of the configuration file", file=str(path))
-    try:
-        config = msgspec.convert(tomllib.loads(path.read_text(encoding="utf-8")), RunConfig)
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as problem:
-        raise ConfigError(f"{path} is not valid TOML: {problem}", fix="correct the syntax", file=str(path)) from None
-    except msgspec.ValidationError as problem:
-        raise ConfigError(f"{path}: {problem}", fix="correct or remove that key", file=str(path)) from None
+    config = read_settings(path, RunConfig, fix="check the path of the configuration file")
     found = {
         name: str((path.parent / value).resolve())
         for name in ("interactions", "users", "items", "erased_users")

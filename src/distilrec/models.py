@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from distilrec.data.dataset import Dataset
-from distilrec.errors import ConfigError, FileMissingError, TrainingError
+from distilrec.errors import FileMissingError, TrainingError
 from distilrec.privacy import PrivacyRecord
 from distilrec.students.mlp import Mlp, MlpConfig
 from distilrec.students.recurrent import Recurrent, RecurrentConfig
@@ -28,21 +28,11 @@ ModelConfig = TransformerConfig | DnnConfig | RecurrentConfig | MlpConfig | Soft
 
 
 def build_model(config: ModelConfig, dataset: Dataset, seed: int) -> SequenceModel:
-    """A model with fresh weights that depend on the seed alone. Raises ConfigError for an impossible size."""
-    for name in config.__struct_fields__:
-        value = getattr(config, name)
-        if isinstance(value, int) and not isinstance(value, bool) and value < 1:
-            raise ConfigError(f"{name} is {value}", fix="use at least 1", parameter=name)
-        if isinstance(value, float) and not 0 <= value < 1:
-            raise ConfigError(f"{name} is {value}", fix="use a share from 0 to below 1", parameter=name)
+    """A model with fresh weights that depend on the seed alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         match config:
             case TransformerConfig():
-                if config.dim % config.heads:
-                    raise ConfigError(
-                        f"dim {config.dim} is no multiple of heads {config.heads}", fix="change one", parameter="heads"
-                    )
                 return Transformer(dataset, config)
             case DnnConfig():
                 return Dnn(dataset, config)
@@ -147,7 +137,9 @@ def load_model(folder: Path, dataset: Dataset) -> TrainedModel:
         record = msgspec.json.decode((folder / "model.json").read_bytes(), type=ModelRecord)
         tensors = load_file(folder / "model.safetensors")
     except (msgspec.MsgspecError, SafetensorError, OSError) as problem:
-        raise TrainingError(f"the model in {folder} cannot be read: {problem}", fix="train it again") from None
+        raise TrainingError(
+            f"the model in {folder} cannot be read: {problem}", fix=f"delete {folder} and train it again"
+        ) from None
     if record.dataset_fingerprint != dataset.fingerprint():
         raise TrainingError(
             f"the model in {folder} was trained on another data set",

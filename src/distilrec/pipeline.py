@@ -23,7 +23,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import msgspec
 import numpy as np
@@ -76,6 +76,8 @@ from distilrec.training.memory import peak_memory, reset_peak_memory
 from distilrec.training.trainer import Epoch, TrainingConfig
 from distilrec.training.validation import validation_ndcg
 from distilrec.workers import InProcess, Workers
+
+T = TypeVar("T")
 
 _ERASED = "erased-users.txt"  # in the run folder: whom `forget_user` was asked to forget
 _ENGINE_REQUESTS, _TORCH_REQUESTS = 2_000, 100
@@ -141,13 +143,27 @@ def open_run(folder: Path, progress: Progress | None = None, workers: Workers | 
     path = folder / "config.json"
     if not path.is_file():
         raise FileMissingError(
-            f"{folder} is no run folder (no config.json)", fix="begin with `distilrec prepare`", file=str(path)
+            f"{folder} is no run folder (no config.json)",
+            fix="check the path; `distilrec prepare` begins a run",
+            file=str(path),
         )
-    try:
-        config = msgspec.json.decode(path.read_bytes(), type=RunConfig)
-    except msgspec.MsgspecError as problem:
-        raise ConfigError(f"{path}: {problem}", fix="begin again with `distilrec prepare`", file=str(path)) from None
+    config = _read(path, RunConfig, fix="begin again with `distilrec prepare`")
     return Run(folder, config, progress or Silent(), workers=workers or InProcess())
+
+
+def _read(path: Path, kind: type[T], *, fix: str) -> T:
+    """A JSON file of a run folder. Raises ConfigError."""
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=kind)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as problem:
+        raise ConfigError(f"{path} cannot be read: {problem}", fix=fix, file=str(path)) from None
+
+
+def _write(path: Path, content: object) -> None:
+    """The same, written at once: an interruption leaves the old file."""
+    unfinished = path.with_suffix(".new")
+    unfinished.write_bytes(msgspec.json.format(msgspec.json.encode(content)))
+    unfinished.replace(path)
 
 
 def run_all(
@@ -217,7 +233,7 @@ def prepare(
     questions(dataset, "validation")  # a run that cannot be evaluated had better fail now than after the training
     questions(dataset, "test")
     dataset.save(folder / "data")
-    (folder / "config.json").write_bytes(msgspec.json.format(msgspec.json.encode(config)))
+    _write(folder / "config.json", config)
     for line in (*dataset.info.cleaning_report.lines(), *dataset.info.notes):
         say(line)
     say(
@@ -444,7 +460,7 @@ def evaluate(run: Run, dataset: Dataset) -> Comparison:
     costs, tree = read_costs(run.folder), _tree(run, dataset)
     comparison = msgspec.structs.replace(comparison, costs=costs, tree=tree, privacy=manifest.privacy)
     run.progress.advance("evaluate", len(candidates), len(candidates))
-    (run.folder / "comparison.json").write_bytes(msgspec.json.format(msgspec.json.encode(comparison)))
+    _write(run.folder / "comparison.json", comparison)
     write_report(comparison, run.folder / "report.html")
     run.progress.say(f"report in {run.folder / 'report.html'}")
     return comparison
@@ -466,7 +482,7 @@ def gate(run: Run, dataset: Dataset, thresholds: Thresholds) -> list[Check]:
     }
     path = run.folder / "comparison.json"
     if path.is_file():
-        of_teacher = msgspec.json.decode(path.read_bytes(), type=Comparison).row(TEACHER).quality
+        of_teacher = _read(path, Comparison, fix="run `distilrec evaluate` again").row(TEACHER).quality
         measured["retention"] = {
             name: value / of_teacher[name].mean
             for name, value in measured["quality"].items()
@@ -664,10 +680,12 @@ def _measured(run: Run, name: str) -> Iterator[_Stage]:
     if not (stage.reused and name in costs):
         run.folder.mkdir(parents=True, exist_ok=True)
         costs[name] = StageCost(name, time.perf_counter() - began, peak_memory())
-        (run.folder / "costs.json").write_bytes(msgspec.json.encode(list(costs.values())))
+        _write(run.folder / "costs.json", list(costs.values()))
 
 
 def read_costs(folder: Path) -> tuple[StageCost, ...]:
     """Time and memory of the stages of a run so far."""
     path = folder / "costs.json"
-    return msgspec.json.decode(path.read_bytes(), type=tuple[StageCost, ...]) if path.is_file() else ()
+    if not path.is_file():
+        return ()
+    return _read(path, tuple[StageCost, ...], fix="delete it: only the times of the stages so far are lost")

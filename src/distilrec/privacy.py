@@ -7,7 +7,7 @@ from typing import Literal
 
 import msgspec
 
-from distilrec.errors import ConfigError
+from distilrec.settings import Count, Part, Positive, Settings, Share
 
 
 class PrivacyRecord(msgspec.Struct, frozen=True):
@@ -32,35 +32,21 @@ class PrivacyRecord(msgspec.Struct, frozen=True):
         return f"epsilon {self.epsilon:.2f}, delta {self.delta:.0e}, for all rows of one user"
 
 
-class PrivateTrainingConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class PrivateTrainingConfig(Settings, frozen=True):
     """epsilon, delta: at most so much is spent; delta None is 1 / (10 users).
 
     clip_norm: the longest gradient of one user; users_per_step: how many are drawn on average; events: only the latest so
     many of each user are learned from; averaging: share of the mean of the weights that stays at each step.
     """
 
-    epsilon: float = 8.0
-    delta: float | None = None
-    clip_norm: float = 1.0
-    users_per_step: int = 512
-    steps: int = 300
-    learning_rate: float = 5e-3
-    events: int = 50
-    averaging: float = 0.95
-
-    def __post_init__(self) -> None:
-        for name in ("epsilon", "clip_norm", "learning_rate"):
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"privacy.{name} is {getattr(self, name)}", fix="use more than 0", parameter=name)
-        for name in ("users_per_step", "steps", "events"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"privacy.{name} is {getattr(self, name)}", fix="use at least 1", parameter=name)
-        if self.delta is not None and not 0 < self.delta < 1:
-            raise ConfigError(f"privacy.delta is {self.delta}", fix="use a small share such as 1e-5", parameter="delta")
-        if not 0 <= self.averaging < 1:
-            raise ConfigError(
-                f"privacy.averaging is {self.averaging}", fix="use a share from 0 to below 1", parameter="averaging"
-            )
+    epsilon: Positive = 8.0
+    delta: Part | None = None
+    clip_norm: Positive = 1.0
+    users_per_step: Count = 512
+    steps: Count = 300
+    learning_rate: Positive = 5e-3
+    events: Count = 50
+    averaging: Share = 0.95
 
 
 def noise_of_one_release(epsilon: float, delta: float) -> float:

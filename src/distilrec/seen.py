@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from distilrec.errors import DataError
+from distilrec.errors import DataError, FileMissingError
 
 FOLDER = "seen"
 _META = "seen"
@@ -61,10 +61,13 @@ def record_users(
 
 
 def models_that_saw(runs: Path, user_id: str) -> list[SeenBy]:
-    """Every recorded model below a folder that was trained on rows of this user, the oldest first. Raises DataError.
+    """Every recorded model below a folder that was trained on rows of this user, the oldest first.
 
-    The chance that somebody else has the same hash is one in 2^64 for each user of a record.
+    Raises FileMissingError and DataError. The chance that somebody else has the same hash is one in 2^64 for each user of
+    a record.
     """
+    if not runs.is_dir():
+        raise FileMissingError(f"there is no folder {runs}", fix="give the folder that holds the runs", file=str(runs))
     found = [about for about, users in _records(runs) if _digest(user_id, about.salt) in users]
     return sorted(found, key=lambda about: about.exported)
 

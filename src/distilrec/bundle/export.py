@@ -37,6 +37,7 @@ from distilrec.engine.search import build_graph, check_search
 from distilrec.errors import ConfigError
 from distilrec.evaluate.ranking import Questions, rank
 from distilrec.models import TrainedModel
+from distilrec.settings import Count, Settings
 from distilrec.students.mlp import Mlp
 from distilrec.students.recurrent import Recurrent
 from distilrec.students.soft_tree import SoftTree
@@ -52,20 +53,15 @@ _EXACT_UP_TO, _QUANTISED_UP_TO = 50_000, 200_000  # items: what `auto` chooses
 _RECALL_DEPTH, _RECALL_USERS = 10, 500
 
 
-class BundleConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class BundleConfig(Settings, frozen=True):
     """search: how the best items are found: exact, quantised (a scan in 8 bits), graph (HNSW), or auto, by the number of
     items. connectivity, expansion_add, expansion_search: of the graph, as in usearch; more is better and slower.
     """
 
     search: SearchKind | Literal["auto"] = "auto"
-    connectivity: int = 32
-    expansion_add: int = 128
-    expansion_search: int = 96
-
-    def __post_init__(self) -> None:
-        for name in ("connectivity", "expansion_add", "expansion_search"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"bundle.{name} is {getattr(self, name)}", fix="use at least 1", parameter=name)
+    connectivity: Count = 32
+    expansion_add: Count = 128
+    expansion_search: Count = 96
 
 
 def export_bundle(

@@ -179,7 +179,7 @@ def read_bundle(folder: Path | str) -> Bundle:
     if not path.is_file():
         raise BundleMissingError(
             f"there is no bundle in {folder} (no manifest.json)",
-            fix="make one with `make demo`, or with `distilrec run` on your own data",
+            fix="check the path; `distilrec export`, `distilrec run` and `make demo` make bundles",
             file=str(path),
         )
     manifest = _read_manifest(path)
@@ -233,6 +233,8 @@ def erase_user(folder: Path | str, user_id: str) -> bool:
 @contextmanager
 def _exclusive(folder: Path) -> Iterator[None]:
     """One process at a time changes a bundle."""
+    if not folder.is_dir():
+        raise BundleMissingError(f"there is no bundle in {folder}", fix="check the path", file=str(folder))
     try:
         handle = os.open(folder, os.O_RDONLY)
         try:

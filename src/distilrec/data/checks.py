@@ -16,18 +16,18 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any, Literal
 
-import msgspec
 import polars as pl
 
 from distilrec.data.schema import need_column
 from distilrec.errors import CheckFailedError, ConfigError
+from distilrec.settings import Settings
 
 Table = Literal["interactions", "users", "items"]
 _ROW = "\0row"  # no column of a text file can have this name
 _SHOWN = 3  # rows that a message names
 
 
-class DataCheck(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class DataCheck(Settings, frozen=True):
     """What must hold for a column.
 
     required: there is a value; minimum, maximum: of a number, the limits are allowed; allowed: the values there may be, as
@@ -47,6 +47,7 @@ class DataCheck(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     otherwise: Literal["drop", "fail"] = "drop"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.rules():
             raise ConfigError(
                 f"the check of column {self.column!r} demands nothing",

@@ -18,6 +18,7 @@ from distilrec.data.pseudonyms import pseudonyms
 from distilrec.data.readers import Log
 from distilrec.data.schema import Schema, need_column
 from distilrec.errors import ColumnTypeError, NotEnoughDataError
+from distilrec.settings import Count, Positive, Settings, ZeroOrMore
 from distilrec.workers import InProcess, Workers, write_whole
 
 OnStep = Callable[[int, int], None]
@@ -25,7 +26,7 @@ _DAY = 86_400.0
 _SAMPLES = 1_000  # rows of the log for each boundary between parts
 
 
-class Cleaning(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Cleaning(Settings, frozen=True):
     """What counts as noise. Everything that is dropped shows up in the report.
 
     min_weight, max_weight: keep rows whose weight lies in this closed range.
@@ -40,10 +41,10 @@ class Cleaning(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_weight: float | None = None
     min_time: float = 0.0
     max_time: float | None = None
-    max_age_days: float | None = None
-    bot_events_per_day: int | None = 2_000
-    min_user_events: int = 0
-    min_item_events: int = 0
+    max_age_days: Positive | None = None
+    bot_events_per_day: Count | None = 2_000
+    min_user_events: ZeroOrMore = 0
+    min_item_events: ZeroOrMore = 0
 
 
 class CleaningReport(msgspec.Struct, frozen=True):

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-import msgspec
-
 from distilrec.errors import ColumnMissingError, ConfigError
+from distilrec.settings import Settings
 
 FeatureKind = Literal["categorical", "multi", "numeric", "text", "vector"]
 
 
-class Feature(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Feature(Settings, frozen=True):
     """One column of side information. `separator` splits the text of a `multi` or `vector` column.
 
     A `vector` is a list of numbers, as many in every row, such as the embedding of a text or a picture.
@@ -23,7 +22,7 @@ class Feature(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     separator: str = "|"
 
 
-class Schema(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Schema(Settings, frozen=True):
     """The columns of the interaction log and of the optional user and item tables.
 
     `timestamp=None` means that the order of the rows is the order in time. `user_key` and `item_key` name the id
@@ -44,6 +43,7 @@ class Schema(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     item_attributes: tuple[Feature, ...] = ()
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         item_columns = (*self.item_features, *self.item_attributes)
         for declared, features in (
             ("user_features", self.user_features),

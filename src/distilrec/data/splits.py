@@ -6,16 +6,18 @@ validation, the rest is test. So nothing in a later part can precede anything in
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-import msgspec
 import numpy as np
+from msgspec import Meta
 from numpy.typing import NDArray
 
-from distilrec.errors import ConfigError
+from distilrec.settings import Settings
+
+BelowHalf = Annotated[float, Meta(gt=0, lt=0.5)]
 
 
-class Split(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Split(Settings, frozen=True):
     """How to split.
 
     leave-one-out: the last interaction of each user is test, the one before validation; users with fewer than three
@@ -25,15 +27,8 @@ class Split(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """
 
     kind: Literal["leave-one-out", "global-time"] = "leave-one-out"
-    validation_share: float = 0.1
-    test_share: float = 0.1
-
-    def __post_init__(self) -> None:
-        for name in ("validation_share", "test_share"):
-            if not 0 < getattr(self, name) < 0.5:
-                raise ConfigError(
-                    f"split.{name} is {getattr(self, name)}", fix="choose a share between 0 and 0.5", parameter=name
-                )
+    validation_share: BelowHalf = 0.1
+    test_share: BelowHalf = 0.1
 
 
 def split_moments(times: NDArray[np.float64], split: Split) -> tuple[float, float] | None:

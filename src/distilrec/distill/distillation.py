@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import msgspec
 import numpy as np
 import torch
+from msgspec import Meta
 from torch import nn
 from torch.nn import functional
 
@@ -19,12 +20,13 @@ from distilrec.errors import ConfigError
 from distilrec.evaluate.slices import item_groups
 from distilrec.knowledge.store import LabelStore, StoredLabels
 from distilrec.models import OnEpoch, StudentConfig, TrainedModel, build_model, finished, training_task
+from distilrec.settings import Count, NotNegative, Positive, Settings, Share
 from distilrec.students.soft_tree import SoftTreeConfig
 from distilrec.training.model import SequenceModel
 from distilrec.training.trainer import Loss, Scored, TrainingConfig, ground_truth, train
 
 
-class DistillationConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class DistillationConfig(Settings, frozen=True):
     """L = (1 - soft_weight) L_y + soft_weight L_s + the others, each with its weight. All losses are means over positions.
 
     curriculum: with an ensemble as the teacher, keep the labels of each member and combine each position's soft losses by
@@ -37,39 +39,20 @@ class DistillationConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True
     own_candidates: L of RCE, how many of the student's best items are candidates; groups: of popularity, for UnKD.
     """
 
-    soft_weight: float = 0.8
-    hard_weight: float = 0.0
-    temperature: float = 1.0
-    rd_weight: float = 0.0
-    rrd_weight: float = 0.0
-    plackett_luce_weight: float = 0.0
-    rce_weight: float = 0.0
-    unkd_weight: float = 0.0
-    hint_weight: float = 0.0
-    own_candidates: int = 50
-    groups: int = 4
+    soft_weight: Annotated[float, Meta(ge=0, le=1)] = 0.8
+    hard_weight: NotNegative = 0.0
+    temperature: Positive = 1.0
+    rd_weight: NotNegative = 0.0
+    rrd_weight: NotNegative = 0.0
+    plackett_luce_weight: NotNegative = 0.0
+    rce_weight: NotNegative = 0.0
+    unkd_weight: NotNegative = 0.0
+    hint_weight: NotNegative = 0.0
+    own_candidates: Count = 50
+    groups: Count = 4
     curriculum: bool = False
-    dropout: float = 0.0
-    denoise: float = 0.0
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.soft_weight <= 1:
-            raise ConfigError(
-                f"soft_weight is {self.soft_weight}", fix="use a number from 0 to 1", parameter="soft_weight"
-            )
-        for name in self.__struct_fields__:
-            if name.endswith("_weight") and getattr(self, name) < 0:
-                raise ConfigError(f"{name} is {getattr(self, name)}", fix="use 0 or more", parameter=name)
-        if self.temperature <= 0:
-            raise ConfigError(f"temperature is {self.temperature}", fix="use more than 0", parameter="temperature")
-        for name in ("dropout", "denoise"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ConfigError(
-                    f"{name} is {getattr(self, name)}", fix="use a share from 0 to below 1", parameter=name
-                )
-        for name in ("own_candidates", "groups"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}", fix="use at least 1", parameter=name)
+    dropout: Share = 0.0
+    denoise: Share = 0.0
 
 
 def distil(

@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
 
-from distilrec.errors import ConfigError, FileMissingError
+from distilrec.errors import ConfigError
+from distilrec.settings import Settings, read_settings
 
 
-class Thresholds(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Thresholds(Settings, frozen=True):
     """quality: metric -> at least; retention: metric -> share of the teacher's, at least; improvement: metric -> at least,
     of the lower end of the 95% interval of student minus the same student without distillation; latency: p50 and p99 of
     a request in microseconds, at most; size: parameters and bytes of the model, at most.
     """
 
-    quality: dict[str, float] = {}
-    retention: dict[str, float] = {}
-    improvement: dict[str, float] = {}
-    latency: dict[str, float] = {}
-    size: dict[str, float] = {}
+    quality: dict[str, float] = msgspec.field(default_factory=dict)
+    retention: dict[str, float] = msgspec.field(default_factory=dict)
+    improvement: dict[str, float] = msgspec.field(default_factory=dict)
+    latency: dict[str, float] = msgspec.field(default_factory=dict)
+    size: dict[str, float] = msgspec.field(default_factory=dict)
 
 
 class Check(msgspec.Struct, frozen=True):
@@ -44,17 +44,7 @@ class Check(msgspec.Struct, frozen=True):
 
 def read_thresholds(path: Path | str) -> Thresholds:
     """The thresholds of a TOML file. Raises FileMissingError, and ConfigError for anything unknown or an empty file."""
-    path = Path(path)
-    if not path.is_file():
-        raise FileMissingError(f"{path} does not exist", fix="check the path of the thresholds", file=str(path))
-    try:
-        thresholds = msgspec.convert(tomllib.loads(path.read_text(encoding="utf-8")), Thresholds)
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, msgspec.ValidationError) as problem:
-        raise ConfigError(
-            f"{path}: {problem}",
-            fix="use the sections quality, retention, improvement, latency and size with numbers",
-            file=str(path),
-        ) from None
+    thresholds = read_settings(path, Thresholds, fix="check the path, or write one: README.md shows how")
     if not any(getattr(thresholds, name) for name in Thresholds.__struct_fields__):
         raise ConfigError(f"{path} has no threshold", fix='for example [quality] and "ndcg@10" = 0.1', file=str(path))
     return thresholds

@@ -17,6 +17,7 @@ from distilrec.data.dataset import Dataset
 from distilrec.errors import ConfigError, TeacherError
 from distilrec.knowledge.store import Extraction, LabelManifest, LabelStore, open_labels, shard_path
 from distilrec.models import TrainedModel
+from distilrec.settings import Count, Settings
 from distilrec.teachers.teacher import Answer, Teacher, as_teacher
 from distilrec.training.batches import Windows, batch_of, training_windows
 from distilrec.training.memory import reuse_freed_memory
@@ -29,21 +30,16 @@ _LOGITS = 2**26  # of the teacher at once
 _FLOAT16_MIN, _FLOAT16_MAX = -60_000.0, 60_000.0
 
 
-class LabelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class LabelConfig(Settings, frozen=True):
     """top_k: how many of the teacher's best items to keep per event; samples: how many uniformly drawn others; states:
     keep the teacher's hidden layer too, for the feature hint; cold_items: labels over items without training rows too, which
     the teacher knows by their features.
     """
 
-    top_k: int = 100
-    samples: int = 100
+    top_k: Count = 100
+    samples: Count = 100
     states: bool = False
     cold_items: bool = False
-
-    def __post_init__(self) -> None:
-        for name in ("top_k", "samples"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"labels.{name} is {getattr(self, name)}", fix="use at least 1", parameter=name)
 
 
 def extract_labels(

@@ -158,7 +158,10 @@ def open_labels(folder: Path, dataset: Dataset) -> LabelStore:
         extraction = msgspec.json.decode((folder / "extraction.json").read_bytes(), type=Extraction)
         table = pl.concat([pl.read_parquet(shard_path(folder, shard)) for shard in range(manifest.shards)])
     except (msgspec.MsgspecError, pl.exceptions.PolarsError, OSError) as problem:
-        raise LabelStoreError(f"the labels in {folder} cannot be read: {problem}", fix="extract them again") from None
+        raise LabelStoreError(
+            f"the labels in {folder} cannot be read: {problem}",
+            fix=f"delete {folder} and extract them again (`distilrec distill`)",
+        ) from None
     if manifest.dataset_fingerprint != dataset.fingerprint():
         raise LabelStoreError(
             f"the labels in {folder} are of another data set", fix="extract them again", file=str(folder)

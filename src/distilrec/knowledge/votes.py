@@ -14,14 +14,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-import msgspec
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
 from distilrec.data.dataset import Dataset, Histories
-from distilrec.errors import ConfigError, TeacherError
+from distilrec.errors import TeacherError
 from distilrec.privacy import noise_of_one_release
+from distilrec.settings import Count, Part, Positive, Settings
 from distilrec.teachers.external import ScoresConfig, UserScores, user_scores
 
 
@@ -33,23 +33,15 @@ class Voter(Protocol):
         ...
 
 
-class VoteConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class VoteConfig(Settings, frozen=True):
     """epsilon, delta: what all votes together may spend about any user of any teacher; epsilon None adds no noise.
 
     top: how many items a teacher votes for, and how many winners are told.
     """
 
-    epsilon: float | None = 8.0
-    delta: float = 1e-5
-    top: int = 10
-
-    def __post_init__(self) -> None:
-        if self.epsilon is not None and not self.epsilon > 0:
-            raise ConfigError(f"epsilon is {self.epsilon}", fix="use more than 0, or none", parameter="epsilon")
-        if not 0 < self.delta < 1:
-            raise ConfigError(f"delta is {self.delta}", fix="use a small share such as 1e-5", parameter="delta")
-        if self.top < 1:
-            raise ConfigError(f"top is {self.top}", fix="use at least 1", parameter="top")
+    epsilon: Positive | None = 8.0
+    delta: Part = 1e-5
+    top: Count = 10
 
 
 @dataclass(frozen=True)

@@ -3,41 +3,39 @@
 from __future__ import annotations
 
 from ipaddress import ip_address
+from typing import Annotated
 
-import msgspec
+from msgspec import Meta
 
 from distilrec.bundle.format import SearchKind
 from distilrec.errors import ConfigError
+from distilrec.settings import Count, NotNegative, Settings
 
 
-class ServiceConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class ServiceConfig(Settings, frozen=True):
     """Limits, addresses and files of a service. Docs: docs/serving.md."""
 
     bundle: str
     store: str = "sqlite:///distilrec.db"
     store_prefix: str = "distilrec:"
     host: str = "127.0.0.1"
-    port: int = 8000
-    workers: int = 1
+    port: Annotated[int, Meta(ge=0, le=65_535)] = 8000
+    workers: Count = 1
     keys: str | None = None
     without_keys: bool = False
     bundle_root: str | None = None
     search: SearchKind | None = None
-    max_users: int = 200_000
-    max_events: int = 10_000
-    max_k: int = 1_000
-    max_batch: int = 1_000
-    max_body: int = 1_048_576
-    max_pending: int = 50_000
+    max_users: Count = 200_000
+    max_events: Count = 10_000
+    max_k: Count = 1_000
+    max_batch: Count = 1_000
+    max_body: Count = 1_048_576
+    max_pending: Count = 50_000
     log_requests: bool = False
-    drain_seconds: float = 0.0
+    drain_seconds: NotNegative = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("workers", "max_users", "max_events", "max_k", "max_batch", "max_body", "max_pending"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}", fix="give at least 1", parameter=name)
-        if not 0 <= self.port <= 65_535:
-            raise ConfigError(f"port is {self.port}", fix="give a port from 1 to 65535", parameter="port")
+        super().__post_init__()
         if self.workers > 1 and self.store.startswith("sqlite:"):
             raise ConfigError(
                 "several workers cannot share an SQLite store",

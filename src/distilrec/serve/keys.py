@@ -6,32 +6,33 @@ import hashlib
 import hmac
 import secrets
 import time
-import tomllib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_args
 
 import msgspec
+from msgspec import Meta
 
-from distilrec.errors import ConfigError, FileMissingError, ForbiddenError, RateLimitedError, UnauthorizedError
+from distilrec.errors import ConfigError, ForbiddenError, RateLimitedError, UnauthorizedError
+from distilrec.settings import Count, Positive, Settings, read_settings
 
 Scope = Literal["recommend", "events", "items", "users", "admin", "metrics"]
 SCOPES: tuple[Scope, ...] = get_args(Scope)
 _PREFIX = "dr_"
 
 
-class KeyEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class KeyEntry(Settings, frozen=True):
     """One key as it stands in the file. rate: requests per second, None for no limit; burst: at once."""
 
     name: str
-    sha256: str
+    sha256: Annotated[str, Meta(pattern="^[0-9a-fA-F]{64}$")]
     scopes: tuple[Scope, ...]
-    rate: float | None = None
-    burst: int = 100
+    rate: Positive | None = None
+    burst: Count = 100
 
 
-class _KeyFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    key: tuple[KeyEntry, ...]
+class _KeyFile(Settings, frozen=True):
+    key: tuple[KeyEntry, ...] = ()
 
 
 class Caller:
@@ -97,17 +98,9 @@ def read_keys(path: Path | str | None) -> Keys:
     """The keys of a file. Raises FileMissingError and ConfigError."""
     if path is None:
         return Keys(())
-    path = Path(path)
-    if not path.is_file():
-        raise FileMissingError(f"{path} does not exist", fix="make it with `distilrec key`", file=str(path))
-    try:
-        entries = msgspec.convert(tomllib.loads(path.read_text(encoding="utf-8")), _KeyFile).key
-        if any(len(bytes.fromhex(entry.sha256)) != 32 for entry in entries) or not entries:
-            raise ValueError("every key needs the SHA-256 of 64 hexadecimal digits, and there must be a key")
-    except (ValueError, msgspec.ValidationError) as problem:
-        raise ConfigError(
-            f"{path} is no file of API keys: {problem}", fix="make its entries with `distilrec key`", file=str(path)
-        ) from None
+    entries = read_settings(path, _KeyFile, fix="make it with `distilrec key`").key
+    if not entries:
+        raise ConfigError(f"{path} has no key", fix="make its entries with `distilrec key`", file=str(path))
     return Keys(entries)
 
 

@@ -7,21 +7,21 @@
 
 from __future__ import annotations
 
-import msgspec
 import torch
 from torch import nn
 from torch.nn import functional
 
 from distilrec.data.dataset import Dataset
+from distilrec.settings import Count, Settings, Share
 from distilrec.training.batches import Batch
 from distilrec.training.model import FeatureProjection, ItemTower, SequenceModel, causal_mean, with_padding
 
 
-class MlpConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="mlp", tag_field="kind"):
-    dim: int = 16
-    hidden: int = 32
-    dropout: float = 0.2
-    max_history: int = 200
+class MlpConfig(Settings, frozen=True, tag="mlp", tag_field="kind"):
+    dim: Count = 16
+    hidden: Count = 32
+    dropout: Share = 0.2
+    max_history: Count = 200
 
 
 class Mlp(SequenceModel):

@@ -12,12 +12,12 @@ Training runs the recurrence in parallel over time; the engine runs it one event
 
 from __future__ import annotations
 
-import msgspec
 import torch
 from torch import nn
 from torch.nn import functional
 
 from distilrec.data.dataset import Dataset
+from distilrec.settings import Count, Settings, Share
 from distilrec.training.batches import Batch
 from distilrec.training.model import FeatureProjection, ItemTower, SequenceModel, with_padding
 
@@ -25,14 +25,14 @@ NORM_EPSILON = 1e-6
 _LONGEST = 128.0  # events, the time constant of the slowest scale before training; that of the fastest is one event
 
 
-class RecurrentConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="recurrent", tag_field="kind"):
+class RecurrentConfig(Settings, frozen=True, tag="recurrent", tag_field="kind"):
     """scales: number of time scales S; expansion: width of the query MLP in units of dim."""
 
-    dim: int = 32
-    scales: int = 2
-    expansion: int = 4
-    dropout: float = 0.2
-    max_history: int = 200
+    dim: Count = 32
+    scales: Count = 2
+    expansion: Count = 4
+    dropout: Share = 0.2
+    max_history: Count = 200
 
 
 class Recurrent(SequenceModel):

@@ -13,14 +13,17 @@ features.
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import msgspec
 import numpy as np
 import torch
+from msgspec import Meta
 from numpy.typing import NDArray
 from torch import nn
 
 from distilrec.data.dataset import Dataset
-from distilrec.errors import ConfigError
+from distilrec.settings import Count, Settings, Share
 from distilrec.students.recurrent import scan
 from distilrec.training.batches import Batch
 from distilrec.training.model import FeatureProjection, ItemTower, SequenceModel, with_padding
@@ -30,15 +33,15 @@ DECAY_NAMES = ("lately", "in general")
 _SMALLEST = 1e-30
 
 
-class SoftTreeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="soft_tree", tag_field="kind"):
+class SoftTreeConfig(Settings, frozen=True, tag="soft_tree", tag_field="kind"):
     """depth: 2^depth leaves; inputs: so many of the most popular items are inputs themselves; balance: weight of the penalty
     on gates that send everybody the same way.
     """
 
-    depth: int = 5
-    inputs: int = 200
-    balance: float = 0.1
-    max_history: int = 200
+    depth: Annotated[int, Meta(ge=1, le=10)] = 5
+    inputs: Count = 200
+    balance: Share = 0.1
+    max_history: Count = 200
 
 
 class SoftTree(SequenceModel):
@@ -49,8 +52,6 @@ class SoftTree(SequenceModel):
 
     def __init__(self, dataset: Dataset, config: SoftTreeConfig) -> None:
         super().__init__()
-        if config.depth > 10:
-            raise ConfigError(f"depth is {config.depth}", fix="use at most 10 (1,024 leaves)", parameter="depth")
         self.max_history = config.max_history
         self.depth, self.balance = config.depth, config.balance
         self.leaves = self.state_dim = 2**config.depth

@@ -12,6 +12,7 @@ import msgspec
 from distilrec.data.dataset import Dataset
 from distilrec.errors import ConfigError, FileMissingError, TrainingError
 from distilrec.models import load_model, save_model, train_model
+from distilrec.settings import Settings
 from distilrec.students.recurrent import RecurrentConfig
 from distilrec.teachers.dnn import DnnConfig
 from distilrec.teachers.ensemble import EnsembleTeacher, calibrated_ensemble
@@ -32,7 +33,7 @@ from distilrec.workers import InProcess, Workers
 SingleConfig = TransformerConfig | DnnConfig | RecurrentConfig | LinearConfig | ScoresConfig | FunctionConfig
 
 
-class MemberConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class MemberConfig(Settings, frozen=True):
     """One teacher of an ensemble; training: None takes `teacher_training`; seed: added to that of the run."""
 
     model: SingleConfig
@@ -40,7 +41,7 @@ class MemberConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     seed: int = 0
 
 
-class EnsembleConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="ensemble", tag_field="kind"):
+class EnsembleConfig(Settings, frozen=True, tag="ensemble", tag_field="kind"):
     members: tuple[MemberConfig, ...]
 
     def __post_init__(self) -> None:
@@ -138,7 +139,9 @@ def load_teacher(config: TeacherConfig, folder: Path, dataset: Dataset) -> Teach
             try:
                 weights = msgspec.json.decode(path.read_bytes(), type=_Weights).weights
             except msgspec.MsgspecError as problem:
-                raise TrainingError(f"{path} cannot be read: {problem}", fix="train the teacher again") from None
+                raise TrainingError(
+                    f"{path} cannot be read: {problem}", fix=f"delete {folder} and train the teacher again"
+                ) from None
             members = [
                 load_teacher(member.model, folder / f"member-{number}", dataset)
                 for number, member in enumerate(config.members)

@@ -7,22 +7,22 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-import msgspec
 import torch
 from torch import nn
 from torch.nn import functional
 
 from distilrec.data.dataset import Dataset
+from distilrec.settings import Count, Settings, Share
 from distilrec.training.batches import Batch
 from distilrec.training.model import FeatureProjection, ItemTower, SequenceModel, causal_mean, with_padding
 
 
-class DnnConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="dnn", tag_field="kind"):
-    dim: int = 64
-    hidden: int = 512
-    layers: int = 3
-    dropout: float = 0.3
-    max_history: int = 200
+class DnnConfig(Settings, frozen=True, tag="dnn", tag_field="kind"):
+    dim: Count = 64
+    hidden: Count = 512
+    layers: Count = 3
+    dropout: Share = 0.3
+    max_history: Count = 200
 
 
 class Dnn(SequenceModel):

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
-import msgspec
 import numpy as np
 import polars as pl
 import torch
@@ -20,6 +19,7 @@ from safetensors.numpy import load_file, save_file
 from distilrec.data.dataset import Dataset, Histories
 from distilrec.data.readers import read_table
 from distilrec.errors import ColumnMissingError, ConfigError, FileMissingError, TeacherError
+from distilrec.settings import Count, Settings
 from distilrec.teachers.teacher import Answer, Cost
 from distilrec.training.batches import Batch
 
@@ -29,7 +29,7 @@ _CHUNK = 256
 _NAMED = 3  # how many offenders a message names
 
 
-class ScoresConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="scores", tag_field="kind"):
+class ScoresConfig(Settings, frozen=True, tag="scores", tag_field="kind"):
     """file: Parquet or CSV, one line per user and item; score or rank: the column with it (rank 1 is the best).
 
     Scores are taken as logits: a softmax over a user's scores should be the teacher's belief. Ranks become
@@ -51,7 +51,7 @@ class ScoresConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag=
             )
 
 
-class FunctionConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="function", tag_field="kind"):
+class FunctionConfig(Settings, frozen=True, tag="function", tag_field="kind"):
     """function: "module:name" of a function that gets the data set and gives the scoring function (see `function_teacher`);
     per: ask it for every event, or once per user; version: change it when the function gives other scores than before.
     """
@@ -59,7 +59,7 @@ class FunctionConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, ta
     function: str
     per: Literal["event", "user"] = "event"
     version: str = "1"
-    max_history: int = 200
+    max_history: Count = 200
 
 
 class UserScores:

@@ -12,16 +12,19 @@ from __future__ import annotations
 import hashlib
 import time
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
 import numpy as np
 import torch
+from msgspec import Meta
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from distilrec.data.dataset import UNKNOWN_ITEM, Dataset, Histories
 from distilrec.errors import ConfigError, FileMissingError, TrainingError
+from distilrec.settings import Count, Positive, Settings
 from distilrec.teachers.teacher import Answer, Cost
 from distilrec.training.batches import Batch
 
@@ -29,22 +32,15 @@ LARGEST_CATALOGUE = 12_000  # (items, items) float32 then take 576 MB
 _CHUNK = 4096
 
 
-class LinearConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="linear", tag_field="kind"):
+class LinearConfig(Settings, frozen=True, tag="linear", tag_field="kind"):
     """ridge: of the regression; decay: what an event keeps of its weight with each later one; rows: at most so many training
     events, drawn at random.
     """
 
-    ridge: float = 300.0
-    decay: float = 0.9
-    rows: int = 300_000
-    max_history: int = 200
-
-    def __post_init__(self) -> None:
-        if not 0 < self.decay <= 1:
-            raise ConfigError(f"decay is {self.decay}", fix="use a share from above 0 to 1", parameter="decay")
-        for name in ("ridge", "rows", "max_history"):
-            if getattr(self, name) <= 0:
-                raise ConfigError(f"{name} is {getattr(self, name)}", fix="use more than 0", parameter=name)
+    ridge: Positive = 300.0
+    decay: Annotated[float, Meta(gt=0, le=1)] = 0.9
+    rows: Count = 300_000
+    max_history: Count = 200
 
 
 class LinearTeacher:
@@ -165,7 +161,9 @@ def load_linear(folder: Path, dataset: Dataset) -> LinearTeacher:
         record = msgspec.json.decode((folder / "linear.json").read_bytes(), type=_Record)
         weights = load_file(folder / "linear.safetensors")["weights"]
     except (msgspec.MsgspecError, SafetensorError, OSError, KeyError) as problem:
-        raise TrainingError(f"the teacher in {folder} cannot be read: {problem}", fix="train it again") from None
+        raise TrainingError(
+            f"the teacher in {folder} cannot be read: {problem}", fix=f"delete {folder} and train it again"
+        ) from None
     if record.fingerprint != dataset.fingerprint():
         raise TrainingError(f"the teacher in {folder} is of another data set", fix="train it again", file=str(folder))
     return LinearTeacher(record.config, weights, record.catalogue_size, record.fingerprint, record.seconds)

@@ -7,26 +7,34 @@ Pre-norm blocks, learned positions, item features in the inputs, softmax over th
 
 from __future__ import annotations
 
-import msgspec
 import torch
 from torch import nn
 from torch.nn import functional
 
 from distilrec.data.dataset import Dataset
+from distilrec.errors import ConfigError
+from distilrec.settings import Count, Settings, Share
 from distilrec.training.batches import Batch
 from distilrec.training.model import FeatureProjection, ItemTower, SequenceModel, with_padding
 
 
-class TransformerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="transformer", tag_field="kind"):
+class TransformerConfig(Settings, frozen=True, tag="transformer", tag_field="kind"):
     """gated: SwiGLU instead of GELU in the feed-forward layers."""
 
-    dim: int = 64
-    layers: int = 2
-    heads: int = 4
-    feed_forward: int = 256
+    dim: Count = 64
+    layers: Count = 2
+    heads: Count = 4
+    feed_forward: Count = 256
     gated: bool = True
-    dropout: float = 0.3
-    max_history: int = 100
+    dropout: Share = 0.3
+    max_history: Count = 100
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.dim % self.heads:
+            raise ConfigError(
+                f"dim {self.dim} is no multiple of heads {self.heads}", fix="change one", parameter="heads"
+            )
 
 
 class SwiGlu(nn.Module):

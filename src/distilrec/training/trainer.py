@@ -21,7 +21,8 @@ from safetensors.torch import load_file, save_file
 from torch.nn import functional
 
 from distilrec.data.dataset import Dataset
-from distilrec.errors import ConfigError, TrainingError
+from distilrec.errors import TrainingError
+from distilrec.settings import Count, NotNegative, Part, Positive, Settings, Share, ZeroOrMore
 from distilrec.training import parallel
 from distilrec.training.batches import Batch, training_batches, training_windows
 from distilrec.training.memory import reuse_freed_memory
@@ -72,7 +73,7 @@ def ground_truth(scored: Scored) -> torch.Tensor:
     return functional.cross_entropy(scored.logits[:, : scored.warm], scored.targets)
 
 
-class TrainingConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class TrainingConfig(Settings, frozen=True):
     """epochs: at most this many; patience: stop after so many epochs without a better validation NDCG@10.
 
     averaging: validate and keep an exponential moving average of the weights, of which this share stays at each step
@@ -86,36 +87,18 @@ class TrainingConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     log has repeats.
     """
 
-    epochs: int = 40
-    patience: int = 6
-    batch_size: int = 32
-    learning_rate: float = 2e-3
-    weight_decay: float = 0.01
-    warmup_steps: int = 50
-    clip_norm: float = 1.0
-    averaging: float = 0.995
-    positions: int = 0
-    negatives: int = 0
+    epochs: Count = 40
+    patience: Count = 6
+    batch_size: Count = 32
+    learning_rate: Part = 2e-3
+    weight_decay: NotNegative = 0.01
+    warmup_steps: ZeroOrMore = 50
+    clip_norm: Positive = 1.0
+    averaging: Share = 0.995
+    positions: ZeroOrMore = 0
+    negatives: ZeroOrMore = 0
     mask_seen: bool = True
-    item_dropout: float = 0.0
-
-    def __post_init__(self) -> None:
-        for name in ("averaging", "item_dropout"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ConfigError(
-                    f"training.{name} is {getattr(self, name)}", fix="use a share from 0 to below 1", parameter=name
-                )
-        for name, least in (("epochs", 1), ("patience", 1), ("batch_size", 1), ("positions", 0), ("negatives", 0)):
-            if getattr(self, name) < least:
-                raise ConfigError(
-                    f"training.{name} is {getattr(self, name)}", fix=f"use at least {least}", parameter=name
-                )
-        if not 0 < self.learning_rate < 1:
-            raise ConfigError(
-                f"training.learning_rate is {self.learning_rate}",
-                fix="use a number between 0 and 1",
-                parameter="learning_rate",
-            )
+    item_dropout: Share = 0.0
 
 
 class Epoch(msgspec.Struct, frozen=True):

