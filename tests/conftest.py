@@ -1,14 +1,22 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from playwright.sync_api import Browser, sync_playwright
 
 from distilrec.data.dataset import Dataset
 from distilrec.pipeline import Run, open_run, run_all
 from tests import small_run
+from tests.servers import program
+
+_CHROMIUM = (
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync",
+)  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -42,3 +50,11 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 def bundle(finished_run: Run, tmp_path: Path) -> Path:
     """A copy of the small run's bundle that a test may damage."""
     return Path(shutil.copytree(finished_run.bundle, tmp_path / "bundle"))
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=program("chromium"), args=list(_CHROMIUM))
+        yield opened
+        opened.close()

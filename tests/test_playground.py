@@ -8,24 +8,11 @@ import subprocess
 import sys
 
 import pytest
-from playwright.sync_api import expect, sync_playwright
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import expect
 
 from distilrec import load
-from tests.servers import Server, program
-
-OPTIONS = (
-    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync",
-)  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def browser():
-    chromium = program("chromium")
-    with sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=chromium, args=list(OPTIONS))
-        yield opened
-        opened.close()
+from tests.servers import Server
 
 
 @pytest.fixture
@@ -55,6 +42,15 @@ def server(finished_run, tmp_path_factory):
 def listed(page, name):
     page.wait_for_selector(f"#{name} li")
     return page.eval_on_selector_all(f"#{name} li", "rows => rows.map(row => row.dataset.item)")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_it_can_be_read_by_everybody(page, server, scheme):
+    page.emulate_media(color_scheme=scheme)
+    page.goto(server.url)
+    listed(page, "answers")
+    found = Axe().run(page)
+    assert found.violations_count == 0, found.generate_report()
 
 
 def test_a_known_user_clicks_and_the_list_follows(page, server, finished_run):

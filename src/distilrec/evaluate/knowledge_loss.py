@@ -14,6 +14,7 @@ from distilrec.evaluate.ranking import Ranking
 from distilrec.evaluate.slices import item_groups, user_slices
 
 _SHOWN = 10  # items listed on each side
+_GROUPS, _LISTED, _FEWEST = 5, 5, 5  # groups of people, items for each, and people in the smallest group that is shown
 HELD_OUT = "held-out items"
 
 
@@ -26,17 +27,29 @@ class ItemShift(msgspec.Struct, frozen=True):
     shown: dict[str, float]
 
 
+class ChangedList(msgspec.Struct, frozen=True):
+    """What people whose latest item was this one are shown most often, by titles; overlap: share that both lists have."""
+
+    after: str
+    users: int
+    teacher: tuple[str, ...]
+    student: tuple[str, ...]
+    overlap: float
+
+
 class KnowledgeLoss(msgspec.Struct, frozen=True):
     """overlap: model -> slice of users -> share of the teacher's first K that the model shows too.
 
     popularity: model (and the held-out items themselves) -> mean training interactions of what is shown, and the share of it
-    that goes to head items; more, less: items that the student shows more, or less, often than the teacher.
+    that goes to head items; more, less: items that the student shows more, or less, often than the teacher; changed: groups
+    of people (never less than five) whose lists differ most.
     """
 
     overlap: dict[str, dict[str, float]]
     popularity: dict[str, dict[str, float]]
     more: tuple[ItemShift, ...]
     less: tuple[ItemShift, ...]
+    changed: tuple[ChangedList, ...] = ()
 
 
 def knowledge_loss(
@@ -80,7 +93,31 @@ def knowledge_loss(
         popularity,
         listed(np.argsort(-shift, kind="stable")),
         listed(np.argsort(shift, kind="stable")),
+        _changed(dataset, rankings[teacher][0], rankings[student][0], k),
     )
+
+
+def _changed(dataset: Dataset, teacher: Ranking, student: Ranking, k: int) -> tuple[ChangedList, ...]:
+    """The groups by latest item, of the first seed, whose most frequent recommendations differ most."""
+    histories, titles = teacher.asked.histories, dataset.info.titles
+    there = np.diff(histories.offsets) > 0
+    latest = np.full(len(histories), UNKNOWN_ITEM)
+    latest[there] = histories.items[histories.offsets[1:][there] - 1]
+    groups, sizes = np.unique(latest[there], return_counts=True)
+
+    def most_shown(ranking: Ranking, users: NDArray[np.bool_]) -> list[int]:
+        counts = _counts(ranking.top[users, :k], dataset.catalogue_size)
+        order = np.argsort(-counts, kind="stable")[:_LISTED]
+        return [int(item) for item in order if counts[item]]
+
+    found = []
+    for item, size in zip(groups.tolist(), sizes.tolist(), strict=True):
+        if size >= _FEWEST:
+            own, other = (most_shown(ranking, latest == item) for ranking in (teacher, student))
+            overlap = len(set(own) & set(other)) / max(len(own), 1)
+            shown = [tuple(titles[each] for each in items) for items in (own, other)]
+            found.append(ChangedList(titles[item], size, shown[0], shown[1], overlap))
+    return tuple(sorted(found, key=lambda group: (group.overlap, -group.users))[:_GROUPS])
 
 
 def _overlap(own: NDArray[np.int32], other: NDArray[np.int32]) -> NDArray[np.float64]:

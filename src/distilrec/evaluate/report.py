@@ -2,56 +2,46 @@
 
 from __future__ import annotations
 
-import io
-import textwrap
-from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from distilrec._version import __version__
 from distilrec.evaluate.comparison import ALONE, STUDENT, TEACHER, Comparison, Row
+from distilrec.evaluate.plots import draw_curves, draw_differences, draw_slices, draw_trade, draw_tree, svg
 from distilrec.evaluate.statistics import Difference
-from distilrec.students.soft_tree import TreeNode
 
-_TABLE = ("ndcg@10", "hit_rate@10", "mrr@10", "auc")
-_COLOURS = ("#1f5fa8", "#c8553d", "#6b8f3c", "#8a6bb1", "#c28f2c", "#5f6b76")
+_QUALITY = ("model", "NDCG@10 [95%]", "HR@10", "MRR@10", "AUC", "retention", "agreement")
+_COST = ("parameters", "size", "training", "per request", "p99")
 
 
 def table(comparison: Comparison) -> list[list[str]]:
     """The comparison as rows of text, the first one being the header."""
-    header = [
-        "model",
-        "NDCG@10 [95%]",
-        "HR@10",
-        "MRR@10",
-        "AUC",
-        "retention",
-        "agreement",
-        "parameters",
-        "size",
-        "training",
-        "per request",
-    ]
-    return [header, *(_cells(row) for row in comparison.rows)]
-
-
-def _cells(row: Row) -> list[str]:
-    ndcg = row.quality["ndcg@10"]
     return [
-        row.name,
-        str(ndcg),
-        *(f"{row.quality[name].mean:.4f}" for name in _TABLE[1:]),
+        [*_QUALITY, *_COST],
+        *([row.name, *_quality_cells(row), *_cost_cells(row)] for row in comparison.rows),
+    ]
+
+
+def _quality_cells(row: Row) -> list[str]:
+    return [
+        str(row.quality["ndcg@10"]),
+        *(f"{row.quality[name].mean:.4f}" for name in ("hit_rate@10", "mrr@10", "auc")),
         f"{row.retention['ndcg@10']:.0%}" if row.retention else "",
         "" if row.agreement is None else f"{row.agreement:.0%}",
+    ]
+
+
+def _cost_cells(row: Row) -> list[str]:
+    return [
         "" if row.parameters is None else f"{row.parameters:,}",
         "" if row.size is None else _bytes(row.size),
         "" if row.training_seconds is None else f"{row.training_seconds:.0f} s",
         "" if row.latency is None else _microseconds(row.latency.p50),
+        "" if row.latency is None else _microseconds(row.latency.p99),
     ]
 
 
@@ -88,6 +78,60 @@ def verdict(comparison: Comparison) -> list[str]:
     return lines
 
 
+def headline(comparison: Comparison) -> str:
+    """The verdict in one sentence: what was lost against the teacher, and what distillation brought."""
+    kept = {
+        -1: "The student is below its teacher",
+        0: "No loss against the teacher could be shown",
+        1: "The student is above its teacher",
+        None: "There is no teacher to compare with",
+    }[_side(comparison, TEACHER)]
+    brought = {
+        -1: "distillation made it worse",
+        0: "no gain from distillation could be shown",
+        1: "distillation made it better",
+        None: "what distillation brought was not measured",
+    }[_side(comparison, ALONE)]
+    return f"{kept}; {brought}."
+
+
+def _side(comparison: Comparison, other: str) -> int | None:
+    """Whether the student's NDCG@10 is above (1) or below (-1) the other's, as far as the interval says."""
+    for one in comparison.differences:
+        if (one.a, one.b, one.metric) == (STUDENT, other, "ndcg@10"):
+            mean = one.interval.mean
+            return (1 if mean > 0 else -1) if one.interval.excludes_zero else 0
+    return None
+
+
+class Figure(NamedTuple):
+    """A number that is shown large, and what it is."""
+
+    value: str
+    meaning: str
+
+
+def figures(comparison: Comparison) -> list[Figure]:
+    """The few numbers that a decision needs."""
+    names = {row.name for row in comparison.rows}
+    found = []
+    if {TEACHER, STUDENT} <= names:
+        teacher, student = comparison.row(TEACHER), comparison.row(STUDENT)
+        found.append(Figure(f"{student.retention['ndcg@10']:.0%}", "of the teacher's NDCG@10 is kept"))
+        if teacher.latency and student.latency:
+            times = teacher.latency.p50 / student.latency.p50
+            found.append(Figure(f"{times:,.0f}\N{MULTIPLICATION SIGN}", "faster than the teacher, for one request"))
+        if teacher.size and student.size:
+            times = teacher.size / student.size
+            found.append(Figure(f"{times:,.1f}\N{MULTIPLICATION SIGN}", "smaller than the teacher"))
+    for one in comparison.differences:
+        if (one.a, one.b, one.metric) == (STUDENT, ALONE, "ndcg@10"):
+            low, high = one.interval.low, one.interval.high
+            meaning = f"NDCG@10 by distillation, 95% interval [{low:+.4f}, {high:+.4f}]"
+            found.append(Figure(f"{one.interval.mean:+.4f}", meaning))
+    return found
+
+
 def _sentence(difference: Difference) -> str:
     interval = difference.interval
     if not interval.excludes_zero:
@@ -110,108 +154,36 @@ def write_report(comparison: Comparison, path: Path) -> None:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    curves = [row for row in comparison.rows if row.curve]
-    timed = [row for row in comparison.rows if row.latency]
+    rows = comparison.rows
     page = environment.get_template("report.html").render(
         comparison=comparison,
         version=__version__,
+        headline=headline(comparison),
+        figures=figures(comparison),
         verdict=verdict(comparison),
-        table=table(comparison),
-        quality_names=list(comparison.rows[0].quality),
-        list_names=list(dict.fromkeys(name for row in comparison.rows for name in row.lists)),
+        quality=[_QUALITY, *([row.name, *_quality_cells(row)] for row in rows)],
+        cost=[("model", *_COST), *([row.name, *cells] for row in rows if any(cells := _cost_cells(row)))],
+        quality_names=list(rows[0].quality),
+        list_names=list(dict.fromkeys(name for row in rows for name in row.lists)),
         slice_names=[name for name, size in comparison.slice_sizes.items() if size],
-        tree=_svg("The tree", partial(_draw_tree, tree=comparison.tree), (14, 6)) if comparison.tree else "",
-        learning=_svg("Validation NDCG@10 by epoch", lambda axes: _draw_curves(axes, curves)) if curves else "",
-        trade=_svg("NDCG@10 against time per request", lambda axes: _draw_trade(axes, timed)) if timed else "",
-        slices=_svg(
-            "Held-out items found in the first 10, by popularity", lambda axes: _draw_slices(axes, comparison.rows)
-        ),
+        plots=_plots(comparison),
+        tree=svg("The tree", partial(draw_tree, tree=comparison.tree), (14, 6)) if comparison.tree else "",
     )
     path.write_text(page, encoding="utf-8")
 
 
-def _svg(title: str, draw: Callable[[Axes], None], size: tuple[float, float] = (7, 3.6)) -> Markup:
-    figure = Figure(figsize=size, layout="constrained")
-    axes = figure.add_subplot()
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(visible=True, alpha=0.25)
-    draw(axes)
-    out = io.StringIO()
-    figure.savefig(out, format="svg", transparent=False, metadata={"Date": None, "Title": title})
-    text = out.getvalue()
-    label = Markup('<svg role="img" aria-label="{}" ').format(title)
-    return Markup(text[text.index("<svg") :]).replace(Markup("<svg "), label, 1)
-
-
-def _draw_curves(axes: Axes, rows: Iterable[Row]) -> None:
-    for row, colour in zip(rows, _COLOURS, strict=False):
-        epochs = [point.epoch for point in row.curve]
-        values = [point.validation_ndcg for point in row.curve]
-        axes.plot(epochs, values, label=row.name, color=colour)
-        best = max(range(len(values)), key=values.__getitem__)
-        axes.plot(epochs[best], values[best], "o", color=colour)
-    axes.set(xlabel="epoch", ylabel="validation NDCG@10")
-    axes.legend(frameon=False)
-
-
-def _draw_trade(axes: Axes, rows: Iterable[Row]) -> None:
-    for row, colour in zip(rows, _COLOURS, strict=False):
-        assert row.latency is not None
-        ndcg = row.quality["ndcg@10"]
-        axes.errorbar(
-            row.latency.p50,
-            ndcg.mean,
-            [[ndcg.mean - ndcg.low], [ndcg.high - ndcg.mean]],
-            fmt="o",
-            color=colour,
-            capsize=4,
-            label=row.name,
-        )
-    axes.set_xscale("log")
-    axes.set(xlabel="microseconds per request (p50, logarithmic)", ylabel="test NDCG@10 with 95% interval")
-    axes.legend(frameon=False)
-
-
-def _draw_slices(axes: Axes, rows: tuple[Row, ...]) -> None:
-    names = ("head items", "middle items", "tail items")
-    width = 0.8 / len(rows)
-    for place, (row, colour) in enumerate(zip(rows, _COLOURS, strict=False)):
-        positions = [n + place * width for n in range(len(names))]
-        axes.bar(positions, [row.slices.get(name, 0.0) for name in names], width, label=row.name, color=colour)
-    axes.set_xticks([n + 0.4 - width / 2 for n in range(len(names))], names)
-    axes.set(ylabel="share found")
-    axes.legend(frameon=False, fontsize="small")
-
-
-_DRAWN_LEVELS = 3
-
-
-def _draw_tree(axes: Axes, tree: TreeNode) -> None:
-    """Gates with what pulls to either side; below the last level drawn, what is typical there. Left is -, right is +."""
-    axes.axis("off")
-
-    def node(one: TreeNode, level: int, left: float, right: float) -> tuple[float, float]:
-        x, y = (left + right) / 2, -float(level)
-        last = level == _DRAWN_LEVELS or not one.children
-        lines = one.items[:3] if last else one.questions[:3]
-        text = "\n".join(line for each in lines for line in textwrap.wrap(each, 20 if last else 32)[:2])
-        if not last:
-            middle = (left + right) / 2
-            for child, bounds, sign in zip(one.children, ((left, middle), (middle, right)), "-+", strict=True):
-                cx, cy = node(child, level + 1, *bounds)
-                axes.plot([x, cx], [y, cy], color="#8a97a3", linewidth=0.5 + 6 * child.share, zorder=0)
-                axes.text(
-                    (x + cx) / 2,
-                    (y + cy) / 2,
-                    f"{sign} {child.share:.0%}",
-                    fontsize=8,
-                    color="#445",
-                    ha="right" if sign == "-" else "left",
-                )
-        colour = "#eef4e6" if last else "#e6eef7"
-        box = {"boxstyle": "round", "facecolor": colour, "edgecolor": "#8a97a3"}
-        axes.text(x, y, text, ha="center", va="center", fontsize=8, bbox=box)
-        return x, y
-
-    node(tree, 0, 0.0, 1.0)
-    axes.set(xlim=(0, 1), ylim=(-_DRAWN_LEVELS - 0.5, 0.4))
+def _plots(comparison: Comparison) -> list[tuple[Markup, str]]:
+    """Each plot with what stands below it; those without anything to show are left out."""
+    rows, found = comparison.rows, []
+    if differences := [one for one in comparison.differences if one.metric == "ndcg@10"]:
+        plot = svg("Differences of NDCG@10 with 95% intervals", partial(draw_differences, differences=differences))
+        found.append((plot, "What the differences are worth: an interval across the line means not shown."))
+    if timed := [row for row in rows if row.latency]:
+        plot = svg("NDCG@10 against time per request", partial(draw_trade, rows=timed))
+        found.append((plot, "Quality against time per request."))
+    if curves := [row for row in rows if row.curve]:
+        plot = svg("Validation NDCG@10 by epoch", partial(draw_curves, rows=curves))
+        found.append((plot, "Learning curves; the marker is the epoch that was kept."))
+    plot = svg("Held-out items found in the first 10, by popularity", partial(draw_slices, rows=rows))
+    found.append((plot, "Head, middle and tail items had a third of the training interactions each."))
+    return found
