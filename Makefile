@@ -4,7 +4,8 @@ VENV := .venv
 RUN := runs/ml-100k
 PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test lint docs serve bench bench-domains clean system keras-tensorflow
+.PHONY: demo test coverage lint docs packages constraints audit serve bench bench-domains clean system keras-tensorflow
+EXTRAS ?= train none redis ann tune privacy checks ray texts
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/train.stamp
@@ -56,6 +57,20 @@ docs: $(VENV)/docs.stamp
 	$(VENV)/bin/python docs/reference.py
 	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --quiet
 
+# Sdist and wheel in dist/, the wheel tried in an empty environment for each extra, with the pinned versions; bills of materials.
+packages: $(VENV)/dev.stamp
+	$(VENV)/bin/python release/packages.py --build --sbom --extras $(EXTRAS)
+
+# The pinned versions anew, for every Python from 3.11.
+constraints: $(VENV)/dev.stamp
+	$(VENV)/bin/uv pip compile pyproject.toml --universal --python-version 3.11 --no-annotate --quiet --upgrade \
+	  --extra redis --extra ann --extra train --extra tune --extra privacy --extra checks --extra ray --extra texts \
+	  --custom-compile-command 'make constraints' --output-file release/constraints.txt
+
+# Known vulnerabilities of the pinned versions; needs the JSON interface of pypi.org.
+audit: $(VENV)/dev.stamp
+	$(VENV)/bin/pip-audit --strict --no-deps --disable-pip --requirement release/constraints.txt
+
 # One recipe of examples/ as a user would run it: make recipe-music. SOURCE is the folder of the original files.
 recipe-%: $(VENV)/bench.stamp
 	$(VENV)/bin/python examples/$*/recipe.py $(if $(SOURCE),--source $(SOURCE))
@@ -90,7 +105,7 @@ keras-tensorflow: $(VENV)/bin/python
 	KERAS_BACKEND=tensorflow .venv-tensorflow/bin/python examples/teachers/keras_model.py --users 60 --epochs 1 --folder runs/keras-tensorflow
 
 clean:
-	rm -rf .venv-tensorflow $(VENV) runs report.html .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv-tensorflow $(VENV) dist build site docs/reference runs report.html .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

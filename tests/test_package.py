@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 import distilrec
 from distilrec import errors
@@ -96,6 +98,45 @@ def test_the_version_is_in_the_changelog():
     assert f"## [{distilrec.__version__}]" in (ROOT / "CHANGELOG.md").read_text()
 
 
+def test_the_pinned_versions_are_those_that_are_asked_for():
+    """release/constraints.txt pins every package that an extra for users names, to a version that it allows."""
+    lines = (ROOT / "release" / "constraints.txt").read_text().splitlines()
+    pins = [Requirement(line) for line in lines if line and not line.startswith("#")]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    ours = {"redis", "ann", "ray", "tune", "privacy", "checks", "texts", "train"}
+    assert set(extras) == ours | {"adapters", "dev", "docs", "bench"}
+    for wish in map(Requirement, [*project["dependencies"], *(each for name in ours for each in extras[name])]):
+        if wish.name != "distilrec":
+            versions = [next(iter(pin.specifier)).version for pin in pins if pin.name == wish.name]
+            assert versions, f"{wish.name} is not pinned: run make constraints"
+            assert all(version in wish.specifier for version in versions), (
+                f"{wish} and {versions}: run make constraints"
+            )
+
+
+def test_every_extra_is_tried_and_documented():
+    import importlib.util
+
+    spec = importlib.util.spec_from_file_location("packages", ROOT / "release" / "packages.py")
+    packages = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(packages)
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert set(packages.TRIALS) == set(extras) - {"adapters", "dev", "docs", "bench"} | {"none"}
+    makefile = (ROOT / "Makefile").read_text()
+    assert set(re.search(r"^EXTRAS \?= (.*)$", makefile, re.MULTILINE)[1].split()) == set(packages.TRIALS)
+    readme = (ROOT / "README.md").read_text()
+    for extra in set(packages.TRIALS) - {"none"}:
+        assert f"[{extra}]" in readme, f"README.md lacks the extra {extra}"
+
+
+def test_every_command_of_make_is_in_contributing():
+    targets = re.findall(r"^([a-z][a-z-]*):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    for target in set(targets) - {"system"}:
+        assert f"`make {target}`" in text, f"CONTRIBUTING.md lacks make {target}"
+
+
 def test_everything_about_the_service_is_documented(bundle, tmp_path):
     """Every endpoint, option and metric is in docs/serving.md."""
     import msgspec
@@ -119,6 +160,12 @@ def test_everything_about_the_service_is_documented(bundle, tmp_path):
             assert f"`{name}" in text, f"docs/serving.md lacks the metric {name}"
     finally:
         service.store.close()
+    rules = (ROOT / "deploy" / "alerts.yml").read_text()
+    for used in set(re.findall(r"distilrec_\w+", rules)):
+        assert any(used.removesuffix("_bucket").removesuffix("_total") == name for name in names), used
+    guide = (ROOT / "docs" / "monitoring.md").read_text()
+    for alert in re.findall(r"alert: (\w+)", rules):
+        assert f"`{alert}`" in guide, f"docs/monitoring.md does not say what to do on {alert}"
     for field in msgspec.structs.fields(ServiceConfig):
         assert f"`{field.name}`" in text, f"docs/serving.md lacks the option {field.name}"
     for scope in SCOPES:
