@@ -4,7 +4,7 @@ VENV := .venv
 RUN := runs/ml-100k
 PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test coverage lint docs packages constraints audit serve bench bench-domains clean system keras-tensorflow
+.PHONY: demo test coverage lint docs fuzz packages constraints audit serve bench bench-domains clean system keras-tensorflow
 EXTRAS ?= train none redis ann tune privacy checks ray texts
 .DELETE_ON_ERROR:
 
@@ -56,6 +56,13 @@ bench: $(VENV)/bench.stamp
 docs: $(VENV)/docs.stamp
 	$(VENV)/bin/python docs/reference.py
 	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --quiet
+
+# Coverage-guided fuzzing of configuration, readers, bundle loader and HTTP; inputs that fail are kept in runs/fuzz.
+SECONDS ?= 60
+fuzz: $(VENV)/dev.stamp
+	for target in settings readers bundle http; do \
+	  $(VENV)/bin/python fuzz/fuzz.py $$target --seconds $(SECONDS) || exit 1; \
+	done
 
 # Sdist and wheel in dist/, the wheel tried in an empty environment for each extra, with the pinned versions; bills of materials.
 packages: $(VENV)/dev.stamp

@@ -70,7 +70,8 @@ def search(items: int, *, gaussian: bool = False) -> tuple[list[str], dict[str, 
     import faiss
     from usearch.index import Index
 
-    from distilrec.bundle.format import GRAPH, read_bundle
+    from distilrec.bundle.format import read_bundle
+    from distilrec.bundle.manifest import GRAPH
     from distilrec.engine.runtime import make_runtime
 
     faiss.omp_set_num_threads(1)

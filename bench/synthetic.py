@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distilrec._version import __version__
-from distilrec.bundle.format import GRAPH, Golden, Manifest, SearchInfo, read_bundle, write_bundle
+from distilrec.bundle.format import read_bundle, write_bundle
+from distilrec.bundle.manifest import GRAPH, Golden, Manifest, SearchInfo
 from distilrec.encoding import FeatureEncoder
 from distilrec.engine.runtime import Runtime, make_runtime
 from distilrec.engine.search import build_graph

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from distilrec import load
 from distilrec.bundle.export import export_bundle
-from distilrec.bundle.format import CATALOGUE, FORMAT_VERSION, HISTORY, WEIGHTS, read_bundle
+from distilrec.bundle.format import read_bundle
+from distilrec.bundle.manifest import CATALOGUE, FORMAT_VERSION, HISTORY, WEIGHTS
 from distilrec.data.dataset import Histories
 from distilrec.errors import (
     BundleCorruptedError,

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from distilrec import load
 from distilrec.bundle import format as bundle_format
 from distilrec.bundle.export import BundleConfig, choose_search, export_bundle
-from distilrec.bundle.format import GRAPH, SearchInfo, read_bundle
+from distilrec.bundle.format import read_bundle
+from distilrec.bundle.manifest import CATALOGUE, GRAPH, FileEntry, SearchInfo
 from distilrec.engine import search as engine_search
 from distilrec.engine.items import ItemTable
 from distilrec.engine.search import ExactSearch, GraphSearch, QuantisedSearch, build_graph
@@ -273,12 +274,12 @@ def test_a_mapped_bundle_can_be_exported_again_while_it_serves(searched, finishe
 def test_no_damaged_arrays_are_read(bundle, data):
     """Even where the hash is right (somebody computed it anew), a file that makes no sense is refused as such."""
     folder = shutil.copytree(bundle, bundle.parent / "damaged", dirs_exist_ok=True)
-    file = folder / bundle_format.CATALOGUE
+    file = folder / CATALOGUE
     content = bytearray(file.read_bytes())
     for _ in range(data.draw(st.integers(1, 4))):
         content[data.draw(st.integers(0, min(len(content) - 1, 600)))] = data.draw(st.integers(0, 255))
     file.write_bytes(content)
-    entry = bundle_format.FileEntry(bundle_format._hash(file), len(content))
+    entry = FileEntry(bundle_format._hash(file), len(content))
     try:
         arrays = bundle_format._read_arrays(file, entry)
     except BundleCorruptedError:

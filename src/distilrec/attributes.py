@@ -147,12 +147,15 @@ def unpack_attributes(arrays: Mapping[str, NDArray[Any]], items: int) -> ItemAtt
         kind, _, name = key.partition(":")
         if kind == "number":
             found.numbers[name] = array.astype(np.float64)
-            if len(array) != items:
-                raise ValueError(f"attribute {name!r} has {len(array)} values for {items} items")
+            if array.shape != (items,):
+                raise ValueError(f"attribute {name!r} has {array.shape} values for {items} items")
         elif kind == "members":
             if len(array) and not 0 <= array.min() <= array.max() < items:
                 raise ValueError(f"attribute {name!r} names items outside the catalogue")
-            parts = np.split(array.astype(np.int32), arrays[f"ends:{name}"])[:-1]
+            ends = arrays[f"ends:{name}"]
+            if not np.array_equal(np.sort(ends), ends) or (ends[-1] if len(ends) else 0) != len(array):
+                raise ValueError(f"attribute {name!r} is cut at the wrong places")
+            parts = np.split(array.astype(np.int32), ends)[:-1]
             texts = unpack_texts(f"category:{name}", arrays)
             found.categories[name] = dict(zip(texts, parts, strict=True))
     return found

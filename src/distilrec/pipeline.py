@@ -30,7 +30,8 @@ import numpy as np
 import polars as pl
 
 from distilrec.bundle.export import export_bundle, record_metrics
-from distilrec.bundle.format import CATALOGUE, WEIGHTS, Manifest, erase_user
+from distilrec.bundle.format import erase_user
+from distilrec.bundle.manifest import CATALOGUE, WEIGHTS, Manifest
 from distilrec.config import DataConfig, RunConfig
 from distilrec.data.cleaning import clean_log
 from distilrec.data.dataset import Dataset, load_dataset

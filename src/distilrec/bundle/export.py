@@ -16,19 +16,8 @@ from torch.nn import functional
 
 from distilrec._version import __version__
 from distilrec.attributes import pack_attributes
-from distilrec.bundle.format import (
-    GRAPH,
-    Arrays,
-    Bundle,
-    Golden,
-    Manifest,
-    SearchInfo,
-    SearchKind,
-    StudentKind,
-    read_bundle,
-    write_bundle,
-    write_manifest,
-)
+from distilrec.bundle.format import Arrays, Bundle, read_bundle, write_bundle, write_manifest
+from distilrec.bundle.manifest import GRAPH, Golden, Manifest, SearchInfo, SearchKind, StudentKind
 from distilrec.data.dataset import Dataset, Histories
 from distilrec.encoding import FeatureMatrix
 from distilrec.engine.recommender import embed_bag

@@ -22,94 +22,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import save
 
-from distilrec.attributes import unpack_attributes
-from distilrec.encoding import FeatureEncoder
+from distilrec.bundle.contents import check_catalogue, check_history, check_manifest, check_weights
+from distilrec.bundle.manifest import CATALOGUE, FORMAT_VERSION, GRAPH, HISTORY, WEIGHTS, FileEntry, Manifest
 from distilrec.errors import BundleCorruptedError, BundleMissingError, BundleVersionError, StorageError
-from distilrec.privacy import PrivacyRecord
 from distilrec.texts import pack_texts, unpack_texts
 
-FORMAT_VERSION = 4
-WEIGHTS, CATALOGUE, HISTORY = "weights.safetensors", "catalogue.safetensors", "history.safetensors"
-GRAPH = "items.usearch"
 MAPPED_FROM = 32 * 2**20  # bytes
-StudentKind = Literal["recurrent", "mlp", "soft_tree"]
-SearchKind = Literal["exact", "quantised", "graph"]
 Arrays = dict[str, NDArray[Any]]
-
-
-class FileEntry(msgspec.Struct, frozen=True, omit_defaults=True):
-    """name: of the file, where it is not the usual one."""
-
-    sha256: str
-    bytes: int
-    name: str = ""
-
-
-class SearchInfo(msgspec.Struct, frozen=True, omit_defaults=True):
-    """How the best items are found, and how much of the exact answer that finds.
-
-    recall: share of the exact ten best that was found, mean over `queries` users with their histories, measured at
-    export. connectivity, expansion_add, expansion_search: of the graph, as usearch calls them. bias_unit: biases are divided
-    by it in the graph, and the channel of the query is multiplied; half of a query's length suits the graph best.
-    """
-
-    kind: SearchKind = "exact"
-    recall: float = 1.0
-    queries: int = 0
-    connectivity: int = 0
-    expansion_add: int = 0
-    expansion_search: int = 0
-    bias_unit: float = 1.0
-
-
-class Golden(msgspec.Struct, frozen=True):
-    """A question and the answer that the training model gave: the engine must give the same."""
-
-    items: tuple[int, ...]
-    events: tuple[int, ...]
-    user_features: tuple[tuple[int, float], ...]
-    top_items: tuple[int, ...]
-    top_scores: tuple[float, ...]
-
-
-class Manifest(msgspec.Struct, frozen=True):
-    """`model_version` is a hash over all other fields, which hold the hashes of the files.
-
-    privacy: what was spent, where the weights were trained with differential privacy.
-    """
-
-    kind: StudentKind
-    dim: int
-    items: int
-    parameters: int
-    event_types: tuple[str, ...]
-    user_encoder: FeatureEncoder
-    item_encoder: FeatureEncoder
-    repeats: bool
-    dataset: str
-    dataset_fingerprint: str
-    teacher: str
-    metrics: dict[str, float]
-    golden: tuple[Golden, ...]
-    files: dict[str, FileEntry]
-    distilrec: str
-    search: SearchInfo = SearchInfo()
-    privacy: PrivacyRecord | None = None
-    format_version: int = FORMAT_VERSION
-    model_version: str = ""
-
-    def hashed(self) -> str:
-        """The model version that belongs to this content. The history is user data, not part of the model."""
-        files = {name: entry for name, entry in self.files.items() if name != HISTORY}
-        plain = msgspec.structs.replace(self, model_version="", files=files)
-        return hashlib.sha256(msgspec.json.encode(plain, order="sorted")).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -194,7 +120,16 @@ def read_bundle(folder: Path | str) -> Bundle:
         graph = folder / GRAPH
         _check_file(graph, manifest.files[GRAPH])
     bundle = Bundle(folder, manifest, loaded[WEIGHTS], loaded[CATALOGUE], loaded.get(HISTORY, {}), graph)
-    _check_arrays(bundle)
+    for name, check, arrays in (
+        (WEIGHTS, check_weights, bundle.weights),
+        (CATALOGUE, check_catalogue, bundle.catalogue),
+        (HISTORY, check_history, bundle.history),
+    ):
+        if name in loaded:
+            try:
+                check(manifest, arrays)
+            except ValueError as problem:
+                raise _corrupted(folder / name, str(problem)) from None
     return bundle
 
 
@@ -266,6 +201,10 @@ def _read_manifest(path: Path) -> Manifest:
         raise _corrupted(path, f"is not a manifest: {problem}") from None
     if manifest.hashed() != manifest.model_version:
         raise _corrupted(path, "has been edited: its content does not match its model version")
+    try:
+        check_manifest(manifest)
+    except (ValueError, OverflowError) as problem:
+        raise _corrupted(path, str(problem)) from None
     return manifest
 
 
@@ -310,64 +249,6 @@ def _read_arrays(path: Path, entry: FileEntry) -> Arrays:
     except (msgspec.MsgspecError, ValueError, TypeError, KeyError, OverflowError) as problem:
         raise _corrupted(path, f"cannot be read: {problem}") from None
     return arrays
-
-
-def _check_arrays(bundle: Bundle) -> None:
-    m, w = bundle.manifest, bundle.weights
-    shapes: dict[str, tuple[int, ...]] = {
-        "vectors": (m.items, m.dim),
-        "biases": (m.items,),
-        "user_table": (m.user_encoder.width, m.dim),
-        "item_table": (m.item_encoder.width, m.dim),
-        **weight_shapes(m.kind, m.dim, len(m.event_types), w),
-    }
-    path = bundle.folder / WEIGHTS
-    for name, shape in shapes.items():
-        if name not in w:
-            raise _corrupted(path, f"has no array {name!r}")
-        if w[name].shape != shape or w[name].dtype != np.float32:
-            raise _corrupted(path, f"array {name!r} is {w[name].shape} {w[name].dtype}, expected {shape} float32")
-        if not np.isfinite(w[name]).all():
-            raise _corrupted(path, f"array {name!r} holds NaN or infinity")
-    for name in ("ids", "titles"):
-        if len(bundle.catalogue.get(f"{name}.offsets", ())) != m.items + 1:
-            raise _corrupted(bundle.folder / CATALOGUE, f"does not hold {m.items} {name}")
-    try:
-        unpack_attributes(bundle.catalogue, m.items)
-    except (KeyError, ValueError) as problem:
-        raise _corrupted(bundle.folder / CATALOGUE, f"holds attributes that do not fit: {problem}") from None
-    if bundle.history:
-        items, offsets = bundle.history.get("items"), bundle.history.get("offsets")
-        if items is None or offsets is None or (len(items) and not 0 <= items.min() <= items.max() < m.items):
-            raise _corrupted(bundle.folder / HISTORY, "holds items outside the catalogue")
-
-
-def weight_shapes(kind: StudentKind, dim: int, event_types: int, weights: Arrays) -> dict[str, tuple[int, ...]]:
-    """The shapes of the arrays that only this kind of student has."""
-    if kind == "recurrent":
-        scales, wide = len(weights.get("decay", ())), len(weights.get("widen", ()))
-        return {
-            "gain": (event_types, dim),
-            "decay": (scales, dim),
-            "mix": (dim, scales * dim),
-            "inner_norm": ((scales + 1) * dim,),
-            "widen": (wide, (scales + 1) * dim),
-            "widen_bias": (wide,),
-            "narrow": (dim, wide),
-            "narrow_bias": (dim,),
-            "outer_norm": (dim,),
-        }
-    if kind == "soft_tree":
-        nodes = len(weights.get("gate_bias", ()))
-        inputs = dim - nodes - 1  # an item vector holds its channel of every leaf, then its inputs
-        return {"gates": (nodes, 2 * inputs), "gate_bias": (nodes,), "log_totals": (nodes + 1,), "decays": (2,)}
-    hidden = len(weights.get("readout", ()))
-    return {
-        "user_layer": (hidden, dim),
-        "user_layer_bias": (hidden,),
-        "item_layer": (hidden, dim),
-        "readout": (hidden,),
-    }
 
 
 def _corrupted(path: Path, what: str) -> BundleCorruptedError:

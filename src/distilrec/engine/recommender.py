@@ -23,7 +23,8 @@ import msgspec
 import numpy as np
 
 from distilrec.attributes import Value, unpack_attributes
-from distilrec.bundle.format import WEIGHTS, Bundle, Manifest, SearchKind, read_bundle
+from distilrec.bundle.format import Bundle, read_bundle
+from distilrec.bundle.manifest import WEIGHTS, Manifest, SearchKind
 from distilrec.encoding import FeatureEncoder
 from distilrec.engine import kernels
 from distilrec.engine.filters import Filter, Filters

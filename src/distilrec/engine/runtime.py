@@ -6,7 +6,8 @@ from typing import Protocol
 
 import numpy as np
 
-from distilrec.bundle.format import Bundle, SearchKind
+from distilrec.bundle.format import Bundle
+from distilrec.bundle.manifest import SearchKind
 from distilrec.engine import kernels
 from distilrec.engine.items import Floats, ItemTable, Mask, Places, columns_of
 from distilrec.engine.search import check_search, make_search

@@ -11,7 +11,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from distilrec.bundle.format import Bundle, SearchInfo, SearchKind, StudentKind
+from distilrec.bundle.format import Bundle
+from distilrec.bundle.manifest import SearchInfo, SearchKind, StudentKind
 from distilrec.engine import kernels
 from distilrec.engine.items import Floats, ItemTable, Mask, Places, channels_of
 from distilrec.errors import BundleCorruptedError, ConfigError, MissingExtraError

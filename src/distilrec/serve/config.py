@@ -7,7 +7,7 @@ from typing import Annotated
 
 from msgspec import Meta
 
-from distilrec.bundle.format import SearchKind
+from distilrec.bundle.manifest import SearchKind
 from distilrec.errors import ConfigError
 from distilrec.settings import Count, NotNegative, Settings
 

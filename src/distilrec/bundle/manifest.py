@@ -1,0 +1,85 @@
+"""What a bundle says of itself: `manifest.json`."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Annotated, Literal
+
+import msgspec
+
+from distilrec.encoding import FeatureEncoder
+from distilrec.privacy import PrivacyRecord
+
+FORMAT_VERSION = 4
+WEIGHTS, CATALOGUE, HISTORY = "weights.safetensors", "catalogue.safetensors", "history.safetensors"
+GRAPH = "items.usearch"
+StudentKind = Literal["recurrent", "mlp", "soft_tree"]
+SearchKind = Literal["exact", "quantised", "graph"]
+
+
+class FileEntry(msgspec.Struct, frozen=True, omit_defaults=True):
+    """name: of the file, where it is not the usual one; never a path, since it may be deleted."""
+
+    sha256: str
+    bytes: int
+    name: Annotated[str, msgspec.Meta(pattern=r"^(history-[0-9a-f]{16}\.safetensors)?$")] = ""
+
+
+class SearchInfo(msgspec.Struct, frozen=True, omit_defaults=True):
+    """How the best items are found, and how much of the exact answer that finds.
+
+    recall: share of the exact ten best that was found, mean over `queries` users with their histories, measured at
+    export. connectivity, expansion_add, expansion_search: of the graph, as usearch calls them. bias_unit: biases are divided
+    by it in the graph, and the channel of the query is multiplied; half of a query's length suits the graph best.
+    """
+
+    kind: SearchKind = "exact"
+    recall: float = 1.0
+    queries: int = 0
+    connectivity: int = 0
+    expansion_add: int = 0
+    expansion_search: int = 0
+    bias_unit: float = 1.0
+
+
+class Golden(msgspec.Struct, frozen=True):
+    """A question and the answer that the training model gave: the engine must give the same."""
+
+    items: tuple[int, ...]
+    events: tuple[int, ...]
+    user_features: tuple[tuple[int, float], ...]
+    top_items: tuple[int, ...]
+    top_scores: tuple[float, ...]
+
+
+class Manifest(msgspec.Struct, frozen=True):
+    """`model_version` is a hash over all other fields, which hold the hashes of the files.
+
+    privacy: what was spent, where the weights were trained with differential privacy.
+    """
+
+    kind: StudentKind
+    dim: int
+    items: int
+    parameters: int
+    event_types: tuple[str, ...]
+    user_encoder: FeatureEncoder
+    item_encoder: FeatureEncoder
+    repeats: bool
+    dataset: str
+    dataset_fingerprint: str
+    teacher: str
+    metrics: dict[str, float]
+    golden: tuple[Golden, ...]
+    files: dict[str, FileEntry]
+    distilrec: str
+    search: SearchInfo = SearchInfo()
+    privacy: PrivacyRecord | None = None
+    format_version: int = FORMAT_VERSION
+    model_version: str = ""
+
+    def hashed(self) -> str:
+        """The model version that belongs to this content. The history is user data, not part of the model."""
+        files = {name: entry for name, entry in self.files.items() if name != HISTORY}
+        plain = msgspec.structs.replace(self, model_version="", files=files)
+        return hashlib.sha256(msgspec.json.encode(plain, order="sorted")).hexdigest()[:16]
