@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -106,7 +107,7 @@ def test_the_whole_line(shop):
         "seen",
     }
     page = (folder / "runs" / "shop" / "report.html").read_text()
-    assert page.count("<svg") == 3
+    assert page.count("<svg") == 4
     assert not re.search(r'(src|href)="?https?:', page)
     comparison = json.loads((folder / "runs" / "shop" / "comparison.json").read_text())
     assert comparison["split"] == "global-time"
@@ -142,25 +143,36 @@ def test_stage_by_stage_gives_the_same(shop, tmp_path):
     assert one == two
 
 
-def test_a_killed_run_goes_on_where_it_was(shop, tmp_path):
-    """kill -9 in the middle of the training; the same command then ends with the same weights as an undisturbed run."""
+def test_a_stopped_run_goes_on_where_it_was(shop, tmp_path):
+    """Ctrl-C while the teacher is trained, kill -9 while the student is; the same command then ends with the same weights as
+    an undisturbed run.
+    """
     folder, _ = shop
     for name in ("log.csv", "users.csv", "items.csv"):
         shutil.copy(folder / name, tmp_path)
     (tmp_path / "shop.toml").write_text(
-        TOML.replace("[teacher_training]\nepochs = 2", "[teacher_training]\nepochs = 30")
+        TOML.replace("[teacher_training]\nepochs = 2", "[teacher_training]\nepochs = 30").replace(
+            "[student_training]\nepochs = 2", "[student_training]\nepochs = 30"
+        )
     )
     command = [sys.executable, "-m", "distilrec.cli", "run", "--config", "shop.toml", "--run"]
     whole = subprocess.run([*command, "whole"], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert whole.returncode == 0, whole.stderr
-    progress = tmp_path / "killed" / "checkpoints" / "teacher" / "progress.json"
-    with subprocess.Popen(
-        [*command, "killed"], cwd=tmp_path, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
-    ) as run:
-        while not progress.is_file() and run.poll() is None:
-            time.sleep(0.01)
-        run.kill()
-    assert not (tmp_path / "killed" / "teacher").exists()
+
+    def stop(what, how):
+        progress = tmp_path / "killed" / "checkpoints" / what / "progress.json"
+        with subprocess.Popen([*command, "killed"], cwd=tmp_path, stderr=subprocess.PIPE, text=True) as run:
+            while not progress.is_file() and run.poll() is None:
+                time.sleep(0.01)
+            run.send_signal(how)
+            said = run.stderr.read()
+        assert not (tmp_path / "killed" / what).exists()
+        return run.returncode, said
+
+    code, said = stop("teacher", signal.SIGINT)
+    assert code == 130 and said.endswith("stopped; the same command goes on where this one was\n")
+    code, said = stop("student", signal.SIGKILL)
+    assert code == -signal.SIGKILL
     again = subprocess.run([*command, "killed"], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert again.returncode == 0, again.stderr
     for model in ("teacher", "student", "alone"):

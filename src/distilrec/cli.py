@@ -39,6 +39,7 @@ app = App(
     help="Distil any recommender into a student that answers in microseconds on one CPU core, with proof.\n\n"
     "The main job in one command: `distilrec run --dataset ml-100k`. Your own data: `distilrec run --config my.toml`.",
     help_format="markdown",
+    suppress_keyboard_interrupt=False,  # `main` says how to go on
 )
 data_app = App(name="data", help="Public data sets.")
 app.command(data_app)
