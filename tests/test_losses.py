@@ -8,6 +8,7 @@ import torch
 from torch.autograd import gradcheck
 
 from distilrec.distill.losses import (
+    believed,
     candidates_loss,
     curriculum_loss,
     hard_loss,
@@ -227,6 +228,35 @@ def test_unbiased_golden_value():
 def test_groups_of_items_share_the_interactions():
     assert item_groups(np.array([50, 25, 14, 10, 1]), 2).tolist() == [0, 1, 1, 1, 1]
     assert item_groups(np.array([40, 30, 20, 10]), 3).tolist() == [0, 1, 2, 2]
+
+
+def test_the_least_believed_positions_are_left_out():
+    """A quarter of four positions: the one whose true next item the teacher expected least, by -log softmax(z)[y]."""
+    z = np.array([[3.0, 1.0, 0.0, -1.0], [0.0, 2.0, 1.0, -2.0], [4.0, 3.0, 2.0, 1.0], [1.0, 0.0, 0.5, 2.0]])
+    targets = np.array([1, 2, 2, 3])
+    surprise = -np.log(softmax(z)[np.arange(4), targets])
+    assert surprise.argsort().tolist() == [3, 1, 0, 2]
+    for left_out, kept in ((0.25, {0, 1, 3}), (0.5, {1, 3}), (0.75, {3}), (0.9, {3}), (0.1, {0, 1, 2, 3})):
+        found = believed(stored(z, 3, [0]), torch.from_numpy(targets), left_out)
+        assert set(torch.nonzero(found).ravel().tolist()) == kept
+    # Outside the K best an item is as surprising as one a logit below the last of them.
+    found = believed(stored(z, 2, [0]), torch.tensor([2, 3, 3, 1]), 0.5)
+    total = np.log(np.exp(z).sum(1))
+    capped = total - (np.sort(z, 1)[:, -2] - 1)
+    assert set(torch.nonzero(found).ravel().tolist()) == set(capped.argsort()[:2].tolist())
+
+
+def test_defaults_of_the_candidates_and_of_the_compared():
+    """Fifty of the student's own; twenty of the teacher's and as many drawn."""
+    rng = np.random.default_rng(0)
+    s, z = tensor(rng.normal(size=(2, 80))), rng.normal(size=(2, 80))
+    labels = stored(z, 5, list(range(80)))
+    assert float(candidates_loss(s, labels, 1.0)) == float(candidates_loss(s, labels, 1.0, 50))
+    assert float(candidates_loss(s, labels, 1.0)) != float(candidates_loss(s, labels, 1.0, 51))
+    groups = torch.zeros(80, dtype=torch.long)
+    assert float(unbiased_loss(s, labels, groups)) == float(unbiased_loss(s, labels, groups, 20))
+    assert float(unbiased_loss(s, labels, groups)) != float(unbiased_loss(s, labels, groups, 21))
+    assert float(candidates_loss(s, labels, 1.0, 80)) == float(candidates_loss(s, labels, 1.0, 500))
 
 
 def test_hint_golden_value():
