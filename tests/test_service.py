@@ -502,6 +502,22 @@ def test_doctor(bundle, tmp_path, server):
     assert "bundle_corrupted" in run.stdout and "store_corrupted" in run.stdout and "cannot be used" in run.stdout
 
 
+def test_without_a_folder_for_compiled_code(bundle, tmp_path):
+    """A read-only environment and no home: slower starts, and the doctor says why."""
+    code = (
+        "import sys, numba.core.caching as caching\n"
+        "caching.CacheImpl._locator_classes = []\n"
+        "from distilrec.cli import main\n"
+        "main(sys.argv[1:])\n"
+    )
+    options = ["doctor", "--bundle", bundle, "--store", f"sqlite:///{tmp_path / 'store.db'}", "--port", "0"]
+    run = subprocess.run(
+        [sys.executable, "-c", code, *map(str, options)], capture_output=True, text=True, timeout=240, check=False
+    )
+    assert run.returncode == 0, run.stderr
+    assert "warning  kernels" in run.stdout and "NUMBA_CACHE_DIR" in run.stdout and "answering after" in run.stdout
+
+
 def test_forget(bundle):
     assert start("forget", "--bundle", bundle, "--user-id", "u1").stdout == "erased\n"
     assert (

@@ -3,13 +3,27 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numba import njit
 
-# numba's decorator has no types of its own; every kernel is called through a typed method in `runtime`.
-kernel: Any = njit(cache=True, fastmath={"reassoc", "contract", "arcp", "nsz"}, nogil=True)
+CACHED = True  # whether compiled kernels are kept on disk
+
+
+def kernel(function: Callable[..., Any]) -> Any:
+    """Compiles a function when it is first called. numba's decorator has no types of its own; every kernel is called through
+    a typed method in `runtime`. Where there is no folder to keep compiled code in, each start compiles anew.
+    """
+    global CACHED  # noqa: PLW0603
+    options: Any = {"fastmath": {"reassoc", "contract", "arcp", "nsz"}, "nogil": True}
+    try:
+        return njit(cache=True, **options)(function)
+    except RuntimeError:  # numba found no folder that it can write
+        CACHED = False
+        return njit(**options)(function)
+
 
 CHANNELS = 8
 _GROUP = 32  # scores that are compared with the worst of the best at once

@@ -36,6 +36,7 @@ def diagnose(config: ServiceConfig) -> Iterator[Finding]:
     """Findings, as they come. A failed one means that the service would not start, or not answer."""
     yield Finding("versions", "ok", f"distilrec {__version__}, Python {platform.python_version()}, {_versions()}")
     yield from _tried("keys", lambda: _keys(config))
+    yield from _tried("kernels", _kernels)
     yield from _tried("bundle", lambda: _bundle(config))
     yield from _tried("store", lambda: _store(config))
     yield from _tried("address", lambda: _address(config))
@@ -69,7 +70,20 @@ def _keys(config: ServiceConfig) -> list[Finding]:
     ]
 
 
+def _kernels() -> list[Finding]:
+    from distilrec.engine import kernels
+
+    if kernels.CACHED:
+        return [Finding("kernels", "ok", "compiled code is kept on disk")]
+    text = (
+        "there is no folder to keep compiled code in: every start compiles for about 15 seconds\n"
+        "  how to fix: set NUMBA_CACHE_DIR to a folder that the service can write"
+    )
+    return [Finding("kernels", "warning", text)]
+
+
 def _bundle(config: ServiceConfig) -> list[Finding]:
+    from distilrec.engine import kernels
     from distilrec.engine.recommender import load
 
     started = time.perf_counter()
@@ -79,8 +93,8 @@ def _bundle(config: ServiceConfig) -> list[Finding]:
     m = recommender.manifest
     text = f"model {m.model_version} ({m.kind}, {m.items:,} items), verified and answering after {seconds:.2f} s"
     findings = [Finding("bundle", "ok", text)]
-    if seconds > _SLOW_LOAD:
-        hint = "kernels were compiled just now; the next start takes them from the cache, if its folder can be written"
+    if seconds > _SLOW_LOAD and kernels.CACHED:
+        hint = "kernels were compiled just now; the next start takes them from the cache"
         findings.append(Finding("bundle", "warning", hint))
     if not os.access(Path(config.bundle), os.W_OK):
         text = "the folder cannot be written: erased users are ignored, but stay in its history file"
