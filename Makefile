@@ -4,7 +4,7 @@ VENV := .venv
 RUN := runs/ml-100k
 PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test coverage lint docs fuzz packages constraints audit serve bench bench-domains clean system keras-tensorflow
+.PHONY: demo test coverage lint docs fuzz mutation packages constraints audit serve bench bench-domains clean system keras-tensorflow
 EXTRAS ?= train none redis ann tune privacy checks ray texts
 .DELETE_ON_ERROR:
 
@@ -63,6 +63,14 @@ fuzz: $(VENV)/dev.stamp
 	for target in settings readers bundle http; do \
 	  $(VENV)/bin/python fuzz/fuzz.py $$target --seconds $(SECONDS) || exit 1; \
 	done
+
+# Mutation tests of metrics, losses and state; kernels run as plain Python. `mutmut results` in runs/mutation names survivors.
+mutation: $(VENV)/dev.stamp
+	rm -rf runs/mutation && mkdir -p runs/mutation
+	git archive HEAD | tar -x -C runs/mutation
+	sed -i '/^@kernel$$/d' runs/mutation/src/distilrec/engine/kernels.py # decorated functions are not mutated
+	cd runs/mutation && OMP_NUM_THREADS=1 $(CURDIR)/$(VENV)/bin/mutmut run --max-children 2
+	cd runs/mutation && $(CURDIR)/$(VENV)/bin/python $(CURDIR)/release/mutation_score.py
 
 # Sdist and wheel in dist/, the wheel tried in an empty environment for each extra, with the pinned versions; bills of materials.
 packages: $(VENV)/dev.stamp

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import Phase, settings
 from playwright.sync_api import Browser, sync_playwright
 
 from distilrec.data.dataset import Dataset
@@ -18,6 +19,11 @@ _CHROMIUM = (
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
     "--disable-component-update", "--disable-sync",
 )  # fmt: skip
+
+
+if "MUTANT_UNDER_TEST" in os.environ:  # `make mutation`: that a test fails is enough, nobody reads the smallest example
+    settings.register_profile("mutation", max_examples=40, deadline=None, phases=[Phase.explicit, Phase.generate])
+    settings.load_profile("mutation")
 
 
 @pytest.fixture(autouse=True)

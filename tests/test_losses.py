@@ -112,6 +112,28 @@ def test_stored_labels_estimate_the_full_loss_without_bias():
     assert np.mean(estimates) == pytest.approx(full, rel=0.01)
 
 
+@pytest.mark.parametrize("catalogue", [None, 50])
+def test_the_rest_at_other_temperatures_by_hand(catalogue):
+    """Three of the ten items outside the best two were drawn, one of them twice: each draw stands for a quarter of the rest."""
+    rng = np.random.default_rng(5)
+    student, z, t = rng.normal(size=12), np.sort(rng.normal(size=12))[::-1].copy(), 2.0
+    drawn = [4, 7, 7, 11, 0]  # item 0 is among the best and does not count
+    outside = [4, 7, 7, 11]
+    others = (catalogue or 12) - 2
+    mass = np.exp(z[outside] / t).sum() * others / 4
+    total = np.exp(z[:2] / t).sum() + mass
+    log_student = np.log(softmax(student / t))
+    expected = -(np.exp(z[:2] / t) / total * log_student[:2]).sum()
+    expected -= (np.exp(z[outside] / t) / np.exp(z[outside] / t).sum() * mass / total * log_student[outside]).sum()
+    labels = stored(z[None], 2, drawn)
+    value = soft_losses_stored(tensor(log_student[None]), labels, t, catalogue)
+    assert float(value) == pytest.approx(t**2 * expected, rel=1e-9)
+    # Nothing outside was drawn: the best items alone carry the loss.
+    alone = soft_losses_stored(tensor(log_student[None]), stored(z[None], 2, [0, 1]), t, catalogue)
+    share = np.exp(z[:2] / t) / np.exp(z[:2] / t).sum()
+    assert float(alone) == pytest.approx(-(t**2) * (share * log_student[:2]).sum(), rel=1e-9)
+
+
 def test_rest_is_exact_at_temperature_1():
     teacher = np.array([[3.0, 2.0, 1.0, 0.0, -1.0, -1.0]])
     student = np.zeros((1, 6))
@@ -239,7 +261,11 @@ def test_the_least_believed_positions_are_left_out():
     for left_out, kept in ((0.25, {0, 1, 3}), (0.5, {1, 3}), (0.75, {3}), (0.9, {3}), (0.1, {0, 1, 2, 3})):
         found = believed(stored(z, 3, [0]), torch.from_numpy(targets), left_out)
         assert set(torch.nonzero(found).ravel().tolist()) == kept
-    # Outside the K best an item is as surprising as one a logit below the last of them.
+    # Outside the K best an item is as surprising as one that is a logit below the last of them: 1.0 - 1 against 0.6.
+    two = np.array([[3.0, 1.0, 0.9], [3.0, 0.6, 0.5]])
+    assert believed(stored(two, 2, [0]), torch.tensor([2, 1]), 0.5).tolist() == [False, True]
+    two[0, 1] = 2.0
+    assert believed(stored(two, 2, [0]), torch.tensor([2, 1]), 0.5).tolist() == [True, False]
     found = believed(stored(z, 2, [0]), torch.tensor([2, 3, 3, 1]), 0.5)
     total = np.log(np.exp(z).sum(1))
     capped = total - (np.sort(z, 1)[:, -2] - 1)

@@ -7,13 +7,14 @@ import warnings
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from hypothesis import given as drawn
+from hypothesis import settings
 from hypothesis import strategies as st
 
 from distilrec.data.dataset import UNKNOWN_ITEM, Histories
 from distilrec.errors import InvalidValueError
 from distilrec.evaluate import metrics
-from distilrec.evaluate.ranking import Questions, rank
+from distilrec.evaluate.ranking import Questions, Ranking, rank
 from distilrec.evaluate.statistics import bootstrap, paired_difference, randomisation_test
 
 with warnings.catch_warnings():
@@ -176,6 +177,75 @@ def test_calibration_error():
     assert metrics.calibration_error(rank(Fixed(certain), ask([[0], [0], [0], [1]]), K)) == pytest.approx(0.25)
 
 
+def given(top, probability, targets):
+    """A ranking of which only lists, probabilities and targets matter."""
+    top = np.array(top, np.int32)
+    asked = ask(targets)
+    ranks = np.array(
+        [
+            list(top[user]).index(target) if target in top[user] else ITEMS
+            for user, each in enumerate(targets)
+            for target in each
+        ]
+    )
+    return Ranking(asked, ranks, np.full(len(top), ITEMS), top, np.array(probability, np.float64))
+
+
+def test_calibration_error_by_hand():
+    """Bins of a tenth: .3 and .35 share one (one of two right), .9 (right), 1.0 belongs to the last (wrong)."""
+    ranking = given([[0], [0], [0], [0], [0]], [0.3, 0.35, 0.9, 0.95, 1.0], [[0], [1], [0], [0], [1]])
+    gap = abs(1 - 0.65) + abs(2 - 2.85)  # the last bin holds .9, .95 and 1.0
+    assert metrics.calibration_error(ranking) == pytest.approx(gap / 5)
+    halves = abs(1 - 0.65) + abs(2 - 2.85)
+    assert metrics.calibration_error(ranking, bins=2) == pytest.approx(halves / 5)
+    assert metrics.calibration_error(ranking, bins=1) == pytest.approx(abs(3 - 3.5) / 5)
+    quarters = given([[0], [0]], [0.1, 0.6], [[0], [0]])
+    assert metrics.calibration_error(quarters) == pytest.approx((0.9 + 0.4) / 2)
+
+
+def test_lists_by_hand():
+    """Lists of different lengths, of which only the first k count."""
+    ranking = given([[0, 1, 2], [0, 2, UNKNOWN_ITEM], [3, UNKNOWN_ITEM, UNKNOWN_ITEM]], [1, 1, 1], [[0]] * 3)
+    assert metrics.coverage(ranking, 2, 8) == 4 / 8
+    assert metrics.coverage(ranking, 1, 8) == 2 / 8
+    exposure = np.array([2, 1, 1, 1])  # of the first two places: 0 twice, 1, 2 and 3 once
+    share = exposure / 5
+    assert metrics.entropy(ranking, 2, 8) == pytest.approx(-(share * np.log2(share)).sum())
+    padded = np.sort(np.array([2, 1, 1, 1, 0, 0]))
+    spread = np.abs(padded[:, None] - padded[None]).sum() / (2 * 6 * padded.sum())
+    assert metrics.gini(ranking, 2, 6) == pytest.approx(spread)
+    # Nobody knows item 3, which counts as one; more know item 0 than there are users, which counts as all.
+    popularity = np.array([20, 4, 2, 0, 0, 0])
+    known = np.array([1, 4 / 8, 1, 2 / 8, 1 / 8])
+    assert metrics.novelty(ranking, 2, popularity, 8) == pytest.approx(-np.log2(known).mean())
+    assert metrics.average_popularity(ranking, 2, popularity) == pytest.approx((20 + 4 + 20 + 2 + 0) / 5)
+
+
+def test_distance_inside_lists_by_hand():
+    vectors = np.array([[1, 0], [0, 2], [3, 3], [0, 0]], np.float32)
+    ranking = given([[0, 1], [0, 2], [3, 0], [1, UNKNOWN_ITEM]], [1] * 4, [[0]] * 4)
+    distances = [1.0, 1 - 1 / np.sqrt(2), 1.0]  # a vector of zeros is like nothing; one item has no distance
+    assert metrics.intra_list_distance(ranking, 2, vectors) == pytest.approx(np.mean(distances))
+    assert metrics.intra_list_distance(ranking, 1, vectors) == 0.0
+    three = given([[0, 1, 2]], [1], [[0]])
+    assert metrics.intra_list_distance(three, 3, vectors) == pytest.approx((1 + 2 * (1 - 1 / np.sqrt(2))) / 3)
+
+
+def test_area_under_the_curve_with_hardly_any_pairs():
+    """Two candidates and one of them right: one pair. All candidates right: no pair, and nothing is in the wrong order."""
+    scores = np.arange(ITEMS, 0, -1, dtype=np.float32)[None]
+    hidden = list(range(2, ITEMS))
+    assert metrics.auc(rank(Fixed(scores), ask([[1]], [hidden]), K)).tolist() == [0.0]
+    assert metrics.auc(rank(Fixed(scores), ask([[0]], [hidden]), K)).tolist() == [1.0]
+    assert metrics.auc(rank(Fixed(scores), ask([[0, 1]], [hidden]), K)).tolist() == [1.0]
+
+
+def test_a_probability_of_a_half_means_yes():
+    labels = np.array([True, True, False, False])
+    assert metrics.pointwise_accuracy(np.array([0.5, 1.2, 0.49, 0.5]), labels) == 0.75
+    assert metrics.pointwise_accuracy(np.array([0.5, 0.9, 0.1, 0.2]), labels) == 1.0
+
+
 def test_unknown_targets_count_as_misses_and_seen_items_are_masked():
     scores = np.arange(ITEMS, 0, -1, dtype=np.float32)[None]
     ranking = rank(Fixed(scores), ask([[UNKNOWN_ITEM, 2]], [[0, 1]]), K)
@@ -193,7 +263,7 @@ def test_ties_go_to_the_item_listed_first():
 
 
 @settings(deadline=None)
-@given(seed=st.integers(0, 10**6))
+@drawn(seed=st.integers(0, 10**6))
 def test_quality_metrics_lie_between_0_and_1_and_agree(seed):
     scores, targets, seen = random_case(seed)
     ranking = rank(Fixed(scores), ask(targets, seen), K)
@@ -228,3 +298,29 @@ def test_randomisation_test_tells_noise_from_difference():
     difference = paired_difference("m", "a", np.ones((2, 5)), "b", np.zeros((2, 5)))
     assert difference.interval.excludes_zero
     assert difference.interval.mean == 1
+
+
+def test_the_p_value_by_hand():
+    """(extreme + 1) / (resamples + 1), ties count as extreme."""
+    assert (
+        randomisation_test(np.array([2.0]), resamples=99) == 1.0
+    )  # one sign: every draw is as extreme as what was seen
+    assert randomisation_test(np.zeros(4), resamples=9) == 1.0
+    assert randomisation_test(np.ones(40), resamples=99) == 1 / 100  # no draw has all signs alike
+    assert randomisation_test(np.ones(40), resamples=199) == 1 / 200
+    # Of eight patterns of signs two are as extreme as three times +1.
+    assert randomisation_test(np.ones(3), resamples=20_000) == pytest.approx(0.25, abs=0.01)
+    values = np.random.default_rng(0).normal(0.1, 1, 50)
+    assert randomisation_test(values, seed=3) == randomisation_test(values, seed=3)
+    assert randomisation_test(values, seed=3) != randomisation_test(values, seed=4)
+    assert randomisation_test(values) == randomisation_test(-values)
+
+
+def test_a_paired_difference_is_of_these_two_on_this_metric():
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(0.4, 1, (2, 30)), rng.normal(0.2, 1, (2, 30))
+    found = paired_difference("ndcg", "one", a, "other", b)
+    assert (found.metric, found.a, found.b) == ("ndcg", "one", "other")
+    assert found.interval == bootstrap(a - b)
+    assert found.interval.mean == pytest.approx(a.mean() - b.mean())
+    assert found.p_value == randomisation_test((a - b).mean(0))
