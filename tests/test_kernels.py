@@ -143,7 +143,7 @@ def test_the_mean_is_a_sum_and_a_number(seed, events):
 @settings(deadline=None, max_examples=25)
 @given(seed=st.integers(0, 10_000), masked=st.booleans(), k=st.sampled_from([1, 5, 60]))
 def test_every_search_finds_the_best(seed, masked, k):
-    """In one call from the state, by rows, in 8 bits with rescoring, among candidates, among given items."""
+    """In one call from the state, by rows, among candidates, among given items."""
     case = Case(seed, dim=5)
     mask = case.mask if masked else np.zeros(0, np.uint8)
     query = case.query(case.state).astype(np.float32)
@@ -170,16 +170,6 @@ def test_every_search_finds_the_best(seed, masked, k):
     items, values = room()
     buffer = np.empty(40, np.float32)
     found = kernels.best_by_rows(query, case.vectors, case.biases, case.seen, mask, buffer, items, values)
-    check(found, items, values, expected)
-
-    lengths = np.abs(case.vectors).max(1) / np.float32(127)
-    integers = np.zeros((8, 40), np.int8)
-    integers[:5] = np.rint(case.vectors / lengths[:, None]).T.astype(np.int8)
-    items, values = room()
-    sums = np.empty(kernels.TILE, np.int32)
-    found = kernels.best_quantised(
-        query, integers, lengths, case.vectors, case.biases, case.seen, mask, 2 * k + 30, sums, buffer, items, values
-    )
     check(found, items, values, expected)
 
     candidates = case.rng.integers(40, size=25).astype(np.int32)  # some twice
@@ -209,9 +199,27 @@ def test_equal_scores_keep_the_order_given_when_rescored():
     assert items.tolist() == [2, 5, 0, 3]
 
 
+@settings(deadline=None, max_examples=25)
+@given(seed=st.integers(0, 10_000), k=st.sampled_from([1, 5, 60]))
+def test_the_search_in_8_bits_finds_the_best(seed, k):
+    case = Case(seed, dim=5)
+    query = case.query(case.state).astype(np.float32)
+    scores = case.vectors @ query + case.biases
+    lengths = np.abs(case.vectors).max(1) / np.float32(127)
+    integers = np.zeros((8, 40), np.int8)
+    integers[:5] = np.rint(case.vectors / lengths[:, None]).T.astype(np.int8)
+    items, values = np.full(k, -7, np.int32), np.full(k, np.nan, np.float32)
+    found = kernels.best_quantised(
+        query, integers, lengths, case.vectors, case.biases, case.seen, case.mask, 2 * k + 30,
+        np.empty(kernels.TILE, np.int32), np.empty(40, np.float32), items, values,
+    )  # fmt: skip
+    assert items[:found].tolist() == case.best(scores, k, set(case.seen.tolist()), case.mask)
+    np.testing.assert_allclose(values[:found], scores[items[:found]], rtol=2e-3, atol=1e-3)
+
+
 @settings(deadline=None, max_examples=15)
 @given(seed=st.integers(0, 1_000), items=st.sampled_from([1, 40, 4_096, 5_000]))
-def test_integer_scores_are_exact(seed, items):
+def test_scores_in_8_bits_are_exact(seed, items):
     rng = np.random.default_rng(seed)
     query = rng.integers(-127, 128, 16).astype(np.int8)
     columns = rng.integers(-127, 128, (16, items)).astype(np.int8)
