@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from distilrec._version import __version__
 from distilrec.attributes import pack_attributes
-from distilrec.bundle.format import Arrays, Bundle, read_bundle, write_bundle, write_manifest
+from distilrec.bundle.format import Arrays, Bundle, read_manifest, write_bundle, write_manifest
 from distilrec.bundle.manifest import GRAPH, Golden, Manifest, SearchInfo, SearchKind, StudentKind
 from distilrec.data.dataset import Dataset, Histories
 from distilrec.encoding import FeatureMatrix
@@ -161,7 +161,7 @@ def search_recall(bundle: Bundle, dataset: Dataset) -> tuple[float, int]:
 
 def record_metrics(folder: Path, metrics: dict[str, float]) -> Manifest:
     """Writes measured metrics into the manifest of a bundle, which gets a new model version."""
-    return write_manifest(folder, msgspec.structs.replace(read_bundle(folder).manifest, metrics=metrics))
+    return write_manifest(folder, msgspec.structs.replace(read_manifest(folder / "manifest.json"), metrics=metrics))
 
 
 def _kind(student: SequenceModel) -> StudentKind:

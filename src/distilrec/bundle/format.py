@@ -108,7 +108,7 @@ def read_bundle(folder: Path | str) -> Bundle:
             fix="check the path; `distilrec export`, `distilrec run` and `make demo` make bundles",
             file=str(path),
         )
-    manifest = _read_manifest(path)
+    manifest = read_manifest(path)
     loaded = {}
     for name in (WEIGHTS, CATALOGUE, HISTORY):
         if name in manifest.files:
@@ -185,7 +185,8 @@ def _exclusive(folder: Path) -> Iterator[None]:
         ) from None
 
 
-def _read_manifest(path: Path) -> Manifest:
+def read_manifest(path: Path) -> Manifest:
+    """The checked manifest of a bundle, without its files. Raises BundleVersionError and BundleCorruptedError."""
     data = path.read_bytes()
     try:
         version = msgspec.json.decode(data, type=dict[str, Any]).get("format_version")
