@@ -27,7 +27,13 @@ PYTHON = {
         "distilrec.distill.private",
     ],
     "Evaluation": ["distilrec.evaluate.comparison", "distilrec.evaluate.metrics", "distilrec.evaluate.statistics"],
-    "Runs": ["distilrec.pipeline", "distilrec.config", "distilrec.privacy", "distilrec.seen"],
+    "Runs": [
+        "distilrec.pipeline",
+        "distilrec.config",
+        "distilrec.settings",
+        "distilrec.privacy",
+        "distilrec.seen",
+    ],
     "Errors": ["distilrec.errors"],
 }
 

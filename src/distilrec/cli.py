@@ -91,10 +91,8 @@ def prepare(
     """Read, clean, split and encode the data; begins a run folder."""
     from distilrec import pipeline
 
-    chosen = _config(dataset, config, seed)
-    with _progress() as progress:
-        folder = _folder(run, chosen)
-        pipeline.prepare(chosen, folder, progress, _workers(ray, folder))
+    with _begun(dataset, config, run, seed, ray) as (chosen, folder, progress, workers):
+        pipeline.prepare(chosen, folder, progress, workers)
 
 
 @app.command
@@ -208,10 +206,8 @@ def run_command(
     """The whole line: prepare, train, distill, export, evaluate. Run again after an interruption: it resumes."""
     from distilrec import pipeline
 
-    chosen = _config(dataset, config, seed)
-    with _progress() as progress:
-        folder = _folder(run, chosen)
-        comparison = pipeline.run_all(chosen, folder, progress, workers=_workers(ray, folder))
+    with _begun(dataset, config, run, seed, ray) as (chosen, folder, progress, workers):
+        comparison = pipeline.run_all(chosen, folder, progress, workers=workers)
     _show(comparison)
 
 
@@ -488,6 +484,16 @@ def _folder(run: Path | None, config: RunConfig) -> Path:
         return run
     data = config.data
     return Path("runs") / (data.dataset or data.name or Path(data.interactions or "log").stem)
+
+
+@contextmanager
+def _begun(
+    dataset: str | None, config: Path | None, run: Path | None, seed: int | None, ray: str | None
+) -> Iterator[tuple[RunConfig, Path, TerminalProgress, Workers | None]]:
+    chosen = _config(dataset, config, seed)
+    folder = _folder(run, chosen)
+    with _progress() as progress:
+        yield chosen, folder, progress, _workers(ray, folder)
 
 
 @contextmanager
