@@ -25,7 +25,7 @@ actions = st.one_of(
 
 
 @settings(deadline=None)
-@given(st.lists(actions, max_size=60), st.sampled_from([None, 1, 2, 3]), st.sampled_from([1, 3, 40]))
+@given(st.lists(actions, min_size=25, max_size=60), st.sampled_from([None, 1, 2, 3]), st.sampled_from([1, 3, 40]))
 def test_a_model_of_the_least_recently_used(done, max_users, max_events):
     users, expected, evicted = Users(max_users, max_events), {}, 0  # a dict keeps its order: the latest used stand last
     for number, (action, name) in enumerate(done):
