@@ -72,6 +72,20 @@ def test_the_method_names_lines_that_exist():
         assert re.search(rf"(def|class) {name}\b|^\s+{name} = ", text, re.MULTILINE), f"{path} has no {name}"
 
 
+def test_every_quality_metric_and_loss_is_in_the_method():
+    import inspect
+
+    from distilrec.distill import losses
+    from distilrec.evaluate import metrics
+
+    text = (ROOT / "docs" / "method.md").read_text()
+    for module in (metrics, losses):
+        for name, function in inspect.getmembers(module, inspect.isfunction):
+            if not name.startswith("_") and function.__module__ == module.__name__:
+                word = name.replace("_", " ")
+                assert f":{name}`" in text or word in text, f"docs/method.md lacks {name}"
+
+
 def test_every_command_and_setting_is_documented():
     import msgspec
 
