@@ -132,6 +132,10 @@ def test_the_rest_at_other_temperatures_by_hand(catalogue):
     alone = soft_losses_stored(tensor(log_student[None]), stored(z[None], 2, [0, 1]), t, catalogue)
     share = np.exp(z[:2] / t) / np.exp(z[:2] / t).sum()
     assert float(alone) == pytest.approx(-(t**2) * (share * log_student[:2]).sum(), rel=1e-9)
+    # At temperature 1 the mass of the rest is known although nothing stands for it.
+    share, log_student = np.exp(z[:2]) / np.exp(z).sum(), np.log(softmax(student))
+    alone = soft_losses_stored(tensor(log_student[None]), stored(z[None], 2, [0, 1]), 1.0)
+    assert float(alone) == pytest.approx(-(share * log_student[:2]).sum(), rel=1e-9)
 
 
 def test_rest_is_exact_at_temperature_1():
@@ -211,25 +215,31 @@ def test_plackett_luce_golden_value():
 
 
 def test_relaxed_ranking_golden_value():
-    # Of the drawn items 1, 2, 3 those outside the teacher's best two stand below: user 0 (best 0, 1): 2 and 3;
-    # user 1 (best 3, 2): 1. Drawn twice counts twice.
-    expected = np.mean([order_by_hand(STUDENT[0], [0, 1], [2, 3, 3]), order_by_hand(STUDENT[1], [3, 2], [1])])
-    value = relaxed_ranking_loss(tensor(STUDENT), stored(TEACHER, 2, [1, 2, 3, 3]))
+    # Of the drawn items those outside the teacher's best two stand below: user 0 (best 0, 1): 2 and 3; user 1 (best 3, 2):
+    # 0 and 1. Drawn twice counts twice.
+    expected = np.mean([order_by_hand(STUDENT[0], [0, 1], [2, 3, 3]), order_by_hand(STUDENT[1], [3, 2], [0, 1])])
+    value = relaxed_ranking_loss(tensor(STUDENT), stored(TEACHER, 2, [0, 1, 2, 3, 3]))
     assert float(value) == pytest.approx(expected, abs=1e-12)
+    # The second best is masked: the first stands before the drawn ones, and the mean is over one item.
+    masked = tensor(STUDENT[:1]).clone()
+    masked[0, 1] = -1e9
+    value = relaxed_ranking_loss(masked, stored(TEACHER[:1], 2, [2, 3]))
+    assert float(value) == pytest.approx(order_by_hand(STUDENT[0], [0], [2, 3]), abs=1e-12)
 
 
 @pytest.mark.parametrize("t", [1.0, 2.0])
-def test_candidates_golden_value(t):
-    """Teacher's best two and the student's best two; what the teacher does not rank has its mean logit of the rest."""
+@pytest.mark.parametrize("own_candidates", [2, 3])
+def test_candidates_golden_value(t, own_candidates):
+    """Teacher's best two and the student's own; what the teacher does not rank has its mean logit of the rest."""
     values = []
     for s, z in zip(STUDENT, TEACHER, strict=True):
         top = list(np.argsort(-z)[:2])
-        own = [i for i in np.argsort(-s)[:2] if i not in top]
+        own = [i for i in np.argsort(-s)[:own_candidates] if i not in top]
         rest = np.log(np.exp(np.delete(z, top)).sum()) - np.log(2)
         p = softmax(np.array([*z[top], *[rest] * len(own)]) / t)
         q = softmax(s[[*top, *own]] / t)
         values.append(-(t**2) * (p * np.log(q)).sum())
-    value = candidates_loss(tensor(STUDENT), stored(TEACHER, 2, [0]), t, 2)
+    value = candidates_loss(tensor(STUDENT), stored(TEACHER, 2, [0]), t, own_candidates)
     assert float(value) == pytest.approx(np.mean(values), abs=1e-12)
 
 
@@ -245,6 +255,12 @@ def test_unbiased_golden_value():
     )
     value = unbiased_loss(tensor(s), stored(TEACHER, 2, [0, 3, 2]), torch.tensor([0, 0, 1, 0]))
     assert float(value) == pytest.approx(expected, abs=1e-12)
+    # A drawn item that is masked is compared with nothing: as if it had not been drawn.
+    masked = tensor(s).clone()
+    masked[:, 3] = -1e9
+    everybody = torch.zeros(4, dtype=torch.long)
+    with_it = unbiased_loss(masked[:1], stored(TEACHER[:1], 2, [2, 3]), everybody)
+    assert float(with_it) == float(unbiased_loss(masked[:1], stored(TEACHER[:1], 2, [2]), everybody))
 
 
 def test_groups_of_items_share_the_interactions():
@@ -293,6 +309,7 @@ def test_the_curriculum_goes_from_the_easiest_teacher_to_all():
     losses = tensor([[1.0, 3.0], [4.0, 2.0]])
     assert float(curriculum_loss(losses, 0.0)) == pytest.approx(1.5, abs=1e-6)  # the smaller one of each row
     assert float(curriculum_loss(losses, 1.0)) == pytest.approx(2.5)
+    assert float(curriculum_loss(tensor([[1.0, 3.0], [4.0, 2.0], [0.0, 1.0]]), 1.0)) == pytest.approx(5.5 / 3)
     w = 1 / (1 + np.exp(-0.25 * 20 * 2))  # two apart, sharpness 20, three quarters done
     assert float(curriculum_loss(losses, 0.75)) == pytest.approx(w * 1.5 + (1 - w) * 3.5, abs=1e-9)
 

@@ -7,6 +7,8 @@ Items that the user has had carry a logit of `MASKED_LOGIT` and are left out of 
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch.nn import functional
 
@@ -114,7 +116,7 @@ def candidates_loss(
     known = (own.unsqueeze(-1) == labels.top_items.unsqueeze(-2)).any(-1)  # (positions, L): in the teacher's list too
     masked = student.gather(-1, own) < MASKED_BELOW
     others = max(student.shape[-1] - labels.top_items.shape[-1], 1)
-    outside = (labels.rest_log_sum - torch.log(torch.tensor(float(others)))).unsqueeze(-1).expand(-1, own.shape[-1])
+    outside = (labels.rest_log_sum - math.log(others)).unsqueeze(-1).expand(-1, own.shape[-1])
     teacher = torch.cat([labels.top_logits, outside.masked_fill(known | masked, -torch.inf)], dim=-1) / t
     left_out = torch.cat([student.gather(-1, labels.top_items) < MASKED_BELOW, known | masked], dim=-1)
     logits = torch.cat([student.gather(-1, labels.top_items), student.gather(-1, own)], dim=-1) / t
