@@ -575,7 +575,7 @@ def _show(comparison: Comparison) -> None:
     for row in rows:
         shown.add_row(*row)
     console = Console()
-    wide = console if console.width >= 150 else Console(width=150)
+    wide = console if console.width >= 170 else Console(width=170)
     wide.print(shown)
     for line in verdict(comparison):
         print(line)  # noqa: T201
