@@ -28,6 +28,7 @@ import argparse
 import asyncio
 import json
 import logging
+import re
 import shutil
 import subprocess
 import tempfile
@@ -262,17 +263,20 @@ def seeds(name: str, folder: Path) -> None:
         for path in [*ROOT.glob("bench/*.toml"), *ROOT.glob("examples/*/recipe.toml")]:
             shutil.copy(path, folder / f"{path.parent.name}-{path.name}")
     if name == "readers":
-        rows = ["1,1,1600000000,view,1", "1,2,1600000001,buy,2.5", "2,1,2020-01-01T00:00:00,view,1", "2,2,,view,"]
+        rows = ["1,1,1600000000,view,1", "1,2,1600000001,buy,2.5", "2,1,1600000002,view,1", "2,2,1600000003,view,"]
         text = "user_id,item_id,t,e,w\n" + "\n".join(rows)
         item = {"item_id": 1, "genres": ["a", "b"], "title": "x", "vector": [0.5, 1]}
         texts = [
             text, text.replace(",", "\t"), "\n".join(rows).replace(",", "::"),
             "user_id:token\titem_id:token\tt:float\te:token\tw:float\n" + "\n".join(rows).replace(",", "\t"),
-            '{"user_id": 1, "item_id": 2, "t": 1600000000, "e": "view", "w": 1}\n' * 2,
+            "".join(f'{{"user_id": {u}, "item_id": {i}, "t": 1600000000, "e": "view"}}\n' for u in (1, 2) for i in (1, 2)),
         ]  # fmt: skip
         for kind, content in enumerate(texts):
             (folder / f"log{SUFFIXES[kind]}").write_bytes(bytes([kind, 0]) + content.encode())
-        (folder / "users.csv").write_bytes(b"\x00\x01user_id,age\n1,3\n2,x\n")
+        (folder / "dates.csv").write_bytes(
+            b"\x00\x00" + re.sub(r"160000000(\d)", r"2020-01-1\1T00:00:00", text).encode()
+        )
+        (folder / "users.csv").write_bytes(b"\x00\x01user_id,age\n1,3\n2,4.5\n")
         (folder / "items.jsonl").write_bytes(b"\x04\x02" + json.dumps(item).encode())
         frame([item]).write_parquet(folder / "table.parquet")
         (folder / "items.parquet").write_bytes(b"\x05\x02" + (folder / "table.parquet").read_bytes())
