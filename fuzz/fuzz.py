@@ -269,7 +269,7 @@ def seeds(name: str, folder: Path) -> None:
         texts = [
             text, text.replace(",", "\t"), "\n".join(rows).replace(",", "::"),
             "user_id:token\titem_id:token\tt:float\te:token\tw:float\n" + "\n".join(rows).replace(",", "\t"),
-            "".join(f'{{"user_id": {u}, "item_id": {i}, "t": 1600000000, "e": "view"}}\n' for u in (1, 2) for i in (1, 2)),
+            "".join(f'{{"user_id": {u}, "item_id": {i}, "t": 16e8, "e": "a", "w": 1}}\n' for u in (1, 2) for i in (1, 2)),
         ]  # fmt: skip
         for kind, content in enumerate(texts):
             (folder / f"log{SUFFIXES[kind]}").write_bytes(bytes([kind, 0]) + content.encode())
