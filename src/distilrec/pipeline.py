@@ -30,7 +30,7 @@ import numpy as np
 import polars as pl
 
 from distilrec.bundle.export import export_bundle, record_metrics
-from distilrec.bundle.format import erase_user
+from distilrec.bundle.format import erase_user, put_file
 from distilrec.bundle.manifest import CATALOGUE, WEIGHTS, Manifest
 from distilrec.config import DataConfig, RunConfig
 from distilrec.data.cleaning import clean_log
@@ -162,9 +162,7 @@ def _read(path: Path, kind: type[T], *, fix: str) -> T:
 
 def _write(path: Path, content: object) -> None:
     """The same, written at once: an interruption leaves the old file."""
-    unfinished = path.with_suffix(".new")
-    unfinished.write_bytes(msgspec.json.format(msgspec.json.encode(content)))
-    unfinished.replace(path)
+    put_file(path, msgspec.json.format(msgspec.json.encode(content)))
 
 
 def run_all(

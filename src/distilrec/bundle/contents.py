@@ -70,12 +70,7 @@ def check_weights(m: Manifest, weights: Arrays) -> None:
         **_own_shapes(m, weights),
     }
     for name, shape in shapes.items():
-        _true(name in weights, f"has no array {name!r}")
-        found = weights[name]
-        _true(
-            found.shape == shape and found.dtype == np.float32,
-            f"array {name!r} is {found.shape} {found.dtype}, expected {shape} float32",
-        )
+        found = _array(weights, name, np.float32, shape)
         _true(bool(np.isfinite(found).all()), f"array {name!r} holds NaN or infinity")
 
 

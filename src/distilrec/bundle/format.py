@@ -66,7 +66,7 @@ def write_bundle(
     contents = {WEIGHTS: weights, CATALOGUE: catalogue, **({} if history is None else {HISTORY: history})}
     for name, arrays in contents.items():
         data = save({key: np.ascontiguousarray(array) for key, array in arrays.items()})
-        _put(folder / name, data)
+        put_file(folder / name, data)
         files[name] = FileEntry(hashlib.sha256(data).hexdigest(), len(data))
     if manifest.search.kind == "graph":
         files[GRAPH] = FileEntry(_hash(folder / GRAPH), (folder / GRAPH).stat().st_size)
@@ -79,11 +79,11 @@ def write_bundle(
 def write_manifest(folder: Path, manifest: Manifest) -> Manifest:
     """Writes the manifest of files that are there, with the model version that belongs to its content."""
     whole = msgspec.structs.replace(manifest, model_version=manifest.hashed())
-    _put(folder / "manifest.json", msgspec.json.format(msgspec.json.encode(whole)))
+    put_file(folder / "manifest.json", msgspec.json.format(msgspec.json.encode(whole)))
     return whole
 
 
-def _put(path: Path, data: bytes) -> None:
+def put_file(path: Path, data: bytes) -> None:
     """A new file in the place of the old one, which whoever has it open keeps; on the disk before it takes that place."""
     new = path.with_name(path.name + ".new")
     with new.open("wb") as file:
@@ -158,9 +158,9 @@ def erase_user(folder: Path | str, user_id: str) -> bool:
         digest = hashlib.sha256(data).hexdigest()
         entry = FileEntry(digest, len(data), f"history-{digest[:16]}.safetensors")
         before = bundle.manifest.files[HISTORY].name or HISTORY
-        _put(folder / entry.name, data)
+        put_file(folder / entry.name, data)
         manifest = msgspec.structs.replace(bundle.manifest, files={**bundle.manifest.files, HISTORY: entry})
-        _put(folder / "manifest.json", msgspec.json.format(msgspec.json.encode(manifest)))
+        put_file(folder / "manifest.json", msgspec.json.format(msgspec.json.encode(manifest)))
         (folder / before).unlink(missing_ok=True)
     return True
 

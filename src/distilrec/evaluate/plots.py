@@ -95,8 +95,7 @@ def draw_slices(axes: Axes, rows: Sequence[Row]) -> None:
     """What is found of popular and of rare items."""
     names = ("head items", "middle items", "tail items")
     width = 0.8 / len(rows)
-    for n, row in _series(rows):
-        place = rows.index(row)
+    for place, (n, row) in enumerate(_series(rows)):
         positions = [group + place * width for group in range(len(names))]
         values = [row.slices.get(name, 0.0) for name in names]
         axes.bar(

@@ -85,23 +85,28 @@ def headline(comparison: Comparison) -> str:
         0: "No loss against the teacher could be shown",
         1: "The student is above its teacher",
         None: "There is no teacher to compare with",
-    }[_side(comparison, TEACHER)]
+    }[_side(_against(comparison, TEACHER))]
     brought = {
         -1: "distillation made it worse",
         0: "no gain from distillation could be shown",
         1: "distillation made it better",
         None: "what distillation brought was not measured",
-    }[_side(comparison, ALONE)]
+    }[_side(_against(comparison, ALONE))]
     return f"{kept}; {brought}."
 
 
-def _side(comparison: Comparison, other: str) -> int | None:
-    """Whether the student's NDCG@10 is above (1) or below (-1) the other's, as far as the interval says."""
-    for one in comparison.differences:
-        if (one.a, one.b, one.metric) == (STUDENT, other, "ndcg@10"):
-            mean = one.interval.mean
-            return (1 if mean > 0 else -1) if one.interval.excludes_zero else 0
-    return None
+def _against(comparison: Comparison, other: str) -> Difference | None:
+    """The student's NDCG@10 minus that of another model."""
+    wanted = (STUDENT, other, "ndcg@10")
+    return next((one for one in comparison.differences if (one.a, one.b, one.metric) == wanted), None)
+
+
+def _side(difference: Difference | None) -> int | None:
+    """Whether the first model is above (1) or below (-1) the second, as far as the interval says."""
+    if difference is None:
+        return None
+    interval = difference.interval
+    return (1 if interval.mean > 0 else -1) if interval.excludes_zero else 0
 
 
 class Figure(NamedTuple):
@@ -124,20 +129,16 @@ def figures(comparison: Comparison) -> list[Figure]:
         if teacher.size and student.size:
             times = teacher.size / student.size
             found.append(Figure(f"{times:,.1f}\N{MULTIPLICATION SIGN}", "smaller than the teacher"))
-    for one in comparison.differences:
-        if (one.a, one.b, one.metric) == (STUDENT, ALONE, "ndcg@10"):
-            low, high = one.interval.low, one.interval.high
-            meaning = f"NDCG@10 by distillation, 95% interval [{low:+.4f}, {high:+.4f}]"
-            found.append(Figure(f"{one.interval.mean:+.4f}", meaning))
+    if brought := _against(comparison, ALONE):
+        low, high = brought.interval.low, brought.interval.high
+        meaning = f"NDCG@10 by distillation, 95% interval [{low:+.4f}, {high:+.4f}]"
+        found.append(Figure(f"{brought.interval.mean:+.4f}", meaning))
     return found
 
 
 def _sentence(difference: Difference) -> str:
     interval = difference.interval
-    if not interval.excludes_zero:
-        judgement = "not distinguishable from"
-    else:
-        judgement = "better than" if interval.mean > 0 else "worse than"
+    judgement = {-1: "worse than", 0: "not distinguishable from", 1: "better than"}[_side(difference) or 0]
     other = "the same student without distillation" if difference.b == ALONE else f"the {difference.b}"
     return (
         f"The student is {judgement} {other}: {interval.mean:+.4f} NDCG@10, 95% interval "
