@@ -38,6 +38,7 @@
     ├── ServiceError             the service cannot answer now
     │   ├── NotReadyError            still warming up, or shutting down
     │   └── OverloadedError          more events are waiting than it can hold
+    ├── InvalidIdError           what cannot be the id of a user or an item
     ├── UnknownUserError         a user of whom nothing is known
     └── UnknownItemError         an item id that the bundle does not know
 
@@ -229,6 +230,11 @@ class NotReadyError(ServiceError):
 
 class OverloadedError(ServiceError):
     code = "overloaded"
+
+
+class InvalidIdError(DistilrecError):
+    code = "id_invalid"
+    http_status = 422
 
 
 class UnknownUserError(DistilrecError):
