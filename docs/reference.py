@@ -70,7 +70,7 @@ def http() -> str:
 
 
 def _link(content: dict[str, Any]) -> str:
-    return _type(content["content"]["application/json"]["schema"])
+    return " or ".join(f"{_type(each['schema'])} ({kind})" for kind, each in content["content"].items())
 
 
 def _type(schema: dict[str, Any]) -> str:

@@ -348,7 +348,7 @@ def test_kserve(server):
         [{**users, "data": [1, 2]}],
     ):
         response = client.post("/v2/models/distilrec/infer", json={"inputs": inputs})
-        assert (response.status_code, response.json()["error"]["code"]) == (422, "request_invalid"), inputs
+        assert response.status_code == 422 and "how to fix" in response.json()["error"], inputs
 
 
 def test_deep_nesting_is_refused(server):

@@ -175,7 +175,7 @@ def _api(service: Service) -> list[Endpoint]:
             "GET", "/readyz", "readyz", "Whether requests should be sent here.", None, None, StatusResponse,
             lambda call: s.readiness(),
         ),
-        Endpoint("GET", "/metrics", "metrics", "For Prometheus.", "metrics", None, None, metrics),
+        Endpoint("GET", "/metrics", "metrics", "For Prometheus.", "metrics", None, str, metrics, gives_type="text/plain"),
     ]  # fmt: skip
 
 
@@ -196,7 +196,7 @@ def _kserve(service: Service) -> list[Endpoint]:
         kserve.check_model(service, call.path["name"], call.path.get("version"))
         return kserve.model_metadata(service)
 
-    async def infer(call: Call) -> kserve.InferResponse:
+    async def infer(call: Call) -> kserve.InferResponse | Reply:
         kserve.check_model(service, call.path["name"], call.path.get("version"))
         return await kserve.infer(service, call.body)
 
@@ -216,7 +216,7 @@ def _kserve(service: Service) -> list[Endpoint]:
             ),
             Endpoint(
                 "POST", f"{base}/infer", f"kserve_{name}_infer", "KServe: recommendations.", "recommend",
-                kserve.InferRequest, kserve.InferResponse, infer,
+                kserve.InferRequest, kserve.InferResponse, infer, read=kserve.read_inference,
             ),
         ]  # fmt: skip
     return table

@@ -33,7 +33,8 @@ from distilrec.serve.keys import Keys
 from distilrec.serve.keys import Scope as KeyScope
 from distilrec.serve.logs import log
 from distilrec.serve.metrics import Metrics
-from distilrec.serve.schemas import ErrorDetail, ErrorResponse
+from distilrec.serve.schemas import ErrorDetail, ErrorResponse, TextError
+from distilrec.serve.tensors import BINARY_TYPE, LENGTH_HEADER
 
 Method = Literal["GET", "POST", "PUT", "DELETE"]
 Headers = list[tuple[bytes, bytes]]
@@ -67,7 +68,9 @@ class Endpoint:
     """One method of one path.
 
     path: as Starlette writes it; name: in metrics and in OpenAPI; scope: that a key needs, None for everybody; takes: type
-    of the body, None for none; gives: type of the answer; query: parameters of the query string and what they mean.
+    of the body, None for none; gives: type of the answer; query: parameters of the query string and what they mean;
+    gives_type: media type of the answer; read: decodes a body that may have binary tensors behind its JSON, from the body
+    and the header that says where they begin.
     """
 
     method: Method
@@ -79,6 +82,8 @@ class Endpoint:
     gives: type | None
     handle: Callable[[Call], Awaitable[object]]
     query: Mapping[str, str] = field(default_factory=dict)
+    gives_type: str = "application/json"
+    read: Callable[[bytes, bytes | None], Any] | None = None
 
 
 class Gate:
@@ -127,7 +132,7 @@ class _Handler:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         started = perf_counter()
         gate, endpoint = self._gate, self._endpoint
-        given_id = key = length = media_type = None
+        given_id = key = length = media_type = encoding = json_length = None
         for name, value in scope["headers"]:
             if name == b"content-length":
                 length = value
@@ -137,6 +142,10 @@ class _Handler:
                 given_id = value
             elif name in {b"authorization", b"x-api-key"}:
                 key = value
+            elif name == b"content-encoding":
+                encoding = value
+            elif name == LENGTH_HEADER:
+                json_length = value
         request_id = gate.request_id(given_id)
         status = 200
         try:
@@ -144,11 +153,9 @@ class _Handler:
                 gate.keys.admit(key, endpoint.scope)
             body = None
             if self._decode is not None:
-                if media_type is None or not media_type.lower().startswith(_JSON):
-                    raise MediaTypeError(
-                        "the body is not declared as JSON", fix="send the header `content-type: application/json`"
-                    )
-                body = _decoded(self._decode, await _read_body(receive, length, gate.max_body))
+                _check_type(media_type, encoding, binary=endpoint.read is not None)
+                content = await _read_body(receive, length, gate.max_body)
+                body = decoded(self._decode, content) if endpoint.read is None else endpoint.read(content, json_length)
             answer = await endpoint.handle(Call(body, scope.get("path_params", {}), scope["query_string"]))
             headers = [(b"x-request-id", request_id)]
             if body is None:  # what comes from a POST or PUT is not cached or guessed at anyway
@@ -162,7 +169,7 @@ class _Handler:
         except ClientDisconnect:
             return
         except Exception as problem:
-            status, headers, content = refusal(gate, endpoint.name, request_id, problem)
+            status, headers, content = refusal(gate, endpoint.name, request_id, problem, scope["path"])
         await _send(scope, send, status, headers, content)
         seconds = perf_counter() - started
         self._durations.note(seconds)
@@ -200,7 +207,21 @@ def _too_large(limit: int) -> BodyTooLargeError:
     return BodyTooLargeError(f"the body has more than {limit:,} bytes", fix="send less at once, in several requests")
 
 
-def _decoded(decode: Callable[[bytes], Any], body: bytes) -> Any:
+def _check_type(media_type: bytes | None, encoding: bytes | None, *, binary: bool) -> None:
+    """Raises MediaTypeError for a body that another site could send, or that is not what is decoded here.
+
+    binary: for KServe, whose clients say nothing about the type, or that it is bytes; nothing is changed there.
+    """
+    if encoding not in {None, b"identity"}:
+        raise MediaTypeError("the body is compressed", fix="send it without `content-encoding`")
+    if binary and (media_type is None or media_type.lower().startswith(BINARY_TYPE)):
+        return
+    if media_type is None or not media_type.lower().startswith(_JSON):
+        raise MediaTypeError("the body is not declared as JSON", fix="send the header `content-type: application/json`")
+
+
+def decoded(decode: Callable[[bytes], Any], body: bytes) -> Any:
+    """Returns what the body says. Raises MalformedRequestError for what is no JSON, RequestError for another type."""
     try:
         return decode(body)
     except msgspec.ValidationError as problem:
@@ -209,8 +230,11 @@ def _decoded(decode: Callable[[bytes], Any], body: bytes) -> Any:
         raise MalformedRequestError(f"the body is not valid JSON: {problem}", fix="correct the JSON") from None
 
 
-def refusal(gate: Gate, endpoint: str, request_id: bytes, problem: Exception) -> tuple[int, Headers, bytes]:
-    """Status, headers and body of an error; what is not ours is logged, and shown as nothing but an internal error."""
+def refusal(gate: Gate, endpoint: str, request_id: bytes, problem: Exception, path: str) -> tuple[int, Headers, bytes]:
+    """Status, headers and body of an error; what is not ours is logged, and shown as nothing but an internal error.
+
+    Below /v2 the body is KServe's, one text.
+    """
     headers = [*_ALWAYS, (b"x-request-id", request_id), (b"content-type", _JSON)]
     if isinstance(problem, DistilrecError):
         status, code, message, fix = problem.http_status, problem.code, problem.message, problem.fix
@@ -230,13 +254,15 @@ def refusal(gate: Gate, endpoint: str, request_id: bytes, problem: Exception) ->
     if status >= 500 and isinstance(problem, DistilrecError):
         log("refused", logging.WARNING, endpoint=endpoint, code=code, request_id=request_id.decode())
     gate.metrics.errors.labels(endpoint, code).inc()
+    if path == "/v2" or path.startswith("/v2/"):
+        return status, headers, _encode(TextError(f"{message} (how to fix: {fix})" if fix else message))
     return status, headers, _encode(ErrorResponse(ErrorDetail(code, message, request_id.decode(), fix)))
 
 
 async def refuse(gate: Gate, endpoint: str, scope: Scope, send: Send, problem: Exception) -> None:
     """Answers with an error."""
     given = next((value for name, value in scope["headers"] if name == b"x-request-id"), None)
-    await _send(scope, send, *refusal(gate, endpoint, gate.request_id(given), problem))
+    await _send(scope, send, *refusal(gate, endpoint, gate.request_id(given), problem, scope["path"]))
 
 
 def no_such_path(gate: Gate) -> Callable[[Scope, Receive, Send], Awaitable[None]]:

@@ -1,43 +1,68 @@
 """KServe's Open Inference Protocol, version 2, over the same service: users in, items and scores out.
 
+Tensors are JSON or, with the extension `binary_tensor_data`, bytes behind the JSON (`distilrec.serve.tensors`).
+
 https://kserve.github.io/website/docs/concepts/architecture/data-plane/v2-protocol
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
+import numpy as np
 
 from distilrec._version import __version__
-from distilrec.errors import NotFoundError, RequestError
+from distilrec.errors import MalformedRequestError, NotFoundError, RequestError
+from distilrec.ids import as_id
+from distilrec.serve.http import Reply, decoded
 from distilrec.serve.schemas import Answer, BatchRequest, RecommendRequest
 from distilrec.serve.service import Service
+from distilrec.serve.tensors import BINARY_TYPE, DATATYPES, INTEGERS, LENGTH_HEADER, from_bytes, to_bytes
 
 MODEL_NAME = "distilrec"
 
+_INPUTS = {"user_id": "BYTES", "k": "INT64"}
+_OUTPUTS = {"item_id": "BYTES", "score": "FP32", "count": "INT32"}
+_SEE = "see /v2/models/distilrec for the inputs"
 
-class Tensor(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A named array, flat or nested, in row-major order."""
+
+class InputTensor(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A named input. data: its values; left out where they are behind the JSON, `binary_data_size` bytes of them."""
 
     name: str
     shape: list[int]
     datatype: str
-    data: list[Any]
+    data: list[str | int] | None = None
     parameters: dict[str, Any] = {}
 
 
+class OutputTensor(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A named output in row-major order. data: its values; left out where they are behind the JSON."""
+
+    name: str
+    shape: list[int]
+    datatype: str
+    data: list[str | int | float] | None = None
+    parameters: dict[str, int] = {}
+
+
 class RequestedOutput(msgspec.Struct, frozen=True):
-    """An output that is wanted."""
+    """An output that is wanted; the parameter `binary_data` says in which form."""
 
     name: str
     parameters: dict[str, Any] = {}
 
 
 class InferRequest(msgspec.Struct, frozen=True):
-    """Inputs: `user_id`, BYTES [n]; optionally `k`, INT32 or INT64 [1], 10 without it."""
+    """Inputs: `user_id`, BYTES [n]; optionally `k`, any integers [1], 10 without it.
 
-    inputs: list[Tensor]
+    The parameter `binary_data_output` asks for all outputs in binary form.
+    """
+
+    inputs: list[InputTensor]
     id: str | None = None
     parameters: dict[str, Any] = {}
     outputs: list[RequestedOutput] = []
@@ -51,7 +76,7 @@ class InferResponse(Answer, frozen=True):
 
     model_name: str
     model_version: str
-    outputs: list[Tensor]
+    outputs: list[OutputTensor]
     id: str | None = None
 
 
@@ -83,9 +108,17 @@ class Ready(msgspec.Struct, frozen=True):
     ready: bool
 
 
+@dataclass(frozen=True)
+class Inference:
+    """A decoded request, and the values of its binary inputs by name."""
+
+    request: InferRequest
+    binary: dict[str, bytes]
+
+
 def server_metadata() -> ServerMetadata:
     """Who answers."""
-    return ServerMetadata("distilrec", __version__, [])
+    return ServerMetadata("distilrec", __version__, ["binary_tensor_data"])
 
 
 def check_model(service: Service, name: str, version: str | None) -> None:
@@ -110,17 +143,61 @@ def model_metadata(service: Service) -> ModelMetadata:
     )
 
 
-async def infer(service: Service, request: InferRequest) -> InferResponse:
+_decode = msgspec.json.Decoder(InferRequest).decode
+
+
+def read_inference(body: bytes, json_length: bytes | None) -> Inference:
+    """Returns the request in a body. json_length: the header that says where binary data begin; None without them.
+
+    Raises MalformedRequestError and RequestError; the bytes behind the JSON are exactly those that the inputs announce.
+    """
+    if json_length is None:
+        end = len(body)
+    elif json_length.isdigit() and len(json_length) <= 20 and int(json_length) <= len(body):
+        end = int(json_length)
+    else:
+        raise MalformedRequestError(
+            f"the header {LENGTH_HEADER.decode()} is not a number of bytes that this body has",
+            fix="say how many bytes the JSON at the beginning of the body takes",
+        )
+    request: InferRequest = decoded(_decode, body[:end])
+    binary = {}
+    for tensor in request.inputs:
+        size = tensor.parameters.get("binary_data_size")
+        if size is None:
+            continue
+        if not isinstance(size, int) or isinstance(size, bool) or not 0 <= size <= len(body) - end:
+            raise RequestError(
+                f"binary_data_size of the input {tensor.name!r} is not a number of bytes that follow the JSON",
+                fix=f"give the bytes of each binary input in their order, and the header {LENGTH_HEADER.decode()}",
+            )
+        if tensor.data is not None:
+            raise RequestError(f"the input {tensor.name!r} has data and binary_data_size", fix="give one of them")
+        binary[tensor.name] = body[end : end + size]
+        end += size
+    if end != len(body):
+        raise RequestError(
+            f"{len(body) - end:,} bytes at the end of the body belong to no input",
+            fix="give binary_data_size for each input whose values follow the JSON",
+        )
+    return Inference(request, binary)
+
+
+async def infer(service: Service, inference: Inference) -> InferResponse | Reply:
     """Recommendations for several users. Raises RequestError for other tensors than those of the metadata."""
+    request = inference.request
+    _check_names("input", [tensor.name for tensor in request.inputs], _INPUTS)
+    _check_names("output", [output.name for output in request.outputs], _OUTPUTS)
+    chosen = _chosen_outputs(request)
     tensors = {tensor.name: tensor for tensor in request.inputs}
-    if "user_id" not in tensors or (wrong := set(tensors) - {"user_id", "k"}):
-        what = "there is no input user_id" if "user_id" not in tensors else f"there is no input {min(wrong)!r}"
-        raise RequestError(what, fix="give user_id (BYTES) and optionally k (INT64)")
-    users = _flat(tensors["user_id"], "BYTES", str)
-    counts = _flat(tensors["k"], "INT", int) if "k" in tensors else [10]
-    if len(counts) != 1 or counts[0] < 1 or not users or not all(0 < len(user) <= 256 for user in users):
-        raise RequestError("k is not one positive number, or user_id is empty", fix='give k: [10] and user_id: ["7"]')
-    k = counts[0]
+    if "user_id" not in tensors:
+        raise RequestError("there is no input user_id", fix="give user_id (BYTES) and optionally k (INT64)")
+    users = [as_id(value, "user_id") for value in _values(tensors["user_id"], inference.binary)]
+    k = 10
+    if "k" in tensors:
+        (k,) = _values(tensors["k"], inference.binary)
+        if k < 1:
+            raise RequestError(f"k is {k}", fix="give a number from 1")
     answers = (await service.recommend_batch(BatchRequest([RecommendRequest(user, k) for user in users]))).results
     ids: list[Any] = []
     scores: list[Any] = []
@@ -129,31 +206,78 @@ async def infer(service: Service, request: InferRequest) -> InferResponse:
         ids += [item.item_id for item in each.items] + [""] * missing
         scores += [item.score for item in each.items] + [0.0] * missing
     n = len(users)
-    outputs = [
-        Tensor("item_id", [n, k], "BYTES", ids),
-        Tensor("score", [n, k], "FP32", scores),
-        Tensor("count", [n], "INT32", [len(each.items) for each in answers]),
-    ]
-    wanted = {output.name for output in request.outputs}
-    if unknown := wanted - {tensor.name for tensor in outputs}:
-        raise RequestError(f"there is no output {min(unknown)!r}", fix="ask for item_id, score or count")
-    chosen = [tensor for tensor in outputs if not wanted or tensor.name in wanted]
-    return InferResponse(MODEL_NAME, answers[0].model_version, chosen, request.id)
+    made: dict[str, tuple[list[int], list[Any]]] = {
+        "item_id": ([n, k], ids),
+        "score": ([n, k], scores),
+        "count": ([n], [len(each.items) for each in answers]),
+    }
+    outputs, binary = [], []
+    for name, is_binary in chosen.items():
+        shape, values = made[name]
+        if is_binary:
+            binary.append(to_bytes(_OUTPUTS[name], values))
+            outputs.append(OutputTensor(name, shape, _OUTPUTS[name], None, {"binary_data_size": len(binary[-1])}))
+        else:
+            outputs.append(OutputTensor(name, shape, _OUTPUTS[name], values))
+    response = InferResponse(MODEL_NAME, answers[0].model_version, outputs, request.id)
+    if not binary:
+        return response
+    text = msgspec.json.encode(response)
+    return Reply(b"".join([text, *binary]), BINARY_TYPE, [(LENGTH_HEADER, b"%d" % len(text))])
 
 
-def _flat(tensor: Tensor, datatype: str, kind: type) -> list[Any]:
-    values: list[Any] = tensor.data
-    while values and isinstance(values[0], list):
-        if not all(isinstance(part, list) for part in values):
-            break
-        values = [value for part in values for value in part]
-    size = 1
-    for length in tensor.shape:
-        size *= length
-    fits = all(isinstance(value, kind) and not isinstance(value, bool) for value in values)
-    if not tensor.datatype.startswith(datatype) or not fits or size != len(values) or min(tensor.shape, default=0) < 0:
+def _check_names(what: str, given: Sequence[str], known: dict[str, str]) -> None:
+    for place, name in enumerate(given):
+        if name not in known:
+            raise RequestError(f"there is no {what} {name!r}", fix=f"use some of: {', '.join(known)}")
+        if name in given[:place]:
+            raise RequestError(f"the {what} {name!r} is named twice", fix="name it once")
+
+
+def _chosen_outputs(request: InferRequest) -> dict[str, bool]:
+    """Returns whether each of the wanted outputs is to be binary."""
+    everywhere = _flag(request.parameters, "binary_data_output", default=False)
+    if not request.outputs:
+        return dict.fromkeys(_OUTPUTS, everywhere)
+    for output in request.outputs:
+        for refused in ("classification", "shared_memory_region"):
+            if refused in output.parameters:
+                raise RequestError(f"the output {output.name!r} asks for {refused}", fix="ask without it")
+    return {each.name: _flag(each.parameters, "binary_data", default=everywhere) for each in request.outputs}
+
+
+def _flag(parameters: dict[str, Any], name: str, *, default: bool) -> bool:
+    value = parameters.get(name, default)
+    if not isinstance(value, bool):
+        raise RequestError(f"the parameter {name} is not true or false", fix="give true or false")
+    return value
+
+
+def _values(tensor: InputTensor, binary: dict[str, bytes]) -> list[Any]:
+    """Returns the values of an input that is what its datatype and its shape say. Raises RequestError."""
+    name, datatype = tensor.name, tensor.datatype
+    if datatype not in DATATYPES:
+        raise RequestError(f"there is no datatype {datatype!r}", fix=f"use some of: {', '.join(sorted(DATATYPES))}")
+    if (datatype != "BYTES") if name == "user_id" else (datatype not in INTEGERS):
+        raise RequestError(f"the input {name!r} is {datatype}, not {_INPUTS[name]}", fix=_SEE)
+    if len(tensor.shape) != 1 or tensor.shape[0] < 1 or (name == "k" and tensor.shape != [1]):
+        wanted = "[1]" if name == "k" else "[n], with n from 1"
+        raise RequestError(f"the shape of the input {name!r} is {tensor.shape}, not {wanted}", fix=_SEE)
+    if name in binary:
+        values: Sequence[Any] = from_bytes(name, datatype, binary[name])
+    elif tensor.data is None:
+        raise RequestError(f"the input {name!r} has no data", fix="give data, or binary_data_size and bytes")
+    else:
+        values = tensor.data
+    if len(values) != tensor.shape[0]:
         raise RequestError(
-            f"the input {tensor.name!r} is not what its shape and datatype say, or not {datatype}",
-            fix="see /v2/models/distilrec for the inputs",
+            f"the input {name!r} has {len(values):,} values, its shape says {tensor.shape[0]:,}", fix="give as many"
         )
-    return values
+    if datatype == "BYTES":
+        fits = all(isinstance(value, str) for value in values)
+    else:
+        limits = np.iinfo(INTEGERS[datatype])
+        fits = all(isinstance(value, int) and limits.min <= value <= limits.max for value in values)
+    if not fits:
+        raise RequestError(f"the input {name!r} holds values that are not {datatype}", fix=_SEE)
+    return list(values)

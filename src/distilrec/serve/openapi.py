@@ -10,19 +10,33 @@ import msgspec
 
 from distilrec._version import __version__
 from distilrec.serve.http import Endpoint
-from distilrec.serve.schemas import ErrorResponse
+from distilrec.serve.schemas import ErrorResponse, TextError
+from distilrec.serve.tensors import BINARY_TYPE, LENGTH_HEADER
 
-_LIMIT = {"type": "integer", "minimum": 1, "maximum": 500}
+_ERRORS = {
+    "400": "The body is not JSON.",
+    "401": "There is no API key, or it is not valid.",
+    "403": "The API key has not the scope.",
+    "404": "There is no such user, item, model or path.",
+    "409": "Another model is being loaded, or there is none to go back to.",
+    "413": "The body is too large.",
+    "415": "The body is of another type, or compressed.",
+    "422": "What is asked for does not fit: the message names the field.",
+    "429": "Too many requests for this API key; `retry-after` says when to come back.",
+    "503": "The service cannot answer now; `retry-after` says when to come back.",
+    "4XX": "The request cannot be answered as it is.",
+    "5XX": "The service cannot answer.",
+}
+_BINARY: dict[str, Any] = {"schema": {"type": "string", "format": "binary"}}
 _PARAMETER = re.compile(r"{(\w+)(?::\w+)?}")
 
 
 def openapi(endpoints: Sequence[Endpoint], *, with_keys: bool) -> dict[str, Any]:
     """The whole description."""
     types = [each for endpoint in endpoints for each in (endpoint.takes, endpoint.gives) if each is not None]
-    schemas, components = msgspec.json.schema_components(
-        [*types, ErrorResponse], ref_template="#/components/schemas/{name}"
-    )
-    named = dict(zip([*types, ErrorResponse], schemas, strict=True))
+    types += [ErrorResponse, TextError]
+    schemas, components = msgspec.json.schema_components(types, ref_template="#/components/schemas/{name}")
+    named = dict(zip(types, schemas, strict=True))
     paths: dict[str, Any] = {}
     for endpoint in endpoints:
         paths.setdefault(_PARAMETER.sub(r"{\1}", endpoint.path), {})[endpoint.method.lower()] = _operation(
@@ -41,37 +55,57 @@ def openapi(endpoints: Sequence[Endpoint], *, with_keys: bool) -> dict[str, Any]
 
 
 def _operation(endpoint: Endpoint, named: dict[Any, Any], *, with_keys: bool) -> dict[str, Any]:
-    in_path = [
+    parameters: list[dict[str, Any]] = [
         {"name": name, "in": "path", "required": True, "schema": {"type": "string", "minLength": 1, "maxLength": 256}}
         for name in _PARAMETER.findall(endpoint.path)
     ]
-    in_query = [
+    parameters += [
         {
             "name": name,
             "in": "query",
             "description": text,
-            "schema": {"type": "integer" if name == "limit" else "string"},
+            "schema": {"type": "integer", "minimum": 1, "maximum": 500} if name == "limit" else {"type": "string"},
         }
         for name, text in endpoint.query.items()
     ]
-    failure = {"content": {"application/json": {"schema": named[ErrorResponse]}}}
     success: dict[str, Any] = {"description": "The answer."}
     if endpoint.gives is not None:
-        success["content"] = {"application/json": {"schema": named[endpoint.gives]}}
+        success["content"] = {endpoint.gives_type: {"schema": named[endpoint.gives]}}
     operation: dict[str, Any] = {
         "operationId": endpoint.name,
         "summary": endpoint.summary,
-        "parameters": in_path + in_query,
-        "responses": {
-            "200": success,
-            "4XX": {"description": "The request cannot be answered as it is.", **failure},
-            "5XX": {"description": "The service cannot answer now.", **failure},
-        },
+        "parameters": parameters,
+        "responses": {"200": success, **_failures(endpoint, named, with_keys=with_keys)},
     }
     if endpoint.takes is not None:
-        schema = named[endpoint.takes]
-        operation["requestBody"] = {"required": True, "content": {"application/json": {"schema": schema}}}
+        content = {"application/json": {"schema": named[endpoint.takes]}}
+        operation["requestBody"] = {"required": True, "content": content}
+        if endpoint.read is not None:  # the same with binary tensors behind the JSON
+            begin = {"description": "How many bytes the JSON takes, where binary tensors follow it."}
+            content[BINARY_TYPE.decode()] = success["content"][BINARY_TYPE.decode()] = _BINARY
+            integer = {"schema": {"type": "integer", "minimum": 0}}
+            parameters.append({"name": LENGTH_HEADER.decode(), "in": "header", "required": False, **begin, **integer})
+            success["headers"] = {LENGTH_HEADER.decode(): {**begin, **integer}}
     if with_keys and endpoint.scope is not None:
         operation["security"] = [{"key": []}, {"header": []}]
         operation["summary"] += f" Scope: {endpoint.scope}."
     return operation
+
+
+def _failures(endpoint: Endpoint, named: dict[Any, Any], *, with_keys: bool) -> dict[str, Any]:
+    statuses = {"4XX", "5XX"}
+    if with_keys and endpoint.scope is not None:
+        statuses |= {"401", "403", "429"}
+    if endpoint.takes is not None:
+        statuses |= {"400", "413", "415", "422"}
+    if endpoint.query:
+        statuses.add("422")
+    if "{" in endpoint.path:
+        statuses |= {"404", "422"}
+    if endpoint.scope == "admin":
+        statuses.add("409")
+    if endpoint.name not in {"healthz", "kserve_live", "kserve_server", "metrics"}:
+        statuses.add("503")
+    body = named[TextError if endpoint.path.startswith("/v2") else ErrorResponse]
+    content = {"application/json": {"schema": body}}
+    return {status: {"description": text, "content": content} for status, text in _ERRORS.items() if status in statuses}

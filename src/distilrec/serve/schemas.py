@@ -245,6 +245,12 @@ class ErrorDetail(Answer, frozen=True):
 
 
 class ErrorResponse(Answer, frozen=True):
-    """The body of every answer with a status from 400 on."""
+    """The body of every answer with a status from 400 on, outside /v2."""
 
     error: ErrorDetail
+
+
+class TextError(Answer, frozen=True):
+    """The same below /v2, as KServe has it: message and what to do in one text."""
+
+    error: str
