@@ -128,6 +128,11 @@ def check_history(m: Manifest, history: Arrays) -> None:
     _check_offsets("offsets", _array(history, "offsets", np.int64, (users + 1,)), len(items))
     end = _array(history, "end", np.float64, (1,))
     _true(bool(np.isfinite(end).all()), "does not say when it ends")
+    if "recent" in history:  # bundles of distilrec 0.1 do not say it
+        recent = _array(history, "recent", np.int32, (users,))
+        _true(
+            bool(((recent >= 0) & (recent <= np.diff(history["offsets"]))).all()), "has more recent events than events"
+        )
     columns = history.get("user_columns", np.zeros(0))
     _true(columns.ndim == 2, "has no features of the users")
     columns = _array(history, "user_columns", np.int32, (users, columns.shape[1]))

@@ -18,8 +18,9 @@ from distilrec._version import __version__
 from distilrec.attributes import pack_attributes
 from distilrec.bundle.format import Arrays, Bundle, read_manifest, write_bundle, write_manifest
 from distilrec.bundle.manifest import GRAPH, Golden, Manifest, SearchInfo, SearchKind, StudentKind
-from distilrec.data.dataset import Dataset, Histories
+from distilrec.data.dataset import UNKNOWN_ITEM, Dataset, Histories
 from distilrec.encoding import FeatureMatrix
+from distilrec.engine.order import TAIL
 from distilrec.engine.recommender import embed_bag
 from distilrec.engine.runtime import make_runtime
 from distilrec.engine.search import build_graph, check_search
@@ -238,10 +239,13 @@ def _history(dataset: Dataset, teacher: Teacher | None) -> Arrays:
         if teacher
         else {}
     )
+    end = min(float(dataset.times.max(initial=0.0)), time.time())
     return {
         **lists,
-        # Events that a service received up to this moment (seconds since 1970) are already in the histories.
-        "end": np.array([min(float(dataset.times.max(initial=0.0)), time.time())]),
+        # Events that a service received long before this moment (seconds since 1970) are in the histories; those from
+        # around it are compared with each user's last events, of which there are `recent`.
+        "end": np.array([end]),
+        "recent": recent_events(dataset, end - TAIL),
         **pack_texts("users", dataset.info.user_ids),
         "user_columns": dataset.user_features.columns,
         "user_weights": dataset.user_features.weights,
@@ -249,6 +253,14 @@ def _history(dataset: Dataset, teacher: Teacher | None) -> Arrays:
         "items": histories.items,
         "events": histories.events,
     }
+
+
+def recent_events(dataset: Dataset, since: float) -> NDArray[np.int32]:
+    """Returns how many events of each user's history have a time after `since`, (users,) int32."""
+    counted = (dataset.times > since) & (dataset.items != UNKNOWN_ITEM)
+    before = np.concatenate([[0], np.cumsum(counted)])
+    recent: NDArray[np.int32] = np.diff(before[dataset.offsets]).astype(np.int32)
+    return recent
 
 
 def teacher_lists(teacher: Teacher, histories: Histories, repeats: bool, catalogue_size: int) -> NDArray[np.int32]:

@@ -29,6 +29,7 @@ from distilrec.encoding import FeatureEncoder
 from distilrec.engine import kernels
 from distilrec.engine.filters import Filter, Filters
 from distilrec.engine.items import Floats, Places
+from distilrec.engine.order import Placed, follows, history_until, placed
 from distilrec.engine.runtime import make_runtime
 from distilrec.engine.users import User, Users
 from distilrec.errors import BundleCorruptedError, ConfigError, UnknownItemError
@@ -124,7 +125,11 @@ class Recommender:
         self._users = Users(max_users, max_events)
         known = unpack_texts("users", bundle.history) if bundle.history else []
         self._history_index = {user: place for place, user in enumerate(known)}
-        self._history_end = float(bundle.history["end"][0]) if bundle.history else -math.inf
+        self._in_history = history_until(
+            float(bundle.history["end"][0]) if bundle.history else -math.inf,
+            len(bundle.manifest.event_types),
+            with_tail="recent" in bundle.history,
+        )
         self._verify_golden()
 
     @property
@@ -427,15 +432,10 @@ class Recommender:
             return True
         if user is not None and user.epoch == record.epoch and user.position >= record.position:
             return True  # another answer came first
-        new = record.events
-        if (
-            user is None
-            or (user.epoch, user.position) != asked[1:]
-            or any(event.timestamp < user.last for event in new)
-        ):
+        if user is None or (user.epoch, user.position) != asked[1:] or not _in_order(user, record.events):
             self._users.drop(user_id)
             return False
-        for event in new:
+        for event in placed(record.events):
             self._follow(user, event)
         user.position = record.position
         return True
@@ -445,10 +445,10 @@ class Recommender:
         user = self._users.peek(event.user_id)
         if user is None or position <= user.position:
             return
-        if event.timestamp < user.last:  # late: the next answer folds the log anew, in order
+        if not follows(event, user.last, user.received):  # late: the next answer folds the log again, in order
             self._users.drop(event.user_id)
             return
-        self._follow(user, event)
+        self._follow(user, placed([event])[0])
         user.position = position
 
     def forget(self, user_id: str, *, history: bool = False) -> None:
@@ -458,7 +458,7 @@ class Recommender:
             self._history_index.pop(user_id, None)
 
     def _rebuild(self, user_id: str, record: UserRecord) -> None:
-        events = sorted(record.events, key=lambda event: event.timestamp)  # stable: equal times in order of arrival
+        events = placed(record.events)
         user = self._find(user_id)
         if user is None:
             if not events and record.features is None:
@@ -469,13 +469,27 @@ class Recommender:
             user.features = self._embed(
                 record.features, self.manifest.user_encoder, self._user_table, "user", strict=False
             )
-        for event in events:
-            self._follow(user, event)
+        new = [event for event in events if not self._is_history(user, event)]  # compared in order of arrival
+        for event in sorted(new, key=lambda event: event.when):  # stable: equal times in order of arrival
+            self._fold_known(user, event.event)
+        if events:
+            user.last = max(event.when for event in events)
+            user.received = events[-1].received
 
-    def _follow(self, user: User, event: StoredEvent) -> None:
-        user.last = event.timestamp
-        already = user.has_history and event.received <= self._history_end  # then the bundle's history holds it
-        if event.item_id in self._item_index and not already:
+    def _follow(self, user: User, event: Placed) -> None:
+        user.last, user.received = event.when, event.received
+        if not self._is_history(user, event):
+            self._fold_known(user, event.event)
+
+    def _is_history(self, user: User, event: Placed) -> bool:
+        """Whether the bundle's history of the user, with which the state begins, holds a stored event."""
+        if not user.has_history:
+            return False
+        place, kind = self._item_index.get(event.event.item_id, -1), self._event_index.get(event.event.event_type, 0)
+        return self._in_history.holds(user.unmatched, place, kind, event.received)
+
+    def _fold_known(self, user: User, event: StoredEvent) -> None:
+        if event.item_id in self._item_index:
             self._fold(user, event.item_id, event.event_type)
 
     def _fold(self, user: User, item_id: str, event_type: str) -> None:
@@ -530,6 +544,9 @@ class Recommender:
             items, events = h["items"][start:stop], h["events"][start:stop]
             user = self._stranger
             user.has_history = True
+            if "recent" in h and (count := int(h["recent"][place])):
+                kinds = [0] * count if self._in_history.one_type else events[-count:].tolist()
+                user.unmatched = list(zip(items[-count:].tolist(), kinds, strict=True))
             self._runtime.fold(user.state, items, events)
             self._users.remember_all(user, items, events)
             if len(columns := h["user_columns"][place]):
@@ -563,6 +580,16 @@ class Recommender:
                     fix="export the bundle again with this version of distilrec",
                     file=str(self._bundle.folder),
                 )
+
+
+def _in_order(user: User, events: Sequence[StoredEvent]) -> bool:
+    """Whether new events can be folded as they come, after those that the user has."""
+    last, received = user.last, user.received
+    for event in placed(events):
+        if event.received != event.event.received or not follows(event.event, last, received):
+            return False
+        last, received = event.when, event.received
+    return True
 
 
 def _as_event(event: Event | Mapping[str, str]) -> Event:

@@ -9,11 +9,12 @@ from uuid import uuid4
 import msgspec
 
 from distilrec.engine.filters import Filter
+from distilrec.engine.order import MAX_CLOCK_SKEW
 from distilrec.engine.recommender import Recommendation, Recommender
 from distilrec.errors import ConfigError
 from distilrec.stores.records import ItemRecord, Since, Store, StoredEvent
 
-MAX_CLOCK_SKEW = 300.0  # seconds that a timestamp may lie in the future
+_SMALL_STEP = 5.0  # seconds
 
 
 class EventInput(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -31,14 +32,20 @@ class EventInput(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Clock:
-    """Seconds since 1970 that never go back, so that the order of arrival stays the order in time."""
+    """Seconds since 1970 that do not go back by small steps, which would only make states be folded again.
+
+    A clock that is set back by more than a few seconds was wrong before or is wrong now, and is followed: the order of
+    arrival is kept by `distilrec.engine.order`, in every process and after a restart.
+    """
 
     def __init__(self) -> None:
         self._last = 0.0
 
     def now(self) -> float:
-        """The time, or the last one given where the clock of the machine has been set back."""
-        self._last = max(self._last, time.time())
+        """Returns the time, or the last one given where the clock of the machine has gone back a little."""
+        now = time.time()
+        if not self._last - _SMALL_STEP <= now < self._last:
+            self._last = now
         return self._last
 
 

@@ -19,7 +19,9 @@ class User:
     """One user in memory.
 
     state: what the runtime folds events into; features: U f_u, (dim,); log: (2, capacity) int32, items and event types;
-    last: timestamp of the latest event; epoch, position: up to where the user's log in the store is folded in.
+    last: time of the latest event; received: when the last one to arrive did; epoch, position: up to where the user's
+    log in the store is folded in; unmatched: events (item, type) of the bundle's history, from around its end, that no
+    stored event has been found to be.
     """
 
     state: Floats
@@ -27,9 +29,11 @@ class User:
     log: NDArray[np.int32]
     length: int = 0
     last: float = -math.inf
+    received: float = -math.inf
     epoch: str = ""
     position: int = 0
     has_history: bool = False
+    unmatched: list[tuple[int, int]] | None = None
 
     @property
     def items(self) -> NDArray[np.int32]:
