@@ -54,6 +54,7 @@ class Metrics:
         self.state_bytes = self._gauge("distilrec_state_bytes", "Memory of the users' states and logs.")
         self.evicted = self._gauge("distilrec_users_evicted", "Users that left memory since the model was loaded.")
         self.pending = self._gauge("distilrec_events_pending", "Events that wait to be stored.")
+        self.pending_limit = self._gauge("distilrec_events_pending_limit", "Events that may wait; more are refused.")
         self.swaps = Counter("distilrec_model_swaps_total", "Changes of the active model.", ["kind"], registry=r)
         self.model = Gauge(
             "distilrec_model_info",

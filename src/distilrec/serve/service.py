@@ -331,6 +331,7 @@ class Service:
         self.metrics.state_bytes.set(users.nbytes)
         self.metrics.evicted.set(users.evicted)
         self.metrics.pending.set(self._writer.pending)
+        self.metrics.pending_limit.set(self.config.max_pending)
 
     # The store
 
