@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import sqlite3
+import subprocess
+import sys
+import time
+from contextlib import closing
 
 import pytest
 
@@ -15,10 +21,10 @@ from distilrec.errors import (
 )
 from distilrec.stores import sqlite
 from distilrec.stores.opening import open_store
-from distilrec.stores.records import Since
+from distilrec.stores.records import ItemRecord, Since
 from distilrec.stores.redis import RedisStore
 from distilrec.stores.sqlite import MIGRATIONS, SqliteStore
-from tests.contracts.store import StoreContract, event
+from tests.contracts.store import StoreContract, event, wait_for
 from tests.servers import Redis
 
 
@@ -26,6 +32,9 @@ class TestSqlite(StoreContract):
     @pytest.fixture
     def opener(self, tmp_path):
         return lambda: open_store(f"sqlite:///{tmp_path / 'folder' / 'store.db'}")
+
+    def damage_item(self, store, item_id):
+        store._writer.execute("UPDATE items SET record = ? WHERE item_id = ?", (b'{"item_id": 7', item_id))
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +49,9 @@ class TestRedis(StoreContract):
     def opener(self, redis_server, request):
         return lambda: open_store(redis_server.url, prefix=f"{request.node.name}:")
 
+    def damage_item(self, store, item_id):
+        store._client.hset(store._prefix + "items", item_id, b'{"item_id": 7')
+
 
 @pytest.mark.parametrize("address", ["", "sqlite://", "sqlite:///", "mysql://x", "store.db"])
 def test_wrong_addresses(address):
@@ -53,6 +65,97 @@ def test_one_process_at_a_time(tmp_path):
         SqliteStore(tmp_path / "store.db")
     first.close()
     SqliteStore(tmp_path / "store.db").close()
+
+
+@pytest.mark.parametrize("link", [os.symlink, os.link])
+def test_one_process_at_a_time_whatever_the_file_is_called(tmp_path, link):
+    (tmp_path / "other").mkdir()
+    first = SqliteStore(tmp_path / "store.db")
+    link(tmp_path / "store.db", tmp_path / "other" / "alias.db")
+    code = "import sys; from distilrec.stores.sqlite import SqliteStore; SqliteStore(sys.argv[1])"
+    command = [sys.executable, "-c", code, str(tmp_path / "other" / "alias.db")]
+    second = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert second.returncode and "in use by another process" in second.stderr
+    assert all(first.append([event()]))
+    assert ("hard links" in " ".join(first.check())) == (link is os.link)
+    first.close()
+    if link is os.symlink:
+        again = SqliteStore(tmp_path / "other" / "alias.db")
+        assert len(again.read([Since("u")])[0].events) == 1
+        again.close()
+
+
+def _delete(path):
+    path.unlink()
+
+
+def _delete_log(path):
+    path.with_name(path.name + "-wal").unlink()
+
+
+def _replace_by_backup(path):
+    backup = path.with_name("backup.db")
+    shutil.copy(path, backup)
+    backup.replace(path)
+
+
+@pytest.mark.parametrize("harm", [_delete, _delete_log, _replace_by_backup])
+def test_nothing_is_acknowledged_once_the_files_are_gone(tmp_path, harm):
+    store = SqliteStore(tmp_path / "store.db")
+    store.append([event(number=1)])
+    harm(tmp_path / "store.db")
+    for use in (
+        lambda: store.append([event(number=2)]),
+        lambda: store.read([Since("u")]),
+        lambda: store.erase("u"),
+        lambda: store.set_setting("x", "1"),
+        store.check,
+    ):
+        with pytest.raises(StoreUnavailableError, match="has been deleted or replaced while it is in use"):
+            use()
+    store.close()
+
+
+def test_a_backup_that_is_restored_into_an_open_database_is_noticed(tmp_path):
+    """The program `sqlite3` can do that (.restore): positions begin again where the backup was made."""
+    store = SqliteStore(tmp_path / "store.db")
+    store.append([event(number=1)])
+    with closing(sqlite3.connect(tmp_path / "store.db")) as live, closing(sqlite3.connect(tmp_path / "copy")) as backup:
+        live.backup(backup)
+        store.append([event(number=2)])
+        before = store.generation
+        assert store.erasures() == 0 and store.generation == before
+        backup.backup(live)
+    store.erasures()
+    assert store.generation != before
+    again = store.generation
+    store.append([event(number=3)])
+    assert [e.event_id for e in store.read([Since("u")])[0].events] == ["e1", "e3"]
+    assert store.clean() == "" and store.erasures() == 0 and store.generation == again
+    store.close()
+
+
+def test_erasing_beside_another_reader_is_finished_later(tmp_path):
+    store = SqliteStore(tmp_path / "store.db")
+    secret = "Zaphod-Beeblebrox-7"
+    store.append([event(secret, number=n) for n in range(50)] + [event("neighbour")])
+
+    def found() -> bool:
+        return any(secret.encode() in file.read_bytes() for file in tmp_path.iterdir())
+
+    with closing(sqlite3.connect(tmp_path / "store.db", isolation_level=None)) as other:
+        other.execute("BEGIN")
+        other.execute("SELECT * FROM events").fetchone()
+        started = time.monotonic()
+        assert store.erase(secret) == 50  # erased for everyone who asks the store
+        assert "another program reads the database" in store.clean()
+        assert time.monotonic() - started < 3  # and neither has waited for the other program
+        assert not store.read([Since(secret)])[0].events
+        assert found()
+        other.execute("COMMIT")
+    assert store.clean() == ""
+    assert not found()
+    store.close()
 
 
 def test_the_file_belongs_to_its_owner_only(tmp_path):
@@ -160,8 +263,6 @@ def test_no_byte_of_an_erased_user_is_left_in_the_files(tmp_path):
 
 
 def test_no_key_of_an_erased_user_is_left_in_redis(redis_server):
-    import time
-
     import redis
 
     store = RedisStore(redis_server.url, "erasure:")
@@ -172,14 +273,118 @@ def test_no_key_of_an_erased_user_is_left_in_redis(redis_server):
     assert any(secret.encode() in key for key in client.scan_iter("erasure:*"))
     assert store.erase(secret) == 50
     assert not any(secret.encode() in key for key in client.scan_iter())
-    for _ in range(200):  # the rewrite of the append-only file takes a moment
-        if not client.info("persistence")["aof_rewrite_in_progress"]:
-            break
-        time.sleep(0.05)
+    assert wait_for(lambda: store.clean() == "")  # the rewrite of the append-only file takes a moment
     on_disk = b"".join(file.read_bytes() for file in redis_server.folder.rglob("*") if file.is_file())
     assert b"neighbour" in on_disk
     assert secret.encode() not in on_disk and b"Betelgeuse-5" not in on_disk
     client.close()
+    store.close()
+
+
+@pytest.fixture
+def own_redis(tmp_path):
+    (tmp_path / "redis").mkdir()
+    server = Redis(tmp_path / "redis")
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def client(own_redis):
+    import redis
+
+    with closing(redis.Redis.from_url(own_redis.url)) as client:
+        yield client
+
+
+def test_erasing_while_the_append_only_file_is_rewritten(own_redis, client):
+    """The rewrite under way began before the erasure: the user is in its result, and another one has to follow."""
+    store = RedisStore(own_redis.url)
+    secret = "Zaphod-Beeblebrox-7"
+    for n in range(30):
+        store.append([event(secret, number=n), event(f"neighbour-{n}", number=n)])
+
+    def found() -> bool:
+        files = [file for file in own_redis.folder.rglob("*") if file.is_file()]
+        return any(secret.encode() in file.read_bytes() for file in files)
+
+    client.config_set("rdb-key-save-delay", 20_000)  # microseconds: 93 keys
+    client.bgrewriteaof()
+    assert client.info("persistence")["aof_rewrite_in_progress"]
+    assert store.erase(secret) == 30
+    assert "rewriting its append-only file" in store.clean()
+    client.config_set("rdb-key-save-delay", 0)
+    another = RedisStore(own_redis.url)  # what is left to be done is known after a restart, and to other processes
+    assert "rewriting its append-only file" in another.clean()
+    store.close()
+    assert wait_for(lambda: another.clean() == "")
+    assert not found()
+    assert len(another.read([Since("neighbour-1")])[0].events) == 1
+    another.close()
+
+
+def test_a_full_redis_can_be_read_and_erased(own_redis, client):
+    store = RedisStore(own_redis.url)
+    store.append([event(number=n) for n in range(20)] + [event("other")])
+    store.put_item(ItemRecord("a"))
+    known = store.read([Since("u")])[0]
+    client.config_set("maxmemory", 100_000)  # less than what is in use already
+    for write in (
+        lambda: store.append([event(number=99)]),
+        lambda: store.set_features("u", {}),
+        lambda: store.put_item(ItemRecord("b")),
+        lambda: store.set_setting("x", "1"),
+    ):
+        with pytest.raises(StoreUnavailableError, match="full"):
+            write()
+    store.close()
+    store = RedisStore(own_redis.url)  # a worker that starts now
+    assert len(store.read([Since("u")])[0].events) == 20
+    assert store.read([Since("u", known.epoch, known.position)])[0].events == []
+    assert store.items()[0] == [ItemRecord("a")]
+    assert store.setting("x") is None and store.erased_among(["u"]) == []
+    assert store.erase("u") == 20
+    assert store.erased_among(["u"]) == ["u"] and not store.read([Since("u")])[0].events
+    assert wait_for(lambda: store.clean() == "")
+    client.config_set("maxmemory", 0)
+    assert all(store.append([event(number=99)]))
+    store.close()
+
+
+def test_a_redis_that_lost_its_newest_events_is_read_from_the_start(own_redis):
+    """A promoted replica or a restored backup: positions go back, and the same positions hold other events."""
+    store = RedisStore(own_redis.url)
+    store.append([event(number=n) for n in range(3)])
+    own_redis.kill()
+    shutil.copytree(own_redis.folder, own_redis.folder.with_name("backup"))
+    own_redis.start()
+    store.append([event(number=n) for n in range(3, 6)])
+    store.put_item(ItemRecord("a"))
+    generation = store.generation
+    known = store.read([Since("u")])[0]
+    assert known.position == 6
+    own_redis.kill()
+    shutil.rmtree(own_redis.folder)
+    shutil.copytree(own_redis.folder.with_name("backup"), own_redis.folder)
+    own_redis.start()
+    for number in range(10, 15):  # as long as before, and longer, in the end
+        store.append([event(number=number)])
+        (now,) = store.read([Since("u", known.epoch, known.position)])
+        assert now.restart and now.epoch != known.epoch
+        assert [e.event_id for e in now.events] == ["e0", "e1", "e2", *(f"e{n}" for n in range(10, number + 1))]
+    assert store.generation != generation
+    (nothing,) = store.read([Since("u", now.epoch, now.position)])
+    assert not nothing.restart and not nothing.events
+    store.close()
+
+
+def test_a_log_that_became_shorter_on_the_same_server(redis_server):
+    store = RedisStore(redis_server.url, "shorter:")
+    store.append([event(number=n) for n in range(4)])
+    known = store.read([Since("u")])[0]
+    store._client.rpop("shorter:events:u")
+    (now,) = store.read([Since("u", known.epoch, known.position)])
+    assert now.restart and [e.event_id for e in now.events] == ["e0", "e1", "e2"]
     store.close()
 
 

@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 import msgspec
@@ -75,6 +76,13 @@ class Store(Protocol):
     shared: bool
     """Whether other processes write to it too: then what is in memory must be compared with it before each answer."""
 
+    @property
+    def generation(self) -> str:
+        """Changes when the store may have lost what it once said: another server answers, or another program has written to
+        the file. Then nothing that was read before may be used. Every call brings it up to date.
+        """
+        ...
+
     def append(self, events: Sequence[StoredEvent]) -> list[int]:
         """Adds events in this order, all or none; their positions in the logs, 0 for a repeated event id."""
         ...
@@ -90,8 +98,23 @@ class Store(Protocol):
     def erase(self, user_id: str) -> int:
         """Removes everything about a user and remembers, as a salted hash, not to use the bundle's history of them.
 
-        Gives the number of events removed. The bytes are overwritten, not only unlinked, where the store allows it.
+        Gives the number of events removed. Begins to take the bytes out of the files too: `clean` says what is left.
         """
+        ...
+
+    def clean(self) -> str:
+        """Takes what was erased out of the files as far as that is possible now; does not wait.
+
+        Returns what is left to be done, empty where nothing is: to be called again until then, also after a restart.
+        """
+        ...
+
+    def erasures(self) -> int:
+        """Returns a number that changes with every erasure, here or by another process."""
+        ...
+
+    def erased_among(self, user_ids: Iterable[str]) -> list[str]:
+        """Returns those of whom a bundle's history must not be used."""
         ...
 
     def put_item(self, record: ItemRecord) -> None:
@@ -99,7 +122,11 @@ class Store(Protocol):
         ...
 
     def items(self, after: int = 0) -> tuple[list[ItemRecord], int]:
-        """Items changed after this position, in order of change, and the position to ask from next."""
+        """Items changed after this position, in order of change, and the position to ask from next.
+
+        All items where the store has never come as far as this position. A record that cannot be read is logged and left
+        out; the next change of the item replaces it.
+        """
         ...
 
     def setting(self, name: str) -> str | None:
@@ -117,6 +144,16 @@ class Store(Protocol):
     def close(self) -> None:
         """Writes back what there is to write and lets go of the store."""
         ...
+
+
+def decoded_item(raw: bytes, item_id: str) -> ItemRecord | None:
+    """Returns an item record, or None, with a warning in the log, where it cannot be read."""
+    try:
+        return msgspec.json.decode(raw, type=ItemRecord)
+    except msgspec.MsgspecError as problem:
+        facts = {"item_id": item_id, "reason": str(problem)}
+        logging.getLogger("distilrec").warning("an item record cannot be read", extra={"facts": facts})
+        return None
 
 
 def merged(before: ItemRecord | None, now: ItemRecord) -> ItemRecord:

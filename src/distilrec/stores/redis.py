@@ -11,24 +11,27 @@ gives; `check` warns of less.
 | events:ID | list of events, oldest first |
 | ids:ID | set of the event ids of that list |
 | items, items:changes, items:counter | hash of item records; sorted set of items by their last change |
-| erased | set of hashes |
+| erased, erased:counter | set of hashes; number of erasures |
+| erased:pending | number of the latest erasure whose user may still be in the append-only file |
 """
 
 from __future__ import annotations
 
 import hashlib
+import re
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
 import msgspec
 
-from distilrec.errors import StoreCorruptedError, StoreUnavailableError, StoreVersionError, missing_extra
-from distilrec.stores.records import ItemRecord, Since, StoredEvent, UserRecord, merged
+from distilrec.errors import StoreCorruptedError, StoreError, StoreUnavailableError, StoreVersionError, missing_extra
+from distilrec.stores.records import ItemRecord, Since, StoredEvent, UserRecord, decoded_item, merged
 
 SCHEMA_VERSION = 1
 _TIMEOUT = 2.0  # seconds
+_READ_ATTEMPTS = 10
 
 # Several events at once, all or none; ARGV: prefix, then user, event id, epoch of a new user and payload of each.
 _APPEND = """
@@ -42,6 +45,23 @@ for i = 2, #ARGV, 4 do
   end
 end
 return positions
+"""
+
+
+# A user and everything about them; ARGV: prefix, user, hash. Begins with a removal: a server whose memory is full refuses a
+# script only up to its first write.
+_ERASE = """
+local prefix, user = ARGV[1], ARGV[2]
+local removed = redis.call('LLEN', prefix .. 'events:' .. user)
+redis.call('DEL', prefix .. 'user:' .. user, prefix .. 'events:' .. user, prefix .. 'ids:' .. user)
+redis.call('SADD', prefix .. 'erased', ARGV[3])
+redis.call('SET', prefix .. 'erased:pending', redis.call('INCR', prefix .. 'erased:counter'))
+return removed
+"""
+
+# ARGV: key, value.
+_DELETE_IF_EQUAL = """
+if redis.call('GET', ARGV[1]) == ARGV[2] then redis.call('DEL', ARGV[1]) end
 """
 
 
@@ -69,6 +89,8 @@ class RedisStore:
         except ModuleNotFoundError:
             raise missing_extra("redis", "redis") from None
         self._redis, self._prefix = redis, prefix
+        self._server = ""
+        self._rewriting: bytes | None = None  # the latest erasure that a rewrite which was started here covers
         try:
             self._client: Any = redis.Redis.from_url(
                 url,
@@ -76,6 +98,7 @@ class RedisStore:
                 socket_connect_timeout=_TIMEOUT,
                 retry=Retry(ExponentialBackoff(cap=0.2, base=0.05), 1),  # every write may be repeated: event ids
                 health_check_interval=15,
+                redis_connect_func=self._connected,
             )
         except ValueError as problem:
             raise StoreUnavailableError(
@@ -84,8 +107,9 @@ class RedisStore:
         self._where = url.rsplit("@", 1)[-1]  # without a password
         self._append = self._client.register_script(_APPEND)
         with self._errors():
-            self._client.setnx(prefix + "schema", SCHEMA_VERSION)
-            self._client.setnx(prefix + "salt", secrets.token_hex(16))
+            for name, value in (("schema", str(SCHEMA_VERSION)), ("salt", secrets.token_hex(16))):
+                if not self._client.exists(prefix + name):  # a server whose memory is full refuses even to try
+                    self._client.setnx(prefix + name, value)
             version, salt = map(_text, self._client.mget(prefix + "schema", prefix + "salt"))
         if int(version) > SCHEMA_VERSION:
             raise StoreVersionError(
@@ -93,6 +117,10 @@ class RedisStore:
                 fix="upgrade distilrec (pip install -U distilrec)",
             )
         self._salt = salt
+
+    @property
+    def generation(self) -> str:
+        return self._server
 
     def append(self, events: Sequence[StoredEvent]) -> list[int]:
         arguments: list[str | bytes] = [self._prefix]
@@ -103,35 +131,60 @@ class RedisStore:
             return [int(position) for position in self._append(args=arguments)] if events else []
 
     def read(self, asked: Sequence[Since]) -> list[UserRecord]:
-        records = self._read(asked)
-        stale = [place for place, record in enumerate(records) if record.restart and asked[place].position]
-        if stale:  # their log begins anew: all of it is needed
-            for place, record in zip(stale, self._read([Since(asked[place].user_id) for place in stale]), strict=True):
-                records[place] = record
-        return records
+        records: list[UserRecord | None] = [None] * len(asked)
+        waiting = list(range(len(asked)))
+        questions = list(asked)
+        for _ in range(_READ_ATTEMPTS):
+            for index, record in zip(waiting, self._read([questions[index] for index in waiting]), strict=True):
+                records[index] = record
+                if record is not None and record.restart and questions[index].position:
+                    records[index] = None  # their log begins from the start: all of it is needed
+                if records[index] is None:
+                    questions[index] = Since(asked[index].user_id)
+            waiting = [index for index in waiting if records[index] is None]
+            if not waiting:
+                return [record for record in records if record is not None]
+        raise StoreUnavailableError(
+            f"the store {self._where} changes faster than it can be read", fix="send the request again"
+        )
 
-    def _read(self, asked: Sequence[Since]) -> list[UserRecord]:
+    def _read(self, asked: Sequence[Since]) -> list[UserRecord | None]:
+        """None for a user who was changed while being read. Not a transaction: a server that is full refuses those."""
         with self._errors():
-            pipe = self._client.pipeline(transaction=True)
+            generation = self.generation
+            pipe = self._client.pipeline(transaction=False)
             for user_id, _, position in asked:
                 pipe.hmget(f"{self._prefix}user:{user_id}", "epoch", "features")
                 pipe.lrange(f"{self._prefix}events:{user_id}", position, -1)
+                pipe.llen(f"{self._prefix}events:{user_id}")
                 pipe.sismember(self._prefix + "erased", self._hash(user_id))
+                pipe.hget(f"{self._prefix}user:{user_id}", "epoch")
             answers: Iterator[Any] = iter(pipe.execute())
-            return [self._record(each, next(answers), next(answers), bool(next(answers))) for each in asked]
+            records = [self._record(each, *(next(answers) for _ in range(5))) for each in asked]
+            return records if generation == self.generation else [None] * len(asked)
 
-    @staticmethod
-    def _record(asked: Since, user: Sequence[bytes | None], payloads: Sequence[bytes], erased: bool) -> UserRecord:
-        epoch, features = user
-        if epoch is None:
-            return UserRecord("", 0, True, (), None, erased)
+    def _record(
+        self,
+        asked: Since,
+        user: Sequence[bytes | None],
+        payloads: Sequence[bytes],
+        length: int,
+        erased: bool,
+        epoch_after: bytes | None,
+    ) -> UserRecord | None:
+        stored, features = user
+        if stored != epoch_after:
+            return None
+        if stored is None:
+            return UserRecord("", 0, True, (), None, bool(erased))
+        epoch = f"{stored.decode()}.{self.generation}"  # another server may lack events that this one had
+        restart = epoch != asked.epoch or length < asked.position
         events = []
         for payload in payloads:
             e = msgspec.msgpack.decode(payload, type=_Payload)
             events.append(StoredEvent(asked.user_id, e.item_id, e.event_type, e.timestamp, e.received, e.event_id))
         known = None if features is None else msgspec.json.decode(features, type=dict[str, object])
-        restart = epoch.decode() != asked.epoch
-        return UserRecord(epoch.decode(), asked.position + len(events), restart, events, known, erased)
+        return UserRecord(epoch, asked.position + len(events), restart, events, known, bool(erased))
 
     def set_features(self, user_id: str, features: Mapping[str, object]) -> None:
         values = {"features": msgspec.json.encode(features), "epoch": secrets.token_hex(8)}
@@ -140,21 +193,52 @@ class RedisStore:
 
     def erase(self, user_id: str) -> int:
         with self._errors():
-            pipe = self._client.pipeline(transaction=True)
-            pipe.llen(f"{self._prefix}events:{user_id}")
-            pipe.delete(*(f"{self._prefix}{kind}:{user_id}" for kind in ("user", "events", "ids")))
-            pipe.sadd(self._prefix + "erased", self._hash(user_id))
-            removed = int(pipe.execute()[0])
-            with suppress(self._redis.ResponseError):  # a rewrite is running already, or the server does not allow it
-                self._client.bgrewriteaof()  # takes the bytes out of the append-only file as well
+            removed = int(self._client.eval(_ERASE, 0, self._prefix, user_id, self._hash(user_id)))
+        with suppress(StoreError):  # the user is erased; the rest is reported, and tried again, by `clean`
+            self.clean()
         return removed
+
+    def clean(self) -> str:
+        """A rewrite of the append-only file takes the bytes out of it, if it began after the erasure."""
+        key = self._prefix + "erased:pending"
+        with self._errors():
+            pending: bytes | None = self._client.get(key)
+            if pending is None:
+                return ""
+            about = self._client.info("persistence")
+            busy = about.get("aof_rewrite_in_progress") or about.get("aof_rewrite_scheduled")
+            if not about.get("aof_enabled"):
+                self._rewriting, busy = pending, False
+            if self._rewriting is not None and not busy:
+                covered, self._rewriting = self._rewriting, None
+                if about.get("aof_last_bgrewrite_status", "ok") == "ok":
+                    self._client.eval(_DELETE_IF_EQUAL, 0, key, covered)
+                    if covered == pending:
+                        return ""
+            if self._rewriting is None:
+                try:
+                    self._client.bgrewriteaof()
+                    self._rewriting = pending
+                except self._redis.ResponseError as problem:
+                    if "in progress" not in str(problem):
+                        return f"the server does not rewrite its append-only file ({problem})"
+        return "the server is rewriting its append-only file"
+
+    def erasures(self) -> int:
+        with self._errors():
+            return int(self._client.get(self._prefix + "erased:counter") or 0)
+
+    def erased_among(self, user_ids: Iterable[str]) -> list[str]:
+        with self._errors():
+            hashes = set(map(_text, self._client.smembers(self._prefix + "erased")))
+        return [user for user in user_ids if self._hash(user) in hashes] if hashes else []
 
     def put_item(self, record: ItemRecord) -> None:
         table = self._prefix + "items"
 
         def change(pipe: Any) -> None:
             raw = pipe.hget(table, record.item_id)
-            before = None if raw is None else msgspec.json.decode(raw, type=ItemRecord)
+            before = None if raw is None else decoded_item(raw, record.item_id)
             number = int(pipe.get(table + ":counter") or 0) + 1
             pipe.multi()
             pipe.hset(table, record.item_id, msgspec.json.encode(merged(before, record)))
@@ -167,11 +251,12 @@ class RedisStore:
     def items(self, after: int = 0) -> tuple[list[ItemRecord], int]:
         table = self._prefix + "items"
         with self._errors():
-            changed = self._client.zrangebyscore(table + ":changes", f"({after}", "+inf", withscores=True)
-            if not changed:
-                return [], after
-            raw = self._client.hmget(table, [item for item, _ in changed])
-            return [msgspec.json.decode(each, type=ItemRecord) for each in raw], int(changed[-1][1])
+            last = int(self._client.get(table + ":counter") or 0)
+            start = after if after <= last else 0
+            changed = self._client.zrangebyscore(table + ":changes", f"({start}", str(last))
+            found = self._client.hmget(table, changed) if changed else []
+        records = [decoded_item(raw, _text(item)) for item, raw in zip(changed, found, strict=True) if raw is not None]
+        return [record for record in records if record is not None], last
 
     def setting(self, name: str) -> str | None:
         with self._errors():
@@ -213,10 +298,27 @@ class RedisStore:
     def _hash(self, user_id: str) -> str:
         return hashlib.sha256(f"{self._salt}:{user_id}".encode()).hexdigest()
 
+    def _connected(self, connection: Any) -> None:
+        """Asks every new connection which server it has reached. A server that was restarted, or a replica that was
+        promoted, may lack events that were read from the one before.
+        """
+        connection.on_connect()
+        connection.send_command("INFO", "server")
+        try:
+            found = re.search(r"run_id:(\w+)", _text(connection.read_response()))
+        except self._redis.ResponseError:  # not allowed: then only shorter logs are noticed
+            return
+        self._server = found[1] if found else ""
+
     @contextmanager
     def _errors(self) -> Iterator[None]:
         try:
             yield
+        except self._redis.OutOfMemoryError:
+            raise StoreUnavailableError(
+                f"the store {self._where} is full (maxmemory): it can be read, and users can be erased",
+                fix="give the server more memory (maxmemory), or erase users; the same request may be sent again",
+            ) from None
         except self._redis.RedisError as problem:
             raise StoreUnavailableError(
                 f"the store {self._where} cannot be used: {problem}",

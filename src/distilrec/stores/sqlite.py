@@ -9,14 +9,14 @@ import secrets
 import shutil
 import sqlite3
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import msgspec
 
-from distilrec.errors import StoreCorruptedError, StoreUnavailableError, StoreVersionError
-from distilrec.stores.records import ItemRecord, Since, StoredEvent, UserRecord, merged
+from distilrec.errors import StoreCorruptedError, StoreError, StoreUnavailableError, StoreVersionError
+from distilrec.stores.records import ItemRecord, Since, StoredEvent, UserRecord, decoded_item, merged
 
 # Step n takes a database from schema version n to n + 1. Released steps are never changed, only followed by new ones.
 MIGRATIONS: tuple[str, ...] = (
@@ -38,6 +38,7 @@ MIGRATIONS: tuple[str, ...] = (
     CREATE TABLE erased (hash BLOB PRIMARY KEY) WITHOUT ROWID;
     """,
 )
+_BUSY_MILLISECONDS = 5_000
 _LOW_SPACE = 256 * 2**20
 _CORRUPTED = ("malformed", "not a database", "corrupt")
 
@@ -52,22 +53,28 @@ class SqliteStore:
     shared = False
 
     def __init__(self, path: Path | str, migrations: Sequence[str] = MIGRATIONS) -> None:
-        self.path = Path(path)
-        self._lock_file = self._lock()
+        self.path = Path(path).resolve()  # one lock for all links to a file
         self._reading = threading.Lock()
         self._writing = threading.Lock()
+        self._foreign = 0  # how often other programs have written to the file
         with ExitStack() as undo:
-            undo.callback(os.close, self._lock_file)
+            self._locks = self._lock(undo)
             with self._errors():
                 self._writer = self._connect()
                 undo.callback(self._writer.close)
                 self._migrate(migrations)
                 self._reader = self._connect()
+                self._version = self._data_version()
+            self._files = [(name, self._identity(name)) for name in (self.path, Path(f"{self.path}-wal"))]
             undo.pop_all()  # it is open now: nothing to undo
         self._salt = self.setting("salt") or ""
         if not self._salt:
             self._salt = secrets.token_hex(16)
             self.set_setting("salt", self._salt)
+
+    @property
+    def generation(self) -> str:
+        return str(self._foreign)
 
     def append(self, events: Sequence[StoredEvent]) -> list[int]:
         with self._transaction() as db:
@@ -87,6 +94,7 @@ class SqliteStore:
 
     def read(self, asked: Sequence[Since]) -> list[UserRecord]:
         with self._reading, self._errors():
+            self._check_files()
             self._reader.execute("BEGIN")
             try:
                 return [self._read(each) for each in asked]
@@ -127,21 +135,34 @@ class SqliteStore:
                 removed = db.execute("DELETE FROM events WHERE user = ?", row).rowcount
                 db.execute("DELETE FROM users WHERE id = ?", row)
             db.execute("INSERT OR IGNORE INTO erased VALUES (?)", (self._hash(user_id),))
-        # Deleted content is overwritten with zeros (secure_delete); now also empty the log of earlier page contents.
-        with self._reading, self._writing, self._errors():
-            busy, _, _ = self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
-            if busy:
-                raise StoreUnavailableError(
-                    f"{self.path}: the write-ahead log could not be emptied, another process is reading the file",
-                    fix="close the other process and erase the user again",
-                    file=str(self.path),
-                )
+        with suppress(StoreError):  # the user is erased; the rest is reported, and tried again, by `clean`
+            self.clean()
         return removed
+
+    def clean(self) -> str:
+        """Deleted content is overwritten with zeros (secure_delete); this empties the log of earlier page contents."""
+        with self._writing, self._errors():
+            self._writer.execute("PRAGMA busy_timeout=0")
+            try:
+                busy, _, _ = self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            finally:
+                self._writer.execute(f"PRAGMA busy_timeout={_BUSY_MILLISECONDS}")
+        return "another program reads the database, whose log is emptied when it has finished" if busy else ""
+
+    def erasures(self) -> int:
+        with self._writing, self._errors():
+            self._look_for_others()
+            return int(self._writer.execute("SELECT count(*) FROM erased").fetchone()[0])
+
+    def erased_among(self, user_ids: Iterable[str]) -> list[str]:
+        with self._reading, self._errors():
+            hashes = {row[0] for row in self._reader.execute("SELECT hash FROM erased")}
+        return [user for user in user_ids if self._hash(user) in hashes] if hashes else []
 
     def put_item(self, record: ItemRecord) -> None:
         with self._transaction() as db:
             row = db.execute("SELECT record FROM items WHERE item_id = ?", (record.item_id,)).fetchone()
-            before = msgspec.json.decode(row[0], type=ItemRecord) if row else None
+            before = decoded_item(row[0], record.item_id) if row else None
             db.execute(
                 "INSERT OR REPLACE INTO items VALUES (?, (SELECT coalesce(max(change), 0) + 1 FROM items), ?)",
                 (record.item_id, msgspec.json.encode(merged(before, record))),
@@ -149,14 +170,17 @@ class SqliteStore:
 
     def items(self, after: int = 0) -> tuple[list[ItemRecord], int]:
         with self._reading, self._errors():
+            last = self._reader.execute("SELECT coalesce(max(change), 0) FROM items").fetchone()[0]
             rows = self._reader.execute(
-                "SELECT record, change FROM items WHERE change > ? ORDER BY change", (after,)
+                "SELECT record, item_id FROM items WHERE change > ? AND change <= ? ORDER BY change",
+                (after if after <= last else 0, last),
             ).fetchall()
-        return [msgspec.json.decode(record, type=ItemRecord) for record, _ in rows], rows[-1][1] if rows else after
+        records = [decoded_item(record, item_id) for record, item_id in rows]
+        return [record for record in records if record is not None], last
 
     def setting(self, name: str) -> str | None:
-        with self._writing, self._errors():
-            row = self._writer.execute("SELECT value FROM settings WHERE name = ?", (name,)).fetchone()
+        with self._reading, self._errors():
+            row = self._reader.execute("SELECT value FROM settings WHERE name = ?", (name,)).fetchone()
         return row[0] if row else None
 
     def set_setting(self, name: str, value: str | None) -> None:
@@ -170,7 +194,12 @@ class SqliteStore:
         """Also writes one transaction: a read-only disk is noticed here, not at the first event."""
         self.set_setting("checked", secrets.token_hex(4))
         free = shutil.disk_usage(self.path.parent).free
-        return [f"only {free // 2**20:,} MiB are free on the disk of {self.path}"] if free < _LOW_SPACE else []
+        warnings = [f"only {free // 2**20:,} MiB are free on the disk of {self.path}"] if free < _LOW_SPACE else []
+        if os.stat(self.path).st_nlink > 1:
+            warnings.append(
+                f"{self.path} has other names (hard links): opened by another one, it would lack what is in its log"
+            )
+        return warnings
 
     def verify(self) -> None:
         """Reads the whole database. Raises StoreCorruptedError."""
@@ -183,36 +212,74 @@ class SqliteStore:
         with self._reading, self._writing:
             self._reader.close()
             self._writer.close()
-            os.close(self._lock_file)
+            for handle in self._locks:  # after the connections: closing the file takes SQLite's own locks from it
+                os.close(handle)
 
-    def _lock(self) -> int:
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            handle = os.open(f"{self.path}.lock", os.O_RDWR | os.O_CREAT, 0o600)
-        except OSError as problem:
-            raise StoreUnavailableError(
-                f"the store {self.path} cannot be opened: {problem.strerror}",
-                fix="check the folder and its permissions",
-                file=str(self.path),
-            ) from None
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            os.close(handle)
-            raise StoreUnavailableError(
-                f"the store {self.path} is in use by another process",
-                fix="stop the other service, or use Redis (--store redis://…) where several processes share users",
-                file=str(self.path),
-            ) from None
-        return handle
+    def _lock(self, undo: ExitStack) -> list[int]:
+        """Locks a file beside the database, which stays when the database is replaced, and the database itself, for the
+        sake of hard links. SQLite does not use this kind of lock.
+        """
+        handles = []
+        for name in (f"{self.path}.lock", self.path):
+            try:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                handle = os.open(name, os.O_RDWR | os.O_CREAT, 0o600)  # user data: no one else's
+            except OSError as problem:
+                raise StoreUnavailableError(
+                    f"the store {self.path} cannot be opened: {problem.strerror}",
+                    fix="check the folder and its permissions",
+                    file=str(self.path),
+                ) from None
+            undo.callback(os.close, handle)
+            handles.append(handle)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise StoreUnavailableError(
+                    f"the store {self.path} is in use by another process",
+                    fix="stop the other service, or use Redis (--store redis://…) where several processes share users",
+                    file=str(self.path),
+                ) from None
+        return handles
 
     def _connect(self) -> sqlite3.Connection:
-        if not self.path.exists():
-            os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600))  # user data: nobody else's
         db = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False, cached_statements=64)
-        for pragma in ("journal_mode=WAL", "synchronous=FULL", "secure_delete=ON", "busy_timeout=5000"):
+        for pragma in (
+            "journal_mode=WAL",
+            "synchronous=FULL",
+            "secure_delete=ON",
+            f"busy_timeout={_BUSY_MILLISECONDS}",
+        ):
             db.execute(f"PRAGMA {pragma}")
+        db.execute("SELECT count(*) FROM sqlite_master").fetchone()  # now the write-ahead log exists
         return db
+
+    @staticmethod
+    def _identity(name: Path) -> tuple[int, int] | None:
+        try:
+            found = os.stat(name)
+        except OSError:
+            return None
+        return found.st_dev, found.st_ino
+
+    def _check_files(self) -> None:
+        """Raises StoreUnavailableError where the files under the names of the store are not those that are open."""
+        for name, identity in self._files:
+            if self._identity(name) != identity:
+                raise StoreUnavailableError(
+                    f"{name} has been deleted or replaced while it is in use: nothing can be stored",
+                    fix="restart the service; to restore a backup, stop it first",
+                    file=str(name),
+                )
+
+    def _data_version(self) -> int:
+        return int(self._writer.execute("PRAGMA data_version").fetchone()[0])
+
+    def _look_for_others(self) -> None:
+        """Notices that another program has written to the database, for example restored a backup of it."""
+        if (version := self._data_version()) != self._version:
+            self._version = version
+            self._foreign += 1
 
     def _migrate(self, migrations: Sequence[str]) -> None:
         version = self._writer.execute("PRAGMA user_version").fetchone()[0]
@@ -239,10 +306,13 @@ class SqliteStore:
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
         with self._writing, self._errors():
+            self._check_files()
             self._writer.execute("BEGIN IMMEDIATE")
             try:
+                self._look_for_others()
                 yield self._writer
                 self._writer.execute("COMMIT")
+                self._check_files()  # what was written into a deleted file is not acknowledged
             except BaseException:
                 if self._writer.in_transaction:
                     self._writer.execute("ROLLBACK")
