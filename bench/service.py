@@ -244,8 +244,7 @@ def bench_kill(python: Path, folder: Path, times: int = 20) -> dict[str, object]
     acknowledged: list[str] = []
     for number in range(times):
         server = serve(python, ml_1m_bundle(32), folder, name="kill")
-        with Load(server, patient=True) as load:
-            load._numbers = count(number * 10_000_000)
+        with Load(server, patient=True, first=number * 10_000_000) as load:
             time.sleep(0.3 + 0.02 * number)
             server.kill()
         acknowledged += load.acknowledged

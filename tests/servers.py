@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import os
+import re
+import secrets
 import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import httpx
 import pytest
+
+Found = TypeVar("Found")
+PATIENCE = 120.0  # seconds; what a busy machine may take for what an idle one does at once
 
 
 def program(name: str) -> str:
@@ -27,21 +33,46 @@ def program(name: str) -> str:
     return found
 
 
+def until(found: Callable[[], Found], what: str, seconds: float = PATIENCE) -> Found:
+    """Asks again and again until the answer is true, and gives it; `what` should have happened."""
+    end = time.monotonic() + seconds
+    while not (answer := found()):
+        assert time.monotonic() < end, f"not within {seconds:g} s: {what}"
+        time.sleep(0.01)
+    return answer
+
+
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """A port that nobody listens on, below those that the system gives to clients: nobody gets it by chance."""
+    while True:
+        port = 20_000 + secrets.randbelow(10_000)
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+        return port
 
 
 class Redis:
     """A Redis server of its own, durable, on loopback."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.port = folder, free_port()
+        self.folder = folder
+        for _ in range(20):
+            self.port = free_port()
+            if self._started():
+                break
+        else:
+            raise AssertionError("redis-server did not start")
         self.url = f"redis://127.0.0.1:{self.port}/0"
-        self.start()
 
     def start(self) -> None:
+        """Starts it again where it was."""
+        assert self._started(), f"redis-server did not start on port {self.port}"
+
+    def _started(self) -> bool:
+        """Whether this very process answers on the port; it ends where somebody else has taken the port."""
         options = {
             "port": self.port, "bind": "127.0.0.1", "dir": self.folder, "save": "", "appendonly": "yes",
             "appendfsync": "always", "daemonize": "no",
@@ -50,13 +81,16 @@ class Redis:
         self.process = subprocess.Popen(
             [program("redis-server"), *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
-        for _ in range(200):
-            try:
-                socket.create_connection(("127.0.0.1", self.port), 0.2).close()
-                return
-            except OSError:
-                time.sleep(0.02)
-        raise AssertionError("redis-server did not start")
+        until(lambda: self.process.poll() is not None or self._answers(), "redis-server answers or ends")
+        return self.process.poll() is None
+
+    def _answers(self) -> bool:
+        try:
+            with socket.create_connection(("127.0.0.1", self.port), PATIENCE) as connection:
+                connection.sendall(b"INFO server\r\n")
+                return f"process_id:{self.process.pid}\r".encode() in connection.recv(65_536)
+        except OSError:
+            return False
 
     def kill(self) -> None:
         self.process.kill()
@@ -64,42 +98,54 @@ class Redis:
 
     def stop(self) -> None:
         self.process.terminate()
-        self.process.wait(10)
+        self.process.wait(PATIENCE)
 
 
 class Server:
-    """`distilrec serve` in a process of its own."""
+    """`distilrec serve` in a process of its own. port: one that the system chooses, unless given."""
 
     def __init__(
-        self, bundle: Path, store: str, *options: object, port: int | None = None, wait: bool = True,
+        self, bundle: Path, store: str, *options: object, port: int = 0, wait: bool = True,
         python: Sequence[str] = (sys.executable,), log_folder: Path | None = None, **popen,
     ):  # fmt: skip
-        self.port = port or free_port()
-        self.url = f"http://127.0.0.1:{self.port}"
-        self.log = (log_folder or Path(bundle).parent) / f"serve-{self.port}-{time.monotonic_ns()}.log"
+        self.log = (log_folder or Path(bundle).parent) / f"serve-{time.monotonic_ns()}.log"
         command = [
-            *python, "-m", "distilrec.cli", "serve", "--bundle", bundle, "--store", store, "--port", self.port,
-            *options,
+            *python, "-m", "distilrec.cli", "serve", "--bundle", bundle, "--store", store, "--port", port, *options,
         ]  # fmt: skip
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
                 [str(part) for part in command], stdout=log, stderr=log, start_new_session=True, **popen
             )
-        self.client = httpx.Client(base_url=self.url, timeout=30, trust_env=False)
+        self._at(port)
         if wait:
             self.wait()
 
+    def _at(self, port: int) -> None:
+        self.port, self.url = port, f"http://127.0.0.1:{port}"
+        self.client = httpx.Client(base_url=self.url, timeout=PATIENCE, trust_env=False)
+
     def wait(self) -> None:
-        for _ in range(3_000):
-            if self.process.poll() is not None:
-                raise AssertionError(f"the service ended with {self.process.returncode}: {self.log.read_text()}")
-            try:
-                if self.client.get("/readyz").status_code == 200:
-                    return
-            except httpx.TransportError:
-                pass
-            time.sleep(0.01)
-        raise AssertionError(f"the service is not ready: {self.log.read_text()}")
+        """Until it is ready."""
+        if not self.port:
+            self.client.close()
+            self._at(int(until(self._port_in_log, "the service names its address")))
+        until(self._is_ready, "the service is ready")
+
+    def _port_in_log(self) -> str | None:
+        self._check_alive()
+        found = re.search(r"(?:running on|listening).*?https?://[^\s\"]*:(\d+)", self.log.read_text())
+        return found and found[1]
+
+    def _is_ready(self) -> bool:
+        self._check_alive()
+        try:
+            return self.client.get("/readyz").status_code == 200
+        except httpx.TransportError:
+            return False
+
+    def _check_alive(self) -> None:
+        code = self.process.poll()
+        assert code is None, f"the service ended with {code}: {self.log.read_text()}"
 
     def post(self, path: str, **body) -> dict:
         response = self.client.post(path, json=body)
@@ -121,4 +167,4 @@ class Server:
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
         self.client.close()
-        return self.process.wait(30)
+        return self.process.wait(PATIENCE)

@@ -17,19 +17,22 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.servers import Redis, Server
+from tests.servers import PATIENCE, Redis, Server, until
 
 
 class Load:
-    """Threads that ask and report without pause, and remember what was acknowledged and what failed."""
+    """Threads that ask and report without pause, and remember what was acknowledged and what failed.
 
-    def __init__(self, server: Server, threads: int = 4, patient: bool = False) -> None:
+    patient: tries again where the service cannot be reached; first: number of the first event.
+    """
+
+    def __init__(self, server: Server, threads: int = 4, patient: bool = False, first: int = 0) -> None:
         self.server, self.patient = server, patient
         self.acknowledged: list[str] = []
         self.failed: list[str] = []
         self.versions: list[str] = []
         self.answers = 0
-        self._numbers = count()
+        self._numbers = count(first)
         self._stop = threading.Event()
         self._threads = [threading.Thread(target=self._run, args=(n,)) for n in range(threads)]
 
@@ -41,10 +44,16 @@ class Load:
     def __exit__(self, *_):
         self._stop.set()
         for thread in self._threads:
-            thread.join(60)
+            thread.join(PATIENCE)
+        assert not any(thread.is_alive() for thread in self._threads)
+
+    def wait(self, events: int = 20, answers: int = 20) -> None:
+        """Until so many more events have been acknowledged and so many more requests answered."""
+        events, answers = len(self.acknowledged) + events, self.answers + answers
+        until(lambda: len(self.acknowledged) >= events and self.answers >= answers, "the load is answered")
 
     def _run(self, thread: int) -> None:
-        with httpx.Client(base_url=self.server.url, timeout=10, trust_env=False) as client:
+        with httpx.Client(base_url=self.server.url, timeout=PATIENCE, trust_env=False) as client:
             while not self._stop.is_set():
                 number = next(self._numbers)
                 event = {"user_id": f"load-{thread}", "item_id": f"i{number % 40}", "event_id": f"e{number}"}
@@ -83,9 +92,8 @@ def test_kill_9_loses_nothing_that_was_acknowledged(bundle, tmp_path, rounds):
     acknowledged: list[str] = []
     for number in range(rounds):
         server = Server(bundle, f"sqlite:///{path}")
-        with Load(server, patient=True) as load:
-            load._numbers = count(number * 1_000_000)
-            time.sleep(0.4)
+        with Load(server, patient=True, first=number * 1_000_000) as load:
+            load.wait()
             server.kill()
         assert load.acknowledged
         acknowledged += load.acknowledged
@@ -105,7 +113,7 @@ def test_kill_9_loses_nothing_that_was_acknowledged(bundle, tmp_path, rounds):
 def test_an_orderly_stop_under_load_loses_nothing(bundle, tmp_path):
     server = Server(bundle, f"sqlite:///{tmp_path / 'store.db'}")
     with Load(server, patient=True) as load:
-        time.sleep(0.5)
+        load.wait()
         assert server.stop() == 0
     assert set(load.acknowledged) <= set(stored_ids(tmp_path / "store.db"))
 
@@ -122,16 +130,16 @@ def test_hot_swap_under_load(two_bundles, tmp_path):
     server = Server(two_bundles / "one", f"sqlite:///{tmp_path / 'store.db'}")
     first = server.client.get("/v1/model").json()["model_version"]
     with Load(server) as load:
-        time.sleep(0.3)
+        load.wait()
         report = server.post("/v1/model/load", bundle="two", shadow_requests=50)
         assert report["switched"] and report["previous_version"] == first
         assert report["shadow"]["requests"] == 50
         assert 0 <= report["shadow"]["agreement"] <= 1
         assert report["shadow"]["active_us"] > 0 and report["shadow"]["candidate_us"] > 0
-        time.sleep(0.3)
+        until(lambda: load.versions[-1] == report["model_version"], "the new model answers the load")
         back = server.post("/v1/model/rollback")
         assert (back["model_version"], back["previous_version"]) == (first, report["model_version"])
-        time.sleep(0.2)
+        until(lambda: load.versions[-1] == first, "the first model answers the load again")
     assert load.failed == []
     assert set(load.versions) == {first, report["model_version"]}
     # The states of both models hold every event: they agree with a service that starts now.
@@ -173,7 +181,7 @@ def test_two_models_cannot_be_loaded_at_once(two_bundles, tmp_path):
     statuses: list[int] = []
 
     def load() -> None:
-        with httpx.Client(base_url=server.url, timeout=30, trust_env=False) as client:
+        with httpx.Client(base_url=server.url, timeout=PATIENCE, trust_env=False) as client:
             body = {"bundle": "two", "shadow_seconds": 1.0}
             statuses.append(client.post("/v1/model/load", json=body).status_code)
 
@@ -237,7 +245,7 @@ def test_a_database_damaged_while_it_is_served(bundle, tmp_path):
     data[4_096:] = b"\xa5" * (len(data) - 4_096)
     path.write_bytes(data)
     server = Server(bundle, f"sqlite:///{path}", wait=False)
-    assert server.process.wait(30) == 2
+    assert server.process.wait(PATIENCE) == 2
     assert "[store_corrupted]" in server.log.read_text()
     assert "restore it from a backup" in server.log.read_text()
     server.client.close()
@@ -259,8 +267,7 @@ def test_redis_lost_and_back(bundle, redis_server):
     for path, body in (("events", {"events": [{"user_id": "u1", "item_id": "i2"}]}), ("recommend", {"user_id": "u1"})):
         response = server.client.post(f"/v1/{path}", json=body)
         assert (response.status_code, response.json()["error"]["code"]) == (503, "store_unavailable")
-    time.sleep(1.1)
-    assert server.client.get("/readyz").status_code == 503
+    until(lambda: server.client.get("/readyz").status_code == 503, "the service says that it is not ready")
     assert server.client.get("/healthz").status_code == 200
     redis_server.start()
     assert server.event("u1", "i2", event_id="after")["accepted"] == 1
@@ -276,42 +283,58 @@ def test_several_workers_share_users_items_and_models(two_bundles, redis_server)
     seen: list[str] = []
     workers: set[str] = set()
     for n in range(25):
-        with httpx.Client(base_url=server.url, timeout=10, trust_env=False) as client:  # a new connection each time
+        with httpx.Client(
+            base_url=server.url, timeout=PATIENCE, trust_env=False
+        ) as client:  # a new connection each time
             item = f"i{n}"
             event = {"user_id": "shared", "item_id": item, "event_id": str(n)}
             assert client.post("/v1/events", json={"events": [event]}).json()["accepted"] == 1
             seen.append(item)
-        with httpx.Client(base_url=server.url, timeout=10, trust_env=False) as client:
+        with httpx.Client(base_url=server.url, timeout=PATIENCE, trust_env=False) as client:
             response = client.post("/v1/recommend", json={"user_id": "shared", "k": 99})
             workers.add(response.headers["x-request-id"].split("-")[0])
             assert {each["item_id"] for each in response.json()["items"]}.isdisjoint(seen)
+
+    def ask() -> tuple[str, dict]:
+        """Which worker answers a new connection, and what."""
+        with httpx.Client(base_url=server.url, timeout=PATIENCE, trust_env=False) as client:
+            response = client.post("/v1/recommend", json={"user_id": "shared", "k": 99})
+        return response.headers["x-request-id"].split("-")[0], response.json()
+
+    def both_have_answered() -> bool:
+        workers.add(ask()[0])
+        return len(workers) == 2
+
     with Load(server, threads=8) as load:  # an idle machine may wake the same worker each time
-        time.sleep(1.0)
-        for _ in range(200):
-            with httpx.Client(base_url=server.url, timeout=10, trust_env=False) as client:
-                workers.add(client.get("/healthz").headers["x-request-id"].split("-")[0])
-            if len(workers) == 2:
-                break
+        load.wait()
+        until(both_have_answered, "both workers answer")
     assert load.failed == []
-    assert len(workers) == 2, "both workers should have answered"
     server.client.put("/v1/items/fresh", json={"title": "Fresh", "features": {"price": 2.0}})
     report = server.post("/v1/model/load", bundle="two", shadow_requests=10, shadow_seconds=0.2)
-    time.sleep(2.0)  # the other worker looks every half second
+    following: set[str] = set()
+
+    def both_follow() -> bool:
+        """The other worker looks every half second."""
+        worker, answer = ask()
+        fresh = "fresh" in {each["item_id"] for each in answer["items"]}
+        if fresh and answer["model_version"] == report["model_version"]:
+            following.add(worker)
+        return following == workers
+
+    with Load(server, threads=8, first=1_000_000) as later:
+        until(both_follow, "both workers have the new model and the new item")
+    assert later.failed == []
     for _ in range(12):
-        with httpx.Client(base_url=server.url, timeout=10, trust_env=False) as client:
-            answer = client.post("/v1/recommend", json={"user_id": "shared", "k": 99}).json()
-            assert answer["model_version"] == report["model_version"]
-            assert "fresh" in {each["item_id"] for each in answer["items"]}
+        _, answer = ask()
+        assert answer["model_version"] == report["model_version"]
+        assert "fresh" in {each["item_id"] for each in answer["items"]}
     server.client.delete("/v1/users/shared")
     stranger = server.items("nobody", k=99)
     for _ in range(12):
-        with httpx.Client(base_url=server.url, timeout=10, trust_env=False) as client:
-            items = client.post("/v1/recommend", json={"user_id": "shared", "k": 99}).json()["items"]
-            assert [each["item_id"] for each in items] == stranger
+        assert [each["item_id"] for each in ask()[1]["items"]] == stranger
     text = server.client.get("/metrics").text
-    assert float(text.split('distilrec_events_total{outcome="accepted"} ')[1].split()[0]) == 25 + len(
-        load.acknowledged
-    )  # of both
+    accepted = float(text.split('distilrec_events_total{outcome="accepted"} ')[1].split()[0])
+    assert accepted == 25 + len(load.acknowledged) + len(later.acknowledged)  # of both
     server.stop()
 
 

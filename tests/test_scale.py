@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from functools import partial
 from pathlib import Path
 
@@ -37,7 +36,7 @@ from distilrec.teachers.external import function_teacher
 from distilrec.teachers.transformer import TransformerConfig
 from distilrec.training.trainer import TrainingConfig
 from distilrec.workers import InProcess
-from tests.servers import Redis, Server
+from tests.servers import Redis, Server, free_port, until
 from tests.small_run import SCHEMA, tables, write_tables
 from tests.test_cli import TOML
 from tests.test_faults import Load
@@ -269,20 +268,18 @@ def test_a_replica_that_is_killed_loses_no_acknowledged_event(cluster, finished_
     redis_server = Redis(tmp_path / "redis")
     cluster.close()
     server = Server(
-        finished_run.bundle, redis_server.url, "--ray", cluster.address, "--workers", 2, log_folder=tmp_path
-    )
+        finished_run.bundle, redis_server.url, "--ray", cluster.address, "--workers", 2, log_folder=tmp_path,
+        port=free_port(),
+    )  # fmt: skip
     try:
         before = replicas()
         assert len(before) == 2
         with Load(server) as load:
-            time.sleep(1.0)
+            load.wait(100, 100)
             os.kill(before[0], signal.SIGKILL)
-            time.sleep(6.0)
-        for _ in range(300):
-            if len(after := replicas()) == 2:
-                break
-            time.sleep(0.1)
-        assert len(set(after) - set(before)) == 1, "the dead one was replaced"
+            until(lambda: before[0] not in (now := replicas()) and len(now) == 2, "the dead one is replaced")
+            load.wait(100, 100)
+        assert len(set(replicas()) - set(before)) == 1
         asked = load.answers + len(load.acknowledged) + len(load.failed)
         assert load.acknowledged
         assert len(load.failed) <= max(8, 0.05 * asked), load.failed[:3]  # what was under way in the dead one

@@ -13,8 +13,9 @@ import httpx
 import pytest
 
 from distilrec import load
+from distilrec.errors import RateLimitedError
 from distilrec.serve.keys import Caller, KeyEntry
-from tests.servers import Server
+from tests.servers import PATIENCE, Server, until
 
 JSON = {"content-type": "application/json"}
 
@@ -134,7 +135,7 @@ def test_items(server):
     assert server.client.get("/v1/items", params={"search": "brand", "limit": 5}).json()["items"] == [made]
     assert server.client.put("/v1/items/new/one", json={"available": False}).json()["title"] == "Brand new"
     assert "new/one" not in server.items("u13", k=99)
-    assert server.client.delete("/v1/items/new/one").json() == {"status": "removed", "reason": ""} or True
+    assert server.client.delete("/v1/items/new/one").json() == {"status": "removed"}
     assert server.client.get("/v1/items/new/one").status_code == 404
     assert server.client.delete("/v1/items/new/one").status_code == 404
     response = server.client.put("/v1/items/x", json={"features": {"colour": "red"}})
@@ -377,7 +378,9 @@ def test_logs_name_no_user(bundle, tmp_path):
     assert {line["endpoint"] for line in requests} >= {"recommend", "events", "get_user"}
     assert all(line["request_id"] and line["status"] and line["seconds"] >= 0 for line in requests)
     assert "Arthur" not in service.log.read_text()
-    assert [line["event"] for line in lines][-1:] == ["stopped"] or "stopped" in {line["event"] for line in lines}
+    assert {"ready", "listening", "stopped"} <= {line["event"] for line in lines}
+    (address,) = (line["address"] for line in lines if line["event"] == "listening")
+    assert address == service.url  # the port that the system has chosen
 
 
 # Keys
@@ -431,14 +434,14 @@ def test_a_bucket_fills_again():
     now = [0.0]
     caller = Caller(KeyEntry("x", "00" * 32, ("recommend",), rate=2.0, burst=3), clock=lambda: now[0])
     admitted = 0
-    for _ in range(100):  # ten seconds, ten attempts each
-        now[0] += 0.1
+    for _ in range(80):  # ten seconds, eight attempts each, in steps that floats know exactly
+        now[0] += 0.125
         try:
             caller.admit("recommend")
             admitted += 1
-        except Exception as problem:
-            assert problem.code == "rate_limited"
-    assert admitted == 3 + 19 or admitted == 3 + 20
+        except RateLimitedError:
+            pass
+    assert admitted == 3 + 19  # the bucket, and then every fourth attempt from the fifth on
 
 
 # Starting
@@ -449,7 +452,7 @@ def start(*options, **environment) -> subprocess.CompletedProcess[str]:
         [sys.executable, "-m", "distilrec.cli", *map(str, options)],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE,
         check=False,
     )
 
@@ -553,15 +556,14 @@ def test_restarts_keep_everything(bundle, tmp_path):
 def test_draining(bundle, tmp_path):
     """After SIGTERM: not ready, but still answering, then gone with exit code 0."""
     import signal
-    import time
 
-    service = Server(bundle, f"sqlite:///{tmp_path / 'store.db'}", "--drain-seconds", 1.0)
+    service = Server(bundle, f"sqlite:///{tmp_path / 'store.db'}", "--drain-seconds", 8.0)
     service.process.send_signal(signal.SIGTERM)
-    time.sleep(0.2)
+    until(lambda: service.client.get("/readyz").status_code != 200, "the service says that it is not ready")
     response = service.client.get("/readyz")
     assert (response.status_code, response.json()["error"]["code"]) == (503, "not_ready")
     assert response.headers["retry-after"] == "1"
     assert service.items("u1")
-    assert service.process.wait(20) == 0
+    assert service.process.wait(PATIENCE) == 0
     with pytest.raises(httpx.TransportError):
         service.client.get("/healthz")

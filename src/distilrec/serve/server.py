@@ -7,6 +7,7 @@ import gc
 import os
 import shutil
 import signal
+import socket
 import sys
 import tempfile
 from types import FrameType
@@ -32,6 +33,13 @@ class _Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, service: Service, drain_seconds: float) -> None:
         super().__init__(config)
         self._service, self._drain_seconds = service, drain_seconds
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Says where it can be reached: the system chooses the port where 0 was asked for."""
+        await super().startup(sockets)
+        host = f"[{self.config.host}]" if ":" in self.config.host else self.config.host
+        for server in self.servers:
+            log("listening", address=f"http://{host}:{server.sockets[0].getsockname()[1]}")
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self._drain_seconds and sig == signal.SIGTERM and not self._service.draining:
