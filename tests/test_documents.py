@@ -98,7 +98,7 @@ def test_python_runs(code, films, tmp_path):
             "my_model = lambda histories: numpy.ones((len(histories), 42), numpy.float32)\n"
         )
     done = subprocess.run(
-        [sys.executable, "-c", given + code], capture_output=True, text=True, check=False, cwd=films, timeout=200
+        [sys.executable, "-c", given + code], capture_output=True, text=True, check=False, cwd=films, timeout=600
     )
     assert done.returncode == 0, done.stderr
 

@@ -213,21 +213,20 @@ def test_maximal_marginal_relevance_against_plain_python(seed, n, diversity):
     vectors = rng.normal(size=(n, 4)).astype(np.float32)
     relevance = np.sort(rng.random(n).astype(np.float32))[::-1].copy()
     unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-    chosen: list[int] = []
     k = int(rng.integers(1, n + 1))
-    for _ in range(k):
-        values = [
-            (1 - diversity) * relevance[i] - diversity * max((float(unit[i] @ unit[j]) for j in chosen), default=0)
-            if i not in chosen
-            else -np.inf
-            for i in range(n)
-        ]
-        chosen.append(int(np.argmax(values)))
     got = np.empty(k, np.int32)
     kernels.diversify(vectors, relevance, np.float32(diversity), got)
-    assert len(set(got.tolist())) == k
-    # Nearly equal values may change places between float32 and float64.
-    assert got.tolist() == chosen or np.isclose(sorted(values)[-1], sorted(values)[-2], atol=1e-4) or n > 1
+    chosen: list[int] = []
+    for item in got.tolist():
+        values = {
+            i: (1 - diversity) * relevance[i] - diversity * max((float(unit[i] @ unit[j]) for j in chosen), default=0)
+            for i in range(n)
+            if i not in chosen
+        }
+        assert (
+            values[item] >= max(values.values()) - 1e-4
+        )  # nearly equal ones may change places between float32 and float64
+        chosen.append(item)
 
 
 def test_a_batch_is_the_single_answers(recommender):
