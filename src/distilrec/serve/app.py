@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.resources import files
@@ -15,10 +14,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from distilrec.errors import RequestError
 from distilrec.serve import kserve
-from distilrec.serve.config import ServiceConfig
 from distilrec.serve.http import Call, Endpoint, Gate, Reply, Resource, no_such_path
-from distilrec.serve.keys import Keys, read_keys
-from distilrec.serve.logs import start_logging
+from distilrec.serve.keys import Keys
 from distilrec.serve.openapi import openapi
 from distilrec.serve.schemas import (
     BatchRequest,
@@ -40,9 +37,8 @@ from distilrec.serve.schemas import (
     UserResponse,
     UsersResponse,
 )
-from distilrec.serve.service import Service, listed, open_service
+from distilrec.serve.service import Service, listed
 
-CONFIG_VARIABLE = "DISTILREC_SERVICE"  # how a worker process learns its configuration
 _POLICY = (
     b"default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self'; "
     b"base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -89,13 +85,6 @@ def make_app(service: Service, keys: Keys) -> ASGIApp:
         await (app if handler is None else handler)(scope, receive, send)
 
     return application
-
-
-def from_environment() -> ASGIApp:
-    """What a worker process serves; its configuration comes from the process that started it."""
-    start_logging()
-    config = msgspec.json.decode(os.environ[CONFIG_VARIABLE], type=ServiceConfig)
-    return make_app(open_service(config), read_keys(config.keys))
 
 
 def _api(service: Service) -> list[Endpoint]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.metrics_core import Metric
 from prometheus_client.multiprocess import MultiProcessCollector
 
 _SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0)
@@ -30,6 +32,16 @@ class Durations:
         noted, self._noted = self._noted, []
         for seconds in noted:
             self._histogram.observe(seconds)
+
+
+class _AllWorkers(CollectorRegistry):
+    """What all workers have written into their files, without the models that answered earlier."""
+
+    def collect(self) -> Iterator[Metric]:
+        for metric in MultiProcessCollector(CollectorRegistry()).collect():  # type: ignore[no-untyped-call]
+            if metric.name == "distilrec_model_info":
+                metric.samples = [sample for sample in metric.samples if sample.value]
+            yield metric
 
 
 class Metrics:
@@ -61,8 +73,9 @@ class Metrics:
             "1 for the active model.",
             ["model_version"],
             registry=r,
-            multiprocess_mode="mostrecent",
+            multiprocess_mode="livemostrecent",
         )
+        self._shown = ""
 
     def durations(self, endpoint: str) -> Durations:
         """Where the durations of an endpoint are noted."""
@@ -72,8 +85,11 @@ class Metrics:
 
     def show_model(self, version: str) -> None:
         """Names the active model."""
-        self.model.clear()
+        if self._shown not in ("", version):
+            self.model.labels(self._shown).set(0)  # the file that workers share keeps what is only removed here
+            self.model.remove(self._shown)
         self.model.labels(version).set(1)
+        self._shown = version
 
     def flush(self) -> None:
         """Brings all histograms up to date."""
@@ -87,7 +103,5 @@ class Metrics:
         """In the text format of Prometheus."""
         self.flush()
         if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
-            together = CollectorRegistry()
-            MultiProcessCollector(together)  # type: ignore[no-untyped-call]
-            return generate_latest(together)
+            return generate_latest(_AllWorkers())
         return generate_latest(self.registry)

@@ -4,27 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import os
-import shutil
 import signal
 import socket
 import sys
-import tempfile
 from types import FrameType
 from typing import Any
 
-import msgspec
 import uvicorn
 
-from distilrec.serve.app import CONFIG_VARIABLE, make_app
+from distilrec.serve.app import make_app
 from distilrec.serve.config import ServiceConfig
 from distilrec.serve.keys import read_keys
 from distilrec.serve.logs import log, start_logging
 from distilrec.serve.service import Service, open_service
+from distilrec.serve.workers import ignore_hangup, supervise
 
 _GRACE_SECONDS = 10
 _KEEP_ALIVE = 30
 _SWITCH_INTERVAL = 0.0005  # seconds; the store's threads are woken for microseconds, and must not wait for 5 ms
+_NOT_STARTED = 3  # exit code
 
 
 class _Server(uvicorn.Server):
@@ -53,19 +51,31 @@ class _Server(uvicorn.Server):
 
 def serve(config: ServiceConfig) -> None:
     """Serves until it is told to stop. Raises BundleErrors, StoreErrors, ConfigError and FileMissingError before that."""
-    sys.setswitchinterval(_SWITCH_INTERVAL)
-    keys = read_keys(config.keys)
     start_logging()
     if config.workers > 1:
-        _serve_by_several(config)
+        read_keys(config.keys)
+        open_service(config).store.close()  # what cannot work had better fail here, once and with a clear message
+        if code := supervise(config):
+            sys.exit(code)
         return
+    run(config)
+
+
+def run(config: ServiceConfig, sockets: list[socket.socket] | None = None) -> None:
+    """Serves in this process, on sockets that listen already where there are some. Raises what `serve` raises."""
+    sys.setswitchinterval(_SWITCH_INTERVAL)
+    keys = read_keys(config.keys)
     service = open_service(config)
     app = make_app(service, keys)
     settle()
     # After an orderly stop uvicorn raises the signal again: that must not change the exit code.
     for sign in (signal.SIGTERM, signal.SIGINT):
         signal.signal(sign, lambda *_: None)
-    _Server(uvicorn.Config(app, **_options(config)), service, config.drain_seconds).run()
+    ignore_hangup()
+    server = _Server(uvicorn.Config(app, **_options(config)), service, config.drain_seconds)
+    server.run(sockets)
+    if not server.started:
+        sys.exit(_NOT_STARTED)
 
 
 def settle() -> None:
@@ -91,20 +101,3 @@ def _options(config: ServiceConfig) -> dict[str, Any]:
         "timeout_graceful_shutdown": _GRACE_SECONDS,
         "backlog": 2048,
     }
-
-
-def _serve_by_several(config: ServiceConfig) -> None:
-    checked = open_service(config)  # what cannot work had better fail here, once and with a clear message
-    checked.store.close()
-    os.environ[CONFIG_VARIABLE] = msgspec.json.encode(config).decode()
-    folder = tempfile.mkdtemp(prefix="distilrec-metrics-")
-    os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
-    try:
-        uvicorn.run(
-            "distilrec.serve.app:from_environment",
-            factory=True,
-            workers=config.workers,
-            **_options(config),
-        )
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
