@@ -24,8 +24,8 @@ from distilrec.stores.opening import open_store
 from distilrec.stores.records import ItemRecord, Since
 from distilrec.stores.redis import RedisStore
 from distilrec.stores.sqlite import MIGRATIONS, SqliteStore
-from tests.contracts.store import StoreContract, event, wait_for
-from tests.servers import Redis
+from tests.contracts.store import StoreContract, event
+from tests.servers import Redis, until
 
 
 class TestSqlite(StoreContract):
@@ -273,7 +273,9 @@ def test_no_key_of_an_erased_user_is_left_in_redis(redis_server):
     assert any(secret.encode() in key for key in client.scan_iter("erasure:*"))
     assert store.erase(secret) == 50
     assert not any(secret.encode() in key for key in client.scan_iter())
-    assert wait_for(lambda: store.clean() == "")  # the rewrite of the append-only file takes a moment
+    until(
+        lambda: store.clean() == "", "the file has been rewritten"
+    )  # the rewrite of the append-only file takes a moment
     on_disk = b"".join(file.read_bytes() for file in redis_server.folder.rglob("*") if file.is_file())
     assert b"neighbour" in on_disk
     assert secret.encode() not in on_disk and b"Betelgeuse-5" not in on_disk
@@ -317,7 +319,7 @@ def test_erasing_while_the_append_only_file_is_rewritten(own_redis, client):
     another = RedisStore(own_redis.url)  # what is left to be done is known after a restart, and to other processes
     assert "rewriting its append-only file" in another.clean()
     store.close()
-    assert wait_for(lambda: another.clean() == "")
+    until(lambda: another.clean() == "", "the file has been rewritten")
     assert not found()
     assert len(another.read([Since("neighbour-1")])[0].events) == 1
     another.close()
@@ -345,7 +347,7 @@ def test_a_full_redis_can_be_read_and_erased(own_redis, client):
     assert store.setting("x") is None and store.erased_among(["u"]) == []
     assert store.erase("u") == 20
     assert store.erased_among(["u"]) == ["u"] and not store.read([Since("u")])[0].events
-    assert wait_for(lambda: store.clean() == "")
+    until(lambda: store.clean() == "", "the file has been rewritten")
     client.config_set("maxmemory", 0)
     assert all(store.append([event(number=99)]))
     store.close()

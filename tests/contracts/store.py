@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable
 from itertools import pairwise
 
@@ -14,18 +13,7 @@ from hypothesis import strategies as st
 
 from distilrec.errors import StoreUnavailableError
 from distilrec.stores.records import ItemRecord, Since, Store, StoredEvent
-from tests.servers import PATIENCE
-
-
-def wait_for(condition: Callable[[], object], seconds: float = 30.0) -> bool:
-    """Whether something came true in time; for what another process does in the background."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.02)
-    return True
-
+from tests.servers import PATIENCE, until
 
 IDS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12)
 
@@ -132,7 +120,7 @@ class StoreContract:
     def test_the_bytes_of_erased_users_leave_the_files_in_the_end(self, store):
         store.append([event()])
         store.erase("u")
-        assert wait_for(lambda: store.clean() == "")
+        until(lambda: store.clean() == "", "nothing is left to be done")
         assert store.clean() == ""
 
     def test_an_unreadable_item_is_left_out_and_can_be_replaced(self, store, caplog):
