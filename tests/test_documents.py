@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import shlex
 import subprocess
@@ -15,17 +16,27 @@ import polars as pl
 import pytest
 import yaml
 
-from distilrec.bundle.export import export_bundle
-from distilrec.cli import app
-from distilrec.config import RunConfig
+from distilrec import errors
+from distilrec.bundle.export import BundleConfig, export_bundle
+from distilrec.cli import app, serve
+from distilrec.config import DataConfig, RunConfig
+from distilrec.data.checks import DataCheck
+from distilrec.data.cleaning import Cleaning
 from distilrec.data.fetch import DATASETS
 from distilrec.data.preparation import prepare_dataset
+from distilrec.data.schema import Schema
+from distilrec.data.splits import Split
+from distilrec.distill.distillation import DistillationConfig
 from distilrec.evaluate.gate import Thresholds
-from distilrec.models import train_model
+from distilrec.knowledge.extract import LabelConfig
+from distilrec.models import StudentConfig, train_model
+from distilrec.privacy import PrivateTrainingConfig
 from distilrec.serve.app import _api, _kserve
+from distilrec.serve.config import ServiceConfig
 from distilrec.serve.schemas import RecommendRequest
 from distilrec.settings import converted
 from distilrec.students.recurrent import RecurrentConfig
+from distilrec.teachers.build import TeacherConfig
 from distilrec.training.trainer import TrainingConfig
 from tests.small_run import tables
 
@@ -149,3 +160,201 @@ def test_paths_of_the_service_exist():
     for name, page in TEXTS.items():
         for path in re.findall(r"(?<![\w.])(/v[12](?:/[\w{}:-]+)*)", page):
             assert any(re.fullmatch(pattern, path) for pattern in [*patterns, "/v1", "/v2"]), f"{name}: {path}"
+
+
+# What is said in words: tables, links, paths, targets and defaults
+
+OTHERS = [ROOT / name for name in ("CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md")]
+EVERYTHING = {
+    str(page.relative_to(ROOT)): page.read_text(encoding="utf-8")
+    for page in [*PAGES, *OTHERS, *sorted((ROOT / "docs" / "decisions").glob("*.md"))]
+}
+FOLDERS = ("src", "tests", "bench", "examples", "docs", "deploy", "release", "fuzz", ".ci")
+MADE = ("docs/reference", "bench/results/")  # by `make docs`, by benchmarks
+
+
+def cells(row: str) -> list[str]:
+    """The cells of a row of a table; a bar after a backslash is none of the table's."""
+    return [cell.strip() for cell in re.split(r"(?<!\\)\|", row.strip()[1:-1])]
+
+
+@pytest.mark.parametrize("name", EVERYTHING)
+def test_every_row_of_a_table_has_a_header(name):
+    """A blank line ends a table: what follows is shown as text."""
+    text = re.sub(r"```.*?```", "", EVERYTHING[name], flags=re.DOTALL)
+    tables = re.findall(r"(?:^\|.*\n?)+", text, re.MULTILINE)
+    for table in tables:
+        header, line, *rows = table.splitlines() if table.count("\n") else [table, ""]
+        assert re.fullmatch(r"\|(?:\s*:?-+:?\s*\|)+", line.strip()), f"{name}: no header above {header!r}"
+        for row in rows:
+            assert len(cells(row)) == len(cells(header)), f"{name}: {row!r} has not the columns of {header!r}"
+
+
+def headings(text: str) -> set[str]:
+    found = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading).strip().lower().replace(" ", "-") for heading in found}
+
+
+@pytest.mark.parametrize("name", EVERYTHING)
+def test_links_lead_to_what_they_say(name):
+    folder = (ROOT / name).parent
+    for text, target in re.findall(r"\[([^\]]+)\]\(([^)\s]+)\)", EVERYTHING[name]):
+        path, _, anchor = target.partition("#")
+        named = re.search(r"[\w./-]+\.(?:md|yml|toml|py|service|txt)\b", text)
+        if re.match(r"https?://", target):
+            assert named is None, f"{name}: {text!r} is a file of ours and leads to {target}"
+            continue
+        there = (folder / path).resolve() if path else ROOT / name
+        assert there.is_file(), f"{name}: there is no {target}"
+        if named is not None:
+            assert there.name == Path(named[0]).name, f"{name}: {text!r} leads to {target}"
+        if anchor:
+            assert anchor in headings(there.read_text()), f"{name}: {target} has no such heading"
+
+
+def test_the_changelog_is_ours():
+    for name, text in EVERYTHING.items():
+        for target in re.findall(r"\[changelog\]\(([^)]+)\)", text, re.IGNORECASE):
+            assert target.endswith("CHANGELOG.md"), f"{name}: {target}"
+
+
+@pytest.mark.parametrize("name", EVERYTHING)
+def test_named_files_exist(name):
+    """Whatever stands in backticks and begins with one of our folders; braces and stars stand for several.
+
+    After a colon stands what the file defines.
+    """
+    for path in re.findall(rf"`((?:{'|'.join(map(re.escape, FOLDERS))})/[^`\s]*)", EVERYTHING[name]):
+        if path.startswith(MADE) and not (ROOT / path).exists():
+            continue
+        braces = re.search(r"\{([^}]*)\}", path)
+        for part in braces[1].split(",") if braces else [""]:
+            one = path.replace(braces[0], part) if braces else path
+            file, _, defined = one.partition(":")
+            found = list(ROOT.glob(file.rstrip("/.")))
+            assert found, f"{name}: there is no {one}"
+            if defined:
+                last = defined.split(".")[-1]
+                assert re.search(rf"(?:def|class) {last}\b|^{last} =", found[0].read_text(), re.MULTILINE), (
+                    f"{name}: {one}"
+                )
+
+
+def test_targets_of_make_exist():
+    targets = set(re.findall(r"^([\w-]+)(?=[^=]*:(?!=))|^(recipe-)%", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    known = {one or other for one, other in targets}
+    for name, text in EVERYTHING.items():
+        for target in re.findall(r"(?:`|^    )make ([a-z][\w-]*)", text, re.MULTILINE):
+            assert target in known or target.startswith("recipe-"), f"{name}: make {target}"
+
+
+def test_the_seeds_of_make_bench():
+    (words,) = re.findall(r"quality over (\d+) seeds", EVERYTHING["CONTRIBUTING.md"])
+    recipe = re.search(r"^bench:.*?\n\n", (ROOT / "Makefile").read_text(), re.MULTILINE | re.DOTALL)[0]
+    assert set(re.findall(r"--seeds (\d+)", recipe)) == {words}
+
+
+SECTIONS: dict[str, list[type]] = {
+    "": [RunConfig],
+    "data": [DataConfig],
+    "data.schema": [Schema],
+    "data.checks": [DataCheck],
+    "cleaning": [Cleaning],
+    "split": [Split],
+    "teacher": list(TeacherConfig.__args__),
+    "teacher_training, student_training": [TrainingConfig],
+    "labels": [LabelConfig],
+    "student": list(StudentConfig.__args__),
+    "distillation": [DistillationConfig],
+    "bundle": [BundleConfig],
+    "privacy": [PrivateTrainingConfig],
+}
+IN_WORDS = {  # defaults that are no value of a field; checked by hand
+    "user_id": "same", "item_id": "same", "data.name": "file name", "min_time": "0", "max_time": "now + 1 day", "data.checks": "none",
+    "teacher.kind": "transformer", "student.kind": "recurrent", "teacher_seed": "`seed`", "delta": "1 / (10 users)",
+}  # fmt: skip
+
+
+def shown(value) -> set[str]:
+    """How a table may write a default."""
+    if value in (None, "", ()):
+        return {"none", ""}
+    if isinstance(value, bool):
+        return {str(value).lower()}
+    if isinstance(value, float | int):
+        return {f"{value:g}", f"{value:.0e}".replace("e-0", "e-"), str(value)}
+    return {str(value), f'"{value}"'}
+
+
+def table_of(page: str, first: str) -> list[list[str]]:
+    """The rows of the table whose header begins with a column."""
+    (table,) = re.findall(rf"^\| {first} \|.*\n\|[-|]+\n((?:\|.*\n)+)", EVERYTHING[page], re.MULTILINE)
+    return [cells(row) for row in table.splitlines()]
+
+
+def test_the_defaults_of_the_configuration():
+    """Every default in docs/configuration.md is that of the code; an empty cell says nothing."""
+    section, compared = "", 0
+    for first, keys, defaults, meaning in table_of("docs/configuration.md", "section"):
+        section = first.replace("`", "") or section
+        names = re.findall(r"`(\w+)`", keys)
+        plain = (
+            re.sub(r" \(.*\)$", "", defaults) if names[0] == "epochs" else defaults
+        )  # what students have is said beside it
+        values = plain.split(", ") if ", " in plain else [plain] * len(names)
+        assert len(values) == len(names), f"{section}: {names} have the defaults {values}"
+        for name, value in zip(names, values, strict=True):
+            if not value or value == "-":
+                continue
+            if (words := IN_WORDS.get(f"{section}.{name}", IN_WORDS.get(name))) is not None:
+                assert value == words, f"{section}.{name}"
+                continue
+            kinds = [RunConfig] if section == "" or "top of the file" in meaning else SECTIONS[section]
+            fields = [field for kind in kinds for field in msgspec.structs.fields(kind) if field.name == name]
+            assert fields, f"there is no {section}.{name}"
+            assert any(value in shown(field.default) for field in fields), f"{section}.{name}: {value}"
+            compared += 1
+    assert compared > 60
+    training = {field.name: field for field in msgspec.structs.fields(RunConfig)}["student_training"].default
+    assert f"students: {training.epochs}, {training.patience}" in EVERYTHING["docs/configuration.md"]
+
+
+def test_the_defaults_of_the_service():
+    """Every option of `distilrec serve` in docs/serving.md has the default of the code."""
+    given = {name: parameter.default for name, parameter in inspect.signature(serve).parameters.items()}
+    for options, defaults, _ in table_of("docs/serving.md", "option"):
+        names = re.findall(r"`(\w+)`", options)
+        values = defaults.split(", ") if ", " in defaults else [defaults] * len(names)
+        for name, value in zip(names, values, strict=True):
+            said = {
+                "bundle": "runs/ml-100k/bundle",
+                "bundle_root": "the folder that holds the bundle",
+                "search": "as exported",
+            }
+            if name in said:
+                assert given[name] is None and value == said[name]
+            elif given[name] is False:
+                assert value in {"none", "false"}
+            else:
+                assert value in shown(given[name]), f"{name}: {value}"
+    documented = {
+        name for options, *_ in table_of("docs/serving.md", "option") for name in re.findall(r"`(\w+)`", options)
+    }
+    assert documented == set(given)
+    fields = {field.name: field.default for field in msgspec.structs.fields(ServiceConfig)}
+    assert {name: given[name] for name in fields if name != "bundle"} == {
+        n: d for n, d in fields.items() if n != "bundle"
+    }
+
+
+def test_the_table_of_errors_is_that_of_the_code():
+    classes = {
+        name: kind
+        for name, kind in vars(errors).items()
+        if inspect.isclass(kind) and issubclass(kind, errors.DistilrecError)
+    }
+    rows = table_of("docs/errors.md", "code")
+    assert [row[1] for row in rows] == list(dict.fromkeys(row[1] for row in rows))
+    assert {name: (kind.code, str(kind.http_status)) for name, kind in classes.items()} == {
+        name: (code.strip("`"), status) for code, name, status, _ in rows
+    }
