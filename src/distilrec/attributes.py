@@ -26,12 +26,13 @@ class ItemAttributes:
     """Columns of the item table. An attribute is either numeric or categorical (one or several categories per item).
 
     numbers: (items,) float64 by name, NaN where an item has none; categories: by name and category the positions of its
-    items, sorted int32.
+    items, sorted int32; separators: by name what separates the parts of a text, of attributes declared as `multi`.
     """
 
     items: int
     numbers: dict[str, NDArray[np.float64]] = field(default_factory=dict)
     categories: dict[str, dict[str, NDArray[np.int32]]] = field(default_factory=dict)
+    separators: dict[str, str] = field(default_factory=dict)
 
     @property
     def names(self) -> list[str]:
@@ -105,17 +106,20 @@ def _holds(members: NDArray[np.int32], item: int) -> bool:
 
 
 def categories_of(value: Value) -> list[str]:
-    """The categories of one value: a flag becomes `true` or `false`, a list its parts."""
-    if isinstance(value, bool):
-        return ["true" if value else "false"]
+    """The categories of one value: a list has one for each of its parts."""
     return (
         as_parts(value) if isinstance(value, list | tuple | set) else [as_category(value)] if value is not None else []
     )
 
 
-def collect_attributes(columns: Mapping[str, tuple[str, Iterable[object]]], items: int) -> ItemAttributes:
-    """From columns by name: their kind (numeric, categorical or multi) and one value per item."""
-    found = ItemAttributes(items)
+def collect_attributes(
+    columns: Mapping[str, tuple[str, Iterable[object]]], items: int, separators: Mapping[str, str] | None = None
+) -> ItemAttributes:
+    """From columns by name: their kind (numeric, categorical or multi) and one value per item.
+
+    separators: of columns of kind multi, what will separate the parts of a text that is given later.
+    """
+    found = ItemAttributes(items, separators=dict(separators or {}))
     for name, (kind, values) in columns.items():
         if kind == "numeric":
             found.numbers[name] = np.array([np.nan if v is None else float(v) for v in values], np.float64)  # type: ignore[arg-type]
@@ -131,8 +135,12 @@ def collect_attributes(columns: Mapping[str, tuple[str, Iterable[object]]], item
 
 
 def pack_attributes(attributes: ItemAttributes) -> dict[str, NDArray[Any]]:
-    """As named arrays: `number:NAME`, and for categories their texts, their items end to end, and where each ends."""
+    """As named arrays: `number:NAME`, and for categories their texts, their items end to end, and where each ends;
+    `separator:NAME` in UTF-8.
+    """
     arrays: dict[str, NDArray[Any]] = {f"number:{name}": column for name, column in attributes.numbers.items()}
+    for name, separator in attributes.separators.items():
+        arrays[f"separator:{name}"] = np.frombuffer(separator.encode(), np.uint8)
     for name, index in attributes.categories.items():
         arrays |= pack_texts(f"category:{name}", list(index))
         arrays[f"members:{name}"] = np.concatenate([np.zeros(0, np.int32), *index.values()])
@@ -149,6 +157,10 @@ def unpack_attributes(arrays: Mapping[str, NDArray[Any]], items: int) -> ItemAtt
             found.numbers[name] = array.astype(np.float64)
             if array.shape != (items,):
                 raise ValueError(f"attribute {name!r} has {array.shape} values for {items} items")
+        elif kind == "separator":
+            found.separators[name] = array.tobytes().decode()
+            if not len(array):
+                raise ValueError(f"attribute {name!r} has an empty separator")
         elif kind == "members":
             if len(array) and not 0 <= array.min() <= array.max() < items:
                 raise ValueError(f"attribute {name!r} names items outside the catalogue")

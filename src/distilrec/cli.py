@@ -229,13 +229,13 @@ def recommend(
     import msgspec
 
     from distilrec.engine.recommender import load
+    from distilrec.ids import as_id
 
-    if not user_id:
-        raise ConfigError("--user_id is empty", fix="for example --user_id 123", parameter="user_id")
+    user_id = as_id(user_id, "--user_id")
     recommender = load(_bundle(bundle))
     asked = None
     if item_ids is not None:
-        asked = [item.strip() for item in item_ids.split(",") if item.strip()]
+        asked = [as_id(item, "--item_ids") for item in item_ids.split(",") if item.strip()]
         if not asked:
             raise ConfigError("--item_ids names no item", fix="for example --item_ids 456,789", parameter="item_ids")
     answers = recommender.recommend(user_id, asked, k, exclude_seen=not include_seen)

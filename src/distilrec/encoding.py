@@ -15,6 +15,7 @@ import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Annotated
 
 import msgspec
 import numpy as np
@@ -36,11 +37,12 @@ class CategoricalEncoding(msgspec.Struct, frozen=True, tag="categorical", tag_fi
         return 1 + len(self.values)
 
 
-class MultiEncoding(msgspec.Struct, frozen=True, tag="multi", tag_field="kind"):
-    """Several values at once; n of them weigh 1/sqrt(n) each, so that every row has length 1."""
+class MultiEncoding(msgspec.Struct, frozen=True, tag="multi", tag_field="kind", omit_defaults=True):
+    """Several values; n of them weigh 1/sqrt(n) each, so that every row has length 1. Text is split at `separator`."""
 
     name: str
     values: tuple[str, ...]
+    separator: Annotated[str, msgspec.Meta(min_length=1)] = "|"
 
     @property
     def width(self) -> int:
@@ -69,11 +71,12 @@ class TextEncoding(msgspec.Struct, frozen=True, tag="text", tag_field="kind"):
         return self.buckets
 
 
-class VectorEncoding(msgspec.Struct, frozen=True, tag="vector", tag_field="kind"):
-    """A list of `width` numbers as they are; a missing one is all zeros."""
+class VectorEncoding(msgspec.Struct, frozen=True, tag="vector", tag_field="kind", omit_defaults=True):
+    """A list of `width` numbers as they are; a missing one is all zeros. Text is split at `separator`."""
 
     name: str
     width: int
+    separator: Annotated[str, msgspec.Meta(min_length=1)] = "|"
 
 
 Encoding = CategoricalEncoding | MultiEncoding | NumericEncoding | TextEncoding | VectorEncoding
@@ -113,7 +116,7 @@ class FeatureEncoder(msgspec.Struct, frozen=True, dict=True):
     @cached_property
     def _slots(self) -> dict[str, dict[str, int]]:
         return {
-            e.name: {value: slot for slot, value in enumerate(e.values, start=1)}
+            e.name: _flags_as_before({value: slot for slot, value in enumerate(e.values, start=1)})
             for e in self.encodings
             if isinstance(e, CategoricalEncoding | MultiEncoding)
         }
@@ -148,7 +151,7 @@ class FeatureEncoder(msgspec.Struct, frozen=True, dict=True):
                     slot = 0 if value is None else self._slots[e.name].get(as_category(value), 0)
                     bag.append((start + slot, 1.0))
                 case MultiEncoding():
-                    parts = as_parts(value)
+                    parts = as_parts(value, e.separator)
                     slots = {self._slots[e.name].get(part, 0) for part in parts} or {0}
                     bag += [(start + slot, 1 / math.sqrt(len(slots))) for slot in sorted(slots)]
                 case NumericEncoding():
@@ -157,7 +160,7 @@ class FeatureEncoder(msgspec.Struct, frozen=True, dict=True):
                     words = {zlib.crc32(w.encode()) % e.buckets for w in _TOKEN.findall(str(value or "").lower())}
                     bag += [(start + word, 1 / math.sqrt(len(words))) for word in sorted(words)]
                 case VectorEncoding() if e.width:  # 0: no training row had one
-                    bag += list(enumerate(as_vector(e.name, value, e.width), start))
+                    bag += list(enumerate(as_vector(e.name, value, e.width, e.separator), start))
             start += e.width
         return bag
 
@@ -174,18 +177,26 @@ class FeatureEncoder(msgspec.Struct, frozen=True, dict=True):
         return FeatureMatrix(columns, weights, self.width)
 
 
+def _flags_as_before(slots: dict[str, int]) -> dict[str, int]:
+    """Slots under which flags are found too where they were learned as `True` and `False`, as distilrec 0.1 did."""
+    return {text.lower(): slot for text, slot in slots.items() if text in ("True", "False")} | slots
+
+
 def as_category(value: object) -> str:
-    """The text of a categorical value: `1.0` and `1` are the same category."""
-    if isinstance(value, float) and value.is_integer():
+    """The text of a categorical value: `1.0` and `1` are the same category, a flag is `true` or `false`."""
+    if isinstance(value, bool | np.bool_):
+        return "true" if value else "false"
+    if isinstance(value, float | np.floating) and value.is_integer():
         return str(int(value))
     return str(value).strip()
 
 
-def as_parts(value: object) -> list[str]:
-    """The values of a multi-valued cell: a list as it is, text split at `|`."""
+def as_parts(value: object, separator: str = "|") -> list[str]:
+    """The values of a multi-valued cell: a list as it is, text split at the separator, anything else is one value."""
     if value is None:
         return []
-    raw = value if isinstance(value, list | tuple | set) else str(value).split("|")
+    raw = value.split(separator) if isinstance(value, str) else value
+    raw = raw if isinstance(raw, list | tuple | set) else [raw]
     return [text for part in raw if part is not None and (text := as_category(part))]
 
 
@@ -207,12 +218,12 @@ def as_number(name: str, value: object) -> float:
     return number
 
 
-def as_vector(name: str, value: object, width: int | None = None) -> list[float]:
-    """The numbers of a vector, none where it is missing; text is split at `|`. width: how many there must be."""
+def as_vector(name: str, value: object, width: int | None = None, separator: str = "|") -> list[float]:
+    """The numbers of a vector, none where it is missing; text is split at the separator. width: how many there must be."""
     if value is None:
         return []
     if isinstance(value, str):
-        value = value.split("|")
+        value = value.split(separator)
     if not isinstance(value, list | tuple):
         raise ColumnTypeError(
             f"feature {name!r} is a vector, but holds {value!r}",

@@ -12,10 +12,14 @@ docs/decisions/identifiers.md says why.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from numbers import Integral
 from uuid import UUID
 
 from distilrec.errors import InvalidIdError
+
+Id = str | int | float | UUID
+"""What callers may give as an id; `as_id` refuses fractions and floats that are too large."""
 
 MAX_CHARACTERS = 256
 MAX_WHOLE_FLOAT = 2.0**53
@@ -26,6 +30,7 @@ REFUSED = "[\x00-\x1f\x7f-\x9f\u2028\u2029\ufffd]"
 WHOLE_FLOAT = r"^(-?(?:0|[1-9][0-9]*))\.0+$"
 """A pattern, for Python and for Rust's regular expressions, of a whole number written as a float; group 1 is the integer."""
 
+_SHOWN = 40  # characters of a wrong value in a message
 _REFUSED = re.compile(f"{REFUSED}|[\ud800-\udfff]")
 _WHOLE_FLOAT = re.compile(WHOLE_FLOAT.replace("$", r"\Z"))
 
@@ -48,6 +53,21 @@ def as_id(value: object, what: str = "id") -> str:
     if isinstance(value, UUID):
         return str(value)
     raise _invalid(value, what, "is missing" if value is None else f"is a {type(value).__name__}")
+
+
+def listed_ids(values: Iterable[Id], what: str) -> list[Id]:
+    """Returns several ids as a list, each as it was given. what: names the list in the error, such as "item_ids".
+
+    Raises InvalidIdError for one id where a list belongs: the characters of a text are no ids.
+    """
+    if type(values) is not list and (isinstance(values, str | bytes) or not isinstance(values, Iterable)):
+        shown = repr(values)
+        raise InvalidIdError(
+            f"{what} is {shown if len(shown) <= _SHOWN else shown[:_SHOWN] + '…'}, not a list of ids",
+            fix=f"give a list, such as [{shown if len(shown) <= _SHOWN else '…'}]",
+            parameter=what,
+        )
+    return list(values)
 
 
 def _checked(text: str, what: str) -> str:

@@ -103,7 +103,8 @@ def _fit(feature: Feature, values: Sequence[object]) -> Encoding:
             found = {as_category(value) for value in values if value is not None} - {""}
             return CategoricalEncoding(feature.name, tuple(sorted(found)))
         case "multi":
-            return MultiEncoding(feature.name, tuple(sorted({part for value in values for part in as_parts(value)})))
+            parts = {part for value in values for part in as_parts(value)}
+            return MultiEncoding(feature.name, tuple(sorted(parts)), feature.separator)
         case "numeric":
             known = [float(value) for value in values if isinstance(value, int | float)]
             levels = np.quantile(known or [0.0], np.linspace(0, 1, _QUANTILES))
@@ -112,7 +113,7 @@ def _fit(feature: Feature, values: Sequence[object]) -> Encoding:
             return TextEncoding(feature.name, _TEXT_BUCKETS)
         case "vector":
             known_vectors = (as_vector(feature.name, value) for value in values if value is not None)
-            return VectorEncoding(feature.name, len(next(known_vectors, [])))
+            return VectorEncoding(feature.name, len(next(known_vectors, [])), feature.separator)
 
 
 def _increasing(levels: NDArray[np.float64]) -> NDArray[np.float64]:

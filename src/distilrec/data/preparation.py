@@ -151,6 +151,7 @@ def prepare_dataset(
                 if each.kind not in ("text", "vector")
             },
             len(item_ids),
+            {each.name: each.separator for each in (*item_features, *schema.item_attributes) if each.kind == "multi"},
         ),
     )
 

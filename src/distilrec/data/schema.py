@@ -21,6 +21,15 @@ class Feature(Settings, frozen=True):
     kind: FeatureKind
     separator: str = "|"
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.separator:
+            raise ConfigError(
+                f"the separator of {self.name!r} is empty",
+                fix="leave it out, or give a character",
+                parameter="separator",
+            )
+
 
 class Schema(Settings, frozen=True):
     """The columns of the interaction log and of the optional user and item tables.

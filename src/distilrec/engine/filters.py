@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import msgspec
 import numpy as np
 
 from distilrec.attributes import ItemAttributes
+from distilrec.encoding import as_category
 from distilrec.engine.items import Mask
 from distilrec.errors import ConfigError
+from distilrec.ids import Id, as_id, listed_ids
 
 _CACHED_BYTES = 32 * 2**20
 
@@ -29,7 +31,8 @@ class Condition(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_de
 class Filter(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """An item passes when it fulfils every condition, is in `allow` where that is given, and is not in `deny`.
 
-    Item ids and categories that nobody knows match nothing; an unknown attribute is an error.
+    Item ids and categories that are unknown match nothing; an unknown attribute is an error. Ids follow
+    `distilrec.ids.as_id`.
     """
 
     attributes: dict[str, Condition] = {}
@@ -69,11 +72,15 @@ class Filters:
     def mask(self, chosen: Filter | None) -> Mask:
         """The mask of a filter; an empty array where every item may be recommended.
 
-        Raises ConfigError for an attribute that no item has and a condition that its kind does not allow.
+        Raises ConfigError for an attribute that no item has and a condition that its kind does not allow, InvalidIdError
+        for what cannot be an id.
         """
         if chosen is None:
             return self._open
-        key = msgspec.msgpack.encode(chosen)
+        try:
+            key = msgspec.msgpack.encode(chosen, enc_hook=repr)
+        except (UnicodeError, OverflowError):  # characters and integers that cannot be written: seldom, and not kept
+            return self._compile(chosen)
         mask = self._masks.get(key)
         if mask is None:
             mask = self._compile(chosen)
@@ -103,9 +110,9 @@ class Filters:
                     parameter=f"filter.attributes.{name}",
                 )
         if chosen.allow is not None:
-            mask &= self._only(chosen.allow)
+            mask &= self._only(chosen.allow, "filter.allow")
         if chosen.deny:
-            mask[self._only(chosen.deny) == 1] = 0
+            mask[self._only(chosen.deny, "filter.deny") == 1] = 0
         return mask
 
     def _in_range(self, name: str, condition: Condition) -> Mask:
@@ -124,18 +131,27 @@ class Filters:
             raise _wrong_kind(name, "categorical", "any_of and none_of")
         index = self.attributes.categories[name]
         fulfils = (np.ones if condition.any_of is None else np.zeros)(self.attributes.items, np.uint8)
-        for category in condition.any_of or ():
-            if category in index:
-                fulfils[index[category]] = 1
-        for category in condition.none_of:
-            if category in index:
-                fulfils[index[category]] = 0
+        for chosen, passes in ((condition.any_of, 1), (condition.none_of, 0)):
+            if isinstance(chosen, str):
+                raise ConfigError(
+                    f"the condition on {name!r} has the text {chosen!r} where a list of categories belongs",
+                    fix=f"give a list: [{chosen!r}]",
+                    parameter=f"filter.attributes.{name}",
+                )
+            for category in map(as_category, chosen or ()):
+                if category in index:
+                    fulfils[index[category]] = passes
         return fulfils
 
-    def _only(self, item_ids: tuple[str, ...]) -> Mask:
+    def _only(self, item_ids: Iterable[Id], what: str) -> Mask:
         mask = np.zeros(self.attributes.items, np.uint8)
-        mask[[self._positions[item] for item in item_ids if item in self._positions]] = 1
+        places = [self._place(item, what) for item in listed_ids(item_ids, what)]
+        mask[[place for place in places if place is not None]] = 1
         return mask
+
+    def _place(self, item_id: Id, what: str) -> int | None:
+        place = self._positions.get(item_id) if type(item_id) is str else None
+        return self._positions.get(as_id(item_id, what)) if place is None else place
 
 
 def _wrong_kind(name: str, kind: str, allowed: str) -> ConfigError:

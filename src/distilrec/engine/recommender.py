@@ -7,8 +7,11 @@ What happens with ids that are not known:
 - a new item (`put_item`) is scored by its features alone, with the bias of the least popular item;
 - asking for the score of an unknown item raises UnknownItemError.
 
-A Recommender belongs to one thread. Alone it keeps every user in memory; with a store (`distilrec.engine.stored`, or the
-service) users come from there when they are asked for, and leave memory when there are too many.
+Any thread may call any method: they take turns. After a fork the child goes on with a copy of everything. Alone it keeps
+every user in memory; with a store (`distilrec.engine.stored`, or the service) users come from there when they are asked
+for, and leave memory when there are too many.
+
+Ids follow `distilrec.ids.as_id`: 7, 7.0 and "7" are one user, and what cannot be an id raises InvalidIdError.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -25,7 +28,7 @@ import numpy as np
 from distilrec.attributes import Value, unpack_attributes
 from distilrec.bundle.format import Bundle, read_bundle
 from distilrec.bundle.manifest import WEIGHTS, Manifest, SearchKind
-from distilrec.encoding import FeatureEncoder
+from distilrec.encoding import CategoricalEncoding, FeatureEncoder, MultiEncoding, as_category, as_parts
 from distilrec.engine import kernels
 from distilrec.engine.filters import Filter, Filters
 from distilrec.engine.items import Floats, Places
@@ -33,6 +36,7 @@ from distilrec.engine.order import Placed, follows, history_until, placed
 from distilrec.engine.runtime import make_runtime
 from distilrec.engine.users import User, Users
 from distilrec.errors import BundleCorruptedError, ConfigError, UnknownItemError
+from distilrec.ids import Id, as_id, listed_ids
 from distilrec.stores.records import ItemRecord, Since, StoredEvent, UserRecord, merged
 from distilrec.texts import unpack_texts
 
@@ -57,8 +61,8 @@ _recommendation: Callable[[tuple[str, float]], Recommendation] = partial(tuple._
 class Event(msgspec.Struct, frozen=True):
     """One interaction. An event type that training did not know counts as the unknown type."""
 
-    user_id: str
-    item_id: str
+    user_id: Id
+    item_id: Id
     event_type: str = "interaction"
 
 
@@ -96,6 +100,8 @@ class Recommender:
     max_users: how many users stay in memory, None for all; max_events: how many of the latest events of each user are
     remembered as seen and can be explained. The state itself is a fold of all events. search: how the best items are
     found, where not as the bundle says.
+
+    lock: every method holds it; a thread that holds it makes several calls as one.
     """
 
     def __init__(
@@ -119,10 +125,15 @@ class Recommender:
         self._event_index = {event: place for place, event in enumerate(bundle.manifest.event_types)}
         self._user_table, self._item_table = bundle.weights["user_table"], bundle.weights["item_table"]
         self._filters = Filters(unpack_attributes(bundle.catalogue, len(self._item_ids)), self._item_index)
+        encodings = bundle.manifest.item_encoder.encodings
+        self._categorical = {each.name for each in encodings if isinstance(each, CategoricalEncoding)}
+        self._separators = {each.name: each.separator for each in encodings if isinstance(each, MultiEncoding)}
+        self._separators |= self._filters.attributes.separators
         self._live: dict[str, ItemRecord] = {}  # items that the bundle does not have
         self._removed: set[str] = set()
         self._no_features = np.zeros(bundle.manifest.dim, np.float32)  # of all users without
         self._users = Users(max_users, max_events)
+        self.lock = self._users.lock
         known = unpack_texts("users", bundle.history) if bundle.history else []
         self._history_index = {user: place for place, user in enumerate(known)}
         self._in_history = history_until(
@@ -150,81 +161,93 @@ class Recommender:
     @property
     def item_ids(self) -> list[str]:
         """All items of the catalogue, the most popular in training first; without removed ones."""
-        return [item for item in self._item_ids if item not in self._removed]
+        with self.lock:
+            return [item for item in self._item_ids if item not in self._removed]
 
     @property
     def attributes(self) -> list[str]:
         """What answers can be filtered by."""
-        return self._filters.attributes.names
+        with self.lock:
+            return self._filters.attributes.names
 
-    def title(self, item_id: str) -> str:
+    def title(self, item_id: Id) -> str:
         """The title of an item, or its id where the data had none. Raises UnknownItemError."""
-        return self._titles[self._position(item_id)]
+        with self.lock:
+            return self._titles[self._position(item_id)]
 
-    def knows_item(self, item_id: str) -> bool:
+    def knows_item(self, item_id: Id) -> bool:
         """Whether an item is in the catalogue."""
-        return item_id in self._item_index and item_id not in self._removed
+        with self.lock:
+            place = self._place(item_id)
+            return place is not None and self._item_ids[place] not in self._removed
 
-    def title_of_past(self, item_id: str) -> str:
+    def title_of_past(self, item_id: Id) -> str:
         """The title of an item that may have been removed since, or its id."""
-        place = self._item_index.get(item_id)
-        return item_id if place is None else self._titles[place]
+        with self.lock:
+            place = self._place(item_id)
+            return as_id(item_id, "item_id") if place is None else self._titles[place]
 
-    def item(self, item_id: str) -> Item:
+    def item(self, item_id: Id) -> Item:
         """What is known about an item. Raises UnknownItemError."""
-        place = self._position(item_id)
-        return Item(
-            item_id,
-            self._titles[place],
-            self._filters.attributes.of(place),
-            self._filters.is_available(place),
-            item_id not in self._live,
-        )
+        with self.lock:
+            place = self._position(item_id)
+            name = self._item_ids[place]
+            return Item(
+                name,
+                self._titles[place],
+                self._filters.attributes.of(place),
+                self._filters.is_available(place),
+                name not in self._live,
+            )
 
     def search(self, text: str, limit: int = 20) -> list[Item]:
         """Items whose title or id contains a text, most popular first; all items where the text is empty."""
         wanted = text.casefold()
         found: list[Item] = []
-        for item_id, title in zip(self._item_ids, self._titles, strict=True):
-            if len(found) == limit:
-                break
-            if (wanted in title.casefold() or wanted in item_id.casefold()) and item_id not in self._removed:
-                found.append(self.item(item_id))
+        with self.lock:
+            for item_id, title in zip(self._item_ids, self._titles, strict=True):
+                if len(found) == limit:
+                    break
+                if (wanted in title.casefold() or wanted in item_id.casefold()) and item_id not in self._removed:
+                    found.append(self.item(item_id))
         return found
 
     def some_users(self, limit: int) -> list[str]:
         """Some users with a history: those in memory, the latest first, then those of the bundle."""
-        recent = [user for user in self._users.recent(limit) if self._users.peek(user).length]  # type: ignore[union-attr]
-        others = (user for user in self._history_index if user not in self._users)
-        return [*recent, *(user for user, _ in zip(others, range(limit - len(recent)), strict=False))]
+        with self.lock:
+            recent = [user for user in self._users.recent(limit) if self._users.peek(user).length]  # type: ignore[union-attr]
+            others = (user for user in self._history_index if user not in self._users)
+            return [*recent, *(user for user, _ in zip(others, range(limit - len(recent)), strict=False))]
 
-    def knows_user(self, user_id: str | int) -> bool:
+    def knows_user(self, user_id: Id) -> bool:
         """Whether anything is known of this user: history, features or events since the start."""
-        user_id = str(user_id)
-        return user_id in self._users or user_id in self._history_index
+        with self.lock:
+            return self._is_known(self._user_id(user_id))
 
-    def past(self, user_id: str, limit: int) -> list[str]:
+    def past(self, user_id: Id, limit: int) -> list[str]:
         """The latest items of a user, latest first."""
-        user = self._find(user_id)
-        return [self._item_ids[place] for place in user.items[::-1][:limit]] if user else []
+        with self.lock:
+            user = self._find(user_id)
+            return [self._item_ids[place] for place in user.items[::-1][:limit]] if user else []
 
     @property
     def has_teacher(self) -> bool:
         """Whether the bundle holds what the teacher would recommend."""
         return "teacher_items" in self._bundle.history
 
-    def teacher_items(self, user_id: str) -> list[str]:
+    def teacher_items(self, user_id: Id) -> list[str]:
         """What the teacher would recommend after the history in the bundle, best first; empty where that is not there."""
-        place = self._history_index.get(user_id)
-        lists = self._bundle.history.get("teacher_items")
-        if place is None or lists is None:
-            return []
-        return [self._item_ids[item] for item in lists[place] if item >= 0]
+        with self.lock:
+            place = self._history_index.get(self._user_id(user_id))
+            lists = self._bundle.history.get("teacher_items")
+            if place is None or lists is None:
+                return []
+            return [self._item_ids[item] for item in lists[place] if item >= 0]
 
     def recommend(
         self,
-        user_id: str | int,
-        item_ids: Sequence[str | int] | None = None,
+        user_id: Id,
+        item_ids: Iterable[Id] | None = None,
         k: int = 10,
         exclude_seen: bool = True,
         *,
@@ -237,40 +260,41 @@ class Recommender:
         exclude_seen: leave out what the user has already had. where: only items that pass this filter.
         diversity: from 0 (best first) to 1: trades score against likeness to the items before, by maximal marginal
         relevance among the best max(50, 5 k).
-        Raises UnknownItemError for an id in `item_ids` that is not in the catalogue, ConfigError for k < 1, a diversity
-        outside [0, 1] and a filter that does not fit.
+        Raises InvalidIdError, UnknownItemError for an id in `item_ids` that is not in the catalogue, ConfigError for k < 1,
+        a diversity outside [0, 1] and a filter that does not fit.
         """
         if item_ids is not None:
-            return self._rank(self._find(str(user_id)) or self._stranger, item_ids)
-        best = self.best(str(user_id), k, exclude_seen, where, diversity)
+            return self._rank(user_id, listed_ids(item_ids, "item_ids"))
+        best = self.best(user_id, k, exclude_seen, where, diversity)
         return list(map(_recommendation, zip(*best, strict=True)))
 
     def best(
-        self, user_id: str, k: int, exclude_seen: bool = True, where: Filter | None = None, diversity: float = 0.0
+        self, user_id: Id, k: int, exclude_seen: bool = True, where: Filter | None = None, diversity: float = 0.0
     ) -> tuple[list[str], list[float]]:
         """`recommend` as items and scores apart."""
-        user = self._find(user_id) or self._stranger
         if k < 1:
             raise ConfigError(f"k is {k}", fix="ask for at least one item", parameter="k")
         if not 0 <= diversity <= 1:
             raise ConfigError(f"diversity is {diversity}", fix="give a number from 0 to 1", parameter="diversity")
         pool = max(_POOL, _POOL_FACTOR * k) if diversity else k
-        places, best = self._runtime.best(
-            user.state,
-            user.features,
-            user.items if exclude_seen else _NO_ITEMS,
-            self._filters.mask(where),
-            min(pool, len(self._item_ids)),
-        )
-        if diversity:
-            order = self._diversified(places, best, min(k, len(places)), diversity)
-            places, best = places[order], best[order]
-        ids = self._item_ids
+        with self.lock:
+            user = self._find(user_id) or self._stranger
+            places, best = self._runtime.best(
+                user.state,
+                user.features,
+                user.items if exclude_seen else _NO_ITEMS,
+                self._filters.mask(where),
+                min(pool, len(self._item_ids)),
+            )
+            if diversity:
+                order = self._diversified(places, best, min(k, len(places)), diversity)
+                places, best = places[order], best[order]
+            ids = self._item_ids
         return [ids[place] for place in places.tolist()], best.tolist()
 
     def recommend_many(
         self,
-        user_ids: Iterable[str | int],
+        user_ids: Iterable[Id],
         k: int = 10,
         exclude_seen: bool = True,
         *,
@@ -279,14 +303,18 @@ class Recommender:
     ) -> list[list[Recommendation]]:
         """`recommend` for several users."""
         return [
-            self.recommend(user, k=k, exclude_seen=exclude_seen, where=where, diversity=diversity) for user in user_ids
+            self.recommend(user, k=k, exclude_seen=exclude_seen, where=where, diversity=diversity)
+            for user in listed_ids(user_ids, "user_ids")
         ]
 
-    def _rank(self, user: User, item_ids: Sequence[str | int]) -> list[Recommendation]:
-        asked = [self._position(str(item)) for item in dict.fromkeys(item_ids)]
-        scores = self._runtime.scores_of(user.state[None], user.features, np.array(asked, np.int32))[0]
+    def _rank(self, user_id: Id, item_ids: list[Id]) -> list[Recommendation]:
+        with self.lock:
+            user = self._find(user_id) or self._stranger
+            asked = list(dict.fromkeys(self._positions(item_ids)))
+            scores = self._runtime.scores_of(user.state[None], user.features, np.array(asked, np.int32))[0]
+            ids = [self._item_ids[place] for place in asked]
         order = np.argsort(-scores, kind="stable")
-        return [Recommendation(self._item_ids[asked[n]], float(scores[n])) for n in order]
+        return [Recommendation(ids[n], float(scores[n])) for n in order]
 
     def _diversified(self, places: Places, scores: Floats, k: int, diversity: float) -> Places:
         chosen = np.empty(k, np.int32)
@@ -296,21 +324,23 @@ class Recommender:
             kernels.diversify(self._runtime.item_vectors(places), relevance, np.float32(diversity), chosen)
         return chosen
 
-    def update(self, events: Iterable[Event | Mapping[str, str]]) -> UpdateResult:
+    def update(self, events: Iterable[Event | Mapping[str, Any]]) -> UpdateResult:
         """Follows events, oldest first: the next `recommend` takes them into account. O(S d) per event.
 
-        Raises ConfigError for an event without user_id or item_id; then none of the events has been applied.
+        Raises ConfigError for an event without user_id or item_id and InvalidIdError; then none of the events has been
+        applied.
         """
-        applied = unknown = 0
-        for event in [_as_event(event) for event in events]:
-            if event.item_id not in self._item_index:
-                unknown += 1
-                continue
-            self._fold(self._find(event.user_id) or self._new_user(event.user_id), event.item_id, event.event_type)
-            applied += 1
-        return UpdateResult(applied, unknown)
+        given = [_as_event(event) for event in events]
+        applied = 0
+        with self.lock:
+            checked = [(self._user_id(user), self._place(item), kind) for user, item, kind in given]
+            for user_id, place, event_type in checked:
+                if place is not None:
+                    self._fold(self._find(user_id) or self._new_user(user_id), place, event_type)
+                    applied += 1
+        return UpdateResult(applied, len(checked) - applied)
 
-    def explain(self, user_id: str | int, item_id: str | int, k: int = 5) -> list[Contribution]:
+    def explain(self, user_id: Id, item_id: Id, k: int = 5) -> list[Contribution]:
         """The k past events that matter most for the score of an item, by the size of their contribution.
 
         Exact counterfactuals, for the latest 1,000 events: the score minus the score had that one event not happened.
@@ -319,19 +349,21 @@ class Recommender:
         """
         return self.explain_many(user_id, [item_id], k)[0]
 
-    def explain_many(self, user_id: str | int, item_ids: Sequence[str | int], k: int = 5) -> list[list[Contribution]]:
+    def explain_many(self, user_id: Id, item_ids: Iterable[Id], k: int = 5) -> list[list[Contribution]]:
         """`explain` for several items of one user: the states without each event are computed once."""
-        asked = np.array([self._position(str(item)) for item in item_ids], np.int32)
-        user = self._find(str(user_id))
-        if user is None or not user.length:
-            return [[] for _ in item_ids]
-        runtime = self._runtime
-        start = max(0, user.length - _EXPLAINED)
-        items, kinds = user.items[start:], user.events[start:]
-        older = start or user.length == self._users.max_events  # events that are in the state, but not among these
-        states = runtime.without_each(items, kinds, user.state if older else None)
-        scores = runtime.scores_of(user.state[None], user.features, asked)  # (1, asked)
-        effects = scores - runtime.scores_of(states, user.features, asked)  # (events, asked)
+        given = listed_ids(item_ids, "item_ids")
+        with self.lock:
+            asked = np.array(self._positions(given), np.int32)
+            user = self._find(user_id)
+            if user is None or not user.length:
+                return [[] for _ in given]
+            runtime = self._runtime
+            start = max(0, user.length - _EXPLAINED)
+            items, kinds = user.items[start:].copy(), user.events[start:]
+            older = start or user.length == self._users.max_events  # events that are in the state, but not among these
+            states = runtime.without_each(items, kinds, user.state if older else None)
+            scores = runtime.scores_of(user.state[None], user.features, asked)  # (1, asked)
+            effects = scores - runtime.scores_of(states, user.features, asked)  # (events, asked)
         order = np.argsort(-np.abs(effects), axis=0, kind="stable")[:k]
         return [
             [
@@ -341,73 +373,96 @@ class Recommender:
             for column in range(len(asked))
         ]
 
-    def set_user(self, user_id: str | int, features: Mapping[str, object]) -> None:
+    def set_user(self, user_id: Id, features: Mapping[str, object]) -> None:
         """Sets the features of a new or known user. Unknown categories count as unknown, absent ones as missing.
 
         Raises ConfigError for a feature that the bundle does not have.
         """
         embedded = self.user_features(features)
-        user = self._find(str(user_id)) or self._new_user(str(user_id))
-        user.features = embedded
+        with self.lock:
+            name = self._user_id(user_id)
+            user = self._find(name) or self._new_user(name)
+            user.features = embedded
 
     def user_features(self, features: Mapping[str, object]) -> Floats:
         """U f_u of these features, (dim,). Raises ConfigError for a feature that the bundle does not have."""
         return self._embed(features, self.manifest.user_encoder, self._user_table, "user")
 
-    def add_item(self, item_id: str | int, features: Mapping[str, object], title: str | None = None) -> None:
+    def add_item(self, item_id: Id, features: Mapping[str, object], title: str | None = None) -> None:
         """Adds a new item, scored by its features alone from now on. Raises ConfigError for an item that exists."""
-        name = str(item_id)
-        if name in self._item_index and name not in self._removed:
-            raise ConfigError(
-                f"item {name!r} is already in the catalogue", fix="choose another id", parameter="item_id"
-            )
-        self.put_item(ItemRecord(name, title, dict(features)))
+        with self.lock:
+            if self.knows_item(item_id):
+                raise ConfigError(
+                    f"item {item_id!r} is already in the catalogue", fix="choose another id", parameter="item_id"
+                )
+            self.put_item(ItemRecord(as_id(item_id, "item_id"), title, dict(features)))
 
     def check_item(self, record: ItemRecord) -> None:
-        """Raises the ConfigError that `put_item` would raise, and changes nothing."""
-        self._item_vector(record)
-        self._filters.attributes.check(record.attributes)
+        """Raises the error that `put_item` would raise, and changes nothing."""
+        with self.lock:
+            self._place(record.item_id)
+            self._item_vector(record)
+            self._filters.attributes.check(self._attributes_of(record))
 
     def put_item(self, record: ItemRecord) -> None:
         """Adds an item, or changes one: title, attributes, availability; of a new item also the features.
 
         The vector of an item that training knew stays as it is. Features are attributes too, where their names are
-        attributes. Raises ConfigError for a feature that the bundle does not have, and for values of the wrong kind.
+        attributes. Raises InvalidIdError, ConfigError for a feature that the bundle does not have, and for values of the
+        wrong kind.
         """
-        self.check_item(record)
-        name = record.item_id
-        known = name in self._item_index
-        if not known or name in self._live:
-            record = merged(self._live.get(name), record)
-            place = len(self._item_ids) if not known else self._item_index[name]
-            self._runtime.put_item(place, self._item_vector(record), float(self._bundle.weights["biases"].min()))
-            self._live[name] = record
-            if not known:
-                self._item_index[name] = place
-                self._item_ids.append(name)
-                self._titles.append(name)
-                self._filters.attributes.append()
-        place = self._item_index[name]
-        if record.title is not None:
-            self._titles[place] = record.title
-        attributes = self._filters.attributes
-        of_features = {key: _as_value(value) for key, value in record.features.items() if key in attributes.names}
-        attributes.change(place, {**of_features, **record.attributes})
-        if record.removed:
-            self._removed.add(name)
-        else:
-            self._removed.discard(name)
-        self._filters.set_available(place, record.available and not record.removed)
+        with self.lock:
+            self.check_item(record)
+            place = self._place(record.item_id)
+            known = place is not None
+            if place is None:
+                place = len(self._item_ids)
+            name = self._item_ids[place] if known else as_id(record.item_id, "item_id")
+            if not known or name in self._live:
+                record = merged(self._live.get(name), record)
+                self._runtime.put_item(place, self._item_vector(record), float(self._bundle.weights["biases"].min()))
+                self._live[name] = record
+                if not known:
+                    self._item_index[name] = place
+                    self._item_ids.append(name)
+                    self._titles.append(name)
+                    self._filters.attributes.append()
+            if record.title is not None:
+                self._titles[place] = record.title
+            self._filters.attributes.change(place, self._attributes_of(record))
+            if record.removed:
+                self._removed.add(name)
+            else:
+                self._removed.discard(name)
+            self._filters.set_available(place, record.available and not record.removed)
 
     def _item_vector(self, record: ItemRecord) -> Floats:
         return self._embed({**_DERIVED, **record.features}, self.manifest.item_encoder, self._item_table, "item")
 
+    def _attributes_of(self, record: ItemRecord) -> dict[str, Value]:
+        """What a record says about attributes: by its features where they are attributes too, and by its attributes."""
+        names = self._filters.attributes.names
+        of_features = {name: value for name, value in record.features.items() if name in names}
+        return {name: self._as_value(name, value) for name, value in {**of_features, **record.attributes}.items()}
+
+    def _as_value(self, name: str, value: object) -> Value:
+        """The value as the model reads the feature of this name, if there is one: filters must see the same parts."""
+        if value is None:
+            return None
+        if name in self._separators:
+            return as_parts(value, self._separators[name])
+        if name in self._categorical:
+            return as_category(value)
+        return value if isinstance(value, int | float | str | list | tuple) else str(value)
+
     # What a store needs.
 
-    def since(self, user_id: str) -> Since:
+    def since(self, user_id: Id) -> Since:
         """Up to where the log of a user is folded in."""
-        user = self._users.peek(user_id)
-        return Since(user_id) if user is None else Since(user_id, user.epoch, user.position)
+        with self.lock:
+            name = self._user_id(user_id)
+            user = self._users.peek(name)
+            return Since(name) if user is None else Since(name, user.epoch, user.position)
 
     def restore(self, asked: Since, record: UserRecord) -> bool:
         """Brings a user up to date with what a store answered to `asked`.
@@ -416,46 +471,46 @@ class Recommender:
         memory has changed between question and answer.
         """
         user_id = asked.user_id
-        user = self._users.peek(user_id)
-        if record.erased and self._history_index.pop(user_id, None) is not None:
-            self._users.drop(user_id)
-        if record.restart:
-            if (
-                user is not None
-                and user.epoch == record.epoch
-                and user.position >= record.position
-                and not record.erased
-            ):
-                return True  # nothing is stored and nothing was, or another answer came first
-            self._users.drop(user_id)
-            self._rebuild(user_id, record)
+        with self.lock:
+            user = self._users.peek(user_id)
+            if record.erased and self._history_index.pop(user_id, None) is not None:
+                self._users.drop(user_id)
+            current = user is not None and user.epoch == record.epoch and user.position >= record.position
+            if record.restart:
+                if current and not record.erased:
+                    return True  # nothing is stored and nothing was, or another answer came first
+                self._users.drop(user_id)
+                self._rebuild(user_id, record)
+                return True
+            if current:
+                return True  # another answer came first
+            if user is None or (user.epoch, user.position) != asked[1:] or not _in_order(user, record.events):
+                self._users.drop(user_id)
+                return False
+            for event in placed(record.events):
+                self._follow(user, event)
+            user.position = record.position
             return True
-        if user is not None and user.epoch == record.epoch and user.position >= record.position:
-            return True  # another answer came first
-        if user is None or (user.epoch, user.position) != asked[1:] or not _in_order(user, record.events):
-            self._users.drop(user_id)
-            return False
-        for event in placed(record.events):
-            self._follow(user, event)
-        user.position = record.position
-        return True
 
     def follow(self, event: StoredEvent, position: int) -> None:
         """Folds one event that has just been stored, if its user is in memory and it is not in the state already."""
-        user = self._users.peek(event.user_id)
-        if user is None or position <= user.position:
-            return
-        if not follows(event, user.last, user.received):  # late: the next answer folds the log again, in order
-            self._users.drop(event.user_id)
-            return
-        self._follow(user, placed([event])[0])
-        user.position = position
+        with self.lock:
+            user = self._users.peek(event.user_id)
+            if user is None or position <= user.position:
+                return
+            if not follows(event, user.last, user.received):  # late: the next answer folds the log again, in order
+                self._users.drop(event.user_id)
+                return
+            self._follow(user, placed([event])[0])
+            user.position = position
 
-    def forget(self, user_id: str, *, history: bool = False) -> None:
+    def forget(self, user_id: Id, *, history: bool = False) -> None:
         """Drops a user from memory; with `history` also what the bundle knows of them."""
-        self._users.drop(user_id)
-        if history:
-            self._history_index.pop(user_id, None)
+        with self.lock:
+            name = self._user_id(user_id)
+            self._users.drop(name)
+            if history:
+                self._history_index.pop(name, None)
 
     def _rebuild(self, user_id: str, record: UserRecord) -> None:
         events = placed(record.events)
@@ -489,11 +544,12 @@ class Recommender:
         return self._in_history.holds(user.unmatched, place, kind, event.received)
 
     def _fold_known(self, user: User, event: StoredEvent) -> None:
-        if event.item_id in self._item_index:
-            self._fold(user, event.item_id, event.event_type)
+        place = self._item_index.get(event.item_id)
+        if place is not None:
+            self._fold(user, place, event.event_type)
 
-    def _fold(self, user: User, item_id: str, event_type: str) -> None:
-        place, kind = self._item_index[item_id], self._event_index.get(event_type, 0)
+    def _fold(self, user: User, place: int, event_type: str) -> None:
+        kind = self._event_index.get(event_type, 0)
         self._runtime.fold(user.state, np.array([place], np.int32), np.array([kind], np.int32))
         self._users.remember(user, place, kind)
 
@@ -515,11 +571,28 @@ class Recommender:
             )
         return embed_bag(encoder.encode(features), table)
 
-    def _position(self, item_id: str) -> int:
-        place = self._item_index.get(item_id)
-        if place is None or item_id in self._removed:
+    # Ids, as they were given where they are known so: that needs no checking.
+
+    def _is_known(self, user_id: str) -> bool:
+        return user_id in self._users or user_id in self._history_index
+
+    def _user_id(self, user_id: Id) -> str:
+        return user_id if type(user_id) is str and self._is_known(user_id) else as_id(user_id, "user_id")
+
+    def _place(self, item_id: Id) -> int | None:
+        """The position of an item, also of a removed one; None for an unknown one."""
+        place = self._item_index.get(item_id) if type(item_id) is str else None
+        return self._item_index.get(as_id(item_id, "item_id")) if place is None else place
+
+    def _positions(self, item_ids: list[Id]) -> list[int]:
+        index = {} if self._removed else self._item_index
+        return [index[each] if type(each) is str and each in index else self._position(each) for each in item_ids]
+
+    def _position(self, item_id: Id) -> int:
+        place = self._place(item_id)
+        if place is None or self._item_ids[place] in self._removed:
             raise UnknownItemError(
-                f"item {item_id!r} is not in the catalogue of this bundle ({len(self._item_ids):,} items, "
+                f"item {as_id(item_id)!r} is not in the catalogue of this bundle ({len(self._item_ids):,} items, "
                 f"such as {', '.join(self._item_ids[:3])})",
                 fix="check the id, or add the item with its features",
                 item_id=item_id,
@@ -535,8 +608,12 @@ class Recommender:
         self._users.put(user_id, user)
         return user
 
-    def _find(self, user_id: str) -> User | None:
+    def _find(self, user_id: Id) -> User | None:
         """The user's state, folded from the bundle's history on first use."""
+        user = self._users.get(user_id) if type(user_id) is str else None
+        return self._find_elsewhere(self._user_id(user_id)) if user is None else user
+
+    def _find_elsewhere(self, user_id: str) -> User | None:
         user = self._users.get(user_id)
         if user is None and (place := self._history_index.get(user_id)) is not None:
             h = self._bundle.history
@@ -592,13 +669,23 @@ def _in_order(user: User, events: Sequence[StoredEvent]) -> bool:
     return True
 
 
-def _as_event(event: Event | Mapping[str, str]) -> Event:
+def _as_event(event: Event | Mapping[str, Any]) -> tuple[Id, Id, str]:
+    """User, item and event type, ids as they were given."""
     if isinstance(event, Event):
-        return event
-    try:
-        return msgspec.convert(event, Event)
-    except msgspec.ValidationError as problem:
-        raise ConfigError(f"an event is not valid: {problem}", fix="give user_id and item_id as text") from None
+        return event.user_id, event.item_id, event.event_type
+    if type(event) is not dict and not isinstance(event, Mapping):
+        raise _invalid_event(f"it is a {type(event).__name__}", "give a list of events, each with user_id and item_id")
+    for name in ("user_id", "item_id"):
+        if name not in event:
+            raise _invalid_event(f"it has no {name}", "give user_id and item_id")
+    event_type = event.get("event_type", "interaction")
+    if not isinstance(event_type, str):
+        raise _invalid_event(f"its event_type is {event_type!r}", "give the event type as text, or leave it out")
+    return event["user_id"], event["item_id"], event_type
+
+
+def _invalid_event(problem: str, fix: str) -> ConfigError:
+    return ConfigError(f"an event is not valid: {problem}", fix=fix, parameter="events")
 
 
 def embed_bag(bag: Iterable[tuple[int, float]], table: Floats) -> Floats:
@@ -607,10 +694,6 @@ def embed_bag(bag: Iterable[tuple[int, float]], table: Floats) -> Floats:
     for column, weight in bag:
         out += np.float32(weight) * table[column]
     return out
-
-
-def _as_value(value: object) -> Value:
-    return value if isinstance(value, int | float | str | list) else None
 
 
 def load(

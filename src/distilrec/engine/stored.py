@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from uuid import uuid4
 
 import msgspec
 
 from distilrec.engine.filters import Filter
+from distilrec.engine.locks import fork_safe_lock
 from distilrec.engine.order import MAX_CLOCK_SKEW
 from distilrec.engine.recommender import Recommendation, Recommender
 from distilrec.errors import ConfigError
+from distilrec.ids import Id, as_id, listed_ids
 from distilrec.stores.records import ItemRecord, Since, Store, StoredEvent
 
 _SMALL_STEP = 5.0  # seconds
@@ -68,7 +72,7 @@ def to_stored(events: Iterable[EventInput], clock: Clock) -> list[StoredEvent]:
     return stored
 
 
-def bring_up_to_date(recommender: Recommender, store: Store, user_ids: Sequence[str]) -> None:
+def bring_up_to_date(recommender: Recommender, store: Store, user_ids: Sequence[Id]) -> None:
     """Makes what is in memory about these users equal to what the store says."""
     asked = [recommender.since(user) for user in user_ids]
     for each, record in zip(asked, store.read(asked), strict=True):
@@ -78,18 +82,24 @@ def bring_up_to_date(recommender: Recommender, store: Store, user_ids: Sequence[
 
 
 class StoredRecommender:
-    """`Recommender` over a `Store`: the same answers, durable events. It belongs to one thread."""
+    """`Recommender` over a `Store`: the same answers, durable events.
+
+    Any thread may call any method; what a thread has stored is in its next answer. Users in memory are answered while the
+    store works for others, unless other processes share the store. A forked process opens a store of its own.
+    """
 
     def __init__(self, recommender: Recommender, store: Store) -> None:
         self.recommender, self.store = recommender, store
+        self._lock = fork_safe_lock()  # no thread reads a user between an event's storing and following
+        self._process = os.getpid()
         self._clock = Clock()
         self._item_changes = 0
         self.refresh_items()
 
     def recommend(
         self,
-        user_id: str,
-        item_ids: Sequence[str] | None = None,
+        user_id: Id,
+        item_ids: Iterable[Id] | None = None,
         k: int = 10,
         exclude_seen: bool = True,
         *,
@@ -97,46 +107,84 @@ class StoredRecommender:
         diversity: float = 0.0,
     ) -> list[Recommendation]:
         """See `Recommender.recommend`."""
-        if self.store.shared or user_id not in self.recommender.users:
-            bring_up_to_date(self.recommender, self.store, [user_id])
-        return self.recommender.recommend(user_id, item_ids, k, exclude_seen, where=where, diversity=diversity)
+        recommender = self.recommender
+        answer = partial(
+            recommender.recommend,
+            user_id,
+            None if item_ids is None else listed_ids(item_ids, "item_ids"),
+            k,
+            exclude_seen,
+            where=where,
+            diversity=diversity,
+        )
+        if not self.store.shared and os.getpid() == self._process:
+            name = user_id if type(user_id) is str else as_id(user_id, "user_id")
+            with recommender.lock:
+                if name in recommender.users:
+                    return answer()
+        with self._lock:
+            bring_up_to_date(recommender, self.store, [user_id])
+            return answer()
 
     def update(self, events: Iterable[EventInput | Mapping[str, object]]) -> list[bool]:
         """Stores events, durably, and follows them; says of each whether it is new (not a repeated event id).
 
-        Raises ConfigError for an event that is not valid, and StoreError; then none has been stored.
+        Raises ConfigError for an event that is not valid, InvalidIdError, and StoreError; then none has been stored.
         """
-        try:
-            given = [each if isinstance(each, EventInput) else msgspec.convert(each, EventInput) for each in events]
-        except msgspec.ValidationError as problem:
-            raise ConfigError(f"an event is not valid: {problem}", fix="give user_id and item_id as text") from None
-        stored = to_stored(given, self._clock)
-        positions = self.store.append(stored)
-        if not self.store.shared:
-            for event, position in zip(stored, positions, strict=True):
-                self.recommender.follow(event, position)
+        given = [_as_input(event) for event in events]
+        with self._lock:
+            stored = to_stored(given, self._clock)
+            positions = self.store.append(stored)
+            if not self.store.shared:
+                for event, position in zip(stored, positions, strict=True):
+                    self.recommender.follow(event, position)
         return [position > 0 for position in positions]
 
-    def set_user(self, user_id: str, features: Mapping[str, object]) -> None:
+    def set_user(self, user_id: Id, features: Mapping[str, object]) -> None:
         """Stores the features of a user. Raises ConfigError for a feature that the bundle does not have."""
+        name = as_id(user_id, "user_id")
         self.recommender.user_features(features)
-        self.store.set_features(user_id, features)
-        self.recommender.forget(user_id)
+        with self._lock:
+            self.store.set_features(name, features)
+            self.recommender.forget(name)
 
     def put_item(self, record: ItemRecord) -> None:
-        """Stores and applies what is said about an item. Raises ConfigError; then nothing changed."""
-        self.recommender.check_item(record)
-        self.store.put_item(record)
-        self.refresh_items()
+        """Stores and applies what is said about an item. Raises ConfigError and InvalidIdError; then nothing changed."""
+        with self._lock:
+            self.recommender.check_item(record)
+            self.store.put_item(msgspec.structs.replace(record, item_id=as_id(record.item_id, "item_id")))
+            self.refresh_items()
 
     def refresh_items(self) -> None:
         """Applies what was said about items, here or by other processes."""
-        records, self._item_changes = self.store.items(self._item_changes)
-        for record in records:
-            self.recommender.put_item(record)
+        with self._lock:
+            records, self._item_changes = self.store.items(self._item_changes)
+            for record in records:
+                self.recommender.put_item(record)
 
-    def erase(self, user_id: str) -> int:
+    def erase(self, user_id: Id) -> int:
         """Removes a user from the store and from memory; the bundle's history of them is not used any more."""
-        removed = self.store.erase(user_id)
-        self.recommender.forget(user_id, history=True)
+        name = as_id(user_id, "user_id")
+        with self._lock:
+            removed = self.store.erase(name)
+            self.recommender.forget(name, history=True)
         return removed
+
+
+def _as_input(event: EventInput | Mapping[str, object]) -> EventInput:
+    if isinstance(event, EventInput):
+        user_id, item_id = as_id(event.user_id, "user_id"), as_id(event.item_id, "item_id")
+        return msgspec.structs.replace(event, user_id=user_id, item_id=item_id)
+    if not isinstance(event, Mapping):
+        raise ConfigError(
+            f"an event is not valid: it is a {type(event).__name__}",
+            fix="give a list of events, each with user_id and item_id",
+            parameter="events",
+        )
+    ids = {name: as_id(event[name], name) for name in ("user_id", "item_id") if name in event}
+    try:
+        return msgspec.convert({**event, **ids}, EventInput)
+    except msgspec.ValidationError as problem:
+        raise ConfigError(
+            f"an event is not valid: {problem}", fix="give user_id and item_id", parameter="events"
+        ) from None

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distilrec.engine.items import Floats
+from distilrec.engine.locks import fork_safe_lock
 
 _FIRST_ROOM = 16
 
@@ -52,9 +53,13 @@ class User:
 
 
 class Users:
-    """Users by id. At most `max_users` of them, and of each the latest `max_events` events; the states forget nothing."""
+    """Users by id. At most `max_users` of them, and of each the latest `max_events` events; the states forget nothing.
+
+    Any thread may call the methods; a `User` itself may only be read and changed by a thread that holds `lock`.
+    """
 
     def __init__(self, max_users: int | None, max_events: int) -> None:
+        self.lock = fork_safe_lock()
         self._users: OrderedDict[str, User] = OrderedDict()
         self.max_users, self.max_events = max_users, max_events
         self.nbytes = 0
@@ -68,10 +73,11 @@ class Users:
 
     def get(self, user_id: str) -> User | None:
         """The user, who thereby is the most recently used."""
-        user = self._users.get(user_id)
-        if user is not None:
-            self._users.move_to_end(user_id)
-        return user
+        with self.lock:
+            user = self._users.get(user_id)
+            if user is not None:
+                self._users.move_to_end(user_id)
+            return user
 
     def peek(self, user_id: str) -> User | None:
         """The user, without counting as use."""
@@ -79,28 +85,32 @@ class Users:
 
     def put(self, user_id: str, user: User) -> None:
         """Adds or replaces a user; the least recently used one leaves where there are too many."""
-        self.drop(user_id)
-        self._users[user_id] = user
-        self.nbytes += user.nbytes
-        if self.max_users is not None and len(self._users) > self.max_users:
-            _, gone = self._users.popitem(last=False)
-            self.nbytes -= gone.nbytes
-            self.evicted += 1
+        with self.lock:
+            self.drop(user_id)
+            self._users[user_id] = user
+            self.nbytes += user.nbytes
+            if self.max_users is not None and len(self._users) > self.max_users:
+                _, gone = self._users.popitem(last=False)
+                self.nbytes -= gone.nbytes
+                self.evicted += 1
 
     def drop(self, user_id: str) -> None:
         """Forgets a user, if in memory."""
-        user = self._users.pop(user_id, None)
-        if user is not None:
-            self.nbytes -= user.nbytes
+        with self.lock:
+            user = self._users.pop(user_id, None)
+            if user is not None:
+                self.nbytes -= user.nbytes
 
     def clear(self) -> None:
         """Forgets everybody."""
-        self._users.clear()
-        self.nbytes = 0
+        with self.lock:
+            self._users.clear()
+            self.nbytes = 0
 
     def recent(self, count: int) -> list[str]:
         """The most recently used users, latest first."""
-        return [user_id for user_id, _ in zip(reversed(self._users), range(count), strict=False)]
+        with self.lock:
+            return [user_id for user_id, _ in zip(reversed(self._users), range(count), strict=False)]
 
     def remember(self, user: User, item: int, event: int) -> None:
         """Adds an event to the log of a user who is held here, or is about to be."""

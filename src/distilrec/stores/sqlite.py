@@ -43,6 +43,30 @@ _LOW_SPACE = 256 * 2**20
 _CORRUPTED = ("malformed", "not a database", "corrupt")
 
 
+class _OwnersLock:
+    """A lock for the process that made it; in one that was forked off, where it may be held for ever, it raises."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._process, self._lock = path, os.getpid(), threading.Lock()
+
+    @property
+    def elsewhere(self) -> bool:
+        """Whether this is another process than the one that made it."""
+        return os.getpid() != self._process
+
+    def __enter__(self) -> None:
+        if self.elsewhere:
+            raise StoreUnavailableError(
+                f"the store {self._path} was opened before this process was forked, and belongs to the other one",
+                fix="open the store after the fork, in one process; use Redis (redis://…) where several share users",
+                file=str(self._path),
+            )
+        self._lock.acquire()
+
+    def __exit__(self, *error: object) -> None:
+        self._lock.release()
+
+
 class SqliteStore:
     """See `distilrec.stores.records.Store`.
 
@@ -54,8 +78,8 @@ class SqliteStore:
 
     def __init__(self, path: Path | str, migrations: Sequence[str] = MIGRATIONS) -> None:
         self.path = Path(path).resolve()  # one lock for all links to a file
-        self._reading = threading.Lock()
-        self._writing = threading.Lock()
+        self._reading = _OwnersLock(self.path)
+        self._writing = _OwnersLock(self.path)
         self._foreign = 0  # how often other programs have written to the file
         with ExitStack() as undo:
             self._locks = self._lock(undo)
@@ -209,6 +233,8 @@ class SqliteStore:
             raise self._corrupted("; ".join(problems))
 
     def close(self) -> None:
+        if self._reading.elsewhere:
+            return  # a copy that a fork made: the process that opened the file closes it
         with self._reading, self._writing:
             self._reader.close()
             self._writer.close()
