@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import Phase, settings
-from playwright.sync_api import Browser, sync_playwright
+from hypothesis import HealthCheck, Phase, settings
+from playwright.sync_api import Browser, expect, sync_playwright
 
 from distilrec.data.dataset import Dataset
 from distilrec.pipeline import Run, open_run, run_all
 from tests import small_run
-from tests.servers import program
+from tests.servers import PATIENCE, program
 
 _CHROMIUM = (
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
@@ -21,6 +21,9 @@ _CHROMIUM = (
 )  # fmt: skip
 
 
+# A busy machine may be slow at any moment: how long an example takes says nothing.
+settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("patient")
 if "MUTANT_UNDER_TEST" in os.environ:  # `make mutation`: that a test fails is enough, nobody reads the smallest example
     settings.register_profile("mutation", max_examples=40, deadline=None, phases=[Phase.explicit, Phase.generate])
     settings.load_profile("mutation")
@@ -61,6 +64,7 @@ def bundle(finished_run: Run, tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
+    expect.set_options(timeout=1_000 * PATIENCE)
     with sync_playwright() as playwright:
         opened = playwright.chromium.launch(executable_path=program("chromium"), args=list(_CHROMIUM))
         yield opened

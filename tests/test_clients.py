@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 import json
 import shutil
@@ -14,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tritonclient.http as triton
+import tritonclient.http.aio as triton_aio
 from openapi_spec_validator import OpenAPIV31SpecValidator
 from tritonclient.utils import InferenceServerException
 
@@ -135,6 +137,19 @@ def test_a_compressed_answer_is_not_promised(client):
     """The client says that it would take gzip; it gets plain bytes."""
     answer = client.infer("distilrec", inputs(k=2), response_compression_algorithm="gzip")
     assert answer.as_numpy("item_id").shape == (3, 2)
+
+
+def test_the_client_for_asyncio(server):
+    """Its HTTP library says that the body is application/octet-stream."""
+
+    async def ask() -> list[int]:
+        async with triton_aio.InferenceServerClient(f"127.0.0.1:{server.port}") as opened:
+            assert await opened.is_server_ready()
+            with pytest.raises(InferenceServerException, match="k is 0"):
+                await opened.infer("distilrec", inputs(k=0))
+            return (await opened.infer("distilrec", inputs(k=3))).as_numpy("count").tolist()
+
+    assert asyncio.run(ask()) == [3, 3, 3]
 
 
 # KServe v2 by hand: what no client should send

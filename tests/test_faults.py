@@ -351,7 +351,7 @@ def test_schemathesis_finds_no_5xx(bundle, tmp_path):
             "--checks", "not_a_server_error", "--phases", "examples,coverage,fuzzing", "--seed", "0", "--workers", "1",
             "--max-failures", "5", "--continue-on-failure",
         ],
-        capture_output=True, text=True, timeout=400, check=False, cwd=tmp_path, env={**os.environ, "NO_COLOR": "1"},
+        capture_output=True, text=True, timeout=1_500, check=False, cwd=tmp_path, env={**os.environ, "NO_COLOR": "1"},
     )  # fmt: skip
     text = server.log.read_text()
     assert server.stop() == 0

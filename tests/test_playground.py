@@ -12,13 +12,14 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import expect
 
 from distilrec import load
-from tests.servers import Server
+from tests.servers import PATIENCE, Server, until
 
 
 @pytest.fixture
 def page(browser):
     """A page whose complaints (scripts, policy, missing files, foreign hosts) fail the test."""
     opened = browser.new_page()
+    opened.set_default_timeout(1_000 * PATIENCE)
     complaints: list[str] = []
     hosts: set[str] = set()
     opened.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
@@ -42,6 +43,17 @@ def server(finished_run, tmp_path_factory):
 def listed(page, name):
     page.wait_for_selector(f"#{name} li")
     return page.eval_on_selector_all(f"#{name} li", "rows => rows.map(row => row.dataset.item)")
+
+
+def about(words):
+    """Whether a response is that to a request whose body holds these words."""
+    return lambda response: words in (response.request.post_data or "")
+
+
+def shows(page, response):
+    """Until the page lists what an answer of the service says."""
+    items = [item["item_id"] for item in response.json()["items"]]
+    until(lambda: listed(page, "answers") == items, f"the page lists {items}")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -83,7 +95,7 @@ def test_a_new_user_filter_diversity_and_search(page, server, finished_run):
         page.click("#new-user")
     page.wait_for_selector("#no-history:visible")
     assert page.input_value("#user").startswith("guest-")
-    assert page.is_hidden("#comparison")
+    expect(page.locator("#comparison")).to_be_hidden()
     page.fill("#search", "number 17")
     expect(page.locator("#found li")).to_have_count(1)
     assert listed(page, "found") == ["i17"]
@@ -91,16 +103,16 @@ def test_a_new_user_filter_diversity_and_search(page, server, finished_run):
     expect(page.locator("#history li")).to_have_count(1)
     assert page.inner_text("#history") == "Thing number 17"
     page.select_option("#attribute", "genres")
-    with page.expect_response("**/v1/recommend"):
+    with page.expect_response(about('"g1"')) as told:
         page.fill("#value", "g1")
         page.press("#value", "Tab")
-    page.wait_for_timeout(200)
+    shows(page, told.value)
     assert all("g1" in library.item(item).attributes["genres"] for item in listed(page, "answers"))
     page.select_option("#attribute", "price")
-    with page.expect_response("**/v1/recommend"):
+    with page.expect_response(about('"max":5')) as told:
         page.fill("#value", "2..5")
         page.press("#value", "Tab")
-    page.wait_for_timeout(200)
+    shows(page, told.value)
     assert all(2 <= library.item(item).attributes["price"] <= 5 for item in listed(page, "answers"))
     page.fill("#value", "cheap")
     page.press("#value", "Tab")
