@@ -188,7 +188,8 @@ def given(top, probability, targets):
             for target in each
         ]
     )
-    return Ranking(asked, ranks, np.full(len(top), ITEMS), top, np.array(probability, np.float64))
+    ones, candidates = np.ones(len(ranks), np.int64), np.full(len(top), ITEMS)
+    return Ranking(asked, ranks, ones, candidates, top, np.array(probability, np.float64))
 
 
 def test_calibration_error_by_hand():
@@ -256,10 +257,91 @@ def test_unknown_targets_count_as_misses_and_seen_items_are_masked():
     assert kept.top[0, :3].tolist() == [0, 1, 2]
 
 
-def test_ties_go_to_the_item_listed_first():
+def test_ties_have_their_expected_rank_and_lists_show_the_first():
     ranking = rank(Fixed(np.zeros((2, ITEMS))), ask([[0], [12]]), K)
-    assert ranking.ranks.tolist() == [0, 12]
+    assert ranking.ranks.tolist() == [(ITEMS - 1) / 2] * 2
     assert ranking.top[0].tolist() == list(range(K))
+
+
+def test_a_model_that_knows_nothing_measures_as_a_random_one():
+    """The exact values of a random order, for one held-out item of 30 candidates, wherever it is listed."""
+    ranking = rank(Fixed(np.ones((3, ITEMS))), ask([[0], [12], [29]]), K)
+    discounts = (1 / np.log2(np.arange(K) + 2)).sum()
+    expected = {
+        "ndcg": discounts / ITEMS, "hit_rate": K / ITEMS, "recall": K / ITEMS, "recall_capped": K / ITEMS,
+        "precision": 1 / ITEMS, "mrr": (1 / np.arange(1, K + 1)).sum() / ITEMS, "map": (1 / np.arange(1, K + 1)).sum() / ITEMS,
+    }  # fmt: skip
+    for name, value in expected.items():
+        np.testing.assert_allclose(metrics.QUALITY[name](ranking, K), value, rtol=1e-12, err_msg=name)
+    assert metrics.auc(ranking).tolist() == [0.5] * 3
+    assert metrics.accuracy(ranking) == pytest.approx([1 / ITEMS] * 3)
+    assert metrics.calibration_error(ranking) == pytest.approx(0)  # it says 1 / 30, and is right as often
+    seen = rank(Fixed(np.ones((1, ITEMS))), ask([[0]], [list(range(1, 21))]), K)  # ten candidates are left
+    assert metrics.hit_rate(seen, 5) == pytest.approx([0.5])
+
+
+def test_two_right_items_in_one_tie_by_hand():
+    """Scores 3, 2, 2, 2, 1: of the tie at ranks 1 to 3 two are right. First hit at rank 1 in 2 of 3 orders, else at 2."""
+    scores = np.full((1, ITEMS), -1.0)
+    scores[0, :5] = 3, 2, 2, 2, 1
+    ranking = rank(Fixed(scores), ask([[1, 3]]), 5)
+    assert ranking.ranks.tolist() == [2, 2]
+    assert metrics.hit_rate(ranking, 2) == pytest.approx([2 / 3])
+    assert metrics.hit_rate(ranking, 3) == pytest.approx([1])
+    assert metrics.recall(ranking, 3) == pytest.approx([2 / 3])
+    assert metrics.mrr(ranking, 5) == pytest.approx([2 / 3 / 2 + 1 / 3 / 3])
+    by_order = [(1 / 2 + 2 / 3) / 2, (1 / 2 + 2 / 4) / 2, (1 / 3 + 2 / 4) / 2]
+    assert metrics.average_precision(ranking, 5) == pytest.approx([np.mean(by_order)])
+    assert metrics.auc(ranking) == pytest.approx([1 - (1 + 0.5) / 28])
+
+
+@settings(deadline=None, max_examples=40, derandomize=True)
+@drawn(seed=st.integers(0, 10**6), levels=st.integers(1, 6))
+def test_metrics_of_ties_are_the_means_over_random_orders(seed, levels):
+    rng = np.random.default_rng(seed)
+    _, targets, seen = random_case(seed)
+    targets[0] = [*targets[0], UNKNOWN_ITEM]
+    scores = rng.integers(levels, size=(len(targets), ITEMS)).astype(np.float32)
+    asked = ask(targets, seen)
+    ranking = rank(Fixed(scores), asked, K)
+    measures = {**{name: lambda r, m=m: m(r, K) for name, m in metrics.QUALITY.items()}, "auc": metrics.auc}
+    orders = [rank(Fixed(scores + rng.permuted(np.tile(np.arange(ITEMS) / 99, (len(targets), 1)), axis=1)), asked, K)
+              for _ in range(400)]  # fmt: skip
+    for name, measure in measures.items():
+        values = np.array([measure(order).mean() for order in orders])
+        error = values.std() / np.sqrt(len(values))
+        assert measure(ranking).mean() == pytest.approx(values.mean(), abs=5 * error + 1e-9), name
+
+
+def test_early_stopping_and_the_report_see_a_model_that_knows_nothing_as_a_random_one(small):
+    from distilrec.evaluate.comparison import Candidate, compare
+    from distilrec.evaluate.ranking import questions
+    from distilrec.training.validation import validation_ndcg
+
+    class Constant:
+        def scores(self, histories):
+            return np.full((len(histories), small.catalogue_size), 7, np.float32)
+
+    discounts = (1 / np.log2(np.arange(10) + 2)).sum()
+    for part in ("validation", "test"):
+        asked = questions(small, part)
+        seen = [len(np.unique(asked.histories.of(k))) for k in range(len(asked.histories))]
+        expected = np.where(asked.targets != UNKNOWN_ITEM, discounts / (small.catalogue_size - np.array(seen)), 0)
+        if part == "validation":
+            assert validation_ndcg(Constant(), small) == pytest.approx(expected.mean())
+        else:
+            row = compare(small, [Candidate("constant", (Constant(),))]).row("constant")
+            assert row.ndcg_by_seed[0] == pytest.approx(expected.mean())
+            chance = expected * 10 / discounts  # of being among the first ten
+            assert row.quality["hit_rate@10"].mean == pytest.approx(chance.mean())
+            assert 0 < row.slices["head items"] < 2 * chance.max()
+
+
+def test_an_unknown_item_is_a_miss_in_the_smallest_catalogue_too():
+    scores = np.arange(ITEMS, 0, -1, dtype=np.float32)[None]
+    ranking = rank(Fixed(scores), ask([[UNKNOWN_ITEM]]), 2 * ITEMS)
+    for name, metric in metrics.QUALITY.items():
+        assert metric(ranking, 2 * ITEMS).tolist() == [0], name
 
 
 @settings(deadline=None)

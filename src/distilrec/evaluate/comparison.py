@@ -159,7 +159,7 @@ def compare(
                 for name, values in own.items()
                 if reference[name].mean() > 0
             }
-        found = np.mean([r.ranks < K for r in ranked], axis=0)
+        found = np.mean([r.chances(K).sum(1) for r in ranked], axis=0)
         rows.append(
             Row(
                 name=candidate.name,

@@ -1,7 +1,8 @@
 """Every metric with its definition. Quality metrics are (users,) float64: their mean is the metric.
 
-R is the set of held-out items of a user, rank counts from 0, K is the length of the list. Cross-checked against
-`rectools` and `ranx` in `tests/test_metrics.py`.
+R is the set of held-out items of a user, rank counts from 0, K is the length of the list. Where items have equal scores, a
+metric is its expected value over all orders of these: a model that knows nothing measures as a random one does.
+Cross-checked against `rectools` and `ranx`, and against random orders of ties, in `tests/test_metrics.py`.
 """
 
 from __future__ import annotations
@@ -27,12 +28,36 @@ def _relevant(ranking: Ranking) -> PerUser:
 
 
 def _hits(ranking: Ranking, k: int) -> PerUser:
-    return _sum_per_user(ranking, (ranking.ranks < k).astype(np.float64))
+    """Expected number of items of R among the first K."""
+    return _sum_per_user(ranking, ranking.chances(k).sum(1))
+
+
+def _first_hit(ranking: Ranking, k: int) -> PerUser:
+    """The probability that the first item of R stands at each of the first k ranks, (users, k).
+
+    It is one of the m items of R in the best group of ties that has any. With t items in that group, it stands at place j
+    of the group with probability m / (t - j) where none stood before.
+    """
+    starts, sizes = ranking.asked.offsets[:-1], np.diff(ranking.asked.offsets)
+    best = np.minimum.reduceat(ranking.above, starts)
+    in_best = ranking.known & (ranking.above == np.repeat(best, sizes))
+    m = _sum_per_user(ranking, in_best.astype(np.float64))  # 0 where all of R is unknown
+    t = np.maximum.reduceat(np.where(in_best, ranking.tied, 1), starts)
+    found = np.zeros((ranking.users, k))
+    none_before = np.ones(ranking.users)
+    for j in range(k):
+        left = t - j
+        here = none_before * np.divide(m, left, out=np.zeros(ranking.users), where=left > 0)
+        inside = best + j < k
+        found[inside, best[inside] + j] = here[inside]
+        none_before = none_before - here
+    return found
 
 
 def hit_rate(ranking: Ranking, k: int) -> PerUser:
     """1 where at least one item of R is among the first K."""
-    return (_hits(ranking, k) > 0).astype(np.float64)
+    found: PerUser = _first_hit(ranking, k).sum(1)
+    return found
 
 
 def precision(ranking: Ranking, k: int) -> PerUser:
@@ -55,38 +80,47 @@ def recall_capped(ranking: Ranking, k: int) -> PerUser:
 
 def ndcg(ranking: Ranking, k: int) -> PerUser:
     """DCG / ideal DCG; DCG sums 1 / log2(rank + 2) over hits, the ideal has min(|R|, K) of them (Järvelin 2002, binary)."""
-    gains = np.where(ranking.ranks < k, 1 / np.log2(ranking.ranks + 2), 0.0)
-    ideal = np.concatenate([[0.0], np.cumsum(1 / np.log2(np.arange(k) + 2))])
-    share: PerUser = _sum_per_user(ranking, gains) / ideal[np.minimum(_relevant(ranking), k).astype(np.int64)]
+    discounts = 1 / np.log2(np.arange(k) + 2)
+    ideal = np.concatenate([[0.0], np.cumsum(discounts)])
+    gains = _sum_per_user(ranking, ranking.chances(k) @ discounts)
+    share: PerUser = gains / ideal[np.minimum(_relevant(ranking), k).astype(np.int64)]
     return share
 
 
 def mrr(ranking: Ranking, k: int) -> PerUser:
     """1 / (rank + 1) of the best ranked item of R, 0 past K."""
-    best = np.minimum.reduceat(ranking.ranks, ranking.asked.offsets[:-1])
-    return np.where(best < k, 1 / (best + 1.0), 0.0)
+    reciprocal: PerUser = _first_hit(ranking, k) @ (1 / np.arange(1, k + 1))
+    return reciprocal
 
 
 def average_precision(ranking: Ranking, k: int) -> PerUser:
-    """Mean over R of the precision at each hit's rank, over min(|R|, K): the MAP@K of ranking campaigns, capped."""
-    hits = np.zeros((ranking.users, k))
-    inside = ranking.ranks < k
-    hits[ranking.owners()[inside], ranking.ranks[inside]] = 1.0
-    precisions = np.cumsum(hits, axis=1) / np.arange(1, k + 1)
-    mean: PerUser = (precisions * hits).sum(1) / np.minimum(_relevant(ranking), k)
+    """Mean over R of the precision at each hit's rank, over min(|R|, K): the MAP@K of ranking campaigns, capped.
+
+    An item at place j of its group of t ties has (m - 1) j / (t - 1) of the group's other m - 1 items of R before it.
+    """
+    better, level = _companions(ranking)
+    place = np.arange(k) - ranking.above[:, None]  # inside the group, (targets, k)
+    before = better[:, None] + (level - 1)[:, None] * place / np.maximum(ranking.tied - 1, 1)[:, None]
+    precisions = (ranking.chances(k) * (1 + before) / np.arange(1, k + 1)).sum(1)
+    mean: PerUser = _sum_per_user(ranking, precisions) / np.minimum(_relevant(ranking), k)
     return mean
+
+
+def _companions(ranking: Ranking) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Of every target: how many of the user's targets have a higher score, and how many the same, with itself."""
+    keys = ranking.owners() * (ranking.above.max(initial=0) + 1) + ranking.above
+    ordered = np.sort(keys)
+    low, high = np.searchsorted(ordered, keys), np.searchsorted(ordered, keys, side="right")
+    return low - ranking.asked.offsets[:-1][ranking.owners()], high - low
 
 
 def auc(ranking: Ranking) -> PerUser:
     """Share of pairs (item of R, other candidate) in the right order; an unknown item of R loses every pair."""
-    relevant = _relevant(ranking)
-    order = np.lexsort((ranking.ranks, ranking.owners()))
-    place = np.arange(len(order)) - np.repeat(ranking.asked.offsets[:-1], np.diff(ranking.asked.offsets))
-    known = ranking.asked.targets != UNKNOWN_ITEM
-    others = ranking.candidates - _sum_per_user(ranking, known.astype(np.float64))
-    above = np.minimum(ranking.ranks[order] - place, np.repeat(others, np.diff(ranking.asked.offsets)))
-    wrong = _sum_per_user(ranking, above.astype(np.float64))
-    pairs = relevant * others
+    better, level = _companions(ranking)
+    others = ranking.candidates - _sum_per_user(ranking, ranking.known.astype(np.float64))
+    above = ranking.above - better + (ranking.tied - level) / 2  # of the others, a tie is half of one
+    wrong = _sum_per_user(ranking, np.where(ranking.known, above, others[ranking.owners()]))
+    pairs = _relevant(ranking) * others
     lost: PerUser = np.divide(wrong, pairs, out=np.zeros_like(wrong), where=pairs > 0)
     return np.subtract(1.0, lost)
 

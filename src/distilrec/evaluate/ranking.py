@@ -89,13 +89,17 @@ def questions(dataset: Dataset, part: Part, exclude_seen: bool | None = None) ->
 class Ranking:
     """How a model ranked the held-out items.
 
-    ranks: (targets,) int64 from 0, the catalogue size where the item is unknown; candidates: (users,) int64, how many
-    items were ranked; top: (users, depth) int32, the best items in order, UNKNOWN_ITEM where there were fewer;
-    top_probability: (users,) float64, softmax probability of the first item.
+    above: (targets,) int64, how many items have a higher score, the catalogue size where the item is unknown; tied:
+    (targets,) int64, how many have the same score, with the item itself. A model says nothing about the order of ties, so
+    every order is as likely: metrics are expected values over it, and so is the rank.
+    candidates: (users,) int64, how many items were ranked; top: (users, depth) int32, the best items in order, of equal ones
+    the one listed first, UNKNOWN_ITEM where there were fewer; top_probability: (users,) float64, softmax probability of the
+    first item.
     """
 
     asked: Questions
-    ranks: NDArray[np.int64]
+    above: NDArray[np.int64]
+    tied: NDArray[np.int64]
     candidates: NDArray[np.int64]
     top: NDArray[np.int32]
     top_probability: NDArray[np.float64]
@@ -104,17 +108,36 @@ class Ranking:
     def users(self) -> int:
         return len(self.asked.histories)
 
+    @property
+    def ranks(self) -> NDArray[np.float64]:
+        """The expected rank of every target, (targets,), from 0: above + (tied - 1) / 2."""
+        expected: NDArray[np.float64] = self.above + (self.tied - 1) / 2
+        return expected
+
+    @property
+    def known(self) -> NDArray[np.bool_]:
+        """Which targets are in the catalogue, (targets,)."""
+        known: NDArray[np.bool_] = self.asked.targets != UNKNOWN_ITEM
+        return known
+
+    def chances(self, k: int) -> NDArray[np.float64]:
+        """The probability that a target stands at each of the first k ranks, (targets, k)."""
+        places = np.arange(k)
+        first, tied = self.above[:, None], self.tied[:, None]
+        chances: NDArray[np.float64] = ((places >= first) & (places < first + tied) & self.known[:, None]) / tied
+        return chances
+
     def owners(self) -> NDArray[np.int64]:
         """The user (0..users) of every target, (targets,)."""
         return np.repeat(np.arange(self.users), np.diff(self.asked.offsets))
 
 
 def rank(scorer: Scorer, asked: Questions, depth: int = 10) -> Ranking:
-    """Ranks the catalogue for every question; of two items with equal scores the one listed first wins.
+    """Ranks the catalogue for every question.
 
     Raises InvalidValueError when the scores have the wrong shape or are not finite.
     """
-    ranks, candidates, top, probability = [], [], [], []
+    above, tied, candidates, top, probability = [], [], [], [], []
     for start in range(0, len(asked.histories), _CHUNK):
         some = asked.histories.select(start, start + _CHUNK)
         scores = np.array(scorer.scores(some), np.float32)
@@ -127,22 +150,25 @@ def rank(scorer: Scorer, asked: Questions, depth: int = 10) -> Ranking:
             scores[np.repeat(np.arange(len(some)), np.diff(some.offsets)), some.items] = -np.inf
         low, high = asked.offsets[start], asked.offsets[start + len(some)]
         owners = np.repeat(np.arange(len(some)), np.diff(asked.offsets[start : start + len(some) + 1]))
-        ranks.append(_ranks(scores, owners, asked.targets[low:high]))
+        higher, equal = _standing(scores, owners, asked.targets[low:high])
+        above.append(higher)
+        tied.append(equal)
         candidates.append(np.isfinite(scores).sum(1))
         best = np.argsort(-scores, axis=1, kind="stable")[:, :depth].astype(np.int32)
         best[~np.isfinite(np.take_along_axis(scores, best, 1))] = UNKNOWN_ITEM
         top.append(np.pad(best, ((0, 0), (0, depth - best.shape[1])), constant_values=UNKNOWN_ITEM))
         highest = scores.max(1, keepdims=True)
         probability.append(1 / np.exp(scores.astype(np.float64) - highest).sum(1))
-    return Ranking(
-        asked, np.concatenate(ranks), np.concatenate(candidates), np.concatenate(top), np.concatenate(probability)
-    )
+    return Ranking(asked, *map(np.concatenate, (above, tied, candidates, top, probability)))
 
 
-def _ranks(scores: NDArray[np.float32], owners: NDArray[np.int64], targets: NDArray[np.int32]) -> NDArray[np.int64]:
-    ranks = np.full(len(targets), scores.shape[1], np.int64)
+def _standing(
+    scores: NDArray[np.float32], owners: NDArray[np.int64], targets: NDArray[np.int32]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """How many items stand above each target, and how many are level with it."""
+    above, tied = np.full(len(targets), scores.shape[1], np.int64), np.ones(len(targets), np.int64)
     for place, (owner, target) in enumerate(zip(owners, targets, strict=True)):
         if target != UNKNOWN_ITEM:
             row, own = scores[owner], scores[owner, target]
-            ranks[place] = np.count_nonzero(row > own) + np.count_nonzero(row[:target] == own)
-    return ranks
+            above[place], tied[place] = np.count_nonzero(row > own), np.count_nonzero(row == own)
+    return above, tied
