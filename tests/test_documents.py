@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from unittest.mock import Mock
 
 import msgspec
 import numpy as np
@@ -33,7 +34,9 @@ from distilrec.models import StudentConfig, train_model
 from distilrec.privacy import PrivateTrainingConfig
 from distilrec.serve.app import _api, _kserve
 from distilrec.serve.config import ServiceConfig
+from distilrec.serve.http import Endpoint
 from distilrec.serve.schemas import RecommendRequest
+from distilrec.serve.service import Service
 from distilrec.settings import converted
 from distilrec.students.recurrent import RecurrentConfig
 from distilrec.teachers.build import TeacherConfig
@@ -149,13 +152,14 @@ def test_commands_exist_with_their_options(line):
     assert options <= known, f"{line}: no option {sorted(options - known)}"
 
 
+def service_table() -> list[Endpoint]:
+    service = Mock(spec=Service)
+    return [*_api(service), *_kserve(service)]
+
+
 def test_paths_of_the_service_exist():
     """Every path below /v1 and /v2 that a page names is one of the service's."""
-    from unittest.mock import Mock
-
-    from distilrec.serve.service import Service
-
-    table = [*_api(Mock(spec=Service)), *_kserve(Mock(spec=Service))]
+    table = service_table()
     patterns = [re.sub(r"\{[^}]+\}", "[^/]+", re.sub(r"\{(\w+):path\}", r"{\1}", endpoint.path)) for endpoint in table]
     for name, page in TEXTS.items():
         for path in re.findall(r"(?<![\w.])(/v[12](?:/[\w{}:-]+)*)", page):
@@ -358,3 +362,23 @@ def test_the_table_of_errors_is_that_of_the_code():
     assert {name: (kind.code, str(kind.http_status)) for name, kind in classes.items()} == {
         name: (code.strip("`"), status) for code, name, status, _ in rows
     }
+
+
+def test_the_table_of_endpoints_names_their_scopes():
+    table = {(each.method, re.sub(r":\w+}", "}", each.path)): each.scope or "" for each in service_table()}
+    said = {}
+    for endpoints, scope, _ in table_of("docs/serving.md", "endpoint"):
+        method = ""
+        for name in re.findall(r"`([^`]+)`", endpoints):
+            method, path = name.split() if " " in name else (method, name)
+            if method and path.startswith("/"):
+                said[method, path] = scope
+    versions = {key for key in table if "/versions/" in key[1]}  # one row: the same as without a version
+    for method, path in versions:
+        assert table[method, path] == table[method, path.replace("/versions/{version}", "")]
+    pages = {("GET", "/openapi.json"), ("GET", "/")}
+    assert {key: said.get(key) for key in table.keys() - versions} == {
+        key: table[key] for key in table.keys() - versions
+    }
+    assert {said[key] for key in pages} == {""}
+    assert said.keys() == (table.keys() - versions) | pages
