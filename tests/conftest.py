@@ -32,7 +32,7 @@ if "MUTANT_UNDER_TEST" in os.environ:  # `make mutation`: that a test fails is e
 @pytest.fixture(autouse=True)
 def _clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """No test sees the user's cache, bundle or working folder."""
-    for name in ("DISTILREC_BUNDLE", "DISTILREC_CACHE"):
+    for name in ("DISTILREC_BUNDLE", "DISTILREC_CACHE", "DISTILREC_STORE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.chdir(tmp_path)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import time
@@ -14,7 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import App, CycloptsError, Parameter
 
 from distilrec._version import __version__
-from distilrec.errors import ConfigError, DistilrecError, StorageError, missing_extra
+from distilrec.errors import ConfigError, DistilrecError, InvalidIdError, StorageError, missing_extra
+from distilrec.ids import as_id
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -56,7 +58,15 @@ Ray = Annotated[
 Seed = Annotated[int | None, Parameter(name="--seed", help="Seed of everything random.")]
 Bundle = Annotated[Path | None, Parameter(name="--bundle", help="Bundle folder; runs/ml-100k/bundle by default.")]
 StoreAddress = Annotated[
-    str, Parameter(name="--store", help="Where events are kept: sqlite:///FILE or redis://HOST:PORT/NUMBER.")
+    str,
+    Parameter(
+        name="--store",
+        env_var="DISTILREC_STORE",
+        help="Where events are kept: sqlite:///FILE or redis://HOST:PORT/NUMBER.",
+    ),
+]
+StorePassword = Annotated[
+    Path | None, Parameter(name="--store-password-file", help="File that holds the password of the Redis server.")
 ]
 StorePrefix = Annotated[str, Parameter(name="--store-prefix", help="Prefix of every key in Redis.")]
 Host = Annotated[str, Parameter(name="--host", help="Address to listen on.")]
@@ -229,7 +239,6 @@ def recommend(
     import msgspec
 
     from distilrec.engine.recommender import load
-    from distilrec.ids import as_id
 
     user_id = as_id(user_id, "--user_id")
     recommender = load(_bundle(bundle))
@@ -265,10 +274,14 @@ def serve(
     bundle: Bundle = None,
     store: StoreAddress = "sqlite:///distilrec.db",
     store_prefix: StorePrefix = "distilrec:",
+    store_password_file: StorePassword = None,
     host: Host = "127.0.0.1",
     port: Port = 8000,
     keys: KeyFile = None,
     without_keys: Annotated[bool, Parameter(help="Listen to other machines without API keys.")] = False,
+    allowed_hosts: Annotated[
+        tuple[str, ...], Parameter(help="Other names that the service is reached by without API keys.")
+    ] = (),
     workers: Annotated[int, Parameter(help="Processes; more than one share users through Redis.")] = 1,
     bundle_root: Annotated[
         Path | None, Parameter(help="Folder that bundles may be loaded from; the one that holds the bundle by default.")
@@ -282,6 +295,10 @@ def serve(
     max_k: Annotated[int, Parameter(help="Most items in one answer.")] = 1_000,
     max_batch: Annotated[int, Parameter(help="Most events, or recommendations, in one request.")] = 1_000,
     max_body: Annotated[int, Parameter(help="Most bytes of one request.")] = 1_048_576,
+    max_head: Annotated[int, Parameter(help="Most bytes of the path and headers of a request.")] = 32_768,
+    max_connections: Annotated[int, Parameter(help="Most open connections of a worker.")] = 1_000,
+    head_seconds: Annotated[float, Parameter(help="Time for sending the headers of a request.")] = 10.0,
+    transfer_seconds: Annotated[float, Parameter(help="Time for sending a body, and for reading an answer.")] = 60.0,
     max_pending: Annotated[int, Parameter(help="Most events that wait to be stored.")] = 50_000,
     log_requests: Annotated[bool, Parameter(help="Log every request, not only refusals of the service.")] = False,
     drain_seconds: Annotated[float, Parameter(help="Say not ready for so long before closing, on SIGTERM.")] = 0.0,
@@ -297,11 +314,13 @@ def serve(
         bundle=str(_bundle(bundle).absolute()),
         store=store,
         store_prefix=store_prefix,
+        store_password_file=None if store_password_file is None else str(store_password_file.absolute()),
         host=host,
         port=port,
         workers=workers,
         keys=None if keys is None else str(keys.absolute()),
         without_keys=without_keys,
+        allowed_hosts=tuple(name.strip() for each in allowed_hosts for name in each.split(",") if name.strip()),
         bundle_root=None if bundle_root is None else str(bundle_root.absolute()),
         search=search,
         max_users=max_users,
@@ -309,10 +328,15 @@ def serve(
         max_k=max_k,
         max_batch=max_batch,
         max_body=max_body,
+        max_head=max_head,
+        max_connections=max_connections,
+        head_seconds=head_seconds,
+        transfer_seconds=transfer_seconds,
         max_pending=max_pending,
         log_requests=log_requests,
         drain_seconds=drain_seconds,
     )
+    _warn_of_secret(store)
     if ray is not None:
         from distilrec.scale.ray_serve import serve_on_ray
 
@@ -329,6 +353,7 @@ def doctor(
     bundle: Bundle = None,
     store: StoreAddress = "sqlite:///distilrec.db",
     store_prefix: StorePrefix = "distilrec:",
+    store_password_file: StorePassword = None,
     host: Host = "127.0.0.1",
     port: Port = 8000,
     keys: KeyFile = None,
@@ -341,6 +366,7 @@ def doctor(
         bundle=str(_bundle(bundle)),
         store=store,
         store_prefix=store_prefix,
+        store_password_file=None if store_password_file is None else str(store_password_file.absolute()),
         host=host,
         port=port,
         keys=None if keys is None else str(keys),
@@ -390,7 +416,7 @@ def pseudonym(
     """The name under which a run with pseudonyms knows a user: what to ask `recommend`, `forget` and the service for."""
     from distilrec.data import pseudonyms
 
-    print(pseudonyms.pseudonym(user_id, pseudonyms.pseudonym_key(key)))  # noqa: T201
+    print(pseudonyms.pseudonym(as_id(user_id, "user_id"), pseudonyms.pseudonym_key(key)))  # noqa: T201
 
 
 @app.command
@@ -410,7 +436,15 @@ def forget(
         return
     from distilrec.bundle.format import erase_user
 
-    there = erase_user(_bundle(bundle), user_id)
+    folder = _bundle(bundle)
+    try:
+        name = as_id(user_id, "user_id")
+    except InvalidIdError:
+        if not erase_user(folder, user_id):  # bundles made before ids followed a rule may hold it
+            raise
+        there = True
+    else:
+        there = any([erase_user(folder, text) for text in dict.fromkeys((name, user_id))])
     print("erased" if there else "this bundle holds nothing about that user")  # noqa: T201
 
 
@@ -425,13 +459,26 @@ def seen(
 
     from distilrec.seen import models_that_saw
 
-    found = models_that_saw(runs, user_id)
+    found = models_that_saw(runs, as_id(user_id, "user_id"))
     for one in found:
         when = datetime.fromtimestamp(one.exported, UTC).isoformat(timespec="seconds")
         private = ", with differential privacy" if one.private else ""
         print(f"{one.model_version}  {when}  {one.dataset}{private}")  # noqa: T201
     if not found:
         print(f"no model recorded below {runs} was trained on this user")  # noqa: T201
+
+
+def _warn_of_secret(store: str) -> None:
+    from distilrec.serve.logs import log, start_logging
+    from distilrec.stores.opening import holds_secret
+
+    if holds_secret(store) and any(store in argument for argument in sys.argv):
+        start_logging()
+        text = (
+            "the command line holds the password of the store, and every user of this machine can read it: "
+            "give the address as DISTILREC_STORE, or the password by --store-password-file"
+        )
+        log("store", logging.WARNING, warning=text)
 
 
 def _bundle(given: Path | None) -> Path:

@@ -29,9 +29,12 @@
     │   ├── MalformedRequestError    the body is no JSON
     │   ├── UnauthorizedError        no valid API key
     │   ├── ForbiddenError           the key has not the scope
+    │   ├── OriginError              sent by a web page of another site, or to a name that is not ours
     │   ├── NotFoundError            no such path
     │   ├── MethodNotAllowedError    the path exists, not for this method
     │   ├── BodyTooLargeError        more bytes than allowed
+    │   ├── HeadersTooLargeError     a longer path, or more or longer headers than allowed
+    │   ├── RequestTimeoutError      not sent within the time allowed
     │   ├── MediaTypeError           the body is not declared as JSON
     │   ├── RateLimitedError         too many requests
     │   └── SwapConflictError        another model is being loaded, or there is none to go back to
@@ -189,6 +192,11 @@ class ForbiddenError(RequestError):
     http_status = 403
 
 
+class OriginError(RequestError):
+    code = "origin_refused"
+    http_status = 403
+
+
 class NotFoundError(RequestError):
     code = "not_found"
     http_status = 404
@@ -202,6 +210,16 @@ class MethodNotAllowedError(RequestError):
 class BodyTooLargeError(RequestError):
     code = "body_too_large"
     http_status = 413
+
+
+class HeadersTooLargeError(RequestError):
+    code = "headers_too_large"
+    http_status = 431
+
+
+class RequestTimeoutError(RequestError):
+    code = "request_timeout"
+    http_status = 408
 
 
 class MediaTypeError(RequestError):

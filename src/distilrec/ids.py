@@ -31,6 +31,7 @@ WHOLE_FLOAT = r"^(-?(?:0|[1-9][0-9]*))\.0+$"
 """A pattern, for Python and for Rust's regular expressions, of a whole number written as a float; group 1 is the integer."""
 
 _SHOWN = 40  # characters of a wrong value in a message
+_TOO_LARGE = 10**MAX_CHARACTERS
 _REFUSED = re.compile(f"{REFUSED}|[\ud800-\udfff]")
 _WHOLE_FLOAT = re.compile(WHOLE_FLOAT.replace("$", r"\Z"))
 
@@ -43,6 +44,8 @@ def as_id(value: object, what: str = "id") -> str:
     if isinstance(value, str):
         return _checked(value, what)
     if isinstance(value, Integral) and not isinstance(value, bool):
+        if abs(int(value)) >= _TOO_LARGE:  # Python refuses to write out integers of thousands of digits
+            raise _invalid("…", what, f"is a number of more than {MAX_CHARACTERS} digits")
         return _checked(str(int(value)), what)
     if isinstance(value, float):
         if not value.is_integer():  # NaN and infinities are none
@@ -70,6 +73,18 @@ def listed_ids(values: Iterable[Id], what: str) -> list[Id]:
     return list(values)
 
 
+def as_label(text: str, what: str, most: int) -> str:
+    """Returns a text that names something for a program, such as an event id, exactly as it is.
+
+    Raises InvalidIdError for one that is empty, longer than `most`, or holds a character that no id may have.
+    """
+    if found := _REFUSED.search(text):
+        raise _unusable(text, what, f"holds the character U+{ord(found[0]):04X}", most)
+    if not text or len(text) > most:
+        raise _unusable(text, what, f"has {len(text):,} characters", most)
+    return text
+
+
 def _checked(text: str, what: str) -> str:
     if found := _REFUSED.search(text):
         raise _invalid(text, what, f"holds the character U+{ord(found[0]):04X}")
@@ -83,6 +98,14 @@ def _checked(text: str, what: str) -> str:
             raise _invalid(text, what, "is a float so large that several integers are the same")
         return "0" if whole[1] == "-0" else whole[1]
     return text
+
+
+def _unusable(text: str, what: str, problem: str, most: int) -> InvalidIdError:
+    return InvalidIdError(
+        f"the {what} {text[:_SHOWN]!r} {problem}",
+        fix=f"give text of 1 to {most} characters without control characters",
+        parameter=what,
+    )
 
 
 def _invalid(value: object, what: str, problem: str) -> InvalidIdError:

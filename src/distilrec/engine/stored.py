@@ -15,9 +15,10 @@ from distilrec.engine.locks import fork_safe_lock
 from distilrec.engine.order import MAX_CLOCK_SKEW
 from distilrec.engine.recommender import Recommendation, Recommender
 from distilrec.errors import ConfigError
-from distilrec.ids import Id, as_id, listed_ids
+from distilrec.ids import Id, as_id, as_label, listed_ids
 from distilrec.stores.records import ItemRecord, Since, Store, StoredEvent
 
+MAX_EVENT_TYPE, MAX_EVENT_ID = 64, 128  # characters
 _SMALL_STEP = 5.0  # seconds
 
 
@@ -28,8 +29,8 @@ class EventInput(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     the user, and sending the event again does not count twice.
     """
 
-    user_id: str
-    item_id: str
+    user_id: str | int | float
+    item_id: str | int | float
     event_type: str = "interaction"
     timestamp: float | None = None
     event_id: str | None = None
@@ -54,7 +55,11 @@ class Clock:
 
 
 def to_stored(events: Iterable[EventInput], clock: Clock) -> list[StoredEvent]:
-    """Events as they are stored. Raises ConfigError for a timestamp that is negative, not finite, or in the future."""
+    """Returns events as they are stored.
+
+    Raises ConfigError for a timestamp that is negative, not finite, or in the future, InvalidIdError for an id, an event
+    type or an event id that cannot be kept exactly.
+    """
     stored = []
     for place, event in enumerate(events):
         now = clock.now()
@@ -65,10 +70,12 @@ def to_stored(events: Iterable[EventInput], clock: Clock) -> list[StoredEvent]:
                 fix="set the clock of the sender, convert milliseconds to seconds, or leave the timestamp out",
                 parameter=f"events[{place}].timestamp",
             )
-        identity = event.event_id or uuid4().hex
-        stored.append(
-            StoredEvent(event.user_id, event.item_id, event.event_type, now if when is None else when, now, identity)
-        )
+        where = f"events[{place}]."
+        user, item = as_id(event.user_id, where + "user_id"), as_id(event.item_id, where + "item_id")
+        kind = as_label(event.event_type, where + "event_type", MAX_EVENT_TYPE)
+        given = event.event_id
+        identity = uuid4().hex if given is None else as_label(given, where + "event_id", MAX_EVENT_ID)
+        stored.append(StoredEvent(user, item, kind, now if when is None else when, now, identity))
     return stored
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import math
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.resources import files
@@ -9,14 +11,17 @@ from urllib.parse import parse_qs
 
 import msgspec
 from starlette.applications import Starlette
-from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from distilrec.errors import RequestError
+from distilrec.ids import as_id
 from distilrec.serve import kserve
+from distilrec.serve.connections import STATE, Limits
 from distilrec.serve.http import Call, Endpoint, Gate, Reply, Resource, no_such_path
 from distilrec.serve.keys import Keys
 from distilrec.serve.openapi import openapi
+from distilrec.serve.origins import origins_for
+from distilrec.serve.paths import Paths, path_of
 from distilrec.serve.schemas import (
     BatchRequest,
     BatchResponse,
@@ -53,7 +58,9 @@ _PAGES = {
 
 def make_app(service: Service, keys: Keys) -> ASGIApp:
     """The application over an opened service; its lifespan starts and stops the service."""
-    gate = Gate(keys, service.metrics, service.config.max_body, log_requests=service.config.log_requests)
+    config = service.config
+    origins = origins_for(config, keys_required=keys.required)
+    gate = Gate(keys, origins, service.metrics, config.max_body, log_requests=config.log_requests)
     table = [*_api(service), *_kserve(service)]
     described = msgspec.json.encode(openapi(table, with_keys=keys.required))
 
@@ -62,27 +69,48 @@ def make_app(service: Service, keys: Keys) -> ASGIApp:
 
     table.append(Endpoint("GET", "/openapi.json", "openapi", "This description.", None, None, None, description))
     table += _pages()
-    paths: dict[str, list[Endpoint]] = {}
+    by_path: dict[str, list[Endpoint]] = {}
     for endpoint in table:
-        paths.setdefault(endpoint.path, []).append(endpoint)
+        by_path.setdefault(endpoint.path, []).append(endpoint)
+    resources = {path: Resource(gate, endpoints) for path, endpoints in by_path.items()}
+    paths, nothing = Paths(resources), no_such_path(gate)
+    handlers = {
+        (m, path.encode()): handler
+        for path, resource in resources.items()
+        if "{" not in path
+        for m, handler in resource.handlers.items()
+    }
 
     @asynccontextmanager
-    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+    async def lifespan(app: Starlette) -> AsyncIterator[dict[str, Limits]]:
         await service.start()
-        yield
+        watching = asyncio.create_task(keys.watch())
+        yield {STATE: limits}
+        watching.cancel()
         await service.stop()
 
-    resources = {path: Resource(gate, endpoints) for path, endpoints in paths.items()}
-    app = Starlette(routes=[Route(path, resource) for path, resource in resources.items()], lifespan=lifespan)
-    app.router.default = no_such_path(gate)
-    app.router.redirect_slashes = False
+    def count_refused(code: str) -> None:
+        service.metrics.errors.labels("connection", code).inc()
 
-    handlers = {(m, path): handler for path, resource in resources.items() for m, handler in resource.handlers.items()}
+    limits = Limits(
+        config.max_head, config.head_seconds, config.transfer_seconds, config.max_connections, count_refused
+    )
+    life = Starlette(lifespan=lifespan)
 
     async def application(scope: Scope, receive: Receive, send: Send) -> None:
-        """A path without parameters is found by one look-up, which saves a tenth of a request."""
-        handler = handlers.get((scope["method"], scope["path"])) if scope["type"] == "http" else None
-        await (app if handler is None else handler)(scope, receive, send)
+        if scope["type"] == "lifespan":
+            await life(scope, receive, send)
+            return
+        if scope["type"] != "http":
+            await nothing(scope, receive, send)
+            return
+        path = path_of(scope)
+        handler: ASGIApp | None = handlers.get((scope["method"], path))  # saves a tenth of a request
+        if handler is None:
+            handler = nothing
+            if found := paths.find(path):
+                handler, scope["path_params"] = found
+        await handler(scope, receive, send)
 
     return application
 
@@ -93,15 +121,17 @@ def _api(service: Service) -> list[Endpoint]:
     async def metrics(call: Call) -> Reply:
         return Reply(s.exposition(), b"text/plain; version=0.0.4; charset=utf-8")
 
+    def counted(length: int) -> int:
+        return min(length, s.config.max_batch)  # more are refused, and cost no more than that
+
     return [
-        # First what is asked most: routes are tried in this order.
         Endpoint(
             "POST", "/v1/recommend", "recommend", "The best items for a user.", "recommend",
             RecommendRequest, RecommendResponse, lambda call: s.recommend(call.body),
         ),
         Endpoint(
             "POST", "/v1/events", "events", "Stores events; the next answers follow them.", "events",
-            EventsRequest, EventsResponse, lambda call: s.events(call.body),
+            EventsRequest, EventsResponse, lambda call: s.events(call.body), weight=lambda body: counted(len(body.events)),
         ),
         Endpoint(
             "POST", "/v1/rank", "rank", "Given items for a user, best first.", "recommend",
@@ -110,6 +140,7 @@ def _api(service: Service) -> list[Endpoint]:
         Endpoint(
             "POST", "/v1/recommend/batch", "recommend_batch", "Several recommendations at once.", "recommend",
             BatchRequest, BatchResponse, lambda call: s.recommend_batch(call.body),
+            weight=lambda body: counted(len(body.requests)),
         ),
         Endpoint(
             "GET", "/v1/items", "items", "Items by title or id.", "recommend", None, ItemsResponse,
@@ -126,7 +157,7 @@ def _api(service: Service) -> list[Endpoint]:
         ),
         Endpoint(
             "DELETE", "/v1/items/{item_id:path}", "delete_item", "Removes an item from all answers.", "items",
-            None, StatusResponse, lambda call: s.delete_item(_id(call, "item_id")),
+            None, StatusResponse, lambda call: s.delete_item(call.path["item_id"]),
         ),
         Endpoint(
             "GET", "/v1/users", "users", "Some users with a history.", "users", None, UsersResponse,
@@ -142,7 +173,7 @@ def _api(service: Service) -> list[Endpoint]:
         ),
         Endpoint(
             "DELETE", "/v1/users/{user_id:path}", "delete_user", "Erases everything about a user.", "users",
-            None, ErasedResponse, lambda call: s.delete_user(_id(call, "user_id")),
+            None, ErasedResponse, lambda call: s.delete_user(call.path["user_id"]),
         ),
         Endpoint(
             "GET", "/v1/model", "model", "The model that answers.", "recommend", None, ModelResponse,
@@ -185,6 +216,11 @@ def _kserve(service: Service) -> list[Endpoint]:
         kserve.check_model(service, call.path["name"], call.path.get("version"))
         return kserve.model_metadata(service)
 
+    def users_of(body: kserve.Inference) -> int:
+        """Returns how many users an inference asks for, by the shape that it declares."""
+        shapes = [tensor.shape for tensor in body.request.inputs if tensor.name == "user_id"]
+        return min(max(map(math.prod, shapes), default=1), service.config.max_batch)
+
     async def infer(call: Call) -> kserve.InferResponse | Reply:
         kserve.check_model(service, call.path["name"], call.path.get("version"))
         return await kserve.infer(service, call.body)
@@ -205,7 +241,7 @@ def _kserve(service: Service) -> list[Endpoint]:
             ),
             Endpoint(
                 "POST", f"{base}/infer", f"kserve_{name}_infer", "KServe: recommendations.", "recommend",
-                kserve.InferRequest, kserve.InferResponse, infer, read=kserve.read_inference,
+                kserve.InferRequest, kserve.InferResponse, infer, read=kserve.read_inference, weight=users_of,
             ),
         ]  # fmt: skip
     return table
@@ -228,10 +264,7 @@ def _pages() -> list[Endpoint]:
 
 
 def _id(call: Call, name: str) -> str:
-    value = call.path[name]
-    if not 1 <= len(value) <= 256:
-        raise RequestError(f"{name} has {len(value)} characters", fix="give an id of 1 to 256 characters")
-    return value
+    return as_id(call.path[name], name)
 
 
 def _text(call: Call, name: str) -> str:
@@ -247,7 +280,7 @@ def _limit(call: Call) -> int:
 
 def _query(call: Call) -> dict[str, str]:
     try:
-        found = parse_qs(call.query.decode(), keep_blank_values=True, max_num_fields=20)
+        found = parse_qs(call.query.decode(), keep_blank_values=True, errors="strict", max_num_fields=20)
     except (UnicodeDecodeError, ValueError) as problem:
         raise RequestError(f"the query string cannot be read: {problem}", fix="encode it as UTF-8") from None
     return {name: values[-1] for name, values in found.items()}

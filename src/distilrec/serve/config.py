@@ -9,7 +9,7 @@ from msgspec import Meta
 
 from distilrec.bundle.manifest import SearchKind
 from distilrec.errors import ConfigError
-from distilrec.settings import Count, NotNegative, Settings
+from distilrec.settings import Count, NotNegative, Positive, Settings
 
 
 class ServiceConfig(Settings, frozen=True):
@@ -18,11 +18,13 @@ class ServiceConfig(Settings, frozen=True):
     bundle: str
     store: str = "sqlite:///distilrec.db"
     store_prefix: str = "distilrec:"
+    store_password_file: str | None = None
     host: str = "127.0.0.1"
     port: Annotated[int, Meta(ge=0, le=65_535)] = 8000
     workers: Count = 1
     keys: str | None = None
     without_keys: bool = False
+    allowed_hosts: tuple[str, ...] = ()
     bundle_root: str | None = None
     search: SearchKind | None = None
     max_users: Count = 200_000
@@ -30,6 +32,10 @@ class ServiceConfig(Settings, frozen=True):
     max_k: Count = 1_000
     max_batch: Count = 1_000
     max_body: Count = 1_048_576
+    max_head: Count = 32_768
+    max_connections: Count = 1_000
+    head_seconds: Positive = 10.0
+    transfer_seconds: Positive = 60.0
     max_pending: Count = 50_000
     log_requests: bool = False
     drain_seconds: NotNegative = 0.0

@@ -106,7 +106,7 @@ def _store(config: ServiceConfig) -> list[Finding]:
     from distilrec.stores.opening import open_store
     from distilrec.stores.sqlite import SqliteStore
 
-    store = open_store(config.store, config.store_prefix)
+    store = open_store(config.store, config.store_prefix, config.store_password_file)
     try:
         warnings = store.check()
         if isinstance(store, SqliteStore):

@@ -1,7 +1,7 @@
 """From bytes to a request and from an answer to bytes: one small ASGI application per path, with all that every path needs.
 
-In this order: request id, API key with scope and rate limit, size and type of the body, decoding, the work, the answer,
-time and errors for the metrics.
+In this order: request id, where the request comes from, API key with scope and rate, type and size of the body, decoding,
+the rest of the rate, the work, the answer, time and errors for the metrics.
 """
 
 from __future__ import annotations
@@ -28,11 +28,14 @@ from distilrec.errors import (
     MethodNotAllowedError,
     NotFoundError,
     RequestError,
+    StoreError,
 )
 from distilrec.serve.keys import Keys
 from distilrec.serve.keys import Scope as KeyScope
 from distilrec.serve.logs import log
 from distilrec.serve.metrics import Metrics
+from distilrec.serve.origins import Origins
+from distilrec.serve.paths import texts_of
 from distilrec.serve.schemas import ErrorDetail, ErrorResponse, TextError
 from distilrec.serve.tensors import BINARY_TYPE, LENGTH_HEADER
 
@@ -42,6 +45,10 @@ Headers = list[tuple[bytes, bytes]]
 _SAFE_ID = re.compile(rb"[\w.:-]{1,64}")
 _ALWAYS: Headers = [(b"x-content-type-options", b"nosniff"), (b"cache-control", b"no-store")]
 _JSON = b"application/json"
+_READ = frozenset(
+    (b"content-length", b"content-type", b"x-request-id", b"authorization", b"x-api-key", b"host", b"origin",
+     b"sec-fetch-site", b"content-encoding", LENGTH_HEADER)
+)  # fmt: skip
 _encode = msgspec.json.Encoder().encode
 
 
@@ -70,7 +77,8 @@ class Endpoint:
     path: as Starlette writes it; name: in metrics and in OpenAPI; scope: that a key needs, None for everybody; takes: type
     of the body, None for none; gives: type of the answer; query: parameters of the query string and what they mean;
     gives_type: media type of the answer; read: decodes a body that may have binary tensors behind its JSON, from the body
-    and the header that says where they begin.
+    and the header that says where they begin; weight: how many requests a body counts as in the rate of its key, one where
+    it is None.
     """
 
     method: Method
@@ -84,13 +92,17 @@ class Endpoint:
     query: Mapping[str, str] = field(default_factory=dict)
     gives_type: str = "application/json"
     read: Callable[[bytes, bytes | None], Any] | None = None
+    weight: Callable[[Any], int] | None = None
 
 
 class Gate:
-    """What all endpoints share: keys, limits, metrics, request ids."""
+    """What all endpoints share: keys, origins (None where requests from everywhere are answered), limits, metrics."""
 
-    def __init__(self, keys: Keys, metrics: Metrics, max_body: int, *, log_requests: bool) -> None:
-        self.keys, self.metrics, self.max_body, self.log_requests = keys, metrics, max_body, log_requests
+    def __init__(
+        self, keys: Keys, origins: Origins | None, metrics: Metrics, max_body: int, *, log_requests: bool
+    ) -> None:
+        self.keys, self.origins, self.metrics = keys, origins, metrics
+        self.max_body, self.log_requests = max_body, log_requests
         self._run = secrets.token_hex(4).encode()
         self._count = count(1)
 
@@ -132,31 +144,29 @@ class _Handler:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         started = perf_counter()
         gate, endpoint = self._gate, self._endpoint
-        given_id = key = length = media_type = encoding = json_length = None
-        for name, value in scope["headers"]:
-            if name == b"content-length":
-                length = value
-            elif name == b"content-type":
-                media_type = value
-            elif name == b"x-request-id":
-                given_id = value
-            elif name in {b"authorization", b"x-api-key"}:
-                key = value
-            elif name == b"content-encoding":
-                encoding = value
-            elif name == LENGTH_HEADER:
-                json_length = value
-        request_id = gate.request_id(given_id)
+        given = {name: value for name, value in scope["headers"] if name in _READ}
+        request_id = gate.request_id(given.get(b"x-request-id"))
         status = 200
         try:
             if endpoint.scope is not None:
-                gate.keys.admit(key, endpoint.scope)
-            body = None
+                if gate.origins is not None:
+                    gate.origins.admit(given)
+                caller = gate.keys.admit(given, endpoint.scope)
+            body, media_type = None, given.get(b"content-type")
             if self._decode is not None:
-                _check_type(media_type, encoding, binary=endpoint.read is not None)
-                content = await _read_body(receive, length, gate.max_body)
-                body = decoded(self._decode, content) if endpoint.read is None else endpoint.read(content, json_length)
-            answer = await endpoint.handle(Call(body, scope.get("path_params", {}), scope["query_string"]))
+                _check_type(media_type, given.get(b"content-encoding"), binary=endpoint.read is not None)
+                content = await _read_body(receive, given.get(b"content-length"), gate.max_body)
+                if endpoint.read is None:
+                    body = decoded(self._decode, content)
+                else:
+                    body = endpoint.read(content, given.get(LENGTH_HEADER))
+                if endpoint.weight is not None and (more := endpoint.weight(body) - 1) > 0:
+                    caller.charge(more)
+            elif media_type is not None and endpoint.method == "POST":
+                _check_type(media_type, None, binary=False)  # what the form of a web page sends is none
+            parameters = scope.get("path_params")
+            path = texts_of(parameters.items()) if parameters else {}
+            answer = await endpoint.handle(Call(body, path, scope["query_string"]))
             headers = [(b"x-request-id", request_id)]
             if body is None:  # what comes from a POST or PUT is not cached or guessed at anyway
                 headers += _ALWAYS
@@ -169,7 +179,10 @@ class _Handler:
         except ClientDisconnect:
             return
         except Exception as problem:
-            status, headers, content = refusal(gate, endpoint.name, request_id, problem, scope["path"])
+            open_to_all = endpoint.scope is None or not gate.keys.required
+            status, headers, content = refusal(
+                gate, endpoint.name, request_id, problem, scope["path"], open_to_all=open_to_all
+            )
         await _send(scope, send, status, headers, content)
         seconds = perf_counter() - started
         self._durations.note(seconds)
@@ -230,10 +243,13 @@ def decoded(decode: Callable[[bytes], Any], body: bytes) -> Any:
         raise MalformedRequestError(f"the body is not valid JSON: {problem}", fix="correct the JSON") from None
 
 
-def refusal(gate: Gate, endpoint: str, request_id: bytes, problem: Exception, path: str) -> tuple[int, Headers, bytes]:
+def refusal(
+    gate: Gate, endpoint: str, request_id: bytes, problem: Exception, path: str, *, open_to_all: bool = True
+) -> tuple[int, Headers, bytes]:
     """Status, headers and body of an error; what is not ours is logged, and shown as nothing but an internal error.
 
-    Below /v2 the body is KServe's, one text.
+    Below /v2 the body is KServe's, one text. open_to_all: whether callers without a key are answered too; then a failure of
+    the store does not say where it is.
     """
     headers = [*_ALWAYS, (b"x-request-id", request_id), (b"content-type", _JSON)]
     if isinstance(problem, DistilrecError):
@@ -245,6 +261,8 @@ def refusal(gate: Gate, endpoint: str, request_id: bytes, problem: Exception, pa
             headers.append((b"allow", allow))
         if status == 401:
             headers.append((b"www-authenticate", b"Bearer"))
+        if open_to_all and isinstance(problem, StoreError):
+            message, fix = "the store cannot be used", "see the log of the service; send the request again later"
         if isinstance(problem, BodyTooLargeError):
             headers.append((b"connection", b"close"))
     else:
@@ -252,7 +270,8 @@ def refusal(gate: Gate, endpoint: str, request_id: bytes, problem: Exception, pa
         message, fix = "something unforeseen went wrong", "report it with the request id"
         log("unforeseen error", logging.ERROR, exception=problem, request_id=request_id.decode(), endpoint=endpoint)
     if status >= 500 and isinstance(problem, DistilrecError):
-        log("refused", logging.WARNING, endpoint=endpoint, code=code, request_id=request_id.decode())
+        why = problem.message if isinstance(problem, StoreError) else ""
+        log("refused", logging.WARNING, endpoint=endpoint, code=code, request_id=request_id.decode(), reason=why)
     gate.metrics.errors.labels(endpoint, code).inc()
     if path == "/v2" or path.startswith("/v2/"):
         return status, headers, _encode(TextError(f"{message} (how to fix: {fix})" if fix else message))

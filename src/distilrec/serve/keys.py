@@ -1,24 +1,31 @@
-"""API keys: kept as hashes in a TOML file, with scopes and a rate limit each; compared in constant time."""
+"""API keys: kept as hashes in a TOML file, with scopes and a rate limit each; compared in constant time.
+
+The file is read again when it changes: a key that is taken out of it is refused within a second or two.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import hmac
+import logging
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
 import msgspec
 from msgspec import Meta
 
-from distilrec.errors import ConfigError, ForbiddenError, RateLimitedError, UnauthorizedError
+from distilrec.errors import ConfigError, DistilrecError, ForbiddenError, RateLimitedError, UnauthorizedError
+from distilrec.serve.logs import log
 from distilrec.settings import Count, Positive, Settings, read_settings
 
 Scope = Literal["recommend", "events", "items", "users", "admin", "metrics"]
 SCOPES: tuple[Scope, ...] = get_args(Scope)
 _PREFIX = "dr_"
+_WATCH_SECONDS = 1.0
 
 
 class KeyEntry(Settings, frozen=True):
@@ -39,7 +46,7 @@ class Caller:
     """Whoever sends requests with one key: its scopes, and a token bucket."""
 
     def __init__(self, entry: KeyEntry, clock: Callable[[], float] = time.monotonic) -> None:
-        self.name, self.scopes = entry.name, frozenset(entry.scopes)
+        self.entry, self.name, self.scopes = entry, entry.name, frozenset(entry.scopes)
         self._rate, self._burst, self._clock = entry.rate, float(entry.burst), clock
         self._tokens, self._filled = self._burst, clock()
 
@@ -51,40 +58,84 @@ class Caller:
             )
         if self._rate is None:
             return
-        now = self._clock()
-        self._tokens = min(self._burst, self._tokens + (now - self._filled) * self._rate)
-        self._filled = now
+        self._fill()
         if self._tokens < 1:
-            wait = (1 - self._tokens) / self._rate
-            raise RateLimitedError(
-                f"the API key {self.name!r} may send {self._rate:g} requests per second",
-                fix=f"come back in {wait:.3f} s",
-                retry_after=wait,
-            )
+            raise self._too_many(1)
         self._tokens -= 1
+
+    def charge(self, more: int) -> None:
+        """Takes what a request of several counts as beyond the one that `admit` took.
+
+        The bucket may run into debt by one request, which the next ones wait for: a batch larger than `burst` passes, and
+        the mean rate holds. Raises RateLimitedError where it is in debt already.
+        """
+        if self._rate is None:
+            return
+        self._fill()
+        if self._tokens < 0:
+            raise self._too_many(0)
+        self._tokens -= more
+
+    def _fill(self) -> None:
+        now = self._clock()
+        self._tokens = min(self._burst, self._tokens + (now - self._filled) * (self._rate or 0.0))
+        self._filled = now
+
+    def _too_many(self, needed: int) -> RateLimitedError:
+        rate = self._rate or 1.0
+        wait = (needed - self._tokens) / rate
+        return RateLimitedError(
+            f"the API key {self.name!r} may send {rate:g} requests per second, and each of a batch counts",
+            fix=f"come back in {wait:.3f} s",
+            retry_after=wait,
+        )
 
 
 class Keys:
-    """All callers of a service. Without entries everybody may do everything."""
+    """All callers of a service. Without entries everybody may do everything. path: the file of the entries."""
 
-    def __init__(self, entries: Sequence[KeyEntry]) -> None:
+    def __init__(self, entries: Sequence[KeyEntry], path: Path | None = None) -> None:
+        self._path, self._seen = path, None if path is None else _state(path)
         self._callers = [(bytes.fromhex(entry.sha256), Caller(entry)) for entry in entries]
         self._anyone = Caller(KeyEntry("anyone", "", SCOPES)) if not entries else None
+
+    async def watch(self) -> None:
+        """Reads the file again whenever it changes, until cancelled. One that cannot be read changes nothing."""
+        while self._path is not None:
+            await asyncio.sleep(_WATCH_SECONDS)
+            state = await asyncio.to_thread(_state, self._path)
+            if state == self._seen:
+                continue
+            self._seen = state
+            try:
+                entries = await asyncio.to_thread(_read, self._path)
+            except DistilrecError as problem:
+                log("the file of keys cannot be read: the keys stay as they were", logging.ERROR, code=problem.code)
+                continue
+            self._replace(entries)
+            log("keys read again", keys=len(entries))
+
+    def _replace(self, entries: Sequence[KeyEntry]) -> None:
+        """From now on these entries are valid; the rate of one that stays as it was goes on."""
+        before = {caller.entry: caller for _, caller in self._callers}
+        self._callers = [(bytes.fromhex(entry.sha256), before.get(entry) or Caller(entry)) for entry in entries]
 
     @property
     def required(self) -> bool:
         """Whether requests need a key."""
         return self._anyone is None
 
-    def admit(self, given: bytes | None, scope: Scope) -> None:
-        """Raises UnauthorizedError, ForbiddenError or RateLimitedError. given: the value of the header, if any."""
-        caller = self._anyone or self._find(given)
+    def admit(self, headers: Mapping[bytes, bytes], scope: Scope) -> Caller:
+        """Returns the caller of a request. Raises UnauthorizedError, ForbiddenError or RateLimitedError."""
+        caller = self._anyone or self._find(headers)
         caller.admit(scope)
+        return caller
 
-    def _find(self, given: bytes | None) -> Caller:
+    def _find(self, headers: Mapping[bytes, bytes]) -> Caller:
+        given = _secret(headers)
         if given is None:
             raise UnauthorizedError("this service needs an API key", fix="send the header `authorization: Bearer KEY`")
-        digest = hashlib.sha256(given.removeprefix(b"Bearer ")).digest()
+        digest = hashlib.sha256(given).digest()
         found = None
         for known, caller in self._callers:  # all of them, whatever the first differences are
             if hmac.compare_digest(known, digest):
@@ -94,14 +145,36 @@ class Keys:
         return found
 
 
+def _secret(headers: Mapping[bytes, bytes]) -> bytes | None:
+    """Returns the key of a request: what follows the word Bearer, in any case, or the value of x-api-key."""
+    given = headers.get(b"authorization")
+    if given is None:
+        return headers.get(b"x-api-key")
+    scheme, _, rest = given.strip().partition(b" ")
+    return rest.strip() if scheme.lower() == b"bearer" else given
+
+
 def read_keys(path: Path | str | None) -> Keys:
     """The keys of a file. Raises FileMissingError and ConfigError."""
     if path is None:
         return Keys(())
+    return Keys(_read(Path(path)), Path(path))
+
+
+def _read(path: Path) -> tuple[KeyEntry, ...]:
     entries = read_settings(path, _KeyFile, fix="make it with `distilrec key`").key
     if not entries:
         raise ConfigError(f"{path} has no key", fix="make its entries with `distilrec key`", file=str(path))
-    return Keys(entries)
+    return entries
+
+
+def _state(path: Path) -> tuple[int, ...] | None:
+    """Returns what changes with the content of a file, None where it is not there."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_size, found.st_ino
 
 
 def new_key(name: str, scopes: Sequence[Scope], rate: float | None) -> tuple[str, str]:

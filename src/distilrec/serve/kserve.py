@@ -125,7 +125,9 @@ def check_model(service: Service, name: str, version: str | None) -> None:
     """Raises NotFoundError for a model or version that is not the active one."""
     active = service.models.active.version
     if name != MODEL_NAME or version not in {None, active}:
-        raise NotFoundError("there is no such model or version", fix=f"ask for {MODEL_NAME}, version {active}")
+        raise NotFoundError(
+            "there is no such model or version", fix=f"ask for {MODEL_NAME}; its metadata name the version"
+        )
 
 
 def model_metadata(service: Service) -> ModelMetadata:

@@ -16,7 +16,7 @@ from distilrec.serve.tensors import BINARY_TYPE, LENGTH_HEADER
 _ERRORS = {
     "400": "The body is not JSON.",
     "401": "There is no API key, or it is not valid.",
-    "403": "The API key has not the scope.",
+    "403": "The API key lacks the scope; without API keys: a web page of another site asked.",
     "404": "There is no such user, item, model or path.",
     "409": "Another model is being loaded, or there is none to go back to.",
     "413": "The body is too large.",
@@ -94,8 +94,8 @@ def _operation(endpoint: Endpoint, named: dict[Any, Any], *, with_keys: bool) ->
 
 def _failures(endpoint: Endpoint, named: dict[Any, Any], *, with_keys: bool) -> dict[str, Any]:
     statuses = {"4XX", "5XX"}
-    if with_keys and endpoint.scope is not None:
-        statuses |= {"401", "403", "429"}
+    if endpoint.scope is not None:
+        statuses |= {"401", "403", "429"} if with_keys else {"403"}
     if endpoint.takes is not None:
         statuses |= {"400", "413", "415", "422"}
     if endpoint.query:

@@ -8,8 +8,10 @@ import msgspec
 from msgspec import Meta
 
 from distilrec.engine.filters import Filter
+from distilrec.engine.stored import MAX_EVENT_ID, MAX_EVENT_TYPE
 
-UserId = Annotated[str, Meta(min_length=1, max_length=256)] | Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
+UserId = Annotated[str, Meta(extra_json_schema={"minLength": 1, "maxLength": 256})] | int | float
+"""What may stand for an id; `distilrec.ids.as_id` says which of these are ids."""
 ItemId = UserId
 Share = Annotated[float, Meta(ge=0, le=1)]
 FeatureValue = str | float | bool | list[str] | None
@@ -64,9 +66,9 @@ class EventBody(Request, frozen=True):
 
     user_id: UserId
     item_id: ItemId
-    event_type: Annotated[str, Meta(min_length=1, max_length=64)] = "interaction"
+    event_type: Annotated[str, Meta(min_length=1, max_length=MAX_EVENT_TYPE)] = "interaction"
     timestamp: Annotated[float, Meta(ge=0)] | None = None
-    event_id: Annotated[str, Meta(min_length=1, max_length=128)] | None = None
+    event_id: Annotated[str, Meta(min_length=1, max_length=MAX_EVENT_ID)] | None = None
 
 
 class EventsRequest(Request, frozen=True):

@@ -14,6 +14,7 @@ import uvicorn
 
 from distilrec.serve.app import make_app
 from distilrec.serve.config import ServiceConfig
+from distilrec.serve.connections import LimitedProtocol
 from distilrec.serve.keys import read_keys
 from distilrec.serve.logs import log, start_logging
 from distilrec.serve.service import Service, open_service
@@ -95,7 +96,7 @@ def _options(config: ServiceConfig) -> dict[str, Any]:
         "date_header": False,
         "lifespan": "on",
         "loop": "uvloop",
-        "http": "httptools",
+        "http": LimitedProtocol,
         "ws": "none",
         "timeout_keep_alive": _KEEP_ALIVE,
         "timeout_graceful_shutdown": _GRACE_SECONDS,

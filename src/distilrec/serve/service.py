@@ -7,6 +7,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable
+from functools import partial
 from itertools import count
 from typing import Any
 
@@ -18,11 +19,13 @@ from distilrec.engine.stored import Clock, EventInput, bring_up_to_date, to_stor
 from distilrec.errors import (
     ConfigError,
     DistilrecError,
+    InvalidIdError,
     NotReadyError,
     RequestError,
     StoreError,
     UnknownUserError,
 )
+from distilrec.ids import as_id
 from distilrec.serve.batches import Batches
 from distilrec.serve.config import ServiceConfig
 from distilrec.serve.logs import log
@@ -117,7 +120,7 @@ class Service:
     # Recommendations
 
     async def recommend(self, request: RecommendRequest) -> RecommendResponse:
-        recommender, user_id = self.models.active.recommender, str(request.user_id)
+        recommender, user_id = self.models.active.recommender, as_id(request.user_id, "user_id")
         if self.store.shared or user_id not in recommender.users:
             await self._catch_up(recommender, [user_id])
         return self._answer(recommender, user_id, request)
@@ -128,7 +131,7 @@ class Service:
         results = []
         for start in range(0, len(request.requests), 50):  # other requests get their turn in between
             part = request.requests[start : start + 50]
-            users = [str(each.user_id) for each in part]
+            users = [as_id(each.user_id, "user_id") for each in part]
             await self._catch_up(recommender, list(dict.fromkeys(users)))
             results += [self._answer(recommender, user, each) for user, each in zip(users, part, strict=True)]
             await asyncio.sleep(0)
@@ -148,9 +151,9 @@ class Service:
 
     async def rank(self, request: RankRequest) -> RecommendResponse:
         self._limit("item_ids", len(request.item_ids), self.config.max_k)
-        recommender, user_id = self.models.active.recommender, str(request.user_id)
+        recommender, user_id = self.models.active.recommender, as_id(request.user_id, "user_id")
         await self._catch_up(recommender, [user_id])
-        items = [str(item) for item in request.item_ids]
+        items = list(dict.fromkeys(as_id(item, "item_id") for item in request.item_ids))
         unknown = [item for item in items if not recommender.knows_item(item)] if request.skip_unknown else []
         left_out = set(unknown)
         ranked = recommender.recommend(user_id, [item for item in items if item not in left_out])
@@ -167,9 +170,7 @@ class Service:
 
     async def events(self, request: EventsRequest) -> EventsResponse:
         self._limit("events", len(request.events), self.config.max_batch)
-        given = (
-            EventInput(str(e.user_id), str(e.item_id), e.event_type, e.timestamp, e.event_id) for e in request.events
-        )
+        given = (EventInput(e.user_id, e.item_id, e.event_type, e.timestamp, e.event_id) for e in request.events)
         stored = to_stored(given, self._clock)
         positions: list[int] = await self._writer.submit(stored, len(stored))
         if not self.store.shared:  # otherwise each answer asks the store what is new
@@ -193,7 +194,10 @@ class Service:
         return _item(self.models.active.recommender.item(item_id))
 
     async def delete_item(self, item_id: str) -> StatusResponse:
-        self.models.active.recommender.item(item_id)  # raises where it is unknown
+        recommender = self.models.active.recommender
+        if not recommender.knows_item(item_id):  # as it is: there may be one from before ids followed a rule
+            item_id = as_id(item_id, "item_id")
+        item_id = recommender.item(item_id).item_id  # raises where it is unknown
         await self._change_item(ItemRecord(item_id, available=False, removed=True))
         return StatusResponse("removed")
 
@@ -238,20 +242,49 @@ class Service:
         return StatusResponse("stored")
 
     async def delete_user(self, user_id: str) -> ErasedResponse:
-        """Events, features and state; and the user's rows in the histories of the loaded bundles."""
-        removed = await self._writer.submit(lambda: self.store.erase(user_id))
-        kept = [asked for asked in self.models.recent if str(asked.user_id) != user_id]
+        """Events, features and state; and the user's rows in the histories of the loaded bundles.
+
+        What was stored under exactly this text before ids followed a rule is erased too. Raises InvalidIdError for a text
+        that cannot be an id, and was none.
+        """
+        names = await self._spellings(user_id)
+        removed, bundle = 0, "clean"
+        for name in names:
+            removed += await self._writer.submit(partial(self.store.erase, name))
+        kept = [request for request in self.models.recent if str(request.user_id) not in names]
         self.models.recent.clear()
         self.models.recent.extend(kept)
-        bundle = "clean"
         for served in self.models.all():
-            served.recommender.forget(user_id, history=True)
-            try:
-                await asyncio.to_thread(erase_user, served.recommender.folder, user_id)
-            except (DistilrecError, OSError) as problem:
-                bundle = f"{served.version}: not used any more, but still in the file ({type(problem).__name__})"
-                log("a bundle could not be cleaned", logging.WARNING, model_version=served.version)
-        return ErasedResponse(user_id, removed, bundle)
+            for name in names:
+                with contextlib.suppress(InvalidIdError):  # not in memory
+                    served.recommender.forget(name, history=True)
+                try:
+                    await asyncio.to_thread(erase_user, served.recommender.folder, name)
+                except (DistilrecError, OSError) as problem:
+                    bundle = f"{served.version}: not used any more, but still in the file ({type(problem).__name__})"
+                    log("a bundle could not be cleaned", logging.WARNING, model_version=served.version)
+        return ErasedResponse(names[0], removed, bundle)
+
+    async def _spellings(self, user_id: str) -> list[str]:
+        """Returns the id that a text means, and the text itself where something is kept under it that is not an id."""
+        try:
+            names = [as_id(user_id, "user_id")]
+        except InvalidIdError:
+            if not await self._keeps(user_id):
+                raise
+            return [user_id]
+        if user_id != names[0] and await self._keeps(user_id):
+            names.append(user_id)
+        return names
+
+    async def _keeps(self, user_id: str) -> bool:
+        """Whether the store or a bundle in memory has a user under exactly this text."""
+        (record,) = await self._reader.submit([Since(user_id)])
+        if record.epoch or record.erased:
+            return True
+        with contextlib.suppress(InvalidIdError):
+            return any(served.recommender.knows_user(user_id) for served in self.models.all())
+        return False
 
     async def users(self, limit: int) -> UsersResponse:
         return UsersResponse(self.models.active.recommender.some_users(limit))
@@ -439,7 +472,7 @@ class Service:
 
 def open_service(config: ServiceConfig) -> Service:
     """A service with its store opened and its model loaded and compiled. Raises BundleErrors and StoreErrors."""
-    store = open_store(config.store, config.store_prefix)
+    store = open_store(config.store, config.store_prefix, config.store_password_file)
     try:
         for warning in store.check():
             log("store", logging.WARNING, warning=warning)

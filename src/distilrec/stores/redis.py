@@ -27,6 +27,7 @@ from typing import Any
 import msgspec
 
 from distilrec.errors import StoreCorruptedError, StoreError, StoreUnavailableError, StoreVersionError, missing_extra
+from distilrec.stores.opening import shown
 from distilrec.stores.records import ItemRecord, Since, StoredEvent, UserRecord, decoded_item, merged
 
 SCHEMA_VERSION = 1
@@ -74,14 +75,15 @@ class _Payload(msgspec.Struct, frozen=True, array_like=True):
 
 
 class RedisStore:
-    """See `distilrec.stores.records.Store`. url: redis://, rediss:// or unix://; prefix: of every key.
+    """See `distilrec.stores.records.Store`. url: redis://, rediss:// or unix://; prefix: of every key; password: where the
+    url has none.
 
     Raises MissingExtraError without the package `redis`, StoreUnavailableError, StoreVersionError.
     """
 
     shared = True
 
-    def __init__(self, url: str, prefix: str = "distilrec:") -> None:
+    def __init__(self, url: str, prefix: str = "distilrec:", password: str | None = None) -> None:
         try:
             import redis
             from redis.backoff import ExponentialBackoff
@@ -94,17 +96,20 @@ class RedisStore:
         try:
             self._client: Any = redis.Redis.from_url(
                 url,
+                password=password,
                 socket_timeout=_TIMEOUT,
                 socket_connect_timeout=_TIMEOUT,
                 retry=Retry(ExponentialBackoff(cap=0.2, base=0.05), 1),  # every write may be repeated: event ids
                 health_check_interval=15,
                 redis_connect_func=self._connected,
             )
-        except ValueError as problem:
+            self._client.connection_pool.make_connection()  # refuses options that it does not know
+        except (ValueError, TypeError):  # whose texts may hold a part of the password
             raise StoreUnavailableError(
-                f"the address of the store is not valid: {problem}", fix="give redis://host:port/number"
+                f"the address of the store, {shown(url)}, is not valid",
+                fix="give redis://host:port/number, and percent-encode a user name and a password in it",
             ) from None
-        self._where = url.rsplit("@", 1)[-1]  # without a password
+        self._where = shown(url)
         self._append = self._client.register_script(_APPEND)
         with self._errors():
             for name, value in (("schema", str(SCHEMA_VERSION)), ("salt", secrets.token_hex(16))):

@@ -1,0 +1,221 @@
+"""The connections of the service: how many there are, how much a head may hold, and how long sending may take.
+
+uvicorn's protocol has none of these limits. What is refused here has no endpoint yet: it is counted as `connection`.
+"""
+
+from __future__ import annotations
+
+from asyncio import AbstractEventLoop, TimerHandle, Transport
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+from uvicorn.config import Config
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.server import ServerState
+
+from distilrec.errors import (
+    DistilrecError,
+    HeadersTooLargeError,
+    MalformedRequestError,
+    OverloadedError,
+    RequestTimeoutError,
+)
+from distilrec.serve.schemas import ErrorDetail, ErrorResponse
+
+MAX_HEADERS = 100
+_LINGER_SECONDS = 1.0
+STATE = "connections"  # under which the application's state holds the limits
+
+
+@dataclass(frozen=True)
+class Limits:
+    """max_head: bytes of request line and headers; head_seconds: for sending them; transfer_seconds: for sending a body,
+    and for reading an answer; max_connections: open ones; refused: is told the code of what is refused.
+    """
+
+    max_head: int = 32_768
+    head_seconds: float = 10.0
+    transfer_seconds: float = 60.0
+    max_connections: int = 1_000
+    refused: Callable[[str], None] = lambda code: None
+
+
+class LimitedProtocol(HttpToolsProtocol):
+    """One connection. A request that arrives in one piece costs a few comparisons more than without limits."""
+
+    def __init__(
+        self,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: AbstractEventLoop | None = None,
+    ) -> None:
+        super().__init__(config, server_state, app_state, _loop)
+        self._limits: Limits = app_state.get(STATE) or Limits()
+        self._in_head = True
+        self._begun = False  # whether a part of a request has come
+        self._unread = 0  # bytes of this request that have come and are not part of its body
+        self._chunk = 0  # bytes that came last
+        self._body_bytes = 0
+        self._timer: TimerHandle | None = None
+        self._stalled: TimerHandle | None = None
+        self._refused = False
+
+    def connection_made(self, transport: Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        if len(self.connections) > self._limits.max_connections and not self._close_an_idle_one():
+            self._refuse(OverloadedError("there are too many connections", fix="keep fewer open, and come back later"))
+            return
+        self._timer = self.loop.call_later(self._limits.head_seconds, self._too_slow)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_timer()
+        self.resume_writing_timer()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self._refused:
+            return
+        limit = self._limits.max_head
+        self._chunk = len(data)
+        self._unread += self._chunk
+        self._begun = True
+        super().data_received(data)
+        if self._refused or self.transport.is_closing():
+            return
+        if self._in_head:
+            if self._begun and self._unread > limit:
+                self._refuse(self._too_large())
+            elif self._begun and self._timer is None:
+                self._timer = self.loop.call_later(self._limits.head_seconds, self._too_slow)
+        elif self._unread > limit + 8 * self._body_bytes and not self._is_whole():  # sizes of chunks, trailers
+            self._refuse(self._too_large())
+        elif self._timer is None and not self._is_whole():
+            self._timer = self.loop.call_later(self._limits.transfer_seconds, self._too_slow)
+
+    def _is_whole(self) -> bool:
+        return self.cycle is None or not self.cycle.more_body
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._in_head, self._begun, self._body_bytes = True, True, 0
+
+    def on_headers_complete(self) -> None:
+        self._stop_timer()
+        self._in_head = False
+        # The bytes that have come may be those of a body too; only then are the headers counted one by one.
+        limit = self._limits.max_head
+        if self._unread > limit or self._chunk > limit or len(self.headers) > MAX_HEADERS:
+            size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
+            if size > limit or len(self.headers) > MAX_HEADERS:
+                self._refuse(self._too_large())
+                return
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        self._unread -= len(body)
+        self._body_bytes += len(body)
+        if not self._refused:
+            super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._stop_timer()
+        self._in_head, self._begun, self._unread = True, False, 0
+        if not self._refused:
+            super().on_message_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        """Answers what is not HTTP, in the form of all other errors."""
+        if not self._refused:
+            self._refuse(MalformedRequestError("this is not a request of HTTP/1.1", fix="check what was sent"))
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self.transport.is_closing() and self._stalled is None and self.transport.get_write_buffer_size():
+            self._stalled = self.loop.call_later(self._limits.transfer_seconds, self.transport.abort)
+
+    def pause_writing(self) -> None:
+        """An answer waits for a caller who does not read it."""
+        super().pause_writing()
+        if self._stalled is None:
+            self._stalled = self.loop.call_later(self._limits.transfer_seconds, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self.resume_writing_timer()
+
+    def resume_writing_timer(self) -> None:
+        """Stops the clock of a caller who reads."""
+        if self._stalled is not None:
+            self._stalled.cancel()
+            self._stalled = None
+
+    def timeout_keep_alive_handler(self) -> None:
+        """Closes a connection on which nothing has happened for a while; its answer may not have been read."""
+        if self.transport.get_write_buffer_size():
+            self.transport.abort()
+        else:
+            super().timeout_keep_alive_handler()
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _too_slow(self) -> None:
+        self._timer = None
+        if self.transport.is_closing():
+            return
+        nothing_asked = not self._begun and self.cycle is None
+        answered = not self._in_head and self.cycle is not None and self.cycle.response_complete
+        if nothing_asked or answered:  # the latter before its body had come
+            self._refused = True
+            self.transport.close()
+            return
+        what = "headers" if self._in_head else "body"
+        self._refuse(RequestTimeoutError(f"the {what} of the request did not arrive in time", fix="send it faster"))
+
+    def _too_large(self) -> HeadersTooLargeError:
+        return HeadersTooLargeError(
+            f"the head of the request has more than {self._limits.max_head:,} bytes or {MAX_HEADERS} headers",
+            fix="send a shorter path and fewer headers",
+        )
+
+    def _close_an_idle_one(self) -> bool:
+        """Closes a connection that waits for its next request, where there is one."""
+        for other in self.connections:
+            if isinstance(other, LimitedProtocol) and other is not self and other._is_idle():
+                other.transport.close()
+                return True
+        return False
+
+    def _is_idle(self) -> bool:
+        answered = self.cycle is not None and self.cycle.response_complete
+        return answered and not self._begun and not self.transport.is_closing()
+
+    def _refuse(self, problem: DistilrecError) -> None:
+        """Answers with an error, unless an answer is under way, and closes the connection."""
+        self._refused = True
+        self._stop_timer()
+        self._limits.refused(problem.code)
+        under_way = self.cycle is not None and not self.cycle.response_complete
+        if under_way and self.cycle.response_started:
+            self.transport.abort()
+            return
+        if under_way:
+            self.cycle.disconnected = True  # its application, which waits for the body, ends
+            self.cycle.message_event.set()
+        body = msgspec.json.encode(ErrorResponse(ErrorDetail(problem.code, problem.message, "", problem.fix)))
+        head = (
+            b"content-type: application/json\r\ncontent-length: %d\r\nx-content-type-options: nosniff\r\n"
+            b"cache-control: no-store\r\nconnection: close\r\n\r\n"
+        )
+        self.transport.write(STATUS_LINE[problem.http_status] + head % len(body) + body)
+        if isinstance(problem, OverloadedError):
+            self.transport.close()
+            return
+        # Closed while more is coming in, the connection would be reset, and the answer lost.
+        self.transport.write_eof()
+        self._timer = self.loop.call_later(_LINGER_SECONDS, self.transport.abort)
