@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import re
 import shlex
 import subprocess
@@ -139,7 +140,15 @@ def test_yaml_is_valid(text):
     assert yaml.safe_load(text)
 
 
-@pytest.mark.parametrize("line", commands())
+def deployed() -> list:
+    """The commands of the unit of systemd and of the container."""
+    unit = (ROOT / "deploy" / "distilrec.service").read_text()
+    lines = re.findall(r"^ExecStart(?:Pre)?=\S+/(distilrec .*)$", unit, re.MULTILINE)
+    (entry,) = re.findall(r"^ENTRYPOINT (\[.*\])$", (ROOT / "deploy" / "Containerfile").read_text(), re.MULTILINE)
+    return [*lines, shlex.join(json.loads(entry))]
+
+
+@pytest.mark.parametrize("line", [*commands(), *deployed()])
 def test_commands_exist_with_their_options(line):
     words = [word for word in shlex.split(line.replace("…", "x").split(" and ")[0]) if word not in {"x", "[--explain]"}]
     words = [word for word in words[1:] if not word.startswith("#")]
