@@ -18,6 +18,14 @@ from distilrec.encoding import as_category, as_parts
 from distilrec.errors import ConfigError
 from distilrec.texts import pack_texts, unpack_texts
 
+MAX_NAMES = 256  # features, and attributes, of one item
+MAX_NAME = 128  # characters
+MAX_PARTS = 8_192  # of one value, such as the numbers of a vector
+MAX_TEXT = 65_536  # characters of one value
+MAX_CATEGORIES = 1_000  # of one attribute of one item
+MAX_CATEGORY = 1_024  # characters
+MAX_ATTRIBUTES = 1_000  # of a catalogue, before new ones are refused
+
 Value = float | str | bool | Sequence[str] | None
 
 
@@ -78,13 +86,26 @@ class ItemAttributes:
 
     def check(self, values: Mapping[str, Value]) -> None:
         """Raises the ConfigError that `change` would raise."""
+        new = 0
         for name, value in values.items():
             self._check(name, value)
+            if name not in self.numbers and name not in self.categories:
+                new += 1
+                if len(self.numbers) + len(self.categories) + new > MAX_ATTRIBUTES:
+                    raise _too_much(name, f"would be one of more than {MAX_ATTRIBUTES:,} attributes of the catalogue")
 
     def _check(self, name: str, value: Value) -> None:
         if value is None:
             return
         number = _is_number(value)
+        if not number:
+            has = categories_of(value)
+            if len(has) > MAX_CATEGORIES or any(len(category) > MAX_CATEGORY for category in has):
+                raise _too_much(
+                    name, f"has more than {MAX_CATEGORIES:,} categories, or one of over {MAX_CATEGORY:,} characters"
+                )
+        if isinstance(value, int) and abs(value) > 1e300:
+            raise _too_much(name, "is a number that no float can hold")
         if number and not math.isfinite(float(value)):  # type: ignore[arg-type]
             raise ConfigError(f"attribute {name!r} is {value}", fix="give a finite number or null", parameter=name)
         if (name in self.numbers and not number) or (name in self.categories and number):
@@ -94,6 +115,24 @@ class ItemAttributes:
                 fix="give a value of that kind, or use another name",
                 parameter=name,
             )
+
+
+def check_size(*tables: Mapping[str, object]) -> None:
+    """Raises ConfigError for features or attributes of one item that are too many, or too large to work with."""
+    for table in tables:
+        if len(table) > MAX_NAMES:
+            raise _too_much(next(iter(table)), f"is one of {len(table):,} names, more than {MAX_NAMES}")
+        for name, value in table.items():
+            if not 1 <= len(name) <= MAX_NAME:
+                raise _too_much(name[:MAX_NAME], f"has a name of {len(name):,} characters, not 1 to {MAX_NAME}")
+            parts = value if isinstance(value, list | tuple | set) else [value]
+            size = sum(len(part) for part in parts if isinstance(part, str))
+            if len(parts) > MAX_PARTS or size > MAX_TEXT:
+                raise _too_much(name, f"has more than {MAX_PARTS:,} parts or {MAX_TEXT:,} characters")
+
+
+def _too_much(name: str, what: str) -> ConfigError:
+    return ConfigError(f"the feature or attribute {name!r} {what}", fix="give less", parameter=name)
 
 
 def _is_number(value: Value) -> bool:

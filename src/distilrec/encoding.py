@@ -204,7 +204,7 @@ def as_number(name: str, value: object) -> float:
     """A finite float; raises our own error that names the feature."""
     try:
         number = float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise ColumnTypeError(
             f"feature {name!r} is numeric, but holds {value!r}",
             fix=f"declare {name!r} as 'categorical' or clean the column",

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 import msgspec
 import numpy as np
 
-from distilrec.attributes import Value, unpack_attributes
+from distilrec.attributes import Value, check_size, unpack_attributes
 from distilrec.bundle.format import Bundle, read_bundle
 from distilrec.bundle.manifest import WEIGHTS, Manifest, SearchKind
 from distilrec.encoding import CategoricalEncoding, FeatureEncoder, MultiEncoding, as_category, as_parts
@@ -35,7 +35,7 @@ from distilrec.engine.items import Floats, Places
 from distilrec.engine.order import Placed, follows, history_until, placed
 from distilrec.engine.runtime import make_runtime
 from distilrec.engine.users import User, Users
-from distilrec.errors import BundleCorruptedError, ConfigError, UnknownItemError
+from distilrec.errors import BundleCorruptedError, ConfigError, DistilrecError, InvalidIdError, UnknownItemError
 from distilrec.ids import Id, as_id, listed_ids
 from distilrec.stores.records import ItemRecord, Since, StoredEvent, UserRecord, merged
 from distilrec.texts import unpack_texts
@@ -45,6 +45,7 @@ _NO_ITEMS = np.zeros(0, np.int32)
 _DERIVED = {"popularity": 0.0, "sales_volume": 0.0}  # of a new item
 _POOL, _POOL_FACTOR = 50, 5  # candidates of a diversified list of k: max(50, 5 k)
 _EXPLAINED = 1_000
+_MAX_PROBLEMS = 10  # of one item
 MAX_EVENTS = 10_000
 
 
@@ -397,12 +398,49 @@ class Recommender:
                 )
             self.put_item(ItemRecord(as_id(item_id, "item_id"), title, dict(features)))
 
-    def check_item(self, record: ItemRecord) -> None:
-        """Raises the error that `put_item` would raise, and changes nothing."""
+    def check_item(self, record: ItemRecord, *, foreign_features: bool = False) -> None:
+        """Raises the error that `put_item` would raise, and changes nothing.
+
+        foreign_features: accept features that this bundle does not have.
+        """
+        check_size(record.features, record.attributes)
         with self.lock:
             self._place(record.item_id)
-            self._item_vector(record)
+            self._item_vector(record, strict=not foreign_features)
             self._filters.attributes.check(self._attributes_of(record))
+
+    def follow_item(self, record: ItemRecord) -> list[DistilrecError]:
+        """`put_item` for what is stored already: applies what this bundle can take of it, and returns why not the rest.
+
+        Raises InvalidIdError for a record of what cannot be an item.
+        """
+        with self.lock:
+            usable, problems = self._usable(record)
+            self.put_item(usable)
+        return problems
+
+    def _usable(self, record: ItemRecord) -> tuple[ItemRecord, list[DistilrecError]]:
+        """Returns a record without the features and attributes that cannot be applied, and the error of each."""
+        try:
+            self.check_item(record)
+        except InvalidIdError:
+            raise
+        except DistilrecError:
+            problems: list[DistilrecError] = []
+            parts: dict[str, dict[str, Any]] = {"features": {}, "attributes": {}}
+            for part, kept in parts.items():
+                for name, value in getattr(record, part).items():
+                    try:
+                        alone = {part: {**kept, name: value}}
+                        self.check_item(msgspec.structs.replace(ItemRecord(record.item_id), **alone))
+                    except DistilrecError as problem:
+                        problems.append(problem)
+                        if len(problems) > _MAX_PROBLEMS:  # of many fields, the rest is not worth the time
+                            return msgspec.structs.replace(record, **parts), problems
+                    else:
+                        kept[name] = value
+            return msgspec.structs.replace(record, **parts), problems
+        return record, []
 
     def put_item(self, record: ItemRecord) -> None:
         """Adds an item, or changes one: title, attributes, availability; of a new item also the features.
@@ -419,7 +457,7 @@ class Recommender:
                 place = len(self._item_ids)
             name = self._item_ids[place] if known else as_id(record.item_id, "item_id")
             if not known or name in self._live:
-                record = merged(self._live.get(name), record)
+                record, _ = self._usable(merged(self._live.get(name), record))  # an attribute may have got a kind since
                 self._runtime.put_item(place, self._item_vector(record), float(self._bundle.weights["biases"].min()))
                 self._live[name] = record
                 if not known:
@@ -436,8 +474,9 @@ class Recommender:
                 self._removed.discard(name)
             self._filters.set_available(place, record.available and not record.removed)
 
-    def _item_vector(self, record: ItemRecord) -> Floats:
-        return self._embed({**_DERIVED, **record.features}, self.manifest.item_encoder, self._item_table, "item")
+    def _item_vector(self, record: ItemRecord, *, strict: bool = True) -> Floats:
+        features = {**_DERIVED, **record.features}
+        return self._embed(features, self.manifest.item_encoder, self._item_table, "item", strict=strict)
 
     def _attributes_of(self, record: ItemRecord) -> dict[str, Value]:
         """What a record says about attributes: by its features where they are attributes too, and by its attributes."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,10 +15,11 @@ from distilrec.engine.filters import Filter
 from distilrec.engine.locks import fork_safe_lock
 from distilrec.engine.order import MAX_CLOCK_SKEW
 from distilrec.engine.recommender import Recommendation, Recommender
-from distilrec.errors import ConfigError
+from distilrec.errors import ConfigError, DistilrecError, InvalidIdError
 from distilrec.ids import Id, as_id, as_label, listed_ids
 from distilrec.stores.records import ItemRecord, Since, Store, StoredEvent
 
+_log = logging.getLogger("distilrec")
 MAX_EVENT_TYPE, MAX_EVENT_ID = 64, 128  # characters
 _SMALL_STEP = 5.0  # seconds
 
@@ -86,6 +88,14 @@ def bring_up_to_date(recommender: Recommender, store: Store, user_ids: Sequence[
         if not recommender.restore(each, record):
             whole = Since(each.user_id)
             recommender.restore(whole, store.read([whole])[0])
+
+
+def follow_item(recommender: Recommender, record: ItemRecord) -> list[DistilrecError]:
+    """Applies a stored record of an item as far as that is possible; returns what stood against the rest."""
+    try:
+        return recommender.follow_item(record)
+    except InvalidIdError as problem:
+        return [problem]
 
 
 class StoredRecommender:
@@ -163,11 +173,15 @@ class StoredRecommender:
             self.refresh_items()
 
     def refresh_items(self) -> None:
-        """Applies what was said about items, here or by other processes."""
+        """Applies what was said about items, here or by other processes.
+
+        What this bundle cannot take of it, such as features of another bundle, is left out and logged.
+        """
         with self._lock:
             records, self._item_changes = self.store.items(self._item_changes)
             for record in records:
-                self.recommender.put_item(record)
+                for problem in follow_item(self.recommender, record):
+                    _log.warning("item %r: left out: %s", record.item_id, problem.message)
 
     def erase(self, user_id: Id) -> int:
         """Removes a user from the store and from memory; the bundle's history of them is not used any more."""

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 Verdict = Literal["ok", "warning", "failed"]
 _PACKAGES = ("numpy", "numba", "msgspec", "safetensors", "starlette", "uvicorn", "uvloop", "prometheus-client", "redis")
+_SHOWN_ITEMS = 5
 _SLOW_LOAD = 2.0  # seconds
 
 
@@ -39,6 +40,7 @@ def diagnose(config: ServiceConfig) -> Iterator[Finding]:
     yield from _tried("kernels", _kernels)
     yield from _tried("bundle", lambda: _bundle(config))
     yield from _tried("store", lambda: _store(config))
+    yield from _tried("items", lambda: _items(config))
     yield from _tried("address", lambda: _address(config))
 
 
@@ -117,6 +119,31 @@ def _store(config: ServiceConfig) -> list[Finding]:
         ]
     finally:
         store.close()
+
+
+def _items(config: ServiceConfig) -> list[Finding]:
+    """What the store says about items, as far as the bundle cannot take it."""
+    from distilrec.engine.recommender import load
+    from distilrec.engine.stored import follow_item
+    from distilrec.stores.opening import open_store
+
+    store = open_store(config.store, config.store_prefix, config.store_password_file)
+    try:
+        records, _ = store.items()
+    finally:
+        store.close()
+    if not records:
+        return []
+    recommender = load(config.bundle, search=config.search)
+    found = [(record.item_id, problem) for record in records for problem in follow_item(recommender, record)]
+    if not found:
+        return [Finding("items", "ok", f"the bundle takes all that is stored about {len(records):,} items")]
+    shown = "\n".join(f"  item {item_id!r}: {problem.message}" for item_id, problem in found[:_SHOWN_ITEMS])
+    text = (
+        f"{len(found):,} stored values of items do not fit the bundle and are left out, such as\n{shown}\n"
+        "  how to fix: PUT the item with a value that fits"
+    )
+    return [Finding("items", "warning", text)]
 
 
 def _address(config: ServiceConfig) -> list[Finding]:

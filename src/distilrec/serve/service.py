@@ -15,7 +15,7 @@ import msgspec
 
 from distilrec.bundle.format import erase_user
 from distilrec.engine.recommender import Contribution, Item, Recommender
-from distilrec.engine.stored import Clock, EventInput, bring_up_to_date, to_stored
+from distilrec.engine.stored import Clock, EventInput, bring_up_to_date, follow_item, to_stored
 from distilrec.errors import (
     ConfigError,
     DistilrecError,
@@ -64,6 +64,7 @@ _REASONS = 3
 _SHOWN_EVENTS = 50
 _MAX_LISTED = 500
 _BATCH_OF_JOBS = 4_096
+_ITEMS_BETWEEN_TURNS = 20  # changed items that are applied before requests get their turn
 
 _Write = list[StoredEvent] | Callable[[], Any]
 
@@ -90,6 +91,7 @@ class Service:
         )
         self.models = Models(self.config, self._first, self._catch_up, self._follow_items)
         self._following = asyncio.Lock()
+        self._changing_items = asyncio.Lock()
         await self._follow_items(self.models.active)
         self.metrics.show_model(self.models.active.version)
         self._poller = asyncio.create_task(self._poll()) if self.store.shared else None
@@ -202,10 +204,13 @@ class Service:
         return StatusResponse("removed")
 
     async def _change_item(self, record: ItemRecord) -> None:
-        self.models.active.recommender.check_item(record)
-        await self._writer.submit(lambda: self.store.put_item(record))
-        for served in self.models.all():
-            await self._follow_items(served)
+        """Checks a change against all models in memory, stores it, applies it: all or nothing, and one after the other."""
+        async with self._changing_items:
+            for served in self.models.all():
+                served.recommender.check_item(record, foreign_features=served is not self.models.active)
+            await self._writer.submit(partial(self.store.put_item, record))
+            for served in self.models.all():
+                await self._follow_items(served)
 
     async def get_item(self, item_id: str) -> ItemResponse:
         return _item(self.models.active.recommender.item(item_id))
@@ -391,14 +396,14 @@ class Service:
                 records, served.item_changes = await asyncio.to_thread(self.store.items, served.item_changes)
             else:
                 records, served.item_changes = self.store.items(served.item_changes)
-            for record in records:
-                try:
-                    served.recommender.put_item(record)
-                except DistilrecError as problem:  # a feature or attribute that this model has not, or of another kind
+            for number, record in enumerate(records, 1):
+                for problem in follow_item(served.recommender, record):
                     log(
-                        "an item could not be followed", logging.WARNING, code=problem.code,
-                        model_version=served.version, item_id=record.item_id,
+                        "a part of an item was left out", logging.WARNING, code=problem.code, item_id=record.item_id,
+                        model_version=served.version, parameter=problem.context.get("parameter"),
                     )  # fmt: skip
+                if number % _ITEMS_BETWEEN_TURNS == 0:
+                    await asyncio.sleep(0)
 
     async def _poll(self) -> None:
         """Follows the other workers: changed items, and the bundle that they have switched to."""
