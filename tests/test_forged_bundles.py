@@ -18,15 +18,16 @@ from safetensors.numpy import load as decode
 from safetensors.numpy import save as encode
 
 from distilrec import load
-from distilrec.bundle.format import _hash, erase_user
+from distilrec.bundle.format import erase_user
 from distilrec.bundle.manifest import CATALOGUE, HISTORY, WEIGHTS, FileEntry, Manifest
 from distilrec.errors import BundleCorruptedError, DistilrecError
+from distilrec.files import hash_of
 
 
 def seal(folder, manifest: dict) -> None:
     """Computes all hashes anew, as somebody would who can write the folder."""
     for name in (WEIGHTS, CATALOGUE, HISTORY):
-        entry = msgspec.to_builtins(FileEntry(_hash(folder / name), (folder / name).stat().st_size))
+        entry = msgspec.to_builtins(FileEntry(hash_of(folder / name), (folder / name).stat().st_size))
         manifest["files"][name] = {**manifest["files"][name], **entry}
     with contextlib.suppress(msgspec.ValidationError):
         manifest["model_version"] = msgspec.convert(manifest, Manifest).hashed()

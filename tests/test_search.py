@@ -279,7 +279,7 @@ def test_no_damaged_arrays_are_read(bundle, data):
     for _ in range(data.draw(st.integers(1, 4))):
         content[data.draw(st.integers(0, min(len(content) - 1, 600)))] = data.draw(st.integers(0, 255))
     file.write_bytes(content)
-    entry = FileEntry(bundle_format._hash(file), len(content))
+    entry = FileEntry(bundle_format.hash_of(file), len(content))
     try:
         arrays = bundle_format._read_arrays(file, entry)
     except BundleCorruptedError:

@@ -135,7 +135,9 @@ def test_save_and_load_are_inverse(tmp_path):
     assert again.info == data.info
     assert again.fingerprint() == data.fingerprint()
     (tmp_path / "data" / "dataset.json").write_text("{}")
-    with pytest.raises(DataError, match="is not a readable dataset"):
+    with pytest.raises(
+        DataError, match=r"dataset\.json has no format number; this distilrec reads 1\n.*distilrec prepare"
+    ):
         load_dataset(tmp_path / "data")
     with pytest.raises(FileMissingError, match="distilrec prepare"):
         load_dataset(tmp_path / "nowhere")

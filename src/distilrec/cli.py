@@ -7,7 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -15,7 +15,15 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import App, CycloptsError, Parameter
 
 from distilrec._version import __version__
-from distilrec.errors import ConfigError, DistilrecError, InvalidIdError, StorageError, missing_extra
+from distilrec.errors import (
+    ConfigError,
+    DistilrecError,
+    InvalidIdError,
+    StorageError,
+    UnknownUserError,
+    missing_extra,
+)
+from distilrec.files import locked
 from distilrec.ids import as_id
 
 if TYPE_CHECKING:
@@ -425,13 +433,17 @@ def forget(
     user_id: Annotated[str, Parameter(name=["--user_id", "--user-id"], help="Who.")],
     bundle: Bundle = None,
     run: Annotated[Path | None, Parameter(help="A whole run: its data, labels and bundles.")] = None,
+    missing_ok: Annotated[bool, Parameter(help="A user of whom nothing is known is no error.")] = False,
 ) -> None:
-    """Take a user out of the history in a bundle that no service has loaded, or out of a whole run."""
+    """Take a user out of the history in a bundle that no service has loaded, or out of a whole run.
+
+    Exit code 2 where nothing is known about the user, unless --missing-ok is given.
+    """
     if run is not None:
         from distilrec import pipeline
 
-        with _progress() as progress:
-            done = pipeline.forget_user(pipeline.open_run(run, progress), user_id)
+        with _progress() as progress, _held(run):
+            done = pipeline.forget_user(pipeline.open_run(run, progress), user_id, missing_ok=missing_ok)
         print("\n".join(done) or "this run holds nothing about that user")  # noqa: T201
         return
     from distilrec.bundle.format import erase_user
@@ -445,6 +457,12 @@ def forget(
         there = True
     else:
         there = any([erase_user(folder, text) for text in dict.fromkeys((name, user_id))])
+    if not there and not missing_ok:
+        raise UnknownUserError(
+            f"the bundle {folder} holds nothing about the user {user_id!r}",
+            fix="check the id; --missing-ok makes this no error",
+            parameter="user_id",
+        )
     print("erased" if there else "this bundle holds nothing about that user")  # noqa: T201
 
 
@@ -539,17 +557,25 @@ def _begun(
 ) -> Iterator[tuple[RunConfig, Path, TerminalProgress, Workers | None]]:
     chosen = _config(dataset, config, seed)
     folder = _folder(run, chosen)
-    with _progress() as progress:
+    folder.mkdir(parents=True, exist_ok=True)
+    with _progress() as progress, _held(folder):
         yield chosen, folder, progress, _workers(ray, folder)
 
 
 @contextmanager
 def _opened(folder: Path, ray: str | None = None) -> Iterator[tuple[Run, PreparedDataset]]:
     from distilrec import pipeline
-    from distilrec.data.dataset import load_dataset
 
-    with _progress() as progress:
-        yield pipeline.open_run(folder, progress, _workers(ray, folder)), load_dataset(folder / "data")
+    with _progress() as progress, _held(folder):
+        run = pipeline.open_run(folder, progress, _workers(ray, folder))
+        yield run, pipeline.open_data(run)
+
+
+@contextmanager
+def _held(run: Path) -> Iterator[None]:
+    """One command at a time works on a run folder, where there is one."""
+    with locked(run, wait=False) if run.is_dir() else nullcontext():
+        yield
 
 
 def _workers(ray: str | None, run: Path) -> Workers | None:

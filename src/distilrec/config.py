@@ -31,7 +31,7 @@ class DataConfig(Settings, frozen=True):
     `*columns` name the fields of files without a header line. pseudonym_key: the name of an environment variable that
     holds a key; users then get pseudonyms, and their ids go nowhere. derived_features: popularity (and sales volume) of
     the items as features. checks: what must hold for the tables. erased_users: a file with one user id a line, whose rows
-    are left out.
+    are left out. erased_users_must_exist: an id in that file that matches no user of the log is an error.
     """
 
     dataset: str | None = None
@@ -47,6 +47,7 @@ class DataConfig(Settings, frozen=True):
     derived_features: bool = True
     checks: tuple[DataCheck, ...] = ()
     erased_users: str | None = None
+    erased_users_must_exist: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -9,11 +9,10 @@ from pathlib import Path
 
 import msgspec
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 
 from distilrec.data.dataset import Dataset
-from distilrec.errors import FileMissingError, TrainingError
+from distilrec.errors import TrainingError
+from distilrec.files import RecordKind
 from distilrec.privacy import PrivacyRecord
 from distilrec.students.mlp import Mlp, MlpConfig
 from distilrec.students.recurrent import Recurrent, RecurrentConfig
@@ -117,29 +116,31 @@ def training_task(dataset: Dataset, config: ModelConfig, more: str = "") -> str:
     return f"{dataset.fingerprint()} {msgspec.json.encode(config).decode()} {more}"
 
 
-def save_model(trained: TrainedModel, folder: Path) -> None:
-    """Writes `model.safetensors` and `model.json`."""
-    folder.mkdir(parents=True, exist_ok=True)
-    tensors = {name: tensor.contiguous() for name, tensor in trained.model.state_dict().items()}
-    save_file(tensors, folder / "model.safetensors")
-    (folder / "model.json").write_bytes(msgspec.json.format(msgspec.json.encode(trained.record)))
+SAVED = RecordKind(
+    "model.json",
+    ModelRecord,
+    ("model",),
+    1,
+    TrainingError,
+    what="trained model",
+    fix="train it first (distilrec train, distilrec distill)",
+    again="delete {folder} and train the model again",
+)
+
+
+def save_model(trained: TrainedModel, folder: Path, made_from: str = "") -> None:
+    """Writes `model.json` and the weights that it names, in the place of the model that is there.
+
+    made_from: a key of everything that the training depends on.
+    """
+    tensors = {name: tensor.contiguous().numpy() for name, tensor in trained.model.state_dict().items()}
+    SAVED.write(folder, trained.record, {"model": tensors}, made_from=made_from)
 
 
 def load_model(folder: Path, dataset: Dataset) -> TrainedModel:
-    """A saved model. Raises FileMissingError, and TrainingError when it is damaged or was trained on other data."""
-    if not (folder / "model.json").is_file():
-        raise FileMissingError(
-            f"there is no trained model in {folder}",
-            fix="train it first (distilrec train, distilrec distill)",
-            file=str(folder),
-        )
-    try:
-        record = msgspec.json.decode((folder / "model.json").read_bytes(), type=ModelRecord)
-        tensors = load_file(folder / "model.safetensors")
-    except (msgspec.MsgspecError, SafetensorError, OSError) as problem:
-        raise TrainingError(
-            f"the model in {folder} cannot be read: {problem}", fix=f"delete {folder} and train it again"
-        ) from None
+    """Returns a saved model. Raises FileMissingError, and TrainingError when it is damaged or was trained on other data."""
+    saved = SAVED.read(folder)
+    record = saved.about
     if record.dataset_fingerprint != dataset.fingerprint():
         raise TrainingError(
             f"the model in {folder} was trained on another data set",
@@ -148,7 +149,7 @@ def load_model(folder: Path, dataset: Dataset) -> TrainedModel:
         )
     model = build_model(record.config, dataset, record.seed)
     try:
-        model.load_state_dict(tensors)
+        model.load_state_dict({name: torch.from_numpy(array) for name, array in saved.arrays("model").items()})
     except RuntimeError:  # torch's word for names or shapes that do not fit
         raise TrainingError(
             f"the model in {folder} was made by another version of distilrec", fix=f"delete {folder} and train it again"

@@ -8,14 +8,14 @@ labels/           its soft and hard labels (of each member of an ensemble, for a
 student/          the distilled student      alone/         the same student without distillation
 bundle/           what is served             bundle-alone/  the same, of the student without distillation
 seen/             which users each exported model was trained on (`distilrec seen`)
-erased-users.txt  whom `prepare` leaves out from now on (`distilrec forget`)
+erased-users.txt  whom `prepare` leaves out from now on (`distilrec forget`); unfinished-erasure.json is there meanwhile
 costs.json        time and memory of each stage
 comparison.json   report.html
 """
 
 from __future__ import annotations
 
-import shutil
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,26 +23,27 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 import msgspec
 import numpy as np
 import polars as pl
 
-from distilrec.bundle.export import export_bundle, record_metrics
-from distilrec.bundle.format import erase_user, put_file
+from distilrec import erasure
+from distilrec.bundle.export import export_bundle, holds, record_metrics
 from distilrec.bundle.manifest import CATALOGUE, WEIGHTS, Manifest
 from distilrec.config import DataConfig, RunConfig
 from distilrec.data.cleaning import clean_log
-from distilrec.data.dataset import Dataset, load_dataset
+from distilrec.data.dataset import PREPARED, Dataset, load_dataset
+from distilrec.data.erased import ErasedUsers, read_erased_users
 from distilrec.data.fetch import DATASETS, fetch
 from distilrec.data.preparation import prepare_dataset
-from distilrec.data.pseudonyms import pseudonym_key
+from distilrec.data.pseudonyms import pseudonym, pseudonym_key
 from distilrec.data.readers import open_log
 from distilrec.distill.distillation import distil
 from distilrec.distill.tuning import Choice, tune
 from distilrec.engine.recommender import Recommender, load
-from distilrec.errors import ConfigError, FileMissingError
+from distilrec.errors import BundleError, ConfigError, DataError, FileMissingError
 from distilrec.evaluate.baselines import fitted_baselines
 from distilrec.evaluate.comparison import (
     ALONE,
@@ -63,9 +64,11 @@ from distilrec.evaluate.latency import Latency, measure
 from distilrec.evaluate.ranking import Scorer, questions, rank
 from distilrec.evaluate.report import write_report
 from distilrec.evaluate.statistics import paired_difference
+from distilrec.files import key_of, read_json, write_json, write_whole
+from distilrec.ids import as_id
 from distilrec.knowledge.extract import extract_labels
 from distilrec.knowledge.store import LabelStore
-from distilrec.models import ModelConfig, TrainedModel, load_model, save_model, train_model
+from distilrec.models import SAVED, ModelConfig, TrainedModel, load_model, save_model, train_model
 from distilrec.seen import record_users
 from distilrec.students.soft_tree import SoftTree, TreeNode, describe_tree
 from distilrec.teachers.build import EnsembleConfig, TeacherConfig, load_teacher, make_teacher, single_teachers
@@ -74,13 +77,10 @@ from distilrec.teachers.external import UserScores
 from distilrec.teachers.teacher import ModelTeacher, Teacher
 from distilrec.training.batches import prediction_batch
 from distilrec.training.memory import peak_memory, reset_peak_memory
-from distilrec.training.trainer import Epoch, TrainingConfig
+from distilrec.training.trainer import Epoch, TrainingConfig, drop_checkpoint
 from distilrec.training.validation import validation_ndcg
 from distilrec.workers import InProcess, Workers
 
-T = TypeVar("T")
-
-_ERASED = "erased-users.txt"  # in the run folder: whom `forget_user` was asked to forget
 _ENGINE_REQUESTS, _TORCH_REQUESTS = 2_000, 100
 
 
@@ -148,21 +148,32 @@ def open_run(folder: Path, progress: Progress | None = None, workers: Workers | 
             fix="check the path; `distilrec prepare` begins a run",
             file=str(path),
         )
-    config = _read(path, RunConfig, fix="begin again with `distilrec prepare`")
+    config = read_json(path, RunConfig, error=ConfigError, fix="begin again with `distilrec prepare`")
     return Run(folder, config, progress or Silent(), workers=workers or InProcess())
 
 
-def _read(path: Path, kind: type[T], *, fix: str) -> T:
-    """A JSON file of a run folder. Raises ConfigError."""
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=kind)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as problem:
-        raise ConfigError(f"{path} cannot be read: {problem}", fix=fix, file=str(path)) from None
+def open_data(run: Run) -> Dataset:
+    """Returns the prepared data of a run, after finishing an erasure that was interrupted.
+
+    Raises FileMissingError and DataError, also where `prepare` was interrupted between the data and the configuration.
+    """
+    for line in erasure.finish(run.folder):
+        run.progress.say(f"finishing an erasure that was interrupted: {line}")
+    dataset = load_dataset(run.folder / "data")
+    if PREPARED.made_from(run.folder / "data") not in ("", _choices(run.config)):
+        raise DataError(
+            f"the data in {run.folder / 'data'} were prepared with other choices than those in config.json",
+            fix="run `distilrec prepare` again, which was interrupted",
+            file=str(run.folder / "data"),
+        )
+    return dataset
 
 
-def _write(path: Path, content: object) -> None:
-    """The same, written at once: an interruption leaves the old file."""
-    put_file(path, msgspec.json.format(msgspec.json.encode(content)))
+def _choices(config: RunConfig) -> str:
+    """Returns a key of the choices that a preparation depends on, without the paths of the files, which may be moved."""
+    paths = {"interactions", "users", "items", "erased_users", "erased_users_must_exist"}
+    data = {name: value for name, value in msgspec.structs.asdict(config.data).items() if name not in paths}
+    return key_of(data, config.cleaning, config.split)
 
 
 def run_all(
@@ -184,7 +195,7 @@ def run_all(
         run = replace(run, own_teacher=teacher(dataset))
     distil_student(run, dataset)
     train_alone(run, dataset)
-    export(run, dataset)
+    export(run, dataset, measured_next=True)
     return evaluate(run, dataset)
 
 
@@ -231,8 +242,10 @@ def prepare(
             )
     questions(dataset, "validation")  # a run that cannot be evaluated had better fail now than after the training
     questions(dataset, "test")
-    dataset.save(folder / "data")
-    _write(folder / "config.json", config)
+    dataset.save(folder / "data", _choices(config))
+    write_json(folder / "config.json", config)
+    for line in erasure.finish(folder):
+        say(f"finishing an erasure that was interrupted: {line}")
     for line in (*dataset.info.cleaning_report.lines(), *dataset.info.notes):
         say(line)
     say(
@@ -249,17 +262,15 @@ def _key(data: DataConfig) -> bytes | None:
     return None if data.pseudonym_key is None else pseudonym_key(data.pseudonym_key)
 
 
-def _erased_users(data: DataConfig, folder: Path) -> list[str]:
-    """The ids in the file of erased users, and those that were erased from this run. Raises FileMissingError."""
-    files = [folder / _ERASED] if (folder / _ERASED).is_file() else []
-    if data.erased_users is not None:
-        files.append(Path(data.erased_users))
-    for path in files:
-        if not path.is_file():
-            raise FileMissingError(
-                f"{path}, the list of erased users, is not there", fix="make it, or correct its path", file=str(path)
-            )
-    return [line.strip() for path in files for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+def _erased_users(data: DataConfig, folder: Path) -> ErasedUsers:
+    """Returns the users in the file of erased users, and those that were erased from this run. Raises DataError."""
+    before = tuple(erasure.erased_before(folder))
+    if data.erased_users is None:
+        return ErasedUsers(others=before)
+    named = read_erased_users(Path(data.erased_users))
+    if data.erased_users_must_exist:
+        return ErasedUsers(tuple(user for user in named if user not in before), before, data.erased_users)
+    return ErasedUsers((), (*named, *before), data.erased_users)
 
 
 def train_teacher(run: Run, dataset: Dataset) -> Teacher:
@@ -301,8 +312,9 @@ def _teacher(run: Run, dataset: Dataset) -> Teacher:
 
 
 def _training_stamps(folder: Path) -> dict[str, int]:
-    """When the networks in a folder were trained."""
-    return {str(path): path.stat().st_mtime_ns for path in folder.rglob("trained-with.json")}
+    """Returns when the models in a folder were trained."""
+    records = [*folder.rglob("model.json"), *folder.rglob("linear.json")]
+    return {str(path): path.stat().st_mtime_ns for path in records}
 
 
 def distil_student(run: Run, dataset: Dataset) -> TrainedModel:
@@ -375,26 +387,34 @@ def _on_ground_truth(
     return _once(run, dataset, name, (config, training), make)
 
 
-def export(run: Run, dataset: Dataset) -> Manifest:
-    """The bundle of the distilled student, and of the one without distillation where it has been trained."""
+def export(run: Run, dataset: Dataset, *, measured_next: bool = False) -> Manifest:
+    """Writes the bundle of the distilled student, and of the one without distillation where it has been trained.
+
+    measured_next: `evaluate` follows, which writes its metrics into the bundle and says under which version.
+    """
     teacher = _teacher(run, dataset)
     student = load_model(run.folder / "student", dataset)
     told = teacher if run.config.privacy is None else None  # what the teacher would recommend is not private
-    manifest = export_bundle(student, dataset, run.bundle, teacher=told, config=run.config.bundle)
-    _record(run, dataset, manifest)
+    record = partial(_record, run, dataset)
+    manifest = export_bundle(student, dataset, run.bundle, teacher=told, config=run.config.bundle, before=record)
     if (run.folder / "alone" / "model.json").is_file():
         alone = load_model(run.folder / "alone", dataset)
-        _record(run, dataset, export_bundle(alone, dataset, run.bundle_alone, config=run.config.bundle))
+        export_bundle(alone, dataset, run.bundle_alone, config=run.config.bundle, before=record)
     search = manifest.search
     run.progress.say(
-        f"bundle in {run.bundle}: model {manifest.model_version}, {model_bytes(manifest):,} bytes of model"
+        f"bundle in {run.bundle}: "
+        + ("" if measured_next else f"model {manifest.model_version}, ")
+        + f"{model_bytes(manifest):,} bytes of model"
         + (f", {search.kind} search with recall@10 {search.recall:.4f}" if search.kind != "exact" else "")
     )
     return manifest
 
 
 def _record(run: Run, dataset: Dataset, manifest: Manifest) -> None:
-    """Who was in the training of this model, for `distilrec seen`; its metrics are a part of its version, so twice."""
+    """Records who was in the training of a model, for `distilrec seen`, before the model is there to be used.
+
+    Its metrics are a part of its version: what is exported and what was measured are two versions of the same model.
+    """
     record_users(
         run.folder,
         dataset.info.user_ids[: dataset.info.warm_users],
@@ -406,34 +426,19 @@ def _record(run: Run, dataset: Dataset, manifest: Manifest) -> None:
     )
 
 
-def forget_user(run: Run, user_id: str) -> list[str]:
-    """Takes a user out of a run: out of the prepared data, the labels and the histories of the bundles; what was done.
+def forget_user(run: Run, user_id: object, *, missing_ok: bool = False) -> list[str]:
+    """Takes a user out of a run: out of the data, the labels and the histories of the bundles; returns what was done.
 
-    The user is put on the list of those that `prepare` leaves out of this run from now on. Labels and unfinished trainings
-    go as a whole, they are made again when they are needed. Weights stay as they are until they are trained again.
+    user_id: the id or the pseudonym; with pseudonyms, an id needs their key. The user is put on the list of those that
+    `prepare` leaves out of this run from now on. Labels, unfinished trainings and scores of a teacher go as a whole, they
+    are made again when they are needed. Weights stay as they are until they are trained again. Where this is killed, the
+    next command on this run finishes the work.
+    Raises InvalidIdError, and UnknownUserError for a user of whom this run knows nothing, unless `missing_ok` is set.
     """
-    data, lines = load_dataset(run.folder / "data"), []
-    listed = run.folder / _ERASED
-    before = listed.read_text(encoding="utf-8").splitlines() if listed.is_file() else []
-    if user_id not in before:
-        listed.write_text("\n".join([*before, user_id]) + "\n", encoding="utf-8")
-    if user_id in data.info.user_ids:
-        place = data.info.user_ids.index(user_id)
-        rows = int(data.offsets[place + 1] - data.offsets[place])
-        data.select_users(np.delete(np.arange(data.users), place)).save(run.folder / "data")
-        lines.append(f"prepared data: {rows:,} rows erased")
-        for name in ("labels", "checkpoints", "tuning"):
-            if (run.folder / name).exists():
-                shutil.rmtree(run.folder / name)
-                lines.append(f"{name}: deleted, made again when needed")
-    for bundle in (run.bundle, run.bundle_alone):
-        if (bundle / "manifest.json").is_file() and erase_user(bundle, user_id):
-            lines.append(f"{bundle}: history erased")
-    if lines:
-        lines.append(
-            "a comparison and models of this run are of the data before: train them again with `distilrec run`"
-        )
-    return lines
+    names, key = [as_id(user_id, "user_id")], run.config.data.pseudonym_key
+    if key is not None and key in os.environ:
+        names.append(pseudonym(names[0], pseudonym_key(key)))
+    return erasure.forget(run.folder, names, missing_ok=missing_ok)
 
 
 def evaluate(run: Run, dataset: Dataset) -> Comparison:
@@ -454,13 +459,13 @@ def evaluate(run: Run, dataset: Dataset) -> Comparison:
         teacher.item_vectors() if isinstance(teacher, ModelTeacher) else None,
     )
     metrics = {name: value.mean for name, value in comparison.row(STUDENT).quality.items()}
-    manifest = record_metrics(run.bundle, metrics)
-    _record(run, dataset, manifest)
+    manifest = record_metrics(run.bundle, metrics, partial(_record, run, dataset))
     costs, tree = read_costs(run.folder), _tree(run, dataset)
     comparison = msgspec.structs.replace(comparison, costs=costs, tree=tree, privacy=manifest.privacy)
     run.progress.advance("evaluate", len(candidates), len(candidates))
-    _write(run.folder / "comparison.json", comparison)
+    write_json(run.folder / "comparison.json", comparison)
     write_report(comparison, run.folder / "report.html")
+    run.progress.say(f"bundle in {run.bundle}: model {manifest.model_version}, with the metrics just measured")
     run.progress.say(f"report in {run.folder / 'report.html'}")
     return comparison
 
@@ -481,7 +486,8 @@ def gate(run: Run, dataset: Dataset, thresholds: Thresholds) -> list[Check]:
     }
     path = run.folder / "comparison.json"
     if path.is_file():
-        of_teacher = _read(path, Comparison, fix="run `distilrec evaluate` again").row(TEACHER).quality
+        comparison = read_json(path, Comparison, error=ConfigError, fix="run `distilrec evaluate` again")
+        of_teacher = comparison.row(TEACHER).quality
         measured["retention"] = {
             name: value / of_teacher[name].mean
             for name, value in measured["quality"].items()
@@ -534,7 +540,7 @@ def tune_student(run: Run, dataset: Dataset, *, trials: int, minutes: float) -> 
         ),
     )
     path = run.folder / "tuned.toml"
-    path.write_text(chosen.toml())
+    write_whole(path, chosen.toml().encode())
     run.progress.say(f"best validation NDCG@10 {chosen.validation_ndcg:.4f} in trial {chosen.trial}: see {path}")
     return chosen
 
@@ -577,6 +583,12 @@ def _teacher_candidate(name: str, teacher: Teacher, dataset: Dataset) -> Candida
 def student_candidate(run: Run, dataset: Dataset, name: str, folder: str, bundle: Path) -> Candidate:
     """A student as its bundle serves it."""
     trained = load_model(run.folder / folder, dataset)
+    if not holds(bundle, trained):
+        raise BundleError(
+            f"the bundle in {bundle} is not of the model in {run.folder / folder}",
+            fix="export it again (distilrec export)",
+            file=str(bundle),
+        )
     recommender = load(bundle)
     return Candidate(
         name,
@@ -630,10 +642,10 @@ def _once(
     make: of `checkpoint` and `on_epoch`.
     """
     folder, checkpoint = run.folder / name, (run.folder / "checkpoints" / name).absolute()
-    stamp = msgspec.json.encode((dataset.fingerprint(), run.config.seed, task))
-    stamp_file = folder / "trained-with.json"
-    if stamp_file.is_file() and stamp_file.read_bytes() == stamp:
+    made_from = key_of(dataset.fingerprint(), run.config.seed, task)
+    if SAVED.made_from(folder) == made_from:
         trained = load_model(folder, dataset)
+        drop_checkpoint(checkpoint)
         run.progress.say(f"{name}: already trained, validation NDCG@10 {trained.best_ndcg:.4f}")
         return trained
 
@@ -642,9 +654,8 @@ def _once(
             lambda on_epoch: make(checkpoint=checkpoint, on_epoch=on_epoch),
             lambda epoch, total: run.progress.advance(name, epoch.epoch, total, _epoch_note(epoch)),
         )
-    save_model(trained, folder)
-    stamp_file.write_bytes(stamp)
-    shutil.rmtree(checkpoint, ignore_errors=True)
+    save_model(trained, folder, made_from)
+    drop_checkpoint(checkpoint)
     curve = trained.record.curve
     run.progress.advance(name, curve[-1].epoch, curve[-1].epoch, f"best validation NDCG@10 {trained.best_ndcg:.4f}")
     run.progress.say(
@@ -679,7 +690,7 @@ def _measured(run: Run, name: str) -> Iterator[_Stage]:
     if not (stage.reused and name in costs):
         run.folder.mkdir(parents=True, exist_ok=True)
         costs[name] = StageCost(name, time.perf_counter() - began, peak_memory())
-        _write(run.folder / "costs.json", list(costs.values()))
+        write_json(run.folder / "costs.json", list(costs.values()))
 
 
 def read_costs(folder: Path) -> tuple[StageCost, ...]:
@@ -687,4 +698,5 @@ def read_costs(folder: Path) -> tuple[StageCost, ...]:
     path = folder / "costs.json"
     if not path.is_file():
         return ()
-    return _read(path, tuple[StageCost, ...], fix="delete it: only the times of the stages so far are lost")
+    fix = "delete it: only the times of the stages so far are lost"
+    return read_json(path, tuple[StageCost, ...], error=ConfigError, fix=fix)

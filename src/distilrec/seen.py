@@ -17,9 +17,11 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from distilrec.errors import DataError, FileMissingError
+from distilrec.files import write_whole
+from distilrec.ids import as_id
 
 FOLDER = "seen"
 _META = "seen"
@@ -55,19 +57,18 @@ def record_users(
     salt = secrets.token_hex(16)
     about = SeenBy(model_version, time.time(), dataset, dataset_fingerprint, teacher, private, salt)
     digests = np.sort(np.array([_digest(user, salt) for user in users], np.uint64))
-    temporary = path.with_suffix(".new")
-    save_file({"users": digests}, temporary, metadata={_META: msgspec.json.encode(about).decode()})
-    temporary.replace(path)
+    write_whole(path, save({"users": digests}, metadata={_META: msgspec.json.encode(about).decode()}))
 
 
 def models_that_saw(runs: Path, user_id: str) -> list[SeenBy]:
-    """Every recorded model below a folder that was trained on rows of this user, the oldest first.
+    """Returns every recorded model below a folder that was trained on rows of this user, the oldest first.
 
-    Raises FileMissingError and DataError. The chance that somebody else has the same hash is one in 2^64 for each user of
-    a record.
+    Raises InvalidIdError, FileMissingError and DataError. The chance that somebody else has the same hash is one in 2^64 for
+    each user of a record.
     """
     if not runs.is_dir():
         raise FileMissingError(f"there is no folder {runs}", fix="give the folder that holds the runs", file=str(runs))
+    user_id = as_id(user_id, "user_id")
     found = [about for about, users in _records(runs) if _digest(user_id, about.salt) in users]
     return sorted(found, key=lambda about: about.exported)
 

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
 
+from distilrec.files import replacing
+
 if TYPE_CHECKING:
     import polars as pl
 
@@ -31,10 +33,12 @@ class Workers(Protocol):
 
 
 def write_whole(table: pl.DataFrame, file: Path, compression: Literal["lz4", "zstd"] = "zstd") -> None:
-    """Writes Parquet, whole or not at all: a worker may die while it writes, and another do the same again."""
-    temporary = file.with_suffix(f".{os.getpid()}.new")
-    table.write_parquet(temporary, compression=compression)
-    temporary.replace(file)
+    """Writes Parquet, whole or not at all: a worker may die while it writes, and another do the same again.
+
+    This is for files that are made again after a failure of the machine: they are not forced to the disk.
+    """
+    with replacing(file, durable=False, own=f".{os.getpid()}") as new:
+        table.write_parquet(new, compression=compression)
 
 
 class InProcess:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
@@ -16,7 +17,7 @@ from torch.nn import functional
 
 from distilrec._version import __version__
 from distilrec.attributes import pack_attributes
-from distilrec.bundle.format import Arrays, Bundle, read_manifest, write_bundle, write_manifest
+from distilrec.bundle.format import Arrays, Bundle, read_bundle, read_manifest, write_bundle, write_manifest
 from distilrec.bundle.manifest import GRAPH, Golden, Manifest, SearchInfo, SearchKind, StudentKind
 from distilrec.data.dataset import UNKNOWN_ITEM, Dataset, Histories
 from distilrec.encoding import FeatureMatrix
@@ -63,10 +64,12 @@ def export_bundle(
     metrics: dict[str, float] | None = None,
     with_history: bool = True,
     config: BundleConfig | None = None,
+    before: Callable[[Manifest], None] = lambda manifest: None,
 ) -> Manifest:
     """Writes a bundle; `with_history=False` leaves all user data out.
 
     teacher: whom the student learned from; its best items for every user go with the history, to be compared with.
+    before: is called with the whole manifest before it is written: until then there is no bundle.
     Raises ConfigError for a model that is no student and for a search that this kind of student cannot do, and
     MissingExtraError where a graph is asked for and usearch is not installed.
     """
@@ -80,9 +83,10 @@ def export_bundle(
     kind = _kind(student)
     search = choose_search(config or BundleConfig(), kind, dataset.catalogue_size)
     folder.mkdir(parents=True, exist_ok=True)
+    next_graph = folder / f"{GRAPH}.next"  # the old one belongs to the bundle that is there
     if search.kind == "graph":
         search = msgspec.structs.replace(search, bias_unit=bias_unit(weights["outer_norm"]))
-        build_graph(weights["vectors"], weights["biases"], search, folder / GRAPH)
+        build_graph(weights["vectors"], weights["biases"], search, next_graph)
     manifest = Manifest(
         kind=kind,
         dim=weights["vectors"].shape[1],
@@ -106,11 +110,12 @@ def export_bundle(
     popularity = dataset.popularity() * (trained.record.privacy is None)  # exact counts are not private
     catalogue |= {"popularity": popularity} | pack_attributes(dataset.attributes)
     if search.kind != "exact":
-        graph = folder / GRAPH if search.kind == "graph" else None
+        graph = next_graph if search.kind == "graph" else None
         recall, queries = search_recall(Bundle(folder, manifest, weights, catalogue, {}, graph), dataset)
         search = msgspec.structs.replace(search, recall=recall, queries=queries)
         manifest = msgspec.structs.replace(manifest, search=search)
-    return write_bundle(folder, manifest, weights, catalogue, _history(dataset, knows) if with_history else None)
+    history = _history(dataset, knows) if with_history else None
+    return write_bundle(folder, manifest, weights, catalogue, history, before, next_graph)
 
 
 def choose_search(config: BundleConfig, kind: StudentKind, items: int) -> SearchInfo:
@@ -160,9 +165,21 @@ def search_recall(bundle: Bundle, dataset: Dataset) -> tuple[float, int]:
     return found / max(wanted, 1), len(users)
 
 
-def record_metrics(folder: Path, metrics: dict[str, float]) -> Manifest:
-    """Writes measured metrics into the manifest of a bundle, which gets a new model version."""
-    return write_manifest(folder, msgspec.structs.replace(read_manifest(folder / "manifest.json"), metrics=metrics))
+def record_metrics(
+    folder: Path, metrics: dict[str, float], before: Callable[[Manifest], None] = lambda manifest: None
+) -> Manifest:
+    """Writes measured metrics into the manifest of a bundle, which gets a new model version.
+
+    before: is called with the whole manifest before it is written.
+    """
+    measured = msgspec.structs.replace(read_manifest(folder / "manifest.json"), metrics=metrics)
+    return write_manifest(folder, measured, before)
+
+
+def holds(folder: Path, trained: TrainedModel) -> bool:
+    """Returns whether the weights in a bundle are those of this student."""
+    weights, own = read_bundle(folder).weights, _weights(trained.model)
+    return all(name in weights and np.array_equal(weights[name], array) for name, array in own.items())
 
 
 def _kind(student: SequenceModel) -> StudentKind:

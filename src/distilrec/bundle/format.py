@@ -14,11 +14,9 @@ puts each new file in place by a rename, which is safe).
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import mmap
-import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +30,7 @@ from safetensors.numpy import save
 from distilrec.bundle.contents import check_catalogue, check_history, check_manifest, check_weights
 from distilrec.bundle.manifest import CATALOGUE, FORMAT_VERSION, GRAPH, HISTORY, WEIGHTS, FileEntry, Manifest
 from distilrec.errors import BundleCorruptedError, BundleMissingError, BundleVersionError, StorageError
+from distilrec.files import hash_of, locked, remove, unfinished, write_json, write_whole
 from distilrec.texts import pack_texts, unpack_texts
 
 MAPPED_FROM = 32 * 2**20  # bytes
@@ -54,48 +53,52 @@ class Bundle:
 
 
 def write_bundle(
-    folder: Path, manifest: Manifest, weights: Arrays, catalogue: Arrays, history: Arrays | None
+    folder: Path,
+    manifest: Manifest,
+    weights: Arrays,
+    catalogue: Arrays,
+    history: Arrays | None,
+    before: Callable[[Manifest], None] = lambda manifest: None,
+    graph: Path | None = None,
 ) -> Manifest:
-    """Writes all files, then the manifest; gives the manifest with hashes and model version filled in.
+    """Writes all files, then the manifest; returns the manifest with hashes and model version filled in.
 
-    The graph, which says in `manifest.search` what it is, is a file that is there already.
+    While the files are replaced there is no manifest, and so no bundle.
+    before: is called with the whole manifest before it is written. graph: the file that becomes the graph, where
+    `manifest.search` says that there is one; None takes the one that is there.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "manifest.json").unlink(missing_ok=True)
+    remove([folder / "manifest.json"])
     files = {}
     contents = {WEIGHTS: weights, CATALOGUE: catalogue, **({} if history is None else {HISTORY: history})}
     for name, arrays in contents.items():
         data = save({key: np.ascontiguousarray(array) for key, array in arrays.items()})
-        put_file(folder / name, data)
+        write_whole(folder / name, data)
         files[name] = FileEntry(hashlib.sha256(data).hexdigest(), len(data))
     if manifest.search.kind == "graph":
-        files[GRAPH] = FileEntry(_hash(folder / GRAPH), (folder / GRAPH).stat().st_size)
-    left_over = {*folder.glob("history*.safetensors"), *folder.glob(GRAPH)} - {folder / name for name in files}
-    for file in left_over:
-        file.unlink()
-    return write_manifest(folder, msgspec.structs.replace(manifest, files=files))
+        if graph is not None:
+            graph.replace(folder / GRAPH)
+        files[GRAPH] = FileEntry(hash_of(folder / GRAPH), (folder / GRAPH).stat().st_size)
+    remove(_left_over(folder), [folder / name for name in files])
+    return write_manifest(folder, msgspec.structs.replace(manifest, files=files), before)
 
 
-def write_manifest(folder: Path, manifest: Manifest) -> Manifest:
-    """Writes the manifest of files that are there, with the model version that belongs to its content."""
+def write_manifest(
+    folder: Path, manifest: Manifest, before: Callable[[Manifest], None] = lambda manifest: None
+) -> Manifest:
+    """Writes the manifest of files that are there, with the model version that belongs to its content.
+
+    before: is called with the whole manifest before it is written.
+    """
     whole = msgspec.structs.replace(manifest, model_version=manifest.hashed())
-    put_file(folder / "manifest.json", msgspec.json.format(msgspec.json.encode(whole)))
+    before(whole)
+    write_json(folder / "manifest.json", whole)
     return whole
 
 
-def put_file(path: Path, data: bytes) -> None:
-    """A new file in the place of the old one, which whoever has it open keeps; on the disk before it takes that place."""
-    new = path.with_name(path.name + ".new")
-    with new.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    new.replace(path)
-
-
-def _hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _left_over(folder: Path) -> list[Path]:
+    """Returns the files of a bundle that may be of an earlier state: histories, graphs, and what is not finished."""
+    return [*folder.glob("history*.safetensors"), *folder.glob(f"{GRAPH}*"), *unfinished(folder)]
 
 
 def read_bundle(folder: Path | str) -> Bundle:
@@ -134,35 +137,34 @@ def read_bundle(folder: Path | str) -> Bundle:
 
 
 def erase_user(folder: Path | str, user_id: str) -> bool:
-    """Takes one user out of a bundle's history; whether there was anything to take.
+    """Takes one user out of a bundle's history; returns whether there was anything to take.
 
-    Safe to interrupt: the new history gets a file of its own, then the manifest is replaced in one step, then the old
-    file goes. The model version stays as it is. Raises what `read_bundle` raises, and StorageError.
+    Safe to interrupt, and to call again: the new history gets a file of its own, then the manifest is replaced in one step,
+    then every history that it does not name goes. The model version stays as it is. Raises what `read_bundle` raises, and
+    StorageError.
     """
     folder = Path(folder)
     with _exclusive(folder):
         bundle = read_bundle(folder)
         users = unpack_texts("users", bundle.history) if bundle.history else []
-        if user_id not in users:
-            return False
-        place, old = users.index(user_id), bundle.history
-        start, stop = old["offsets"][place], old["offsets"][place + 1]
-        history = {
-            **{name: np.delete(array, place, axis=0) for name, array in old.items() if len(array) == len(users)},
-            **{name: np.delete(old[name], np.s_[start:stop]) for name in ("items", "events")},
-            **pack_texts("users", users[:place] + users[place + 1 :]),
-            "offsets": np.concatenate([old["offsets"][: place + 1], old["offsets"][place + 2 :] - (stop - start)]),
-            "end": old["end"],
-        }
-        data = save({name: np.ascontiguousarray(history[name]) for name in old})
-        digest = hashlib.sha256(data).hexdigest()
-        entry = FileEntry(digest, len(data), f"history-{digest[:16]}.safetensors")
-        before = bundle.manifest.files[HISTORY].name or HISTORY
-        put_file(folder / entry.name, data)
-        manifest = msgspec.structs.replace(bundle.manifest, files={**bundle.manifest.files, HISTORY: entry})
-        put_file(folder / "manifest.json", msgspec.json.format(msgspec.json.encode(manifest)))
-        (folder / before).unlink(missing_ok=True)
-    return True
+        files = dict(bundle.manifest.files)
+        if there := user_id in users:
+            place, old = users.index(user_id), bundle.history
+            start, stop = old["offsets"][place], old["offsets"][place + 1]
+            history = {
+                **{name: np.delete(array, place, axis=0) for name, array in old.items() if len(array) == len(users)},
+                **{name: np.delete(old[name], np.s_[start:stop]) for name in ("items", "events")},
+                **pack_texts("users", users[:place] + users[place + 1 :]),
+                "offsets": np.concatenate([old["offsets"][: place + 1], old["offsets"][place + 2 :] - (stop - start)]),
+                "end": old["end"],
+            }
+            data = save({name: np.ascontiguousarray(history[name]) for name in old})
+            digest = hashlib.sha256(data).hexdigest()
+            files[HISTORY] = FileEntry(digest, len(data), f"history-{digest[:16]}.safetensors")
+            write_whole(folder / files[HISTORY].name, data)
+            write_json(folder / "manifest.json", msgspec.structs.replace(bundle.manifest, files=files))
+        left_over = remove(_left_over(folder), [folder / (entry.name or name) for name, entry in files.items()])
+    return there or left_over > 0
 
 
 @contextmanager
@@ -171,12 +173,8 @@ def _exclusive(folder: Path) -> Iterator[None]:
     if not folder.is_dir():
         raise BundleMissingError(f"there is no bundle in {folder}", fix="check the path", file=str(folder))
     try:
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX)
+        with locked(folder):
             yield
-        finally:
-            os.close(handle)
     except OSError as problem:
         raise StorageError(
             f"the bundle {folder} cannot be changed: {problem}",
@@ -215,7 +213,7 @@ def _check_file(path: Path, entry: FileEntry) -> None:
     size = path.stat().st_size
     if size != entry.bytes:
         raise _corrupted(path, f"has {size} bytes instead of {entry.bytes}: it is truncated or has been replaced")
-    if _hash(path) != entry.sha256:
+    if hash_of(path) != entry.sha256:
         raise _corrupted(path, "has been edited: its hash is not the one in the manifest")
 
 

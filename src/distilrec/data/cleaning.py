@@ -70,12 +70,13 @@ class CleanLog:
     """A clean log in parts, each a Parquet file; all rows of a user are in one part, and the parts follow the user ids.
 
     Columns: user_id str, item_id str, timestamp float64 (seconds), event_type str, weight float64; sorted by user, time and
-    original order. rows: how many are in each part.
+    original order. rows: how many are in each part. erased: the users on the list of erased users who were in the log.
     """
 
     parts: tuple[Path, ...]
     rows: tuple[int, ...]
     report: CleaningReport
+    erased: frozenset[str] = frozenset()
 
     def part(self, number: int) -> pl.DataFrame:
         """One part, read."""
@@ -127,8 +128,10 @@ def clean_log(
     slices, parts = task.slices, range(len(task.boundaries) + 1)
     steps = len(slices) + len(parts)
     dropped: Counter[str] = Counter()
-    for done, counts in enumerate(workers.map(_read_slice, task, slices), start=1):
+    erased: set[str] = set()
+    for done, (counts, gone) in enumerate(workers.map(_read_slice, task, slices), start=1):
         dropped.update(counts)
+        erased.update(gone)
         on_step(done, steps)
     cleaned: dict[int, _Cleaned] = {}
     for done, one in enumerate(workers.map(_clean_part, task, parts), start=len(slices) + 1):
@@ -144,7 +147,7 @@ def clean_log(
     rows = tuple(cleaned[part].rows for part in parts)
     report = CleaningReport(log.rows, sum(rows), dict(dropped))
     _enough(cleaned.values(), report, log.name)
-    return CleanLog(tuple(_part_file(scratch, part) for part in parts), rows, report)
+    return CleanLog(tuple(_part_file(scratch, part) for part in parts), rows, report, frozenset(erased))
 
 
 @dataclass(frozen=True)
@@ -213,8 +216,11 @@ def _boundaries(log: Log, column: str, parts: int, key: bytes | None) -> pl.Seri
     return sample.gather(places).unique(maintain_order=True) if len(sample) else sample
 
 
-def _read_slice(task: _Task, number: int) -> dict[str, int]:
-    """Reads a slice, drops what is wrong with single rows, and writes a file for each part. What was dropped, by reason."""
+def _read_slice(task: _Task, number: int) -> tuple[dict[str, int], list[str]]:
+    """Reads a slice, drops what is wrong with single rows, and writes a file for each part.
+
+    Returns what was dropped, by reason, and the users who are to be erased and are in this slice.
+    """
     schema, cleaning, first = task.schema, task.cleaning, number * task.rows_per_slice
     table = task.log.slice(first, task.rows_per_slice, _log_columns(schema, task.checks))
     passed, broken = check_table(table, task.checks, "interactions", task.log.name, first)
@@ -226,7 +232,9 @@ def _read_slice(task: _Task, number: int) -> dict[str, int]:
         log = _kept(log, condition, reason, dropped)
 
     keep("no user id", pl.col("user_id").is_not_null() & (pl.col("user_id") != ""))
+    gone: list[str] = []
     if len(task.erased):
+        gone = log.filter(pl.col("user_id").is_in(task.erased.implode()))["user_id"].unique().to_list()
         keep("erased user", ~pl.col("user_id").is_in(task.erased.implode()))
     keep("no item id", pl.col("item_id").is_not_null() & (pl.col("item_id") != ""))
     keep("no timestamp", pl.col("timestamp").is_finite().fill_null(value=False))
@@ -242,7 +250,7 @@ def _read_slice(task: _Task, number: int) -> dict[str, int]:
     log = log.with_columns(part=task.boundaries.search_sorted(log["user_id"], side="right"))
     for (part,), rows in log.partition_by("part", as_dict=True, include_key=False).items():
         write_whole(rows, _slice_file(task.scratch, number, part), "lz4")
-    return dropped
+    return dropped, gone
 
 
 def _kept(log: pl.DataFrame, condition: pl.Expr, reason: str, dropped: dict[str, int]) -> pl.DataFrame:

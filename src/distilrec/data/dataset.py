@@ -1,29 +1,30 @@
 """The prepared data: what every later stage reads.
 
-On disk: `dataset.json` (ids, encoders, report), `dataset.safetensors` (arrays) and `attributes.safetensors` (of items,
-for filters). No pickle.
+On disk a record (`distilrec.files`): `dataset.json` (ids, encoders, report) names `dataset-*.safetensors` (arrays) and
+`attributes-*.safetensors` (of items, for filters). No pickle.
 """
 
 from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
 
 from distilrec.attributes import ItemAttributes, pack_attributes, unpack_attributes
 from distilrec.data.cleaning import CleaningReport
 from distilrec.data.schema import Feature, Schema
 from distilrec.data.splits import Split
 from distilrec.encoding import FeatureEncoder, FeatureMatrix
-from distilrec.errors import DataError, FileMissingError
+from distilrec.errors import DataError
+from distilrec.files import RecordKind
 
+FORMAT_VERSION = 1
 Part = Literal["validation", "test"]
 UNKNOWN_ITEM = -1
 POPULARITY = Feature("popularity", "numeric")
@@ -193,26 +194,39 @@ class Dataset:
             "item_weights": self.item_features.weights,
         }
 
-    def save(self, folder: Path) -> None:
-        """Writes the dataset into a folder, which is made if need be."""
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file({name: np.ascontiguousarray(a) for name, a in self._arrays().items()}, folder / "dataset.safetensors")
-        save_file(pack_attributes(self.attributes), folder / "attributes.safetensors")
-        (folder / "dataset.json").write_bytes(msgspec.json.encode(self.info))
+    def save(self, folder: Path, made_from: str = "") -> None:
+        """Writes the data set into a folder, which is made if need be, in the place of the one that is there.
+
+        made_from: a key of the choices that led to it.
+        """
+        arrays = {"dataset": self._arrays(), "attributes": pack_attributes(self.attributes)}
+        PREPARED.write(folder, self.info, arrays, made_from=made_from)
+
+
+PREPARED = RecordKind(
+    "dataset.json",
+    DatasetInfo,
+    ("dataset", "attributes"),
+    FORMAT_VERSION,
+    DataError,
+    what="prepared data",
+    fix="run `distilrec prepare` first",
+    again="run `distilrec prepare` again",
+)
 
 
 def load_dataset(folder: Path | str) -> Dataset:
-    """A dataset that `prepare` or `Dataset.save` wrote. Raises FileMissingError and DataError."""
-    folder = Path(folder)
-    for name in ("dataset.json", "dataset.safetensors", "attributes.safetensors"):
-        if not (folder / name).is_file():
-            raise FileMissingError(
-                f"{folder / name} does not exist", fix="run `distilrec prepare` first", file=str(folder / name)
-            )
+    """Returns a data set that `prepare` or `Dataset.save` wrote. Raises FileMissingError and DataError."""
+    record = PREPARED.read(Path(folder))
+    info, arrays = record.about, record.arrays("dataset")
     try:
-        info = msgspec.json.decode((folder / "dataset.json").read_bytes(), type=DatasetInfo)
-        arrays = load_file(folder / "dataset.safetensors")
-        return Dataset(
+        attributes = unpack_attributes(record.arrays("attributes"), len(info.item_ids))
+    except (KeyError, IndexError, UnicodeDecodeError, ValueError) as problem:
+        raise PREPARED.damaged(
+            record.path("attributes"), f"does not fit the items of dataset.json: {problem}"
+        ) from None
+    try:
+        dataset = Dataset(
             info=info,
             user_features=FeatureMatrix(
                 arrays.pop("user_columns"), arrays.pop("user_weights"), info.user_encoder.width
@@ -220,8 +234,45 @@ def load_dataset(folder: Path | str) -> Dataset:
             item_features=FeatureMatrix(
                 arrays.pop("item_columns"), arrays.pop("item_weights"), info.item_encoder.width
             ),
-            attributes=unpack_attributes(load_file(folder / "attributes.safetensors"), len(info.item_ids)),
+            attributes=attributes,
             **arrays,
         )
-    except (msgspec.MsgspecError, SafetensorError, KeyError, TypeError, ValueError) as problem:
-        raise DataError(f"{folder} is not a readable dataset: {problem}", fix="run `distilrec prepare` again") from None
+        _check(dataset)
+    except (KeyError, TypeError, ValueError) as problem:
+        raise PREPARED.damaged(record.path("dataset"), f"does not fit dataset.json: {problem}") from None
+    return dataset
+
+
+def _check(dataset: Dataset) -> None:
+    """Raises ValueError where the parts of a data set do not fit each other."""
+    info, users, items = dataset.info, dataset.users, dataset.catalogue_size
+    rows, offsets = len(dataset.items), dataset.offsets
+    _true(len(info.titles) == items, f"{len(info.titles)} titles for {items} items")
+    _true(
+        0 <= info.warm_users <= users and 0 <= info.warm_items <= items,
+        "more users or items in training than there are",
+    )
+    for name, wanted in (("offsets", users + 1), ("train_end", users), ("validation_end", users)):
+        array = getattr(dataset, name)
+        _true(array.shape == (wanted,) and array.dtype == np.int64, f"{name} is not int64 of length {wanted}")
+    for name in ("items", "events", "times"):
+        _true(getattr(dataset, name).shape == (rows,), f"{name} has not one value for each of {rows} rows")
+    _true(offsets[0] == 0 and offsets[-1] == rows, f"offsets do not go from 0 to {rows}")
+    ends = [offsets[:-1], dataset.train_end, dataset.validation_end, offsets[1:]]
+    _true(all(bool((a <= b).all()) for a, b in pairwise(ends)), "the parts of a user are not one after the other")
+    for name, least, most in (("items", UNKNOWN_ITEM, items), ("events", 0, len(info.event_types))):
+        array = getattr(dataset, name)
+        _true(not rows or bool(least <= array.min() <= array.max() < most), f"{name} go beyond {most}")
+    for what, features, count in (("user", dataset.user_features, users), ("item", dataset.item_features, items)):
+        columns, weights = features.columns, features.weights
+        _true(
+            columns.ndim == 2 and columns.shape == weights.shape, f"{what}_columns and {what}_weights differ in shape"
+        )
+        _true(len(columns) == count, f"{what}_columns has {len(columns)} rows for {count} {what}s")
+        inside = not columns.size or bool(0 <= columns.min() <= columns.max() < features.width)
+        _true(inside, f"{what}_columns go beyond the {features.width} columns of the encoder")
+
+
+def _true(holds: bool, problem: str) -> None:
+    if not holds:
+        raise ValueError(problem)

@@ -23,6 +23,7 @@ import polars as pl
 from distilrec.data.readers import read_table
 from distilrec.data.schema import Feature, Schema
 from distilrec.errors import ConfigError, DownloadError
+from distilrec.files import replacing, write_whole
 
 _TIMEOUT_SECONDS = 20
 Tables = dict[str, pl.DataFrame]
@@ -74,8 +75,9 @@ def fetch(name: str, say: Callable[[str], None] = lambda line: None) -> Path:
             continue
         folder.mkdir(parents=True, exist_ok=True)
         for table_name, table in tables.items():
-            table.write_csv(folder / f"{table_name}.csv")
-        (folder / "complete").write_text(f"{where}\n{dataset.terms}\n")
+            with replacing(folder / f"{table_name}.csv") as new:
+                table.write_csv(new)
+        write_whole(folder / "complete", f"{where}\n{dataset.terms}\n".encode())
         return folder
     raise DownloadError(
         f"{name} could not be fetched:\n    " + "\n    ".join(failures),

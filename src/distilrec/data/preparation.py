@@ -21,6 +21,7 @@ from distilrec.attributes import collect_attributes
 from distilrec.data.checks import DataCheck, check_table
 from distilrec.data.cleaning import ROWS_PER_PART, Cleaning, CleanLog, clean_log
 from distilrec.data.dataset import POPULARITY, SALES_VOLUME, UNKNOWN_ITEM, Dataset, DatasetInfo
+from distilrec.data.erased import ErasedUsers, as_erased
 from distilrec.data.features import feature_rows, fit_encoder, title_of
 from distilrec.data.pseudonyms import pseudonym
 from distilrec.data.readers import open_log, read_table
@@ -45,7 +46,7 @@ def prepare_dataset(
     pseudonym_key: bytes | None = None,
     derived_features: bool = True,
     checks: Sequence[DataCheck] = (),
-    erased_users: Sequence[str] = (),
+    erased_users: Sequence[object] | ErasedUsers = (),
     workers: Workers | None = None,
     scratch: Path | None = None,
     rows_per_part: int = ROWS_PER_PART,
@@ -55,12 +56,13 @@ def prepare_dataset(
 
     log, users, items: a path, a polars frame or a pandas frame; `*columns` name the fields of files without a header.
     pseudonym_key: users of the log and of the table get pseudonyms with this key (`distilrec.data.pseudonyms`).
-    checks: what must hold for the columns of the tables. erased_users: whose rows are left out, by id or pseudonym.
+    checks: what must hold for the columns of the tables. erased_users: whose rows are left out, by id or pseudonym; ids
+    that match no user of the log are an error, but for `ErasedUsers.others`.
     derived_features: popularity, and sales volume where there are weights, become features of the items.
     workers: who works on the parts, this process if left out; the data set is the same. scratch: a folder for the parts, a
     temporary one if left out; it is removed, and workers on other machines must see it. rows_per_part: what is in memory at
     once, about 400 bytes for each row. on_step: is called with what is being done, finished parts and all parts.
-    Raises the DataErrors of the readers, the cleaning and the encoders.
+    Raises UnknownUserError for ids of `erased_users`, and the DataErrors of the readers, the cleaning and the encoders.
     """
     split, workers, notes = split or Split(), workers or InProcess(), list[str]()
     user_table = _side_table(users, user_columns, schema.user_key, schema.user_features, None, "users", notes, checks)
@@ -68,12 +70,14 @@ def prepare_dataset(
         user_table = {pseudonym(user, pseudonym_key): row for user, row in user_table.items()}
     of_items = (*schema.item_features, *schema.item_attributes)
     item_table = _side_table(items, item_columns, schema.item_key, of_items, schema.title, "items", notes, checks)
+    erased = erased_users if isinstance(erased_users, ErasedUsers) else ErasedUsers(as_erased(erased_users))
     with _folder(scratch) as folder:
         opened = open_log(log, folder, columns)
         clean = clean_log(
             opened, schema, cleaning or Cleaning(), folder, workers, rows_per_part,
-            lambda done, total: on_step("clean", done, total), pseudonym_key, checks, erased_users,
+            lambda done, total: on_step("clean", done, total), pseudonym_key, checks, erased.all(),
         )  # fmt: skip
+        notes += erased.check(clean.erased, pseudonym_key)
         parts = _split(clean, split, workers, lambda done, total: on_step("split", done, total))
         counts = _training_counts(parts)
         if counts.is_empty():

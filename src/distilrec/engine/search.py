@@ -16,6 +16,7 @@ from distilrec.bundle.manifest import SearchInfo, SearchKind, StudentKind
 from distilrec.engine import kernels
 from distilrec.engine.items import Floats, ItemTable, Mask, Places, channels_of
 from distilrec.errors import BundleCorruptedError, ConfigError, MissingExtraError
+from distilrec.files import replacing
 
 _ALWAYS = 1_024  # items that are scored whatever the graph finds
 _IN_CACHE = 50_000  # items up to which the exact scan of the runtime is the faster one
@@ -195,7 +196,8 @@ def build_graph(vectors: Floats, biases: Floats, info: SearchInfo, file: Path, t
         enable_key_lookups=False,
     )
     graph.add(inside.astype(np.uint64), points, threads=threads)
-    graph.save(str(file))
+    with replacing(file) as new:  # the old one may be mapped by a service
+        graph.save(str(new))
 
 
 def _square_norms(vectors: Floats, biases: Floats, info: SearchInfo) -> Floats:

@@ -13,6 +13,7 @@ from distilrec._version import __version__
 from distilrec.evaluate.comparison import ALONE, STUDENT, TEACHER, Comparison, Row
 from distilrec.evaluate.plots import draw_curves, draw_differences, draw_slices, draw_trade, draw_tree, svg
 from distilrec.evaluate.statistics import Difference
+from distilrec.files import write_whole
 
 _QUALITY = ("model", "NDCG@10 [95%]", "HR@10", "MRR@10", "AUC", "retention", "agreement")
 _COST = ("parameters", "size", "training", "per request", "p99")
@@ -170,7 +171,7 @@ def write_report(comparison: Comparison, path: Path) -> None:
         plots=_plots(comparison),
         tree=svg("The tree", partial(draw_tree, tree=comparison.tree), (14, 6)) if comparison.tree else "",
     )
-    path.write_text(page, encoding="utf-8")
+    write_whole(path, page.encode())
 
 
 def _plots(comparison: Comparison) -> list[tuple[Markup, str]]:

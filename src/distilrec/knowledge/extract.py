@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import msgspec
 import numpy as np
 import polars as pl
 import torch
@@ -15,14 +15,24 @@ from numpy.typing import NDArray
 
 from distilrec.data.dataset import Dataset
 from distilrec.errors import ConfigError, TeacherError
-from distilrec.knowledge.store import Extraction, LabelManifest, LabelStore, open_labels, shard_path
+from distilrec.files import key_of, remove, replacing, unfinished, write_whole
+from distilrec.knowledge.store import (
+    FORMAT_VERSION,
+    LABELS,
+    AboutLabels,
+    Extraction,
+    LabelManifest,
+    LabelStore,
+    open_labels,
+    shard_path,
+)
 from distilrec.models import TrainedModel
 from distilrec.settings import Count, Settings
 from distilrec.teachers.teacher import Answer, Teacher, as_teacher
 from distilrec.training.batches import Windows, batch_of, training_windows
 from distilrec.training.memory import reuse_freed_memory
 from distilrec.training.trainer import MASKED_LOGIT, seen_items
-from distilrec.workers import InProcess, Workers, write_whole
+from distilrec.workers import InProcess, Workers
 
 _BATCH = 32
 _BATCHES_PER_SHARD = 16
@@ -86,16 +96,16 @@ def extract_labels(
         "user" if teacher.per_user else "event",
         states,
     )
-    encoded = msgspec.json.encode(manifest)
-    path, unfinished = folder / "manifest.json", folder / "unfinished.json"
-    if path.is_file() and path.read_bytes() == encoded:
+    made_from = key_of(manifest, FORMAT_VERSION)
+    if LABELS.made_from(folder) == made_from:
         on_shard(manifest.shards, manifest.shards)
         return open_labels(folder, dataset)
     folder.mkdir(parents=True, exist_ok=True)
-    if not (unfinished.is_file() and unfinished.read_bytes() == encoded):
-        for old in (path, *folder.glob("labels-*.parquet")):
-            old.unlink(missing_ok=True)
-        unfinished.write_bytes(encoded)
+    path, begun = folder / LABELS.file, folder / "unfinished"
+    if path.is_file() or not (begun.is_file() and begun.read_bytes() == made_from.encode()):
+        remove([path, begun])  # first, so that nothing names the shards when they go
+        remove([*folder.glob("labels-*.parquet"), folder / "extraction.json", folder / "unfinished.json"])
+        write_whole(begun, made_from.encode())
     began = time.perf_counter()
     task = _Task(teacher, dataset, folder.absolute(), manifest, windows, units, _BATCH, _BATCH * _BATCHES_PER_SHARD)
     missing = [shard for shard in range(manifest.shards) if not shard_path(folder, shard).is_file()]
@@ -109,8 +119,9 @@ def extract_labels(
     )
     events = len(dataset.training_rows())
     extraction = Extraction(labels, events, sum(sizes), time.perf_counter() - began)
-    (folder / "extraction.json").write_bytes(msgspec.json.encode(extraction))
-    unfinished.replace(path)
+    shards = [shard_path(folder, shard) for shard in range(manifest.shards)]
+    LABELS.write(folder, AboutLabels(manifest, extraction), files=shards, made_from=made_from)
+    remove([begun, *unfinished(folder)])
     return open_labels(folder, dataset)
 
 
@@ -140,7 +151,10 @@ def _extract_shard(task: _Task, shard: int) -> None:
         for start in range(first, stop, task.batch):
             for keys, answer in answers(task, np.arange(start, min(start + task.batch, stop))):
                 tables.append(_label_table(keys, answer, task.manifest, rng))
-    write_whole(pl.concat(tables), shard_path(task.folder, shard))
+    with replacing(
+        shard_path(task.folder, shard), own=f".{os.getpid()}"
+    ) as new:  # another worker may do the same again
+        pl.concat(tables).write_parquet(new, compression="zstd")
 
 
 def _of_events(task: _Task, some: NDArray[np.int64]) -> Iterator[tuple[torch.Tensor, Answer]]:

@@ -11,7 +11,7 @@ about all events of a user; the labels are what the teacher expected before that
 | sample_items, sample_logits | M items drawn uniformly from the candidates, as above |
 | state | the teacher's last hidden layer, float16; only where asked for |
 
-`extraction.json` says how long it took and how large it is.
+The manifest is a record (`distilrec.files`): it names the shards with their hashes, and says how long the extraction took.
 """
 
 from __future__ import annotations
@@ -27,9 +27,10 @@ import torch
 from numpy.typing import NDArray
 
 from distilrec.data.dataset import Dataset
-from distilrec.errors import FileMissingError, LabelStoreError
+from distilrec.errors import LabelStoreError
+from distilrec.files import RecordKind
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 LabelKey = Literal["event", "user"]
 
 
@@ -48,7 +49,6 @@ class LabelManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     shards: int
     key: LabelKey = "event"
     states: int = 0
-    format_version: int = FORMAT_VERSION
 
 
 class Extraction(msgspec.Struct, frozen=True):
@@ -58,6 +58,25 @@ class Extraction(msgspec.Struct, frozen=True):
     events: int
     bytes: int
     seconds: float
+
+
+class AboutLabels(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What `manifest.json` says besides its shards."""
+
+    labels: LabelManifest
+    extraction: Extraction
+
+
+LABELS = RecordKind(
+    "manifest.json",
+    AboutLabels,
+    (),
+    FORMAT_VERSION,
+    LabelStoreError,
+    what="label store",
+    fix="extract the labels first (`distilrec distill` does)",
+    again="extract the labels again (`distilrec distill`), after deleting {folder}",
+)
 
 
 @dataclass(frozen=True)
@@ -139,31 +158,22 @@ def shard_path(folder: Path, shard: int) -> Path:
 
 
 def open_labels(folder: Path, dataset: Dataset) -> LabelStore:
-    """The labels in a folder. Raises FileMissingError, and LabelStoreError when they are of another data set, of a newer
-    format, or damaged.
+    """Returns the labels in a folder. Raises FileMissingError, and LabelStoreError when they are of another data set, of
+    another format, or damaged.
     """
-    path = folder / "manifest.json"
-    if not path.is_file():
-        raise FileMissingError(
-            f"there are no labels in {folder}", fix="extract them first (`distilrec distill` does)", file=str(path)
-        )
-    try:
-        manifest = msgspec.json.decode(path.read_bytes(), type=LabelManifest)
-        if manifest.format_version != FORMAT_VERSION:
-            raise LabelStoreError(
-                f"{path} has format {manifest.format_version}, this distilrec reads {FORMAT_VERSION}",
-                fix="extract the labels again",
-                file=str(path),
-            )
-        extraction = msgspec.json.decode((folder / "extraction.json").read_bytes(), type=Extraction)
-        table = pl.concat([pl.read_parquet(shard_path(folder, shard)) for shard in range(manifest.shards)])
-    except (msgspec.MsgspecError, pl.exceptions.PolarsError, OSError) as problem:
-        raise LabelStoreError(
-            f"the labels in {folder} cannot be read: {problem}",
-            fix=f"delete {folder} and extract them again (`distilrec distill`)",
-        ) from None
+    record = LABELS.read(folder)
+    manifest, extraction = record.about.labels, record.about.extraction
     if manifest.dataset_fingerprint != dataset.fingerprint():
         raise LabelStoreError(
             f"the labels in {folder} are of another data set", fix="extract them again", file=str(folder)
+        )
+    try:
+        shards = [record.path(shard_path(folder, shard).name) for shard in range(manifest.shards)]
+        table = pl.concat([pl.read_parquet(shard) for shard in shards])
+    except (pl.exceptions.PolarsError, OSError) as problem:
+        raise LABELS.damaged(folder / LABELS.file, f"names shards that cannot be read: {problem}") from None
+    if table.height != extraction.labels:
+        raise LABELS.damaged(
+            folder / LABELS.file, f"counts {extraction.labels:,} labels, its shards hold {table.height:,}"
         )
     return LabelStore(manifest, table, dataset, extraction)

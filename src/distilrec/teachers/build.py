@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -10,8 +9,9 @@ from pathlib import Path
 import msgspec
 
 from distilrec.data.dataset import Dataset
-from distilrec.errors import ConfigError, FileMissingError, TrainingError
-from distilrec.models import load_model, save_model, train_model
+from distilrec.errors import ConfigError, TrainingError
+from distilrec.files import RecordKind, key_of
+from distilrec.models import SAVED, load_model, save_model, train_model
 from distilrec.settings import Settings
 from distilrec.students.recurrent import RecurrentConfig
 from distilrec.teachers.dnn import DnnConfig
@@ -24,10 +24,10 @@ from distilrec.teachers.external import (
     read_scores,
     save_user_scores,
 )
-from distilrec.teachers.linear import LinearConfig, fit_linear, load_linear, save_linear
+from distilrec.teachers.linear import SAVED_LINEAR, LinearConfig, fit_linear, load_linear, save_linear
 from distilrec.teachers.teacher import ModelTeacher, Teacher
 from distilrec.teachers.transformer import TransformerConfig
-from distilrec.training.trainer import Epoch, TrainingConfig
+from distilrec.training.trainer import Epoch, TrainingConfig, drop_checkpoint
 from distilrec.workers import InProcess, Workers
 
 SingleConfig = TransformerConfig | DnnConfig | RecurrentConfig | LinearConfig | ScoresConfig | FunctionConfig
@@ -56,7 +56,22 @@ OnEpoch = Callable[[str, Epoch, int], None]
 
 
 class _Weights(msgspec.Struct, frozen=True):
+    """The weights of an ensemble. members: the identities of the teachers for which they were chosen."""
+
     weights: tuple[float, ...]
+    members: tuple[str, ...]
+
+
+_ENSEMBLE = RecordKind(
+    "ensemble.json",
+    _Weights,
+    (),
+    1,
+    TrainingError,
+    what="ensemble",
+    fix="train it first (distilrec train)",
+    again="train the teacher again (distilrec train)",
+)
 
 
 def make_teacher(
@@ -75,12 +90,14 @@ def make_teacher(
 
     A file or a function is read anew each time: what it says may have changed.
     """
-    stamp, stamp_file = (
-        msgspec.json.encode((dataset.fingerprint(), config, training, seed)),
-        folder / "trained-with.json",
+    made_from = key_of(dataset.fingerprint(), config, training, seed)
+    trained = (
+        isinstance(config, TransformerConfig | DnnConfig | RecurrentConfig) and SAVED.made_from(folder) == made_from
     )
-    trainable = isinstance(config, TransformerConfig | DnnConfig | RecurrentConfig | LinearConfig)
-    if trainable and stamp_file.is_file() and stamp_file.read_bytes() == stamp:
+    fitted = isinstance(config, LinearConfig) and SAVED_LINEAR.made_from(folder) == made_from
+    if trained or fitted:
+        if checkpoint is not None:
+            drop_checkpoint(checkpoint)
         return load_teacher(config, folder, dataset)
     match config:
         case EnsembleConfig():
@@ -101,13 +118,11 @@ def make_teacher(
                     )
                 )
             teacher = calibrated_ensemble(members, dataset, seed)
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / "ensemble.json").write_bytes(msgspec.json.encode(_Weights(teacher.weights)))
+            _ENSEMBLE.write(folder, _Weights(teacher.weights, tuple(member.identity for member in members)))
             return teacher
         case LinearConfig():
             linear = fit_linear(config, dataset, seed)
-            save_linear(linear, folder)
-            stamp_file.write_bytes(stamp)
+            save_linear(linear, folder, made_from)
             return linear
         case ScoresConfig():
             scores = read_scores(config, dataset)
@@ -117,44 +132,48 @@ def make_teacher(
             return import_function(config, dataset)
         case _:
             train = partial(train_model, config, dataset, training, seed=seed, checkpoint=checkpoint)
-            trained = (workers or InProcess()).together(
+            model = (workers or InProcess()).together(
                 lambda report: train(on_epoch=report), lambda epoch, total: on_epoch(name, epoch, total)
             )
-            save_model(trained, folder)
-            stamp_file.write_bytes(stamp)
+            save_model(model, folder, made_from)
             if checkpoint is not None:
-                shutil.rmtree(checkpoint, ignore_errors=True)
-            return ModelTeacher(trained)
+                drop_checkpoint(checkpoint)
+            return ModelTeacher(model)
 
 
 def load_teacher(config: TeacherConfig, folder: Path, dataset: Dataset) -> Teacher:
     """A teacher that `make_teacher` saved. Raises FileMissingError, TrainingError and TeacherError."""
     match config:
         case EnsembleConfig():
-            path = folder / "ensemble.json"
-            if not path.is_file():
-                raise FileMissingError(
-                    f"there is no ensemble in {folder}", fix="train it first (distilrec train)", file=str(path)
-                )
-            try:
-                weights = msgspec.json.decode(path.read_bytes(), type=_Weights).weights
-            except msgspec.MsgspecError as problem:
-                raise TrainingError(
-                    f"{path} cannot be read: {problem}", fix=f"delete {folder} and train the teacher again"
-                ) from None
+            saved = _ENSEMBLE.read(folder).about
             members = [
                 load_teacher(member.model, folder / f"member-{number}", dataset)
                 for number, member in enumerate(config.members)
             ]
-            return EnsembleTeacher(members, weights)
+            if saved.members != tuple(member.identity for member in members):
+                raise _ENSEMBLE.damaged(folder / _ENSEMBLE.file, "holds the weights of other members")
+            return EnsembleTeacher(members, saved.weights)
         case LinearConfig():
-            return load_linear(folder, dataset)
+            linear = load_linear(folder, dataset)
+            _need_same(linear.config, config, folder)
+            return linear
         case ScoresConfig():
             return load_user_scores(folder, dataset)
         case FunctionConfig():
             return import_function(config, dataset)
         case _:
-            return ModelTeacher(load_model(folder, dataset))
+            model = load_model(folder, dataset)
+            _need_same(model.record.config, config, folder)
+            return ModelTeacher(model)
+
+
+def _need_same(trained: object, wanted: object, folder: Path) -> None:
+    if trained != wanted:
+        raise TrainingError(
+            f"the teacher in {folder} was trained with other settings than those of the run",
+            fix="train it again (distilrec train)",
+            file=str(folder),
+        )
 
 
 def single_teachers(teacher: Teacher) -> list[Teacher]:

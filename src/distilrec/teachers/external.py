@@ -9,16 +9,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
+import msgspec
 import numpy as np
 import polars as pl
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
 
 from distilrec.data.dataset import Dataset, Histories
 from distilrec.data.readers import read_table
-from distilrec.errors import ColumnMissingError, ConfigError, FileMissingError, TeacherError
+from distilrec.errors import ColumnMissingError, ConfigError, TeacherError
+from distilrec.files import RecordKind
 from distilrec.settings import Count, Settings
 from distilrec.teachers.teacher import Answer, Cost
 from distilrec.training.batches import Batch
@@ -295,23 +295,40 @@ def import_function(config: FunctionConfig, dataset: Dataset) -> FunctionTeacher
     )
 
 
+class _AboutScores(msgspec.Struct, frozen=True):
+    fingerprint: str
+
+
+SAVED_SCORES = RecordKind(
+    "scores.json",
+    _AboutScores,
+    ("scores",),
+    1,
+    TeacherError,
+    what="scores of a teacher",
+    fix="run `distilrec train` first",
+    again="run `distilrec train` again",
+)
+
+
 def save_user_scores(teacher: UserScores, folder: Path) -> None:
-    """Writes `scores.safetensors`: later stages do not need the file that it came from."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Writes `scores.json` and the arrays that it names: later stages do not need the file that they came from."""
     arrays: dict[str, NDArray[Any]] = {"offsets": teacher.offsets, "items": teacher.items, "values": teacher.values}
-    save_file(arrays, folder / "scores.safetensors", metadata={"dataset": teacher.fingerprint})
+    SAVED_SCORES.write(folder, _AboutScores(teacher.fingerprint), {"scores": arrays})
 
 
 def load_user_scores(folder: Path, dataset: Dataset) -> UserScores:
-    """What `save_user_scores` wrote. Raises FileMissingError and TeacherError."""
-    path = folder / "scores.safetensors"
-    if not path.is_file():
-        raise FileMissingError(f"there are no scores in {folder}", fix="run `distilrec train` first", file=str(path))
-    try:
-        arrays = load_file(path)
-        teacher = UserScores(arrays["offsets"], arrays["items"], arrays["values"], dataset)
-    except (SafetensorError, KeyError, OSError) as problem:
-        raise TeacherError(f"{path} cannot be read: {problem}", fix="run `distilrec train` again") from None
-    if len(teacher.offsets) != dataset.users + 1 or teacher.items.max(initial=0) >= dataset.info.warm_items:
-        raise TeacherError(f"{path} is of another data set", fix="run `distilrec train` again", file=str(path))
-    return teacher
+    """Returns what `save_user_scores` wrote. Raises FileMissingError and TeacherError."""
+    saved = SAVED_SCORES.read(folder)
+    if saved.about.fingerprint != dataset.fingerprint():
+        raise TeacherError(
+            f"the scores in {folder} are of another data set", fix="run `distilrec train` again", file=str(folder)
+        )
+    path, arrays = saved.path("scores"), saved.arrays("scores")
+    if set(arrays) != {"offsets", "items", "values"}:
+        raise SAVED_SCORES.damaged(path, f"holds {', '.join(sorted(arrays))} instead of offsets, items and values")
+    offsets, items, values = arrays["offsets"], arrays["items"], arrays["values"]
+    fits = len(offsets) == dataset.users + 1 and len(items) == len(values) == offsets[-1] and offsets[0] == 0
+    if not fits or (np.diff(offsets) < 0).any() or items.max(initial=0) >= dataset.info.warm_items:
+        raise SAVED_SCORES.damaged(path, "does not fit the users and items of the data set")
+    return UserScores(offsets, items, values, dataset)

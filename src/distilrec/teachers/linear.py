@@ -19,11 +19,10 @@ import numpy as np
 import torch
 from msgspec import Meta
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
 
 from distilrec.data.dataset import UNKNOWN_ITEM, Dataset, Histories
-from distilrec.errors import ConfigError, FileMissingError, TrainingError
+from distilrec.errors import ConfigError, TrainingError
+from distilrec.files import RecordKind
 from distilrec.settings import Count, Positive, Settings
 from distilrec.teachers.teacher import Answer, Cost
 from distilrec.training.batches import Batch
@@ -145,25 +144,30 @@ class _Record(msgspec.Struct, frozen=True):
     seconds: float
 
 
-def save_linear(teacher: LinearTeacher, folder: Path) -> None:
-    """Writes `linear.safetensors` and `linear.json`."""
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file({"weights": teacher.weights}, folder / "linear.safetensors")
+SAVED_LINEAR = RecordKind(
+    "linear.json",
+    _Record,
+    ("linear",),
+    1,
+    TrainingError,
+    what="linear teacher",
+    fix="train it first (distilrec train)",
+    again="delete {folder} and train the teacher again",
+)
+
+
+def save_linear(teacher: LinearTeacher, folder: Path, made_from: str = "") -> None:
+    """Writes `linear.json` and the weights that it names, in the place of the teacher that is there."""
     record = _Record(teacher.config, teacher._catalogue_size, teacher.fingerprint, teacher.cost.seconds or 0.0)
-    (folder / "linear.json").write_bytes(msgspec.json.encode(record))
+    SAVED_LINEAR.write(folder, record, {"linear": {"weights": teacher.weights}}, made_from=made_from)
 
 
 def load_linear(folder: Path, dataset: Dataset) -> LinearTeacher:
-    """A saved linear teacher. Raises FileMissingError, and TrainingError when it is damaged or of another data set."""
-    if not (folder / "linear.json").is_file():
-        raise FileMissingError(f"there is no linear teacher in {folder}", fix="train it first", file=str(folder))
-    try:
-        record = msgspec.json.decode((folder / "linear.json").read_bytes(), type=_Record)
-        weights = load_file(folder / "linear.safetensors")["weights"]
-    except (msgspec.MsgspecError, SafetensorError, OSError, KeyError) as problem:
-        raise TrainingError(
-            f"the teacher in {folder} cannot be read: {problem}", fix=f"delete {folder} and train it again"
-        ) from None
+    """Returns a saved linear teacher. Raises FileMissingError, and TrainingError when it is damaged or of other data."""
+    saved = SAVED_LINEAR.read(folder)
+    record, weights = saved.about, saved.arrays("linear").get("weights")
     if record.fingerprint != dataset.fingerprint():
         raise TrainingError(f"the teacher in {folder} is of another data set", fix="train it again", file=str(folder))
+    if weights is None or weights.shape != (dataset.info.warm_items, dataset.info.warm_items):
+        raise SAVED_LINEAR.damaged(saved.path("linear"), "does not hold the weights of this data set")
     return LinearTeacher(record.config, weights, record.catalogue_size, record.fingerprint, record.seconds)

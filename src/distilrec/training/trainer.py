@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,12 +17,11 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch.nn import functional
 
 from distilrec.data.dataset import Dataset
 from distilrec.errors import TrainingError
+from distilrec.files import RecordKind, remove
 from distilrec.settings import Count, NotNegative, Part, Positive, Settings, Share, ZeroOrMore
 from distilrec.training import parallel
 from distilrec.training.batches import Batch, training_batches, training_windows
@@ -126,6 +126,18 @@ class _Progress(msgspec.Struct, frozen=True):
     task: str
     curve: tuple[Epoch, ...]
     best_epoch: int
+
+
+_CHECKPOINT = RecordKind(
+    "progress.json",
+    _Progress,
+    ("epoch",),
+    1,
+    TrainingError,
+    what="checkpoint",
+    fix="begin without one",
+    again="delete {folder} to begin again",
+)
 
 
 def train(
@@ -331,21 +343,21 @@ def _save(
     best: dict[str, torch.Tensor],
     progress: _Progress,
 ) -> None:
-    """Tensors first, then the progress file that names them: a crash in between leaves the last whole checkpoint."""
-    folder.mkdir(parents=True, exist_ok=True)
     tensors = {f"model/{name}": tensor for name, tensor in model.state_dict().items()}
     tensors |= {f"averaged/{name}": tensor for name, tensor in averaged.state_dict().items()}
     tensors |= {f"best/{name}": tensor for name, tensor in best.items()}
     for place, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer/{place}/{name}": tensor for name, tensor in state.items()}
-    number = len(progress.curve)
-    save_file(
-        {name: tensor.contiguous().clone() for name, tensor in tensors.items()}, folder / f"epoch-{number}.safetensors"
+    _CHECKPOINT.write(
+        folder, progress, {"epoch": {name: tensor.contiguous().numpy() for name, tensor in tensors.items()}}
     )
-    temporary = folder / "progress.json.new"
-    temporary.write_bytes(msgspec.json.encode(progress))
-    temporary.replace(folder / "progress.json")
-    (folder / f"epoch-{number - 1}.safetensors").unlink(missing_ok=True)
+
+
+def drop_checkpoint(folder: Path) -> None:
+    """Removes a checkpoint that is no longer needed, the file that makes it one first."""
+    if folder.is_dir():
+        remove([folder / _CHECKPOINT.file])
+        shutil.rmtree(folder)
 
 
 def _load(
@@ -358,19 +370,13 @@ def _load(
     config: TrainingConfig,
     task: str,
 ) -> _Progress:
-    try:
-        progress = msgspec.json.decode((folder / "progress.json").read_bytes(), type=_Progress)
-        tensors = load_file(folder / f"epoch-{len(progress.curve)}.safetensors")
-    except (msgspec.MsgspecError, SafetensorError, FileNotFoundError) as problem:
-        raise TrainingError(
-            f"the checkpoint in {folder} cannot be read: {problem}",
-            fix=f"delete {folder} to begin anew",
-            file=str(folder),
-        ) from None
+    saved = _CHECKPOINT.read(folder)
+    progress = saved.about
+    tensors = {name: torch.from_numpy(array) for name, array in saved.arrays("epoch").items()}
     if (progress.seed, progress.config, progress.task) != (seed, config, task):
         raise TrainingError(
             f"the checkpoint in {folder} belongs to a run with another seed, configuration or data set",
-            fix=f"delete {folder} to begin anew, or use the configuration it was made with",
+            fix=f"delete {folder} to begin again, or use the configuration it was made with",
             file=str(folder),
         )
     try:
@@ -379,7 +385,7 @@ def _load(
     except RuntimeError:  # torch's word for names or shapes that do not fit
         raise TrainingError(
             f"the checkpoint in {folder} was made by another version of distilrec",
-            fix=f"delete {folder} to begin anew",
+            fix=f"delete {folder} to begin again",
             file=str(folder),
         ) from None
     best.update(_under("best/", tensors))

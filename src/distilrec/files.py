@@ -1,0 +1,291 @@
+"""Files that are written whole, and records: files that belong together, replaced together.
+
+A file is never changed where it is. A new one is written beside it (`NAME.new`), is forced to the disk, and takes the place
+of the old one by a rename: a reader finds the old file or the new one, whenever the writer is killed.
+
+A record is one JSON file that names its parts with their hashes and sizes. The parts are written first, under names
+that hold a hash of their content, so that they never replace those of the old record; then the JSON file is replaced,
+the one moment at which the new state takes the place of the old one; then parts that the record no longer names are
+removed. A reader opens the JSON file and checks every part against it.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Generic, TypeVar
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from distilrec.errors import DistilrecError, FileMissingError, StorageError
+
+T = TypeVar("T")
+Arrays = Mapping[str, NDArray[Any]]
+_NEW = ".new"
+_DIGITS = 16  # of the hash in the name of a part
+
+
+@contextmanager
+def replacing(path: Path, *, durable: bool = True, own: str = "") -> Iterator[Path]:
+    """Gives the path at which to write the new file; at the end of the block it takes the place of `path`.
+
+    durable: the new file is on the disk before it takes that place, and the rename before the block ends. own: a name of
+    this process, where several may write the same file at the same time.
+    """
+    new = path.with_name(f"{path.name}{own}{_NEW}")
+    try:
+        yield new
+        if durable:
+            _sync(new)
+        new.replace(path)
+    except BaseException:
+        new.unlink(missing_ok=True)
+        raise
+    if durable:
+        sync_folder(path.parent)
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Writes a file whole or not at all; whoever has the old one open keeps it."""
+    with replacing(path) as new:
+        new.write_bytes(data)
+
+
+def write_json(path: Path, content: object) -> None:
+    """Writes JSON that people can read, whole or not at all."""
+    write_whole(path, msgspec.json.format(msgspec.json.encode(content)))
+
+
+def read_json(path: Path, kind: type[T], *, error: type[DistilrecError], fix: str) -> T:
+    """Returns the content of a JSON file. Raises `error`, which names the file."""
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=kind)
+    except (msgspec.MsgspecError, UnicodeDecodeError, OSError) as problem:
+        raise error(f"{path} cannot be read: {problem}", fix=fix, file=str(path)) from None
+
+
+def read_arrays(path: Path, *, error: type[DistilrecError], fix: str) -> dict[str, NDArray[Any]]:
+    """Returns the arrays of a safetensors file. Raises `error`, which names the file."""
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as problem:
+        raise error(f"{path} cannot be read: {problem}", fix=fix, file=str(path)) from None
+
+
+def hash_of(path: Path) -> str:
+    """Returns the SHA-256 of a file, in hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def key_of(*content: object) -> str:
+    """Returns a hash of what something is made from."""
+    return hashlib.sha256(msgspec.json.encode(content)).hexdigest()
+
+
+def remove(paths: Iterable[Path], keep: Iterable[Path] = ()) -> int:
+    """Removes files durably, apart from those in `keep`; returns their number."""
+    gone = sorted(set(paths) - set(keep))
+    for path in gone:
+        path.unlink(missing_ok=True)
+    for folder in {path.parent for path in gone}:
+        sync_folder(folder)
+    return len(gone)
+
+
+def unfinished(folder: Path) -> list[Path]:
+    """Returns the new files in a folder that a killed process has left behind."""
+    return list(folder.glob(f"*{_NEW}"))
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes the renames and removals in a folder durable."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as problem:
+        if problem.errno != errno.EINVAL:  # a file system that cannot, and need not
+            raise
+    finally:
+        os.close(handle)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def locked(folder: Path, *, wait: bool = True) -> Iterator[None]:
+    """Holds a folder for one process at a time. wait: until another one is done; otherwise that is a StorageError."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            raise StorageError(
+                f"another process works in {folder}", fix="wait until it is done, or stop it", file=str(folder)
+            ) from None
+        yield
+    finally:
+        os.close(handle)
+
+
+class Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A file of a record. name: in the folder of the record, never a path."""
+
+    name: Annotated[str, msgspec.Meta(pattern=r"^\w[\w.-]*\Z")]
+    sha256: str
+    bytes: int
+
+
+class _Content(msgspec.Struct, Generic[T], frozen=True, forbid_unknown_fields=True):
+    """The JSON file of a record. made_from: a key of what it was made from; about: whatever is no array."""
+
+    format_version: int
+    made_from: str
+    parts: dict[str, Part]
+    about: T
+
+
+class _Version(msgspec.Struct, frozen=True):
+    format_version: int = 0
+
+
+@dataclass(frozen=True)
+class Record(Generic[T]):
+    """A record that has been read, and whose parts are as it says."""
+
+    folder: Path
+    kind: RecordKind[T]
+    about: T
+    made_from: str
+    parts: dict[str, Part]
+
+    def path(self, part: str) -> Path:
+        """Returns the file of a part. Raises the error of this kind of record where it names no such part."""
+        if part not in self.parts:
+            raise self.kind.damaged(self.folder / self.kind.file, f"names no part {part!r}")
+        return self.folder / self.parts[part].name
+
+    def arrays(self, part: str) -> dict[str, NDArray[Any]]:
+        """Returns the arrays of a part."""
+        return read_arrays(self.path(part), error=self.kind.error, fix=self.kind.repair(self.folder))
+
+
+@dataclass(frozen=True)
+class RecordKind(Generic[T]):
+    """One kind of record: its JSON file, what that says besides the parts, its format number and how errors speak of it.
+
+    arrays: the names of its parts that hold arrays; what: "prepared data"; again: how to make it again, for messages, with
+    "{folder}"; fix: what to do where there is none.
+    """
+
+    file: str
+    about: type[T]
+    arrays: tuple[str, ...]
+    version: int
+    error: type[DistilrecError]
+    what: str
+    fix: str
+    again: str
+
+    def write(
+        self,
+        folder: Path,
+        about: T,
+        arrays: Mapping[str, Arrays] | None = None,
+        *,
+        files: Iterable[Path] = (),
+        made_from: str = "",
+    ) -> None:
+        """Replaces the record in a folder, which is made if need be.
+
+        arrays: of every part, by its name; files: further parts, which are in the folder already.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        parts = {name: _write_part(folder, name, some) for name, some in (arrays or {}).items()}
+        for file in files:
+            _sync(file)
+            parts[file.name] = Part(file.name, hash_of(file), file.stat().st_size)
+        sync_folder(folder)
+        write_json(folder / self.file, _Content(self.version, made_from, parts, about))
+        self.tidy(folder)
+
+    def tidy(self, folder: Path) -> int:
+        """Removes what an earlier or a killed `write` has left beside the record; returns the number of files."""
+        there = [folder / f"{self.file}{_NEW}"]
+        for name in self.arrays:
+            there += [folder / f"{name}.safetensors", folder / f"{name}.safetensors{_NEW}"]
+            there += folder.glob(f"{name}-{'[0-9a-f]' * _DIGITS}.safetensors")
+        there = [path for path in there if path.exists()]
+        named = self._content(folder).parts.values() if there and (folder / self.file).is_file() else ()
+        return remove(there, [folder / part.name for part in named])
+
+    def read(self, folder: Path) -> Record[T]:
+        """Returns the record in a folder, checked. Raises FileMissingError and the error of this kind of record."""
+        content = self._content(folder)
+        for part in content.parts.values():
+            path = folder / part.name
+            if not path.is_file():
+                raise self.damaged(path, "is missing")
+            if (size := path.stat().st_size) != part.bytes:
+                raise self.damaged(path, f"has {size} bytes instead of {part.bytes}")
+            if hash_of(path) != part.sha256:
+                raise self.damaged(path, f"is not the file that {self.file} names: it is another one, or was changed")
+        return Record(folder, self, content.about, content.made_from, content.parts)
+
+    def made_from(self, folder: Path) -> str | None:
+        """Returns the key of what the record was made from; None where there is no record that can be read."""
+        try:
+            return self._content(folder).made_from
+        except (FileMissingError, self.error):
+            return None
+
+    def damaged(self, path: Path, problem: str) -> DistilrecError:
+        """Returns the error for a file of such a record."""
+        return self.error(f"{path} {problem}", fix=self.repair(path.parent), file=str(path))
+
+    def repair(self, folder: Path) -> str:
+        """Returns what to do about a damaged record."""
+        return self.again.replace("{folder}", str(folder))
+
+    def _content(self, folder: Path) -> _Content[T]:
+        path = folder / self.file
+        if not path.is_file():
+            raise FileMissingError(f"there is no {self.what} in {folder}", fix=self.fix, file=str(path))
+        version = read_json(path, _Version, error=self.error, fix=self.repair(folder)).format_version
+        if version != self.version:
+            upgrade = "upgrade distilrec (pip install -U distilrec), or "
+            raise self.error(
+                f"{path} has {f'format {version}' if version else 'no format number'}; this distilrec reads {self.version}",
+                fix=f"{upgrade if version > self.version else ''}{self.repair(folder)}",
+                file=str(path),
+            )
+        kind: Any = _Content
+        content: _Content[T] = read_json(path, kind[self.about], error=self.error, fix=self.repair(folder))
+        return content
+
+
+def _write_part(folder: Path, name: str, arrays: Arrays) -> Part:
+    """Writes the arrays of a part under a name that holds a hash of them."""
+    new = folder / f"{name}.safetensors{_NEW}"
+    save_file({key: np.asarray(array, order="C") for key, array in arrays.items()}, new)
+    digest = hash_of(new)
+    part = Part(f"{name}-{digest[:_DIGITS]}.safetensors", digest, new.stat().st_size)
+    _sync(new)
+    new.replace(folder / part.name)
+    return part
