@@ -16,7 +16,7 @@ from distilrec.bundle.format import erase_user, read_bundle
 from distilrec.data.dataset import PREPARED, Dataset, load_dataset
 from distilrec.data.erased import listed, read_erased_users, unknown_user
 from distilrec.errors import DataError
-from distilrec.files import read_json, remove, sync_folder, unfinished, write_json, write_whole
+from distilrec.files import read_json, remove, sync_folder, write_json, write_whole
 from distilrec.texts import unpack_texts
 
 LIST = "erased-users.txt"  # whom `prepare` leaves out from now on
@@ -89,9 +89,10 @@ def _erase(run: Path, data: Dataset | None, users: Sequence[str]) -> list[str]:
         if (run / name).exists():
             shutil.rmtree(run / name)
             lines.append(f"{name}: deleted, made again when needed")
-    for scores in (run / "teacher").rglob("scores.json"):
-        remove([scores, *scores.parent.glob("scores*.safetensors"), *unfinished(scores.parent)])
-        lines.append(f"{scores.parent}: scores deleted, read again by `distilrec train`")
+    scores = [*(run / "teacher").rglob("scores.json"), *(run / "teacher").rglob("scores*.safetensors")]
+    scores += (run / "teacher").rglob("scores*.safetensors.new")
+    if remove(scores):
+        lines.append("teacher: scores deleted, read again by `distilrec train`")
     sync_folder(run)
     if data is not None:
         gone = np.flatnonzero(np.isin(data.info.user_ids, users))
@@ -105,7 +106,7 @@ def _erase(run: Path, data: Dataset | None, users: Sequence[str]) -> list[str]:
         shutil.rmtree(run / "data" / "parts")
     for name in _BUNDLES:
         if not (run / name / "manifest.json").is_file():  # of an export that was killed
-            remove([*(run / name).glob("history*.safetensors"), *unfinished(run / name)])
+            remove([*(run / name).glob("history*.safetensors"), *(run / name).glob("history*.safetensors.new")])
     for bundle in _bundles(run):
         if any([erase_user(bundle, user) for user in users]):
             lines.append(f"{bundle}: history erased")

@@ -139,6 +139,9 @@ def locked(folder: Path, *, wait: bool = True) -> Iterator[None]:
             raise StorageError(
                 f"another process works in {folder}", fix="wait until it is done, or stop it", file=str(folder)
             ) from None
+        except OSError:  # a file system without locks
+            if wait:
+                raise
         yield
     finally:
         os.close(handle)

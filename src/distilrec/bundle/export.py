@@ -27,6 +27,7 @@ from distilrec.engine.runtime import make_runtime
 from distilrec.engine.search import build_graph, check_search
 from distilrec.errors import ConfigError
 from distilrec.evaluate.ranking import Questions, rank
+from distilrec.files import locked
 from distilrec.models import TrainedModel
 from distilrec.settings import Count, Settings
 from distilrec.students.mlp import Mlp
@@ -172,8 +173,9 @@ def record_metrics(
 
     before: is called with the whole manifest before it is written.
     """
-    measured = msgspec.structs.replace(read_manifest(folder / "manifest.json"), metrics=metrics)
-    return write_manifest(folder, measured, before)
+    with locked(folder):
+        measured = msgspec.structs.replace(read_manifest(folder / "manifest.json"), metrics=metrics)
+        return write_manifest(folder, measured, before)
 
 
 def holds(folder: Path, trained: TrainedModel) -> bool:

@@ -30,7 +30,7 @@ from safetensors.numpy import save
 from distilrec.bundle.contents import check_catalogue, check_history, check_manifest, check_weights
 from distilrec.bundle.manifest import CATALOGUE, FORMAT_VERSION, GRAPH, HISTORY, WEIGHTS, FileEntry, Manifest
 from distilrec.errors import BundleCorruptedError, BundleMissingError, BundleVersionError, StorageError
-from distilrec.files import hash_of, locked, remove, unfinished, write_json, write_whole
+from distilrec.files import hash_of, locked, remove, write_json, write_whole
 from distilrec.texts import pack_texts, unpack_texts
 
 MAPPED_FROM = 32 * 2**20  # bytes
@@ -68,19 +68,21 @@ def write_bundle(
     `manifest.search` says that there is one; None takes the one that is there.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    remove([folder / "manifest.json"])
-    files = {}
-    contents = {WEIGHTS: weights, CATALOGUE: catalogue, **({} if history is None else {HISTORY: history})}
-    for name, arrays in contents.items():
-        data = save({key: np.ascontiguousarray(array) for key, array in arrays.items()})
-        write_whole(folder / name, data)
-        files[name] = FileEntry(hashlib.sha256(data).hexdigest(), len(data))
-    if manifest.search.kind == "graph":
-        if graph is not None:
-            graph.replace(folder / GRAPH)
-        files[GRAPH] = FileEntry(hash_of(folder / GRAPH), (folder / GRAPH).stat().st_size)
-    remove(_left_over(folder), [folder / name for name in files])
-    return write_manifest(folder, msgspec.structs.replace(manifest, files=files), before)
+    with locked(folder):
+        remove([folder / "manifest.json"])
+        files = {}
+        contents = {WEIGHTS: weights, CATALOGUE: catalogue, **({} if history is None else {HISTORY: history})}
+        for name, arrays in contents.items():
+            data = save({key: np.ascontiguousarray(array) for key, array in arrays.items()})
+            write_whole(folder / name, data)
+            files[name] = FileEntry(hashlib.sha256(data).hexdigest(), len(data))
+        if manifest.search.kind == "graph":
+            if graph is not None:
+                graph.replace(folder / GRAPH)
+            files[GRAPH] = FileEntry(hash_of(folder / GRAPH), (folder / GRAPH).stat().st_size)
+        graphs = [folder / f"{GRAPH}{suffix}" for suffix in ("", ".next", ".next.new")]
+        remove([*_histories(folder), *filter(Path.exists, graphs)], [folder / name for name in files])
+        return write_manifest(folder, msgspec.structs.replace(manifest, files=files), before)
 
 
 def write_manifest(
@@ -96,9 +98,10 @@ def write_manifest(
     return whole
 
 
-def _left_over(folder: Path) -> list[Path]:
-    """Returns the files of a bundle that may be of an earlier state: histories, graphs, and what is not finished."""
-    return [*folder.glob("history*.safetensors"), *folder.glob(f"{GRAPH}*"), *unfinished(folder)]
+def _histories(folder: Path) -> list[Path]:
+    """Returns the files of a bundle that may hold the history of an earlier state, or of one that was never finished."""
+    patterns = ("history*.safetensors", "history*.safetensors.new", "manifest.json.new")
+    return [path for pattern in patterns for path in folder.glob(pattern)]
 
 
 def read_bundle(folder: Path | str) -> Bundle:
@@ -163,7 +166,7 @@ def erase_user(folder: Path | str, user_id: str) -> bool:
             files[HISTORY] = FileEntry(digest, len(data), f"history-{digest[:16]}.safetensors")
             write_whole(folder / files[HISTORY].name, data)
             write_json(folder / "manifest.json", msgspec.structs.replace(bundle.manifest, files=files))
-        left_over = remove(_left_over(folder), [folder / (entry.name or name) for name, entry in files.items()])
+        left_over = remove(_histories(folder), [folder / (entry.name or name) for name, entry in files.items()])
     return there or left_over > 0
 
 
