@@ -280,6 +280,21 @@ def test_what_a_form_of_another_site_could_send_is_refused(server, media_type):
     assert response.status_code == 415 and isinstance(response.json()["error"], str)
 
 
+def test_the_description_says_which_errors_there_are(server, guarded):
+    for service, ours in ((server, {"403"}), (guarded[0], {"401", "403", "429"})):
+        described = service.client.get("/openapi.json").json()
+        found = described["paths"]["/v1/recommend"]["post"]["responses"]
+        assert set(found) == {"200", "400", "413", "415", "422", "503", "4XX", "5XX"} | ours
+        for path, body in (("/v1/recommend", "ErrorResponse"), ("/v2/models/{name}/infer", "TextError")):
+            responses = described["paths"][path]["post"]["responses"]
+            bodies = {
+                each["content"]["application/json"]["schema"]["$ref"] for s, each in responses.items() if s != "200"
+            }
+            assert bodies == {f"#/components/schemas/{body}"}
+        takes = described["paths"]["/v2/models/{name}/infer"]["post"]["requestBody"]["content"]
+        assert set(takes) == {"application/json", "application/octet-stream"}
+
+
 def test_every_error_below_v2_is_one_text(server):
     for method, path, status in (
         ("GET", "/v2/nothing", 404),
