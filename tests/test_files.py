@@ -24,6 +24,7 @@ from distilrec.data.cleaning import Cleaning
 from distilrec.data.dataset import PREPARED, load_dataset
 from distilrec.errors import DataError, DistilrecError, StorageError, TeacherError, TrainingError
 from distilrec.files import RecordKind, locked, write_whole
+from distilrec.knowledge import extract
 from distilrec.knowledge.store import open_labels
 from distilrec.models import load_model
 from distilrec.seen import models_that_saw
@@ -77,6 +78,18 @@ def test_a_folder_is_held_by_one_process(tmp_path):
         pass
     with locked(tmp_path, wait=False):
         pass
+
+
+def test_two_commands_do_not_work_on_one_run(runs, tmp_path, capsys):
+    run = shutil.copytree(runs[0] / "old", tmp_path / "run")
+    with locked(run):
+        for command in (["train"], ["export"], ["forget", "--user-id", "u1"]):
+            with pytest.raises(SystemExit) as ended:
+                main([*command, "--run", str(run)])
+            assert ended.value.code == 2
+            assert f"error [storage_failed]: another process works in {run}" in capsys.readouterr().err
+    main(["forget", "--user-id", "u1", "--run", str(run)])
+    assert "history erased" in capsys.readouterr().out
 
 
 # --- a record ---
@@ -336,6 +349,9 @@ def test_a_stage_that_is_killed_at_any_write_is_done_again(runs, tmp_path, monke
         if earlier == name:
             break
         stage(earlier, start, config)
+    if name == "distil":  # several shards of labels
+        monkeypatch.setattr(extract, "_BATCH", 4)
+        monkeypatch.setattr(extract, "_BATCHES_PER_SHARD", 6)
     if name == "evaluate":  # what it measures is the same each time, and takes long
         measured = msgspec.json.decode((folder / "whole" / "comparison.json").read_bytes(), type=pipeline.Comparison)
         monkeypatch.setattr(pipeline, "compare", lambda *arguments: measured)

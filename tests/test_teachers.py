@@ -375,6 +375,14 @@ def test_an_interrupted_extraction_goes_on(small, tmp_path, monkeypatch):
     for one, two in zip(vars(whole.at(rows)).values(), vars(parts.at(rows)).values(), strict=True):
         assert torch.equal(one, two)
     assert parts.extraction.bytes == sum(path.stat().st_size for path in (tmp_path / "parts").glob("*.parquet"))
+    # One that was damaged meanwhile is named, and made again.
+    (tmp_path / "parts" / "manifest.json").unlink()
+    made[1].write_bytes(made[1].read_bytes()[:-9])
+    (tmp_path / "parts" / "unfinished").write_text(extract.key_of(parts.manifest, extract.FORMAT_VERSION))
+    with pytest.raises(LabelStoreError, match=r"labels-00001\.parquet cannot be read, and has been removed"):
+        extract_labels(teacher, small, tmp_path / "parts", config, seed=3)
+    again = extract_labels(teacher, small, tmp_path / "parts", config, seed=3)
+    assert torch.equal(again.at(rows).top_logits, whole.at(rows).top_logits)
     # Another teacher begins anew.
     other = extract_labels(network(small, seed=1), small, tmp_path / "parts", config, seed=3)
     assert not torch.equal(other.at(rows).top_logits, whole.at(rows).top_logits)

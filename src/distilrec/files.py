@@ -217,12 +217,11 @@ class RecordKind(Generic[T]):
     ) -> None:
         """Replaces the record in a folder, which is made if need be.
 
-        arrays: of every part, by its name; files: further parts, which are in the folder already.
+        arrays: of every part, by its name; files: further parts, which are on the disk already.
         """
         folder.mkdir(parents=True, exist_ok=True)
         parts = {name: _write_part(folder, name, some) for name, some in (arrays or {}).items()}
         for file in files:
-            _sync(file)
             parts[file.name] = Part(file.name, hash_of(file), file.stat().st_size)
         sync_folder(folder)
         write_json(folder / self.file, _Content(self.version, made_from, parts, about))

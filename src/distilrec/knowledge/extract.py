@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from distilrec.data.dataset import Dataset
-from distilrec.errors import ConfigError, TeacherError
+from distilrec.errors import ConfigError, LabelStoreError, TeacherError
 from distilrec.files import key_of, remove, replacing, unfinished, write_whole
 from distilrec.knowledge.store import (
     FORMAT_VERSION,
@@ -112,17 +112,25 @@ def extract_labels(
     on_shard(manifest.shards - len(missing), manifest.shards)
     for done, _ in enumerate((workers or InProcess()).map(_extract_shard, task, missing), start=1):
         on_shard(manifest.shards - len(missing) + done, manifest.shards)
-    sizes = [shard_path(folder, shard).stat().st_size for shard in range(manifest.shards)]
-    labels = sum(
-        int(pl.scan_parquet(shard_path(folder, shard)).select(pl.len()).collect().item())
-        for shard in range(manifest.shards)
-    )
+    shards = [shard_path(folder, shard) for shard in range(manifest.shards)]
+    sizes, labels = [shard.stat().st_size for shard in shards], sum(map(_rows, shards))
     events = len(dataset.training_rows())
     extraction = Extraction(labels, events, sum(sizes), time.perf_counter() - began)
-    shards = [shard_path(folder, shard) for shard in range(manifest.shards)]
     LABELS.write(folder, AboutLabels(manifest, extraction), files=shards, made_from=made_from)
     remove([begun, *unfinished(folder)])
     return open_labels(folder, dataset)
+
+
+def _rows(shard: Path) -> int:
+    try:
+        return int(pl.scan_parquet(shard).select(pl.len()).collect().item())
+    except (pl.exceptions.PolarsError, OSError) as problem:
+        remove([shard])
+        raise LabelStoreError(
+            f"{shard} cannot be read, and has been removed: {problem}",
+            fix="run the same command again",
+            file=str(shard),
+        ) from None
 
 
 @dataclass(frozen=True)
