@@ -17,6 +17,7 @@ import torch
 from distilrec import pipeline
 from distilrec.config import read_config
 from distilrec.data.dataset import Histories
+from distilrec.distill import losses
 from distilrec.distill.distillation import DistillationConfig, distil, distillation_loss
 from distilrec.errors import ColumnMissingError, ConfigError, LabelStoreError, TeacherError, TrainingError
 from distilrec.evaluate.metrics import ndcg
@@ -171,8 +172,8 @@ def test_scores_of_a_file_become_the_teacher(small, tmp_path):
     teacher = read_scores(ScoresConfig(str(tmp_path / "scores.parquet"), score="score"), small)
     scores = teacher.scores(small.histories(np.arange(4), small.train_end[:4]))
     assert scores.shape == (4, small.catalogue_size)
-    np.testing.assert_allclose(scores[:, :10], np.tile(np.arange(10.0), (4, 1)))
-    assert (scores[:, 10:] < 0).all()
+    np.testing.assert_allclose(scores[:, :10], np.tile(np.arange(10.0) - 9, (4, 1)))  # the differences count
+    assert (scores[:, 10:] < -9).all()
     labels = extract_labels(teacher, small, tmp_path / "labels", LabelConfig(top_k=3, samples=4), seed=0)
     assert len(labels) == small.info.warm_users  # one label per user, not per event
     assert labels.extraction.events == int(small.is_training().sum())
@@ -186,7 +187,7 @@ def test_ranks_become_falling_logits(small, tmp_path):
     table(small, value=lambda user, item: 10 - item).rename({"score": "rank"}).write_csv(tmp_path / "ranks.csv")
     teacher = read_scores(ScoresConfig(str(tmp_path / "ranks.csv"), rank="rank"), small)
     scores = teacher.scores(small.histories(np.arange(1), small.train_end[:1]))[0]
-    assert scores[9] == pytest.approx(-1.0)  # rank 1: -log2(2)
+    assert scores[9] - scores[7] == pytest.approx(1.0)  # ranks 1 and 3: -log2(2) + log2(4)
     assert np.array_equal(np.argsort(-scores)[:10], np.arange(9, -1, -1))
 
 
@@ -225,6 +226,76 @@ def test_scores_that_cannot_be_used_are_refused(spoil, message, small):
     with pytest.raises(TeacherError, match=message) as caught:
         user_scores(spoil(table(small)), small)
     assert "how to fix" in str(caught.value)
+
+
+@pytest.mark.parametrize("offset", [0.0, 70_000.0, -70_000.0, 2e9, -1e12])
+def test_only_the_differences_between_scores_of_a_user_count(small, tmp_path, offset):
+    """Half precision ends at 65,504, and single precision has no room for a half beside two billions."""
+    plain = user_scores(table(small, value=lambda user, item: item / 2), small)
+    moved = user_scores(table(small, value=lambda user, item: offset * (1 + int(user[1:]) % 3) + item / 2), small)
+    config = LabelConfig(top_k=12, samples=20)
+    expected, got = (
+        extract_labels(teacher, small, tmp_path / str(n), config, seed=0).at(torch.arange(40))
+        for n, teacher in enumerate((plain, moved))
+    )
+    assert expected.top_logits[:, :4].tolist() == [[0.0, -0.5, -1.0, -1.5]] * 40
+    for name in ("top_items", "top_logits", "rest_log_sum", "sample_items", "sample_logits"):
+        assert torch.equal(getattr(got, name), getattr(expected, name)), name
+
+
+@pytest.mark.parametrize("per", ["user", "event"])
+@pytest.mark.parametrize("offset", [3e5, -3e5, 1e10])
+def test_the_differences_of_a_function_count_too(small, tmp_path, per, offset):
+    """Whatever is added to all scores of a history, the labels are the same; masked items stay masked."""
+    items = small.info.warm_items
+
+    def scores(histories):
+        own = np.arange(items) / 4
+        return np.stack([own + added * (1 + user % 5) for user in histories.users])
+
+    found = []
+    for added in (0.0, offset):
+        teacher = function_teacher(scores, small, identity=f"of {added}", per=per)
+        folder = tmp_path / str(added)
+        labels = extract_labels(teacher, small, folder, LabelConfig(top_k=items, samples=items), seed=0)
+        found.append(labels.at(torch.from_numpy(np.flatnonzero(small.is_training()))))
+    plain, moved = found
+    assert torch.equal(plain.top_items, moved.top_items)
+    torch.testing.assert_close(plain.top_logits, moved.top_logits, rtol=0, atol=1e-2)
+    assert (plain.top_logits[:, 0] == 0).all()
+    masked = plain.top_logits < -50_000
+    assert masked.any() == (per == "event")
+    assert plain.top_logits[~masked].min() >= -items / 4
+    torch.testing.assert_close(plain.rest_log_sum, moved.rest_log_sum, rtol=1e-3, atol=1e-2)
+
+
+@pytest.mark.parametrize("kind", ["scores", "user", "event"])
+def test_scores_that_are_too_far_apart_are_refused(small, tmp_path, kind):
+    """They would become equal in the labels. The message names the user, the item, and how far it is below the best."""
+    if kind == "scores":
+        wide = lambda user, item: 1e5 * item if user == "u3" else item  # noqa: E731
+        teacher, message = (
+            user_scores(table(small, value=wide), small),
+            r"for user 'u3' span 900,002, from the best to item '.*'",
+        )
+    else:
+        steps = np.linspace(0, -60_000, small.info.warm_items, dtype=np.float32)
+        teacher = function_teacher(lambda h: np.tile(steps, (len(h), 1)), small, identity="steep", per=kind)
+        message = r"for user 'u\d+' span \d\d,\d\d\d, from the best to item 'i\d+'; labels keep what is at most 49,000"
+    with pytest.raises(TeacherError, match=message):
+        extract_labels(teacher, small, tmp_path, LabelConfig(top_k=3, samples=3), seed=0)
+
+
+def test_what_spans_less_is_told_from_masked_items(small, tmp_path):
+    """The lowest score that is kept is no masked item to the losses."""
+    steps = np.linspace(0, -49_000, small.info.warm_items, dtype=np.float32)
+    teacher = function_teacher(lambda h: np.tile(steps, (len(h), 1)), small, identity="steep", per="user")
+    items = small.info.warm_items
+    labels = extract_labels(teacher, small, tmp_path, LabelConfig(top_k=1, samples=items * 3), seed=0)
+    known = labels.at(torch.arange(30))
+    assert known.sample_logits.min() == -48_992  # the nearest half
+    outside = losses._outside(known)
+    assert torch.equal(outside >= 0, known.sample_items != known.top_items)
 
 
 def test_a_scores_file_needs_its_columns(small, tmp_path):

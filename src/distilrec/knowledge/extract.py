@@ -37,7 +37,8 @@ from distilrec.workers import InProcess, Workers
 _BATCH = 32
 _BATCHES_PER_SHARD = 16
 _LOGITS = 2**26  # of the teacher at once
-_FLOAT16_MIN, _FLOAT16_MAX = -60_000.0, 60_000.0
+_LARGEST = 60_000.0  # about what float16 holds; a masked item has the logit -_LARGEST
+LARGEST_SPAN = 49_000.0  # of a teacher's scores of one row: what lies 50,000 below the best is masked to the losses
 
 
 class LabelConfig(Settings, frozen=True):
@@ -172,11 +173,13 @@ def _of_events(task: _Task, some: NDArray[np.int64]) -> Iterator[tuple[torch.Ten
     batch = batch_of(dataset, task.windows, some)
     every_window, every_position = (batch.targets >= 0).nonzero(as_tuple=True)
     for window, position in zip(torch.split(every_window, at_once), torch.split(every_position, at_once), strict=True):
-        answer = _checked(task.teacher.answer(batch, window, position, items))
-        if task.manifest.mask_seen:
-            seen = seen_items(batch, dataset.catalogue_size, window, position, slice(items))
-            answer = Answer(answer.logits.masked_fill(seen, MASKED_LOGIT), answer.states)
-        yield batch.rows[window, position], answer
+        answer = task.teacher.answer(batch, window, position, items)
+        seen = (
+            seen_items(batch, dataset.catalogue_size, window, position, slice(items))
+            if task.manifest.mask_seen
+            else None
+        )
+        yield batch.rows[window, position], _relative(answer, seen, batch.users[window], dataset)
 
 
 def _of_users(task: _Task, some: NDArray[np.int64]) -> Iterator[tuple[torch.Tensor, Answer]]:
@@ -186,16 +189,44 @@ def _of_users(task: _Task, some: NDArray[np.int64]) -> Iterator[tuple[torch.Tens
     for start in range(0, len(some), at_once):
         users = some[start : start + at_once]
         scores = task.teacher.scores(dataset.histories(users, dataset.train_end[users]))
-        yield torch.from_numpy(users), _checked(Answer(torch.from_numpy(scores[:, : task.manifest.catalogue])))
+        answer = Answer(torch.from_numpy(scores[:, : task.manifest.catalogue]))
+        yield torch.from_numpy(users), _relative(answer, None, torch.from_numpy(users), dataset)
 
 
-def _checked(answer: Answer) -> Answer:
-    if not torch.isfinite(answer.logits).all():
+def _relative(answer: Answer, seen: torch.Tensor | None, users: torch.Tensor, dataset: Dataset) -> Answer:
+    """The same answer with logits z - max z, over the items that are not masked, in float32; masked ones get MASKED_LOGIT.
+
+    seen: (positions, items) of bool, which items are masked. Raises TeacherError for NaN, infinities, and scores of so
+    different sizes that float16 would make them equal or take them for masked.
+    """
+    logits = answer.logits
+    if not torch.isfinite(logits).all():
         raise TeacherError(
             "the teacher's scores hold NaN or infinity",
             fix="train it again, or correct the scores: each item needs a finite number",
         )
-    return answer
+    if answer.states is not None and (answer.states.abs() > _LARGEST).any():
+        raise TeacherError(
+            f"the teacher's hidden layer holds {float(answer.states.abs().max()):,.0f}; labels keep at most {_LARGEST:,.0f}",
+            fix="set labels.states = false, or train the teacher with smaller weights",
+        )
+    allowed = logits if seen is None else logits.masked_fill(seen, -torch.inf)
+    highest = allowed.amax(1, keepdim=True)
+    shifted = logits - torch.where(torch.isfinite(highest), highest, 0.0)  # infinite where a user has had every item
+    if seen is not None:
+        shifted = shifted.masked_fill(seen, 0.0)
+    lowest, item = shifted.min(1)
+    if (lowest < -LARGEST_SPAN).any():
+        row = int(lowest.argmin())
+        user = dataset.info.user_ids[int(users[row])]
+        raise TeacherError(
+            f"the teacher's scores for user {user!r} span {-float(lowest[row]):,.0f}, from the best to item "
+            f"{dataset.info.item_ids[int(item[row])]!r}; labels keep what is at most {LARGEST_SPAN:,.0f} below the best",
+            fix="divide the scores by a constant: a softmax over them should be what the teacher believes; or give ranks",
+            user=user,
+        )
+    shifted = shifted if seen is None else shifted.masked_fill(seen, MASKED_LOGIT)
+    return Answer(shifted.float(), answer.states)
 
 
 def _label_table(keys: torch.Tensor, answer: Answer, manifest: LabelManifest, rng: np.random.Generator) -> pl.DataFrame:
@@ -228,5 +259,6 @@ def _label_table(keys: torch.Tensor, answer: Answer, manifest: LabelManifest, rn
 
 
 def _half(values: torch.Tensor) -> NDArray[np.float16]:
-    half: NDArray[np.float16] = values.clamp(_FLOAT16_MIN, _FLOAT16_MAX).half().numpy()
+    """As float16; of the values only masked logits are out of its range."""
+    half: NDArray[np.float16] = values.clamp(-_LARGEST, _LARGEST).half().numpy()
     return half

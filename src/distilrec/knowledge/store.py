@@ -11,6 +11,9 @@ about all events of a user; the labels are what the teacher expected before that
 | sample_items, sample_logits | M items drawn uniformly from the candidates, as above |
 | state | the teacher's last hidden layer, float16; only where asked for |
 
+Logits are stored minus the highest of the row, which changes no softmax and no order, and leaves float16 most precise where
+probabilities are. Masked items have the lowest.
+
 The manifest is a record (`distilrec.files`): it names the shards with their hashes, and says how long the extraction took.
 """
 

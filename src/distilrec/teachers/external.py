@@ -32,8 +32,8 @@ _NAMED = 3  # how many offenders a message names
 class ScoresConfig(Settings, frozen=True, tag="scores", tag_field="kind"):
     """file: Parquet or CSV, one line per user and item; score or rank: the column with it (rank 1 is the best).
 
-    Scores are taken as logits: a softmax over a user's scores should be the teacher's belief. Ranks become
-    logits of -log2(rank + 1), the discounts of NDCG.
+    Scores are taken as logits: a softmax over a user's scores should be the teacher's belief, so that only the differences
+    between scores of one user count. Ranks become logits of -log2(rank + 1), the discounts of NDCG.
     """
 
     file: str
@@ -63,7 +63,7 @@ class FunctionConfig(Settings, frozen=True, tag="function", tag_field="kind"):
 
 
 class UserScores:
-    """Scores of some items for every user, (user, item, score); all other items stand below them.
+    """Scores of some items for every user, (user, item, score), minus the user's highest; all other items stand below them.
 
     offsets: (users + 1,) int64; items: (n,) int32; values: (n,) float32.
     """
@@ -170,7 +170,8 @@ def user_scores(
     notes = []
     if dropped := frame.height - known.height:
         notes.append(f"{source}: {dropped:,} of {frame.height:,} lines are about users or items without training rows")
-    known = known.with_columns(
+    known = known.with_columns(  # the difference first: float32 has no room for it beside a large score
+        value=pl.col("value") - pl.col("value").max().over("user"),
         user=pl.col("user").replace_strict(users, return_dtype=pl.Int64),
         item=pl.col("item").replace_strict(items, return_dtype=pl.Int32),
     ).sort("user", "item")
@@ -224,7 +225,9 @@ class FunctionTeacher:
         return np.concatenate(parts) if parts else np.zeros((0, self._dataset.catalogue_size), np.float32)
 
     def _checked(self, histories: Histories) -> NDArray[np.float32]:
-        scores = np.asarray(self._function(_without_cold(histories, self._dataset.info.warm_items)), np.float32)
+        scores = np.asarray(self._function(_without_cold(histories, self._dataset.info.warm_items)))
+        if scores.dtype != np.float32:
+            scores = scores.astype(np.float64)
         warm, all_items = self._dataset.info.warm_items, self._dataset.catalogue_size
         if scores.shape not in ((len(histories), warm), (len(histories), all_items)):
             raise TeacherError(
@@ -240,6 +243,8 @@ class FunctionTeacher:
                 f"item {self._dataset.info.item_ids[column]!r}",
                 fix="give a finite number for every item",
             )
+        # The differences first: float32 has no room for them beside large scores.
+        scores = np.subtract(scores, scores.max(1, keepdims=True)).astype(np.float32)
         if scores.shape[1] < all_items:  # items that nobody had come last
             scores = np.pad(scores, ((0, 0), (0, all_items - warm)), constant_values=0.0)
             scores[:, warm:] = scores[:, :warm].min(1, keepdims=True) - _FLOOR_GAP
