@@ -5,7 +5,7 @@ import math
 import msgspec
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distilrec.data.features import fit_encoder
@@ -35,6 +35,7 @@ rows = st.lists(
 )
 
 
+@settings(deadline=None)
 @given(seen=rows, new=rows)
 def test_every_row_encodes_inside_the_vector(seen, new):
     encoder = fit_encoder(seen, FEATURES)

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from distilrec.data.lines import TextFormat
 from distilrec.data.readers import open_log, read_table
 from distilrec.errors import ColumnTypeError, ConfigError, DataError, FileMissingError, NotEnoughDataError
 
@@ -57,7 +58,10 @@ def test_movielens_double_colon_in_latin_1(tmp_path):
     (tmp_path / "movies.dat").write_bytes(
         "1::Les Misérables (1995)::Drama|Musical\n2::Heat (1995)::Action\n".encode("latin-1")
     )
-    table = read_table(tmp_path / "movies.dat", ["item_id", "title", "genres"])
+    columns = ["item_id", "title", "genres"]
+    with pytest.raises(DataError, match=r"movies\.dat, line 1: the byte 0xe9 is not text in utf-8"):
+        read_table(tmp_path / "movies.dat", columns)
+    table = read_table(tmp_path / "movies.dat", columns, TextFormat("latin-1"))
     assert table["title"].to_list() == ["Les Misérables (1995)", "Heat (1995)"]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import json as json_text
 import logging
 import os
 import sys
@@ -264,7 +266,10 @@ def recommend(
             | ({"because": [reason._asdict() for reason in because[item]]} if explain else {})
             for rank, (item, score) in enumerate(answers, start=1)
         ]
-        print(msgspec.json.encode({"user_id": user_id, "known_user": known, "items": items}).decode())  # noqa: T201
+        answer = msgspec.json.encode({"user_id": user_id, "known_user": known, "items": items})
+        # JSON has escapes of its own, and is ASCII where the terminal may not be UTF-8.
+        utf_8 = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
+        print(answer.decode() if utf_8 else json_text.dumps(msgspec.json.decode(answer)))  # noqa: T201
         return
     if not known:
         print(f"user {user_id} is unknown: this is the prior for everybody", file=sys.stderr)  # noqa: T201
@@ -505,6 +510,9 @@ def _bundle(given: Path | None) -> Path:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command line; a DistilrecError becomes a message and exit code 2, Ctrl-C exit code 130."""
+    for stream in (sys.stdout, sys.stderr):  # a terminal without UTF-8 gets escapes where it has no character
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         app(arguments, result_action="return_value", exit_on_error=False)
     except CycloptsError:  # wrong options: cyclopts has already said which
@@ -522,6 +530,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except BrokenPipeError:  # `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except UnicodeEncodeError as error:  # a file name, where the system's names are not UTF-8
+        _fail(
+            ConfigError(
+                f"{error.object!a} cannot be written in {error.encoding}, the encoding of this system",
+                fix="set PYTHONUTF8=1, or a locale with UTF-8",
+            )
+        )
     except OSError as error:
         _fail(StorageError(str(error), fix="check the space and the permissions of that folder"))
 

@@ -10,6 +10,7 @@ from distilrec.bundle.export import BundleConfig
 from distilrec.data.checks import DataCheck
 from distilrec.data.cleaning import Cleaning
 from distilrec.data.fetch import DATASETS
+from distilrec.data.lines import TextFormat
 from distilrec.data.schema import Schema
 from distilrec.data.splits import Split
 from distilrec.distill.distillation import DistillationConfig
@@ -17,7 +18,7 @@ from distilrec.errors import ConfigError
 from distilrec.knowledge.extract import LabelConfig
 from distilrec.models import StudentConfig
 from distilrec.privacy import PrivateTrainingConfig
-from distilrec.settings import Settings, read_settings
+from distilrec.settings import Seed, Settings, read_settings
 from distilrec.students.recurrent import RecurrentConfig
 from distilrec.teachers.build import EnsembleConfig, MemberConfig, TeacherConfig
 from distilrec.teachers.external import ScoresConfig
@@ -28,7 +29,9 @@ from distilrec.training.trainer import TrainingConfig
 class DataConfig(Settings, frozen=True):
     """Either the name of a public data set, or files with their schema. Paths are relative to the TOML file.
 
-    `*columns` name the fields of files without a header line. pseudonym_key: the name of an environment variable that
+    A path may be a folder or a pattern such as `events-*.csv.gz`. `*columns` name the fields of files without a header line.
+    encoding, quote, escape: how files of text are written; user_format, item_format: the same of the feature tables, where
+    they differ. pseudonym_key: the name of an environment variable that
     holds a key; users then get pseudonyms, and their ids go nowhere. derived_features: popularity (and sales volume) of
     the items as features. checks: what must hold for the tables. erased_users: a file with one user id a line, whose rows
     are left out. erased_users_must_exist: an id in that file that matches no user of the log is an error.
@@ -41,6 +44,11 @@ class DataConfig(Settings, frozen=True):
     columns: tuple[str, ...] | None = None
     user_columns: tuple[str, ...] | None = None
     item_columns: tuple[str, ...] | None = None
+    encoding: str | None = None
+    quote: str | None = None
+    escape: str | None = None
+    user_format: TextFormat | None = None
+    item_format: TextFormat | None = None
     schema: Schema = Schema()
     name: str = ""
     pseudonym_key: str | None = None
@@ -51,6 +59,7 @@ class DataConfig(Settings, frozen=True):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.text()
         if (self.dataset is None) == (self.interactions is None):
             raise ConfigError(
                 "the [data] section needs either `dataset` or `interactions`",
@@ -63,6 +72,10 @@ class DataConfig(Settings, frozen=True):
                 fix=f"choose one of: {', '.join(DATASETS)}",
                 parameter="data.dataset",
             )
+
+    def text(self) -> TextFormat:
+        """How files of text are written. Raises ConfigError for what is no encoding or no character."""
+        return TextFormat(self.encoding, self.quote, self.escape)
 
 
 class RunConfig(Settings, frozen=True):
@@ -82,8 +95,8 @@ class RunConfig(Settings, frozen=True):
     distillation: DistillationConfig = DistillationConfig()
     bundle: BundleConfig = BundleConfig()
     privacy: PrivateTrainingConfig | None = None
-    seed: int = 0
-    teacher_seed: int | None = None
+    seed: Seed = 0
+    teacher_seed: Seed | None = None
 
 
 def read_config(path: Path | str) -> RunConfig:

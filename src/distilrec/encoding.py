@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distilrec.errors import ColumnTypeError, InvalidValueError
+from distilrec.lists import parse_list
 
 _TOKEN = re.compile(r"\w+")
 
@@ -192,12 +193,23 @@ def as_category(value: object) -> str:
 
 
 def as_parts(value: object, separator: str = "|") -> list[str]:
-    """The values of a multi-valued cell: a list as it is, text split at the separator, anything else is one value."""
+    """The values of a multi-valued cell: a list as it is, also one that was printed as text; other text split at the
+    separator, anything else is one value.
+    """
     if value is None:
         return []
-    raw = value.split(separator) if isinstance(value, str) else value
+    raw = split_text(value, separator) if isinstance(value, str) else value
     raw = raw if isinstance(raw, list | tuple | set) else [raw]
     return [text for part in raw if part is not None and (text := as_category(part))]
+
+
+def split_text(text: str, separator: str) -> list[str]:
+    """The values in a cell of text: those of a list that was printed, and other text split at the separator."""
+    try:
+        listed = parse_list(text)
+    except ValueError:
+        listed = None
+    return text.split(separator) if listed is None else listed
 
 
 def as_number(name: str, value: object) -> float:
@@ -223,7 +235,7 @@ def as_vector(name: str, value: object, width: int | None = None, separator: str
     if value is None:
         return []
     if isinstance(value, str):
-        value = value.split(separator)
+        value = split_text(value, separator)
     if not isinstance(value, list | tuple):
         raise ColumnTypeError(
             f"feature {name!r} is a vector, but holds {value!r}",

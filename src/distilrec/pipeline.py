@@ -239,6 +239,9 @@ def prepare(
                 columns=data.columns,
                 user_columns=data.user_columns,
                 item_columns=data.item_columns,
+                text=data.text(),
+                user_text=data.user_format,
+                item_text=data.item_format,
             )
     questions(dataset, "validation")  # a run that cannot be evaluated had better fail now than after the training
     questions(dataset, "test")
@@ -513,7 +516,7 @@ def check_drift(run: Run, dataset: Dataset, log: Path, *, stability: float, unkn
     data = run.config.data
     schema = DATASETS[data.dataset].schema if data.dataset is not None else data.schema
     with TemporaryDirectory(prefix="distilrec-") as scratch:
-        opened = open_log(log, Path(scratch), data.columns)
+        opened = open_log(log, Path(scratch), data.columns, data.text())
         cleaning = msgspec.structs.replace(run.config.cleaning, min_user_events=0, min_item_events=0)
         clean = clean_log(opened, schema, cleaning, Path(scratch), pseudonym_key=_key(data), checks=data.checks)
         live = pl.concat([clean.part(number) for number in range(len(clean.parts))])

@@ -19,7 +19,7 @@ from typing import Any, Literal
 import polars as pl
 
 from distilrec.data.schema import need_column
-from distilrec.errors import CheckFailedError, ConfigError
+from distilrec.errors import CheckFailedError, ColumnTypeError, ConfigError
 from distilrec.settings import Settings
 
 Table = Literal["interactions", "users", "items"]
@@ -63,18 +63,25 @@ class DataCheck(Settings, frozen=True):
         if self.pattern is not None:
             try:
                 re.compile(self.pattern)
-            except re.error as problem:
+                pl.Series([""]).str.contains(f"^(?:{self.pattern})$")  # which knows fewer kinds of expression
+            except (re.error, pl.exceptions.PolarsError) as problem:
                 raise ConfigError(
                     f"the pattern of column {self.column!r} is no regular expression: {problem}",
                     fix="correct it",
                     parameter="data.checks",
                 ) from None
 
-    def rules(self) -> dict[str, pl.Expr]:
-        """The expression that is true where all is well, by what it demands."""
+    def rules(self, dtype: pl.DataType | None = None) -> dict[str, pl.Expr]:
+        """The expression that is true where all is well, by what it demands. dtype: of the column, text if left out."""
         value = pl.col(self.column)
         text = value.cast(pl.String, strict=False)
         number = value.cast(pl.Float64, strict=False).fill_nan(None)
+        if dtype is not None and dtype.is_float():  # 5.0 is 5
+            whole = value.cast(pl.Int64, strict=False)
+            text = pl.when(whole.cast(pl.Float64) == value).then(whole.cast(pl.String)).otherwise(text)
+            value = value.fill_nan(None)
+        elif isinstance(dtype, pl.String):
+            number = value.str.strip_chars().cast(pl.Float64, strict=False).fill_nan(None)
         missing = value.is_null() | (text.str.strip_chars() == "").fill_null(value=False)
         rules = {}
         if self.required:
@@ -116,10 +123,21 @@ def check_table(
         return pl.int_range(rows.height, eager=True), {}
     import dataframely
 
+    for check in own:
+        if rows.schema[check.column].is_nested():
+            raise ColumnTypeError(
+                f"{source}: column {check.column!r} holds lists or objects, which no check is for",
+                fix="remove the check of that column",
+                file=source,
+                column=check.column,
+            )
     fails = {rule for check in own if check.otherwise == "fail" for rule in check.rules()}
     members: dict[str, Any] = {column: dataframely.Any() for column in {_ROW, *(check.column for check in own)}}
     for check in own:
-        members |= {name: dataframely.rule()(partial(_same, expression)) for name, expression in check.rules().items()}
+        members |= {
+            name: dataframely.rule()(partial(_same, expression))
+            for name, expression in check.rules(rows.schema[check.column]).items()
+        }
     schema: Any = type("Checks", (dataframely.Schema,), members)
     kept, broken = schema.filter(rows.with_row_index(_ROW).select({_ROW, *(check.column for check in own)}))
     counts = broken.counts()

@@ -7,17 +7,19 @@ import time
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal
 
 import msgspec
 import polars as pl
 
 from distilrec.data.checks import DataCheck, check_table
+from distilrec.data.columns import PROBLEMS, as_event_types, as_ids, as_numbers
 from distilrec.data.pseudonyms import pseudonyms
 from distilrec.data.readers import Log
 from distilrec.data.schema import Schema, need_column
-from distilrec.errors import ColumnTypeError, NotEnoughDataError
+from distilrec.data.times import PLAUSIBLE_FROM, TimeFormat, as_seconds, time_format
+from distilrec.errors import NotEnoughDataError
 from distilrec.settings import Count, Positive, Settings, ZeroOrMore
 from distilrec.workers import InProcess, Workers, write_whole
 
@@ -48,15 +50,19 @@ class Cleaning(Settings, frozen=True):
 
 
 class CleaningReport(msgspec.Struct, frozen=True):
-    """Rows in, rows out, and the rows dropped by reason, in the order in which the checks ran."""
+    """Rows in, rows out, and the rows dropped by reason, in the order in which the checks ran. notes: how values were read
+    where there was more than one way to.
+    """
 
     rows_in: int
     rows_out: int
     dropped: dict[str, int]
+    notes: tuple[str, ...] = ()
 
     def lines(self) -> list[str]:
         return [
             f"{self.rows_in:,} rows read",
+            *self.notes,
             *(f"{count:,} dropped: {reason}" for reason, count in self.dropped.items() if count),
             f"{self.rows_out:,} rows kept",
         ]
@@ -114,7 +120,7 @@ def clean_log(
         log,
         schema,
         cleaning,
-        _time_format(log, schema.timestamp),
+        time_format(log, schema),
         -math.inf if cleaning.max_age_days is None else time.time() - cleaning.max_age_days * _DAY,
         time.time() + _DAY if cleaning.max_time is None else cleaning.max_time,
         _boundaries(log, schema.user_id, -(-log.rows // rows_per_part), pseudonym_key),
@@ -128,10 +134,12 @@ def clean_log(
     slices, parts = task.slices, range(len(task.boundaries) + 1)
     steps = len(slices) + len(parts)
     dropped: Counter[str] = Counter()
+    read: Counter[str] = Counter()
     erased: set[str] = set()
-    for done, (counts, gone) in enumerate(workers.map(_read_slice, task, slices), start=1):
+    for done, (counts, gone, notes) in enumerate(workers.map(_read_slice, task, slices), start=1):
         dropped.update(counts)
         erased.update(gone)
+        read.update(notes)
         on_step(done, steps)
     cleaned: dict[int, _Cleaned] = {}
     for done, one in enumerate(workers.map(_clean_part, task, parts), start=len(slices) + 1):
@@ -145,9 +153,13 @@ def clean_log(
         cleaned = _core(task, workers, cleaned)
         dropped["user or item with too few events"] = before - sum(one.rows for one in cleaned.values())
     rows = tuple(cleaned[part].rows for part in parts)
-    report = CleaningReport(log.rows, sum(rows), dict(dropped))
+    files = tuple(_part_file(scratch, part) for part in parts)
+    told = tuple(f"{count:,} {what}" for what, count in read.items() if count)
+    report = CleaningReport(
+        log.rows, sum(rows), dict(dropped), (*log.notes, *task.times.notes, *told, *_time_notes(task, files))
+    )
     _enough(cleaned.values(), report, log.name)
-    return CleanLog(tuple(_part_file(scratch, part) for part in parts), rows, report, frozenset(erased))
+    return CleanLog(files, rows, report, frozenset(erased))
 
 
 @dataclass(frozen=True)
@@ -159,7 +171,7 @@ class _Task:
     log: Log
     schema: Schema
     cleaning: Cleaning
-    times: _TimeFormat
+    times: TimeFormat
     oldest: float
     latest: float
     boundaries: pl.Series
@@ -216,27 +228,35 @@ def _boundaries(log: Log, column: str, parts: int, key: bytes | None) -> pl.Seri
     return sample.gather(places).unique(maintain_order=True) if len(sample) else sample
 
 
-def _read_slice(task: _Task, number: int) -> tuple[dict[str, int], list[str]]:
+def _read_slice(task: _Task, number: int) -> tuple[dict[str, int], list[str], dict[str, int]]:
     """Reads a slice, drops what is wrong with single rows, and writes a file for each part.
 
-    Returns what was dropped, by reason, and the users who are to be erased and are in this slice.
+    Returns what was dropped, by reason; the users who are to be erased and are in this slice; and how many values were read
+    in a way that a report should say.
     """
     schema, cleaning, first = task.schema, task.cleaning, number * task.rows_per_slice
     table = task.log.slice(first, task.rows_per_slice, _log_columns(schema, task.checks))
     passed, broken = check_table(table, task.checks, "interactions", task.log.name, first)
-    log = _typed(table, schema, task.times, task.log.name, first, task.pseudonym_key)[passed]
+    log, read = _typed(table[passed], schema, task.times, task.log.name, passed + first, task.pseudonym_key)
     dropped = {f"check that {rule}": count for rule, count in broken.items()}
 
     def keep(reason: str, condition: pl.Expr) -> None:
         nonlocal log
         log = _kept(log, condition, reason, dropped)
 
-    keep("no user id", pl.col("user_id").is_not_null() & (pl.col("user_id") != ""))
+    def keep_ids(what: str) -> None:
+        problem = pl.col(f"{what}_problem")
+        for name in PROBLEMS:
+            if (log[f"{what}_problem"] == name).any():
+                keep(f"{what} id that {name}", problem.is_null() | (problem != name))
+        keep(f"no {what} id", pl.col(f"{what}_id").is_not_null())
+
+    keep_ids("user")
     gone: list[str] = []
     if len(task.erased):
         gone = log.filter(pl.col("user_id").is_in(task.erased.implode()))["user_id"].unique().to_list()
         keep("erased user", ~pl.col("user_id").is_in(task.erased.implode()))
-    keep("no item id", pl.col("item_id").is_not_null() & (pl.col("item_id") != ""))
+    keep_ids("item")
     keep("no timestamp", pl.col("timestamp").is_finite().fill_null(value=False))
     keep("weight missing or not a number", pl.col("weight").is_finite().fill_null(value=False))
     if schema.timestamp is not None:
@@ -247,10 +267,10 @@ def _read_slice(task: _Task, number: int) -> tuple[dict[str, int], list[str]]:
         keep("weight below min_weight", pl.col("weight") >= cleaning.min_weight)
     if cleaning.max_weight is not None:
         keep("weight above max_weight", pl.col("weight") <= cleaning.max_weight)
-    log = log.with_columns(part=task.boundaries.search_sorted(log["user_id"], side="right"))
+    log = log.select(list(_COLUMNS)).with_columns(part=task.boundaries.search_sorted(log["user_id"], side="right"))
     for (part,), rows in log.partition_by("part", as_dict=True, include_key=False).items():
         write_whole(rows, _slice_file(task.scratch, number, part), "lz4")
-    return dropped, gone
+    return dropped, gone, read
 
 
 def _kept(log: pl.DataFrame, condition: pl.Expr, reason: str, dropped: dict[str, int]) -> pl.DataFrame:
@@ -337,140 +357,71 @@ _COLUMNS = {
 
 
 def _user_ids(column: pl.Series, source: str, key: bytes | None) -> pl.Series:
-    ids = as_id(column, source)
+    ids = as_ids(column, source).values
     return ids if key is None else pseudonyms(ids, key)
 
 
 def _typed(
-    table: pl.DataFrame, schema: Schema, times: _TimeFormat, source: str, first: int, key: bytes | None
-) -> pl.DataFrame:
-    """The five columns and the row number of some rows; first: the number of the first of them."""
-    rows = pl.int_range(first, first + table.height, eager=True).alias("row")
-    return pl.DataFrame(
+    table: pl.DataFrame, schema: Schema, times: TimeFormat, source: str, rows: pl.Series, key: bytes | None
+) -> tuple[pl.DataFrame, dict[str, int]]:
+    """The five columns, what is wrong with the ids, and the row numbers of some rows; and how many values were read in a way
+    that a report should say. rows: their numbers in the log, from 0.
+    """
+    rows = rows.cast(pl.Int64).alias("row")
+    users, items = as_ids(table[schema.user_id], source), as_ids(table[schema.item_id], source)
+    read = {
+        "user ids are whole numbers written as floats: 7.0 is read as 7": users.from_floats,
+        "item ids are whole numbers written as floats: 7.0 is read as 7": items.from_floats,
+    }
+    if schema.event_type is None:
+        events = pl.repeat("interaction", table.height, eager=True)
+    else:
+        events = as_event_types(table[schema.event_type], source)
+        read["rows have no event type: it is read as unknown"] = events.null_count()
+    typed = pl.DataFrame(
         [
-            _user_ids(table[schema.user_id], source, key).alias("user_id"),
-            as_id(table[schema.item_id], source).alias("item_id"),
+            (users.values if key is None else pseudonyms(users.values, key)).alias("user_id"),
+            users.problems.alias("user_problem"),
+            items.values.alias("item_id"),
+            items.problems.alias("item_problem"),
             (
                 rows.cast(pl.Float64)
                 if schema.timestamp is None
-                else _as_seconds(table[schema.timestamp], times, source, first)
+                else as_seconds(table[schema.timestamp], times, source, rows)
             ).alias("timestamp"),
-            (
-                pl.repeat("interaction", table.height, eager=True)
-                if schema.event_type is None
-                else as_id(table[schema.event_type], source).fill_null("unknown")
-            ).alias("event_type"),
+            events.fill_null("unknown").alias("event_type"),
             (
                 pl.repeat(1.0, table.height, eager=True)
                 if schema.weight is None
-                else as_numbers(table[schema.weight], source, first)
+                else as_numbers(table[schema.weight], source, rows)
             ).alias("weight"),
             rows,
         ]
     )
+    return typed, read
 
 
-def as_id(column: pl.Series, source: str) -> pl.Series:
-    """Ids as text: integers as they are, whole floats without their `.0` (pandas turns integers with gaps into floats)."""
-    if column.dtype.is_float():
-        whole = column.drop_nulls().drop_nans()
-        if (whole.floor() != whole).any():
-            raise ColumnTypeError(
-                f"{source}: column {column.name!r} holds fractions, which cannot be ids",
-                fix="name the right id column in the schema",
-                file=source,
-                column=column.name,
-            )
-        column = column.fill_nan(None).cast(pl.Int64)
-    if column.dtype.is_nested():
-        raise ColumnTypeError(
-            f"{source}: column {column.name!r} holds lists, which cannot be ids",
-            fix="name the right id column in the schema",
-            file=source,
-            column=column.name,
+def _time_notes(task: _Task, parts: Sequence[Path]) -> list[str]:
+    """What a report should say about the times that were kept."""
+    if task.schema.timestamp is None:
+        return []
+    time = pl.col("timestamp")
+    whole = (time % _DAY == 0).all()
+    found = pl.scan_parquet(list(parts), glob=False).select(time.min(), time.max().alias("last"), whole.alias("whole"))
+    first, last, dates_only = found.collect(engine="streaming").row(0)
+    notes = []
+    if last is not None and last < PLAUSIBLE_FROM:
+        notes.append(
+            f"the times lie between {_moment(first)} and {_moment(last)}: set data.schema.timestamp_format if they are no "
+            "seconds since 1970"
         )
-    return column.cast(pl.String).str.strip_chars()
-
-
-def as_numbers(column: pl.Series, source: str, first: int = 0) -> pl.Series:
-    """A float64 series; empty text is a missing value, other text an error that names its row.
-
-    first: the row number of the first value.
-    """
-    if column.dtype == pl.String:
-        text = column.str.strip_chars()
-        numbers = text.cast(pl.Float64, strict=False)
-        wrong = (numbers.is_null() & text.is_not_null() & (text != "")).arg_true()
-    else:
-        numbers = (
-            column.cast(pl.Float64, strict=False) if not column.dtype.is_nested() else pl.Series([None] * len(column))
+    elif last is not None and (task.times.dates_only or dates_only):
+        notes.append(
+            f"the times are dates without a time of day, read as 00:00 in {task.times.zone}: the events of a day keep the "
+            f"order of the rows, and the log ends at {_moment(last)}, before the end of its last day"
         )
-        wrong = (numbers.is_null() & column.is_not_null()).arg_true()
-    if len(wrong):
-        row = int(wrong[0])
-        raise ColumnTypeError(
-            f"{source}, row {first + row + 1}: column {column.name!r} holds {column[row]!r}, which is not a number",
-            fix="correct the value or the column name in the schema",
-            file=source,
-            column=column.name,
-            row=first + row + 1,
-        )
-    return numbers
+    return notes
 
 
-@dataclass(frozen=True)
-class _TimeFormat:
-    """How the times of a log are written. scale: what numbers are divided by to be seconds."""
-
-    kind: Literal["dates", "text", "numbers"]
-    scale: float = 1.0
-
-
-def _time_format(log: Log, column: str | None) -> _TimeFormat:
-    """Dates, ISO text or numbers; numbers past the year 5000 are milli-, micro- or nanoseconds."""
-    kind = None if column is None else log.schema()[column]
-    if column is None or kind is None or kind.is_nested():
-        return _TimeFormat("numbers")
-    if kind in (pl.Date, pl.Datetime):
-        return _TimeFormat("dates")
-    text = pl.col(column)
-    if kind == pl.String:
-        text = text.str.strip_chars()
-        if not _looks_numeric(log.scan().select(text).drop_nulls().head(1_000).collect()[column]):
-            return _TimeFormat("text")
-    typical = log.scan().select(text.cast(pl.Float64, strict=False).median()).collect(engine="streaming").item()
-    scale = 1.0
-    while isinstance(typical, float) and typical / scale > 1e11:
-        scale *= 1e3
-    return _TimeFormat("numbers", scale)
-
-
-def _as_seconds(column: pl.Series, times: _TimeFormat, source: str, first: int) -> pl.Series:
-    """Seconds since 1970."""
-    if times.kind == "dates":
-        return column.cast(pl.Datetime("us")).dt.timestamp("us") / 1e6
-    if times.kind == "text":
-        try:
-            parsed = column.str.strip_chars().str.to_datetime(time_unit="us", strict=False)
-        except pl.exceptions.PolarsError:
-            parsed = pl.Series([None] * len(column), dtype=pl.Datetime("us"))
-        wrong = (parsed.is_null() & column.is_not_null() & (column != "")).arg_true()
-        if len(wrong):
-            row = int(wrong[0])
-            raise ColumnTypeError(
-                f"{source}, row {first + row + 1}: column {column.name!r} holds {column[row]!r}, which is no time",
-                fix="use seconds since 1970 or ISO 8601 text such as 2024-05-01 12:30:00",
-                file=source,
-                column=column.name,
-                row=first + row + 1,
-            )
-        if parsed.dtype.time_zone is not None:  # type: ignore[attr-defined]
-            parsed = parsed.dt.convert_time_zone("UTC").dt.replace_time_zone(None)
-        return parsed.dt.timestamp("us") / 1e6
-    return as_numbers(column, source, first) / times.scale
-
-
-def _looks_numeric(sample: pl.Series) -> bool:
-    sample = sample.filter(sample != "")
-    numeric = int(sample.cast(pl.Float64, strict=False).is_not_null().sum())
-    return numeric >= len(sample) / 2
+def _moment(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M UTC")

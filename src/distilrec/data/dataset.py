@@ -31,6 +31,18 @@ POPULARITY = Feature("popularity", "numeric")
 SALES_VOLUME = Feature("sales_volume", "numeric")
 
 
+def derived_features(schema: Schema) -> tuple[Feature, Feature]:
+    """What is derived from the log for each item: popularity and sales volume, under other names where the schema has
+    columns of these names.
+    """
+    taken = {feature.name for feature in (*schema.item_features, *schema.item_attributes)}
+    popularity, volume = (
+        Feature(each.name if each.name not in taken else f"{each.name}_in_log", each.kind)
+        for each in (POPULARITY, SALES_VOLUME)
+    )
+    return popularity, volume
+
+
 class DatasetInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Everything about a dataset that is not an array.
 

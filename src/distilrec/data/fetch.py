@@ -20,6 +20,7 @@ from pathlib import Path
 
 import polars as pl
 
+from distilrec.data.lines import TextFormat
 from distilrec.data.readers import read_table
 from distilrec.data.schema import Feature, Schema
 from distilrec.errors import ConfigError, DownloadError
@@ -113,13 +114,17 @@ def _check(found: str, expected: str, what: str) -> None:
 
 
 def _table(
-    archive: zipfile.ZipFile, member: str, suffix: str | None = None, columns: list[str] | None = None
+    archive: zipfile.ZipFile,
+    member: str,
+    suffix: str | None = None,
+    columns: list[str] | None = None,
+    encoding: str | None = None,
 ) -> pl.DataFrame:
     """One member read by the same readers as any user's file."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"table{suffix or Path(member).suffix}"
         path.write_bytes(archive.read(member))
-        return read_table(path, columns)
+        return read_table(path, columns, TextFormat(encoding))
 
 
 def _title_and_year(items: pl.DataFrame, column: str) -> list[pl.Expr]:
@@ -182,7 +187,7 @@ def _ml_100k_wheel(archive: zipfile.ZipFile) -> Tables:
 
 
 def _ml_1m_archive(archive: zipfile.ZipFile) -> Tables:
-    items = _table(archive, "ml-1m/movies.dat", columns=["item_id", "name", "genres"])
+    items = _table(archive, "ml-1m/movies.dat", columns=["item_id", "name", "genres"], encoding="latin-1")
     return {
         "interactions": _table(archive, "ml-1m/ratings.dat", columns=_LOG),
         "users": _table(archive, "ml-1m/users.dat", columns=["user_id", "gender", "age", "occupation", "zip_code"]),

@@ -20,11 +20,13 @@ from numpy.typing import NDArray
 from distilrec.attributes import collect_attributes
 from distilrec.data.checks import DataCheck, check_table
 from distilrec.data.cleaning import ROWS_PER_PART, Cleaning, CleanLog, clean_log
-from distilrec.data.dataset import POPULARITY, SALES_VOLUME, UNKNOWN_ITEM, Dataset, DatasetInfo
+from distilrec.data.dataset import UNKNOWN_ITEM, Dataset, DatasetInfo
+from distilrec.data.dataset import derived_features as derived_names
 from distilrec.data.erased import ErasedUsers, as_erased
 from distilrec.data.features import feature_rows, fit_encoder, title_of
+from distilrec.data.lines import TextFormat
 from distilrec.data.pseudonyms import pseudonym
-from distilrec.data.readers import open_log, read_table
+from distilrec.data.readers import open_log
 from distilrec.data.schema import Feature, Schema
 from distilrec.data.splits import Split, split_moments, split_rows
 from distilrec.errors import ConfigError, NotEnoughDataError
@@ -43,6 +45,9 @@ def prepare_dataset(
     columns: Sequence[str] | None = None,
     user_columns: Sequence[str] | None = None,
     item_columns: Sequence[str] | None = None,
+    text: TextFormat | None = None,
+    user_text: TextFormat | None = None,
+    item_text: TextFormat | None = None,
     pseudonym_key: bytes | None = None,
     derived_features: bool = True,
     checks: Sequence[DataCheck] = (),
@@ -55,24 +60,30 @@ def prepare_dataset(
     """Reads, cleans, splits and encodes a log and its feature tables.
 
     log, users, items: a path, a polars frame or a pandas frame; `*columns` name the fields of files without a header.
+    text: encoding and quotes of files of text; user_text, item_text: of the feature tables, where they differ.
     pseudonym_key: users of the log and of the table get pseudonyms with this key (`distilrec.data.pseudonyms`).
     checks: what must hold for the columns of the tables. erased_users: whose rows are left out, by id or pseudonym; ids
     that match no user of the log are an error, but for `ErasedUsers.others`.
-    derived_features: popularity, and sales volume where there are weights, become features of the items.
+    derived_features: popularity, and sales volume where there are weights, become features of the items; they get
+    other names (`popularity_in_log`) where the schema has columns of these names.
     workers: who works on the parts, this process if left out; the data set is the same. scratch: a folder for the parts, a
     temporary one if left out; it is removed, and workers on other machines must see it. rows_per_part: what is in memory at
     once, about 400 bytes for each row. on_step: is called with what is being done, finished parts and all parts.
     Raises UnknownUserError for ids of `erased_users`, and the DataErrors of the readers, the cleaning and the encoders.
     """
     split, workers, notes = split or Split(), workers or InProcess(), list[str]()
-    user_table = _side_table(users, user_columns, schema.user_key, schema.user_features, None, "users", notes, checks)
+    user_table = _side_table(
+        users, user_columns, user_text or text, schema.user_key, schema.user_features, None, "users", notes, checks
+    )
     if pseudonym_key is not None:
         user_table = {pseudonym(user, pseudonym_key): row for user, row in user_table.items()}
     of_items = (*schema.item_features, *schema.item_attributes)
-    item_table = _side_table(items, item_columns, schema.item_key, of_items, schema.title, "items", notes, checks)
+    item_table = _side_table(
+        items, item_columns, item_text or text, schema.item_key, of_items, schema.title, "items", notes, checks
+    )
     erased = erased_users if isinstance(erased_users, ErasedUsers) else ErasedUsers(as_erased(erased_users))
     with _folder(scratch) as folder:
-        opened = open_log(log, folder, columns)
+        opened = open_log(log, folder, columns, text)
         clean = clean_log(
             opened, schema, cleaning or Cleaning(), folder, workers, rows_per_part,
             lambda done, total: on_step("clean", done, total), pseudonym_key, checks, erased.all(),
@@ -88,18 +99,28 @@ def prepare_dataset(
         warm = counts["item_id"].to_list()
         known = set(warm)
         item_ids = (*warm, *(item for item in item_table if item not in known))
-        event_types = ("unknown", *sorted(set().union(*(part.event_types for part in parts))))
+        event_types = ("unknown", *sorted(set().union(*(part.event_types for part in parts)) - {"unknown"}))
         encoding = _Encoding(
             clean, tuple(part.trains == 0 for part in parts), pl.Series(item_ids, dtype=pl.String), event_types
         )
         rows = _encode(encoding, parts, workers, lambda done, total: on_step("encode", done, total))
-    derived = (POPULARITY, *((SALES_VOLUME,) if schema.weight else ())) if derived_features else ()
+    taken = {feature.name for feature in of_items}
+    popularity, volume = derived_names(schema)
+    derived = (popularity, *((volume,) if schema.weight else ())) if derived_features else ()
+    for own in derived:
+        if own.name in taken:
+            raise ConfigError(
+                f"the schema names an item column {own.name!r}, as a feature that is derived from the log",
+                fix="rename that column, or set derived_features = false",
+                parameter="derived_features",
+            )
     item_features = (*schema.item_features, *derived)
     item_rows = [dict(item_table.get(item, {})) for item in item_ids]
-    for row in item_rows:
-        row |= {POPULARITY.name: 0.0, SALES_VOLUME.name: 0.0}
-    for row, count, volume in zip(item_rows, counts["count"], counts["volume"], strict=False):
-        row |= {POPULARITY.name: float(count), SALES_VOLUME.name: float(volume)}
+    for own, column in zip(derived, ("count", "volume"), strict=False):
+        for row in item_rows:
+            row[own.name] = 0.0
+        for row, value in zip(item_rows, counts[column], strict=False):
+            row[own.name] = float(value)
 
     # Users without training rows go last.
     trains = np.concatenate([part.trains for part in parts])
@@ -304,6 +325,7 @@ def _positions(column: pl.Series, values: pl.Series, otherwise: int) -> NDArray[
 def _side_table(
     source: object | None,
     columns: Sequence[str] | None,
+    text: TextFormat | None,
     key: str | None,
     features: Sequence[Feature],
     title: str | None,
@@ -320,10 +342,14 @@ def _side_table(
             )
         return {}
     name = str(source) if isinstance(source, str | Path) else f"the {what} table"
-    table = read_table(source, columns)
+    with tempfile.TemporaryDirectory(prefix="distilrec-") as folder:
+        opened = open_log(source, Path(folder), columns, text)
+        table = opened.slice(0, opened.rows, opened.schema().names())
     passed, broken = check_table(table, checks, what, name)
-    notes += [f"{name}: {count:,} rows left out by the check that {rule}" for rule, count in broken.items()]
-    rows, dropped = feature_rows(table[passed], key, features, title, name)
-    if dropped:
-        notes.append(f"{name}: {dropped:,} rows without an id or with the id of an earlier row were left out")
+    notes += [
+        *opened.notes,
+        *(f"{name}: {count:,} rows left out by the check that {rule}" for rule, count in broken.items()),
+    ]
+    rows, said = feature_rows(table[passed], key, features, title, name, passed)
+    notes += said
     return rows

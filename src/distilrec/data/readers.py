@@ -3,220 +3,418 @@
 | suffix | format |
 |---|---|
 | .csv .tsv .txt | a header line, separated by comma, tab, semicolon or blank (found from the header) |
-| .dat | MovieLens: `::` between the fields, no header (give `columns`), UTF-8 or Latin-1 |
+| .dat | MovieLens: `::` between the fields, no header (give `columns`) |
 | .parquet .pq | Parquet |
 | .jsonl .ndjson | one JSON object a line |
 | .inter .user .item | RecBole atomic files: tab separated, `name:type` headers; `*_seq` splits at blanks |
+
+Text may be compressed (.csv.gz, .jsonl.zst). A path may be a folder or a pattern (`events-*.csv.gz`): its files are read one
+after the other, in the order of their names.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
+from decimal import Decimal
+from glob import glob
 from math import isnan
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
+from uuid import UUID
 
 import polars as pl
 
+from distilrec.data.json_lines import scan_json_lines
+from distilrec.data.lines import COMPRESSED, TextFormat, plain_text
+from distilrec.data.separated import Rows, distinct, scan_double_colons, scan_separated
 from distilrec.errors import ColumnTypeError, ConfigError, DataError, FileMissingError, NotEnoughDataError
+from distilrec.ids import REFUSED
 
 _PARQUET = {".parquet", ".pq"}
 _LINES = {".jsonl", ".ndjson"}
 _SEPARATED = {".csv", ".tsv", ".txt"}
 _ATOMIC = {".inter", ".user", ".item"}
+_KNOWN = _PARQUET | _LINES | _SEPARATED | _ATOMIC | {".dat"}
+_CHANGED = (pl.Categorical, pl.Enum, pl.Binary, pl.Object)
+_CANNOT_READ = (pl.exceptions.PolarsError, UnicodeDecodeError, OSError)
 
 
-def read_table(source: object, columns: Sequence[str] | None = None) -> pl.DataFrame:
+def read_table(source: object, columns: Sequence[str] | None = None, text: TextFormat | None = None) -> pl.DataFrame:
     """A table from a path, a polars frame or a pandas frame.
 
-    columns: the names of the fields of a file without a header (`.dat`, or any separated text).
+    columns: the names of the fields of a file without a header (`.dat`, or any separated text). text: how text is written.
     Raises FileMissingError, NotEnoughDataError for an empty file, DataError for one that cannot be parsed and
     ConfigError for an unknown suffix or a wrong number of `columns`.
     """
-    if isinstance(source, pl.DataFrame):
+    if isinstance(source, pl.DataFrame) and not any(isinstance(dtype, _CHANGED) for dtype in source.dtypes):
         return source
-    if isinstance(source, pl.LazyFrame):
-        return source.collect()
-    if not isinstance(source, str | Path):
-        return _from_pandas(source)
-    path = Path(source)
-    try:
-        return _scan(path, columns).collect()
-    except _CANNOT_READ as problem:
-        raise _unreadable(path, problem) from None
+    with TemporaryDirectory(prefix="distilrec-") as scratch:
+        log = open_log(source, Path(scratch), columns, text)
+        return log.slice(0, log.rows, log.schema().names())
 
 
 @dataclass(frozen=True)
 class Log:
-    """A log that is read by slices of rows: a frame in memory, or a Parquet file that may be larger than memory.
+    """A table that is read by slices of rows: a frame in memory, or Parquet files that may be larger than memory.
 
-    name: for messages; rows: how many there are.
+    name: for messages; rows: how many there are. rows_of: how many each of the files has. types: of columns that have
+    different types in the files. uuids: columns of 16 bytes. notes: what a report should say about the files.
     """
 
     name: str
     rows: int
     frame: pl.DataFrame | None = None
-    file: Path | None = None
+    files: tuple[Path, ...] = ()
+    rows_of: tuple[int, ...] = ()
+    types: tuple[tuple[str, pl.DataType], ...] = ()
+    uuids: frozenset[str] = frozenset()
+    notes: tuple[str, ...] = ()
 
     def scan(self) -> pl.LazyFrame:
         """All rows, not read yet."""
         if self.frame is not None:
-            return self.frame.lazy()
-        assert self.file is not None
-        return pl.scan_parquet(self.file)
+            return _plain(self.frame.lazy(), self.uuids)
+        return pl.concat([self._scan_file(file) for file in self.files])
 
     def schema(self) -> pl.Schema:
         """Names and types of the columns."""
-        return self.scan().collect_schema()
+        if self.frame is not None:
+            return self.scan().collect_schema()
+        return self._scan_file(self.files[0]).collect_schema()
 
     def slice(self, first: int, rows: int, columns: Sequence[str]) -> pl.DataFrame:
         """These columns of some rows. Raises DataError."""
         try:
-            return self.scan().select(columns).slice(first, rows).collect()
+            if self.frame is not None:
+                return self.scan().select(columns).slice(first, rows).collect()
+            parts: list[pl.DataFrame] = []
+            begins = 0
+            for file, count in zip(self.files, self.rows_of, strict=True):
+                low, high = max(first, begins), min(first + rows, begins + count)
+                if low < high or (not parts and file == self.files[-1]):
+                    there = self._scan_file(file).select(columns).slice(max(0, low - begins), max(0, high - low))
+                    parts.append(there.collect())
+                begins += count
+            return pl.concat(parts)
         except _CANNOT_READ as problem:
             raise _unreadable(Path(self.name), problem) from None
 
+    def _scan_file(self, file: Path) -> pl.LazyFrame:
+        scan = _plain(pl.scan_parquet(file, glob=False), self.uuids)
+        if self.types:
+            there = scan.collect_schema()
+            scan = scan.with_columns(_converted(name, there[name], wanted) for name, wanted in self.types)
+        if len(self.files) > 1 and file != self.files[0]:
+            names = _plain(pl.scan_parquet(self.files[0], glob=False), frozenset()).collect_schema().names()
+            scan = scan.select(names)
+        return scan
 
-def open_log(source: object, scratch: Path, columns: Sequence[str] | None = None) -> Log:
+
+def open_log(
+    source: object, scratch: Path, columns: Sequence[str] | None = None, text: TextFormat | None = None
+) -> Log:
     """A log from whatever `read_table` reads. Parquet is read where it is, frames stay in memory.
 
     scratch: a folder; text is written there as Parquet, in one pass that needs little memory.
     Raises what `read_table` raises.
     """
-    if not isinstance(source, str | Path | pl.LazyFrame):
-        frame = read_table(source)
-        return Log("the log", frame.height, frame)
-    path = Path("the log" if isinstance(source, pl.LazyFrame) else source)
+    if isinstance(source, pl.LazyFrame):
+        try:
+            source.sink_parquet(scratch / "log.parquet")
+        except _CANNOT_READ as problem:
+            raise _unreadable(Path("the log"), problem) from None
+        return _opened("the log", [scratch / "log.parquet"], ())
+    if not isinstance(source, str | Path):
+        frame = source if isinstance(source, pl.DataFrame) else _from_pandas(source)
+        frame = _without_objects(frame)
+        return Log("the log", frame.height, frame, uuids=_uuids([frame.lazy()]))
+    path = Path(source)
+    files, notes = list[Path](), list[str]()
     try:
-        scan = source if isinstance(source, pl.LazyFrame) else _scan(path, columns)
-        file = path.absolute()
-        if path.suffix.lower() not in _PARQUET:
-            file = scratch / "log.parquet"
-            scan.sink_parquet(file)
-        rows = pl.scan_parquet(file).select(pl.len()).collect().item()
+        for number, file in enumerate(_files(path)):
+            if _suffix(file) in _PARQUET:
+                files.append(file.absolute())
+                continue
+            own = scratch / f"file-{number}"
+            own.mkdir(parents=True, exist_ok=True)
+            rows = _rows(file, columns, text or TextFormat(), own)
+            target = own / "log.parquet"
+            try:
+                rows.scan.sink_parquet(target)
+            except pl.exceptions.PolarsError:
+                if rows.strictly is None:
+                    raise
+                rows = rows.strictly()
+                rows.scan.sink_parquet(target)
+            there = pl.scan_parquet(target, glob=False).select(pl.len()).collect().item()
+            if rows.count is not None and there != rows.count:
+                raise DataError(
+                    f"{file}: {there:,} rows were read of {rows.count:,} records",
+                    fix="check the line ends and the quotes of the file",
+                    file=str(file),
+                )
+            for left in own.iterdir():  # copies and batches
+                if left != target:
+                    left.unlink()
+            files.append(target)
+            notes += rows.notes
+        return _opened(str(path), files, tuple(notes))
     except _CANNOT_READ as problem:
         raise _unreadable(path, problem) from None
-    return Log(str(path), rows, file=file)
 
 
-_CANNOT_READ = (pl.exceptions.PolarsError, UnicodeDecodeError, OSError)
+def _opened(name: str, files: list[Path], notes: tuple[str, ...]) -> Log:
+    scans = [pl.scan_parquet(file, glob=False) for file in files]
+    counts = tuple(scan.select(pl.len()).collect().item() for scan in scans)
+    uuids = _uuids(scans)
+    schemas = [_plain(scan, uuids).collect_schema() for scan in scans]
+    types: dict[str, pl.DataType] = {}
+    for file, schema in zip(files, schemas, strict=True):
+        if set(schema) != set(schemas[0]):
+            other = sorted(set(schema) ^ set(schemas[0]))
+            raise ColumnTypeError(
+                f"{name}: {file} and {files[0]} have different columns: {', '.join(other)}",
+                fix="give files with the same columns",
+                file=str(file),
+                column=other[0],
+            )
+    for column, first in schemas[0].items():
+        own = list(dict.fromkeys(schema[column] for schema in schemas))
+        if len(own) > 1:
+            types[column] = _common(name, column, own)
+        elif isinstance(first, pl.Null) and len(files) > 1:
+            types[column] = pl.String()
+    return Log(name, sum(counts), None, tuple(files), counts, tuple(types.items()), uuids, notes)
+
+
+def _common(name: str, column: str, types: list[pl.DataType]) -> pl.DataType:
+    """The type that holds a column of several files without a loss."""
+    some = [dtype for dtype in types if not isinstance(dtype, pl.Null)]
+    if len(some) == 1:
+        return some[0]
+    if all(dtype.is_integer() for dtype in some):
+        return pl.Int64() if pl.UInt64() not in some else pl.String()
+    if all(dtype.is_float() for dtype in some):
+        return pl.Float64()
+    if all(dtype.is_numeric() or isinstance(dtype, pl.String) for dtype in some):
+        return pl.String()
+    if all(isinstance(dtype, pl.Datetime) for dtype in some):
+        zones = {dtype.time_zone is None for dtype in some}  # type: ignore[attr-defined]
+        if len(zones) == 1:
+            return pl.Datetime("us", "UTC" if zones == {False} else None)
+    raise ColumnTypeError(
+        f"{name}: column {column!r} has different types in the files: {', '.join(map(str, some))}",
+        fix="write the column with one type in all files",
+        file=name,
+        column=column,
+    )
+
+
+def _converted(name: str, there: pl.DataType, wanted: pl.DataType) -> pl.Expr:
+    value = pl.col(name)
+    if isinstance(wanted, pl.String) and there.is_float():
+        # With the `.0` that says what they were: such ids are refused where they are 2^53 or more.
+        whole = value.cast(pl.Int128, strict=False)
+        return (
+            pl.when(whole.cast(pl.Float64) == value)
+            .then(pl.format("{}.0", whole))
+            .otherwise(value.cast(pl.String))
+            .alias(name)
+        )
+    return value.cast(wanted)
 
 
 def _unreadable(path: Path, problem: Exception) -> DataError:
-    first = str(problem).strip().splitlines()[0]
+    first = (str(problem).strip() or type(problem).__name__).splitlines()[0]
     return DataError(
-        f"{path} cannot be read as {path.suffix[1:].lower()}: {first}",
+        f"{path} cannot be read as {_suffix(path)[1:]}: {first}",
         fix="check that the file is complete",
         file=str(path),
     )
 
 
-def _scan(path: Path, columns: Sequence[str] | None) -> pl.LazyFrame:
-    if not path.is_file():
+def _suffix(path: Path) -> str:
+    """The suffix that tells the format: that of the unpacked file."""
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    if suffixes and suffixes[-1] in COMPRESSED:
+        suffixes.pop()
+    return suffixes[-1] if suffixes else ""
+
+
+def _files(path: Path) -> list[Path]:
+    """The files that a path stands for. Raises FileMissingError, NotEnoughDataError and ConfigError."""
+    if path.is_file():
+        files = [path]
+    elif path.is_dir():
+        files = sorted(
+            file for file in path.iterdir() if _suffix(file) in _KNOWN and not file.name.startswith((".", "_"))
+        )
+    else:
+        files = sorted(found for name in glob(str(path), recursive=True) if (found := Path(name)).is_file())
+    if not files:
         raise FileMissingError(
-            f"{path} does not exist or is not a file",
+            f"{path} does not exist or is not a file, and no files match it",
             fix="check the path; it is relative to where you are",
             file=str(path),
         )
-    if path.stat().st_size == 0:
-        raise NotEnoughDataError(f"{path} is empty", fix="give a file with at least a few rows", file=str(path))
-    suffix = path.suffix.lower()
-    if suffix in _PARQUET:
-        return pl.scan_parquet(path)
+    for file in files:
+        if file.stat().st_size == 0:
+            raise NotEnoughDataError(f"{file} is empty", fix="give a file with at least a few rows", file=str(file))
+        if _suffix(file) not in _KNOWN or (_suffix(file) in _PARQUET and file.suffix.lower() in COMPRESSED):
+            raise ConfigError(
+                f"{file}: unknown file type {file.suffix!r}",
+                fix="use .csv, .tsv, .txt, .dat, .jsonl, .inter, .user, .item (each also with .gz or .zst) or .parquet",
+                file=str(file),
+            )
+    if len({_suffix(file) for file in files}) > 1:
+        raise ConfigError(
+            f"{path} holds files of several types: {', '.join(sorted({_suffix(file) for file in files}))}",
+            fix="name the files by a pattern, such as data/*.parquet",
+            file=str(path),
+        )
+    return files
+
+
+def _rows(file: Path, columns: Sequence[str] | None, form: TextFormat, scratch: Path) -> Rows:
+    suffix = _suffix(file)
+    text = plain_text(file, form, scratch)
+    if text.lines == text.blank:
+        raise NotEnoughDataError(f"{file} is empty", fix="give a file with at least a few rows", file=str(file))
     if suffix in _LINES:
-        return pl.scan_ndjson(path, infer_schema_length=None)
-    if suffix in _ATOMIC:
-        return _atomic(path)
+        return scan_json_lines(text, scratch)
     if suffix == ".dat":
-        return _double_colon(path, columns).lazy()
-    if suffix in _SEPARATED:
-        return _separated(path, columns)
-    raise ConfigError(
-        f"{path}: unknown file type {suffix!r}",
-        fix="use .csv, .tsv, .txt, .dat, .parquet, .jsonl, .inter, .user or .item",
-        file=str(path),
+        return scan_double_colons(text, columns, scratch)
+    if suffix in _ATOMIC:
+        return _atomic(file, scan_separated(text, form, None, scratch, "\t"))
+    return scan_separated(text, form, columns, scratch)
+
+
+def _atomic(file: Path, rows: Rows) -> Rows:
+    headers = rows.scan.collect_schema().names()
+    names = distinct([header.partition(":")[0] for header in headers], file)
+    cells = [
+        (pl.col(header).str.split(" ") if header.endswith("_seq") else pl.col(header)).alias(name)
+        for header, name in zip(headers, names, strict=True)
+    ]
+    return Rows(rows.scan.select(cells), rows.notes, rows.count)
+
+
+def _plain(scan: pl.LazyFrame, uuids: frozenset[str]) -> pl.LazyFrame:
+    """The same with text in place of categories (dictionaries) and bytes, and UUIDs as they are written."""
+    changed = []
+    for name, dtype in scan.collect_schema().items():
+        if isinstance(dtype, pl.Categorical | pl.Enum):
+            changed.append(pl.col(name).cast(pl.String))
+        elif isinstance(dtype, pl.Binary) and name in uuids:
+            digits = pl.col(name).bin.encode("hex")
+            groups = [digits.str.slice(first, length) for first, length in ((0, 8), (8, 4), (12, 4), (16, 4), (20, 12))]
+            changed.append(pl.concat_str(groups, separator="-").alias(name))
+        elif isinstance(dtype, pl.Binary):
+            changed.append(pl.col(name).map_batches(_decoded, return_dtype=pl.String, is_elementwise=True))
+    return scan.with_columns(changed) if changed else scan
+
+
+def _decoded(values: pl.Series) -> pl.Series:
+    """Bytes as text; the mark U+FFFD, which no id may hold, where they are no UTF-8."""
+    return pl.Series(
+        values.name,
+        [None if value is None else value.decode("utf-8", "replace") for value in values.to_list()],
+        dtype=pl.String,
     )
 
 
+def _uuids(scans: list[pl.LazyFrame]) -> frozenset[str]:
+    """The columns of bytes that hold UUIDs: 16 bytes everywhere, and not text everywhere."""
+    found: set[str] = set()
+    for name, dtype in scans[0].collect_schema().items():
+        if isinstance(dtype, pl.Binary):
+            value = pl.col(name)
+            text = value.map_batches(_decoded, return_dtype=pl.String, is_elementwise=True)
+            of_16 = (value.bin.size() == 16).all()
+            tests = [scan.select(of_16.alias("16"), text.str.contains(REFUSED).any().alias("bytes")) for scan in scans]
+            answers = [test.collect(engine="streaming").row(0) for test in tests]
+            if all(each for each, _ in answers) and any(other for _, other in answers):
+                found.add(name)
+    return frozenset(found)
+
+
 def _from_pandas(source: object) -> pl.DataFrame:
-    if type(source).__module__.split(".")[0] != "pandas":
+    if type(source).__module__.split(".")[0] != "pandas" or not hasattr(source, "columns"):
         raise ConfigError(
             f"a table must be a path, a polars frame or a pandas frame, not {type(source).__name__}",
             fix="convert it with polars.DataFrame(...)",
         )
     frame: Any = source
-    # Column by column through Python lists where numpy has no type for it: no pyarrow needed.
-    return pl.DataFrame(
-        {
-            str(name): frame[name].to_numpy()
-            if frame[name].dtype.kind in "iufbM"
-            else [None if _is_missing(value) else value for value in frame[name].tolist()]
-            for name in frame.columns
-        },
-        strict=False,
-    )
+    if any(name is not None for name in frame.index.names):
+        levels = [name for name in frame.index.names if name is not None and name not in frame.columns]
+        others = [name for name in frame.index.names if name not in levels]
+        frame = frame.reset_index(level=others, drop=True) if others and len(frame.index.names) > len(others) else frame
+        frame = frame.reset_index() if levels else frame
+    names = [str(name) for name in frame.columns]
+    distinct(names, "the frame")
+    return pl.DataFrame([_from_pandas_column(name, frame.iloc[:, place]) for place, name in enumerate(names)])
+
+
+def _from_pandas_column(name: str, column: Any) -> pl.Series:
+    """One column, through numpy where it has a type for it and through Python's objects otherwise: no pyarrow needed."""
+    kind = getattr(column.dtype, "kind", "O")
+    if kind == "M":
+        if getattr(column.dtype, "tz", None) is not None:
+            utc = column.dt.tz_convert("UTC").dt.tz_localize(None).to_numpy().astype("datetime64[us]")
+            return pl.Series(name, utc).dt.replace_time_zone("UTC")
+        return pl.Series(name, column.to_numpy().astype("datetime64[us]"))
+    if kind in "iufb" and type(column.dtype).__module__.startswith("numpy"):
+        return pl.Series(name, column.to_numpy())
+    return _from_objects(name, column.tolist())
+
+
+def _without_objects(frame: pl.DataFrame) -> pl.DataFrame:
+    """A frame whose columns of Python's objects (such as UUIDs) became text."""
+    objects = [name for name, dtype in frame.schema.items() if isinstance(dtype, pl.Object)]
+    return frame.with_columns([_from_objects(name, frame[name].to_list()) for name in objects]) if objects else frame
+
+
+def _from_objects(name: str, values: list[Any]) -> pl.Series:
+    """Python's objects as a column: mixed ones as text, whole numbers exactly. Raises ColumnTypeError."""
+    values = [None if _is_missing(value) else value for value in values]
+    values = [_without_zone(value) if isinstance(value, datetime) else value for value in values]
+    kinds = {type(value) for value in values if value is not None}
+    if any(issubclass(kind, UUID | Decimal) for kind in kinds) or (
+        len(kinds) > 1 and all(issubclass(kind, str | int | float | bytes) for kind in kinds)
+    ):
+        values = [None if value is None else _as_text(value) for value in values]
+    try:
+        return pl.Series(name, values, strict=True)
+    except (TypeError, ValueError, OverflowError, pl.exceptions.PolarsError) as problem:
+        if kinds <= {int}:
+            return pl.Series(name, [None if value is None else str(value) for value in values])
+        first = next(value for value in values if value is not None)
+        raise ColumnTypeError(
+            f"the frame: column {name!r} holds values that are no column of a table, such as {first!r} ({problem})",
+            fix="give text, numbers, times or lists of these",
+            column=name,
+        ) from None
+
+
+def _as_text(value: object) -> str:
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float) and value.is_integer():
+        return f"{int(value)}.0"  # such an id is refused where it is 2^53 or more
+    return format(value, "f") if isinstance(value, Decimal) else str(value)
+
+
+def _without_zone(value: datetime) -> datetime:
+    """A time as polars takes it: pandas' own class as Python's, a zone as UTC."""
+    plain: datetime = value.to_pydatetime(warn=False) if hasattr(value, "to_pydatetime") else value
+    return plain
 
 
 def _is_missing(value: object) -> bool:
     """None, NaN, pandas.NA and pandas.NaT: the missing values that a pandas column of objects may hold."""
     return value is None or type(value).__name__ in {"NAType", "NaTType"} or (isinstance(value, float) and isnan(value))
-
-
-def _separated(path: Path, columns: Sequence[str] | None) -> pl.LazyFrame:
-    with path.open(encoding="utf-8", errors="replace") as file:
-        header = file.readline()
-    separator = max(["\t", ",", ";", " "], key=lambda mark: (header.count(mark) > 0, "\t,; ".find(mark) * -1))
-    table = pl.scan_csv(
-        path, separator=separator, has_header=columns is None, infer_schema=False, encoding="utf8-lossy"
-    )
-    return table if columns is None else _named(path, table, columns)
-
-
-def _double_colon(path: Path, columns: Sequence[str] | None) -> pl.DataFrame:
-    if columns is None:
-        raise ConfigError(
-            f"{path} has no header line",
-            fix="name its columns, for example user_id,item_id,rating,timestamp",
-            parameter="columns",
-        )
-    raw = path.read_bytes()
-    try:
-        text = raw.decode("utf-8")
-    except UnicodeDecodeError:
-        text = raw.decode("latin-1")
-    lines = pl.Series("line", [line for line in text.splitlines() if line])
-    parts = lines.str.split("::")
-    wrong = (parts.list.len() != len(columns)).arg_true()
-    if len(wrong):
-        row = int(wrong[0])
-        raise ColumnTypeError(
-            f"{path}, line {row + 1}: {len(parts[row])} fields where {len(columns)} are declared ({', '.join(columns)})",
-            fix="correct the line, or the list of columns",
-            file=str(path),
-            row=row + 1,
-        )
-    return pl.DataFrame({name: parts.list.get(place) for place, name in enumerate(columns)})
-
-
-def _atomic(path: Path) -> pl.LazyFrame:
-    table = pl.scan_csv(path, separator="\t", infer_schema=False, quote_char=None, encoding="utf8-lossy")
-    plain: dict[str, pl.Expr] = {}
-    for header in table.collect_schema().names():
-        name, _, kind = header.partition(":")
-        if name in plain:
-            raise ColumnTypeError(f"{path} has two columns {name!r}", fix="rename one", file=str(path), column=name)
-        plain[name] = pl.col(header).str.split(" ") if kind.endswith("_seq") else pl.col(header)
-    return table.select(**plain)
-
-
-def _named(path: Path, table: pl.LazyFrame, columns: Sequence[str]) -> pl.LazyFrame:
-    there = table.collect_schema().names()
-    if len(there) != len(columns):
-        raise ConfigError(
-            f"{path} has {len(there)} columns, {len(columns)} names were given",
-            fix="name every column",
-            file=str(path),
-            parameter="columns",
-        )
-    return table.rename(dict(zip(there, columns, strict=True)))

@@ -28,7 +28,7 @@ from torch import nn
 from torch.func import functional_call, grad, vmap
 from torch.nn import functional
 
-from distilrec.data.dataset import POPULARITY, Dataset
+from distilrec.data.dataset import Dataset, derived_features
 from distilrec.errors import ConfigError
 from distilrec.models import StudentConfig, TrainedModel, build_model, finished
 from distilrec.privacy import PrivacyRecord, PrivateTrainingConfig, noise_of_one_release
@@ -187,7 +187,8 @@ def _check(config: StudentConfig, dataset: Dataset) -> None:
             fix='set kind = "recurrent" in [student]',
             parameter="student",
         )
-    if POPULARITY.name in {encoding.name for encoding in dataset.info.item_encoder.encodings}:
+    names = {encoding.name for encoding in dataset.info.item_encoder.encodings}
+    if names & {feature.name for feature in derived_features(dataset.info.schema)}:
         raise ConfigError(
             "the popularity of the items, which is a feature of this data set, comes from the log without noise",
             fix="set derived_features = false in the [data] section and prepare again",

@@ -42,7 +42,7 @@ from distilrec.texts import unpack_texts
 
 _GOLDEN_TOLERANCE = 1e-4
 _NO_ITEMS = np.zeros(0, np.int32)
-_DERIVED = {"popularity": 0.0, "sales_volume": 0.0}  # of a new item
+_DERIVED = ("popularity", "sales_volume")  # 0 for a new item, under another name where the catalogue has such a column
 _POOL, _POOL_FACTOR = 50, 5  # candidates of a diversified list of k: max(50, 5 k)
 _EXPLAINED = 1_000
 _MAX_PROBLEMS = 10  # of one item
@@ -475,8 +475,10 @@ class Recommender:
             self._filters.set_available(place, record.available and not record.removed)
 
     def _item_vector(self, record: ItemRecord, *, strict: bool = True) -> Floats:
-        features = {**_DERIVED, **record.features}
-        return self._embed(features, self.manifest.item_encoder, self._item_table, "item", strict=strict)
+        encoder = self.manifest.item_encoder
+        names = {encoding.name for encoding in encoder.encodings}
+        derived = {other if (other := f"{name}_in_log") in names else name: 0.0 for name in _DERIVED}
+        return self._embed({**derived, **record.features}, encoder, self._item_table, "item", strict=strict)
 
     def _attributes_of(self, record: ItemRecord) -> dict[str, Value]:
         """What a record says about attributes: by its features where they are attributes too, and by its attributes."""

@@ -12,7 +12,7 @@ from distilrec.data.dataset import Dataset
 from distilrec.errors import ConfigError, TrainingError
 from distilrec.files import RecordKind, key_of
 from distilrec.models import SAVED, load_model, save_model, train_model
-from distilrec.settings import Settings
+from distilrec.settings import Seed, Settings
 from distilrec.students.recurrent import RecurrentConfig
 from distilrec.teachers.dnn import DnnConfig
 from distilrec.teachers.ensemble import EnsembleTeacher, calibrated_ensemble
@@ -38,7 +38,7 @@ class MemberConfig(Settings, frozen=True):
 
     model: SingleConfig
     training: TrainingConfig | None = None
-    seed: int = 0
+    seed: Seed = 0
 
 
 class EnsembleConfig(Settings, frozen=True, tag="ensemble", tag_field="kind"):
