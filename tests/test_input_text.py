@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from distilrec.cli import main
 from distilrec.config import read_config
+from distilrec.data.dataset import load_dataset
 from distilrec.data.lines import TextFormat
 from distilrec.data.preparation import prepare_dataset
 from distilrec.data.readers import open_log, read_table
@@ -112,10 +113,10 @@ def test_quotes_and_escapes_are_settings_of_the_file(tmp_path, capsys):
     """
     (tmp_path / "run.toml").write_text(text)
     main(["prepare", "--config", str(tmp_path / "run.toml"), "--run", str(tmp_path / "run")])
-    info = json.loads((tmp_path / "run" / "data" / "dataset.json").read_text())
-    assert info["cleaning_report"]["rows_out"] == 20
-    assert info["titles"][info["item_ids"].index("i1")] == "One, two"
-    assert info["titles"][info["item_ids"].index("i2")] == 'say "hi"'
+    info = load_dataset(tmp_path / "run" / "data").info
+    assert info.cleaning_report.rows_out == 20
+    assert info.titles[info.item_ids.index("i1")] == "One, two"
+    assert info.titles[info.item_ids.index("i2")] == 'say "hi"'
     for bad in ('quote = "ab"', 'escape = "é"', 'encoding = "latin-99"', 'encoding = "base64"'):
         (tmp_path / "bad.toml").write_text(f'[data]\ninteractions = "log.csv"\n{bad}\n')
         with pytest.raises(ConfigError, match=bad.split()[0]):
@@ -323,7 +324,7 @@ def test_many_files_are_one_log(tmp_path):
         '[data]\ninteractions = "events-*.csv.gz"\n[data.schema]\ntimestamp = "timestamp"\n'
     )
     main(["prepare", "--config", str(tmp_path / "run.toml"), "--run", str(tmp_path / "run")])
-    assert json.loads((tmp_path / "run/data/dataset.json").read_text())["cleaning_report"]["rows_out"] == 20
+    assert load_dataset(tmp_path / "run" / "data").info.cleaning_report.rows_out == 20
 
 
 def test_files_that_do_not_fit_together_are_refused(tmp_path):
