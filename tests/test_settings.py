@@ -13,7 +13,9 @@ from distilrec.distill.distillation import DistillationConfig
 from distilrec.errors import ConfigError, FileMissingError
 from distilrec.privacy import PrivateTrainingConfig
 from distilrec.serve.config import ServiceConfig
+from distilrec.students.recurrent import RecurrentConfig
 from distilrec.students.soft_tree import SoftTreeConfig
+from distilrec.teachers.dnn import DnnConfig
 from distilrec.teachers.transformer import TransformerConfig
 from distilrec.training.trainer import TrainingConfig
 
@@ -28,7 +30,10 @@ MEMBER = '[teacher]\nkind = "ensemble"\n[[teacher.members]]\nmodel = '
         ("[zzz]", "there is no key `zzz`", "there are: data, cleaning, split"),
         ("[student_training]\nepoch = 3", r"no key `epoch` in \[student_training\]", "did you mean `epochs`"),
         ('[student_training]\nepochs = "many"', "expected `int`, got `str`, in student_training.epochs", "correct"),
-        ("[teacher]\ndim = 3", r"there is no `kind` in \[teacher\]", "set it to one of: transformer, dnn, recurrent"),
+        (MEMBER + "{dim = 3}", r"there is no `kind` in \[teacher.members.model\]", "set it to one of: transformer, dnn"),
+        ("[student]\ndm = 3", r"there is no key `dm` in \[student\]", "did you mean `dim`"),
+        ("[student]\nhidden = 3", r"no key `hidden` in \[student\] of the kind that it has by", 'set kind = "mlp", which'),
+        ('[teacher]\nfile = "a.csv"', r"no key `file` in \[teacher\] of the kind", 'set kind = "scores", which has it'),
         ('[teacher]\nkind = "trans"', "teacher.kind is 'trans'", "use one of: transformer, dnn, recurrent, linear"),
         ('[teacher]\nkind = "dnn"\nhiden = 3', r"no key `hiden` in \[teacher\]", "did you mean `hidden`"),
         ('[teacher]\nkind = "dnn"\nheads = 3', r"no key `heads` in \[teacher\]", "there are: dim, hidden, layers, dropout,"),
@@ -48,6 +53,20 @@ def test_a_mistake_is_named_with_its_place_and_what_could_be_there(text, message
         read_config(path)
     assert str(path) in str(caught.value)
     assert caught.value.fix.startswith(fix)
+
+
+def test_a_section_without_a_kind_is_of_the_kind_of_the_defaults(tmp_path):
+    path = tmp_path / "my.toml"
+    path.write_text('data.interactions = "log.csv"\n[student]\ndim = 8\n[teacher]\nlayers = 3\n')
+    config = read_config(path)
+    assert config.student == RecurrentConfig(dim=8)
+    assert config.teacher == TransformerConfig(layers=3)
+    path.write_text('data.interactions = "log.csv"\n[student]\n[teacher]\nkind = "dnn"\n')
+    config = read_config(path)
+    assert config.student == RecurrentConfig()
+    assert config.teacher == DnnConfig()
+    defaults = RunConfig(config.data)
+    assert (type(defaults.student), type(defaults.teacher)) == (RecurrentConfig, TransformerConfig)
 
 
 def test_files_that_cannot_be_read(tmp_path):

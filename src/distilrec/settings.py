@@ -79,28 +79,51 @@ def read_settings(path: Path | str, kind: type[T], *, fix: str) -> T:
 
 
 def converted(told: object, kind: type[T], source: str) -> T:
-    """What was read from a file, as `kind`. source: what messages call the file. Raises ConfigError."""
+    """What was read from a file, as `kind`. source: what messages call the file. Raises ConfigError.
+
+    A section that may be of several kinds and does not say which is of the kind of its default.
+    """
+    filled = _with_kinds(told, msgspec_types.type_info(kind))
     try:
-        return msgspec.convert(told, kind)
+        return msgspec.convert(filled, kind)
     except msgspec.ValidationError as problem:
-        message, fix = _explained(str(problem), kind, told)
+        message, fix = _explained(str(problem), kind, filled, told)
         raise ConfigError(f"{source}: {message}", fix=fix, file=source) from None
     except ConfigError as problem:  # what a class itself checks
         context = {"file": source, **problem.context}
         raise ConfigError(f"{source}: {problem.message}", fix=problem.fix, **context) from None
 
 
-def _explained(problem: str, kind: type, told: Any) -> tuple[str, str]:
-    """Msgspec's sentence with the place as people write it in TOML, and how to fix it."""
+def _with_kinds(told: Any, kind: Any) -> Any:
+    """The same as it was told, and the kinds of the defaults in sections that name none."""
+    structs = _structs([kind])
+    if not isinstance(told, dict) or len(structs) != 1:
+        return told
+    filled = dict(told)
+    for field in structs[0].fields:
+        section = filled.get(field.encode_name)
+        tag = getattr(type(field.default), "__struct_config__", None)
+        if isinstance(section, dict) and tag is not None and tag.tag_field and tag.tag_field not in section:
+            filled[field.encode_name] = {tag.tag_field: tag.tag, **section}
+        else:
+            filled[field.encode_name] = _with_kinds(section, field.type)
+    return {name: value for name, value in filled.items() if name in told}
+
+
+def _explained(problem: str, kind: type, told: Any, given: Any) -> tuple[str, str]:
+    """Msgspec's sentence with the place as people write it in TOML, and how to fix it. given: without kinds of defaults."""
     said, _, place = problem.partition(" - at `$")
     steps = re.findall(r"\.([^.\[\]`]+)|\[(\d+|\.\.\.)\]", place)
     for name, number in steps:
-        told = _inside(told, name, number)
+        told, given = _inside(told, name, number), _inside(given, name, number)
     names, info = [name for name, _ in steps if name], msgspec_types.type_info(kind)
     where, known = ".".join(names), _names(info, names, told)
     unknown = re.search(r"unknown field `(.*)`", said)
     if unknown:
         name = unknown[1]
+        if isinstance(given, dict) and told != given and (kinds := _kinds_with(info, names, name)):
+            fix = f'set kind = "{kinds[0]}", which has it' + "".join(f', or "{each}"' for each in kinds[1:])
+            return f"there is no key `{name}`{where and f' in [{where}]'} of the kind that it has by default", fix
         near = difflib.get_close_matches(name, known, n=1)
         fix = f"did you mean `{near[0]}`?" if near else f"there are: {', '.join(known)}"
         return f"there is no key `{name}`{where and f' in [{where}]'}", fix
@@ -123,14 +146,7 @@ def _inside(told: Any, name: str, number: str) -> Any:
 
 def _names(kind: Any, steps: list[str], told: Any) -> list[str]:
     """What may stand at the end of these steps: the keys of a section, or the values of a key."""
-    kinds = [kind]
-    for step in steps:
-        inner: list[Any] = []
-        for each in _structs(kinds):
-            if each.tag_field == step:
-                inner.append(msgspec_types.LiteralType((each.tag,)))
-            inner += [field.type for field in each.fields if field.encode_name == step]
-        kinds = inner
+    kinds = _at(kind, steps)
     literals = [each for each in _alternatives(kinds) if isinstance(each, msgspec_types.LiteralType)]
     structs = _structs(kinds)
     if isinstance(told, dict):  # of several kinds, the one that is meant
@@ -140,6 +156,25 @@ def _names(kind: Any, steps: list[str], told: Any) -> list[str]:
     keys = [field.encode_name for each in structs for field in each.fields]
     values = [str(value) for each in literals for value in each.values]
     return list(dict.fromkeys(values + keys))
+
+
+def _at(kind: Any, steps: list[str]) -> list[Any]:
+    """The types that a value at the end of these steps may have."""
+    kinds = [kind]
+    for step in steps:
+        inner: list[Any] = []
+        for each in _structs(kinds):
+            if each.tag_field == step:
+                inner.append(msgspec_types.LiteralType((each.tag,)))
+            inner += [field.type for field in each.fields if field.encode_name == step]
+        kinds = inner
+    return kinds
+
+
+def _kinds_with(kind: Any, steps: list[str], key: str) -> list[str]:
+    """The kinds of a section that have a key."""
+    structs = _structs(_at(kind, steps))
+    return [str(each.tag) for each in structs if each.tag and key in {field.encode_name for field in each.fields}]
 
 
 def _alternatives(kinds: list[Any]) -> list[Any]:
