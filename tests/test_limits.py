@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import json
 import re
 import shutil
 import socket
+import sqlite3
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from distilrec import load
 from tests.servers import Server
 
 REQUEST = b"POST /v1/recommend HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n%s\r\n"
@@ -227,3 +232,133 @@ def open_connections(server: Server) -> int:
     rows = Path(f"/proc/{server.process.pid}/net/tcp").read_text().splitlines()[1:]
     local = f":{server.port:04X}"
     return sum(1 for row in rows if row.split()[1].endswith(local) and row.split()[3] == "01")
+
+
+# Costly requests
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "words"),
+    [
+        ("recommend", {"user_id": "u1", "k": 201, "explain": True}, "explained items in a request: 201"),
+        ("recommend", {"user_id": "u1", "k": 201, "diversity": 0.5}, "k of a diversified list: 201"),
+        ("recommend/batch", {"requests": [{"user_id": "u1", "k": 10, "explain": True}] * 21}, "explained items in a request: 210"),
+        ("recommend/batch", {"requests": [{"user_id": "u1", "k": 1_000}] * 51}, "items in all answers of a request: 51,000"),
+        ("recommend", {"user_id": "u1", "filter": {"deny": ["x"] * 10_001}}, "ids and categories in a filter: 10,001"),
+        ("recommend", {"user_id": "u1", "filter": {"attributes": {"genres": {"any_of": ["g1"] * 10_001}}}}, "in a filter: 10,001"),
+        ("recommend", {"user_id": "u1", "filter": {"attributes": {f"a{n}": {} for n in range(33)}}}, "conditions in a filter: 33"),
+        ("rank", {"user_id": "u1", "item_ids": [f"i{n}" for n in range(201)], "explain": True}, "explained items in a request: 201"),
+    ],
+)  # fmt: skip
+def test_what_would_take_too_long_is_refused(server, path, body, words):
+    response = server.client.post(f"/v1/{path}", json=body)
+    error = response.json()["error"]
+    assert (response.status_code, error["code"]) == (422, "request_invalid"), error
+    assert words in error["message"] and "limit of" in error["message"]
+
+
+def test_what_is_allowed_is_answered(server):
+    answer = server.post("/v1/recommend", user_id="u1", k=200, explain=True, diversity=0.3)
+    assert answer["items"]
+    results = server.post("/v1/recommend/batch", requests=[{"user_id": f"u{n}", "k": 40} for n in range(1_000)])[
+        "results"
+    ]
+    assert [each["user_id"] for each in results] == [f"u{n}" for n in range(1_000)]
+    tensor = {"name": "user_id", "shape": [51], "datatype": "BYTES", "data": ["u1"] * 51}
+    k = {"name": "k", "shape": [1], "datatype": "INT64", "data": [1_000]}
+    response = server.client.post("/v2/models/distilrec/infer", json={"inputs": [tensor, k]})
+    assert response.status_code == 422 and "51,000" in response.json()["error"]
+
+
+def test_requests_with_large_filters_are_not_remembered(server):
+    body = {"user_id": "u1", "filter": {"attributes": {"genres": {"any_of": ["g" * 900_000]}}}}
+    server.post("/v1/recommend", **body)
+    before = memory(server)
+    for _ in range(150):
+        server.post("/v1/recommend", **body)
+    assert memory(server) < before + 100  # not 150 x 0.9 MB
+
+
+class Watch:
+    """Asks /healthz without pause while something costly is done; the slowest answer is `slowest` seconds."""
+
+    def __init__(self, server: Server) -> None:
+        self.server, self.slowest, self.answers = server, 0.0, 0
+
+    def __enter__(self):
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+        return self
+
+    def _run(self) -> None:
+        connection = http.client.HTTPConnection("127.0.0.1", self.server.port)
+        while not self._stop.is_set():
+            started = time.perf_counter()
+            connection.request("GET", "/healthz")
+            assert connection.getresponse().read()
+            self.slowest = max(self.slowest, time.perf_counter() - started)
+            self.answers += 1
+        connection.close()
+
+    def __exit__(self, *_):
+        self._stop.set()
+        self._thread.join()
+
+
+# The service promises 50 ms on an idle machine. Others may have the processor here for a tenth of a second and more, and what this
+# guards against were 1 to 5 seconds.
+PROMPT = 0.5
+
+
+def test_health_is_answered_while_a_long_log_is_folded_again(bundle, tmp_path, request):
+    server = Server(bundle, f"sqlite:///{tmp_path / 'store.db'}")
+    request.addfinalizer(server.stop)
+    for start in range(0, 60_000, 1_000):
+        events = [
+            {"user_id": "long", "item_id": f"i{n % 40}", "timestamp": 1e9 + n} for n in range(start, start + 1_000)
+        ]
+        server.post("/v1/events", events=events)
+    server.items("long")
+    late = {"user_id": "long", "item_id": "i1", "timestamp": 1e9 + 0.5}
+    with Watch(server) as watch:
+        for n in range(3):
+            server.post("/v1/events", events=[{**late, "event_id": f"late-{n}"}])
+            ranked = server.post("/v1/rank", user_id="long", item_ids=[f"i{n}" for n in range(40)])["items"]
+            server.client.get("/v1/users/long")
+    assert watch.slowest < PROMPT and watch.answers > 10
+    library = load(bundle)
+    library.update([{"user_id": "long", "item_id": "i0"}, *[{"user_id": "long", "item_id": "i1"}] * 3])
+    library.update([{"user_id": "long", "item_id": f"i{n % 40}"} for n in range(1, 60_000)])
+    expected = library.recommend("long", [f"i{n}" for n in range(40)])
+    assert [item["item_id"] for item in ranked] == [each.item_id for each in expected]
+    assert [item["score"] for item in ranked] == pytest.approx([each.score for each in expected], abs=1e-3)
+    assert server.client.get("/v1/users/long").json()["event_count"] == 60_003
+
+
+def test_health_is_answered_during_costly_requests(server):
+    heavy = [
+        ("/v1/recommend/batch", {"requests": [{"user_id": f"u{n % 60}", "k": 40, "titles": True} for n in range(1_000)]}),
+        ("/v1/recommend/batch", {"requests": [{"user_id": f"u{n}", "k": 4, "explain": True, "diversity": 0.5} for n in range(50)]}),
+        ("/v1/recommend", {"user_id": "u1", "filter": {"deny": [f"x{n}" for n in range(10_000)]}}),
+    ]  # fmt: skip
+    with Watch(server) as watch, ThreadPoolExecutor(8) as pool:
+        made = [pool.submit(server.client.post, path, json=body) for path, body in heavy * 8]
+        assert {each.result().status_code for each in made} == {200}
+    assert watch.slowest < PROMPT
+
+
+def test_health_is_answered_while_another_program_keeps_an_erasure_waiting(bundle, tmp_path, request):
+    path = tmp_path / "store.db"
+    server = Server(bundle, f"sqlite:///{path}")
+    request.addfinalizer(server.stop)
+    server.event("gone", "i1")
+    other = sqlite3.connect(path, isolation_level=None)
+    other.execute("BEGIN")
+    other.execute("SELECT count(*) FROM events").fetchone()
+    server.event("gone", "i2")
+    with Watch(server) as watch:
+        assert server.client.delete("/v1/users/gone").json()["events_removed"] == 2
+        assert server.event("stays", "i1")["accepted"] == 1 and server.items("nobody")
+    assert watch.slowest < PROMPT
+    other.close()

@@ -61,6 +61,14 @@ class StoreContract:
         assert [e.event_id for e in new.events] == ["e3"]
         assert not new.restart and new.position > first.position
 
+    def test_a_part_of_a_log_says_that_there_is_more(self, store):
+        store.append([event(number=n) for n in range(5)])
+        (part,) = store.read([Since("u")], at_most=3)
+        assert ([e.event_id for e in part.events], part.more) == (["e0", "e1", "e2"], True)
+        (rest,) = store.read([Since("u", part.epoch, part.position)], at_most=3)
+        assert ([e.event_id for e in rest.events], rest.more, rest.restart) == (["e3", "e4"], False, False)
+        assert not store.read([Since("u")], at_most=5)[0].more and not store.read([Since("u")])[0].more
+
     def test_an_event_id_counts_once_per_user(self, opener):
         store = opener()
         assert all(store.append([event(number=1), event("other", number=1)]))

@@ -40,6 +40,13 @@ class Filter(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defau
     deny: tuple[str, ...] = ()
 
 
+def values_of(chosen: Filter) -> int:
+    """Returns how many ids and categories a filter names."""
+    conditions = chosen.attributes.values()
+    named = sum(len(each.any_of or ()) + len(each.none_of) for each in conditions)
+    return len(chosen.allow or ()) + len(chosen.deny) + named
+
+
 class Filters:
     """Masks over the catalogue, (items,) uint8, 1 where an item may be recommended; kept until the catalogue changes."""
 
@@ -49,7 +56,7 @@ class Filters:
         self._blocked: set[int] = set()
         self._masks: dict[bytes, Mask] = {}
         self._bytes = 0
-        self._open = np.zeros(0, np.uint8)
+        self._open: Mask | None = np.zeros(0, np.uint8)  # None: to be made when it is asked for
 
     def set_available(self, item: int, available: bool) -> None:
         """An item that is not available is never recommended, whatever the filter."""
@@ -67,7 +74,7 @@ class Filters:
         """Forgets all masks: items or attributes are no longer what they were."""
         self._masks.clear()
         self._bytes = 0
-        self._open = self._everything() if self._blocked else np.zeros(0, np.uint8)
+        self._open = None
 
     def mask(self, chosen: Filter | None) -> Mask:
         """The mask of a filter; an empty array where every item may be recommended.
@@ -76,6 +83,8 @@ class Filters:
         for what cannot be an id.
         """
         if chosen is None:
+            if self._open is None:
+                self._open = self._everything() if self._blocked else np.zeros(0, np.uint8)
             return self._open
         try:
             key = msgspec.msgpack.encode(chosen, enc_hook=repr)
@@ -84,7 +93,7 @@ class Filters:
         mask = self._masks.get(key)
         if mask is None:
             mask = self._compile(chosen)
-            if self._bytes + len(mask) > _CACHED_BYTES:
+            if self._bytes + len(mask) + len(key) > _CACHED_BYTES:
                 self._masks.clear()
                 self._bytes = 0
             self._masks[key] = mask
@@ -138,7 +147,7 @@ class Filters:
                     fix=f"give a list: [{chosen!r}]",
                     parameter=f"filter.attributes.{name}",
                 )
-            for category in map(as_category, chosen or ()):
+            for category in dict.fromkeys(map(as_category, chosen or ())):
                 if category in index:
                     fulfils[index[category]] = passes
         return fulfils

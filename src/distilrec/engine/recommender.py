@@ -17,6 +17,7 @@ Ids follow `distilrec.ids.as_id`: 7, 7.0 and "7" are one user, and what cannot b
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -45,6 +46,7 @@ _NO_ITEMS = np.zeros(0, np.int32)
 _DERIVED = ("popularity", "sales_volume")  # 0 for a new item, under another name where the catalogue has such a column
 _POOL, _POOL_FACTOR = 50, 5  # candidates of a diversified list of k: max(50, 5 k)
 _EXPLAINED = 1_000
+_FOLDED = 500  # events of a long log that are folded before others get their turn
 _MAX_PROBLEMS = 10  # of one item
 MAX_EVENTS = 10_000
 
@@ -166,6 +168,11 @@ class Recommender:
             return [item for item in self._item_ids if item not in self._removed]
 
     @property
+    def places(self) -> int:
+        """How many places the catalogue has, for `search`, removed items among them."""
+        return len(self._item_ids)
+
+    @property
     def attributes(self) -> list[str]:
         """What answers can be filtered by."""
         with self.lock:
@@ -201,12 +208,22 @@ class Recommender:
                 name not in self._live,
             )
 
-    def search(self, text: str, limit: int = 20) -> list[Item]:
-        """Items whose title or id contains a text, most popular first; all items where the text is empty."""
+    @property
+    def item_count(self) -> int:
+        """How many items the catalogue has, without removed ones."""
+        with self.lock:
+            return len(self._item_ids) - len(self._removed)
+
+    def search(self, text: str, limit: int = 20, start: int = 0, stop: int | None = None) -> list[Item]:
+        """Items whose title or id contains a text, most popular first; all items where the text is empty.
+
+        start, stop: look at these places of the catalogue only.
+        """
         wanted = text.casefold()
         found: list[Item] = []
         with self.lock:
-            for item_id, title in zip(self._item_ids, self._titles, strict=True):
+            places = zip(self._item_ids[start:stop], self._titles[start:stop], strict=True)
+            for item_id, title in places:
                 if len(found) == limit:
                     break
                 if (wanted in title.casefold() or wanted in item_id.casefold()) and item_id not in self._removed:
@@ -505,9 +522,10 @@ class Recommender:
             user = self._users.peek(name)
             return Since(name) if user is None else Since(name, user.epoch, user.position)
 
-    def restore(self, asked: Since, record: UserRecord) -> bool:
+    def restore(self, asked: Since, record: UserRecord, rebuilt: User | None = None) -> bool:
         """Brings a user up to date with what a store answered to `asked`.
 
+        rebuilt: what `rebuilt` made of the record, where the record begins again.
         False where that takes the whole log, to be read again from the beginning: an event came late, or what is in
         memory has changed between question and answer.
         """
@@ -521,7 +539,8 @@ class Recommender:
                 if current and not record.erased:
                     return True  # nothing is stored and nothing was, or another answer came first
                 self._users.drop(user_id)
-                self._rebuild(user_id, record)
+                if (user := rebuilt or self.rebuilt(user_id, record)) is not None:
+                    self._users.put(user_id, user)
                 return True
             if current:
                 return True  # another answer came first
@@ -553,24 +572,37 @@ class Recommender:
             if history:
                 self._history_index.pop(name, None)
 
-    def _rebuild(self, user_id: str, record: UserRecord) -> None:
+    def rebuilt(self, user_id: str, record: UserRecord) -> User | None:
+        """Returns a user as folded from a whole log, None for a stranger; it is not in memory yet.
+
+        Takes long for a long log, and does not hold the lock meanwhile.
+        """
         events = placed(record.events)
-        user = self._find(user_id)
-        if user is None:
-            if not events and record.features is None:
-                return  # a stranger
-            user = self._new_user(user_id)
+        with self.lock:
+            place = None if record.erased else self._history_index.get(user_id)
+            user = self._stranger if place is None else self._of_history(place)
+        if place is None and not events and record.features is None:
+            return None
         user.epoch, user.position = record.epoch, record.position
         if record.features is not None:
             user.features = self._embed(
                 record.features, self.manifest.user_encoder, self._user_table, "user", strict=False
             )
         new = [event for event in events if not self._is_history(user, event)]  # compared in order of arrival
-        for event in sorted(new, key=lambda event: event.when):  # stable: equal times in order of arrival
-            self._fold_known(user, event.event)
+        new.sort(key=lambda event: event.when)  # stable: equal times in order of arrival
+        known = [each.event for each in new if each.event.item_id in self._item_index]
+        items = np.array([self._item_index[event.item_id] for event in known], np.int32)
+        kinds = np.array([self._event_index.get(event.event_type, 0) for event in known], np.int32)
+        for start in range(0, len(items), _FOLDED):
+            with self.lock:
+                self._runtime.fold(user.state, items[start : start + _FOLDED], kinds[start : start + _FOLDED])
+            if start:
+                time.sleep(0)  # whoever waits for the lock gets it
+        self._users.remember_all(user, items, kinds)
         if events:
             user.last = max(event.when for event in events)
             user.received = events[-1].received
+        return user
 
     def _follow(self, user: User, event: Placed) -> None:
         user.last, user.received = event.when, event.received
@@ -657,19 +689,24 @@ class Recommender:
     def _find_elsewhere(self, user_id: str) -> User | None:
         user = self._users.get(user_id)
         if user is None and (place := self._history_index.get(user_id)) is not None:
-            h = self._bundle.history
-            start, stop = h["offsets"][place], h["offsets"][place + 1]
-            items, events = h["items"][start:stop], h["events"][start:stop]
-            user = self._stranger
-            user.has_history = True
-            if "recent" in h and (count := int(h["recent"][place])):
-                kinds = [0] * count if self._in_history.one_type else events[-count:].tolist()
-                user.unmatched = list(zip(items[-count:].tolist(), kinds, strict=True))
-            self._runtime.fold(user.state, items, events)
-            self._users.remember_all(user, items, events)
-            if len(columns := h["user_columns"][place]):
-                user.features = embed_bag(zip(columns, h["user_weights"][place], strict=True), self._user_table)
+            user = self._of_history(place)
             self._users.put(user_id, user)
+        return user
+
+    def _of_history(self, place: int) -> User:
+        """A user as folded from the bundle's history, not in memory yet."""
+        h = self._bundle.history
+        start, stop = h["offsets"][place], h["offsets"][place + 1]
+        items, events = h["items"][start:stop], h["events"][start:stop]
+        user = self._stranger
+        user.has_history = True
+        if "recent" in h and (count := int(h["recent"][place])):
+            kinds = [0] * count if self._in_history.one_type else events[-count:].tolist()
+            user.unmatched = list(zip(items[-count:].tolist(), kinds, strict=True))
+        self._runtime.fold(user.state, items, events)
+        self._users.remember_all(user, items, events)
+        if len(columns := h["user_columns"][place]):
+            user.features = embed_bag(zip(columns, h["user_weights"][place], strict=True), self._user_table)
         return user
 
     def _verify_golden(self) -> None:

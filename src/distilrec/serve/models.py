@@ -18,6 +18,7 @@ from statistics import median
 
 import msgspec
 
+from distilrec.engine.filters import values_of
 from distilrec.engine.recommender import Recommender, load
 from distilrec.errors import ConfigError, DistilrecError, SwapConflictError
 from distilrec.serve.config import ServiceConfig
@@ -25,6 +26,8 @@ from distilrec.serve.logs import log
 from distilrec.serve.schemas import LoadRequest, LoadResponse, RecommendRequest, Shadow
 
 _REMEMBERED = 1_000  # requests, for shadowing
+_REMEMBERED_BYTES = 4_096  # of the filter of each of these
+_REMEMBERED_VALUES = 100
 _PAUSE = 5  # shadowed requests at once, before real ones get their turn
 ACTIVE_BUNDLE = "active_bundle"  # name of the setting in the store
 
@@ -67,6 +70,15 @@ class Models:
         self.recent: deque[RecommendRequest] = deque(maxlen=_REMEMBERED)
         self._config, self._catch_up, self._follow_items = config, catch_up, follow_items
         self._changing = asyncio.Lock()
+
+    def remember(self, request: RecommendRequest) -> None:
+        """Keeps a request for shadowing, unless its filter is large: a thousand of those would fill the memory."""
+        chosen = request.filter
+        if chosen is not None and (
+            values_of(chosen) > _REMEMBERED_VALUES or len(msgspec.msgpack.encode(chosen)) > _REMEMBERED_BYTES
+        ):
+            return
+        self.recent.append(request)
 
     def all(self) -> Iterable[Served]:
         """Every model in memory, the active one first."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from typing import Generic, TypeVar
-from urllib.parse import unquote_to_bytes
+from urllib.parse import quote, unquote_to_bytes
 
 from starlette.types import Scope
 
@@ -48,7 +48,7 @@ def _pattern(path: str) -> re.Pattern[bytes]:
 
 def path_of(scope: Scope) -> bytes:
     """Returns the bytes of the path as they were sent, without the root that the application is mounted at."""
-    raw: bytes = scope.get("raw_path") or scope["path"].encode()
+    raw: bytes = scope.get("raw_path") or quote(scope["path"], errors="surrogatepass").encode()
     return raw.removeprefix(scope.get("root_path", "").encode())
 
 

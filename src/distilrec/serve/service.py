@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import count
 from typing import Any
@@ -14,8 +14,9 @@ from typing import Any
 import msgspec
 
 from distilrec.bundle.format import erase_user
+from distilrec.engine.filters import values_of
 from distilrec.engine.recommender import Contribution, Item, Recommender
-from distilrec.engine.stored import Clock, EventInput, bring_up_to_date, follow_item, to_stored
+from distilrec.engine.stored import Clock, EventInput, follow_item, to_stored
 from distilrec.errors import (
     ConfigError,
     DistilrecError,
@@ -64,6 +65,16 @@ _REASONS = 3
 _SHOWN_EVENTS = 50
 _MAX_LISTED = 500
 _BATCH_OF_JOBS = 4_096
+_LONG = 2_000  # events of a log that is folded in a thread
+_TURN_SECONDS = 0.005  # of work on the event loop before others get their turn
+_QUICK = 100  # items of an answer that need not wait for its turn
+_SEARCHED = 2_000  # titles before others get their turn
+# What one request may ask for: more is refused.
+_MAX_ITEMS = 50_000
+_MAX_EXPLAINED = 200
+_MAX_DIVERSIFIED = 200
+_MAX_VALUES = 10_000
+_MAX_CONDITIONS = 32
 _ITEMS_BETWEEN_TURNS = 20  # changed items that are applied before requests get their turn
 
 _Write = list[StoredEvent] | Callable[[], Any]
@@ -91,7 +102,7 @@ class Service:
         )
         self.models = Models(self.config, self._first, self._catch_up, self._follow_items)
         self._following = asyncio.Lock()
-        self._changing_items = asyncio.Lock()
+        self._changing_items, self._turns, self._rebuilding = asyncio.Lock(), asyncio.Lock(), asyncio.Lock()
         await self._follow_items(self.models.active)
         self.metrics.show_model(self.models.active.version)
         self._poller = asyncio.create_task(self._poll()) if self.store.shared else None
@@ -125,25 +136,53 @@ class Service:
         recommender, user_id = self.models.active.recommender, as_id(request.user_id, "user_id")
         if self.store.shared or user_id not in recommender.users:
             await self._catch_up(recommender, [user_id])
+        chosen = request.filter
+        costly = request.explain or request.diversity or request.k > _QUICK
+        if costly or chosen is not None:
+            self._check_cost([request])
+        if costly or (chosen is not None and values_of(chosen) > _QUICK):
+            async with self._turns:  # costly answers are given one at a time, others in between
+                await asyncio.sleep(0)
+                return self._answer(recommender, user_id, request)
         return self._answer(recommender, user_id, request)
 
     async def recommend_batch(self, request: BatchRequest) -> BatchResponse:
         self._limit("requests", len(request.requests), self.config.max_batch)
+        self._check_cost(request.requests)
         recommender = self.models.active.recommender
         results = []
-        for start in range(0, len(request.requests), 50):  # other requests get their turn in between
+        for start in range(0, len(request.requests), 50):
             part = request.requests[start : start + 50]
             users = [as_id(each.user_id, "user_id") for each in part]
             await self._catch_up(recommender, list(dict.fromkeys(users)))
-            results += [self._answer(recommender, user, each) for user, each in zip(users, part, strict=True)]
-            await asyncio.sleep(0)
+            waiting = list(zip(users, part, strict=True))[::-1]
+            while waiting:
+                async with self._turns:
+                    await asyncio.sleep(0)
+                    until = time.perf_counter() + _TURN_SECONDS
+                    while waiting and time.perf_counter() < until:
+                        results.append(self._answer(recommender, *waiting.pop()))
         return BatchResponse(results)
+
+    def _check_cost(self, requests: Sequence[RecommendRequest]) -> None:
+        """Raises RequestError for what would take so long that others had to wait."""
+        for each in requests:
+            if each.diversity:
+                self._limit("k of a diversified list", each.k, _MAX_DIVERSIFIED)
+            if (chosen := each.filter) is not None:
+                self._limit("ids and categories in a filter", values_of(chosen), _MAX_VALUES)
+                self._limit("conditions in a filter", len(chosen.attributes), _MAX_CONDITIONS)
+        items = sum(min(each.k, self.config.max_k + 1) for each in requests)
+        if items > self.config.max_k:
+            self._limit("items in all answers of a request", items, max(_MAX_ITEMS, self.config.max_k))
+        explained = sum(each.k for each in requests if each.explain)
+        self._limit("explained items in a request", explained, _MAX_EXPLAINED)
 
     def _answer(self, recommender: Recommender, user_id: str, request: RecommendRequest) -> RecommendResponse:
         if request.k > self.config.max_k:
             self._limit("k", request.k, self.config.max_k)
         best = recommender.best(user_id, request.k, request.exclude_seen, request.filter, request.diversity)
-        self.models.recent.append(request)
+        self.models.remember(request)
         return RecommendResponse(
             user_id,
             recommender.knows_user(user_id),
@@ -153,6 +192,8 @@ class Service:
 
     async def rank(self, request: RankRequest) -> RecommendResponse:
         self._limit("item_ids", len(request.item_ids), self.config.max_k)
+        if request.explain:
+            self._limit("explained items in a request", len(request.item_ids), _MAX_EXPLAINED)
         recommender, user_id = self.models.active.recommender, as_id(request.user_id, "user_id")
         await self._catch_up(recommender, [user_id])
         items = list(dict.fromkeys(as_id(item, "item_id") for item in request.item_ids))
@@ -216,7 +257,14 @@ class Service:
         return _item(self.models.active.recommender.item(item_id))
 
     async def items(self, search: str, limit: int) -> ItemsResponse:
-        return ItemsResponse([_item(each) for each in self.models.active.recommender.search(search, limit)])
+        recommender = self.models.active.recommender
+        found: list[Item] = []
+        for start in range(0, recommender.places, _SEARCHED):  # titles are looked through one by one
+            found += recommender.search(search, limit - len(found), start, start + _SEARCHED)
+            if len(found) >= limit:
+                break
+            await asyncio.sleep(0)
+        return ItemsResponse([_item(each) for each in found])
 
     # Users
 
@@ -303,7 +351,7 @@ class Service:
             m.model_version,
             str(recommender.folder),
             m.kind,
-            len(recommender.item_ids),
+            recommender.item_count,
             m.parameters,
             m.dataset,
             list(m.event_types[1:]),
@@ -380,15 +428,45 @@ class Service:
     async def _catch_up(self, recommender: Recommender, user_ids: list[str]) -> None:
         """Makes what is in memory about these users equal to what the store says."""
         if not self.store.shared:
-            missing = [user for user in user_ids if user not in recommender.users]
-            if missing:
-                bring_up_to_date(recommender, self.store, missing)  # a file in the page cache: no thread needed
+            until = time.perf_counter() + _TURN_SECONDS
+            for user in user_ids:
+                if user not in recommender.users:
+                    await self._read_here(recommender, user)
+                    if time.perf_counter() > until:
+                        await asyncio.sleep(0)
+                        until = time.perf_counter() + _TURN_SECONDS
             return
         asked = [recommender.since(user) for user in user_ids]
         while asked:
             records = await self._reader.submit(asked)
-            pairs = zip(asked, records, strict=True)
-            asked = [Since(each.user_id) for each, record in pairs if not recommender.restore(each, record)]
+            again = []
+            for since, record in zip(asked, records, strict=True):
+                if record.restart and len(record.events) > _LONG:
+                    await self._rebuild(recommender, since, record)
+                    again.append(recommender.since(since.user_id))  # with what has come meanwhile
+                elif not recommender.restore(since, record):
+                    again.append(Since(since.user_id))
+            asked = again
+
+    async def _read_here(self, recommender: Recommender, user_id: str) -> None:
+        """Reads a user from a file in the page cache: no thread is needed, unless the log is long."""
+        while True:
+            since = recommender.since(user_id)
+            (record,) = self.store.read([since], _LONG)
+            if record.more:
+                whole = Since(user_id)
+                (record,) = await asyncio.to_thread(self.store.read, [whole])
+                await self._rebuild(recommender, whole, record)
+            elif recommender.restore(since, record):
+                return
+            else:
+                recommender.forget(user_id)
+
+    async def _rebuild(self, recommender: Recommender, since: Since, record: UserRecord) -> None:
+        """Folds a long log in a thread, one at a time: together they would take the processor from all others."""
+        async with self._rebuilding:
+            rebuilt = await asyncio.to_thread(recommender.rebuilt, since.user_id, record)
+        recommender.restore(since, record, rebuilt)
 
     async def _follow_items(self, served: Served) -> None:
         async with self._following:

@@ -55,7 +55,7 @@ class UserRecord(NamedTuple):
 
     epoch: changes whenever anything but the end of the log changed; empty for a user of whom nothing is stored.
     position: of the last event. restart: `events` is the whole log, not only what came after the position asked for.
-    erased: what the bundle knows of this user must not be used.
+    erased: what the bundle knows of this user must not be used. more: there are more events than were asked for.
     """
 
     epoch: str
@@ -64,6 +64,7 @@ class UserRecord(NamedTuple):
     events: Sequence[StoredEvent]
     features: Mapping[str, object] | None = None
     erased: bool = False
+    more: bool = False
 
 
 class Store(Protocol):
@@ -87,8 +88,11 @@ class Store(Protocol):
         """Adds events in this order, all or none; their positions in the logs, 0 for a repeated event id."""
         ...
 
-    def read(self, asked: Sequence[Since]) -> list[UserRecord]:
-        """What is new about each of these users."""
+    def read(self, asked: Sequence[Since], at_most: int | None = None) -> list[UserRecord]:
+        """What is new about each of these users. at_most: events of each; the record says whether there are more.
+
+        Reading without `at_most` may take long, and keeps nobody waiting who reads with it.
+        """
         ...
 
     def set_features(self, user_id: str, features: Mapping[str, object]) -> None:

@@ -135,12 +135,14 @@ class RedisStore:
         with self._errors():
             return [int(position) for position in self._append(args=arguments)] if events else []
 
-    def read(self, asked: Sequence[Since]) -> list[UserRecord]:
+    def read(self, asked: Sequence[Since], at_most: int | None = None) -> list[UserRecord]:
         records: list[UserRecord | None] = [None] * len(asked)
         waiting = list(range(len(asked)))
         questions = list(asked)
         for _ in range(_READ_ATTEMPTS):
-            for index, record in zip(waiting, self._read([questions[index] for index in waiting]), strict=True):
+            for index, record in zip(
+                waiting, self._read([questions[index] for index in waiting], at_most), strict=True
+            ):
                 records[index] = record
                 if record is not None and record.restart and questions[index].position:
                     records[index] = None  # their log begins from the start: all of it is needed
@@ -153,14 +155,15 @@ class RedisStore:
             f"the store {self._where} changes faster than it can be read", fix="send the request again"
         )
 
-    def _read(self, asked: Sequence[Since]) -> list[UserRecord | None]:
+    def _read(self, asked: Sequence[Since], at_most: int | None) -> list[UserRecord | None]:
         """None for a user who was changed while being read. Not a transaction: a server that is full refuses those."""
         with self._errors():
             generation = self.generation
             pipe = self._client.pipeline(transaction=False)
             for user_id, _, position in asked:
                 pipe.hmget(f"{self._prefix}user:{user_id}", "epoch", "features")
-                pipe.lrange(f"{self._prefix}events:{user_id}", position, -1)
+                last = -1 if at_most is None else position + at_most - 1
+                pipe.lrange(f"{self._prefix}events:{user_id}", position, last)
                 pipe.llen(f"{self._prefix}events:{user_id}")
                 pipe.sismember(self._prefix + "erased", self._hash(user_id))
                 pipe.hget(f"{self._prefix}user:{user_id}", "epoch")
@@ -189,7 +192,8 @@ class RedisStore:
             e = msgspec.msgpack.decode(payload, type=_Payload)
             events.append(StoredEvent(asked.user_id, e.item_id, e.event_type, e.timestamp, e.received, e.event_id))
         known = None if features is None else msgspec.json.decode(features, type=dict[str, object])
-        return UserRecord(epoch, asked.position + len(events), restart, events, known, bool(erased))
+        position = asked.position + len(events)
+        return UserRecord(epoch, position, restart, events, known, bool(erased), length > position)
 
     def set_features(self, user_id: str, features: Mapping[str, object]) -> None:
         values = {"features": msgspec.json.encode(features), "epoch": secrets.token_hex(8)}

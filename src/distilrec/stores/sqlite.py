@@ -78,7 +78,7 @@ class SqliteStore:
 
     def __init__(self, path: Path | str, migrations: Sequence[str] = MIGRATIONS) -> None:
         self.path = Path(path).resolve()  # one lock for all links to a file
-        self._reading = _OwnersLock(self.path)
+        self._reading, self._scanning = _OwnersLock(self.path), _OwnersLock(self.path)
         self._writing = _OwnersLock(self.path)
         self._foreign = 0  # how often other programs have written to the file
         with ExitStack() as undo:
@@ -88,6 +88,8 @@ class SqliteStore:
                 undo.callback(self._writer.close)
                 self._migrate(migrations)
                 self._reader = self._connect()
+                undo.callback(self._reader.close)
+                self._scanner = self._connect()
                 self._version = self._data_version()
             self._files = [(name, self._identity(name)) for name in (self.path, Path(f"{self.path}-wal"))]
             undo.pop_all()  # it is open now: nothing to undo
@@ -116,17 +118,17 @@ class SqliteStore:
                 positions.append(row[0] if row else 0)
         return positions
 
-    def read(self, asked: Sequence[Since]) -> list[UserRecord]:
-        with self._reading, self._errors():
+    def read(self, asked: Sequence[Since], at_most: int | None = None) -> list[UserRecord]:
+        lock, db = (self._scanning, self._scanner) if at_most is None else (self._reading, self._reader)
+        with lock, self._errors():
             self._check_files()
-            self._reader.execute("BEGIN")
+            db.execute("BEGIN")
             try:
-                return [self._read(each) for each in asked]
+                return [self._read(db, each, at_most) for each in asked]
             finally:
-                self._reader.execute("ROLLBACK")
+                db.execute("ROLLBACK")
 
-    def _read(self, asked: Since) -> UserRecord:
-        db = self._reader
+    def _read(self, db: sqlite3.Connection, asked: Since, at_most: int | None) -> UserRecord:
         erased = db.execute("SELECT 1 FROM erased WHERE hash = ?", (self._hash(asked.user_id),)).fetchone() is not None
         row = db.execute("SELECT id, epoch, features FROM users WHERE user_id = ?", (asked.user_id,)).fetchone()
         if row is None:
@@ -135,13 +137,15 @@ class SqliteStore:
         restart = epoch != asked.epoch
         rows = db.execute(
             "SELECT position, item_id, event_type, timestamp, received, event_id FROM events"
-            " WHERE user = ? AND position > ? ORDER BY position",
-            (user, 0 if restart else asked.position),
+            " WHERE user = ? AND position > ? ORDER BY position LIMIT ?",
+            (user, 0 if restart else asked.position, -1 if at_most is None else at_most + 1),
         ).fetchall()
+        more = at_most is not None and len(rows) > at_most
+        rows = rows[:at_most]
         events = [StoredEvent(asked.user_id, *rest) for _, *rest in rows]
         position = rows[-1][0] if rows else (0 if restart else asked.position)
         known = None if features is None else msgspec.json.decode(features, type=dict[str, object])
-        return UserRecord(epoch, position, restart, events, known, erased)
+        return UserRecord(epoch, position, restart, events, known, erased, more)
 
     def set_features(self, user_id: str, features: Mapping[str, object]) -> None:
         with self._transaction() as db:
@@ -235,8 +239,9 @@ class SqliteStore:
     def close(self) -> None:
         if self._reading.elsewhere:
             return  # a copy that a fork made: the process that opened the file closes it
-        with self._reading, self._writing:
+        with self._reading, self._scanning, self._writing:
             self._reader.close()
+            self._scanner.close()
             self._writer.close()
             for handle in self._locks:  # after the connections: closing the file takes SQLite's own locks from it
                 os.close(handle)
