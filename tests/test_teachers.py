@@ -17,6 +17,8 @@ import torch
 from distilrec import pipeline
 from distilrec.config import read_config
 from distilrec.data.dataset import Histories
+from distilrec.data.preparation import prepare_dataset
+from distilrec.data.schema import Schema
 from distilrec.distill import losses
 from distilrec.distill.distillation import DistillationConfig, distil, distillation_loss
 from distilrec.errors import ColumnMissingError, ConfigError, LabelStoreError, TeacherError, TrainingError
@@ -296,6 +298,34 @@ def test_what_spans_less_is_told_from_masked_items(small, tmp_path):
     assert known.sample_logits.min() == -48_992  # the nearest half
     outside = losses._outside(known)
     assert torch.equal(outside >= 0, known.sample_items != known.top_items)
+
+
+@pytest.mark.parametrize(
+    "form", [float, "{}.0".format, " {} ".format, str, int], ids=["float", "7.0", " 7 ", "7", "int"]
+)
+def test_ids_of_scores_follow_the_rule_of_all_ids(form):
+    """A pandas frame with gaps has floats where the log has integers: they are the same users and items."""
+    rows = [
+        (user, item, 100 * user + n) for user in range(1, 9) for n, item in enumerate(range(1, 13)) if (user + item) % 4
+    ]
+    log = pl.DataFrame(rows, schema=["user_id", "item_id", "timestamp"], orient="row")
+    data = prepare_dataset(log, Schema(timestamp="timestamp"), name="numbers")
+    plain = pl.DataFrame(
+        [(user, item, float(item)) for user in range(1, 9) for item in range(1, 13)],
+        schema=["user_id", "item_id", "score"],
+        orient="row",
+    )
+    same = pl.DataFrame(
+        {name: [form(value) for value in plain[name].to_list()] for name in ("user_id", "item_id")}
+    ).with_columns(plain["score"])
+    assert user_scores(same, data).identity == user_scores(plain, data).identity
+
+
+@pytest.mark.parametrize("wrong", [None, "", "i1\n", "x" * 257])
+def test_lines_of_scores_without_an_id_are_refused(small, wrong):
+    more = pl.concat([table(small), table(small).head(1).with_columns(item_id=pl.lit(wrong, pl.String))])
+    with pytest.raises(TeacherError, match="1 lines have no valid id in 'user_id' or 'item_id', the first for user 'u"):
+        user_scores(more, small)
 
 
 def test_a_scores_file_needs_its_columns(small, tmp_path):

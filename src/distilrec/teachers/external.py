@@ -15,6 +15,7 @@ import polars as pl
 import torch
 from numpy.typing import NDArray
 
+from distilrec.data.columns import as_ids
 from distilrec.data.dataset import Dataset, Histories
 from distilrec.data.readers import read_table
 from distilrec.errors import ColumnMissingError, ConfigError, TeacherError
@@ -127,10 +128,20 @@ def user_scores(
                 file=source,
                 column=name,
             )
-    frame = frame.select(
-        pl.col(config.user_id).cast(pl.String).alias("user"),
-        pl.col(config.item_id).cast(pl.String).alias("item"),
-        pl.col(column).cast(pl.Float64, strict=False).alias("value"),
+    user_ids, item_ids = (as_ids(frame[name], source) for name in (config.user_id, config.item_id))
+    no_ids = user_ids.values.is_null() | item_ids.values.is_null()
+    _refuse(
+        frame.select(user=config.user_id, item=config.item_id).filter(no_ids),
+        f"have no valid id in {config.user_id!r} or {config.item_id!r}",
+        "give every line a user and an item of the log",
+        source,
+    )
+    frame = pl.DataFrame(
+        {
+            "user": user_ids.values,
+            "item": item_ids.values,
+            "value": frame[column].cast(pl.Float64, strict=False),
+        }
     )
     _refuse(
         frame.filter(pl.col("value").is_null() | ~pl.col("value").is_finite()),
