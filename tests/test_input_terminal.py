@@ -14,6 +14,8 @@ import pytest
 
 from distilrec.cli import main
 from distilrec.config import read_config
+from distilrec.data.schema import Feature
+from distilrec.engine.recommender import load
 from distilrec.errors import ConfigError
 from distilrec.pipeline import run_all
 from distilrec.teachers.linear import LinearConfig
@@ -32,9 +34,13 @@ def accented(tmp_path_factory):
     for name in ("log", "items"):
         table = pl.read_csv(folder / f"{name}.csv").with_columns(pl.col("item_id").str.replace("i", "é"))
         if name == "items":
+            table = table.rename({"price": "popularity"})
             table = table.with_columns(title=pl.format(NAME.replace("{}", "{}"), "item_id"))
         table.write_csv(folder / f"{name}.csv")
     config = msgspec.structs.replace(small_run.small_config(folder), teacher=LinearConfig())
+    features = (Feature("popularity", "numeric"), Feature("genres", "multi"))
+    schema = msgspec.structs.replace(config.data.schema, item_features=features)
+    config = msgspec.structs.replace(config, data=msgspec.structs.replace(config.data, schema=schema))
     run_all(config, folder / "run")
     return folder / "run"
 
@@ -61,6 +67,18 @@ def test_titles_on_a_terminal_without_utf_8(accented):
         2,
         True,
     )  # bytes that this terminal has no characters for
+
+
+def test_a_new_item_is_not_popular_by_itself(accented):
+    """A column of the user's called popularity is missing where it is not given; what the log says of a new item is 0."""
+    recommender = load(accented / "bundle")
+    for name, features in {
+        "nothing": {}, "zero": {"popularity": 0.0}, "unseen": {"popularity_in_log": 0.0}, "liked": {"popularity_in_log": 9.0},
+    }.items():  # fmt: skip
+        recommender.add_item(name, features)
+    scores = dict(recommender.recommend("u1", ["nothing", "zero", "unseen", "liked"]))
+    assert scores["nothing"] == scores["unseen"]
+    assert len({scores["nothing"], scores["zero"], scores["liked"]}) == 3
 
 
 def test_messages_and_tables_on_a_terminal_without_utf_8(accented, tmp_path):
