@@ -296,7 +296,9 @@ class Recommender:
             raise ConfigError(f"diversity is {diversity}", fix="give a number from 0 to 1", parameter="diversity")
         pool = max(_POOL, _POOL_FACTOR * k) if diversity else k
         with self.lock:
-            user = self._find(user_id) or self._stranger
+            user = self._users.use(user_id) if type(user_id) is str else None  # what `_find` does first: most are there
+            if user is None:
+                user = self._find(user_id) or self._stranger
             places, best = self._runtime.best(
                 user.state,
                 user.features,
@@ -683,7 +685,7 @@ class Recommender:
 
     def _find(self, user_id: Id) -> User | None:
         """The user's state, folded from the bundle's history on first use."""
-        user = self._users.get(user_id) if type(user_id) is str else None
+        user = self._users.use(user_id) if type(user_id) is str else None
         return self._find_elsewhere(self._user_id(user_id)) if user is None else user
 
     def _find_elsewhere(self, user_id: str) -> User | None:

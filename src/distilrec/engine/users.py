@@ -74,10 +74,14 @@ class Users:
     def get(self, user_id: str) -> User | None:
         """The user, who thereby is the most recently used."""
         with self.lock:
-            user = self._users.get(user_id)
-            if user is not None:
-                self._users.move_to_end(user_id)
-            return user
+            return self.use(user_id)
+
+    def use(self, user_id: str) -> User | None:
+        """`get` for a thread that holds the lock."""
+        user = self._users.get(user_id)
+        if user is not None:
+            self._users.move_to_end(user_id)
+        return user
 
     def peek(self, user_id: str) -> User | None:
         """The user, without counting as use."""
