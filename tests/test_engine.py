@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sqlite3
+from contextlib import closing
+
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -12,7 +15,7 @@ from distilrec.attributes import ItemAttributes, collect_attributes, pack_attrib
 from distilrec.bundle.format import erase_user, read_bundle
 from distilrec.engine.filters import Condition, Filter
 from distilrec.engine.stored import StoredRecommender
-from distilrec.errors import BundleCorruptedError, ConfigError, UnknownItemError
+from distilrec.errors import BundleCorruptedError, ConfigError, StoreUnavailableError, UnknownItemError
 from distilrec.stores.records import ItemRecord
 from distilrec.stores.redis import RedisStore
 from distilrec.stores.sqlite import SqliteStore
@@ -338,6 +341,45 @@ def test_events_that_the_bundle_already_holds_are_not_folded_twice(bundle, tmp_p
     store.close()
 
 
+def test_a_failed_write_leaves_memory_as_the_store(bundle, tmp_path, monkeypatch):
+    """Whether the write happened or not: the next answer is the store's."""
+    store = SqliteStore(tmp_path / "store.db")
+    stored = StoredRecommender(load(bundle), store)
+    stored.update([{"user_id": "a", "item_id": "i1"}])
+    stored.recommend("a")
+    for name, use in (
+        ("append", lambda: stored.update([{"user_id": "a", "item_id": "i2"}])),
+        ("set_features", lambda: stored.set_user("a", {"age": 70})),
+        ("erase", lambda: stored.erase("a")),
+    ):
+        really = getattr(store, name)
+
+        def write_and_fail(*arguments: object, really=really) -> None:
+            really(*arguments)
+            raise StoreUnavailableError("the answer got lost")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(store, name, write_and_fail)
+            with pytest.raises(StoreUnavailableError, match="got lost"):
+                use()
+        assert stored.recommend("a") == StoredRecommender(load(bundle), store).recommend("a"), name
+    store.close()
+
+
+def test_a_backup_restored_into_the_file_is_followed(bundle, tmp_path):
+    store = SqliteStore(tmp_path / "store.db")
+    stored = StoredRecommender(load(bundle), store)
+    stored.update([{"user_id": "a", "item_id": "i1"}])
+    with closing(sqlite3.connect(tmp_path / "store.db")) as live, closing(sqlite3.connect(tmp_path / "copy")) as copy:
+        live.backup(copy)
+        stored.update([{"user_id": "a", "item_id": item} for item in ("i2", "i3", "i4")])
+        stored.recommend("a")
+        copy.backup(live)
+    stored.update([{"user_id": "a", "item_id": "i5"}])
+    assert stored.recommend("a") == StoredRecommender(load(bundle), store).recommend("a")
+    store.close()
+
+
 def test_two_processes_share_users(bundle, tmp_path):
     server = Redis(tmp_path)
     stores = [RedisStore(server.url) for _ in range(2)]
@@ -369,7 +411,9 @@ def test_an_erased_user_is_a_stranger_also_to_another_bundle(bundle, tmp_path):
     assert stored.recommend("u1") != stranger
     assert stored.erase("u1") == 1
     assert stored.recommend("u1") == stranger
-    assert StoredRecommender(load(bundle), store).recommend("u1") == stranger
+    again = StoredRecommender(load(bundle), store)
+    assert "u1" not in again.recommender.all_users() and len(again.recommender.some_users(99)) == 59
+    assert again.recommend("u1") == stranger
     stored.update([{"user_id": "u1", "item_id": "i5"}, {"user_id": "other", "item_id": "i5"}])
     assert stored.recommend("u1") == stored.recommend("other")
     store.close()

@@ -183,7 +183,7 @@ def test_erasure_is_proved_by_a_scan_of_all_files(finished_run, tmp_path):
     stranger = service.items("stranger")
     assert service.items(secret) != stranger
     answer = service.client.delete(f"/v1/users/{secret}").json()
-    assert answer == {"user_id": secret, "events_removed": 1, "bundle": "clean"}
+    assert answer == {"user_id": secret, "events_removed": 1, "bundle": "clean", "store": "clean"}
     assert holding() == set()
     assert service.items(secret) == stranger
     assert service.client.get(f"/v1/users/{secret}").status_code == 404

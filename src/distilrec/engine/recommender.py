@@ -237,6 +237,11 @@ class Recommender:
             others = (user for user in self._history_index if user not in self._users)
             return [*recent, *(user for user, _ in zip(others, range(limit - len(recent)), strict=False))]
 
+    def all_users(self) -> list[str]:
+        """Returns everyone of whom something is known: the users of the bundle's history, and those in memory."""
+        with self.lock:
+            return [*self._history_index, *self._users.recent(len(self._users))]
+
     def knows_user(self, user_id: Id) -> bool:
         """Whether anything is known of this user: history, features or events since the start."""
         with self.lock:
@@ -572,6 +577,13 @@ class Recommender:
             name = self._user_id(user_id)
             self._users.drop(name)
             if history:
+                self._history_index.pop(name, None)
+
+    def drop_erased(self, names: Iterable[str]) -> None:
+        """Forgets users and what the bundle knows of them; by exactly these names, also where they are no ids any more."""
+        with self.lock:
+            for name in names:
+                self._users.drop(name)
                 self._history_index.pop(name, None)
 
     def rebuilt(self, user_id: str, record: UserRecord) -> User | None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from uuid import uuid4
 
@@ -98,6 +99,17 @@ def follow_item(recommender: Recommender, record: ItemRecord) -> list[DistilrecE
         return [problem]
 
 
+def forget_erased(recommender: Recommender, store: Store) -> int:
+    """Takes users whom the store remembers as erased out of what a recommender knows from its bundle.
+
+    Returns the store's number of erasures: as long as that stays, there is nothing to do.
+    """
+    number = store.erasures()
+    if number:
+        recommender.drop_erased(store.erased_among(recommender.all_users()))
+    return number
+
+
 class StoredRecommender:
     """`Recommender` over a `Store`: the same answers, durable events.
 
@@ -111,6 +123,8 @@ class StoredRecommender:
         self._process = os.getpid()
         self._clock = Clock()
         self._item_changes = 0
+        self._generation = store.generation
+        forget_erased(recommender, store)
         self.refresh_items()
 
     def recommend(
@@ -151,7 +165,8 @@ class StoredRecommender:
         given = [_as_input(event) for event in events]
         with self._lock:
             stored = to_stored(given, self._clock)
-            positions = self.store.append(stored)
+            with self._writing(event.user_id for event in stored):
+                positions = self.store.append(stored)
             if not self.store.shared:
                 for event, position in zip(stored, positions, strict=True):
                     self.recommender.follow(event, position)
@@ -162,7 +177,8 @@ class StoredRecommender:
         name = as_id(user_id, "user_id")
         self.recommender.user_features(features)
         with self._lock:
-            self.store.set_features(name, features)
+            with self._writing([name]):
+                self.store.set_features(name, features)
             self.recommender.forget(name)
 
     def put_item(self, record: ItemRecord) -> None:
@@ -187,9 +203,32 @@ class StoredRecommender:
         """Removes a user from the store and from memory; the bundle's history of them is not used any more."""
         name = as_id(user_id, "user_id")
         with self._lock:
-            removed = self.store.erase(name)
+            with self._writing([name]):
+                removed = self.store.erase(name)
             self.recommender.forget(name, history=True)
         return removed
+
+    def clean(self) -> str:
+        """Goes on taking erased users out of the store's files; returns what is left to be done, empty where nothing is."""
+        with self._lock:
+            return self.store.clean()
+
+    @contextmanager
+    def _writing(self, users: Iterable[str]) -> Iterator[None]:
+        """A write that failed may have happened all the same: the next answer asks the store about these users. And where
+        the store may lack what it once said, nothing that was read before is used any more.
+        """
+        try:
+            yield
+        except BaseException:
+            for user in users:
+                self.recommender.forget(user)
+            raise
+        if self.store.generation != self._generation:
+            self._generation, self._item_changes = self.store.generation, 0
+            self.recommender.users.clear()
+            forget_erased(self.recommender, self.store)
+            self.refresh_items()
 
 
 def _as_input(event: EventInput | Mapping[str, object]) -> EventInput:

@@ -20,7 +20,7 @@ import msgspec
 
 from distilrec.engine.filters import values_of
 from distilrec.engine.recommender import Recommender, load
-from distilrec.errors import ConfigError, DistilrecError, SwapConflictError
+from distilrec.errors import ConfigError, DistilrecError, NotReadyError, SwapConflictError
 from distilrec.serve.config import ServiceConfig
 from distilrec.serve.logs import log
 from distilrec.serve.schemas import LoadRequest, LoadResponse, RecommendRequest, Shadow
@@ -33,18 +33,24 @@ ACTIVE_BUNDLE = "active_bundle"  # name of the setting in the store
 
 
 class Choice(msgspec.Struct, frozen=True):
-    """Which bundle answers, kept in the store. base: the one that the service was started with."""
+    """Which bundle answers, kept in the store.
+
+    base: the one that the service was started with; previous: the one before, which a rollback goes back to.
+    """
 
     base: str
     active: str
+    previous: str | None = None
+    previous_version: str | None = None
 
 
 @dataclass
 class Served:
-    """A recommender, and up to which change of items in the store it has followed."""
+    """A recommender, and up to which change of items, and which number of erasures, in the store it has followed."""
 
     recommender: Recommender
     item_changes: int = 0
+    erasures: int = -1
 
     @property
     def version(self) -> str:
@@ -54,22 +60,35 @@ class Served:
 class Models:
     """Loads, tries, switches and takes back models.
 
-    catch_up: makes users of a recommender current; follow_items: applies what the store knows about items.
+    earlier: what the store says of the models before this start. catch_up: makes users of a recommender current; follow:
+    applies what the store knows about items and erased users; keep: writes a choice into the store.
     """
 
     def __init__(
         self,
         config: ServiceConfig,
         active: Recommender,
+        earlier: Choice | None,
         catch_up: Callable[[Recommender, list[str]], Awaitable[None]],
-        follow_items: Callable[[Served], Awaitable[None]],
+        follow: Callable[[Served], Awaitable[None]],
+        keep: Callable[[Choice], Awaitable[None]],
     ) -> None:
         self.active = Served(active)
         self.previous: Served | None = None
         self.candidate: Served | None = None
         self.recent: deque[RecommendRequest] = deque(maxlen=_REMEMBERED)
-        self._config, self._catch_up, self._follow_items = config, catch_up, follow_items
+        self._config, self._earlier = config, earlier
+        self._catch_up, self._follow, self._keep = catch_up, follow, keep
         self._changing = asyncio.Lock()
+        self._give_up: DistilrecError | None = None  # why a candidate is not tried any longer
+        self._stopping = False
+
+    @property
+    def previous_version(self) -> str | None:
+        """The model that a rollback goes back to, also where it is not in memory."""
+        if self.previous is not None:
+            return self.previous.version
+        return self._earlier.previous_version if self._earlier else None
 
     def remember(self, request: RecommendRequest) -> None:
         """Keeps a request for shadowing, unless its filter is large: a thousand of those would fill the memory."""
@@ -84,39 +103,94 @@ class Models:
         """Every model in memory, the active one first."""
         return (each for each in (self.active, self.previous, self.candidate) if each is not None)
 
+    def folders(self) -> list[tuple[str, Path]]:
+        """Version and folder of every model in memory, and of the one that a rollback would load."""
+        found = [(served.version, served.recommender.folder) for served in self.all()]
+        if self.previous is None and self._earlier is not None and self._earlier.previous is not None:
+            found.append((self._earlier.previous_version or "", Path(self._earlier.previous)))
+        return [(version, folder) for version, folder in found if folder.is_dir()]
+
     async def load(self, request: LoadRequest) -> LoadResponse:
-        """Tries a bundle, and switches to it where it agrees enough. Raises BundleErrors, ConfigError, SwapConflictError."""
+        """Tries a bundle, and switches to it where it agrees enough.
+
+        Raises BundleErrors, ConfigError, StoreErrors; SwapConflictError where another one is being tried or a rollback
+        ends the trial, NotReadyError where the service stops.
+        """
         async with self._alone():
-            served = await self._prepare(_inside(self._root, request.bundle))
-            before = self.active.version
+            self._give_up = self._stopped() if self._stopping else None
             try:
+                served = await self._prepare(_inside(self._root, request.bundle))
+                before = self.active.version
+                log("trying a model", model_version=served.version)
                 shadow = await self._shadow(served.recommender, request.shadow_requests, request.shadow_seconds)
                 reason = _objection(shadow, request.min_agreement)
+                self._check_wanted()
                 if not reason:
-                    self._switch(served)
+                    await self._store_and_switch(served)
             finally:
                 self.candidate = None
         return LoadResponse(not reason, served.version, before, shadow, reason)
 
-    async def follow(self, folder: str) -> None:
-        """Switches to the bundle that another worker has switched to."""
-        async with self._alone():
-            if self.previous is not None and str(self.previous.recommender.folder) == folder:
-                self._switch(self.previous)
-                return
+    async def follow(self, choice: Choice) -> None:
+        """Switches to the bundle that another worker has switched to, and remembers which was before it."""
+        if str(self.active.recommender.folder) != choice.active:
+            async with self._alone():
+                if self.previous is not None and str(self.previous.recommender.folder) == choice.active:
+                    self._switch(self.previous)
+                else:
+                    try:
+                        self._switch(await self._prepare(Path(choice.active)))
+                    finally:
+                        self.candidate = None
+        if choice.previous and (self.previous is None or str(self.previous.recommender.folder) != choice.previous):
+            self.previous, self._earlier = None, choice
+
+    async def rollback(self) -> LoadResponse:
+        """Back to the model before, also to one from before a restart; ends the trial of a candidate.
+
+        Raises SwapConflictError where there is no earlier model, BundleErrors where it is gone, StoreErrors.
+        """
+        trial = self._changing.locked()
+        if trial:
+            self._give_up = SwapConflictError("a rollback has ended the trial of this bundle", fix="load it again")
+        async with self._changing:
+            before = self.active.version
             try:
-                self._switch(await self._prepare(Path(folder)))
+                previous = self.previous or await self._earlier_model()
+                if previous is not None:
+                    await self._store_and_switch(previous)
             finally:
                 self.candidate = None
+        if previous is not None:
+            return LoadResponse(True, self.active.version, before, Shadow(0))
+        if trial:
+            return LoadResponse(False, before, before, Shadow(0), "the trial has ended; there is no earlier model")
+        raise SwapConflictError("there is no earlier model", fix="load the bundle you want")
 
-    def rollback(self) -> LoadResponse:
-        """Back to the model before. Raises SwapConflictError where there is none."""
-        if self._changing.locked() or self.previous is None:
-            what = "another model is being loaded" if self._changing.locked() else "there is no earlier model"
-            raise SwapConflictError(what, fix="wait for it, or load the bundle you want")
-        before = self.active.version
-        self._switch(self.previous)
-        return LoadResponse(True, self.active.version, before, Shadow(0))
+    def stop(self) -> None:
+        """Ends the trial of a candidate, because the service is about to stop."""
+        self._stopping = True
+        self._give_up = self._stopped()
+
+    def _check_wanted(self) -> None:
+        if self._give_up is not None:
+            raise self._give_up
+
+    @staticmethod
+    def _stopped() -> NotReadyError:
+        return NotReadyError("the service is shutting down", fix="load the bundle again after the restart")
+
+    async def _earlier_model(self) -> Served | None:
+        if self._earlier is None or self._earlier.previous is None:
+            return None
+        return await self._prepare(Path(self._earlier.previous))
+
+    async def _store_and_switch(self, served: Served) -> None:
+        """The store first: where it cannot be written, this process goes on with the model that the others have."""
+        now = self.active
+        folders = str(served.recommender.folder), str(now.recommender.folder)
+        await self._keep(Choice(base_of(self._config), *folders, now.version))
+        self._switch(served)
 
     def _alone(self) -> asyncio.Lock:
         if self._changing.locked():
@@ -131,11 +205,11 @@ class Models:
     async def _prepare(self, folder: Path) -> Served:
         recommender = await asyncio.to_thread(load_for, self._config, folder)
         served = self.candidate = Served(recommender)
-        await self._follow_items(served)
+        await self._follow(served)
         return served
 
     def _switch(self, served: Served) -> None:
-        self.previous, self.active = self.active, served
+        self.previous, self.active, self._earlier = self.active, served, None
         self.previous.recommender.users.clear()
         log("model switched", model_version=served.version, previous_version=self.previous.version)
 
@@ -147,6 +221,7 @@ class Models:
         last = self.recent[-1] if self.recent else None
         deadline = time.monotonic() + seconds
         while len(overlaps) < requests and time.monotonic() < deadline:
+            self._check_wanted()
             if not waiting:
                 await asyncio.sleep(0.01)
                 newest = self.recent[-1] if self.recent else None
@@ -213,13 +288,13 @@ def base_of(config: ServiceConfig) -> str:
     return str(Path(config.bundle).resolve())
 
 
-def switched_to(config: ServiceConfig, setting: str | None) -> str | None:
-    """The bundle that a service started with this one has switched to, by the setting in the store; None for none.
-
-    Raises msgspec.MsgspecError for a setting that is none of ours.
-    """
-    choice = msgspec.json.decode(setting, type=Choice) if setting else None
-    return choice.active if choice is not None and choice.base == base_of(config) else None
+def switched_to(config: ServiceConfig, setting: str | None) -> Choice | None:
+    """Returns what a service started with this bundle has switched to, by the setting in the store; None for nothing."""
+    try:
+        choice = msgspec.json.decode(setting, type=Choice) if setting else None
+    except msgspec.MsgspecError:  # not ours
+        return None
+    return choice if choice is not None and choice.base == base_of(config) else None
 
 
 def load_for(config: ServiceConfig, folder: Path | str) -> Recommender:
@@ -227,19 +302,16 @@ def load_for(config: ServiceConfig, folder: Path | str) -> Recommender:
     return load(folder, max_users=config.max_users, max_events=config.max_events, search=config.search)
 
 
-def first_model(config: ServiceConfig, setting: str | None) -> Recommender:
+def first_model(config: ServiceConfig, choice: Choice | None) -> Recommender:
     """The model to begin with: the one switched to before a restart, unless the service is started with another now."""
     base = base_of(config)
-    try:
-        chosen = switched_to(config, setting)
-    except msgspec.MsgspecError:
-        chosen = None
-    if chosen is None or chosen == base:
+    if choice is None or choice.active == base:
         return load_for(config, base)
     try:
-        recommender = load_for(config, chosen)
-    except DistilrecError as problem:
-        log("the model switched to earlier cannot be loaded", logging.ERROR, code=problem.code, bundle=chosen)
+        recommender = load_for(config, choice.active)
+    except (DistilrecError, OSError) as problem:
+        code = getattr(problem, "code", type(problem).__name__)
+        log("the model switched to earlier cannot be loaded", logging.ERROR, code=code, bundle=choice.active)
         return load_for(config, base)
-    log("going on with the model switched to earlier", bundle=chosen)
+    log("going on with the model switched to earlier", bundle=choice.active)
     return recommender

@@ -188,11 +188,14 @@ class UsersResponse(Answer, frozen=True):
 
 
 class ErasedResponse(Answer, frozen=True):
-    """bundle: whether the histories of the loaded bundles are free of the user now: `clean`, or why not."""
+    """bundle: whether the histories of the loaded bundles are free of the user now: `clean`, or why not; store: whether the
+    store's files are: `clean`, or what the service does in the background until they are.
+    """
 
     user_id: str
     events_removed: int
     bundle: str
+    store: str
 
 
 class ModelResponse(Answer, frozen=True):

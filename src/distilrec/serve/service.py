@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import count
 from typing import Any
@@ -16,13 +16,14 @@ import msgspec
 from distilrec.bundle.format import erase_user
 from distilrec.engine.filters import values_of
 from distilrec.engine.recommender import Contribution, Item, Recommender
-from distilrec.engine.stored import Clock, EventInput, follow_item, to_stored
+from distilrec.engine.stored import Clock, EventInput, follow_item, forget_erased, to_stored
 from distilrec.errors import (
     ConfigError,
     DistilrecError,
     InvalidIdError,
     NotReadyError,
     RequestError,
+    StoreCorruptedError,
     StoreError,
     UnknownUserError,
 )
@@ -31,7 +32,7 @@ from distilrec.serve.batches import Batches
 from distilrec.serve.config import ServiceConfig
 from distilrec.serve.logs import log
 from distilrec.serve.metrics import Metrics
-from distilrec.serve.models import ACTIVE_BUNDLE, Choice, Models, Served, base_of, first_model, switched_to
+from distilrec.serve.models import ACTIVE_BUNDLE, Choice, Models, Served, first_model, switched_to
 from distilrec.serve.schemas import (
     BatchRequest,
     BatchResponse,
@@ -56,11 +57,12 @@ from distilrec.serve.schemas import (
     UserResponse,
     UsersResponse,
 )
+from distilrec.serve.upkeep import Upkeep
 from distilrec.stores.opening import open_store
 from distilrec.stores.records import ItemRecord, Since, Store, StoredEvent, UserRecord
 
-_POLL_SECONDS = 0.5
 _READY_SECONDS = 1.0
+_SAME_PROBLEM_SECONDS = 60.0  # a problem of the store that lasts is logged again
 _REASONS = 3
 _SHOWN_EVENTS = 50
 _MAX_LISTED = 500
@@ -83,13 +85,17 @@ _Write = list[StoredEvent] | Callable[[], Any]
 class Service:
     """Made by `open_service`; `start` and `stop` belong to the event loop that it lives on."""
 
-    def __init__(self, config: ServiceConfig, store: Store, recommender: Recommender) -> None:
+    def __init__(
+        self, config: ServiceConfig, store: Store, recommender: Recommender, choice: Choice | None = None
+    ) -> None:
         self.config, self.store, self.metrics = config, store, Metrics()
-        self._first = recommender
+        self._first, self._choice = recommender, choice
         self._clock = Clock()
         self._draining = False
         self._store_checked = 0.0
         self._own_swaps = 0  # under way here: not to be taken back because the store does not know them yet
+        self._generation = store.generation
+        self._noted = ("", 0.0)  # the latest problem of the store that is in the log
         self._ready = False
 
     async def start(self) -> None:
@@ -100,18 +106,23 @@ class Service:
         self._reader: Batches[list[Since], list[UserRecord]] = Batches(
             "store-reader", self._read, 100_000, _BATCH_OF_JOBS
         )
-        self.models = Models(self.config, self._first, self._catch_up, self._follow_items)
+        self.models = Models(
+            self.config, self._first, self._choice, self._catch_up, self._follow_store, self._keep_choice
+        )
         self._following = asyncio.Lock()
         self._changing_items, self._turns, self._rebuilding = asyncio.Lock(), asyncio.Lock(), asyncio.Lock()
-        await self._follow_items(self.models.active)
+        await self._follow_store(self.models.active)
         self.metrics.show_model(self.models.active.version)
-        self._poller = asyncio.create_task(self._poll()) if self.store.shared else None
+        self._upkeep = Upkeep(self)
+        self._poller = asyncio.create_task(self._upkeep.run())
         self._ready = True
         log("ready", model_version=self.models.active.version, store=type(self.store).__name__)
 
     def drain(self) -> None:
         """From now on `/readyz` says no, so that no new requests are sent here."""
         self._draining = True
+        if self._ready:
+            self.models.stop()
 
     @property
     def draining(self) -> bool:
@@ -121,10 +132,9 @@ class Service:
     async def stop(self) -> None:
         """Stores what was taken, then lets go of the store."""
         self.drain()
-        if self._poller is not None:
-            self._poller.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._poller
+        self._poller.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._poller
         await self._writer.stop()
         await self._reader.stop()
         self.store.close()
@@ -215,7 +225,9 @@ class Service:
         self._limit("events", len(request.events), self.config.max_batch)
         given = (EventInput(e.user_id, e.item_id, e.event_type, e.timestamp, e.event_id) for e in request.events)
         stored = to_stored(given, self._clock)
-        positions: list[int] = await self._writer.submit(stored, len(stored))
+        with self._unless_failed({event.user_id for event in stored}):
+            positions: list[int] = await self._writer.submit(stored, len(stored))
+        self.forget_what_the_store_lost()
         if not self.store.shared:  # otherwise each answer asks the store what is new
             for served in self.models.all():
                 for event, position in zip(stored, positions, strict=True):
@@ -289,9 +301,10 @@ class Service:
 
     async def put_user(self, user_id: str, request: UserRequest) -> StatusResponse:
         self.models.active.recommender.user_features(request.features)  # raises where they do not fit
-        await self._writer.submit(lambda: self.store.set_features(user_id, request.features))
-        for served in self.models.all():
-            served.recommender.forget(user_id)
+        try:
+            await self._writer.submit(lambda: self.store.set_features(user_id, request.features))
+        finally:  # also where it failed: it may have been written all the same
+            self._forget([user_id])
         return StatusResponse("stored")
 
     async def delete_user(self, user_id: str) -> ErasedResponse:
@@ -303,20 +316,21 @@ class Service:
         names = await self._spellings(user_id)
         removed, bundle = 0, "clean"
         for name in names:
-            removed += await self._writer.submit(partial(self.store.erase, name))
+            with self._unless_failed([name]):
+                removed += await self._writer.submit(partial(self.store.erase, name))
         kept = [request for request in self.models.recent if str(request.user_id) not in names]
         self.models.recent.clear()
         self.models.recent.extend(kept)
         for served in self.models.all():
+            served.recommender.drop_erased(names)
+        for version, folder in self.models.folders():
             for name in names:
-                with contextlib.suppress(InvalidIdError):  # not in memory
-                    served.recommender.forget(name, history=True)
                 try:
-                    await asyncio.to_thread(erase_user, served.recommender.folder, name)
+                    await asyncio.to_thread(erase_user, folder, name)
                 except (DistilrecError, OSError) as problem:
-                    bundle = f"{served.version}: not used any more, but still in the file ({type(problem).__name__})"
-                    log("a bundle could not be cleaned", logging.WARNING, model_version=served.version)
-        return ErasedResponse(names[0], removed, bundle)
+                    bundle = f"{version}: not used any more, but still in the file ({type(problem).__name__})"
+                    log("a bundle could not be cleaned", logging.WARNING, model_version=version)
+        return ErasedResponse(names[0], removed, bundle, await self._upkeep.clean())
 
     async def _spellings(self, user_id: str) -> list[str]:
         """Returns the id that a text means, and the text itself where something is kept under it that is not an id."""
@@ -339,13 +353,30 @@ class Service:
             return any(served.recommender.knows_user(user_id) for served in self.models.all())
         return False
 
+    @contextlib.contextmanager
+    def _unless_failed(self, users: Iterable[str]) -> Iterator[None]:
+        """A write that failed may have happened all the same: the next answer asks the store about these users."""
+        try:
+            yield
+        except BaseException:
+            self._forget(users)
+            for served in self.models.all():
+                served.erasures = -1
+            raise
+
+    def _forget(self, users: Iterable[str]) -> None:
+        for served in self.models.all():
+            for user in users:
+                served.recommender.users.drop(user)
+
     async def users(self, limit: int) -> UsersResponse:
+        await self.follow_erasures(self.models.active)
         return UsersResponse(self.models.active.recommender.some_users(limit))
 
     # Model
 
     async def model(self) -> ModelResponse:
-        recommender, previous = self.models.active.recommender, self.models.previous
+        recommender = self.models.active.recommender
         m = recommender.manifest
         return ModelResponse(
             m.model_version,
@@ -360,7 +391,7 @@ class Service:
             [encoding.name for encoding in m.item_encoder.encodings],
             m.metrics,
             recommender.has_teacher,
-            previous.version if previous else None,
+            self.models.previous_version,
         )
 
     async def load_model(self, request: LoadRequest) -> LoadResponse:
@@ -376,18 +407,21 @@ class Service:
     async def rollback(self) -> LoadResponse:
         self._own_swaps += 1
         try:
-            response = self.models.rollback()
-            await self._switched("rollback")
+            response = await self.models.rollback()
+            if response.switched:
+                await self._switched("rollback")
         finally:
             self._own_swaps -= 1
         return response
 
     async def _switched(self, kind: str) -> None:
         active = self.models.active
-        await self._follow_items(active)
         self.metrics.swaps.labels(kind).inc()
         self.metrics.show_model(active.version)
-        choice = Choice(base_of(self.config), str(active.recommender.folder))
+        with contextlib.suppress(StoreError):  # tried again soon
+            await self._follow_store(active)
+
+    async def _keep_choice(self, choice: Choice) -> None:
         text = msgspec.json.encode(choice).decode()
         await self._writer.submit(lambda: self.store.set_setting(ACTIVE_BUNDLE, text))
 
@@ -404,14 +438,20 @@ class Service:
         if now - self._store_checked > _READY_SECONDS:
             await self._reader.submit([Since("readiness")])
             self._store_checked = now
+        if self.store.shared and self._upkeep.behind:
+            raise NotReadyError(
+                f"the model that the other workers answer with cannot be loaded ({self._upkeep.behind})",
+                fix="mend or restore its bundle, or load another one",
+            )
         return StatusResponse("ready")
 
     def exposition(self) -> bytes:
         """The metrics, in the text format of Prometheus."""
-        self._set_gauges()
+        self.set_gauges()
         return self.metrics.exposition()
 
-    def _set_gauges(self) -> None:
+    def set_gauges(self) -> None:
+        """Brings the metrics that are states up to date."""
         users = self.models.active.recommender.users
         self.metrics.users.set(len(users))
         self.metrics.state_bytes.set(users.nbytes)
@@ -483,26 +523,47 @@ class Service:
                 if number % _ITEMS_BETWEEN_TURNS == 0:
                     await asyncio.sleep(0)
 
-    async def _poll(self) -> None:
-        """Follows the other workers: changed items, and the bundle that they have switched to."""
-        failing = False
-        while True:
-            await asyncio.sleep(_POLL_SECONDS)
-            self._set_gauges()
-            self.metrics.flush()
-            try:
-                await self._follow_items(self.models.active)
-                setting = await asyncio.to_thread(self.store.setting, ACTIVE_BUNDLE)
-                chosen = switched_to(self.config, setting)
-                here = str(self.models.active.recommender.folder)
-                if chosen is not None and chosen != here and not self._own_swaps:
-                    await self.models.follow(chosen)
-                    self.metrics.show_model(self.models.active.version)
-                failing = False
-            except (DistilrecError, msgspec.MsgspecError) as problem:
-                if not failing:
-                    log("the other workers cannot be followed", logging.WARNING, code=getattr(problem, "code", "error"))
-                failing = True
+    async def _follow_store(self, served: Served) -> None:
+        await self._follow_items(served)
+        await self.follow_erasures(served)
+
+    async def follow_erasures(self, served: Served) -> None:
+        """Takes users who were erased, here or elsewhere, out of what a model knows from its bundle."""
+        number = await asyncio.to_thread(self.store.erasures)
+        self.forget_what_the_store_lost()
+        if number == served.erasures:
+            return
+        served.erasures = await asyncio.to_thread(forget_erased, served.recommender, self.store)
+
+    def forget_what_the_store_lost(self) -> None:
+        """Where the store may lack what it once said, nothing that was read from it before is used any more."""
+        if self.store.generation == self._generation:
+            return
+        self._generation = self.store.generation
+        for served in self.models.all():
+            served.recommender.users.clear()
+            served.item_changes, served.erasures = 0, -1
+
+    async def follow(self) -> None:
+        """Follows what other processes have changed: items, erased users. Raises StoreErrors."""
+        for served in list(self.models.all()):
+            await self.follow_erasures(served)
+        await self._follow_items(self.models.active)
+
+    async def follow_choice(self) -> None:
+        """Follows the other workers to the bundle that they have switched to. Raises StoreErrors, BundleErrors."""
+        choice = switched_to(self.config, await asyncio.to_thread(self.store.setting, ACTIVE_BUNDLE))
+        if choice is None or self._own_swaps:
+            return
+        before = self.models.active
+        await self.models.follow(choice)
+        if self.models.active is not before:
+            self.metrics.show_model(self.models.active.version)
+
+    async def clean(self) -> str:
+        """Takes erased users out of the files of the store; returns what is left to be done. Raises StoreErrors."""
+        left: str = await self._writer.submit(self.store.clean)
+        return left
 
     def _write(self, jobs: list[_Write]) -> list[Any]:
         """In the writer's thread: neighbouring events share one commit, everything keeps its order."""
@@ -544,12 +605,17 @@ class Service:
         try:
             records = iter(self.store.read([asked for job in jobs for asked in job]))
         except StoreError as problem:
+            if isinstance(problem, StoreCorruptedError) and len(jobs) > 1:
+                return [self._read([job])[0] for job in jobs]  # one of them cannot be read: not the others' fault
             return [self._failed(problem)] * len(jobs)
         return [[next(records) for _ in job] for job in jobs]
 
     def _failed(self, problem: Exception) -> Exception:
         if isinstance(problem, StoreError):
             self.metrics.store_errors.inc()
+            if (problem.message, time.monotonic() // _SAME_PROBLEM_SECONDS) != self._noted:
+                self._noted = problem.message, time.monotonic() // _SAME_PROBLEM_SECONDS
+                log("the store fails", logging.WARNING, code=problem.code, reason=problem.message)
         return problem
 
 
@@ -559,7 +625,8 @@ def open_service(config: ServiceConfig) -> Service:
     try:
         for warning in store.check():
             log("store", logging.WARNING, warning=warning)
-        return Service(config, store, first_model(config, store.setting(ACTIVE_BUNDLE)))
+        choice = switched_to(config, store.setting(ACTIVE_BUNDLE))
+        return Service(config, store, first_model(config, choice), choice)
     except BaseException:
         store.close()
         raise

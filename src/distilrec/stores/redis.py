@@ -92,6 +92,7 @@ class RedisStore:
             raise missing_extra("redis", "redis") from None
         self._redis, self._prefix = redis, prefix
         self._server = ""
+        self._shortened = 0  # how often a log was found to be shorter than it had been
         self._rewriting: bytes | None = None  # the latest erasure that a rewrite which was started here covers
         try:
             self._client: Any = redis.Redis.from_url(
@@ -125,7 +126,7 @@ class RedisStore:
 
     @property
     def generation(self) -> str:
-        return self._server
+        return f"{self._server}.{self._shortened}"
 
     def append(self, events: Sequence[StoredEvent]) -> list[int]:
         arguments: list[str | bytes] = [self._prefix]
@@ -186,7 +187,10 @@ class RedisStore:
         if stored is None:
             return UserRecord("", 0, True, (), None, bool(erased))
         epoch = f"{stored.decode()}.{self.generation}"  # another server may lack events that this one had
-        restart = epoch != asked.epoch or length < asked.position
+        restart = epoch != asked.epoch
+        if not restart and length < asked.position:
+            self._shortened += 1
+            return None
         events = []
         for payload in payloads:
             e = msgspec.msgpack.decode(payload, type=_Payload)
