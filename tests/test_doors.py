@@ -189,7 +189,7 @@ def test_what_was_stored_under_a_text_that_is_no_id_can_be_erased(bundle, tmp_pa
     db.close()
     server = Server(bundle, f"sqlite:///{path}")
     assert asked(server, "DELETE", b"/v1/users/two%0Alines") == (
-        200, {"user_id": "two\nlines", "events_removed": 1, "bundle": "clean"},
+        200, {"user_id": "two\nlines", "events_removed": 1, "bundle": "clean", "store": "clean"},
     )  # fmt: skip
     assert asked(server, "DELETE", b"/v1/users/other%0Alines")[1]["error"]["code"] == "id_invalid"
     assert asked(server, "DELETE", b"/v1/users/%20lines%20")[1]["events_removed"] == 2  # all spellings of one id
