@@ -74,7 +74,7 @@ def make_app(service: Service, keys: Keys) -> ASGIApp:
         by_path.setdefault(endpoint.path, []).append(endpoint)
     resources = {path: Resource(gate, endpoints) for path, endpoints in by_path.items()}
     paths, nothing = Paths(resources), no_such_path(gate)
-    handlers = {
+    handlers: dict[tuple[str, bytes | None], ASGIApp] = {
         (m, path.encode()): handler
         for path, resource in resources.items()
         if "{" not in path
@@ -93,22 +93,23 @@ def make_app(service: Service, keys: Keys) -> ASGIApp:
         service.metrics.errors.labels("connection", code).inc()
 
     limits = Limits(
-        config.max_head, config.head_seconds, config.transfer_seconds, config.max_connections, count_refused
+        config.max_head,
+        config.head_seconds,
+        config.transfer_seconds,
+        config.max_connections,
+        config.max_body,
+        count_refused,
     )
     life = Starlette(lifespan=lifespan)
 
     async def application(scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "lifespan":
-            await life(scope, receive, send)
-            return
         if scope["type"] != "http":
-            await nothing(scope, receive, send)
+            await (life if scope["type"] == "lifespan" else nothing)(scope, receive, send)
             return
-        path = path_of(scope)
-        handler: ASGIApp | None = handlers.get((scope["method"], path))  # saves a tenth of a request
+        handler: ASGIApp | None = handlers.get((scope["method"], scope.get("raw_path")))  # saves a tenth of a request
         if handler is None:
             handler = nothing
-            if found := paths.find(path):
+            if found := paths.find(path_of(scope)):
                 handler, scope["path_params"] = found
         await handler(scope, receive, send)
 

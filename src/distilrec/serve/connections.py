@@ -32,18 +32,23 @@ STATE = "connections"  # under which the application's state holds the limits
 @dataclass(frozen=True)
 class Limits:
     """max_head: bytes of request line and headers; head_seconds: for sending them; transfer_seconds: for sending a body,
-    and for reading an answer; max_connections: open ones; refused: is told the code of what is refused.
+    and for reading an answer; max_connections: open ones; max_body: bytes of a body, which the application counts; refused:
+    is told the code of what is refused.
     """
 
     max_head: int = 32_768
     head_seconds: float = 10.0
     transfer_seconds: float = 60.0
     max_connections: int = 1_000
+    max_body: int = 1_048_576
     refused: Callable[[str], None] = lambda code: None
 
 
 class LimitedProtocol(HttpToolsProtocol):
     """One connection. A request that arrives in one piece costs a few comparisons more than without limits."""
+
+    # Slots: with more than 30 attributes in its dictionary an object shares no keys with others, and all become slower.
+    __slots__ = ("_body", "_chunk", "_earlier", "_limits", "_pieces", "_refused", "_stalled", "_timer")
 
     def __init__(
         self,
@@ -54,11 +59,10 @@ class LimitedProtocol(HttpToolsProtocol):
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
         self._limits: Limits = app_state.get(STATE) or Limits()
-        self._in_head = True
-        self._begun = False  # whether a part of a request has come
-        self._unread = 0  # bytes of this request that have come and are not part of its body
+        self._pieces = True  # whether what comes in may be a part of a request
         self._chunk = 0  # bytes that came last
-        self._body_bytes = 0
+        self._earlier = 0  # bytes of the same head that came before
+        self._body = 0  # bytes that came since the head, with what surrounds the chunks of a body
         self._timer: TimerHandle | None = None
         self._stalled: TimerHandle | None = None
         self._refused = False
@@ -72,59 +76,55 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
-        self.resume_writing_timer()
+        self._stop_stalled()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         if self._refused:
             return
-        limit = self._limits.max_head
         self._chunk = len(data)
-        self._unread += self._chunk
-        self._begun = True
         super().data_received(data)
+        cycle = self.cycle
+        if self._pieces or cycle is None or cycle.more_body or self.scope is not cycle.scope:
+            self._after_a_piece()
+
+    def _after_a_piece(self) -> None:
+        """Counts bytes and starts or stops the clock, where a request does not come in one piece."""
         if self._refused or self.transport.is_closing():
             return
-        if self._in_head:
-            if self._begun and self._unread > limit:
+        limits = self._limits
+        if self._in_head():
+            self._earlier = self._earlier + self._chunk if self._pieces and not self._body else 1
+            self._pieces, self._body = True, 0
+            if self._earlier > limits.max_head:
                 self._refuse(self._too_large())
-            elif self._begun and self._timer is None:
-                self._timer = self.loop.call_later(self._limits.head_seconds, self._too_slow)
-        elif self._unread > limit + 8 * self._body_bytes and not self._is_whole():  # sizes of chunks, trailers
-            self._refuse(self._too_large())
-        elif self._timer is None and not self._is_whole():
-            self._timer = self.loop.call_later(self._limits.transfer_seconds, self._too_slow)
+            elif self._timer is None:
+                self._timer = self.loop.call_later(limits.head_seconds, self._too_slow)
+        elif self.cycle.more_body:
+            self._pieces = True
+            self._body += self._chunk
+            if self._body > limits.max_head + 6 * limits.max_body:  # sizes of chunks, extensions, trailers
+                self._refuse(self._too_large())
+            elif self._timer is None:
+                self._timer = self.loop.call_later(limits.transfer_seconds, self._too_slow)
+        else:
+            self._stop_timer()
+            self._pieces, self._earlier, self._body = False, 0, 0
 
-    def _is_whole(self) -> bool:
-        return self.cycle is None or not self.cycle.more_body
-
-    def on_message_begin(self) -> None:
-        super().on_message_begin()
-        self._in_head, self._begun, self._body_bytes = True, True, 0
+    def _in_head(self) -> bool:
+        return self.cycle is None or self.scope is not self.cycle.scope
 
     def on_headers_complete(self) -> None:
-        self._stop_timer()
-        self._in_head = False
-        # The bytes that have come may be those of a body too; only then are the headers counted one by one.
         limit = self._limits.max_head
-        if self._unread > limit or self._chunk > limit or len(self.headers) > MAX_HEADERS:
+        # What has come may belong to a body too; only then are the headers counted one by one.
+        if self._chunk + self._earlier > limit or len(self.headers) > MAX_HEADERS:
             size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
             if size > limit or len(self.headers) > MAX_HEADERS:
                 self._refuse(self._too_large())
-                return
+                raise RuntimeError("refused")  # ends the parsing
+        if self._timer is not None:
+            self._stop_timer()
         super().on_headers_complete()
-
-    def on_body(self, body: bytes) -> None:
-        self._unread -= len(body)
-        self._body_bytes += len(body)
-        if not self._refused:
-            super().on_body(body)
-
-    def on_message_complete(self) -> None:
-        self._stop_timer()
-        self._in_head, self._begun, self._unread = True, False, 0
-        if not self._refused:
-            super().on_message_complete()
 
     def send_400_response(self, msg: str) -> None:
         """Answers what is not HTTP, in the form of all other errors."""
@@ -144,9 +144,9 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def resume_writing(self) -> None:
         super().resume_writing()
-        self.resume_writing_timer()
+        self._stop_stalled()
 
-    def resume_writing_timer(self) -> None:
+    def _stop_stalled(self) -> None:
         """Stops the clock of a caller who reads."""
         if self._stalled is not None:
             self._stalled.cancel()
@@ -168,13 +168,13 @@ class LimitedProtocol(HttpToolsProtocol):
         self._timer = None
         if self.transport.is_closing():
             return
-        nothing_asked = not self._begun and self.cycle is None
-        answered = not self._in_head and self.cycle is not None and self.cycle.response_complete
+        nothing_asked = self.scope is None
+        answered = not self._in_head() and self.cycle.response_complete
         if nothing_asked or answered:  # the latter before its body had come
             self._refused = True
             self.transport.close()
             return
-        what = "headers" if self._in_head else "body"
+        what = "headers" if self._in_head() else "body"
         self._refuse(RequestTimeoutError(f"the {what} of the request did not arrive in time", fix="send it faster"))
 
     def _too_large(self) -> HeadersTooLargeError:
@@ -192,8 +192,7 @@ class LimitedProtocol(HttpToolsProtocol):
         return False
 
     def _is_idle(self) -> bool:
-        answered = self.cycle is not None and self.cycle.response_complete
-        return answered and not self._begun and not self.transport.is_closing()
+        return not self._in_head() and self.cycle.response_complete and not self.transport.is_closing()
 
     def _refuse(self, problem: DistilrecError) -> None:
         """Answers with an error, unless an answer is under way, and closes the connection."""

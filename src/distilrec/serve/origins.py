@@ -24,7 +24,10 @@ class Origins:
 
     def admit(self, headers: Mapping[bytes, bytes]) -> None:
         """Raises OriginError for a request to a name of somebody else's, or from a page of another site."""
-        host, origin, site = headers.get(b"host"), headers.get(b"origin"), headers.get(b"sec-fetch-site")
+        host = headers.get(b"host")
+        if b"origin" not in headers and b"sec-fetch-site" not in headers and self._hosts.get(host or b""):
+            return  # no browser, and a name that was found to be ours
+        origin, site = headers.get(b"origin"), headers.get(b"sec-fetch-site")
         if host is not None and not self._is_ours(host):
             raise OriginError(
                 f"this service is not called {_name_of(host.decode('latin-1'))!r}",

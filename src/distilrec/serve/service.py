@@ -143,8 +143,9 @@ class Service:
     # Recommendations
 
     async def recommend(self, request: RecommendRequest) -> RecommendResponse:
-        recommender, user_id = self.models.active.recommender, as_id(request.user_id, "user_id")
-        if self.store.shared or user_id not in recommender.users:
+        recommender, user_id = self.models.active.recommender, request.user_id
+        if self.store.shared or type(user_id) is not str or user_id not in recommender.users:
+            user_id = as_id(user_id, "user_id")  # of users in memory it has been found to be one
             await self._catch_up(recommender, [user_id])
         chosen = request.filter
         costly = request.explain or request.diversity or request.k > _QUICK
