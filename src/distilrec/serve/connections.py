@@ -25,6 +25,12 @@ from distilrec.errors import (
 from distilrec.serve.schemas import ErrorDetail, ErrorResponse
 
 MAX_HEADERS = 100
+# Called once for every request: found here faster than through super().
+_receive, _begin, _end = (
+    HttpToolsProtocol.data_received,
+    HttpToolsProtocol.on_headers_complete,
+    HttpToolsProtocol.on_response_complete,
+)
 _LINGER_SECONDS = 1.0
 STATE = "connections"  # under which the application's state holds the limits
 
@@ -83,7 +89,7 @@ class LimitedProtocol(HttpToolsProtocol):
         if self._refused:
             return
         self._chunk = len(data)
-        super().data_received(data)
+        _receive(self, data)
         cycle = self.cycle
         if self._pieces or cycle is None or cycle.more_body or self.scope is not cycle.scope:
             self._after_a_piece()
@@ -124,7 +130,7 @@ class LimitedProtocol(HttpToolsProtocol):
                 raise RuntimeError("refused")  # ends the parsing
         if self._timer is not None:
             self._stop_timer()
-        super().on_headers_complete()
+        _begin(self)
 
     def send_400_response(self, msg: str) -> None:
         """Answers what is not HTTP, in the form of all other errors."""
@@ -132,8 +138,11 @@ class LimitedProtocol(HttpToolsProtocol):
             self._refuse(MalformedRequestError("this is not a request of HTTP/1.1", fix="check what was sent"))
 
     def on_response_complete(self) -> None:
-        super().on_response_complete()
-        if self.transport.is_closing() and self._stalled is None and self.transport.get_write_buffer_size():
+        closes = not self.cycle.keep_alive
+        _end(self)
+        if not closes or not self.transport.is_closing():
+            return
+        if self._stalled is None and self.transport.get_write_buffer_size():
             self._stalled = self.loop.call_later(self._limits.transfer_seconds, self.transport.abort)
 
     def pause_writing(self) -> None:

@@ -144,7 +144,10 @@ class _Handler:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         started = perf_counter()
         gate, endpoint = self._gate, self._endpoint
-        given = {name: value for name, value in scope["headers"] if name in _READ}
+        given = {}
+        for name, value in scope["headers"]:  # faster than a comprehension
+            if name in _READ:
+                given[name] = value
         request_id = gate.request_id(given.get(b"x-request-id"))
         status = 200
         try:

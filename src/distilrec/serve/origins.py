@@ -20,12 +20,12 @@ class Origins:
 
     def __init__(self, names: Iterable[str]) -> None:
         self._names = frozenset(name.strip().rstrip(".").lower() for name in names)
-        self._hosts: dict[bytes, bool] = {}  # what was found about the latest ones
+        self._found: set[bytes] = set()  # hosts that are ours, as the latest callers wrote them
 
     def admit(self, headers: Mapping[bytes, bytes]) -> None:
         """Raises OriginError for a request to a name of somebody else's, or from a page of another site."""
         host = headers.get(b"host")
-        if b"origin" not in headers and b"sec-fetch-site" not in headers and self._hosts.get(host or b""):
+        if host in self._found and b"origin" not in headers and b"sec-fetch-site" not in headers:
             return  # no browser, and a name that was found to be ours
         origin, site = headers.get(b"origin"), headers.get(b"sec-fetch-site")
         if host is not None and not self._is_ours(host):
@@ -45,14 +45,13 @@ class Origins:
         )
 
     def _is_ours(self, host: bytes) -> bool:
-        found = self._hosts.get(host)
-        if found is None:
-            name = _name_of(host.decode("latin-1"))
-            found = name in self._names or _cannot_be_owned(name)
-            if len(self._hosts) >= 100:
-                self._hosts.clear()
-            self._hosts[host] = found
-        return found
+        name = _name_of(host.decode("latin-1"))
+        if name not in self._names and not _cannot_be_owned(name):
+            return False
+        if len(self._found) >= 100:
+            self._found.clear()
+        self._found.add(host)
+        return True
 
 
 def _name_of(authority: str) -> str:

@@ -193,7 +193,10 @@ class Service:
         if request.k > self.config.max_k:
             self._limit("k", request.k, self.config.max_k)
         best = recommender.best(user_id, request.k, request.exclude_seen, request.filter, request.diversity)
-        self.models.remember(request)
+        if request.filter is None:
+            self.models.recent.append(request)
+        else:
+            self.models.remember(request)
         return RecommendResponse(
             user_id,
             recommender.knows_user(user_id),
