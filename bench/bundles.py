@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from distilrec.data.dataset import Dataset
-    from distilrec.training.model import TorchScorer
+    from distilrec.networks.sequence import TorchScorer
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -25,12 +25,12 @@ def ml_1m_bundle(dim: int = 64) -> Path:
     bundle = folder / "bundle"
     if (bundle / "manifest.json").is_file():
         return bundle
-    from distilrec.bundle.export import export_bundle
-    from distilrec.config import DataConfig, RunConfig
-    from distilrec.models import save_model, train_model
-    from distilrec.pipeline import prepare
-    from distilrec.students.recurrent import RecurrentConfig
-    from distilrec.training.trainer import TrainingConfig
+    from distilrec.export.export import export_bundle
+    from distilrec.networks.recurrent import RecurrentConfig
+    from distilrec.runs.config import DataConfig, RunConfig
+    from distilrec.runs.stages import prepare
+    from distilrec.training.options import TrainingConfig
+    from distilrec.training.trained import save_model, train_model
 
     _, dataset = prepare(RunConfig(DataConfig(dataset="ml-1m")), folder)
     trained = train_model(RecurrentConfig(dim=dim), dataset, TrainingConfig(epochs=1, learning_rate=4e-3), seed=0)
@@ -42,8 +42,8 @@ def ml_1m_bundle(dim: int = 64) -> Path:
 def ml_1m_torch_student(dim: int) -> tuple[TorchScorer, Dataset]:
     """The same student in torch, with the data that it answers about."""
     from distilrec.data.dataset import load_dataset
-    from distilrec.models import load_model
-    from distilrec.training.model import TorchScorer
+    from distilrec.networks.sequence import TorchScorer
+    from distilrec.training.trained import load_model
 
     folder = ml_1m_bundle(dim).parent
     dataset = load_dataset(folder / "data")

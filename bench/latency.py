@@ -26,15 +26,16 @@ import torch  # noqa: E402
 
 import distilrec  # noqa: E402
 from distilrec.data.dataset import Dataset, Histories, load_dataset  # noqa: E402
-from distilrec.evaluate.baselines import interaction_matrix  # noqa: E402
-from distilrec.evaluate.latency import Latency, measure  # noqa: E402
-from distilrec.models import load_model  # noqa: E402
-from distilrec.pipeline import engine_latency, open_run, torch_latency  # noqa: E402
+from distilrec.measure.latency import Latency, measure  # noqa: E402
+from distilrec.networks.batches import Batch, prediction_batch  # noqa: E402
+from distilrec.networks.sequence import SequenceModel, TorchScorer  # noqa: E402
+from distilrec.report.baselines import interaction_matrix  # noqa: E402
+from distilrec.runs.candidates import engine_latency, torch_latency  # noqa: E402
+from distilrec.runs.folder import open_run  # noqa: E402
 from distilrec.teachers.build import load_teacher, single_teachers  # noqa: E402
 from distilrec.teachers.ensemble import EnsembleTeacher  # noqa: E402
 from distilrec.teachers.teacher import ModelTeacher, Teacher  # noqa: E402
-from distilrec.training.batches import Batch, prediction_batch  # noqa: E402
-from distilrec.training.model import SequenceModel, TorchScorer  # noqa: E402
+from distilrec.training.trained import load_model  # noqa: E402
 
 K = 10
 PADDED = 32

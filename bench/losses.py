@@ -19,18 +19,18 @@ import msgspec
 import numpy as np
 from quality import RESULTS
 
-from distilrec import pipeline
-from distilrec.config import read_config
+from distilrec import runs
 from distilrec.data.dataset import Dataset
 from distilrec.distill.distillation import DistillationConfig, distil
-from distilrec.evaluate.metrics import ndcg
-from distilrec.evaluate.ranking import questions, rank
-from distilrec.knowledge.extract import LabelConfig, extract_labels
-from distilrec.knowledge.store import LabelStore
-from distilrec.models import TrainedModel, load_model, save_model, train_model
-from distilrec.students.recurrent import RecurrentConfig
+from distilrec.labels.extract import LabelConfig, extract_labels
+from distilrec.labels.store import LabelStore
+from distilrec.measure.metrics import ndcg
+from distilrec.measure.ranking import questions, rank
+from distilrec.networks.recurrent import RecurrentConfig
+from distilrec.networks.sequence import TorchScorer
+from distilrec.runs.config import read_config
 from distilrec.teachers.build import single_teachers
-from distilrec.training.model import TorchScorer
+from distilrec.training.trained import TrainedModel, load_model, save_model, train_model
 from distilrec.training.validation import validation_ndcg
 
 ALONE = "no distillation"
@@ -68,8 +68,8 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", help="only these losses, to share the work between processes")
     arguments = parser.parse_args()
     config = msgspec.structs.replace(read_config(arguments.config), teacher_seed=0)
-    run, dataset = pipeline.prepare(config, arguments.folder, pipeline.Lines())
-    teacher = pipeline.train_teacher(run, dataset)
+    run, dataset = runs.prepare(config, arguments.folder, runs.Lines())
+    teacher = runs.train_teacher(run, dataset)
     members = single_teachers(teacher)
     stores: dict[str, list[LabelStore]] = {}
 
@@ -137,7 +137,7 @@ def main() -> None:
     (RESULTS / f"losses-{dataset.info.name}.json").write_text(line + "\n")
 
 
-def _train(name: str, dataset: Dataset, config: pipeline.RunConfig, labels: object, seed: int) -> TrainedModel:
+def _train(name: str, dataset: Dataset, config: runs.RunConfig, labels: object, seed: int) -> TrainedModel:
     distillation = LOSSES[name]
     if distillation is None:
         return train_model(config.student, dataset, config.student_training, seed=seed)

@@ -20,18 +20,18 @@ import polars as pl
 from numpy.typing import NDArray
 
 from distilrec import prepare_dataset
-from distilrec.config import RunConfig, read_config
 from distilrec.data.cleaning import clean_log
 from distilrec.data.dataset import Dataset
 from distilrec.data.readers import open_log, read_table
 from distilrec.distill.distillation import distil
-from distilrec.evaluate.metrics import ndcg
-from distilrec.evaluate.ranking import questions, rank
-from distilrec.evaluate.statistics import bootstrap, paired_difference
-from distilrec.knowledge.extract import extract_labels
-from distilrec.models import TrainedModel, load_model, save_model, train_model
+from distilrec.labels.extract import extract_labels
+from distilrec.measure.metrics import ndcg
+from distilrec.measure.ranking import questions, rank
+from distilrec.measure.statistics import bootstrap, paired_difference
+from distilrec.networks.sequence import TorchScorer
+from distilrec.runs.config import RunConfig, read_config
 from distilrec.teachers.build import make_teacher
-from distilrec.training.model import TorchScorer
+from distilrec.training.trained import TrainedModel, load_model, save_model, train_model
 
 RESULTS = Path(__file__).parent / "results"
 RATES = (0.0, 0.1, 0.2, 0.4)

@@ -35,19 +35,20 @@ from distilrec.data.cleaning import Cleaning
 from distilrec.data.dataset import Dataset, load_dataset
 from distilrec.data.fetch import DATASETS, fetch
 from distilrec.distill.distillation import DistillationConfig, distil
-from distilrec.distill.private import train_private
-from distilrec.evaluate.metrics import ndcg
-from distilrec.evaluate.ranking import questions, rank
-from distilrec.evaluate.statistics import bootstrap
-from distilrec.knowledge.extract import LabelConfig, extract_labels
-from distilrec.knowledge.votes import VoteConfig, private_votes
-from distilrec.models import TrainedModel, load_model, save_model, train_model
-from distilrec.privacy import PrivateTrainingConfig
-from distilrec.students.recurrent import RecurrentConfig
+from distilrec.labels.extract import LabelConfig, extract_labels
+from distilrec.measure.metrics import ndcg
+from distilrec.measure.ranking import questions, rank
+from distilrec.measure.statistics import bootstrap
+from distilrec.networks.batches import batch_of, training_windows
+from distilrec.networks.recurrent import RecurrentConfig
+from distilrec.networks.sequence import SequenceModel, TorchScorer
+from distilrec.privacy.accounting import PrivateTrainingConfig
+from distilrec.privacy.dpsgd import train_private
+from distilrec.privacy.votes import VoteConfig, private_votes
 from distilrec.teachers.linear import LinearConfig, fit_linear
-from distilrec.training.batches import batch_of, training_windows
-from distilrec.training.model import SequenceModel, TorchScorer
-from distilrec.training.trainer import MASKED_LOGIT, TrainingConfig, seen_items
+from distilrec.training.options import TrainingConfig
+from distilrec.training.scoring import MASKED_LOGIT, seen_items
+from distilrec.training.trained import TrainedModel, load_model, save_model, train_model
 
 RESULTS = Path(__file__).parent / "results"
 STUDENT = RecurrentConfig()

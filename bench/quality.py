@@ -18,13 +18,13 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from distilrec import pipeline
-from distilrec.config import DataConfig, RunConfig, read_config
-from distilrec.evaluate.baselines import fitted_baselines
-from distilrec.evaluate.comparison import ALONE, STUDENT, TEACHER, Candidate, Comparison, compare
-from distilrec.evaluate.report import table, write_report
-from distilrec.models import load_model
+from distilrec import runs
+from distilrec.report.baselines import fitted_baselines
+from distilrec.report.comparison import ALONE, STUDENT, TEACHER, Candidate, Comparison, compare
+from distilrec.report.page import table, write_report
+from distilrec.runs.config import DataConfig, RunConfig, read_config
 from distilrec.teachers.teacher import ModelTeacher
+from distilrec.training.trained import load_model
 from distilrec.training.validation import validation_ndcg
 
 RESULTS = Path(__file__).parent / "results"
@@ -54,16 +54,16 @@ def main() -> None:
             for name in ("teacher", "labels") if seed else ():
                 if not (folder / name).exists():
                     (folder / name).symlink_to(Path("..") / "seed-0" / name)
-        run, dataset = pipeline.prepare(config, folder, pipeline.Lines())
-        teacher = pipeline.train_teacher(run, dataset)
-        pipeline.distil_student(run, dataset)
-        pipeline.train_alone(run, dataset)
-        manifest = pipeline.export(run, dataset)
+        run, dataset = runs.prepare(config, folder, runs.Lines())
+        teacher = runs.train_teacher(run, dataset)
+        runs.distil_student(run, dataset)
+        runs.train_alone(run, dataset)
+        manifest = runs.export(run, dataset)
         if seed == 0 or not arguments.shared_teacher:
-            teachers.append(pipeline.teacher_candidates(config.teacher, teacher, dataset))
+            teachers.append(runs.teacher_candidates(config.teacher, teacher, dataset))
         validation[TEACHER].append(validation_ndcg(teacher, dataset))
         for name, kept in STUDENTS.items():
-            students[name].append(pipeline.student_candidate(run, dataset, name, kept, _bundle(run, name)))
+            students[name].append(runs.student_candidate(run, dataset, name, kept, _bundle(run, name)))
             validation[name].append(load_model(run.folder / kept, dataset).best_ndcg)
 
     candidates = [_together(each, arguments.seeds) for each in zip(*teachers, strict=True)]
@@ -73,7 +73,7 @@ def main() -> None:
     ]
     vectors = teacher.item_vectors() if isinstance(teacher, ModelTeacher) else None
     comparison = compare(dataset, candidates, lambda name: print(f"measuring {name}", flush=True), vectors)
-    comparison = msgspec.structs.replace(comparison, costs=pipeline.read_costs(arguments.folder / "seed-0"))
+    comparison = msgspec.structs.replace(comparison, costs=runs.read_costs(arguments.folder / "seed-0"))
 
     lines = [
         f"{dataset.info.name}, {comparison.split}, test part, {comparison.users:,} users, {arguments.seeds} seeds, "
@@ -90,7 +90,7 @@ def main() -> None:
             "test_ndcg_by_seed": {row.name: row.ndcg_by_seed for row in comparison.rows},
             "validation_ndcg_by_seed": validation,
             "parameters": {row.name: row.parameters for row in comparison.rows},
-            "model_bytes": pipeline.model_bytes(manifest),
+            "model_bytes": runs.model_bytes(manifest),
             "latency_p50_us": {row.name: row.latency.p50 for row in comparison.rows if row.latency},
             "costs": msgspec.to_builtins(comparison.costs),
             "lost": msgspec.to_builtins(comparison.lost),
@@ -104,7 +104,7 @@ def main() -> None:
     write_report(comparison, arguments.folder / "report.html")
 
 
-def _bundle(run: pipeline.Run, name: str) -> Path:
+def _bundle(run: runs.Run, name: str) -> Path:
     return run.bundle if name == STUDENT else run.bundle_alone
 
 

@@ -72,7 +72,7 @@ def search(items: int, *, gaussian: bool = False) -> tuple[list[str], dict[str, 
 
     from distilrec.bundle.format import read_bundle
     from distilrec.bundle.manifest import GRAPH
-    from distilrec.engine.runtime import make_runtime
+    from distilrec.engine.runtimes.kinds import make_runtime
 
     faiss.omp_set_num_threads(1)
     name = f"items-{items}-gaussian" if gaussian else f"items-{items}"
@@ -241,12 +241,12 @@ def ray_speedup(items: int) -> tuple[list[str], dict[str, object]]:
     from ray.cluster_utils import Cluster
 
     from distilrec import Schema, prepare_dataset
-    from distilrec.knowledge.extract import LabelConfig, extract_labels
-    from distilrec.models import TrainedModel, train_model
+    from distilrec.labels.extract import LabelConfig, extract_labels
+    from distilrec.networks.recurrent import RecurrentConfig
+    from distilrec.networks.transformer import TransformerConfig
     from distilrec.scale.ray_workers import RayWorkers
-    from distilrec.students.recurrent import RecurrentConfig
-    from distilrec.teachers.transformer import TransformerConfig
-    from distilrec.training.trainer import Epoch, TrainingConfig
+    from distilrec.training.options import Epoch, TrainingConfig
+    from distilrec.training.trained import TrainedModel, train_model
 
     os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112
     log = synthetic_log(RUNS / "log-10000000.parquet", 10_000_000, items=100_000)
@@ -302,7 +302,7 @@ def ray_speedup(items: int) -> tuple[list[str], dict[str, object]]:
 def _import_all(task: object, shard: int) -> None:
     """A worker that has done something has imported what it needs."""
     import distilrec.data.preparation
-    import distilrec.knowledge.extract  # noqa: F401
+    import distilrec.labels.extract  # noqa: F401
 
     time.sleep(1)  # so that every worker gets one
 

@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 from distilrec._version import __version__
 from distilrec.bundle.format import read_bundle, write_bundle
 from distilrec.bundle.manifest import GRAPH, Golden, Manifest, SearchInfo
-from distilrec.encoding import FeatureEncoder
-from distilrec.engine.runtime import Runtime, make_runtime
+from distilrec.engine.runtimes.kinds import make_runtime
+from distilrec.engine.runtimes.runtime import Runtime
 from distilrec.engine.search import build_graph
-from distilrec.texts import pack_texts
+from distilrec.features.encoding import FeatureEncoder
+from distilrec.features.texts import pack_texts
 
 TOPICS = 1_000
 LONGEST = 2_000

@@ -36,16 +36,16 @@ from distilrec import Feature, Schema, prepare_dataset
 from distilrec.data.cleaning import Cleaning
 from distilrec.data.dataset import Dataset, Histories
 from distilrec.distill.distillation import DistillationConfig, distil
-from distilrec.evaluate.metrics import ndcg
-from distilrec.evaluate.ranking import questions, rank
-from distilrec.evaluate.statistics import bootstrap, paired_difference
-from distilrec.knowledge.extract import LabelConfig, extract_labels
-from distilrec.models import load_model, save_model
-from distilrec.students.recurrent import RecurrentConfig
+from distilrec.labels.extract import LabelConfig, extract_labels
+from distilrec.measure.metrics import ndcg
+from distilrec.measure.ranking import questions, rank
+from distilrec.measure.statistics import bootstrap, paired_difference
+from distilrec.networks.recurrent import RecurrentConfig
+from distilrec.networks.sequence import TorchScorer
 from distilrec.teachers.external import function_teacher
 from distilrec.teachers.linear import LinearConfig, LinearTeacher, fit_linear
-from distilrec.training.model import TorchScorer
-from distilrec.training.trainer import TrainingConfig
+from distilrec.training.options import TrainingConfig
+from distilrec.training.trained import load_model, save_model
 from distilrec.training.validation import validation_ndcg
 
 SHARED = Path(__file__).resolve().parent.parent.parent / "shared" / "data"

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import polars as pl
 
-from distilrec import load, pipeline
-from distilrec.config import read_config
-from distilrec.evaluate.report import table, verdict
+from distilrec import load, runs
+from distilrec.report.page import table, verdict
+from distilrec.runs.config import read_config
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared" / "data"
@@ -40,7 +40,7 @@ def main(folder: Path, source: str = "", tables: Callable[[Path], dict[str, pl.D
         print(f"{name}: {made.height:,} rows, {', '.join(made.columns)}", flush=True)
     if arguments.tables_only:
         return
-    comparison = pipeline.run_all(read_config(folder / "recipe.toml"), arguments.run, pipeline.Lines())
+    comparison = runs.run_all(read_config(folder / "recipe.toml"), arguments.run, runs.Lines())
     for row in table(comparison):
         print("  ".join(f"{cell:<22}"[:34] for cell in row))
     print(*verdict(comparison), sep="\n")

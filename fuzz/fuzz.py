@@ -14,11 +14,11 @@ with atheris.instrument_imports(include=["distilrec"], exclude=["distilrec.engin
     from distilrec import load
     from distilrec.bundle import format as bundles
     from distilrec.bundle import manifest as manifests
-    from distilrec.config import RunConfig, read_config
     from distilrec.data.preparation import prepare_dataset
     from distilrec.data.readers import read_table
     from distilrec.data.schema import Feature, Schema
     from distilrec.errors import DistilrecError
+    from distilrec.runs.config import RunConfig, read_config
     from distilrec.serve.app import make_app
     from distilrec.serve.config import ServiceConfig
     from distilrec.serve.keys import Keys

@@ -30,7 +30,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 DIST = ROOT / "dist"
 CONSTRAINTS = Path(__file__).with_name("constraints.txt")
-DATA_FILES = ("distilrec/py.typed", "distilrec/evaluate/report.html", "distilrec/serve/playground/index.html")
+DATA_FILES = ("distilrec/py.typed", "distilrec/report/report.html", "distilrec/serve/playground/index.html")
 NOT_IN_THE_RUNTIME = ("torch", "polars", "pandas", "matplotlib", "jinja2", "redis", "ray")
 TORCH = "torch==2.13.0"  # asked for exactly and first: a looser wish of another package could pull a larger build
 

@@ -11,7 +11,8 @@ from hypothesis import HealthCheck, Phase, settings
 from playwright.sync_api import Browser, expect, sync_playwright
 
 from distilrec.data.dataset import Dataset
-from distilrec.pipeline import Run, open_run, run_all
+from distilrec.runs.folder import Run, open_run
+from distilrec.runs.stages import run_all
 from tests import small_run
 from tests.servers import PATIENCE, program
 

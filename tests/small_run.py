@@ -8,16 +8,16 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from distilrec.config import DataConfig, RunConfig
 from distilrec.data.dataset import Dataset
 from distilrec.data.preparation import prepare_dataset
 from distilrec.data.schema import Feature, Schema
 from distilrec.data.splits import Split
-from distilrec.knowledge.extract import LabelConfig
-from distilrec.pipeline import run_all
-from distilrec.students.recurrent import RecurrentConfig
-from distilrec.teachers.transformer import TransformerConfig
-from distilrec.training.trainer import TrainingConfig
+from distilrec.labels.extract import LabelConfig
+from distilrec.networks.recurrent import RecurrentConfig
+from distilrec.networks.transformer import TransformerConfig
+from distilrec.runs.config import DataConfig, RunConfig
+from distilrec.runs.stages import run_all
+from distilrec.training.options import TrainingConfig
 
 SCHEMA = Schema(
     timestamp="timestamp",

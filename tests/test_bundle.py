@@ -13,7 +13,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from distilrec import load
-from distilrec.bundle.export import export_bundle
 from distilrec.bundle.format import read_bundle
 from distilrec.bundle.manifest import CATALOGUE, FORMAT_VERSION, HISTORY, WEIGHTS
 from distilrec.data.dataset import Histories
@@ -25,14 +24,15 @@ from distilrec.errors import (
     DistilrecError,
     UnknownItemError,
 )
-from distilrec.evaluate.comparison import BundleScorer
-from distilrec.models import train_model
-from distilrec.students.mlp import MlpConfig
-from distilrec.students.recurrent import RecurrentConfig
-from distilrec.students.soft_tree import SoftTreeConfig
-from distilrec.teachers.dnn import DnnConfig
-from distilrec.training.model import TorchScorer
-from distilrec.training.trainer import TrainingConfig
+from distilrec.export.export import export_bundle
+from distilrec.networks.dnn import DnnConfig
+from distilrec.networks.mlp import MlpConfig
+from distilrec.networks.recurrent import RecurrentConfig
+from distilrec.networks.sequence import TorchScorer
+from distilrec.networks.soft_tree import SoftTreeConfig
+from distilrec.report.comparison import BundleScorer
+from distilrec.training.options import TrainingConfig
+from distilrec.training.trained import train_model
 
 LONGEST = 60
 

@@ -8,12 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distilrec.cli import main
-from distilrec.config import read_config
 from distilrec.data.checks import DataCheck, check_table
 from distilrec.data.preparation import prepare_dataset
 from distilrec.data.pseudonyms import pseudonym
 from distilrec.data.schema import Schema
 from distilrec.errors import CheckFailedError, ColumnMissingError, ConfigError
+from distilrec.runs.config import read_config
 from tests.small_run import SCHEMA, tables, write_tables
 
 CHECKS = {

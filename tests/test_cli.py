@@ -17,7 +17,7 @@ import polars as pl
 import pytest
 
 import distilrec
-from distilrec.config import RunConfig, read_config
+from distilrec.runs.config import RunConfig, read_config
 from tests import small_run
 
 ROOT = Path(__file__).parent.parent

@@ -19,9 +19,7 @@ import pytest
 import yaml
 
 from distilrec import errors
-from distilrec.bundle.export import BundleConfig, export_bundle
 from distilrec.cli import app, serve
-from distilrec.config import DataConfig, RunConfig
 from distilrec.data.checks import DataCheck
 from distilrec.data.cleaning import Cleaning
 from distilrec.data.fetch import DATASETS
@@ -29,19 +27,22 @@ from distilrec.data.preparation import prepare_dataset
 from distilrec.data.schema import Schema
 from distilrec.data.splits import Split
 from distilrec.distill.distillation import DistillationConfig
-from distilrec.evaluate.gate import Thresholds
-from distilrec.knowledge.extract import LabelConfig
-from distilrec.models import StudentConfig, train_model
-from distilrec.privacy import PrivateTrainingConfig
+from distilrec.export.export import BundleConfig, export_bundle
+from distilrec.labels.extract import LabelConfig
+from distilrec.networks.build import StudentConfig
+from distilrec.networks.recurrent import RecurrentConfig
+from distilrec.privacy.accounting import PrivateTrainingConfig
+from distilrec.report.gate import Thresholds
+from distilrec.runs.config import DataConfig, RunConfig
 from distilrec.serve.app import _api, _kserve
 from distilrec.serve.config import ServiceConfig
 from distilrec.serve.http import Endpoint
 from distilrec.serve.schemas import RecommendRequest
 from distilrec.serve.service import Service
 from distilrec.settings import converted
-from distilrec.students.recurrent import RecurrentConfig
 from distilrec.teachers.build import TeacherConfig
-from distilrec.training.trainer import TrainingConfig
+from distilrec.training.options import TrainingConfig
+from distilrec.training.trained import train_model
 from tests.small_run import tables
 
 ROOT = Path(__file__).parent.parent

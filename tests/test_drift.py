@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import entropy
 
-from distilrec.evaluate.drift import drift, stability_index
+from distilrec.report.drift import drift, stability_index
 from tests.small_run import tables
 
 

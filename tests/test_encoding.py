@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from distilrec.data.features import fit_encoder
 from distilrec.data.schema import Feature
-from distilrec.encoding import FeatureEncoder
 from distilrec.errors import ColumnTypeError, InvalidValueError
+from distilrec.features.encoding import FeatureEncoder
 
 FEATURES = (
     Feature("colour", "categorical"),

@@ -11,11 +11,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from distilrec import load
-from distilrec.attributes import ItemAttributes, collect_attributes, pack_attributes, unpack_attributes
 from distilrec.bundle.format import erase_user, read_bundle
 from distilrec.engine.filters import Condition, Filter
 from distilrec.engine.stored import StoredRecommender
 from distilrec.errors import BundleCorruptedError, ConfigError, StoreUnavailableError, UnknownItemError
+from distilrec.features.attributes import ItemAttributes, collect_attributes, pack_attributes, unpack_attributes
 from distilrec.stores.records import ItemRecord
 from distilrec.stores.redis import RedisStore
 from distilrec.stores.sqlite import SqliteStore
@@ -446,8 +446,8 @@ def test_limits_must_be_positive(bundle, call):
 
 def test_the_teacher_goes_with_the_bundle(bundle, finished_run):
     from distilrec.data.dataset import load_dataset
-    from distilrec.models import load_model
-    from distilrec.training.model import TorchScorer
+    from distilrec.networks.sequence import TorchScorer
+    from distilrec.training.trained import load_model
 
     dataset = load_dataset(finished_run.folder / "data")
     teacher = load_model(finished_run.folder / "teacher", dataset)

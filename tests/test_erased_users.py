@@ -10,7 +10,7 @@ import msgspec
 import polars as pl
 import pytest
 
-from distilrec import load, pipeline
+from distilrec import load, runs
 from distilrec.data.dataset import load_dataset
 from distilrec.data.erased import ErasedUsers, listed, read_erased_users
 from distilrec.data.preparation import prepare_dataset
@@ -42,7 +42,7 @@ def prepared(folder, content: bytes, *, must_exist=True, pseudonym_key=None):
         erased_users_must_exist=must_exist,
         pseudonym_key=pseudonym_key,
     )
-    _, dataset = pipeline.prepare(msgspec.structs.replace(config, data=data), folder / "run")
+    _, dataset = runs.prepare(msgspec.structs.replace(config, data=data), folder / "run")
     return dataset
 
 
@@ -155,14 +155,14 @@ def test_a_user_of_whom_a_run_knows_nothing_is_an_error(finished_run, tmp_path):
     assert failed.returncode == 2
     assert "error [user_unknown]" in failed.stderr and "holds nothing about the user 'nobody'" in failed.stderr
     assert not (run / "erased-users.txt").exists()
-    opened = pipeline.open_run(run)
+    opened = runs.open_run(run)
     with pytest.raises(InvalidIdError):
-        pipeline.forget_user(opened, "u1\n")
-    assert pipeline.forget_user(opened, "nobody", missing_ok=True) == []
+        runs.forget_user(opened, "u1\n")
+    assert runs.forget_user(opened, "nobody", missing_ok=True) == []
     assert read_erased_users(run / "erased-users.txt") == ("nobody",)
     assert (run / "labels").is_dir()
-    assert pipeline.forget_user(opened, " u1 ")
-    assert pipeline.forget_user(opened, "u1") == []  # already forgotten
+    assert runs.forget_user(opened, " u1 ")
+    assert runs.forget_user(opened, "u1") == []  # already forgotten
     assert read_erased_users(run / "erased-users.txt") == ("nobody", "u1")
     bundle = run / "bundle"
     failed = command("forget", "--bundle", bundle, "--user-id", "u1", cwd=tmp_path)
@@ -177,15 +177,15 @@ def test_a_run_with_pseudonyms_forgets_by_id_and_by_pseudonym(tmp_path, monkeypa
     monkeypatch.setenv(KEY, "0123456789abcdef")
     key = b"0123456789abcdef"
     prepared(tmp_path, b"u1\n", pseudonym_key=KEY)
-    run = pipeline.open_run(tmp_path / "run")
-    assert pipeline.forget_user(run, "u5")
-    assert pipeline.forget_user(run, pseudonym("u6", key))
-    pipeline.forget_user(run, "someone", missing_ok=True)
+    run = runs.open_run(tmp_path / "run")
+    assert runs.forget_user(run, "u5")
+    assert runs.forget_user(run, pseudonym("u6", key))
+    runs.forget_user(run, "someone", missing_ok=True)
     names = tuple(pseudonym(user, key) for user in ("u5", "u6", "someone"))
     assert read_erased_users(tmp_path / "run" / "erased-users.txt") == names
     assert set(names).isdisjoint(load_dataset(tmp_path / "run" / "data").info.user_ids)
     # The list of the run names users that may be gone from the log.
-    _, dataset = pipeline.prepare(run.config, run.folder)
+    _, dataset = runs.prepare(run.config, run.folder)
     assert dataset.users == 57
 
 

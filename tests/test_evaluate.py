@@ -11,13 +11,13 @@ import pytest
 from distilrec.data.preparation import prepare_dataset
 from distilrec.data.splits import Split
 from distilrec.errors import NothingToEvaluateError
-from distilrec.evaluate import slices
-from distilrec.evaluate.baselines import ease, fitted_baselines, interaction_matrix, item_knn, popularity
-from distilrec.evaluate.comparison import ALONE, STUDENT, TEACHER, Candidate, Comparison, compare
-from distilrec.evaluate.metrics import ndcg
-from distilrec.evaluate.ranking import questions, rank
-from distilrec.evaluate.report import verdict
-from distilrec.evaluate.slices import user_slices
+from distilrec.measure import slices
+from distilrec.measure.metrics import ndcg
+from distilrec.measure.ranking import questions, rank
+from distilrec.measure.slices import user_slices
+from distilrec.report.baselines import ease, fitted_baselines, interaction_matrix, item_knn, popularity
+from distilrec.report.comparison import ALONE, STUDENT, TEACHER, Candidate, Comparison, compare
+from distilrec.report.page import verdict
 from tests.small_run import SCHEMA, dataset, tables
 
 

@@ -16,24 +16,26 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from distilrec import pipeline
+from distilrec import runs
 from distilrec.bundle.format import erase_user, read_bundle
 from distilrec.cli import main
-from distilrec.config import RunConfig
 from distilrec.data.cleaning import Cleaning
 from distilrec.data.dataset import PREPARED, load_dataset
 from distilrec.errors import DataError, DistilrecError, StorageError, TeacherError, TrainingError
+from distilrec.features.texts import unpack_texts
 from distilrec.files import RecordKind, locked, write_whole
-from distilrec.knowledge import extract
-from distilrec.knowledge.store import open_labels
-from distilrec.models import load_model
-from distilrec.seen import models_that_saw
-from distilrec.students.recurrent import RecurrentConfig
+from distilrec.labels import extract
+from distilrec.labels.store import open_labels
+from distilrec.networks.recurrent import RecurrentConfig
+from distilrec.report.comparison import Comparison
+from distilrec.runs import candidates, stages
+from distilrec.runs.config import RunConfig
+from distilrec.runs.seen import models_that_saw
 from distilrec.teachers.build import EnsembleConfig, MemberConfig, load_teacher, make_teacher
 from distilrec.teachers.external import load_user_scores, save_user_scores, user_scores
 from distilrec.teachers.linear import LinearConfig
-from distilrec.texts import unpack_texts
-from distilrec.training.trainer import TrainingConfig
+from distilrec.training.options import TrainingConfig
+from distilrec.training.trained import load_model
 from tests.killed import Killed, dying, killed
 from tests.small_run import small_config, tables, write_tables
 
@@ -80,7 +82,7 @@ def test_a_folder_is_held_by_one_process(tmp_path):
         pass
 
 
-def test_two_commands_do_not_work_on_one_run(runs, tmp_path, capsys):
+def test_two_commands_do_not_work_on_one_run(two_runs, tmp_path, capsys):
     run = shutil.copytree(runs[0] / "old", tmp_path / "run")
     with locked(run):
         for command in (["train"], ["export"], ["forget", "--user-id", "u1"]):
@@ -275,13 +277,13 @@ def tiny_config(folder: Path, dim: int, **more) -> RunConfig:
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory):
+def two_runs(tmp_path_factory):
     """The tables; `old`, a finished run; `new`, what the same commands with other settings make of it, and of nothing."""
     folder = tmp_path_factory.mktemp("runs")
     write_tables(folder)
     old, new = tiny_config(folder, 4), tiny_config(folder, 8, cleaning=Cleaning(min_user_events=5))
-    pipeline.run_all(old, folder / "old")
-    pipeline.run_all(new, folder / "whole")
+    runs.run_all(old, folder / "old")
+    runs.run_all(new, folder / "whole")
     return folder, new
 
 
@@ -296,7 +298,7 @@ def look(folder: Path) -> dict[str, object]:
             return type(problem).__name__
 
     def data():
-        made = pipeline.open_data(pipeline.open_run(folder))
+        made = runs.open_data(runs.open_run(folder))
         return made.fingerprint(), made.info.user_ids, sorted(made.attributes.numbers)
 
     def bundle(name):
@@ -311,7 +313,7 @@ def look(folder: Path) -> dict[str, object]:
         return store.manifest, len(store)
 
     return {
-        "config": seen(lambda: pipeline.open_run(folder).config),
+        "config": seen(lambda: runs.open_run(folder).config),
         "data": seen(data),
         "teacher": of_data(lambda dataset: load_model(folder / "teacher", dataset).record.identity),
         "labels": of_data(labels),
@@ -323,26 +325,26 @@ def look(folder: Path) -> dict[str, object]:
 
 
 STAGES = {
-    "train": pipeline.train_teacher,
-    "distil": pipeline.distil_student,
-    "alone": pipeline.train_alone,
-    "export": pipeline.export,
-    "evaluate": pipeline.evaluate,
+    "train": runs.train_teacher,
+    "distil": runs.distil_student,
+    "alone": runs.train_alone,
+    "export": runs.export,
+    "evaluate": runs.evaluate,
 }
 
 
 def stage(name: str, folder: Path, config: RunConfig) -> None:
     if name == "prepare":
-        pipeline.prepare(config, folder)
+        runs.prepare(config, folder)
     else:
-        run = pipeline.open_run(folder)
-        STAGES[name](run, pipeline.open_data(run))
+        run = runs.open_run(folder)
+        STAGES[name](run, runs.open_data(run))
 
 
 @pytest.mark.parametrize("name", ["prepare", *STAGES])
-def test_a_stage_that_is_killed_at_any_write_is_done_again(runs, tmp_path, monkeypatch, name):
+def test_a_stage_that_is_killed_at_any_write_is_done_again(two_runs, tmp_path, monkeypatch, name):
     """In between, everything is as before or as afterwards, or refused; then the same command gives the same result."""
-    folder, config = runs
+    folder, config = two_runs
     start = tmp_path / "start"
     shutil.copytree(folder / "old", start)
     for earlier in ["prepare", *STAGES]:
@@ -353,10 +355,10 @@ def test_a_stage_that_is_killed_at_any_write_is_done_again(runs, tmp_path, monke
         monkeypatch.setattr(extract, "_BATCH", 4)
         monkeypatch.setattr(extract, "_BATCHES_PER_SHARD", 6)
     if name == "evaluate":  # what it measures is the same each time, and takes long
-        measured = msgspec.json.decode((folder / "whole" / "comparison.json").read_bytes(), type=pipeline.Comparison)
-        monkeypatch.setattr(pipeline, "compare", lambda *arguments: measured)
+        measured = msgspec.json.decode((folder / "whole" / "comparison.json").read_bytes(), type=Comparison)
+        monkeypatch.setattr(stages, "compare", lambda *arguments: measured)
         for latency in ("engine_latency", "torch_latency"):
-            monkeypatch.setattr(pipeline, latency, lambda *arguments: None)
+            monkeypatch.setattr(candidates, latency, lambda *arguments: None)
     done = tmp_path / "done"
     shutil.copytree(start, done)
     stage(name, done, config)
@@ -400,7 +402,7 @@ def long_ids(tmp_path_factory):
         if "user_id" in table.columns:
             table = table.with_columns(user_id="the-user-" + table["user_id"] + "-of-the-log")
         table.write_csv(folder / f"{name}.csv")
-    pipeline.run_all(tiny_config(folder, 4), folder / "run")
+    runs.run_all(tiny_config(folder, 4), folder / "run")
     return folder / "run"
 
 
@@ -411,7 +413,7 @@ def test_a_user_is_forgotten_whole_wherever_it_is_killed(long_ids, tmp_path):
     done, others = tmp_path / "done", load_dataset(long_ids / "data").info.user_ids
     shutil.copytree(long_ids, done)
     assert "data/dataset.json" in holders(done, USER)
-    pipeline.forget_user(pipeline.open_run(done), USER)
+    runs.forget_user(runs.open_run(done), USER)
     assert holders(done, USER) == ["erased-users.txt"]
     after, number, at = look(done), 0, tmp_path / "at"
     while True:
@@ -420,7 +422,7 @@ def test_a_user_is_forgotten_whole_wherever_it_is_killed(long_ids, tmp_path):
             shutil.rmtree(at, ignore_errors=True)
             shutil.copytree(long_ids, at)
             with killed(at, number) as changes:
-                pipeline.forget_user(pipeline.open_run(at), USER)
+                runs.forget_user(runs.open_run(at), USER)
             loaded = load_dataset(at / "data")
             assert loaded.info.user_ids in (others, tuple(user for user in others if user != USER))
             for user in (others[0], others[-1]):  # nobody has the rows of somebody else
@@ -431,9 +433,9 @@ def test_a_user_is_forgotten_whole_wherever_it_is_killed(long_ids, tmp_path):
             noted = (at / "unfinished-erasure.json").is_file()
             assert noted or len(holders(at, USER)) > 1 or holders(at, USER) == ["erased-users.txt"]
             if again == "forget":  # the same command, or any other
-                pipeline.forget_user(pipeline.open_run(at), USER)
+                runs.forget_user(runs.open_run(at), USER)
             elif noted:
-                pipeline.open_data(pipeline.open_run(at))
+                runs.open_data(runs.open_run(at))
             else:
                 continue
             assert holders(at, USER) == ["erased-users.txt"], changes[-1]
@@ -449,7 +451,7 @@ def test_prepare_finishes_an_erasure(long_ids, tmp_path):
     shutil.copytree(long_ids, run)
     (run / "unfinished-erasure.json").write_text(f'["{USER}"]')  # killed right after it began
     shutil.copytree(run / "data", run / "data" / "parts")  # and what a killed preparation leaves
-    pipeline.prepare(pipeline.open_run(run).config, run)
+    runs.prepare(runs.open_run(run).config, run)
     assert holders(run, USER) == ["erased-users.txt"]
     assert not (run / "labels").exists() and not (run / "data" / "parts").exists()
 
@@ -475,7 +477,7 @@ def test_a_real_kill(long_ids, tmp_path):
     """SIGKILL of the command itself, at two of the places."""
     shutil.copytree(long_ids, tmp_path / "count")
     with dying(tmp_path / "count", 10_000, lambda: None) as changes:
-        pipeline.forget_user(pipeline.open_run(tmp_path / "count"), USER)
+        runs.forget_user(runs.open_run(tmp_path / "count"), USER)
     for number in (len(changes) // 2, len(changes) - 1):
         run = tmp_path / str(number)
         shutil.copytree(long_ids, run)
@@ -488,30 +490,30 @@ def test_a_real_kill(long_ids, tmp_path):
         assert holders(run, USER) == ["erased-users.txt"]
 
 
-def test_a_preparation_between_data_and_configuration_is_refused(runs, tmp_path):
-    folder, config = runs
+def test_a_preparation_between_data_and_configuration_is_refused(two_runs, tmp_path):
+    folder, config = two_runs
     run = tmp_path / "run"
     shutil.copytree(folder / "old", run)
-    pipeline.prepare(config, run)
+    runs.prepare(config, run)
     shutil.copy(folder / "old" / "config.json", run / "config.json")
     with pytest.raises(DataError, match="prepared with other choices than those in config.json\n.*distilrec prepare"):
-        pipeline.open_data(pipeline.open_run(run))
+        runs.open_data(runs.open_run(run))
 
 
-def test_a_bundle_of_another_student_is_not_evaluated(runs, tmp_path):
-    folder, _ = runs
+def test_a_bundle_of_another_student_is_not_evaluated(two_runs, tmp_path):
+    folder, _ = two_runs
     run = tmp_path / "run"
     shutil.copytree(folder / "whole", run)
     shutil.rmtree(run / "bundle")
     shutil.copytree(folder / "old" / "bundle", run / "bundle")
-    opened = pipeline.open_run(run)
+    opened = runs.open_run(run)
     with pytest.raises(DistilrecError, match="is not of the model in .*student\n.*distilrec export"):
-        pipeline.evaluate(opened, pipeline.open_data(opened))
+        runs.evaluate(opened, runs.open_data(opened))
 
 
-def test_old_run_folders_are_refused(runs, tmp_path):
+def test_old_run_folders_are_refused(two_runs, tmp_path):
     """Those of 0.1.0 have no format numbers."""
-    folder, config = runs
+    folder, config = two_runs
     run = tmp_path / "run"
     shutil.copytree(folder / "whole", run)
     dataset = load_dataset(run / "data")
@@ -522,20 +524,20 @@ def test_old_run_folders_are_refused(runs, tmp_path):
         load_dataset(run / "data")
     with pytest.raises(TrainingError, match=r"model\.json has no format number.*\n.*train the model again"):
         load_model(run / "teacher", dataset)
-    pipeline.prepare(config, run)
-    pipeline.train_teacher(pipeline.open_run(run), dataset)  # which does it
+    runs.prepare(config, run)
+    runs.train_teacher(runs.open_run(run), dataset)  # which does it
     assert look(run)["teacher"] == look(folder / "whole")["teacher"]
     assert PREPARED.made_from(run / "data")
 
 
-def test_the_version_that_run_says_is_that_of_the_bundle(runs, tmp_path):
+def test_the_version_that_run_says_is_that_of_the_bundle(two_runs, tmp_path):
     lines = []
 
-    class Said(pipeline.Silent):
+    class Said(runs.Silent):
         def say(self, line):
             lines.append(line)
 
-    pipeline.run_all(runs[1], tmp_path / "run", Said())
+    runs.run_all(runs[1], tmp_path / "run", Said())
     version = read_bundle(tmp_path / "run" / "bundle").manifest.model_version
     versions = re.findall(r"model ([0-9a-f]{16})", "\n".join(lines))
     assert versions == [version]

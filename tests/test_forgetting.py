@@ -9,10 +9,10 @@ import sys
 import msgspec
 import pytest
 
-from distilrec import load, pipeline
+from distilrec import load, runs
 from distilrec.data.dataset import load_dataset
 from distilrec.errors import DataError
-from distilrec.seen import models_that_saw, record_users
+from distilrec.runs.seen import models_that_saw, record_users
 from tests.small_run import small_config, write_tables
 
 
@@ -29,7 +29,7 @@ def run(finished_run, tmp_path):
     shutil.copytree(finished_run.folder, tmp_path / "runs" / "one")
     config = small_config(tmp_path)
     (tmp_path / "runs" / "one" / "config.json").write_bytes(msgspec.json.encode(config))
-    return pipeline.open_run(tmp_path / "runs" / "one")
+    return runs.open_run(tmp_path / "runs" / "one")
 
 
 def test_every_exported_model_has_a_record_of_its_users(run, tmp_path):
@@ -73,7 +73,7 @@ def test_a_user_is_forgotten_in_a_whole_run(run, tmp_path):
     assert again.returncode == 0 and "holds nothing" in again.stdout
 
     # The log still holds the user; this run leaves the user out from now on, and its new models have not seen the user.
-    pipeline.run_all(run.config, run.folder)
+    runs.run_all(run.config, run.folder)
     again = load_dataset(run.folder / "data")
     assert user not in again.info.user_ids
     assert again.info.cleaning_report.dropped["erased user"] == rows
@@ -86,7 +86,7 @@ def test_a_user_is_forgotten_in_a_whole_run(run, tmp_path):
 def test_some_users_are_forgotten_one_after_the_other(run):
     users = load_dataset(run.folder / "data").info.user_ids
     for user in (users[0], users[-1], users[5]):
-        assert pipeline.forget_user(run, user)
+        assert runs.forget_user(run, user)
     assert set(load_dataset(run.folder / "data").info.user_ids) == set(users) - {users[0], users[-1], users[5]}
     assert (run.folder / "erased-users.txt").read_text().split() == [users[0], users[-1], users[5]]
 

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from distilrec.data.preparation import prepare_dataset
 from distilrec.data.schema import Feature, Schema
-from distilrec.encoding import as_parts, as_vector
 from distilrec.errors import ColumnTypeError, ConfigError
-from distilrec.lists import parse_list
+from distilrec.features.encoding import as_parts, as_vector
+from distilrec.features.lists import parse_list
 
 START = 1_700_000_000
 LOG = pl.DataFrame(

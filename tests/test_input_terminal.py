@@ -13,11 +13,11 @@ import polars as pl
 import pytest
 
 from distilrec.cli import main
-from distilrec.config import read_config
 from distilrec.data.schema import Feature
 from distilrec.engine.recommender import load
 from distilrec.errors import ConfigError
-from distilrec.pipeline import run_all
+from distilrec.runs.config import read_config
+from distilrec.runs.stages import run_all
 from distilrec.teachers.linear import LinearConfig
 from tests import small_run
 

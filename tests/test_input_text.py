@@ -13,13 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distilrec.cli import main
-from distilrec.config import read_config
 from distilrec.data.dataset import load_dataset
 from distilrec.data.lines import TextFormat
 from distilrec.data.preparation import prepare_dataset
 from distilrec.data.readers import open_log, read_table
 from distilrec.data.schema import Schema
 from distilrec.errors import ColumnTypeError, ConfigError, DataError, FileMissingError, NotEnoughDataError
+from distilrec.runs.config import read_config
 
 SCHEMA = Schema(timestamp="timestamp")
 START = 1_700_000_000

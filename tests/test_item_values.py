@@ -8,16 +8,16 @@ import polars as pl
 import pytest
 
 from distilrec import load
-from distilrec.bundle.export import export_bundle
 from distilrec.data.preparation import prepare_dataset
 from distilrec.data.schema import Feature, Schema
-from distilrec.encoding import CategoricalEncoding, FeatureEncoder, as_category, as_parts
 from distilrec.engine.filters import Condition, Filter
 from distilrec.errors import ConfigError, DistilrecError
-from distilrec.models import train_model
+from distilrec.export.export import export_bundle
+from distilrec.features.encoding import CategoricalEncoding, FeatureEncoder, as_category, as_parts
+from distilrec.networks.recurrent import RecurrentConfig
 from distilrec.stores.records import ItemRecord
-from distilrec.students.recurrent import RecurrentConfig
-from distilrec.training.trainer import TrainingConfig
+from distilrec.training.options import TrainingConfig
+from distilrec.training.trained import train_model
 from tests.servers import Server
 from tests.small_run import tables
 

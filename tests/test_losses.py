@@ -20,9 +20,9 @@ from distilrec.distill.losses import (
     soft_losses_stored,
     unbiased_loss,
 )
-from distilrec.evaluate.slices import item_groups
-from distilrec.knowledge.store import StoredLabels
-from distilrec.training.trainer import Scored, ground_truth
+from distilrec.labels.store import StoredLabels
+from distilrec.measure.slices import item_groups
+from distilrec.training.scoring import Scored, ground_truth
 
 STUDENT = np.array([[1.0, 2.0, 0.5, -1.0], [0.0, 0.0, 3.0, 1.0]])
 TEACHER = np.array([[2.0, 1.0, 0.0, -2.0], [0.5, 0.0, 1.0, 4.0]])

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from distilrec.data.dataset import UNKNOWN_ITEM, Histories
 from distilrec.errors import InvalidValueError
-from distilrec.evaluate import metrics
-from distilrec.evaluate.ranking import Questions, Ranking, rank
-from distilrec.evaluate.statistics import bootstrap, paired_difference, randomisation_test
+from distilrec.measure import metrics
+from distilrec.measure.ranking import Questions, Ranking, rank
+from distilrec.measure.statistics import bootstrap, paired_difference, randomisation_test
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -314,8 +314,8 @@ def test_metrics_of_ties_are_the_means_over_random_orders(seed, levels):
 
 
 def test_early_stopping_and_the_report_see_a_model_that_knows_nothing_as_a_random_one(small):
-    from distilrec.evaluate.comparison import Candidate, compare
-    from distilrec.evaluate.ranking import questions
+    from distilrec.measure.ranking import questions
+    from distilrec.report.comparison import Candidate, compare
     from distilrec.training.validation import validation_ndcg
 
     class Constant:

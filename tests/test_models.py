@@ -10,15 +10,16 @@ import torch
 
 from distilrec.data.dataset import Histories
 from distilrec.errors import FileMissingError, TrainingError
-from distilrec.models import SAVED, build_model, finished, load_model, save_model
-from distilrec.students.mlp import MlpConfig
-from distilrec.students.recurrent import RecurrentConfig, scan
-from distilrec.students.soft_tree import SoftTreeConfig, describe_tree
-from distilrec.teachers.dnn import DnnConfig
-from distilrec.teachers.transformer import TransformerConfig
-from distilrec.training.batches import prediction_batch, training_batches, training_windows
-from distilrec.training.model import TorchScorer
-from distilrec.training.trainer import Epoch, TrainingResult
+from distilrec.networks.batches import prediction_batch, training_batches, training_windows
+from distilrec.networks.build import build_model
+from distilrec.networks.dnn import DnnConfig
+from distilrec.networks.mlp import MlpConfig
+from distilrec.networks.recurrent import RecurrentConfig, scan
+from distilrec.networks.sequence import TorchScorer
+from distilrec.networks.soft_tree import SoftTreeConfig, describe_tree
+from distilrec.networks.transformer import TransformerConfig
+from distilrec.training.options import Epoch, TrainingResult
+from distilrec.training.trained import SAVED, finished, load_model, save_model
 from tests.small_run import dataset
 
 CONFIGS = [

@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 
 from distilrec import load
-from distilrec.bundle.export import export_bundle
 from distilrec.bundle.format import erase_user, read_bundle, write_bundle
 from distilrec.data.dataset import load_dataset
 from distilrec.engine import stored as stored_module
 from distilrec.engine.order import follows, placed
 from distilrec.engine.stored import Clock, StoredRecommender
-from distilrec.models import load_model
+from distilrec.export.export import export_bundle
 from distilrec.stores.records import Since, StoredEvent, UserRecord
 from distilrec.stores.sqlite import SqliteStore
+from distilrec.training.trained import load_model
 
 HOUR, DAY = 3600.0, 86400.0
 YEAR = 365 * DAY

@@ -76,7 +76,7 @@ def test_every_quality_metric_and_loss_is_in_the_method():
     import inspect
 
     from distilrec.distill import losses
-    from distilrec.evaluate import metrics
+    from distilrec.measure import metrics
 
     text = (ROOT / "docs" / "method.md").read_text()
     for module in (metrics, losses):
@@ -90,7 +90,7 @@ def test_every_command_and_setting_is_documented():
     import msgspec
 
     from distilrec.cli import app
-    from distilrec.config import RunConfig
+    from distilrec.runs.config import RunConfig
 
     readme = (ROOT / "README.md").read_text()
     for name in app:
@@ -196,7 +196,7 @@ def test_imports_go_one_way():
 @pytest.mark.parametrize("recipe", sorted((ROOT / "examples").glob("*/recipe.toml")), ids=lambda path: path.parent.name)
 def test_recipes_are_valid_and_documented(recipe):
     """Their data are not in the project: that the configuration can be read, and that without data they say what is missing."""
-    from distilrec.config import read_config
+    from distilrec.runs.config import read_config
 
     config = read_config(recipe)
     assert (config.data.name or config.data.dataset) in (ROOT / "docs" / "domains.md").read_text()

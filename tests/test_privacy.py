@@ -13,7 +13,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from distilrec import load, pipeline
+from distilrec import load, runs
 from distilrec.data.cleaning import Cleaning
 from distilrec.data.preparation import prepare_dataset
 from distilrec.data.pseudonyms import pseudonym, pseudonyms
@@ -65,10 +65,10 @@ def test_no_file_of_a_run_knows_an_id(tmp_path, monkeypatch):
         config, data=msgspec.structs.replace(config.data, pseudonym_key="DISTILREC_PSEUDONYM_KEY")
     )
     with pytest.raises(ConfigError, match="should hold the key of the pseudonyms, and has 0 bytes") as caught:
-        pipeline.prepare(config, tmp_path / "run")
+        runs.prepare(config, tmp_path / "run")
     assert "openssl rand" in caught.value.fix
     monkeypatch.setenv("DISTILREC_PSEUDONYM_KEY", KEY)
-    pipeline.run_all(config, tmp_path / "run")
+    runs.run_all(config, tmp_path / "run")
     files = [path for path in (tmp_path / "run").rglob("*") if path.is_file()]
     assert len(files) > 10
     for path in files:

@@ -10,24 +10,25 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from opacus.accountants import PRVAccountant
 
-from distilrec import pipeline
+from distilrec import runs
 from distilrec.bundle.format import read_bundle
 from distilrec.data.dataset import load_dataset
 from distilrec.data.preparation import prepare_dataset
-from distilrec.distill import private
 from distilrec.distill.distillation import DistillationConfig, distil
-from distilrec.distill.private import noise_for, train_private
 from distilrec.errors import ConfigError, TeacherError
-from distilrec.evaluate.comparison import STUDENT
-from distilrec.evaluate.report import verdict
-from distilrec.knowledge.extract import LabelConfig, extract_labels
-from distilrec.knowledge.votes import VoteConfig, private_votes, sigma_for
-from distilrec.models import build_model, load_model, save_model, train_model
-from distilrec.privacy import PrivateTrainingConfig
-from distilrec.students.mlp import MlpConfig
-from distilrec.students.recurrent import RecurrentConfig
-from distilrec.training.batches import Windows, batch_of
-from distilrec.training.trainer import TrainingConfig
+from distilrec.labels.extract import LabelConfig, extract_labels
+from distilrec.networks.batches import Windows, batch_of
+from distilrec.networks.build import build_model
+from distilrec.networks.mlp import MlpConfig
+from distilrec.networks.recurrent import RecurrentConfig
+from distilrec.privacy.accounting import PrivateTrainingConfig
+from distilrec.privacy.accounting import dpsgd as private
+from distilrec.privacy.dpsgd import noise_for, train_private
+from distilrec.privacy.votes import VoteConfig, private_votes, sigma_for
+from distilrec.report.comparison import STUDENT
+from distilrec.report.page import verdict
+from distilrec.training.options import TrainingConfig
+from distilrec.training.trained import load_model, save_model, train_model
 from tests.small_run import SCHEMA, small_config, tables, write_tables
 
 pytestmark = [  # the accountant takes logarithms of 0 on purpose, and brackets its answer with another accountant
@@ -197,7 +198,7 @@ def test_a_run_with_privacy(tmp_path):
     config = msgspec.structs.replace(
         config, privacy=TRAINING, data=msgspec.structs.replace(config.data, derived_features=False)
     )
-    comparison = pipeline.run_all(config, tmp_path / "run")
+    comparison = runs.run_all(config, tmp_path / "run")
     bundle = read_bundle(tmp_path / "run" / "bundle")
     assert (
         bundle.manifest.privacy

@@ -9,11 +9,11 @@ import msgspec
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 
-from distilrec.evaluate.comparison import ALONE, MEMBER, STUDENT, TEACHER, Comparison
-from distilrec.evaluate.knowledge_loss import ChangedList, knowledge_loss
-from distilrec.evaluate.ranking import questions, rank
-from distilrec.evaluate.report import figures, headline, table, verdict, write_report
-from distilrec.evaluate.statistics import Difference, Interval
+from distilrec.measure.ranking import questions, rank
+from distilrec.measure.statistics import Difference, Interval
+from distilrec.report.comparison import ALONE, MEMBER, STUDENT, TEACHER, Comparison
+from distilrec.report.knowledge_loss import ChangedList, knowledge_loss
+from distilrec.report.page import figures, headline, table, verdict, write_report
 
 
 @pytest.fixture(scope="module")

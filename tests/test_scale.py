@@ -16,25 +16,25 @@ import polars as pl
 import pytest
 import torch
 
-from distilrec import pipeline
-from distilrec.config import read_config
+from distilrec import runs
 from distilrec.data.cleaning import Cleaning
 from distilrec.data.dataset import load_dataset
 from distilrec.data.preparation import prepare_dataset
 from distilrec.data.splits import Split
 from distilrec.errors import ClusterError, MissingExtraError, TeacherError, TrainingError
-from distilrec.evaluate.comparison import STUDENT, Comparison
-from distilrec.knowledge import extract
-from distilrec.knowledge.extract import LabelConfig, extract_labels
-from distilrec.knowledge.store import open_labels
-from distilrec.models import train_model
+from distilrec.labels import extract
+from distilrec.labels.extract import LabelConfig, extract_labels
+from distilrec.labels.store import open_labels
+from distilrec.networks.recurrent import RecurrentConfig
+from distilrec.networks.transformer import TransformerConfig
+from distilrec.report.comparison import STUDENT, Comparison
+from distilrec.runs.config import read_config
 from distilrec.scale.ray_workers import RayWorkers
 from distilrec.stores.opening import open_store
 from distilrec.stores.records import Since
-from distilrec.students.recurrent import RecurrentConfig
 from distilrec.teachers.external import function_teacher
-from distilrec.teachers.transformer import TransformerConfig
-from distilrec.training.trainer import TrainingConfig
+from distilrec.training.options import TrainingConfig
+from distilrec.training.trained import train_model
 from distilrec.workers import InProcess
 from tests.servers import Redis, Server, free_port, until
 from tests.small_run import SCHEMA, tables, write_tables
@@ -234,17 +234,17 @@ def test_the_command_line_uses_the_workers_of_this_machine(tmp_path):
     """`distilrec run --ray local`, as a user types it: the data and the labels are those of a run without."""
     write_tables(tmp_path)
     (tmp_path / "shop.toml").write_text(TOML)
-    here, small = pipeline.prepare(read_config(tmp_path / "shop.toml"), tmp_path / "here")
+    here, small = runs.prepare(read_config(tmp_path / "shop.toml"), tmp_path / "here")
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-m", "distilrec.cli", "run", "--config", "shop.toml", "--run", "there", "--ray", "local"],
         capture_output=True, text=True, check=False, cwd=tmp_path,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    there, same_data = pipeline.open_run(tmp_path / "there"), load_dataset(tmp_path / "there" / "data")
+    there, same_data = runs.open_run(tmp_path / "there"), load_dataset(tmp_path / "there" / "data")
     assert same_data.fingerprint() == small.fingerprint()
     # The same teacher, and its labels again.
     shutil.copytree(there.folder / "teacher", here.folder / "teacher")
-    (labels,) = pipeline.teacher_labels(here, small)
+    (labels,) = runs.teacher_labels(here, small)
     assert same(labels, open_labels(there.folder / "labels", small), small)
     comparison = msgspec.json.decode((there.folder / "comparison.json").read_bytes(), type=Comparison)
     assert comparison.row(STUDENT).quality["ndcg@10"].mean > 0

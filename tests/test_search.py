@@ -15,17 +15,17 @@ from hypothesis import strategies as st
 
 from distilrec import load
 from distilrec.bundle import format as bundle_format
-from distilrec.bundle.export import BundleConfig, choose_search, export_bundle
 from distilrec.bundle.format import read_bundle
 from distilrec.bundle.manifest import CATALOGUE, GRAPH, FileEntry, SearchInfo
 from distilrec.engine import search as engine_search
 from distilrec.engine.items import ItemTable
 from distilrec.engine.search import ExactSearch, GraphSearch, QuantisedSearch, build_graph
 from distilrec.errors import BundleCorruptedError, ConfigError, MissingExtraError
-from distilrec.models import load_model, train_model
+from distilrec.export.export import BundleConfig, choose_search, export_bundle
+from distilrec.networks.mlp import MlpConfig
 from distilrec.stores.records import ItemRecord
-from distilrec.students.mlp import MlpConfig
-from distilrec.training.trainer import TrainingConfig
+from distilrec.training.options import TrainingConfig
+from distilrec.training.trained import load_model, train_model
 
 EVERYTHING = np.zeros(0, np.uint8)
 NOTHING = np.zeros(0, np.int32)
@@ -217,7 +217,7 @@ def test_auto_goes_by_the_size_of_the_catalogue(monkeypatch):
         "graph",
     ]
     assert auto("soft_tree", 10_000_000) == "exact"
-    monkeypatch.setattr("distilrec.bundle.export.find_spec", lambda name: None)
+    monkeypatch.setattr("distilrec.export.export.find_spec", lambda name: None)
     assert auto("recurrent", 200_001) == "quantised"
 
 

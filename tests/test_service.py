@@ -161,7 +161,7 @@ def test_users(server, library):
 def test_erasure_is_proved_by_a_scan_of_all_files(finished_run, tmp_path):
     """A user of the bundle with live events and features: afterwards no file of store or bundle holds the id."""
     from distilrec.bundle.format import read_bundle, write_bundle
-    from distilrec.texts import pack_texts, unpack_texts
+    from distilrec.features.texts import pack_texts, unpack_texts
 
     read = read_bundle(finished_run.bundle)
     secret = "Tricia.McMillan@example.org"

@@ -7,17 +7,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distilrec.config import RunConfig, read_config
 from distilrec.data.splits import Split
 from distilrec.distill.distillation import DistillationConfig
 from distilrec.errors import ConfigError, FileMissingError
-from distilrec.privacy import PrivateTrainingConfig
+from distilrec.networks.dnn import DnnConfig
+from distilrec.networks.recurrent import RecurrentConfig
+from distilrec.networks.soft_tree import SoftTreeConfig
+from distilrec.networks.transformer import TransformerConfig
+from distilrec.privacy.accounting import PrivateTrainingConfig
+from distilrec.runs.config import RunConfig, read_config
 from distilrec.serve.config import ServiceConfig
-from distilrec.students.recurrent import RecurrentConfig
-from distilrec.students.soft_tree import SoftTreeConfig
-from distilrec.teachers.dnn import DnnConfig
-from distilrec.teachers.transformer import TransformerConfig
-from distilrec.training.trainer import TrainingConfig
+from distilrec.training.options import TrainingConfig
 
 MEMBER = '[teacher]\nkind = "ensemble"\n[[teacher.members]]\nmodel = '
 

@@ -14,32 +14,33 @@ import polars as pl
 import pytest
 import torch
 
-from distilrec import pipeline
-from distilrec.config import read_config
+from distilrec import runs
 from distilrec.data.dataset import Histories
 from distilrec.data.preparation import prepare_dataset
 from distilrec.data.schema import Schema
 from distilrec.distill import losses
 from distilrec.distill.distillation import DistillationConfig, distil, distillation_loss
 from distilrec.errors import ColumnMissingError, ConfigError, LabelStoreError, TeacherError, TrainingError
-from distilrec.evaluate.metrics import ndcg
-from distilrec.evaluate.ranking import questions, rank
-from distilrec.knowledge import extract
-from distilrec.knowledge.extract import LabelConfig, extract_labels
-from distilrec.knowledge.store import open_labels
-from distilrec.models import train_model
-from distilrec.students.mlp import MlpConfig
-from distilrec.students.recurrent import RecurrentConfig
-from distilrec.students.soft_tree import SoftTreeConfig
+from distilrec.labels import extract
+from distilrec.labels.extract import LabelConfig, extract_labels
+from distilrec.labels.store import open_labels
+from distilrec.measure.metrics import ndcg
+from distilrec.measure.ranking import questions, rank
+from distilrec.networks.batches import training_batches, training_windows
+from distilrec.networks.mlp import MlpConfig
+from distilrec.networks.recurrent import RecurrentConfig
+from distilrec.networks.sequence import TorchScorer
+from distilrec.networks.soft_tree import SoftTreeConfig
+from distilrec.networks.transformer import TransformerConfig
+from distilrec.runs.config import read_config
 from distilrec.teachers.build import EnsembleConfig, MemberConfig, load_teacher, make_teacher
 from distilrec.teachers.ensemble import EnsembleTeacher, calibrated_ensemble
 from distilrec.teachers.external import FunctionConfig, ScoresConfig, function_teacher, read_scores, user_scores
 from distilrec.teachers.linear import LinearConfig, fit_linear, load_linear, save_linear
 from distilrec.teachers.teacher import ModelTeacher
-from distilrec.teachers.transformer import TransformerConfig
-from distilrec.training.batches import training_batches, training_windows
-from distilrec.training.model import TorchScorer
-from distilrec.training.trainer import Scored, TrainingConfig
+from distilrec.training.options import TrainingConfig
+from distilrec.training.scoring import Scored
+from distilrec.training.trained import train_model
 from distilrec.training.validation import validation_ndcg
 from tests.small_run import dataset, small_config, tables, write_tables
 
@@ -432,7 +433,7 @@ epochs = 1
 """
     )
     monkeypatch.syspath_prepend(str(tmp_path))
-    comparison = pipeline.run_all(read_config(tmp_path / "run.toml"), tmp_path / "run")
+    comparison = runs.run_all(read_config(tmp_path / "run.toml"), tmp_path / "run")
     names = [row.name for row in comparison.rows]
     assert names[:3] == ["teacher", "member 1: scores", "member 2: function"]
     assert [cost.stage for cost in comparison.costs] == ["prepare", "teacher", "labels", "student", "alone"]
@@ -559,11 +560,11 @@ def test_a_curriculum_of_several_teachers(tmp_path):
         teacher=EnsembleConfig((MemberConfig(config.teacher), MemberConfig(LinearConfig()))),
         distillation=DistillationConfig(curriculum=True),
     )
-    run, small = pipeline.prepare(config, tmp_path / "run")
-    pipeline.train_teacher(run, small)
-    stores = pipeline.teacher_labels(run, small)
+    run, small = runs.prepare(config, tmp_path / "run")
+    runs.train_teacher(run, small)
+    stores = runs.teacher_labels(run, small)
     assert len({store.manifest.teacher for store in stores}) == 2
-    trained = pipeline.distil_student(run, small)
+    trained = runs.distil_student(run, small)
     assert np.isfinite(trained.best_ndcg)
 
 
@@ -620,7 +621,7 @@ def test_a_student_learns_about_items_that_nobody_had(small, tmp_path, monkeypat
 
 def test_labels_do_not_depend_on_how_many_are_asked_for_at_once(small, tmp_path, monkeypatch):
     whole = extract_labels(network(small), small, tmp_path / "whole", LabelConfig(top_k=8, samples=8), seed=0)
-    monkeypatch.setattr("distilrec.knowledge.extract._LOGITS", 7 * small.info.warm_items)
+    monkeypatch.setattr("distilrec.labels.extract._LOGITS", 7 * small.info.warm_items)
     parts = extract_labels(network(small), small, tmp_path / "parts", LabelConfig(top_k=8, samples=8), seed=0)
     rows = torch.from_numpy(small.training_rows())
     for name in ("top_items", "top_logits", "rest_log_sum", "sample_items", "sample_logits"):

@@ -12,29 +12,21 @@ import torch
 from distilrec.distill.distillation import DistillationConfig, distil, distillation_loss
 from distilrec.distill.losses import hard_loss, soft_losses_stored
 from distilrec.errors import ConfigError, LabelStoreError, TrainingError
-from distilrec.knowledge.extract import LabelConfig, extract_labels
-from distilrec.knowledge.store import open_labels
-from distilrec.models import build_model, finished, train_model
-from distilrec.students.mlp import MlpConfig
-from distilrec.students.recurrent import RecurrentConfig
-from distilrec.students.soft_tree import SoftTreeConfig
-from distilrec.teachers.dnn import DnnConfig
-from distilrec.training.batches import training_batches, training_windows
+from distilrec.labels.extract import LabelConfig, extract_labels
+from distilrec.labels.store import open_labels
+from distilrec.networks.batches import training_batches, training_windows
+from distilrec.networks.build import build_model
+from distilrec.networks.dnn import DnnConfig
+from distilrec.networks.mlp import MlpConfig
+from distilrec.networks.recurrent import RecurrentConfig
+from distilrec.networks.sequence import TorchScorer
+from distilrec.networks.soft_tree import SoftTreeConfig
+from distilrec.training.checkpoints import _CHECKPOINT
 from distilrec.training.memory import peak_memory, reset_peak_memory, reuse_freed_memory
-from distilrec.training.model import TorchScorer
-from distilrec.training.trainer import (
-    _CHECKPOINT,
-    MASKED_LOGIT,
-    Epoch,
-    Sampled,
-    Scored,
-    TrainingConfig,
-    TrainingResult,
-    _score,
-    ground_truth,
-    seen_items,
-    train,
-)
+from distilrec.training.options import Epoch, TrainingConfig, TrainingResult
+from distilrec.training.scoring import MASKED_LOGIT, Sampled, Scored, ground_truth, seen_items
+from distilrec.training.trained import finished, train_model
+from distilrec.training.trainer import _score, train
 from distilrec.training.validation import validation_ndcg
 from tests.small_run import dataset
 

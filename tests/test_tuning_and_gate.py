@@ -8,16 +8,17 @@ import tomllib
 import msgspec
 import pytest
 
-from distilrec import pipeline
+from distilrec import runs
 from distilrec.cli import main
 from distilrec.data.dataset import load_dataset
 from distilrec.distill.distillation import DistillationConfig
 from distilrec.errors import ConfigError, FileMissingError
-from distilrec.evaluate.gate import read_thresholds
-from distilrec.models import StudentConfig
-from distilrec.students.mlp import MlpConfig
-from distilrec.students.soft_tree import SoftTreeConfig
-from distilrec.training.trainer import TrainingConfig
+from distilrec.networks.build import StudentConfig
+from distilrec.networks.mlp import MlpConfig
+from distilrec.networks.soft_tree import SoftTreeConfig
+from distilrec.report.gate import read_thresholds
+from distilrec.training.options import TrainingConfig
+from distilrec.training.trained import load_model
 
 
 @pytest.fixture
@@ -59,12 +60,12 @@ def test_one_missed_threshold_is_exit_code_1(text, copied, tmp_path, capsys):
 def test_the_gate_measures_the_bundle_itself(copied, tmp_path):
     """Not what an earlier evaluation said: a worse bundle in its place does not pass."""
     dataset = load_dataset(copied / "data")
-    run = pipeline.open_run(copied)
+    run = runs.open_run(copied)
     gate = read_thresholds(write(tmp_path / "gate.toml", "[quality]\nauc = 0.0\n[size]\nparameters = 1e9"))
-    before = pipeline.gate(run, dataset, gate)
+    before = runs.gate(run, dataset, gate)
     shutil.rmtree(copied / "bundle")
     shutil.copytree(copied / "bundle-alone", copied / "bundle")
-    after = pipeline.gate(run, dataset, gate)
+    after = runs.gate(run, dataset, gate)
     assert after[0].measured != before[0].measured
 
 
@@ -81,7 +82,7 @@ def test_the_gate_measures_the_bundle_itself(copied, tmp_path):
 def test_thresholds_that_make_no_sense(text, message, copied, tmp_path):
     path = write(tmp_path / "gate.toml", text)
     with pytest.raises(ConfigError, match=message):
-        pipeline.gate(pipeline.open_run(copied), load_dataset(copied / "data"), read_thresholds(path))
+        runs.gate(runs.open_run(copied), load_dataset(copied / "data"), read_thresholds(path))
     with pytest.raises(FileMissingError):
         read_thresholds(tmp_path / "nothing.toml")
 
@@ -90,7 +91,7 @@ def test_a_search_is_kept_and_goes_on(copied, capsys):
     main(["tune", "--run", str(copied), "--trials", "2"])
     first = tomllib.loads(capsys.readouterr().out)
     assert set(first) == {"student", "student_training", "distillation"}
-    again = pipeline.tune_student(pipeline.open_run(copied), load_dataset(copied / "data"), trials=1, minutes=5)
+    again = runs.tune_student(runs.open_run(copied), load_dataset(copied / "data"), trials=1, minutes=5)
     assert 1 <= again.trial <= 3
     written = tomllib.loads((copied / "tuned.toml").read_text())
     assert msgspec.convert(written["student"], StudentConfig) == again.student
@@ -99,30 +100,30 @@ def test_a_search_is_kept_and_goes_on(copied, capsys):
 
 
 def test_the_first_trial_is_the_given_configuration(copied):
-    run, dataset = pipeline.open_run(copied), load_dataset(copied / "data")
-    chosen = pipeline.tune_student(run, dataset, trials=1, minutes=5)
+    run, dataset = runs.open_run(copied), load_dataset(copied / "data")
+    chosen = runs.tune_student(run, dataset, trials=1, minutes=5)
     assert chosen.trial == 1
     assert chosen.student == run.config.student
     assert chosen.training == run.config.student_training
     assert chosen.distillation == run.config.distillation
     # It is the same training as that of the run: the same validation figure comes out.
-    assert chosen.validation_ndcg == pipeline.load_model(copied / "student", dataset).best_ndcg
+    assert chosen.validation_ndcg == load_model(copied / "student", dataset).best_ndcg
 
 
 @pytest.mark.parametrize(
     "student", [MlpConfig(dim=8, max_history=16), SoftTreeConfig(depth=2, inputs=5, max_history=16)]
 )
 def test_every_kind_of_student_can_be_tuned(student, copied):
-    run = pipeline.open_run(copied)
+    run = runs.open_run(copied)
     config = msgspec.structs.replace(
         run.config, student=student, student_training=TrainingConfig(epochs=1, batch_size=16)
     )
     (copied / "config.json").write_bytes(msgspec.json.encode(config))
-    chosen = pipeline.tune_student(pipeline.open_run(copied), load_dataset(copied / "data"), trials=2, minutes=5)
+    chosen = runs.tune_student(runs.open_run(copied), load_dataset(copied / "data"), trials=2, minutes=5)
     assert type(chosen.student) is type(student)
     assert 0 < chosen.validation_ndcg < 1
 
 
 def test_a_search_needs_a_budget(copied):
     with pytest.raises(ConfigError, match="is none"):
-        pipeline.tune_student(pipeline.open_run(copied), load_dataset(copied / "data"), trials=0, minutes=5)
+        runs.tune_student(runs.open_run(copied), load_dataset(copied / "data"), trials=0, minutes=5)

@@ -12,7 +12,7 @@ import polars as pl
 from shop import distil_from
 
 from distilrec.data.dataset import Dataset
-from distilrec.evaluate.baselines import ease
+from distilrec.report.baselines import ease
 from distilrec.teachers.external import ScoresConfig, read_scores
 from distilrec.teachers.teacher import Teacher
 

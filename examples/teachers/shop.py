@@ -9,13 +9,13 @@ from pathlib import Path
 import polars as pl
 
 import distilrec
-from distilrec.config import DataConfig, RunConfig
 from distilrec.data.dataset import Dataset
 from distilrec.data.fetch import DATASETS, fetch
-from distilrec.evaluate.report import table
-from distilrec.pipeline import run_all
+from distilrec.report.page import table
+from distilrec.runs.config import DataConfig, RunConfig
+from distilrec.runs.stages import run_all
 from distilrec.teachers.teacher import Teacher
-from distilrec.training.trainer import TrainingConfig
+from distilrec.training.options import TrainingConfig
 
 
 def distil_from(name: str, teacher: Callable[[Dataset], Teacher]) -> None:

@@ -14,28 +14,28 @@ from distilrec.engine.recommender import Event, Recommendation, Recommender, loa
 from distilrec.errors import DistilrecError, missing_extra
 
 if TYPE_CHECKING:
-    from distilrec.config import RunConfig, read_config
     from distilrec.data.dataset import load_dataset
     from distilrec.data.preparation import prepare_dataset
     from distilrec.data.schema import Feature, Schema
     from distilrec.distill.distillation import distil
-    from distilrec.evaluate.comparison import compare
-    from distilrec.knowledge.extract import extract_labels
-    from distilrec.models import train_model
-    from distilrec.pipeline import run_all
+    from distilrec.labels.extract import extract_labels
+    from distilrec.report.comparison import compare
+    from distilrec.runs.config import RunConfig, read_config
+    from distilrec.runs.stages import run_all
+    from distilrec.training.trained import train_model
 
 _LAZY = {
     "Feature": "distilrec.data.schema",
-    "RunConfig": "distilrec.config",
+    "RunConfig": "distilrec.runs.config",
     "Schema": "distilrec.data.schema",
-    "compare": "distilrec.evaluate.comparison",
+    "compare": "distilrec.report.comparison",
     "distil": "distilrec.distill.distillation",
-    "extract_labels": "distilrec.knowledge.extract",
+    "extract_labels": "distilrec.labels.extract",
     "load_dataset": "distilrec.data.dataset",
     "prepare_dataset": "distilrec.data.preparation",
-    "read_config": "distilrec.config",
-    "run_all": "distilrec.pipeline",
-    "train_model": "distilrec.models",
+    "read_config": "distilrec.runs.config",
+    "run_all": "distilrec.runs",
+    "train_model": "distilrec.training.trained",
 }
 
 __all__ = [

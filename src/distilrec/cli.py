@@ -1,4 +1,4 @@
-"""The command line: thin, every stage is one function of `pipeline`."""
+"""The command line: thin, every stage is one function of `distilrec.runs`."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ from distilrec.ids import as_id
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
-    from distilrec.config import RunConfig
     from distilrec.data.dataset import Dataset as PreparedDataset
-    from distilrec.evaluate.comparison import Comparison
-    from distilrec.pipeline import Run
+    from distilrec.report.comparison import Comparison
+    from distilrec.runs.config import RunConfig
+    from distilrec.runs.folder import Run
     from distilrec.workers import Workers
 
 _DEFAULT_RUN = Path("runs/ml-100k")
@@ -109,19 +109,19 @@ def prepare(
     ray: Ray = None,
 ) -> None:
     """Read, clean, split and encode the data; begins a run folder."""
-    from distilrec import pipeline
+    from distilrec import runs
 
     with _begun(dataset, config, run, seed, ray) as (chosen, folder, progress, workers):
-        pipeline.prepare(chosen, folder, progress, workers)
+        runs.prepare(chosen, folder, progress, workers)
 
 
 @app.command
 def train(*, run: RunFolder = _DEFAULT_RUN, ray: Ray = None) -> None:
     """Train the teacher of a prepared run."""
-    from distilrec import pipeline
+    from distilrec import runs
 
     with _opened(run, ray) as (opened, data):
-        pipeline.train_teacher(opened, data)
+        runs.train_teacher(opened, data)
 
 
 @app.command
@@ -134,30 +134,30 @@ def distill(
     ray: Ray = None,
 ) -> None:
     """Extract the teacher's labels and train the student on them."""
-    from distilrec import pipeline
+    from distilrec import runs
 
     with _opened(run, ray) as (opened, data):
-        pipeline.distil_student(opened, data)
+        runs.distil_student(opened, data)
         if not without_comparison:
-            pipeline.train_alone(opened, data)
+            runs.train_alone(opened, data)
 
 
 @app.command
 def export(*, run: RunFolder = _DEFAULT_RUN) -> None:
     """Write the bundle of the student."""
-    from distilrec import pipeline
+    from distilrec import runs
 
     with _opened(run) as (opened, data):
-        pipeline.export(opened, data)
+        runs.export(opened, data)
 
 
 @app.command
 def evaluate(*, run: RunFolder = _DEFAULT_RUN) -> None:
     """Compare teacher, student and baselines on the test part; write report.html."""
-    from distilrec import pipeline
+    from distilrec import runs
 
     with _opened(run) as (opened, data):
-        comparison = pipeline.evaluate(opened, data)
+        comparison = runs.evaluate(opened, data)
     _show(comparison)
 
 
@@ -168,12 +168,12 @@ def gate(
     thresholds: Annotated[Path, Parameter(help="TOML file of thresholds.")] = Path("gate.toml"),
 ) -> None:
     """Measure the exported bundle against thresholds; exit code 1 where one is missed."""
-    from distilrec import pipeline
-    from distilrec.evaluate.gate import read_thresholds
+    from distilrec import runs
+    from distilrec.report.gate import read_thresholds
 
     wanted = read_thresholds(thresholds)
     with _opened(run) as (opened, data):
-        checks = pipeline.gate(opened, data, wanted)
+        checks = runs.gate(opened, data, wanted)
     for each in checks:
         print(each)  # noqa: T201
     if not all(each.passed for each in checks):
@@ -189,10 +189,10 @@ def drift(
     unknown: Annotated[float, Parameter(help="Limit of the share of events with unknown users, items or types.")] = 0.2,
 ) -> None:
     """Compare events of today with the log that the student was trained on; exit code 1 where something has moved."""
-    from distilrec import pipeline
+    from distilrec import runs
 
     with _opened(run) as (opened, data):
-        found = pipeline.check_drift(opened, data, log, stability=stability, unknown=unknown)
+        found = runs.check_drift(opened, data, log, stability=stability, unknown=unknown)
     for each in found:
         print(each)  # noqa: T201
     if not all(each.passed for each in found):
@@ -207,10 +207,10 @@ def tune(
     minutes: Annotated[float, Parameter(help="No new one is begun after so many minutes.")] = 60.0,
 ) -> None:
     """Search for the student's hyper-parameters on the teacher's labels and validation data; writes tuned.toml."""
-    from distilrec import pipeline
+    from distilrec import runs
 
     with _opened(run) as (opened, data):
-        chosen = pipeline.tune_student(opened, data, trials=trials, minutes=minutes)
+        chosen = runs.tune_student(opened, data, trials=trials, minutes=minutes)
     print(chosen.toml(), end="")  # noqa: T201
 
 
@@ -224,10 +224,10 @@ def run_command(
     ray: Ray = None,
 ) -> None:
     """The whole line: prepare, train, distill, export, evaluate. Run again after an interruption: it resumes."""
-    from distilrec import pipeline
+    from distilrec import runs
 
     with _begun(dataset, config, run, seed, ray) as (chosen, folder, progress, workers):
-        comparison = pipeline.run_all(chosen, folder, progress, workers=workers)
+        comparison = runs.run_all(chosen, folder, progress, workers=workers)
     _show(comparison)
 
 
@@ -445,10 +445,10 @@ def forget(
     Exit code 2 where nothing is known about the user, unless --missing-ok is given.
     """
     if run is not None:
-        from distilrec import pipeline
+        from distilrec import runs
 
         with _progress() as progress, _held(run):
-            done = pipeline.forget_user(pipeline.open_run(run, progress), user_id, missing_ok=missing_ok)
+            done = runs.forget_user(runs.open_run(run, progress), user_id, missing_ok=missing_ok)
         print("\n".join(done) or "this run holds nothing about that user")  # noqa: T201
         return
     from distilrec.bundle.format import erase_user
@@ -480,7 +480,7 @@ def seen(
     """List the exported models that were trained on a user's rows, the oldest first."""
     from datetime import UTC, datetime
 
-    from distilrec.seen import models_that_saw
+    from distilrec.runs.seen import models_that_saw
 
     found = models_that_saw(runs, as_id(user_id, "user_id"))
     for one in found:
@@ -549,7 +549,7 @@ def _fail(error: DistilrecError) -> None:
 def _config(dataset: str | None, path: Path | None, seed: int | None) -> RunConfig:
     import msgspec
 
-    from distilrec.config import DataConfig, RunConfig, read_config
+    from distilrec.runs.config import DataConfig, RunConfig, read_config
 
     if (dataset is None) == (path is None):
         raise ConfigError(
@@ -579,11 +579,11 @@ def _begun(
 
 @contextmanager
 def _opened(folder: Path, ray: str | None = None) -> Iterator[tuple[Run, PreparedDataset]]:
-    from distilrec import pipeline
+    from distilrec import runs
 
     with _progress() as progress, _held(folder):
-        run = pipeline.open_run(folder, progress, _workers(ray, folder))
-        yield run, pipeline.open_data(run)
+        run = runs.open_run(folder, progress, _workers(ray, folder))
+        yield run, runs.open_data(run)
 
 
 @contextmanager
@@ -654,7 +654,7 @@ def _show(comparison: Comparison) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from distilrec.evaluate.report import table, verdict
+    from distilrec.report.page import table, verdict
 
     header, *rows = table(comparison)
     shown = Table(title=f"{comparison.dataset}, {comparison.split}, test part, {comparison.users:,} users")

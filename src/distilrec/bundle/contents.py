@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from distilrec.attributes import unpack_attributes
 from distilrec.bundle.manifest import Golden, Manifest
-from distilrec.encoding import FeatureEncoder, NumericEncoding
-from distilrec.texts import unpack_texts
+from distilrec.features.attributes import unpack_attributes
+from distilrec.features.encoding import FeatureEncoder, NumericEncoding
+from distilrec.features.texts import unpack_texts
 
 Arrays = Mapping[str, NDArray[Any]]
 

@@ -30,8 +30,8 @@ from safetensors.numpy import save
 from distilrec.bundle.contents import check_catalogue, check_history, check_manifest, check_weights
 from distilrec.bundle.manifest import CATALOGUE, FORMAT_VERSION, GRAPH, HISTORY, WEIGHTS, FileEntry, Manifest
 from distilrec.errors import BundleCorruptedError, BundleMissingError, BundleVersionError, StorageError
+from distilrec.features.texts import pack_texts, unpack_texts
 from distilrec.files import hash_of, locked, remove, write_json, write_whole
-from distilrec.texts import pack_texts, unpack_texts
 
 MAPPED_FROM = 32 * 2**20  # bytes
 Arrays = dict[str, NDArray[Any]]

@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from distilrec.encoding import FeatureEncoder
-from distilrec.privacy import PrivacyRecord
+from distilrec.bundle.privacy import PrivacyRecord
+from distilrec.features.encoding import FeatureEncoder
 
 FORMAT_VERSION = 4
 WEIGHTS, CATALOGUE, HISTORY = "weights.safetensors", "catalogue.safetensors", "history.safetensors"

@@ -16,12 +16,12 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from distilrec.attributes import ItemAttributes, pack_attributes, unpack_attributes
 from distilrec.data.cleaning import CleaningReport
 from distilrec.data.schema import Feature, Schema
 from distilrec.data.splits import Split
-from distilrec.encoding import FeatureEncoder, FeatureMatrix
 from distilrec.errors import DataError
+from distilrec.features.attributes import ItemAttributes, pack_attributes, unpack_attributes
+from distilrec.features.encoding import FeatureEncoder, FeatureMatrix
 from distilrec.files import RecordKind
 
 FORMAT_VERSION = 1

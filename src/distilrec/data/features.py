@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from distilrec.data.columns import PROBLEMS, as_ids, as_numbers, row_number
 from distilrec.data.schema import Feature, need_column
-from distilrec.encoding import (
+from distilrec.errors import ColumnTypeError, ConfigError, InvalidValueError
+from distilrec.features.encoding import (
     CategoricalEncoding,
     Encoding,
     FeatureEncoder,
@@ -22,8 +23,7 @@ from distilrec.encoding import (
     as_parts,
     as_vector,
 )
-from distilrec.errors import ColumnTypeError, ConfigError, InvalidValueError
-from distilrec.lists import parse_list
+from distilrec.features.lists import parse_list
 
 _QUANTILES = 33
 _TEXT_BUCKETS = 256

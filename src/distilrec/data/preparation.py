@@ -17,7 +17,6 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from distilrec.attributes import collect_attributes
 from distilrec.data.checks import DataCheck, check_table
 from distilrec.data.cleaning import ROWS_PER_PART, Cleaning, CleanLog, clean_log
 from distilrec.data.dataset import UNKNOWN_ITEM, Dataset, DatasetInfo
@@ -30,6 +29,7 @@ from distilrec.data.readers import open_log
 from distilrec.data.schema import Feature, Schema
 from distilrec.data.splits import Split, split_moments, split_rows
 from distilrec.errors import ConfigError, NotEnoughDataError
+from distilrec.features.attributes import collect_attributes
 from distilrec.workers import InProcess, Workers
 
 

@@ -17,13 +17,16 @@ from torch.nn import functional
 from distilrec.data.dataset import Dataset
 from distilrec.distill import losses
 from distilrec.errors import ConfigError
-from distilrec.evaluate.slices import item_groups
-from distilrec.knowledge.store import LabelStore, StoredLabels
-from distilrec.models import OnEpoch, StudentConfig, TrainedModel, build_model, finished, training_task
+from distilrec.labels.store import LabelStore, StoredLabels
+from distilrec.measure.slices import item_groups
+from distilrec.networks.build import StudentConfig, build_model
+from distilrec.networks.sequence import SequenceModel
+from distilrec.networks.soft_tree import SoftTreeConfig
 from distilrec.settings import Count, NotNegative, Positive, Settings, Share
-from distilrec.students.soft_tree import SoftTreeConfig
-from distilrec.training.model import SequenceModel
-from distilrec.training.trainer import Loss, Scored, TrainingConfig, ground_truth, train
+from distilrec.training.options import TrainingConfig
+from distilrec.training.scoring import Loss, Scored, ground_truth
+from distilrec.training.trained import OnEpoch, TrainedModel, finished, training_task
+from distilrec.training.trainer import train
 
 
 class DistillationConfig(Settings, frozen=True):

@@ -12,7 +12,7 @@ import math
 import torch
 from torch.nn import functional
 
-from distilrec.knowledge.store import StoredLabels
+from distilrec.labels.store import StoredLabels
 
 MASKED_BELOW = -1e8  # a student logit below this belongs to an item that is left out
 _MASKED_TEACHER = -5e4  # masked items keep about the lowest float16 in the store

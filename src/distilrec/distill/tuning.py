@@ -14,12 +14,12 @@ import msgspec
 from distilrec.data.dataset import Dataset
 from distilrec.distill.distillation import DistillationConfig, distil
 from distilrec.errors import ConfigError, TrainingError
-from distilrec.knowledge.store import LabelStore
-from distilrec.models import StudentConfig
-from distilrec.students.mlp import MlpConfig
-from distilrec.students.recurrent import RecurrentConfig
-from distilrec.students.soft_tree import SoftTreeConfig
-from distilrec.training.trainer import Epoch, TrainingConfig
+from distilrec.labels.store import LabelStore
+from distilrec.networks.build import StudentConfig
+from distilrec.networks.mlp import MlpConfig
+from distilrec.networks.recurrent import RecurrentConfig
+from distilrec.networks.soft_tree import SoftTreeConfig
+from distilrec.training.options import Epoch, TrainingConfig
 
 if TYPE_CHECKING:
     import optuna

@@ -7,10 +7,10 @@ from collections.abc import Iterable, Mapping
 import msgspec
 import numpy as np
 
-from distilrec.attributes import ItemAttributes
-from distilrec.encoding import as_category
 from distilrec.engine.items import Mask
 from distilrec.errors import ConfigError
+from distilrec.features.attributes import ItemAttributes
+from distilrec.features.encoding import as_category
 from distilrec.ids import Id, as_id, listed_ids
 
 _CACHED_BYTES = 32 * 2**20

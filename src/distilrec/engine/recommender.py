@@ -26,20 +26,20 @@ from typing import Any, NamedTuple
 import msgspec
 import numpy as np
 
-from distilrec.attributes import Value, check_size, unpack_attributes
 from distilrec.bundle.format import Bundle, read_bundle
 from distilrec.bundle.manifest import WEIGHTS, Manifest, SearchKind
-from distilrec.encoding import CategoricalEncoding, FeatureEncoder, MultiEncoding, as_category, as_parts
 from distilrec.engine import kernels
 from distilrec.engine.filters import Filter, Filters
 from distilrec.engine.items import Floats, Places
 from distilrec.engine.order import Placed, follows, history_until, placed
-from distilrec.engine.runtime import make_runtime
+from distilrec.engine.runtimes.kinds import make_runtime
 from distilrec.engine.users import User, Users
 from distilrec.errors import BundleCorruptedError, ConfigError, DistilrecError, InvalidIdError, UnknownItemError
+from distilrec.features.attributes import Value, check_size, unpack_attributes
+from distilrec.features.encoding import CategoricalEncoding, FeatureEncoder, MultiEncoding, as_category, as_parts
+from distilrec.features.texts import unpack_texts
 from distilrec.ids import Id, as_id, listed_ids
 from distilrec.stores.records import ItemRecord, Since, StoredEvent, UserRecord, merged
-from distilrec.texts import unpack_texts
 
 _GOLDEN_TOLERANCE = 1e-4
 _NO_ITEMS = np.zeros(0, np.int32)

@@ -11,7 +11,7 @@ from typing import NamedTuple, Protocol
 
 import msgspec
 
-from distilrec.attributes import Value
+from distilrec.features.attributes import Value
 
 
 class StoredEvent(msgspec.Struct, frozen=True, gc=False):

@@ -11,10 +11,10 @@ import msgspec
 from distilrec.data.dataset import Dataset
 from distilrec.errors import ConfigError, TrainingError
 from distilrec.files import RecordKind, key_of
-from distilrec.models import SAVED, load_model, save_model, train_model
+from distilrec.networks.dnn import DnnConfig
+from distilrec.networks.recurrent import RecurrentConfig
+from distilrec.networks.transformer import TransformerConfig
 from distilrec.settings import Seed, Settings
-from distilrec.students.recurrent import RecurrentConfig
-from distilrec.teachers.dnn import DnnConfig
 from distilrec.teachers.ensemble import EnsembleTeacher, calibrated_ensemble
 from distilrec.teachers.external import (
     FunctionConfig,
@@ -26,8 +26,9 @@ from distilrec.teachers.external import (
 )
 from distilrec.teachers.linear import SAVED_LINEAR, LinearConfig, fit_linear, load_linear, save_linear
 from distilrec.teachers.teacher import ModelTeacher, Teacher
-from distilrec.teachers.transformer import TransformerConfig
-from distilrec.training.trainer import Epoch, TrainingConfig, drop_checkpoint
+from distilrec.training.checkpoints import drop_checkpoint
+from distilrec.training.options import Epoch, TrainingConfig
+from distilrec.training.trained import SAVED, load_model, save_model, train_model
 from distilrec.workers import InProcess, Workers
 
 SingleConfig = TransformerConfig | DnnConfig | RecurrentConfig | LinearConfig | ScoresConfig | FunctionConfig

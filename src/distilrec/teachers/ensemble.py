@@ -16,10 +16,10 @@ import torch
 from numpy.typing import NDArray
 
 from distilrec.data.dataset import UNKNOWN_ITEM, Dataset, Histories
-from distilrec.evaluate.ranking import questions
+from distilrec.measure.ranking import questions
+from distilrec.networks.batches import Batch
 from distilrec.teachers.teacher import Answer, Cost, Teacher
-from distilrec.training.batches import Batch
-from distilrec.training.trainer import MASKED_LOGIT
+from distilrec.training.scoring import MASKED_LOGIT
 
 _MOST_QUESTIONS = 4_000
 _MOST_LOGITS = 2**28  # of all members and questions together: 1 GiB

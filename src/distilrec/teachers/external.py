@@ -20,9 +20,9 @@ from distilrec.data.dataset import Dataset, Histories
 from distilrec.data.readers import read_table
 from distilrec.errors import ColumnMissingError, ConfigError, TeacherError
 from distilrec.files import RecordKind
+from distilrec.networks.batches import Batch
 from distilrec.settings import Count, Settings
 from distilrec.teachers.teacher import Answer, Cost
-from distilrec.training.batches import Batch
 
 ScoreFunction = Callable[[Histories], NDArray[np.float32]]
 _FLOOR_GAP = 2.0  # an item that is not in a user's list stands so far below the last one that is

@@ -23,9 +23,9 @@ from numpy.typing import NDArray
 from distilrec.data.dataset import UNKNOWN_ITEM, Dataset, Histories
 from distilrec.errors import ConfigError, TrainingError
 from distilrec.files import RecordKind
+from distilrec.networks.batches import Batch
 from distilrec.settings import Count, Positive, Settings
 from distilrec.teachers.teacher import Answer, Cost
-from distilrec.training.batches import Batch
 
 LARGEST_CATALOGUE = 12_000  # (items, items) float32 then take 576 MB
 _CHUNK = 4096

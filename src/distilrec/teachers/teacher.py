@@ -10,10 +10,10 @@ import torch
 from numpy.typing import NDArray
 
 from distilrec.data.dataset import Histories
-from distilrec.models import TrainedModel
-from distilrec.training.batches import Batch
-from distilrec.training.model import TorchScorer
-from distilrec.training.trainer import Epoch
+from distilrec.networks.batches import Batch
+from distilrec.networks.sequence import TorchScorer
+from distilrec.training.options import Epoch
+from distilrec.training.trained import TrainedModel
 
 
 class Answer(NamedTuple):

@@ -1,4 +1,4 @@
-"""What the C library does with freed memory, and how much a stage of the pipeline needed."""
+"""What the C library does with freed memory, and how much a stage of a run needed."""
 
 from __future__ import annotations
 

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 
 from distilrec.data.dataset import Dataset
-from distilrec.evaluate.metrics import ndcg
-from distilrec.evaluate.ranking import Scorer, questions, rank
+from distilrec.measure.metrics import ndcg
+from distilrec.measure.ranking import Scorer, questions, rank
 from distilrec.training import parallel
 
 

@@ -1,0 +1,264 @@
+"""Extraction of a teacher's soft and hard labels, in batches, into the label store."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import torch
+from numpy.typing import NDArray
+
+from distilrec.data.dataset import Dataset
+from distilrec.errors import ConfigError, LabelStoreError, TeacherError
+from distilrec.files import key_of, remove, replacing, unfinished, write_whole
+from distilrec.labels.store import (
+    FORMAT_VERSION,
+    LABELS,
+    AboutLabels,
+    Extraction,
+    LabelManifest,
+    LabelStore,
+    open_labels,
+    shard_path,
+)
+from distilrec.networks.batches import Windows, batch_of, training_windows
+from distilrec.settings import Count, Settings
+from distilrec.teachers.teacher import Answer, Teacher, as_teacher
+from distilrec.training.memory import reuse_freed_memory
+from distilrec.training.scoring import MASKED_LOGIT, seen_items
+from distilrec.training.trained import TrainedModel
+from distilrec.workers import InProcess, Workers
+
+_BATCH = 32
+_BATCHES_PER_SHARD = 16
+_LOGITS = 2**26  # of the teacher at once
+_LARGEST = 60_000.0  # about what float16 holds; a masked item has the logit -_LARGEST
+LARGEST_SPAN = 49_000.0  # of a teacher's scores of one row: what lies 50,000 below the best is masked to the losses
+
+
+class LabelConfig(Settings, frozen=True):
+    """top_k: how many of the teacher's best items to keep per event; samples: how many uniformly drawn others; states:
+    keep the teacher's hidden layer too, for the feature hint; cold_items: labels over items without training rows too, which
+    the teacher knows by their features.
+    """
+
+    top_k: Count = 100
+    samples: Count = 100
+    states: bool = False
+    cold_items: bool = False
+
+
+def extract_labels(
+    teacher: Teacher | TrainedModel,
+    dataset: Dataset,
+    folder: Path,
+    config: LabelConfig,
+    *,
+    seed: int,
+    mask_seen: bool = True,
+    on_shard: Callable[[int, int], None] = lambda done, total: None,
+    workers: Workers | None = None,
+) -> LabelStore:
+    """Labels of all training rows whose item is in the catalogue; labels already there are used again.
+
+    An extraction that was interrupted goes on after the last whole shard. A teacher that says the same about all events of
+    a user is asked once per user.
+
+    on_shard: is called with the number of finished and of all shards. workers: who works on the shards, this process if
+    left out; the labels are the same.
+    Raises TeacherError when the teacher's logits are not finite, and ConfigError when it has no states to keep.
+    """
+    reuse_freed_memory()
+    teacher = as_teacher(teacher)
+    mask_seen = mask_seen and not dataset.info.repeats and not teacher.per_user
+    items = dataset.catalogue_size if config.cold_items else dataset.info.warm_items
+    # Half of each window is context: no label comes from a teacher that saw only a few events of a long history.
+    windows = training_windows(dataset, teacher.max_history, context=teacher.max_history // 2)
+    units = dataset.info.warm_users if teacher.per_user else len(windows.starts)
+    states = teacher.state_dim if config.states else 0
+    if config.states and not states:
+        raise ConfigError(
+            "this teacher has no hidden layer to keep", fix="set labels.states = false", parameter="labels.states"
+        )
+    manifest = LabelManifest(
+        teacher.identity,
+        dataset.fingerprint(),
+        min(config.top_k, items),
+        config.samples,
+        seed,
+        mask_seen,
+        items,
+        -(-units // (_BATCH * _BATCHES_PER_SHARD)),
+        "user" if teacher.per_user else "event",
+        states,
+    )
+    made_from = key_of(manifest, FORMAT_VERSION)
+    if LABELS.made_from(folder) == made_from:
+        on_shard(manifest.shards, manifest.shards)
+        return open_labels(folder, dataset)
+    folder.mkdir(parents=True, exist_ok=True)
+    path, begun = folder / LABELS.file, folder / "unfinished"
+    if path.is_file() or not (begun.is_file() and begun.read_bytes() == made_from.encode()):
+        remove([path, begun])  # first, so that nothing names the shards when they go
+        remove([*folder.glob("labels-*.parquet"), folder / "extraction.json", folder / "unfinished.json"])
+        write_whole(begun, made_from.encode())
+    began = time.perf_counter()
+    task = _Task(teacher, dataset, folder.absolute(), manifest, windows, units, _BATCH, _BATCH * _BATCHES_PER_SHARD)
+    missing = [shard for shard in range(manifest.shards) if not shard_path(folder, shard).is_file()]
+    on_shard(manifest.shards - len(missing), manifest.shards)
+    for done, _ in enumerate((workers or InProcess()).map(_extract_shard, task, missing), start=1):
+        on_shard(manifest.shards - len(missing) + done, manifest.shards)
+    shards = [shard_path(folder, shard) for shard in range(manifest.shards)]
+    sizes, labels = [shard.stat().st_size for shard in shards], sum(map(_rows, shards))
+    events = len(dataset.training_rows())
+    extraction = Extraction(labels, events, sum(sizes), time.perf_counter() - began)
+    LABELS.write(folder, AboutLabels(manifest, extraction), files=shards, made_from=made_from)
+    remove([begun, *unfinished(folder)])
+    return open_labels(folder, dataset)
+
+
+def _rows(shard: Path) -> int:
+    try:
+        return int(pl.scan_parquet(shard).select(pl.len()).collect().item())
+    except (pl.exceptions.PolarsError, OSError) as problem:
+        remove([shard])
+        raise LabelStoreError(
+            f"{shard} cannot be read, and has been removed: {problem}",
+            fix="run the same command again",
+            file=str(shard),
+        ) from None
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What a worker must know to make any shard. units: how many windows (or users) there are; batch: how many are asked
+    for at once; per_shard: how many are in one shard.
+    """
+
+    teacher: Teacher
+    dataset: Dataset
+    folder: Path
+    manifest: LabelManifest
+    windows: Windows
+    units: int
+    batch: int
+    per_shard: int
+
+
+def _extract_shard(task: _Task, shard: int) -> None:
+    """Writes one shard; its randomness comes from (seed, shard) alone, so it does not matter who makes it and when."""
+    answers = _of_users if task.manifest.key == "user" else _of_events
+    rng = np.random.default_rng([task.manifest.seed, shard])
+    first, stop = shard * task.per_shard, min((shard + 1) * task.per_shard, task.units)
+    tables = []
+    with torch.inference_mode():
+        for start in range(first, stop, task.batch):
+            for keys, answer in answers(task, np.arange(start, min(start + task.batch, stop))):
+                tables.append(_label_table(keys, answer, task.manifest, rng))
+    with replacing(
+        shard_path(task.folder, shard), own=f".{os.getpid()}"
+    ) as new:  # another worker may do the same again
+        pl.concat(tables).write_parquet(new, compression="zstd")
+
+
+def _of_events(task: _Task, some: NDArray[np.int64]) -> Iterator[tuple[torch.Tensor, Answer]]:
+    """The rows of the events of some windows, and the teacher's answers before them, in parts that fit into memory."""
+    dataset, items = task.dataset, task.manifest.catalogue
+    at_once = max(1, _LOGITS // items)
+    batch = batch_of(dataset, task.windows, some)
+    every_window, every_position = (batch.targets >= 0).nonzero(as_tuple=True)
+    for window, position in zip(torch.split(every_window, at_once), torch.split(every_position, at_once), strict=True):
+        answer = task.teacher.answer(batch, window, position, items)
+        seen = (
+            seen_items(batch, dataset.catalogue_size, window, position, slice(items))
+            if task.manifest.mask_seen
+            else None
+        )
+        yield batch.rows[window, position], _relative(answer, seen, batch.users[window], dataset)
+
+
+def _of_users(task: _Task, some: NDArray[np.int64]) -> Iterator[tuple[torch.Tensor, Answer]]:
+    """Some users, and the teacher's answers after all their training events, in parts that fit into memory."""
+    dataset = task.dataset
+    at_once = max(1, _LOGITS // dataset.catalogue_size)
+    for start in range(0, len(some), at_once):
+        users = some[start : start + at_once]
+        scores = task.teacher.scores(dataset.histories(users, dataset.train_end[users]))
+        answer = Answer(torch.from_numpy(scores[:, : task.manifest.catalogue]))
+        yield torch.from_numpy(users), _relative(answer, None, torch.from_numpy(users), dataset)
+
+
+def _relative(answer: Answer, seen: torch.Tensor | None, users: torch.Tensor, dataset: Dataset) -> Answer:
+    """The same answer with logits z - max z, over the items that are not masked, in float32; masked ones get MASKED_LOGIT.
+
+    seen: (positions, items) of bool, which items are masked. Raises TeacherError for NaN, infinities, and scores of so
+    different sizes that float16 would make them equal or take them for masked.
+    """
+    logits = answer.logits
+    if not torch.isfinite(logits).all():
+        raise TeacherError(
+            "the teacher's scores hold NaN or infinity",
+            fix="train it again, or correct the scores: each item needs a finite number",
+        )
+    if answer.states is not None and (answer.states.abs() > _LARGEST).any():
+        raise TeacherError(
+            f"the teacher's hidden layer holds {float(answer.states.abs().max()):,.0f}; labels keep at most {_LARGEST:,.0f}",
+            fix="set labels.states = false, or train the teacher with smaller weights",
+        )
+    allowed = logits if seen is None else logits.masked_fill(seen, -torch.inf)
+    highest = allowed.amax(1, keepdim=True)
+    shifted = logits - torch.where(torch.isfinite(highest), highest, 0.0)  # infinite where a user has had every item
+    if seen is not None:
+        shifted = shifted.masked_fill(seen, 0.0)
+    lowest, item = shifted.min(1)
+    if (lowest < -LARGEST_SPAN).any():
+        row = int(lowest.argmin())
+        user = dataset.info.user_ids[int(users[row])]
+        raise TeacherError(
+            f"the teacher's scores for user {user!r} span {-float(lowest[row]):,.0f}, from the best to item "
+            f"{dataset.info.item_ids[int(item[row])]!r}; labels keep what is at most {LARGEST_SPAN:,.0f} below the best",
+            fix="divide the scores by a constant: a softmax over them should be what the teacher believes; or give ranks",
+            user=user,
+        )
+    shifted = shifted if seen is None else shifted.masked_fill(seen, MASKED_LOGIT)
+    return Answer(shifted.float(), answer.states)
+
+
+def _label_table(keys: torch.Tensor, answer: Answer, manifest: LabelManifest, rng: np.random.Generator) -> pl.DataFrame:
+    """One label per key. Masked items keep a very low logit: no label falls on them."""
+    logits = answer.logits.float()
+    top = torch.topk(logits, manifest.top_k)
+    rest = logits.scatter(1, top.indices, -torch.inf).logsumexp(1)
+    sample = torch.from_numpy(rng.integers(manifest.catalogue, size=(len(logits), manifest.samples)))
+    item_type = (np.uint16, pl.UInt16) if manifest.catalogue <= 2**16 else (np.uint32, pl.UInt32)
+    data: dict[str, NDArray[np.generic]] = {
+        "key": keys.numpy(),
+        "top_items": top.indices.numpy().astype(item_type[0]),
+        "top_logits": _half(top.values),
+        "rest_log_sum": rest.clamp(min=-1e30).float().numpy(),
+        "sample_items": sample.numpy().astype(item_type[0]),
+        "sample_logits": _half(logits.gather(1, sample)),
+    }
+    kinds: dict[str, pl.DataType] = {
+        "key": pl.Int64(),
+        "top_items": pl.Array(item_type[1], manifest.top_k),
+        "top_logits": pl.Array(pl.Float16, manifest.top_k),
+        "rest_log_sum": pl.Float32(),
+        "sample_items": pl.Array(item_type[1], manifest.samples),
+        "sample_logits": pl.Array(pl.Float16, manifest.samples),
+    }
+    if manifest.states:
+        assert answer.states is not None
+        data["state"], kinds["state"] = _half(answer.states), pl.Array(pl.Float16, manifest.states)
+    return pl.DataFrame(data, schema=kinds)
+
+
+def _half(values: torch.Tensor) -> NDArray[np.float16]:
+    """As float16; of the values only masked logits are out of its range."""
+    half: NDArray[np.float16] = values.clamp(-_LARGEST, _LARGEST).half().numpy()
+    return half

@@ -1,0 +1,51 @@
+"""The `dnn` teacher: a deep network over user features and the history, against item vectors with item features.
+
+The tower of Covington et al. 2016 (candidate generation): averaged history beside user features, then dense layers.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from distilrec.data.dataset import Dataset
+from distilrec.networks.batches import Batch
+from distilrec.networks.sequence import FeatureProjection, ItemTower, SequenceModel, causal_mean, with_padding
+from distilrec.settings import Count, Settings, Share
+
+
+class DnnConfig(Settings, frozen=True, tag="dnn", tag_field="kind"):
+    dim: Count = 64
+    hidden: Count = 512
+    layers: Count = 3
+    dropout: Share = 0.3
+    max_history: Count = 200
+
+
+class Dnn(SequenceModel):
+    """h1 = dense(user features, mean of the history, last item); logits = W1 h1 + b1."""
+
+    def __init__(self, dataset: Dataset, config: DnnConfig) -> None:
+        super().__init__()
+        self.max_history = config.max_history
+        self.state_dim = config.dim
+        self.dropout = config.dropout
+        self.items = ItemTower(dataset, config.dim)
+        self.user_features = FeatureProjection(dataset.user_features, config.dim)
+        widths = [3 * config.dim, *[config.hidden] * config.layers]
+        layers: list[nn.Module] = []
+        for width_in, width_out in pairwise(widths):
+            layers += [nn.Linear(width_in, width_out), nn.ReLU(), nn.Dropout(config.dropout)]
+        self.dense = nn.Sequential(*layers, nn.Linear(widths[-1], config.dim), nn.LayerNorm(config.dim))
+
+    def encode(self, batch: Batch, vectors: torch.Tensor) -> torch.Tensor:
+        x = functional.embedding(batch.items, with_padding(vectors))  # (batch, length, dim)
+        x = functional.dropout(x, self.dropout, self.training)
+        user = self.user_features(batch.users).unsqueeze(1).expand_as(x)
+        hidden: torch.Tensor = self.dense(
+            torch.cat([user, causal_mean(x, batch, self.items.catalogue_size), x], dim=-1)
+        )
+        return hidden

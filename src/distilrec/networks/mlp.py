@@ -1,0 +1,56 @@
+"""The `mlp` student: (user features, item features) -> preference, the classic small network.
+
+    u = mean of the history's v_i + U f_u,   s_i = w . relu(A u + B v_i + c) + b_i,   v_i = E_i + F f_i
+
+`B v_i` is computed for all items at export, so that serving costs one pass over an (items, hidden) matrix.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from distilrec.data.dataset import Dataset
+from distilrec.networks.batches import Batch
+from distilrec.networks.sequence import FeatureProjection, ItemTower, SequenceModel, causal_mean, with_padding
+from distilrec.settings import Count, Settings, Share
+
+
+class MlpConfig(Settings, frozen=True, tag="mlp", tag_field="kind"):
+    dim: Count = 16
+    hidden: Count = 32
+    dropout: Share = 0.2
+    max_history: Count = 200
+
+
+class Mlp(SequenceModel):
+    def __init__(self, dataset: Dataset, config: MlpConfig) -> None:
+        super().__init__()
+        self.max_history = config.max_history
+        self.state_dim = config.hidden
+        self.dropout = config.dropout
+        self.items = ItemTower(dataset, config.dim)
+        self.user_features = FeatureProjection(dataset.user_features, config.dim)
+        self.user_layer = nn.Linear(config.dim, config.hidden)  # A, c
+        self.item_layer = nn.Linear(config.dim, config.hidden, bias=False)  # B
+        self.readout = nn.Parameter(torch.randn(config.hidden) / config.hidden**0.5)  # w
+
+    def encode(self, batch: Batch, vectors: torch.Tensor) -> torch.Tensor:
+        x = functional.embedding(batch.items, with_padding(vectors))  # (batch, length, dim)
+        x = functional.dropout(x, self.dropout, self.training)
+        user = causal_mean(x, batch, self.items.catalogue_size) + self.user_features(batch.users).unsqueeze(1)
+        hidden: torch.Tensor = self.user_layer(user)
+        return hidden  # (batch, length, hidden)
+
+    def most_positions(self) -> int:
+        """Keeps the (positions, items, hidden) tensor of `score` at about 2^25 floats (128 MiB)."""
+        return max(32, 2**25 // (self.items.catalogue_size * len(self.readout)))
+
+    def score(self, hidden: torch.Tensor, vectors: torch.Tensor, biases: torch.Tensor) -> torch.Tensor:
+        pairs = torch.relu(hidden.unsqueeze(1) + self.item_layer(vectors))  # (positions, items, hidden)
+        return pairs @ self.readout + biases
+
+    def score_own(self, hidden: torch.Tensor, vectors: torch.Tensor, biases: torch.Tensor) -> torch.Tensor:
+        own: torch.Tensor = torch.relu(hidden + self.item_layer(vectors)) @ self.readout + biases
+        return own

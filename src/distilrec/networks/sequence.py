@@ -1,0 +1,139 @@
+"""What teachers and students have in common: a catalogue of item vectors and a state after each event."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from torch.nn import functional
+
+from distilrec.data.dataset import Dataset, Histories
+from distilrec.features.encoding import FeatureMatrix
+from distilrec.networks.batches import Batch, prediction_batch
+
+_PREDICTION_BATCH = 256
+
+
+class FeatureProjection(nn.Module):
+    """`F f`: the sum of one learned vector per feature column, weighted by the encoded features."""
+
+    columns: torch.Tensor
+    weights: torch.Tensor
+
+    def __init__(self, features: FeatureMatrix, dim: int) -> None:
+        super().__init__()
+        self.register_buffer("columns", torch.from_numpy(features.columns.astype(np.int64)), persistent=False)
+        self.register_buffer("weights", torch.from_numpy(features.weights), persistent=False)
+        self.table = nn.Parameter(0.02 * torch.randn(features.width, dim))
+
+    def forward(self, rows: torch.Tensor | None = None) -> torch.Tensor:
+        columns, weights = self.columns, self.weights
+        if rows is not None:
+            columns, weights = columns[rows], weights[rows]
+        if columns.shape[1] == 0:
+            return self.table.new_zeros(columns.shape[0], self.table.shape[1])
+        return functional.embedding_bag(columns, self.table, per_sample_weights=weights, mode="sum")  # (rows, dim)
+
+
+class ItemTower(nn.Module):
+    """Item vectors `v_i = E_i + F f_i` and biases `b_i`; an item without training rows has v_i = F f_i, b_i = min b."""
+
+    def __init__(self, dataset: Dataset, dim: int) -> None:
+        super().__init__()
+        self.warm_items = dataset.info.warm_items
+        self.catalogue_size = dataset.catalogue_size
+        self.embedding = nn.Parameter(0.05 * torch.randn(self.warm_items, dim))
+        self.features = FeatureProjection(dataset.item_features, dim)
+        counts = torch.from_numpy(dataset.popularity()[: self.warm_items].astype(np.float32))
+        self.bias = nn.Parameter(torch.log(counts / counts.sum()) - torch.log(counts / counts.sum()).mean())
+
+    def vectors(self, left_out: float = 0.0) -> torch.Tensor:
+        """(items, dim) float32, the whole catalogue.
+
+        left_out: the share of items, drawn anew, whose E_i is left out, as if they had no training rows; then the features
+        learn to stand for an item (DropoutNet, Volkovs et al. 2017, sec. 4).
+        """
+        own: torch.Tensor = self.embedding
+        if left_out:
+            own = own * (torch.rand(self.warm_items, 1) >= left_out)
+        own = functional.pad(own, (0, 0, 0, self.catalogue_size - self.warm_items))
+        vectors: torch.Tensor = own + self.features()
+        return vectors
+
+    def biases(self) -> torch.Tensor:
+        """(items,) float32."""
+        cold = self.bias.min().expand(self.catalogue_size - self.warm_items)
+        return torch.cat([self.bias, cold])
+
+
+def with_padding(vectors: torch.Tensor) -> torch.Tensor:
+    """A zero vector behind the last item: what the start token and padding look up. (items + 1, dim)"""
+    return functional.pad(vectors, (0, 0, 0, 1))
+
+
+def causal_mean(x: torch.Tensor, batch: Batch, padding: int) -> torch.Tensor:
+    """The mean of the item vectors seen up to each position, (batch, length, dim); zero before the first item."""
+    seen = (batch.items != padding).unsqueeze(-1).to(x.dtype).cumsum(1)
+    return x.cumsum(1) / seen.clamp(min=1.0)
+
+
+class SequenceModel(nn.Module, ABC):
+    """f(x) = sigma(W1 h1 + b1): `encode` gives h1 after each event, `score` gives the logits over items.
+
+    Subclasses implement `encode` and may replace `score`; `items` is the tower that both share.
+    """
+
+    items: ItemTower
+    max_history: int
+    state_dim: int  # channels of the states that `encode` gives
+
+    @abstractmethod
+    def encode(self, batch: Batch, vectors: torch.Tensor) -> torch.Tensor:
+        """The state at every position, (batch, length, dim); `vectors` is `items.vectors()`, (items, dim)."""
+
+    def score(self, hidden: torch.Tensor, vectors: torch.Tensor, biases: torch.Tensor) -> torch.Tensor:
+        """Logits of the given items, (positions, items), from states (positions, dim)."""
+        return functional.linear(hidden, vectors, biases)
+
+    def score_own(self, hidden: torch.Tensor, vectors: torch.Tensor, biases: torch.Tensor) -> torch.Tensor:
+        """Logits of items that differ by state: states and vectors are (…, dim), biases (…), which broadcast."""
+        return (hidden * vectors).sum(-1) + biases
+
+    def penalty(self) -> torch.Tensor:
+        """What training adds to the loss of the batch that was encoded last, a scalar."""
+        return torch.zeros(())
+
+    def most_positions(self) -> int:
+        """How many positions fit into memory when all items are scored; 0 is any number."""
+        return 0
+
+    def parameter_count(self) -> int:
+        """Number of trained floats."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
+
+class TorchScorer:
+    """Scores of a model over the whole catalogue, in inference mode; item vectors are computed once, when it is made."""
+
+    def __init__(self, model: SequenceModel) -> None:
+        self.model = model
+        with torch.inference_mode():
+            self.vectors, self.biases = model.items.vectors(), model.items.biases()
+
+    def scores(self, histories: Histories) -> NDArray[np.float32]:
+        """Logits, (batch, items) float32."""
+        model = self.model
+        was_training = model.training
+        model.eval()
+        parts = []
+        with torch.inference_mode():
+            for start in range(0, len(histories), _PREDICTION_BATCH):
+                some = histories.select(start, start + _PREDICTION_BATCH)
+                batch = prediction_batch(some, model.items.catalogue_size, model.max_history)
+                hidden = model.encode(batch, self.vectors)[batch.targets == 0]  # (batch, dim)
+                parts.append(model.score(hidden, self.vectors, self.biases).float().numpy())
+        model.train(was_training)
+        return np.concatenate(parts) if parts else np.zeros((0, model.items.catalogue_size), np.float32)

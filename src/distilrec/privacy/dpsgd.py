@@ -1,0 +1,300 @@
+"""Differentially private training of a student: DP-SGD (Abadi et al. 2016, algorithm 1) with users as the examples.
+
+    g = 1/L (sum over the drawn users of g_u min(1, C / |g_u|) + N(0, sigma^2 C^2 I))
+
+Every step draws each user with the same probability (Poisson sampling), clips the gradient of the user's mean loss, and adds
+noise. Clipping, noise and accounting are those of Opacus (Yousefpour et al. 2021); the noise multiplier is the smallest one
+whose steps, together with the noisy item counts that the biases begin with, spend no more than the epsilon asked for.
+
+What is covered, and what is not, says docs/privacy.md. Labels of a teacher that was trained on the same users carry what it
+learned from them, so there are none here: the student learns from the ground truth.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+import warnings
+from collections.abc import Callable
+
+import msgspec
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from opacus.accountants import PRVAccountant
+from opacus.optimizers import DPOptimizer
+from torch import nn
+from torch.func import functional_call, grad, vmap
+from torch.nn import functional
+
+from distilrec.bundle.privacy import PrivacyRecord
+from distilrec.data.dataset import Dataset, derived_features
+from distilrec.errors import ConfigError
+from distilrec.networks.batches import Batch, Windows, batch_of
+from distilrec.networks.build import StudentConfig, build_model
+from distilrec.networks.recurrent import RecurrentConfig
+from distilrec.networks.sequence import SequenceModel, TorchScorer
+from distilrec.privacy.accounting import PrivateTrainingConfig, noise_of_one_release
+from distilrec.training.memory import reuse_freed_memory
+from distilrec.training.options import Epoch, TrainingResult
+from distilrec.training.schedule import average
+from distilrec.training.scoring import MASKED_LOGIT, seen_items
+from distilrec.training.trained import TrainedModel, finished
+from distilrec.training.validation import validation_ndcg
+
+_LOGITS = 2**23  # of the users whose gradients are computed at once
+_COUNT_SHARE = 0.1  # of epsilon: what the item counts alone would spend
+_REPORTS = 10  # how often a training says how far it is
+_ERROR = 0.01  # of epsilon: how exact the accountant is
+_MOST_NOISE = 2.0**20
+_CLOSE = 0.02  # of epsilon: how near the search for the noise multiplier comes
+
+
+def train_private(
+    config: StudentConfig,
+    dataset: Dataset,
+    training: PrivateTrainingConfig,
+    *,
+    seed: int,
+    start: TrainedModel | None = None,
+    on_epoch: Callable[[Epoch, int], None] = lambda epoch, total: None,
+) -> TrainedModel:
+    """A student whose weights are differentially private; its record says what was spent.
+
+    No step is chosen on validation: the mean of the last weights is kept, and its validation NDCG@10 is for information.
+    start: a student of the same catalogue whose weights to begin with, of users who need no protection; without it the
+    biases begin with noisy item counts, which cost a little of epsilon. on_epoch: is called ten times, and at the end with
+    the figure.
+    Raises ConfigError for a student that is not recurrent, and for data with features that are derived from the log.
+    """
+    _check(config, dataset)
+    assert isinstance(config, RecurrentConfig)
+    reuse_freed_memory()
+    model = build_model(msgspec.structs.replace(config, dropout=0.0), dataset, seed)
+    latest = _latest_windows(dataset, min(training.events, model.max_history))
+    users = len(latest.starts)
+    rate = min(1.0, training.users_per_step / users)
+    delta = 1 / (10 * users) if training.delta is None else training.delta
+    spent = noise_for(training.epsilon, delta, rate, training.steps, with_counts=start is None)
+    generator = torch.Generator().manual_seed(seed)
+    rng = np.random.default_rng([seed, 1])
+    if start is None:
+        _begin_with_counts(model, dataset, latest, spent.count_noise, generator)
+    else:
+        _begin_with(model, start)
+    loss = _UserLoss(model)
+    parameters = dict(model.named_parameters())
+    optimizer = DPOptimizer(
+        torch.optim.Adam(model.parameters(), lr=training.learning_rate),
+        noise_multiplier=spent.noise_multiplier,
+        max_grad_norm=training.clip_norm,
+        expected_batch_size=max(1, round(rate * users)),
+        generator=generator,
+    )
+    averaged = copy.deepcopy(model)
+    at_once = max(1, _LOGITS // (training.events * model.items.warm_items))
+    began = time.perf_counter()
+    recent: list[float] = []
+    mean_loss = 0.0
+    for step in range(training.steps):
+        for group in optimizer.param_groups:
+            group["lr"] = training.learning_rate * (0.55 + 0.45 * math.cos(math.pi * step / training.steps))
+        drawn = np.flatnonzero(rng.random(users) < rate)
+        parts = [drawn[start : start + at_once] for start in range(0, len(drawn), at_once)] or [drawn]
+        for place, part in enumerate(parts):
+            values, gradients = _user_gradients(loss, parameters, dataset, latest, part)
+            for name, parameter in parameters.items():
+                parameter.grad_sample = gradients[name]  # type: ignore[attr-defined]  # what Opacus reads
+            recent += values.tolist()
+            optimizer.signal_skip_step(do_skip=place + 1 < len(parts))
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        average(averaged, model, training.averaging, step)
+        if (step + 1) % max(1, training.steps // _REPORTS) == 0:
+            mean_loss = float(np.mean(recent)) if recent else mean_loss
+            on_epoch(Epoch(step + 1, mean_loss, 0.0, time.perf_counter() - began), training.steps)
+            recent = []
+    model.load_state_dict(averaged.state_dict())
+    model.eval()
+    ndcg = validation_ndcg(TorchScorer(model), dataset)
+    last = Epoch(1, mean_loss, ndcg, time.perf_counter() - began)
+    on_epoch(msgspec.structs.replace(last, epoch=training.steps), training.steps)
+    trained = finished(model, config, seed, dataset, TrainingResult((last,), 1))
+    record = PrivacyRecord(
+        spent.epsilon,
+        delta,
+        spent.noise_multiplier,
+        spent.count_noise,
+        training.users_per_step,
+        users,
+        training.steps,
+        training.clip_norm,
+    )
+    return TrainedModel(model, msgspec.structs.replace(trained.record, privacy=record))
+
+
+class Spent(msgspec.Struct, frozen=True):
+    """Noise multipliers of the steps and of the item counts, and the epsilon that both spend together."""
+
+    noise_multiplier: float
+    count_noise: float
+    epsilon: float
+
+
+def noise_for(epsilon: float, delta: float, rate: float, steps: int, *, with_counts: bool = True) -> Spent:
+    """The smallest noise that keeps to epsilon, found by bisection with the PRV accountant (Gopi et al. 2021).
+
+    rate: how likely a user is drawn in a step; with_counts: item counts are told as well.
+    Raises ConfigError where no amount of noise does, or none is needed.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the accountant takes logarithms of 0 on purpose
+            return _noise_for(epsilon, delta, rate, steps, with_counts)
+    except RuntimeError as problem:  # noise so small that the accountant's numerics give up
+        raise ConfigError(
+            f"what an epsilon of {epsilon} allows cannot be accounted for: {problem}",
+            fix="ask for an epsilon below 100; a larger one protects nobody",
+            parameter="epsilon",
+        ) from None
+
+
+def _noise_for(epsilon: float, delta: float, rate: float, steps: int, with_counts: bool) -> Spent:
+    counts = noise_of_one_release(_COUNT_SHARE * epsilon, delta) if with_counts else 0.0
+
+    def spent(noise: float) -> float:
+        accountant = PRVAccountant()
+        accountant.history = [(noise, rate, steps), *([(counts, 1.0, 1)] if with_counts else [])]
+        return float(accountant.get_epsilon(delta, eps_error=_ERROR * epsilon))
+
+    low, high = 0.0, 1.0
+    while (value := spent(high)) > epsilon:
+        low, high = high, 2 * high
+        if high > _MOST_NOISE:
+            raise ConfigError(
+                f"no noise keeps {steps} steps within epsilon {epsilon}",
+                fix="ask for more epsilon, or fewer steps",
+                parameter="epsilon",
+            )
+    while epsilon - value > _CLOSE * epsilon and high - low > 1e-3 * high:
+        middle = (low + high) / 2
+        of_middle = spent(middle)
+        low, high, value = (middle, high, value) if of_middle > epsilon else (low, middle, of_middle)
+    return Spent(high, counts, value)
+
+
+def _check(config: StudentConfig, dataset: Dataset) -> None:
+    if not isinstance(config, RecurrentConfig):
+        raise ConfigError(
+            "only the recurrent student can be trained privately",
+            fix='set kind = "recurrent" in [student]',
+            parameter="student",
+        )
+    names = {encoding.name for encoding in dataset.info.item_encoder.encodings}
+    if names & {feature.name for feature in derived_features(dataset.info.schema)}:
+        raise ConfigError(
+            "the popularity of the items, which is a feature of this data set, comes from the log without noise",
+            fix="set derived_features = false in the [data] section and prepare again",
+            parameter="data.derived_features",
+        )
+
+
+def _latest_windows(dataset: Dataset, length: int) -> Windows:
+    """The latest rows of every user with training rows, one window each."""
+    users = np.flatnonzero(dataset.train_end > dataset.offsets[:-1])
+    stops = dataset.train_end[users]
+    starts = np.maximum(dataset.offsets[users], stops - length)
+    return Windows(starts, starts, stops, users)
+
+
+def _begin_with_counts(
+    model: SequenceModel, dataset: Dataset, latest: Windows, noise: float, generator: torch.Generator
+) -> None:
+    """Sets the biases to the logarithm of noisy item counts."""
+    counts = _counts(dataset, latest, model.items.warm_items)
+    noisy = torch.from_numpy(counts) + noise * torch.randn(len(counts), generator=generator, dtype=torch.float64)
+    logarithm = torch.log(noisy.clamp(min=max(noise, 0.1)))
+    with torch.no_grad():
+        model.items.bias.copy_((logarithm - logarithm.mean()).float())
+
+
+def _begin_with(model: SequenceModel, start: TrainedModel) -> None:
+    try:
+        model.load_state_dict(start.model.state_dict())
+    except RuntimeError:  # torch's word for names or shapes that do not fit
+        raise ConfigError(
+            "the student to begin with is of another shape",
+            fix="train it with the same [student] section on the same catalogue (`Dataset.select_users` keeps it)",
+            parameter="start",
+        ) from None
+
+
+def _counts(dataset: Dataset, latest: Windows, items: int) -> NDArray[np.float64]:
+    """How often each item was had, (items,); the n items of a user count 1/sqrt(n) each, which is of length 1 in all."""
+    counts = np.zeros(items)
+    for start, stop in zip(latest.starts, latest.stops, strict=True):
+        own = np.unique(dataset.items[start:stop])
+        own = own[(own >= 0) & (own < items)]
+        counts[own] += 1 / math.sqrt(max(1, len(own)))
+    return counts
+
+
+class _UserLoss(nn.Module):
+    """The mean over a user's events of -log softmax(s)[y]."""
+
+    def __init__(self, model: SequenceModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self, user: torch.Tensor, items: torch.Tensor, events: torch.Tensor, targets: torch.Tensor, seen: torch.Tensor
+    ) -> torch.Tensor:
+        """items, events, targets: (length,); seen: (length, items) bool."""
+        tower = self.model.items
+        one = Batch(user[None], items[None], events[None], targets[None], targets[None], items[None, :0])
+        vectors = tower.vectors()
+        states = self.model.encode(one, vectors)[0]
+        logits = self.model.score(states, vectors[: tower.warm_items], tower.bias)
+        logits = torch.where(seen, MASKED_LOGIT, logits)
+        counted = (targets >= 0) & (targets < tower.warm_items)
+        each = functional.cross_entropy(logits, torch.where(counted, targets, 0), reduction="none")
+        return (each * counted).sum() / counted.sum().clamp(min=1)
+
+
+def _user_gradients(
+    loss: _UserLoss, parameters: dict[str, nn.Parameter], dataset: Dataset, latest: Windows, some: NDArray[np.int64]
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """The loss of every user drawn, (users,), and its gradients, (users, *shape) by name."""
+    if not len(some):
+        return torch.zeros(0), {name: each.new_zeros(0, *each.shape) for name, each in parameters.items()}
+    warm = loss.model.items.warm_items
+    batch = batch_of(dataset, latest, some)
+    length = batch.items.shape[1]
+    if dataset.info.repeats:
+        seen = torch.zeros(len(some), length, warm, dtype=torch.bool)
+    else:
+        window = torch.arange(len(some)).repeat_interleave(length)
+        position = torch.arange(length).repeat(len(some))
+        seen = seen_items(batch, dataset.catalogue_size, window, position, slice(warm)).view(len(some), length, warm)
+        own = batch.targets.clamp(0, warm - 1).unsqueeze(-1)
+        seen = seen.scatter(2, own, value=False)  # an event that repeats an earlier one is still scored
+
+    def of_user(
+        values: dict[str, torch.Tensor],
+        user: torch.Tensor,
+        items: torch.Tensor,
+        events: torch.Tensor,
+        targets: torch.Tensor,
+        seen: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        named = {f"model.{name}": value for name, value in values.items()}
+        value: torch.Tensor = functional_call(loss, named, (user, items, events, targets, seen))
+        return value, value
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch says that some operations are not vectorised
+        gradients, values = vmap(grad(of_user, has_aux=True), in_dims=(None, 0, 0, 0, 0, 0))(
+            dict(parameters), batch.users, batch.items, batch.events, batch.targets, seen
+        )
+    return values.detach(), {name: each.detach() for name, each in gradients.items()}

@@ -1,0 +1,92 @@
+"""Baselines that any recommender should beat: popularity, item neighbours, EASE. numpy, fitted on training rows only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distilrec.data.dataset import Dataset, Histories
+from distilrec.measure.ranking import Scorer
+from distilrec.training.validation import validation_ndcg
+
+LARGEST_DENSE_CATALOGUE = 12_000
+NEIGHBOURS = (20, 50, 100, 200)
+RIDGES = (30.0, 100.0, 300.0, 1000.0)
+
+
+@dataclass(frozen=True)
+class Popularity:
+    """Scores an item by its training interactions, the same for everybody."""
+
+    counts: NDArray[np.float32]
+
+    def scores(self, histories: Histories) -> NDArray[np.float32]:
+        """(batch, items) float32."""
+        return np.repeat(self.counts[None, :], len(histories), axis=0)
+
+
+@dataclass(frozen=True)
+class ItemWeights:
+    """Scores by the sum of the weights of the items in the history: s = sum_j B[j, :]. B: (items, items) float32."""
+
+    weights: NDArray[np.float32]
+
+    def scores(self, histories: Histories) -> NDArray[np.float32]:
+        """(batch, items) float32."""
+        out = np.zeros((len(histories), len(self.weights)), np.float32)
+        for k in range(len(histories)):
+            out[k] = self.weights[np.unique(histories.of(k))].sum(0)
+        return out
+
+
+def popularity(dataset: Dataset) -> Popularity:
+    """The popularity baseline."""
+    return Popularity(dataset.popularity().astype(np.float32))
+
+
+def interaction_matrix(dataset: Dataset) -> NDArray[np.float32]:
+    """Who had what in training, (users, items) of 0 and 1."""
+    matrix = np.zeros((dataset.users, dataset.catalogue_size), np.float32)
+    rows = dataset.training_rows()
+    matrix[dataset.user_rows()[rows], dataset.items[rows]] = 1.0
+    return matrix
+
+
+def item_knn(dataset: Dataset, neighbours: int) -> ItemWeights:
+    """Cosine similarity of items, each row cut to its nearest neighbours (Sarwar et al. 2001)."""
+    matrix = interaction_matrix(dataset)
+    norms = np.maximum(np.linalg.norm(matrix, axis=0), 1e-12)
+    similarity = (matrix.T @ matrix) / norms / norms[:, None]
+    np.fill_diagonal(similarity, 0.0)
+    if neighbours < len(similarity):
+        far = np.argsort(-similarity, axis=1, kind="stable")[:, neighbours:]
+        np.put_along_axis(similarity, far, 0.0, axis=1)
+    return ItemWeights(similarity.astype(np.float32))
+
+
+def ease(dataset: Dataset, ridge: float) -> ItemWeights:
+    """B = I - P diag(1 / diag P), P = (X'X + ridge I)^-1 (Steck 2019, eq. 8)."""
+    matrix = interaction_matrix(dataset)
+    gram = (matrix.T @ matrix).astype(np.float64)
+    inverse = np.linalg.inv(gram + ridge * np.eye(len(gram)))
+    weights = -inverse / np.diag(inverse)
+    np.fill_diagonal(weights, 0.0)
+    return ItemWeights(weights.astype(np.float32))
+
+
+def fitted_baselines(dataset: Dataset) -> dict[str, Scorer]:
+    """The baselines by name, their one parameter chosen on validation; the dense ones only where they fit in memory."""
+    chosen: dict[str, Scorer] = {"popularity": popularity(dataset)}
+    if dataset.catalogue_size <= LARGEST_DENSE_CATALOGUE:
+        chosen["ItemKNN"] = _best(dataset, item_knn, NEIGHBOURS)
+        chosen["EASE"] = _best(dataset, ease, RIDGES)
+    return chosen
+
+
+def _best(dataset: Dataset, fit: Callable[[Dataset, Any], ItemWeights], values: Sequence[float]) -> ItemWeights:
+    fitted = [fit(dataset, value) for value in values]
+    return max(fitted, key=lambda model: validation_ndcg(model, dataset))

@@ -1,0 +1,244 @@
+"""One table: teacher, student, the same student without distillation, baselines. Same users, same questions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import cycle
+from pathlib import Path
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from distilrec.bundle.format import read_bundle
+from distilrec.bundle.privacy import PrivacyRecord
+from distilrec.data.dataset import UNKNOWN_ITEM, Dataset, Histories
+from distilrec.engine.runtimes.kinds import make_runtime
+from distilrec.measure import metrics
+from distilrec.measure.latency import Latency
+from distilrec.measure.ranking import Ranking, Scorer, rank
+from distilrec.measure.ranking import questions as questions_of
+from distilrec.measure.slices import item_groups, user_slices
+from distilrec.measure.statistics import Difference, Interval, bootstrap, paired_difference
+from distilrec.networks.soft_tree import TreeNode
+from distilrec.report.knowledge_loss import KnowledgeLoss, knowledge_loss
+from distilrec.training.options import Epoch
+
+K = 10
+TEACHER, STUDENT, ALONE = "teacher", "student", "student without distillation"
+MEMBER = "member"  # how the names of an ensemble's members begin
+
+
+class BundleScorer:
+    """The scores that the exported bundle gives: what is served is what is measured."""
+
+    def __init__(self, folder: Path, dataset: Dataset) -> None:
+        self._runtime = make_runtime(bundle := read_bundle(folder))
+        table = bundle.weights["user_table"]
+        features = dataset.user_features
+        self._users = np.einsum("uc,ucd->ud", features.weights, table[features.columns]).astype(np.float32)
+
+    def scores(self, histories: Histories) -> NDArray[np.float32]:
+        """(batch, items) float32."""
+        return np.stack([self._one(histories, k) for k in range(len(histories))])
+
+    def _one(self, histories: Histories, k: int) -> NDArray[np.float32]:
+        state = self._runtime.new_state()
+        start, stop = histories.offsets[k], histories.offsets[k + 1]
+        self._runtime.fold(state, histories.items[start:stop], histories.events[start:stop])
+        return self._runtime.scores(self._runtime.query(state, self._users[histories.users[k]]))
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A model to be measured: one scorer per seed, and what is known about its cost.
+
+    size: bytes of the weights (of the exported bundle for a student); latency: of one request; logits: whether a softmax
+    of its scores is meant as probabilities (only then is a calibration error measured).
+    """
+
+    name: str
+    scorers: tuple[Scorer, ...]
+    parameters: int | None = None
+    size: int | None = None
+    training_seconds: float | None = None
+    latency: Latency | None = None
+    curve: tuple[Epoch, ...] = field(default=())
+    logits: bool = True
+
+
+class Row(msgspec.Struct, frozen=True):
+    """One model of the table. quality: @10 metrics with intervals over users (and seeds); lists: what it shows to people;
+    slices: share of held-out items found in the first 10; retention: quality / teacher's quality; agreement: share of
+    users whose first item is also the teacher's first; ndcg_by_seed: NDCG@10 of each scorer.
+    """
+
+    name: str
+    ndcg_by_seed: tuple[float, ...]
+    quality: dict[str, Interval]
+    lists: dict[str, float]
+    slices: dict[str, float]
+    retention: dict[str, float]
+    agreement: float | None
+    parameters: int | None
+    size: int | None
+    training_seconds: float | None
+    latency: Latency | None
+    curve: tuple[Epoch, ...]
+
+    @property
+    def seeds(self) -> int:
+        return len(self.ndcg_by_seed)
+
+
+class StageCost(msgspec.Struct, frozen=True):
+    """What a stage of the run cost. peak_bytes: most memory of the process; 0 where the system does not say."""
+
+    stage: str
+    seconds: float
+    peak_bytes: int
+
+
+class Comparison(msgspec.Struct, frozen=True):
+    """Everything the report shows. costs, tree, privacy: filled in by the run; tree: of a student that is one;
+    privacy: of a student that was trained with differential privacy.
+    """
+
+    dataset: str
+    split: str
+    part: str
+    users: int
+    unreachable: int
+    repeated: int
+    exclude_seen: bool
+    slice_sizes: dict[str, int]
+    rows: tuple[Row, ...]
+    differences: tuple[Difference, ...]
+    costs: tuple[StageCost, ...] = ()
+    lost: KnowledgeLoss | None = None
+    tree: TreeNode | None = None
+    privacy: PrivacyRecord | None = None
+
+    def row(self, name: str) -> Row:
+        """The row of a model."""
+        return next(row for row in self.rows if row.name == name)
+
+
+def compare(
+    dataset: Dataset,
+    candidates: list[Candidate],
+    on_model: Callable[[str], None] = lambda name: None,
+    vectors: NDArray[np.float32] | None = None,
+) -> Comparison:
+    """Measures all candidates on the test part. Raises NothingToEvaluateError.
+
+    vectors: (items, dim) float32, such as the teacher's item vectors: diversity is measured on them as well as on features.
+    """
+    asked = questions_of(dataset, "test")
+    slices = _slices(dataset, asked.targets, np.repeat(asked.histories.users, np.diff(asked.offsets)))
+    rankings: dict[str, list[Ranking]] = {}
+    quality: dict[str, dict[str, NDArray[np.float64]]] = {}
+    for candidate in candidates:
+        on_model(candidate.name)
+        once = {id(scorer): scorer for scorer in candidate.scorers}  # a teacher of several students is ranked once
+        known = {key: rank(scorer, asked, K) for key, scorer in once.items()}
+        ranked = rankings[candidate.name] = [known[id(scorer)] for scorer in candidate.scorers]
+        each = [{**quality_of(r), "accuracy": metrics.accuracy(r)} for r in ranked]
+        quality[candidate.name] = {name: np.stack([values[name] for values in each]) for name in each[0]}
+    rows = []
+    for candidate in candidates:
+        ranked, own = rankings[candidate.name], quality[candidate.name]
+        reference = quality.get(TEACHER)
+        agreement, retention = None, {}
+        if reference is not None and candidate.name != TEACHER:
+            pairs = zip(ranked, cycle(rankings[TEACHER]), strict=False)
+            agreement = float(np.mean([(a.top[:, 0] == b.top[:, 0]).mean() for a, b in pairs]))
+            retention = {
+                name: float(values.mean() / reference[name].mean())
+                for name, values in own.items()
+                if reference[name].mean() > 0
+            }
+        found = np.mean([r.chances(K).sum(1) for r in ranked], axis=0)
+        rows.append(
+            Row(
+                name=candidate.name,
+                ndcg_by_seed=tuple(own[f"ndcg@{K}"].mean(axis=1).tolist()),
+                quality={name: bootstrap(values) for name, values in own.items()},
+                lists=_list_metrics(ranked, dataset, candidate.logits, vectors),
+                slices={name: float(found[inside].mean()) for name, inside in slices.items() if inside.any()},
+                retention=retention,
+                agreement=agreement,
+                parameters=candidate.parameters,
+                size=candidate.size,
+                training_seconds=candidate.training_seconds,
+                latency=candidate.latency,
+                curve=candidate.curve,
+            )
+        )
+    return Comparison(
+        dataset=dataset.info.name,
+        split=dataset.info.split.kind,
+        part="test",
+        users=len(asked.histories),
+        unreachable=int((asked.targets == UNKNOWN_ITEM).sum()),
+        repeated=asked.repeated,
+        exclude_seen=asked.exclude_seen,
+        slice_sizes={name: int(inside.sum()) for name, inside in slices.items()},
+        rows=tuple(rows),
+        differences=tuple(_differences(quality)),
+        lost=knowledge_loss(dataset, rankings, TEACHER, STUDENT, K),
+    )
+
+
+def quality_of(ranking: Ranking) -> dict[str, NDArray[np.float64]]:
+    """The quality metrics of a ranking by name, (users,) float64 each."""
+    of_lists = {f"{name}@{K}": metric(ranking, K) for name, metric in metrics.QUALITY.items()}
+    return of_lists | {"auc": metrics.auc(ranking)}
+
+
+def _differences(quality: dict[str, dict[str, NDArray[np.float64]]]) -> list[Difference]:
+    pairs = [(STUDENT, ALONE), (STUDENT, TEACHER), (ALONE, TEACHER)]
+    pairs += [(STUDENT, name) for name in quality if name.startswith(MEMBER)]
+    return [
+        paired_difference(metric, a, quality[a][metric], b, quality[b][metric])
+        for metric in (f"ndcg@{K}", f"hit_rate@{K}")
+        for a, b in pairs
+        if a in quality and b in quality and len(quality[a][metric]) == len(quality[b][metric])
+    ]
+
+
+def _list_metrics(
+    rankings: list[Ranking], dataset: Dataset, logits: bool, vectors: NDArray[np.float32] | None
+) -> dict[str, float]:
+    """What the first K are like, averaged over seeds."""
+    popular, size = dataset.popularity(), dataset.catalogue_size
+    measures: dict[str, Callable[[Ranking], float]] = {
+        "coverage": lambda r: metrics.coverage(r, K, size),
+        "gini": lambda r: metrics.gini(r, K, size),
+        "entropy": lambda r: metrics.entropy(r, K, size),
+        "novelty": lambda r: metrics.novelty(r, K, popular, dataset.info.warm_users),
+        "average popularity": lambda r: metrics.average_popularity(r, K, popular),
+    }
+    if dataset.item_features.width:
+        features = dataset.item_features.dense()
+        measures["diversity (features)"] = lambda r: metrics.intra_list_distance(r, K, features)
+    if vectors is not None:
+        measures["diversity (vectors)"] = lambda r: metrics.intra_list_distance(r, K, vectors)
+    if logits:
+        measures["calibration error"] = metrics.calibration_error
+    return {name: float(np.mean([measure(r) for r in rankings])) for name, measure in measures.items()}
+
+
+def _slices(dataset: Dataset, targets: NDArray[np.int32], users: NDArray[np.int64]) -> dict[str, NDArray[np.bool_]]:
+    """Groups of held-out items. Head, middle and tail items each had a third of the training interactions."""
+    third = item_groups(dataset.popularity())
+    known = targets != UNKNOWN_ITEM
+    warm = known & (targets < dataset.info.warm_items)
+    return {
+        "head items": warm & (third[targets] == 0),
+        "middle items": warm & (third[targets] == 1),
+        "tail items": warm & (third[targets] == 2),
+        "cold items": known & ~warm,
+        **user_slices(dataset, users),
+    }

@@ -1,0 +1,78 @@
+"""A run folder and what is done in it, stage by stage.
+
+runs/ml-100k/
+config.json       all choices of the run
+data/             the prepared data set
+teacher/          the trained teacher        checkpoints/   unfinished trainings (resumed, then removed)
+labels/           its soft and hard labels (of each member of an ensemble, for a curriculum)
+student/          the distilled student      alone/         the same student without distillation
+bundle/           what is served             bundle-alone/  the same, of the student without distillation
+seen/             which users each exported model was trained on (`distilrec seen`)
+erased-users.txt  whom `prepare` leaves out from now on (`distilrec forget`); unfinished-erasure.json is there meanwhile
+costs.json        time and memory of each stage
+comparison.json   report.html
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from distilrec._lazy import lazy_names
+from distilrec.progress import Lines, Silent
+
+if TYPE_CHECKING:
+    from distilrec.runs.artifact import trained_once
+    from distilrec.runs.candidates import model_bytes, student_candidate, teacher_candidates
+    from distilrec.runs.config import DataConfig, RunConfig, read_config
+    from distilrec.runs.folder import Run, open_data, open_run, read_costs
+    from distilrec.runs.stages import (
+        distil_student,
+        evaluate,
+        export,
+        forget_user,
+        prepare,
+        run_all,
+        teacher_labels,
+        train_alone,
+        train_teacher,
+    )
+    from distilrec.runs.upkeep import check_drift, gate, tune_student
+
+_MODULES = {
+    "DataConfig": "config", "RunConfig": "config", "read_config": "config",
+    "Run": "folder", "open_data": "folder", "open_run": "folder", "read_costs": "folder",
+    "distil_student": "stages", "evaluate": "stages", "export": "stages", "forget_user": "stages", "prepare": "stages",
+    "run_all": "stages", "teacher_labels": "stages", "train_alone": "stages", "train_teacher": "stages",
+    "trained_once": "artifact",
+    "model_bytes": "candidates", "student_candidate": "candidates", "teacher_candidates": "candidates",
+    "check_drift": "upkeep", "gate": "upkeep", "tune_student": "upkeep",
+}  # fmt: skip
+__getattr__ = lazy_names(__name__, _MODULES)
+
+__all__ = [
+    "DataConfig",
+    "Lines",
+    "Run",
+    "RunConfig",
+    "Silent",
+    "check_drift",
+    "distil_student",
+    "evaluate",
+    "export",
+    "forget_user",
+    "gate",
+    "model_bytes",
+    "open_data",
+    "open_run",
+    "prepare",
+    "read_config",
+    "read_costs",
+    "run_all",
+    "student_candidate",
+    "teacher_candidates",
+    "teacher_labels",
+    "train_alone",
+    "train_teacher",
+    "trained_once",
+    "tune_student",
+]

@@ -1,0 +1,116 @@
+"""What a comparison measures: teacher, members, students, with their costs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from distilrec.bundle.manifest import CATALOGUE, WEIGHTS, Manifest
+from distilrec.data.dataset import Dataset
+from distilrec.engine.recommender import Recommender, load
+from distilrec.errors import BundleError
+from distilrec.export.export import holds
+from distilrec.measure.latency import Latency, measure
+from distilrec.measure.ranking import Scorer
+from distilrec.networks.batches import prediction_batch
+from distilrec.networks.soft_tree import SoftTree, TreeNode, describe_tree
+from distilrec.report.comparison import (
+    MEMBER,
+    TEACHER,
+    BundleScorer,
+    Candidate,
+    K,
+)
+from distilrec.runs.folder import Run
+from distilrec.teachers.build import EnsembleConfig, TeacherConfig, single_teachers
+from distilrec.teachers.teacher import Teacher
+from distilrec.training.trained import load_model
+
+_ENGINE_REQUESTS, _TORCH_REQUESTS = 2_000, 100
+
+
+def tree_of(run: Run, dataset: Dataset) -> TreeNode | None:
+    """The student in words, where it is a tree; the shares are those of all users after their training history."""
+    student = load_model(run.folder / "student", dataset).model
+    if not isinstance(student, SoftTree):
+        return None
+    everyone = np.arange(dataset.info.warm_users)
+    histories = dataset.histories(everyone, dataset.train_end[everyone])
+    return describe_tree(student, dataset, prediction_batch(histories, dataset.catalogue_size, student.max_history))
+
+
+def teacher_candidates(config: TeacherConfig | None, teacher: Teacher, dataset: Dataset) -> list[Candidate]:
+    """The teacher with what it costs through torch, and the members of an ensemble, each by itself."""
+    found = [teacher_candidate(TEACHER, teacher, dataset)]
+    if isinstance(config, EnsembleConfig):
+        for number, (member, of_member) in enumerate(
+            zip(config.members, single_teachers(teacher), strict=True), start=1
+        ):
+            name = f"{MEMBER} {number}: {member.model.__struct_config__.tag}"
+            found.append(teacher_candidate(name, of_member, dataset))
+    return found
+
+
+def teacher_candidate(name: str, teacher: Teacher, dataset: Dataset) -> Candidate:
+    """Return a teacher as one row of the comparison, with its parameters and the time of its requests."""
+    parameters = teacher.cost.parameters
+    return Candidate(
+        name,
+        (teacher,),
+        parameters,
+        None if parameters is None else 4 * parameters,
+        teacher.cost.seconds,
+        torch_latency(teacher, dataset),
+        teacher.cost.curve,
+    )
+
+
+def student_candidate(run: Run, dataset: Dataset, name: str, folder: str, bundle: Path) -> Candidate:
+    """A student as its bundle serves it."""
+    trained = load_model(run.folder / folder, dataset)
+    if not holds(bundle, trained):
+        raise BundleError(
+            f"the bundle in {bundle} is not of the model in {run.folder / folder}",
+            fix="export it again (distilrec export)",
+            file=str(bundle),
+        )
+    recommender = load(bundle)
+    return Candidate(
+        name,
+        (BundleScorer(bundle, dataset),),
+        trained.model.parameter_count(),
+        model_bytes(recommender.manifest),
+        trained.seconds,
+        engine_latency(recommender, dataset),
+        trained.record.curve,
+    )
+
+
+def model_bytes(manifest: Manifest) -> int:
+    """Bytes of the model in a bundle: weights and catalogue. The users' history is data, not model."""
+    return manifest.files[WEIGHTS].bytes + manifest.files[CATALOGUE].bytes
+
+
+def engine_latency(recommender: Recommender, dataset: Dataset) -> Latency:
+    """Of `Recommender.recommend`, top 10, for users with their whole history in the state."""
+    users = dataset.info.user_ids[: dataset.info.warm_users]
+    for user in users:
+        recommender.recommend(user)
+    return measure(lambda n: recommender.recommend(users[n % len(users)]), _ENGINE_REQUESTS)
+
+
+def torch_latency(scorer: Scorer, dataset: Dataset) -> Latency:
+    """Of the same answer through torch: the history in, the ten best unseen items out, one user at a time."""
+    everyone = np.arange(dataset.info.warm_users)
+    histories = dataset.histories(everyone, dataset.offsets[1 : len(everyone) + 1])
+
+    def request(n: int) -> object:
+        user = n % len(everyone)
+        one = histories.select(user, user + 1)
+        scores = scorer.scores(one)[0]
+        scores[one.items] = -np.inf
+        best = np.argpartition(-scores, K)[:K] if len(scores) > K else np.arange(len(scores))
+        return best[np.argsort(-scores[best])]
+
+    return measure(request, _TORCH_REQUESTS)

@@ -1,0 +1,348 @@
+"""The whole line, stage by stage. Every stage reads what the one before wrote."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import msgspec
+
+from distilrec.bundle.manifest import Manifest
+from distilrec.data.dataset import Dataset
+from distilrec.data.erased import ErasedUsers, read_erased_users
+from distilrec.data.fetch import DATASETS, fetch
+from distilrec.data.preparation import prepare_dataset
+from distilrec.data.pseudonyms import pseudonym, pseudonym_key
+from distilrec.distill.distillation import distil
+from distilrec.export.export import export_bundle, record_metrics
+from distilrec.files import write_json
+from distilrec.ids import as_id
+from distilrec.labels.extract import extract_labels
+from distilrec.labels.store import LabelStore
+from distilrec.measure.ranking import questions
+from distilrec.networks.build import ModelConfig
+from distilrec.progress import Progress, Silent
+from distilrec.report.baselines import fitted_baselines
+from distilrec.report.comparison import (
+    ALONE,
+    STUDENT,
+    Candidate,
+    Comparison,
+    compare,
+)
+from distilrec.report.page import write_report
+from distilrec.runs import erasure
+from distilrec.runs.artifact import epoch_note, measured_stage, trained_once
+from distilrec.runs.candidates import model_bytes, student_candidate, teacher_candidates, tree_of
+from distilrec.runs.config import DataConfig, RunConfig
+from distilrec.runs.folder import Run, choices_of, read_costs
+from distilrec.runs.seen import record_users
+from distilrec.teachers.build import load_teacher, make_teacher, single_teachers
+from distilrec.teachers.ensemble import EnsembleTeacher
+from distilrec.teachers.external import UserScores
+from distilrec.teachers.teacher import ModelTeacher, Teacher
+from distilrec.training.options import TrainingConfig
+from distilrec.training.trained import TrainedModel, load_model, train_model
+from distilrec.training.validation import validation_ndcg
+from distilrec.workers import InProcess, Workers
+
+
+def run_all(
+    config: RunConfig,
+    folder: Path,
+    progress: Progress | None = None,
+    teacher: Callable[[Dataset], Teacher] | None = None,
+    workers: Workers | None = None,
+) -> Comparison:
+    """Log -> data -> teacher -> labels -> student -> bundle -> comparison and report.
+
+    teacher: makes your own teacher for the prepared data (`distilrec.teachers.external`, `distilrec.teachers.adapters`), in
+    place of the configured one. workers: such as `distilrec.scale.ray_workers.RayWorkers`.
+    """
+    run, dataset = prepare(config, folder, progress, workers)
+    if teacher is None:
+        train_teacher(run, dataset)
+    else:
+        run = replace(run, own_teacher=teacher(dataset))
+    distil_student(run, dataset)
+    train_alone(run, dataset)
+    export(run, dataset, measured_next=True)
+    return evaluate(run, dataset)
+
+
+def prepare(
+    config: RunConfig, folder: Path, progress: Progress | None = None, workers: Workers | None = None
+) -> tuple[Run, Dataset]:
+    """Reads, cleans, splits and encodes the data, and begins the run folder."""
+    run = Run(folder, config, progress or Silent(), workers=workers or InProcess())
+    data, say = config.data, run.progress.say
+    prepared = partial(
+        prepare_dataset,
+        cleaning=config.cleaning,
+        split=config.split,
+        workers=run.workers,
+        scratch=folder / "data" / "parts",
+        on_step=run.progress.advance,
+        pseudonym_key=key_of_pseudonyms(data),
+        derived_features=data.derived_features,
+        checks=data.checks,
+        erased_users=_erased_users(data, folder),
+    )
+    source = None if data.dataset is None else fetch(data.dataset, say)
+    with measured_stage(run, "prepare"):
+        if source is not None:
+            assert data.dataset is not None
+            dataset = prepared(
+                source / "interactions.csv",
+                DATASETS[data.dataset].schema,
+                users=source / "users.csv",
+                items=source / "items.csv",
+                name=data.dataset,
+            )
+        else:
+            assert data.interactions is not None
+            dataset = prepared(
+                data.interactions,
+                data.schema,
+                users=data.users,
+                items=data.items,
+                name=data.name or Path(data.interactions).stem,
+                columns=data.columns,
+                user_columns=data.user_columns,
+                item_columns=data.item_columns,
+                text=data.text(),
+                user_text=data.user_format,
+                item_text=data.item_format,
+            )
+    questions(dataset, "validation")  # a run that cannot be evaluated had better fail now than after the training
+    questions(dataset, "test")
+    dataset.save(folder / "data", choices_of(config))
+    write_json(folder / "config.json", config)
+    for line in erasure.finish(folder):
+        say(f"finishing an erasure that was interrupted: {line}")
+    for line in (*dataset.info.cleaning_report.lines(), *dataset.info.notes):
+        say(line)
+    say(
+        f"{dataset.users:,} users, {dataset.catalogue_size:,} items, {int(dataset.is_training().sum()):,} training rows, "
+        f"split {config.split.kind}"
+    )
+    cost = next(cost for cost in read_costs(folder) if cost.stage == "prepare")
+    say(f"prepared in {cost.seconds:.1f} s, peak memory {cost.peak_bytes / 2**20:,.0f} MiB")
+    return run, dataset
+
+
+def key_of_pseudonyms(data: DataConfig) -> bytes | None:
+    """The key of the pseudonyms, where the configuration asks for them. Raises ConfigError."""
+    return None if data.pseudonym_key is None else pseudonym_key(data.pseudonym_key)
+
+
+def _erased_users(data: DataConfig, folder: Path) -> ErasedUsers:
+    """Returns the users in the file of erased users, and those that were erased from this run. Raises DataError."""
+    before = tuple(erasure.erased_before(folder))
+    if data.erased_users is None:
+        return ErasedUsers(others=before)
+    named = read_erased_users(Path(data.erased_users))
+    if data.erased_users_must_exist:
+        return ErasedUsers(tuple(user for user in named if user not in before), before, data.erased_users)
+    return ErasedUsers((), (*named, *before), data.erased_users)
+
+
+def train_teacher(run: Run, dataset: Dataset) -> Teacher:
+    """The teacher, trained on the ground truth, or yours."""
+    folder = run.folder / "teacher"
+    with measured_stage(run, "teacher") as stage:
+        before = _training_stamps(folder)
+        teacher = make_teacher(
+            run.config.teacher,
+            dataset,
+            run.config.teacher_training,
+            folder,
+            seed=run.teacher_seed,
+            checkpoint=(run.folder / "checkpoints" / "teacher").absolute(),
+            workers=run.workers,
+            on_epoch=lambda name, epoch, total: run.progress.advance(name, epoch.epoch, total, epoch_note(epoch)),
+        )
+        stage.reused = before != {} and before == _training_stamps(folder)
+    if isinstance(teacher, UserScores):
+        for note in teacher.notes:
+            run.progress.say(note)
+    if isinstance(teacher, EnsembleTeacher):
+        for member, weight in zip(run.config.teacher.members, teacher.weights, strict=True):  # type: ignore[union-attr]
+            run.progress.say(f"teacher: member {member.model.__struct_config__.tag} has the weight {weight:.3f}")
+    parameters = "" if teacher.cost.parameters is None else f", {teacher.cost.parameters:,} parameters"
+    run.progress.say(
+        f"teacher: {run.config.teacher.__struct_config__.tag}{parameters}, "
+        f"validation NDCG@10 {validation_ndcg(teacher, dataset):.4f}"
+        + ("" if teacher.cost.seconds is None else f", trained in {teacher.cost.seconds:.0f} s")
+        + (", already trained" if stage.reused else "")
+    )
+    return teacher
+
+
+def open_teacher(run: Run, dataset: Dataset) -> Teacher:
+    """Return the teacher of a run: the one given from Python, or the trained one in its folder."""
+    if run.own_teacher is not None:
+        return run.own_teacher
+    return load_teacher(run.config.teacher, run.folder / "teacher", dataset)
+
+
+def _training_stamps(folder: Path) -> dict[str, int]:
+    """Returns when the models in a folder were trained."""
+    records = [*folder.rglob("model.json"), *folder.rglob("linear.json")]
+    return {str(path): path.stat().st_mtime_ns for path in records}
+
+
+def distil_student(run: Run, dataset: Dataset) -> TrainedModel:
+    """The labels of the teacher, and the student that learns from them; a private one learns from the log alone."""
+    config, training, distillation = run.config.student, run.config.student_training, run.config.distillation
+    if run.config.privacy is not None:
+        from distilrec.privacy.dpsgd import train_private  # Opacus is an extra of its own
+
+        private = partial(train_private, config, dataset, run.config.privacy, seed=run.config.seed)
+        trained = trained_once(
+            run,
+            dataset,
+            "student",
+            (config, run.config.privacy),
+            lambda checkpoint, on_epoch: private(on_epoch=on_epoch),
+        )
+        run.progress.say(f"student: differentially private, {trained.record.privacy}; no labels of the teacher")
+        return trained
+    stores = teacher_labels(run, dataset)
+    return trained_once(
+        run,
+        dataset,
+        "student",
+        (config, training, distillation, [each.manifest for each in stores]),
+        partial(distil, config, dataset, stores, training, distillation, seed=run.config.seed),
+    )
+
+
+def teacher_labels(run: Run, dataset: Dataset) -> list[LabelStore]:
+    """The labels of the teacher; those of each member of an ensemble for a curriculum."""
+    teacher = open_teacher(run, dataset)
+    folder = run.folder / "labels"
+    sources = {folder: teacher}
+    if run.config.distillation.curriculum:
+        sources = {folder / f"member-{n}": member for n, member in enumerate(single_teachers(teacher))}
+    stores = []
+    with measured_stage(run, "labels") as stage:
+        stage.reused = all((place / "manifest.json").is_file() for place in sources)
+        for place, source in sources.items():
+            stores.append(
+                extract_labels(
+                    source,
+                    dataset,
+                    place,
+                    run.config.labels,
+                    seed=run.teacher_seed,
+                    mask_seen=run.config.student_training.mask_seen,
+                    on_shard=lambda done, total: run.progress.advance("labels", done, total),
+                    workers=run.workers,
+                )
+            )
+    for store in stores:
+        made = store.extraction
+        run.progress.say(
+            f"labels: {made.labels:,} for {made.events:,} training events, {made.bytes / 1e6:.1f} MB on disk, "
+            f"{made.seconds:.0f} s"
+        )
+    return stores
+
+
+def train_alone(run: Run, dataset: Dataset) -> TrainedModel:
+    """The same student without distillation: the comparison that shows what the teacher was good for."""
+    return _on_ground_truth(run, dataset, "alone", run.config.student, run.config.student_training)
+
+
+def _on_ground_truth(
+    run: Run, dataset: Dataset, name: str, config: ModelConfig, training: TrainingConfig
+) -> TrainedModel:
+    make = partial(train_model, config, dataset, training, seed=run.config.seed)
+    return trained_once(run, dataset, name, (config, training), make)
+
+
+def export(run: Run, dataset: Dataset, *, measured_next: bool = False) -> Manifest:
+    """Writes the bundle of the distilled student, and of the one without distillation where it has been trained.
+
+    measured_next: `evaluate` follows, which writes its metrics into the bundle and says under which version.
+    """
+    teacher = open_teacher(run, dataset)
+    student = load_model(run.folder / "student", dataset)
+    told = teacher if run.config.privacy is None else None  # what the teacher would recommend is not private
+    record = partial(record_training, run, dataset)
+    manifest = export_bundle(student, dataset, run.bundle, teacher=told, config=run.config.bundle, before=record)
+    if (run.folder / "alone" / "model.json").is_file():
+        alone = load_model(run.folder / "alone", dataset)
+        export_bundle(alone, dataset, run.bundle_alone, config=run.config.bundle, before=record)
+    search = manifest.search
+    run.progress.say(
+        f"bundle in {run.bundle}: "
+        + ("" if measured_next else f"model {manifest.model_version}, ")
+        + f"{model_bytes(manifest):,} bytes of model"
+        + (f", {search.kind} search with recall@10 {search.recall:.4f}" if search.kind != "exact" else "")
+    )
+    return manifest
+
+
+def record_training(run: Run, dataset: Dataset, manifest: Manifest) -> None:
+    """Records who was in the training of a model, for `distilrec seen`, before the model is there to be used.
+
+    Its metrics are a part of its version: what is exported and what was measured are two versions of the same model.
+    """
+    record_users(
+        run.folder,
+        dataset.info.user_ids[: dataset.info.warm_users],
+        model_version=manifest.model_version,
+        dataset=manifest.dataset,
+        dataset_fingerprint=manifest.dataset_fingerprint,
+        teacher=manifest.teacher,
+        private=manifest.privacy is not None,
+    )
+
+
+def forget_user(run: Run, user_id: object, *, missing_ok: bool = False) -> list[str]:
+    """Takes a user out of a run: out of the data, the labels and the histories of the bundles; returns what was done.
+
+    user_id: the id or the pseudonym; with pseudonyms, an id needs their key. The user is put on the list of those that
+    `prepare` leaves out of this run from now on. Labels, unfinished trainings and scores of a teacher go as a whole, they
+    are made again when they are needed. Weights stay as they are until they are trained again. Where this is killed, the
+    next command on this run finishes the work.
+    Raises InvalidIdError, and UnknownUserError for a user of whom this run knows nothing, unless `missing_ok` is set.
+    """
+    names, key = [as_id(user_id, "user_id")], run.config.data.pseudonym_key
+    if key is not None and key in os.environ:
+        names.append(pseudonym(names[0], pseudonym_key(key)))
+    return erasure.forget(run.folder, names, missing_ok=missing_ok)
+
+
+def evaluate(run: Run, dataset: Dataset) -> Comparison:
+    """The comparison on the test part, `comparison.json`, `report.html`, and the metrics in the bundle's manifest."""
+    teacher = open_teacher(run, dataset)
+    candidates = [
+        *teacher_candidates(run.config.teacher if run.own_teacher is None else None, teacher, dataset),
+        student_candidate(run, dataset, STUDENT, "student", run.bundle),
+    ]
+    if run.bundle_alone.is_dir():
+        candidates.append(student_candidate(run, dataset, ALONE, "alone", run.bundle_alone))
+    candidates += [Candidate(name, (scorer,), logits=False) for name, scorer in fitted_baselines(dataset).items()]
+    done = iter(range(len(candidates)))
+    comparison = compare(
+        dataset,
+        candidates,
+        lambda name: run.progress.advance("evaluate", next(done), len(candidates), name),
+        teacher.item_vectors() if isinstance(teacher, ModelTeacher) else None,
+    )
+    metrics = {name: value.mean for name, value in comparison.row(STUDENT).quality.items()}
+    manifest = record_metrics(run.bundle, metrics, partial(record_training, run, dataset))
+    costs, tree = read_costs(run.folder), tree_of(run, dataset)
+    comparison = msgspec.structs.replace(comparison, costs=costs, tree=tree, privacy=manifest.privacy)
+    run.progress.advance("evaluate", len(candidates), len(candidates))
+    write_json(run.folder / "comparison.json", comparison)
+    write_report(comparison, run.folder / "report.html")
+    run.progress.say(f"bundle in {run.bundle}: model {manifest.model_version}, with the metrics just measured")
+    run.progress.say(f"report in {run.folder / 'report.html'}")
+    return comparison

@@ -1,0 +1,111 @@
+"""What is done with a finished run: gate, drift, tuning."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import msgspec
+import polars as pl
+
+from distilrec.data.cleaning import clean_log
+from distilrec.data.dataset import Dataset
+from distilrec.data.fetch import DATASETS
+from distilrec.data.readers import open_log
+from distilrec.distill.tuning import Choice, tune
+from distilrec.engine.recommender import load
+from distilrec.errors import ConfigError
+from distilrec.files import read_json, write_whole
+from distilrec.measure.ranking import questions, rank
+from distilrec.measure.statistics import paired_difference
+from distilrec.report.comparison import (
+    ALONE,
+    STUDENT,
+    TEACHER,
+    BundleScorer,
+    Comparison,
+    K,
+    quality_of,
+)
+from distilrec.report.drift import Drift, drift
+from distilrec.report.gate import Check, Thresholds, check
+from distilrec.runs.candidates import engine_latency, model_bytes
+from distilrec.runs.folder import Run
+from distilrec.runs.stages import key_of_pseudonyms, teacher_labels
+
+
+def gate(run: Run, dataset: Dataset, thresholds: Thresholds) -> list[Check]:
+    """Measures the exported bundle anew, on the test part, against thresholds.
+
+    The teacher's figures are those of the last `evaluate`. Raises ConfigError for a threshold that cannot be measured.
+    """
+    asked = questions(dataset, "test")
+    quality = quality_of(rank(BundleScorer(run.bundle, dataset), asked, K))
+    measured: dict[str, dict[str, float]] = {
+        "quality": {name: float(values.mean()) for name, values in quality.items()},
+        "retention": {},
+        "improvement": {},
+        "latency": {},
+        "size": {},
+    }
+    path = run.folder / "comparison.json"
+    if path.is_file():
+        comparison = read_json(path, Comparison, error=ConfigError, fix="run `distilrec evaluate` again")
+        of_teacher = comparison.row(TEACHER).quality
+        measured["retention"] = {
+            name: value / of_teacher[name].mean
+            for name, value in measured["quality"].items()
+            if name in of_teacher and of_teacher[name].mean > 0
+        }
+    if thresholds.improvement and run.bundle_alone.is_dir():
+        alone = quality_of(rank(BundleScorer(run.bundle_alone, dataset), asked, K))
+        measured["improvement"] = {
+            name: paired_difference(name, STUDENT, values[None], ALONE, alone[name][None]).interval.low
+            for name, values in quality.items()
+        }
+    recommender = load(run.bundle)
+    if thresholds.latency:
+        latency = engine_latency(recommender, dataset)
+        measured["latency"] = {"p50": latency.p50, "p99": latency.p99}
+    manifest = recommender.manifest
+    measured["size"] = {"parameters": manifest.parameters, "bytes": model_bytes(manifest)}
+    return check(thresholds, measured)
+
+
+def check_drift(run: Run, dataset: Dataset, log: Path, *, stability: float, unknown: float) -> list[Drift]:
+    """Cleans events of today like the training log, and compares them with it. Raises what `clean_log` raises."""
+    data = run.config.data
+    schema = DATASETS[data.dataset].schema if data.dataset is not None else data.schema
+    with TemporaryDirectory(prefix="distilrec-") as scratch:
+        opened = open_log(log, Path(scratch), data.columns, data.text())
+        cleaning = msgspec.structs.replace(run.config.cleaning, min_user_events=0, min_item_events=0)
+        clean = clean_log(
+            opened, schema, cleaning, Path(scratch), pseudonym_key=key_of_pseudonyms(data), checks=data.checks
+        )
+        live = pl.concat([clean.part(number) for number in range(len(clean.parts))])
+    for line in clean.report.lines():
+        run.progress.say(line)
+    return drift(dataset, live, stability=stability, unknown=unknown)
+
+
+def tune_student(run: Run, dataset: Dataset, *, trials: int, minutes: float) -> Choice:
+    """A search for the student's hyper-parameters on the labels of the run; writes `tuned.toml`."""
+    stores = teacher_labels(run, dataset)
+    chosen = tune(
+        run.config.student,
+        dataset,
+        stores,
+        run.config.student_training,
+        run.config.distillation,
+        run.folder / "tuning",
+        seed=run.config.seed,
+        trials=trials,
+        minutes=minutes,
+        on_trial=lambda trial, value, best: run.progress.advance(
+            "tune", min(trial, trials), trials, f"{value:.4f}, best validation NDCG@10 {best:.4f}"
+        ),
+    )
+    path = run.folder / "tuned.toml"
+    write_whole(path, chosen.toml().encode())
+    run.progress.say(f"best validation NDCG@10 {chosen.validation_ndcg:.4f} in trial {chosen.trial}: see {path}")
+    return chosen

@@ -1,0 +1,135 @@
+"""Trained models: weights of the best epoch with their record, on disk and in memory."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import torch
+
+from distilrec.bundle.privacy import PrivacyRecord
+from distilrec.data.dataset import Dataset
+from distilrec.errors import TrainingError
+from distilrec.files import RecordKind
+from distilrec.networks.build import ModelConfig, build_model
+from distilrec.networks.sequence import SequenceModel
+from distilrec.training.options import Epoch, TrainingConfig, TrainingResult
+from distilrec.training.scoring import ground_truth
+from distilrec.training.trainer import train
+
+OnEpoch = Callable[[Epoch, int], None]
+
+
+class ModelRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What is known of a trained model besides its weights."""
+
+    config: ModelConfig
+    seed: int
+    dataset_fingerprint: str
+    curve: tuple[Epoch, ...]
+    best_epoch: int
+    identity: str = ""
+    privacy: PrivacyRecord | None = None
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A model with the weights of its best epoch, and its record."""
+
+    model: SequenceModel
+    record: ModelRecord
+
+    @property
+    def best_ndcg(self) -> float:
+        """Validation NDCG@10 of the epoch that was kept."""
+        return self.record.curve[self.record.best_epoch - 1].validation_ndcg
+
+    @property
+    def seconds(self) -> float:
+        """Training time, wall clock."""
+        return self.record.curve[-1].seconds
+
+
+def finished(
+    model: SequenceModel, config: ModelConfig, seed: int, dataset: Dataset, result: TrainingResult
+) -> TrainedModel:
+    """A trained model with its identity: a hash of weights, configuration and data set."""
+    record = ModelRecord(config, seed, dataset.fingerprint(), result.curve, result.best_epoch)
+    digest = hashlib.sha256(msgspec.json.encode((config, record.dataset_fingerprint)))
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode() + tensor.numpy().tobytes())
+    return TrainedModel(model, msgspec.structs.replace(record, identity=digest.hexdigest()[:16]))
+
+
+def train_model(
+    config: ModelConfig,
+    dataset: Dataset,
+    training: TrainingConfig,
+    *,
+    seed: int,
+    checkpoint: Path | None = None,
+    on_epoch: OnEpoch | None = None,
+) -> TrainedModel:
+    """A teacher, or a student without distillation: trained on the ground truth alone."""
+    model = build_model(config, dataset, seed)
+    result = train(
+        model,
+        dataset,
+        ground_truth,
+        training,
+        seed=seed,
+        checkpoint=checkpoint,
+        task=training_task(dataset, config),
+        on_epoch=on_epoch or (lambda epoch, total: None),
+    )
+    return finished(model, config, seed, dataset, result)
+
+
+def training_task(dataset: Dataset, config: ModelConfig, more: str = "") -> str:
+    """What a checkpoint belongs to: another data set, configuration or loss is another task."""
+    return f"{dataset.fingerprint()} {msgspec.json.encode(config).decode()} {more}"
+
+
+SAVED = RecordKind(
+    "model.json",
+    ModelRecord,
+    ("model",),
+    1,
+    TrainingError,
+    what="trained model",
+    fix="train it first (distilrec train, distilrec distill)",
+    again="delete {folder} and train the model again",
+)
+
+
+def save_model(trained: TrainedModel, folder: Path, made_from: str = "") -> None:
+    """Writes `model.json` and the weights that it names, in the place of the model that is there.
+
+    made_from: a key of everything that the training depends on.
+    """
+    tensors = {name: tensor.contiguous().numpy() for name, tensor in trained.model.state_dict().items()}
+    SAVED.write(folder, trained.record, {"model": tensors}, made_from=made_from)
+
+
+def load_model(folder: Path, dataset: Dataset) -> TrainedModel:
+    """Returns a saved model. Raises FileMissingError, and TrainingError when it is damaged or was trained on other data."""
+    saved = SAVED.read(folder)
+    record = saved.about
+    if record.dataset_fingerprint != dataset.fingerprint():
+        raise TrainingError(
+            f"the model in {folder} was trained on another data set",
+            fix="train it again after `distilrec prepare`",
+            file=str(folder),
+        )
+    model = build_model(record.config, dataset, record.seed)
+    try:
+        model.load_state_dict({name: torch.from_numpy(array) for name, array in saved.arrays("model").items()})
+    except RuntimeError:  # torch's word for names or shapes that do not fit
+        raise TrainingError(
+            f"the model in {folder} was made by another version of distilrec", fix=f"delete {folder} and train it again"
+        ) from None
+    model.eval()
+    return TrainedModel(model, record)
