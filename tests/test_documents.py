@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import inspect
 import json
 import re
@@ -20,34 +21,26 @@ import yaml
 
 from distilrec import errors
 from distilrec.cli import app, serve
-from distilrec.data.checks import DataCheck
-from distilrec.data.cleaning import Cleaning
 from distilrec.data.fetch import DATASETS
 from distilrec.data.preparation import prepare_dataset
-from distilrec.data.schema import Schema
-from distilrec.data.splits import Split
-from distilrec.distill.distillation import DistillationConfig
-from distilrec.export.export import BundleConfig, export_bundle
-from distilrec.labels.extract import LabelConfig
-from distilrec.networks.build import StudentConfig
+from distilrec.export.export import export_bundle
 from distilrec.networks.recurrent import RecurrentConfig
-from distilrec.privacy.accounting import PrivateTrainingConfig
 from distilrec.report.gate import Thresholds
-from distilrec.runs.config import DataConfig, RunConfig
+from distilrec.runs.config import RunConfig
 from distilrec.serve.app import _api, _kserve
 from distilrec.serve.config import ServiceConfig
 from distilrec.serve.http import Endpoint
 from distilrec.serve.schemas import RecommendRequest
 from distilrec.serve.service import Service
 from distilrec.settings import converted
-from distilrec.teachers.build import TeacherConfig
 from distilrec.training.options import TrainingConfig
 from distilrec.training.trained import train_model
 from tests.small_run import tables
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-TEXTS = {page.name: page.read_text(encoding="utf-8") for page in PAGES}
+DOCS = ROOT / "docs"
+PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md")), *sorted(DOCS.glob("decisions/*.md"))]
+TEXTS = {str(page.relative_to(ROOT)): page.read_text(encoding="utf-8") for page in PAGES}
 
 
 def blocks(language: str) -> list:
@@ -176,6 +169,40 @@ def test_paths_of_the_service_exist():
             assert any(re.fullmatch(pattern, path) for pattern in [*patterns, "/v1", "/v2"]), f"{name}: {path}"
 
 
+def test_the_tables_of_settings_are_those_of_the_code():
+    spec = importlib.util.spec_from_file_location("reference", DOCS / "reference.py")
+    reference = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(reference)
+    assert reference.configuration() == reference.CONFIGURATION.read_text(encoding="utf-8"), "run docs/reference.py"
+
+
+def test_the_floors_are_those_of_the_import_contract():
+    """The table of docs/architecture.md names the folders of the contract in its order, row by row."""
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    layers = next(contract["layers"] for contract in contracts if contract["type"] == "layers")
+    rows = [[name.strip().removeprefix("distilrec.") for name in layer.split("|")] for layer in layers]
+    folders = [[name for name in row if (ROOT / "src" / "distilrec" / name).is_dir()] for row in rows]
+    page = (DOCS / "architecture.md").read_text(encoding="utf-8")
+    table = re.findall(r"^\| ((?:`\w+`(?:, )?)+) \|", page.split("## The life of a log")[0], re.MULTILINE)
+    told = [re.findall(r"`(\w+)`", row) for row in table]
+    assert told[0] == ["cli"]  # a module or a folder
+    assert [sorted(row) for row in told[1:]] == [sorted(row) for row in folders if row and row != ["cli"]]
+
+
+def test_the_glossary_is_alphabetical():
+    rows = re.findall(r"^\| ([^|]+) \| [^|]+\[[^|]+\) \|$", (DOCS / "glossary.md").read_text(), re.MULTILINE)
+    assert len(rows) > 100
+    assert rows == sorted(set(rows), key=str.casefold)
+
+
+def test_the_index_of_decisions_is_whole():
+    folder = DOCS / "decisions"
+    listed = re.findall(
+        r"^\| \d{4}-\d\d-\d\d \| \[[^\]]+\]\(([\w-]+\.md)\) \|$", (folder / "index.md").read_text(), re.MULTILINE
+    )
+    assert sorted(listed) == sorted(page.name for page in folder.glob("*.md") if page.name != "index.md")
+
+
 # What is said in words: tables, links, paths, targets and defaults
 
 OTHERS = [ROOT / name for name in ("CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md")]
@@ -268,27 +295,6 @@ def test_the_seeds_of_make_bench():
     assert set(re.findall(r"--seeds (\d+)", recipe)) == {words}
 
 
-SECTIONS: dict[str, list[type]] = {
-    "": [RunConfig],
-    "data": [DataConfig],
-    "data.schema": [Schema],
-    "data.checks": [DataCheck],
-    "cleaning": [Cleaning],
-    "split": [Split],
-    "teacher": list(TeacherConfig.__args__),
-    "teacher_training, student_training": [TrainingConfig],
-    "labels": [LabelConfig],
-    "student": list(StudentConfig.__args__),
-    "distillation": [DistillationConfig],
-    "bundle": [BundleConfig],
-    "privacy": [PrivateTrainingConfig],
-}
-IN_WORDS = {  # defaults that are no value of a field; checked by hand
-    "user_id": "same", "item_id": "same", "data.name": "file name", "min_time": "0", "max_time": "now + 1 day", "data.checks": "none",
-    "teacher.kind": "transformer", "student.kind": "recurrent", "teacher_seed": "`seed`", "delta": "1 / (10 users)",
-}  # fmt: skip
-
-
 def shown(value) -> set[str]:
     """How a table may write a default."""
     if value in (None, "", ()):
@@ -304,33 +310,6 @@ def table_of(page: str, first: str) -> list[list[str]]:
     """The rows of the table whose header begins with a column."""
     (table,) = re.findall(rf"^\| {first} \|.*\n\|[-|]+\n((?:\|.*\n)+)", EVERYTHING[page], re.MULTILINE)
     return [cells(row) for row in table.splitlines()]
-
-
-def test_the_defaults_of_the_configuration():
-    """Every default in docs/configuration.md is that of the code; an empty cell says nothing."""
-    section, compared = "", 0
-    for first, keys, defaults, meaning in table_of("docs/configuration.md", "section"):
-        section = first.replace("`", "") or section
-        names = re.findall(r"`(\w+)`", keys)
-        plain = (
-            re.sub(r" \(.*\)$", "", defaults) if names[0] == "epochs" else defaults
-        )  # what students have is said beside it
-        values = plain.split(", ") if ", " in plain else [plain] * len(names)
-        assert len(values) == len(names), f"{section}: {names} have the defaults {values}"
-        for name, value in zip(names, values, strict=True):
-            if not value or value == "-":
-                continue
-            if (words := IN_WORDS.get(f"{section}.{name}", IN_WORDS.get(name))) is not None:
-                assert value == words, f"{section}.{name}"
-                continue
-            kinds = [RunConfig] if section == "" or "top of the file" in meaning else SECTIONS[section]
-            fields = [field for kind in kinds for field in msgspec.structs.fields(kind) if field.name == name]
-            assert fields, f"there is no {section}.{name}"
-            assert any(value in shown(field.default) for field in fields), f"{section}.{name}: {value}"
-            compared += 1
-    assert compared > 60
-    training = {field.name: field for field in msgspec.structs.fields(RunConfig)}["student_training"].default
-    assert f"students: {training.epochs}, {training.patience}" in EVERYTHING["docs/configuration.md"]
 
 
 def test_the_defaults_of_the_service():

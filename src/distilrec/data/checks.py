@@ -28,23 +28,28 @@ _SHOWN = 3  # rows that a message names
 
 
 class DataCheck(Settings, frozen=True):
-    """What must hold for a column.
-
-    required: there is a value; minimum, maximum: of a number, the limits are allowed; allowed: the values there may be, as
-    text; pattern: a regular expression that the whole text matches; unique: no value twice (feature tables only).
-    otherwise: `drop` leaves out the rows for which it does not hold and counts them, `fail` stops.
-    A missing value breaks `required` only.
-    """
+    """What must hold for a column. A missing value breaks `required` only."""
 
     column: str
+    """Name of the column."""
     table: Table = "interactions"
+    """Table of the column."""
     required: bool = False
+    """Whether every row must have a value."""
     minimum: float | None = None
+    """Smallest number that is allowed."""
     maximum: float | None = None
+    """Largest number that is allowed."""
     allowed: tuple[str, ...] | None = None
+    """List of all values that are allowed, as text."""
     pattern: str | None = None
+    """Regular expression that the whole text must match."""
     unique: bool = False
+    """Whether no value may occur twice, in the user or item table."""
     otherwise: Literal["drop", "fail"] = "drop"
+    """`drop` leaves rows that break the check out and counts them, `fail` stops and names the
+    first.
+    """
 
     def __post_init__(self) -> None:
         super().__post_init__()

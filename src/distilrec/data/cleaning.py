@@ -29,24 +29,26 @@ _SAMPLES = 1_000  # rows of the log for each boundary between parts
 
 
 class Cleaning(Settings, frozen=True):
-    """What counts as noise. Everything that is dropped shows up in the report.
-
-    min_weight, max_weight: keep rows whose weight lies in this closed range.
-    min_time, max_time: seconds since 1970; `max_time=None` means now (plus a day for clocks that differ).
-    max_age_days: keep no row that is older than this today; None keeps all.
-    bot_events_per_day: all rows of a user with more events than this on any one day (UTC) go; None keeps them.
-    min_user_events, min_item_events: repeated until every user and item left has that many (k-core); 0 is off.
-    """
+    """What counts as noise. Everything that is dropped shows up in the report."""
 
     drop_duplicates: bool = True
+    """Whether of several rows with the same user, item, time and event type one is kept."""
     min_weight: float | None = None
+    """Smallest weight to keep."""
     max_weight: float | None = None
+    """Largest weight to keep."""
     min_time: float = 0.0
+    """Earliest time to keep, in seconds since 1970."""
     max_time: float | None = None
+    """Latest time to keep, in seconds since 1970; a day from now by default."""
     max_age_days: Positive | None = None
+    """Age in days beyond which rows are dropped."""
     bot_events_per_day: Count | None = 2_000
+    """Users with more events than this on any day (UTC) are dropped with all their rows."""
     min_user_events: ZeroOrMore = 0
+    """Events that every user must have, together with the next key (k-core); 0 is off."""
     min_item_events: ZeroOrMore = 0
+    """Events that every item must have; repeated until users and items have enough; 0 is off."""
 
 
 class CleaningReport(msgspec.Struct, frozen=True):

@@ -15,14 +15,16 @@ UNITS = {"seconds": 1.0, "milliseconds": 1e3, "microseconds": 1e6, "nanoseconds"
 
 
 class Feature(Settings, frozen=True):
-    """One column of side information. `separator` splits the text of a `multi` or `vector` column.
-
-    A `vector` is a list of numbers, as many in every row, such as the embedding of a text or a picture.
-    """
+    """One column of features or attributes."""
 
     name: str
+    """Name of the column."""
     kind: FeatureKind
+    """How its values are read; a vector is a list of numbers, as many in every row, such as the
+    embedding of a text.
+    """
     separator: str = "|"
+    """What separates the values in the text of a multi or vector column."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -35,29 +37,36 @@ class Feature(Settings, frozen=True):
 
 
 class Schema(Settings, frozen=True):
-    """The columns of the interaction log and of the optional user and item tables.
-
-    `timestamp=None` means that the order of the rows is the order in time. timestamp_format: "seconds", "milliseconds",
-    "microseconds" or "nanoseconds" since 1970, "yyyymmdd", or a strptime pattern such as "%d/%m/%Y"; left out, it is found
-    from all rows. timezone: of times that name none, such as "Europe/Berlin"; UTC if left out. `user_key` and `item_key`
-    name the id columns of the two feature tables; `title` is the column of the item table that people read.
-    `item_attributes` are columns that no model learns from, but that answers can be filtered by, as they can by the item
-    features.
-    """
+    """The columns of the log and of the optional user and item tables."""
 
     user_id: str = "user_id"
+    """Column of the log with the user."""
     item_id: str = "item_id"
+    """Column of the log with the item."""
     timestamp: str | None = None
+    """Column with the time; without it the order of the rows is the order in time."""
     timestamp_format: str | None = None
+    """seconds, milliseconds, microseconds or nanoseconds since 1970, yyyymmdd, or a strptime
+    pattern such as %d/%m/%Y; found from all rows by default.
+    """
     timezone: str | None = None
+    """Zone of times that name none, such as Europe/Berlin; UTC by default."""
     event_type: str | None = None
+    """Column with the type of the event, such as view, cart or purchase."""
     weight: str | None = None
+    """Column with a rating or quantity, for `cleaning` and the feature `sales_volume`."""
     user_key: str | None = None
+    """Id column of the user table."""
     item_key: str | None = None
+    """Id column of the item table."""
     title: str | None = None
+    """Column of the item table that people read."""
     user_features: tuple[Feature, ...] = ()
+    """Columns of the user table that models learn from."""
     item_features: tuple[Feature, ...] = ()
+    """Columns of the item table that models learn from, and that answers can be filtered by."""
     item_attributes: tuple[Feature, ...] = ()
+    """More columns of the item table, for filters only."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -18,17 +18,20 @@ BelowHalf = Annotated[float, Meta(gt=0, lt=0.5)]
 
 
 class Split(Settings, frozen=True):
-    """How to split.
+    """How to split the log.
 
     leave-one-out: the last interaction of each user is test, the one before validation; users with fewer than three
     interactions are training only. Comparable with papers.
-    global-time: two moments for everybody, so that `test_share` and `validation_share` of all rows lie after them. The
+    global-time: two moments for all users, so that `test_share` and `validation_share` of all rows lie after them. The
     honest choice for production, where the future of one user is not the past of another.
     """
 
     kind: Literal["leave-one-out", "global-time"] = "leave-one-out"
+    """The last events of each user, or the last events of all."""
     validation_share: BelowHalf = 0.1
+    """Share of all rows, for global-time."""
     test_share: BelowHalf = 0.1
+    """Share of all rows, for global-time."""
 
 
 def split_moments(times: NDArray[np.float64], split: Split) -> tuple[float, float] | None:

@@ -32,30 +32,41 @@ from distilrec.training.trainer import train
 class DistillationConfig(Settings, frozen=True):
     """L = (1 - soft_weight) L_y + soft_weight L_s + the others, each with its weight. All losses are means over positions.
 
-    curriculum: with an ensemble as the teacher, keep the labels of each member and combine each position's soft losses by
-    `losses.curriculum_loss`, instead of the labels of the average.
-    rd, rrd, plackett_luce, rce, unkd, hint: the losses of `distilrec.distill.losses`; they read the first teacher.
-    dropout: of the student while it is distilled, in place of its own (a tree has none): soft labels keep it from
-    overfitting, and with dropout it cannot follow its teacher closely. Without distillation the student keeps its own.
-    denoise: the share of events whose ground truth is left out, those that the teacher expected least: for logs in which
-    about that share of events is noise.
-    own_candidates: L of RCE, how many of the student's best items are candidates; groups: of popularity, for UnKD.
+    The losses are those of `distilrec.distill.losses`; those beside the soft and the hard loss read the first teacher.
     """
 
     soft_weight: Annotated[float, Meta(ge=0, le=1)] = 0.8
+    """Weight of the soft loss, lambda; the ground truth has the rest."""
     hard_weight: NotNegative = 0.0
+    """Weight of the hard loss, mu."""
     temperature: Positive = 1.0
+    """Temperature of the soft labels, T."""
     rd_weight: NotNegative = 0.0
+    """Weight of ranking distillation (RD)."""
     rrd_weight: NotNegative = 0.0
+    """Weight of relaxed ranking distillation (RRD)."""
     plackett_luce_weight: NotNegative = 0.0
+    """Weight of the Plackett-Luce loss."""
     rce_weight: NotNegative = 0.0
+    """Weight of the candidate cross-entropy (RCE)."""
     unkd_weight: NotNegative = 0.0
+    """Weight of unbiased distillation (UnKD)."""
     hint_weight: NotNegative = 0.0
+    """Weight of the feature hint."""
     own_candidates: Count = 50
+    """Best items of the student that are candidates of RCE."""
     groups: Count = 4
+    """Groups of popularity of UnKD."""
     curriculum: bool = False
+    """Whether the labels of each member of an ensemble are combined, the easiest first, in place of
+    those of the average.
+    """
     dropout: Share = 0.0
+    """Dropout of the student while it is distilled; without distillation it has its own. A tree has
+    none.
+    """
     denoise: Share = 0.0
+    """Share of events whose ground truth is left out, those that the teacher expected least."""
 
 
 def distil(

@@ -46,14 +46,16 @@ _RECALL_DEPTH, _RECALL_USERS = 10, 500
 
 
 class BundleConfig(Settings, frozen=True):
-    """search: how the best items are found: exact, quantised (a scan in 8 bits), graph (HNSW), or auto, by the number of
-    items. connectivity, expansion_add, expansion_search: of the graph, as in usearch; more is better and slower.
-    """
+    """How the served student finds the best items."""
 
     search: SearchKind | Literal["auto"] = "auto"
+    """`exact`, `quantised` (a scan in 8 bits), `graph` (HNSW), or `auto`, by the number of items."""
     connectivity: Count = 32
+    """Neighbours of an item in the graph; more finds more and takes longer."""
     expansion_add: Count = 128
+    """Candidates that are looked at while the graph is built."""
     expansion_search: Count = 96
+    """Candidates that are looked at for an answer."""
 
 
 def export_bundle(

@@ -42,15 +42,16 @@ LARGEST_SPAN = 49_000.0  # of a teacher's scores of one row: what lies 50,000 be
 
 
 class LabelConfig(Settings, frozen=True):
-    """top_k: how many of the teacher's best items to keep per event; samples: how many uniformly drawn others; states:
-    keep the teacher's hidden layer too, for the feature hint; cold_items: labels over items without training rows too, which
-    the teacher knows by their features.
-    """
+    """What is stored of what the teacher says."""
 
     top_k: Count = 100
+    """Best items of the teacher that are kept for each event."""
     samples: Count = 100
+    """Other items, drawn uniformly, that are kept for each event."""
     states: bool = False
+    """Whether the teacher's hidden layer is kept too, for the hint."""
     cold_items: bool = False
+    """Whether labels cover items without training rows, which the teacher knows by their features."""
 
 
 def extract_labels(

@@ -18,11 +18,18 @@ from distilrec.settings import Count, Settings, Share
 
 
 class DnnConfig(Settings, frozen=True, tag="dnn", tag_field="kind"):
+    """A deep network over user features and the averaged history."""
+
     dim: Count = 64
+    """Channels of an item vector."""
     hidden: Count = 512
+    """Units of a hidden layer."""
     layers: Count = 3
+    """Number of hidden layers."""
     dropout: Share = 0.3
+    """Share of channels that are set to 0 at random in training."""
     max_history: Count = 200
+    """Latest events of a user that the model looks at."""
 
 
 class Dnn(SequenceModel):

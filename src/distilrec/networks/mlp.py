@@ -18,10 +18,16 @@ from distilrec.settings import Count, Settings, Share
 
 
 class MlpConfig(Settings, frozen=True, tag="mlp", tag_field="kind"):
+    """A small network over user features and the averaged history."""
+
     dim: Count = 16
+    """Channels of an item vector."""
     hidden: Count = 32
+    """Units of the hidden layer."""
     dropout: Share = 0.2
+    """Share of channels that are set to 0 at random in training."""
     max_history: Count = 200
+    """Latest events of a user that the model looks at."""
 
 
 class Mlp(SequenceModel):

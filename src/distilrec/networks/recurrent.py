@@ -26,13 +26,18 @@ _LONGEST = 128.0  # events, the time constant of the slowest scale before traini
 
 
 class RecurrentConfig(Settings, frozen=True, tag="recurrent", tag_field="kind"):
-    """scales: number of time scales S; expansion: width of the query MLP in units of dim."""
+    """A linear recurrence over the events, with a query by an MLP."""
 
     dim: Count = 32
+    """Channels of an item vector."""
     scales: Count = 2
+    """Number of time scales, S."""
     expansion: Count = 4
+    """Width of the query's MLP, in units of `dim`."""
     dropout: Share = 0.2
+    """Share of channels that are set to 0 at random in training."""
     max_history: Count = 200
+    """Latest events of a user that the model looks at."""
 
 
 class Recurrent(SequenceModel):

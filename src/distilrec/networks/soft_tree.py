@@ -34,14 +34,16 @@ _SMALLEST = 1e-30
 
 
 class SoftTreeConfig(Settings, frozen=True, tag="soft_tree", tag_field="kind"):
-    """depth: 2^depth leaves; inputs: so many of the most popular items are inputs themselves; balance: weight of the penalty
-    on gates that send everybody the same way.
-    """
+    """A soft decision tree over readable inputs."""
 
     depth: Annotated[int, Meta(ge=1, le=10)] = 5
+    """Levels of the tree; it has 2^depth leaves."""
     inputs: Count = 200
+    """Number of popular items that are inputs themselves."""
     balance: Share = 0.1
+    """Weight of the penalty on gates that send all users one way."""
     max_history: Count = 200
+    """Latest events of a user that the model looks at."""
 
 
 class SoftTree(SequenceModel):

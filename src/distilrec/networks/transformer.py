@@ -19,15 +19,22 @@ from distilrec.settings import Count, Settings, Share
 
 
 class TransformerConfig(Settings, frozen=True, tag="transformer", tag_field="kind"):
-    """gated: SwiGLU instead of GELU in the feed-forward layers."""
+    """A causal Transformer over the history."""
 
     dim: Count = 64
+    """Channels of an item vector."""
     layers: Count = 2
+    """Number of blocks."""
     heads: Count = 4
+    """Attention heads; `dim` is a multiple of them."""
     feed_forward: Count = 256
+    """Channels of the feed-forward layers."""
     gated: bool = True
+    """Whether the feed-forward layers are SwiGLU; GELU otherwise."""
     dropout: Share = 0.3
+    """Share of channels that are set to 0 at random in training."""
     max_history: Count = 100
+    """Latest events of a user that the model looks at."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

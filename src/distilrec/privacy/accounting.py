@@ -8,20 +8,24 @@ from distilrec.settings import Count, Part, Positive, Settings, Share
 
 
 class PrivateTrainingConfig(Settings, frozen=True):
-    """epsilon, delta: at most so much is spent; delta None is 1 / (10 users).
-
-    clip_norm: the longest gradient of one user; users_per_step: how many are drawn on average; events: only the latest so
-    many of each user are learned from; averaging: share of the mean of the weights that stays at each step.
-    """
+    """Differentially private training of the student, by DP-SGD with users as the unit."""
 
     epsilon: Positive = 8.0
+    """Maximum of epsilon that is spent."""
     delta: Part | None = None
+    """Maximum of delta that is spent; 1 / (10 users) by default."""
     clip_norm: Positive = 1.0
+    """Longest gradient of one user."""
     users_per_step: Count = 512
+    """Users drawn in a step, on average."""
     steps: Count = 300
+    """Number of steps."""
     learning_rate: Positive = 5e-3
+    """Learning rate of all steps."""
     events: Count = 50
+    """Latest events of a user that are learned from."""
     averaging: Share = 0.95
+    """Share that stays, at each step, in the moving average of the weights."""
 
 
 def noise_of_one_release(epsilon: float, delta: float) -> float:

@@ -34,14 +34,14 @@ class Voter(Protocol):
 
 
 class VoteConfig(Settings, frozen=True):
-    """epsilon, delta: what all votes together may spend about any user of any teacher; epsilon None adds no noise.
-
-    top: how many items a teacher votes for, and how many winners are told.
-    """
+    """What private votes spend, and how many winners they tell."""
 
     epsilon: Positive | None = 8.0
+    """What all votes together may spend about any user of any teacher; none adds no noise."""
     delta: Part = 1e-5
+    """The delta that belongs to it."""
     top: Count = 10
+    """Number of items for which a teacher votes, and of winners that are told."""
 
 
 @dataclass(frozen=True)

@@ -12,16 +12,20 @@ from distilrec.settings import Settings, read_settings
 
 
 class Thresholds(Settings, frozen=True):
-    """quality: metric -> at least; retention: metric -> share of the teacher's, at least; improvement: metric -> at least,
-    of the lower end of the 95% interval of student minus the same student without distillation; latency: p50 and p99 of
-    a request in microseconds, at most; size: parameters and bytes of the model, at most.
-    """
+    """What an exported bundle must meet before it is deployed, by the name of a metric."""
 
     quality: dict[str, float] = msgspec.field(default_factory=dict)
+    """Metrics of the test part, at least."""
     retention: dict[str, float] = msgspec.field(default_factory=dict)
+    """Shares of the teacher's metrics, at least."""
     improvement: dict[str, float] = msgspec.field(default_factory=dict)
+    """Lower ends of the 95% intervals of student minus the same student without distillation, at
+    least.
+    """
     latency: dict[str, float] = msgspec.field(default_factory=dict)
+    """`p50` and `p99` of a request in microseconds, at most."""
     size: dict[str, float] = msgspec.field(default_factory=dict)
+    """`parameters` and `bytes` of the model, at most."""
 
 
 class Check(msgspec.Struct, frozen=True):
@@ -44,7 +48,7 @@ class Check(msgspec.Struct, frozen=True):
 
 def read_thresholds(path: Path | str) -> Thresholds:
     """The thresholds of a TOML file. Raises FileMissingError, and ConfigError for anything unknown or an empty file."""
-    thresholds = read_settings(path, Thresholds, fix="check the path, or write one: README.md shows how")
+    thresholds = read_settings(path, Thresholds, fix="check the path, or write one: docs/commands.md shows how")
     if not any(getattr(thresholds, name) for name in Thresholds.__struct_fields__):
         raise ConfigError(f"{path} has no threshold", fix='for example [quality] and "ndcg@10" = 0.1', file=str(path))
     return thresholds

@@ -27,35 +27,52 @@ from distilrec.training.options import TrainingConfig
 
 
 class DataConfig(Settings, frozen=True):
-    """Either the name of a public data set, or files with their schema. Paths are relative to the TOML file.
-
-    A path may be a folder or a pattern such as `events-*.csv.gz`. `*columns` name the fields of files without a header line.
-    encoding, quote, escape: how files of text are written; user_format, item_format: the same of the feature tables, where
-    they differ. pseudonym_key: the name of an environment variable that
-    holds a key; users then get pseudonyms, and their ids go nowhere. derived_features: popularity (and sales volume) of
-    the items as features. checks: what must hold for the tables. erased_users: a file with one user id a line, whose rows
-    are left out. erased_users_must_exist: an id in that file that matches no user of the log is an error.
+    """The tables of a run: the name of a public data set, or files with their schema. Paths are
+    relative to the TOML file.
     """
 
     dataset: str | None = None
+    """Name of a public data set (`ml-100k`, `ml-1m`), in place of files."""
     interactions: str | None = None
+    """File with the log: .csv .tsv .txt .dat .parquet .jsonl .inter"""
     users: str | None = None
+    """File with the features of the users."""
     items: str | None = None
+    """File with titles, features and attributes of the items."""
     columns: tuple[str, ...] | None = None
+    """Names of the columns of a log without a header line."""
     user_columns: tuple[str, ...] | None = None
+    """Names of the columns of a user table without a header line."""
     item_columns: tuple[str, ...] | None = None
+    """Names of the columns of an item table without a header line."""
     encoding: str | None = None
+    """Encoding of files of text; by their byte order mark, or UTF-8, by default."""
     quote: str | None = None
+    """The character around cells that hold a separator; an empty text for none; by the kind of file
+    by default.
+    """
     escape: str | None = None
+    """The character before a quote inside a quoted cell; a doubled quote by default."""
     user_format: TextFormat | None = None
+    """How the user table is written, where that differs from the log."""
     item_format: TextFormat | None = None
+    """How the item table is written, where that differs from the log."""
     schema: Schema = Schema()
+    """Which column of a table is what."""
     name: str = ""
+    """What the run and its report are called; the name of the log file by default."""
     pseudonym_key: str | None = None
+    """Name of an environment variable that holds a key; users then get pseudonyms, and their ids go
+    nowhere.
+    """
     derived_features: bool = True
+    """Whether popularity, and sales volume where there is a weight, are features of the items."""
     checks: tuple[DataCheck, ...] = ()
+    """What must hold for the tables."""
     erased_users: str | None = None
+    """File with one user id or pseudonym a line, whose rows are left out and counted."""
     erased_users_must_exist: bool = True
+    """An id in that file that matches no user of the log is an error."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -79,24 +96,38 @@ class DataConfig(Settings, frozen=True):
 
 
 class RunConfig(Settings, frozen=True):
-    """All choices of a run. teacher_seed: of the teacher and its labels, where it is not `seed`.
-
-    privacy: the student is trained with differential privacy, without labels; None trains it by distillation.
-    """
+    """All choices of a run."""
 
     data: DataConfig
+    """The tables."""
     cleaning: Cleaning = Cleaning()
+    """What counts as noise in the log."""
     split: Split = Split()
+    """Which events are for training, validation and test."""
     teacher: TeacherConfig = TransformerConfig()
+    """The model that the student learns from."""
     teacher_training: TrainingConfig = TrainingConfig()
+    """How the teacher's networks are trained."""
     labels: LabelConfig = LabelConfig()
+    """What is stored of what the teacher says."""
     student: StudentConfig = RecurrentConfig()
+    """The model that is served."""
     student_training: TrainingConfig = TrainingConfig(epochs=40, patience=40, learning_rate=4e-3)
+    """How the student is trained, with and without distillation."""
     distillation: DistillationConfig = DistillationConfig()
+    """The losses of distillation."""
     bundle: BundleConfig = BundleConfig()
+    """How the best items are found by the served student."""
     privacy: PrivateTrainingConfig | None = None
+    """Trains the student with differential privacy and without labels; by distillation where the
+    section is left out.
+    """
     seed: Seed = 0
+    """Everything random follows from it."""
     teacher_seed: Seed | None = None
+    """Seed of the teacher and its labels, to train several students of one teacher; `seed` by
+    default.
+    """
 
 
 def read_config(path: Path | str) -> RunConfig:

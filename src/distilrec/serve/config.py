@@ -16,29 +16,49 @@ class ServiceConfig(Settings, frozen=True):
     """Limits, addresses and files of a service. Docs: docs/serving.md."""
 
     bundle: str
+    """Folder to serve."""
     store: str = "sqlite:///distilrec.db"
+    """Address of the store: `sqlite:///FILE` for one process, `redis://HOST:PORT/NUMBER` for
+    several.
+    """
     store_prefix: str = "distilrec:"
+    """Prefix of every key in Redis."""
     store_password_file: str | None = None
     host: str = "127.0.0.1"
+    """Address to listen at."""
     port: Annotated[int, Meta(ge=0, le=65_535)] = 8000
+    """Port to listen at; 0 lets the system choose one."""
     workers: Count = 1
+    """Number of processes; more than one need Redis."""
     keys: str | None = None
+    """File of API keys."""
     without_keys: bool = False
+    """Whether the service may be reachable from other machines without keys."""
     allowed_hosts: tuple[str, ...] = ()
     bundle_root: str | None = None
+    """Folder from which bundles may be loaded; the folder that holds the bundle by default."""
     search: SearchKind | None = None
+    """How the best items are found; as exported by default."""
     max_users: Count = 200_000
+    """Maximum number of users in memory."""
     max_events: Count = 10_000
+    """Latest events of a user that count as seen and can be explained; the state is a fold of all."""
     max_k: Count = 1_000
+    """Maximum number of items in one answer."""
     max_batch: Count = 1_000
+    """Maximum number of events or recommendations in one request."""
     max_body: Count = 1_048_576
+    """Maximum number of bytes of a request."""
     max_head: Count = 32_768
     max_connections: Count = 1_000
     head_seconds: Positive = 10.0
     transfer_seconds: Positive = 60.0
     max_pending: Count = 50_000
+    """Maximum number of events that wait to be stored; beyond it the answer is 503."""
     log_requests: bool = False
+    """Whether every request is logged, on one line."""
     drain_seconds: NotNegative = 0.0
+    """Seconds for which `/readyz` answers 503 before the service stops."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -29,13 +29,18 @@ _WATCH_SECONDS = 1.0
 
 
 class KeyEntry(Settings, frozen=True):
-    """One key as it stands in the file. rate: requests per second, None for no limit; burst: at once."""
+    """One key as it stands in the file."""
 
     name: str
+    """Name of the key, for people."""
     sha256: Annotated[str, Meta(pattern="^[0-9a-fA-F]{64}$")]
+    """Hash of the secret."""
     scopes: tuple[Scope, ...]
+    """What the key may do."""
     rate: Positive | None = None
+    """Maximum number of requests per second; no limit by default."""
     burst: Count = 100
+    """Requests that may come together."""
 
 
 class _KeyFile(Settings, frozen=True):

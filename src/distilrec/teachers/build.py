@@ -35,15 +35,21 @@ SingleConfig = TransformerConfig | DnnConfig | RecurrentConfig | LinearConfig | 
 
 
 class MemberConfig(Settings, frozen=True):
-    """One teacher of an ensemble; training: None takes `teacher_training`; seed: added to that of the run."""
+    """One teacher of an ensemble."""
 
     model: SingleConfig
+    """Any other kind of teacher."""
     training: TrainingConfig | None = None
+    """How it is trained; `teacher_training` by default."""
     seed: Seed = 0
+    """Added to the seed of the run."""
 
 
 class EnsembleConfig(Settings, frozen=True, tag="ensemble", tag_field="kind"):
+    """A weighted average of other teachers."""
+
     members: tuple[MemberConfig, ...]
+    """The teachers, as `[[teacher.members]]` sections."""
 
     def __post_init__(self) -> None:
         if not self.members:

@@ -31,17 +31,22 @@ _NAMED = 3  # how many offenders a message names
 
 
 class ScoresConfig(Settings, frozen=True, tag="scores", tag_field="kind"):
-    """file: Parquet or CSV, one line per user and item; score or rank: the column with it (rank 1 is the best).
+    """A file of scores as the teacher, one line for each user and item, with either a column of scores or one of ranks.
 
-    Scores are taken as logits: a softmax over a user's scores should be the teacher's belief, so that only the differences
-    between scores of one user count. Ranks become logits of -log2(rank + 1), the discounts of NDCG.
+    Scores are taken as logits: a softmax over a user's scores should be the teacher's belief. Ranks become
+    logits of -log2(rank + 1), the discounts of NDCG.
     """
 
     file: str
+    """Parquet or CSV file."""
     user_id: str = "user_id"
+    """Column with the user."""
     item_id: str = "item_id"
+    """Column with the item."""
     score: str | None = None
+    """Column with the score; higher is better."""
     rank: str | None = None
+    """Column with the rank; 1 is the best."""
 
     def __post_init__(self) -> None:
         if (self.score is None) == (self.rank is None):
@@ -53,14 +58,16 @@ class ScoresConfig(Settings, frozen=True, tag="scores", tag_field="kind"):
 
 
 class FunctionConfig(Settings, frozen=True, tag="function", tag_field="kind"):
-    """function: "module:name" of a function that gets the data set and gives the scoring function (see `function_teacher`);
-    per: ask it for every event, or once per user; version: change it when the function gives other scores than before.
-    """
+    """A Python function as the teacher (see `function_teacher`)."""
 
     function: str
+    """The text `module:name` of a function that gets the data set and returns the scoring function."""
     per: Literal["event", "user"] = "event"
+    """Whether it is asked for every event or once for each user."""
     version: str = "1"
+    """To be changed when the function answers differently than before."""
     max_history: Count = 200
+    """Latest events of a user that the model looks at."""
 
 
 class UserScores:

@@ -32,14 +32,16 @@ _CHUNK = 4096
 
 
 class LinearConfig(Settings, frozen=True, tag="linear", tag_field="kind"):
-    """ridge: of the regression; decay: what an event keeps of its weight with each later one; rows: at most so many training
-    events, drawn at random.
-    """
+    """A linear model from past items to the next one, in closed form."""
 
     ridge: Positive = 300.0
+    """Ridge of the regression."""
     decay: Annotated[float, Meta(gt=0, le=1)] = 0.9
+    """What an event keeps of its weight with each later one."""
     rows: Count = 300_000
+    """Maximum number of training events, drawn at random."""
     max_history: Count = 200
+    """Latest events of a user that the model looks at."""
 
 
 class LinearTeacher:
