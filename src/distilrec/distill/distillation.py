@@ -143,12 +143,13 @@ def distillation_loss(
 
     def loss(scored: Scored) -> torch.Tensor:
         t = config.temperature
-        stored = [store.at(scored.rows) for store in stores]
+        device = scored.logits.device
+        stored = [store.at(scored.rows, device) for store in stores]
         known = _views(scored, stored, t)
         student, log_student, first = known[0]
         if config.denoise:
             assert own_items is not None
-            kept = losses.believed(stored[0], own_items[scored.rows], config.denoise)
+            kept = losses.believed(stored[0], own_items[scored.rows].to(device), config.denoise)
             of_truth = ground_truth(replace(scored, logits=scored.logits[kept], targets=scored.targets[kept]))
         elif t == 1.0 and scored.sampled is None and scored.warm == scored.logits.shape[1]:
             of_truth = functional.nll_loss(log_student, scored.targets)  # the same as ground_truth
@@ -169,12 +170,12 @@ def distillation_loss(
         if config.rce_weight:
             total = total + config.rce_weight * losses.candidates_loss(student, first, t, config.own_candidates)
         if groups is not None:
-            total = total + config.unkd_weight * losses.unbiased_loss(student, first, groups)
+            total = total + config.unkd_weight * losses.unbiased_loss(student, first, groups.to(device))
         if config.hint_weight:
             assert model is not None
             projection = model.get_submodule(_HINT)
             total = total + config.hint_weight * losses.hint_loss(
-                projection(scored.states), stores[0].states_at(scored.rows)
+                projection(scored.states), stores[0].states_at(scored.rows, device)
             )
         return total
 
@@ -209,7 +210,7 @@ def _views(scored: Scored, known: list[StoredLabels], temperature: float) -> lis
     for labels in known:
         items = torch.cat([labels.top_items, labels.sample_items], dim=-1)  # (positions, K + M)
         student = sampled.logits_of(items)
-        columns = torch.arange(items.shape[-1]).expand_as(items)
+        columns = torch.arange(items.shape[-1], device=items.device).expand_as(items)
         top = labels.top_items.shape[-1]
         local = replace(labels, top_items=columns[:, :top], sample_items=columns[:, top:])
         views.append(_View(student, student / t - total, local))

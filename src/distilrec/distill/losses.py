@@ -36,7 +36,7 @@ def believed(labels: StoredLabels, targets: torch.Tensor, left_out: float) -> to
     total = torch.logaddexp(torch.logsumexp(labels.top_logits, -1), labels.rest_log_sum)
     own = torch.where(labels.top_items == targets.unsqueeze(-1), labels.top_logits, -torch.inf).amax(-1)
     surprise = total - torch.maximum(own, labels.top_logits.amin(-1) - 1.0)  # (positions,)
-    kept = torch.zeros(len(targets), dtype=torch.bool)
+    kept = torch.zeros(len(targets), dtype=torch.bool, device=targets.device)
     kept[torch.argsort(surprise, stable=True)[: max(1, round((1 - left_out) * len(targets)))]] = True
     return kept
 
@@ -83,7 +83,7 @@ def ranking_distillation_loss(student: torch.Tensor, labels: StoredLabels, sharp
     """RD: L = -sum_k w_k log sigmoid(s_pi_k), w_k ~ exp(-k / sharpness), sum w = 1 (Tang & Wang 2018, eq. 6 and 8)."""
     chosen = student.gather(-1, labels.top_items)  # (positions, K)
     allowed = chosen > MASKED_BELOW
-    place = torch.arange(chosen.shape[-1], dtype=student.dtype)
+    place = torch.arange(chosen.shape[-1], dtype=student.dtype, device=student.device)
     weights = torch.exp(-place / sharpness) * allowed
     weights = weights / weights.sum(-1, keepdim=True).clamp(min=1e-12)
     return -(weights * functional.logsigmoid(torch.where(allowed, chosen, 0.0))).sum(-1).mean()
@@ -137,7 +137,7 @@ def unbiased_loss(student: torch.Tensor, labels: StoredLabels, groups: torch.Ten
     ranked = items.shape[-1] - sample.shape[-1]
     usable = scores > MASKED_BELOW
     usable[:, ranked:] &= sample >= 0
-    place = torch.arange(items.shape[-1])
+    place = torch.arange(items.shape[-1], device=items.device)
     before = (place.unsqueeze(1) < place) & (place < ranked).unsqueeze(1)  # (n, n): the first one is in pi
     group = groups[items]
     pairs = before & (group.unsqueeze(2) == group.unsqueeze(1)) & usable.unsqueeze(2) & usable.unsqueeze(1)

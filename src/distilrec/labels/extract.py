@@ -211,6 +211,7 @@ def _relative(answer: Answer, seen: torch.Tensor | None, users: torch.Tensor, da
             f"the teacher's hidden layer holds {float(answer.states.abs().max()):,.0f}; labels keep at most {_LARGEST:,.0f}",
             fix="set labels.states = false, or train the teacher with smaller weights",
         )
+    seen = None if seen is None else seen.to(logits.device)
     allowed = logits if seen is None else logits.masked_fill(seen, -torch.inf)
     highest = allowed.amax(1, keepdim=True)
     shifted = logits - torch.where(torch.isfinite(highest), highest, 0.0)  # infinite where a user has had every item
@@ -232,7 +233,7 @@ def _relative(answer: Answer, seen: torch.Tensor | None, users: torch.Tensor, da
 
 def _label_table(keys: torch.Tensor, answer: Answer, manifest: LabelManifest, rng: np.random.Generator) -> pl.DataFrame:
     """One label per key. Masked items keep a very low logit: no label falls on them."""
-    logits = answer.logits.float()
+    logits = answer.logits.float().cpu()
     top = torch.topk(logits, manifest.top_k)
     rest = logits.scatter(1, top.indices, -torch.inf).logsumexp(1)
     sample = torch.from_numpy(rng.integers(manifest.catalogue, size=(len(logits), manifest.samples)))
@@ -261,5 +262,5 @@ def _label_table(keys: torch.Tensor, answer: Answer, manifest: LabelManifest, rn
 
 def _half(values: torch.Tensor) -> NDArray[np.float16]:
     """As float16; of the values only masked logits are out of its range."""
-    half: NDArray[np.float16] = values.clamp(-_LARGEST, _LARGEST).half().numpy()
+    half: NDArray[np.float16] = values.clamp(-_LARGEST, _LARGEST).half().cpu().numpy()
     return half

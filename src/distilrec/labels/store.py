@@ -115,21 +115,28 @@ class LabelStore:
     def __len__(self) -> int:
         return len(self._arrays["rest_log_sum"])
 
-    def at(self, rows: torch.Tensor) -> StoredLabels:
-        """The labels of these data set rows, (positions,). Raises LabelStoreError for a row without labels."""
-        place, arrays = self._places(rows), self._arrays
+    def at(self, rows: torch.Tensor, device: torch.device | None = None) -> StoredLabels:
+        """Return the labels of these data set rows, (positions,) int64 on the CPU, on a device.
+
+        Raises LabelStoreError for a row without labels.
+        """
+        place = self._places(rows)
+
+        def column(name: str, dtype: type[np.generic]) -> torch.Tensor:
+            return torch.from_numpy(self._arrays[name][place].astype(dtype, copy=False)).to(device)
+
         return StoredLabels(
-            top_items=torch.from_numpy(arrays["top_items"][place].astype(np.int64)),
-            top_logits=torch.from_numpy(arrays["top_logits"][place].astype(np.float32)),
-            rest_log_sum=torch.from_numpy(arrays["rest_log_sum"][place]),
-            sample_items=torch.from_numpy(arrays["sample_items"][place].astype(np.int64)),
-            sample_logits=torch.from_numpy(arrays["sample_logits"][place].astype(np.float32)),
+            top_items=column("top_items", np.int64),
+            top_logits=column("top_logits", np.float32),
+            rest_log_sum=column("rest_log_sum", np.float32),
+            sample_items=column("sample_items", np.int64),
+            sample_logits=column("sample_logits", np.float32),
         )
 
-    def states_at(self, rows: torch.Tensor) -> torch.Tensor:
+    def states_at(self, rows: torch.Tensor, device: torch.device | None = None) -> torch.Tensor:
         """The teacher's states at these data set rows, (positions, states) float32. Raises LabelStoreError."""
         self.state_width()
-        return torch.from_numpy(self._arrays["state"][self._places(rows)].astype(np.float32))
+        return torch.from_numpy(self._arrays["state"][self._places(rows)].astype(np.float32)).to(device)
 
     def state_width(self) -> int:
         """Channels of the teacher's states. Raises LabelStoreError when none are stored."""

@@ -58,7 +58,7 @@ class ItemTower(nn.Module):
         """
         own: torch.Tensor = self.embedding
         if left_out:
-            own = own * (torch.rand(self.warm_items, 1) >= left_out)
+            own = own * (torch.rand(self.warm_items, 1, device=own.device) >= left_out)
         own = functional.pad(own, (0, 0, 0, self.catalogue_size - self.warm_items))
         vectors: torch.Tensor = own + self.features()
         return vectors
@@ -104,7 +104,12 @@ class SequenceModel(nn.Module, ABC):
 
     def penalty(self) -> torch.Tensor:
         """What training adds to the loss of the batch that was encoded last, a scalar."""
-        return torch.zeros(())
+        return torch.zeros((), device=self.device)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are; batches and labels must be there too."""
+        return self.items.embedding.device
 
     def most_positions(self) -> int:
         """How many positions fit into memory when all items are scored; 0 is any number."""
@@ -132,8 +137,8 @@ class TorchScorer:
         with torch.inference_mode():
             for start in range(0, len(histories), _PREDICTION_BATCH):
                 some = histories.select(start, start + _PREDICTION_BATCH)
-                batch = prediction_batch(some, model.items.catalogue_size, model.max_history)
+                batch = prediction_batch(some, model.items.catalogue_size, model.max_history).to(model.device)
                 hidden = model.encode(batch, self.vectors)[batch.targets == 0]  # (batch, dim)
-                parts.append(model.score(hidden, self.vectors, self.biases).float().numpy())
+                parts.append(model.score(hidden, self.vectors, self.biases).float().cpu().numpy())
         model.train(was_training)
         return np.concatenate(parts) if parts else np.zeros((0, model.items.catalogue_size), np.float32)

@@ -79,7 +79,7 @@ class SoftTree(SequenceModel):
             state @ self.gates.T + self.user_features(batch.users).unsqueeze(1) + self.gate_bias
         )  # (batch, length, nodes)
         paths = torch.ones_like(right[..., :1])
-        penalty = torch.zeros(())
+        penalty = paths.new_zeros(())
         counted = (batch.targets >= 0).unsqueeze(-1)
         for level in range(self.depth):
             gate = right[..., 2**level - 1 : 2 ** (level + 1) - 1]  # (batch, length, 2^level)
@@ -96,7 +96,7 @@ class SoftTree(SequenceModel):
 
         alpha: the share of the requests that reach a gate and go right. Each batch counts once.
         """
-        value, self._penalty = self._penalty, torch.zeros(())
+        value, self._penalty = self._penalty.to(self.device), torch.zeros(())
         return value
 
     def log_totals(self) -> torch.Tensor:

@@ -91,7 +91,7 @@ def recency_bias(slopes: torch.Tensor, length: int) -> torch.Tensor:
 
     ALiBi (Press et al. 2022, sec. 3) with learned slopes, beside the learned positions.
     """
-    place = torch.arange(length)
+    place = torch.arange(length, device=slopes.device)
     age = (place.unsqueeze(1) - place.unsqueeze(0)).float()
     bias = -functional.softplus(slopes).view(-1, 1, 1) * age
     return bias.masked_fill(age < 0, -torch.inf)

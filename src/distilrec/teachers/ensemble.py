@@ -47,7 +47,8 @@ class EnsembleTeacher:
         total = torch.zeros(())
         for member, weight in zip(self.members, self.weights, strict=True):
             if weight:
-                total = total + weight * member.answer(batch, window, position, items).logits
+                logits = member.answer(batch, window, position, items).logits
+                total = total.to(logits.device) + weight * logits
         return Answer(total)
 
     def scores(self, histories: Histories) -> NDArray[np.float32]:

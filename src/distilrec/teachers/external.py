@@ -107,10 +107,10 @@ class UserScores:
         return out
 
     def answer(self, batch: Batch, window: torch.Tensor, position: torch.Tensor, items: int) -> Answer:
-        users = batch.users.numpy()
+        users = batch.users.cpu().numpy()
         nothing = np.zeros(0, np.int32)
         asked = Histories(users, np.zeros(len(users) + 1, np.int64), nothing, nothing)
-        return Answer(torch.from_numpy(self.scores(asked)[:, :items])[window])
+        return Answer(torch.from_numpy(self.scores(asked)[:, :items])[window.cpu()])
 
 
 def read_scores(config: ScoresConfig, dataset: Dataset) -> UserScores:
@@ -233,8 +233,8 @@ class FunctionTeacher:
         self.cost = Cost()
 
     def answer(self, batch: Batch, window: torch.Tensor, position: torch.Tensor, items: int) -> Answer:
-        users = batch.users[window].numpy()
-        rows = batch.rows[window, position].numpy()
+        users = batch.users[window].cpu().numpy()
+        rows = batch.rows[window, position].cpu().numpy()
         scores = self.scores(self._dataset.histories(users, rows))
         return Answer(torch.from_numpy(scores[:, :items]))
 

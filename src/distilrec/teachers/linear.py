@@ -62,8 +62,13 @@ class LinearTeacher:
         self._rows = torch.from_numpy(np.vstack([weights, nothing]))  # cold items, start token and padding add nothing
 
     def answer(self, batch: Batch, window: torch.Tensor, position: torch.Tensor, items: int) -> Answer:
-        out = torch.empty(len(window), self.weights.shape[1])
-        state = torch.zeros(len(batch.items), self.weights.shape[1])
+        batch, window, position = (
+            batch.to(self._rows.device),
+            window.to(self._rows.device),
+            position.to(self._rows.device),
+        )
+        out = self._rows.new_empty(len(window), self.weights.shape[1])
+        state = self._rows.new_zeros(len(batch.items), self.weights.shape[1])
         for step in range(batch.earlier.shape[1]):
             self._fold(state, batch.earlier[:, step])
         for step in range(batch.items.shape[1]):

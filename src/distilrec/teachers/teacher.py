@@ -76,7 +76,7 @@ class ModelTeacher:
         model = self.trained.model
         with torch.inference_mode():
             vectors, biases = self._scorer.vectors, self._scorer.biases
-            states = model.encode(batch, vectors)[window, position]
+            states = model.encode(batch.to(model.device), vectors)[window, position]
             return Answer(model.score(states, vectors[:items], biases[:items]), states)
 
     def scores(self, histories: Histories) -> NDArray[np.float32]:
@@ -84,5 +84,5 @@ class ModelTeacher:
 
     def item_vectors(self) -> NDArray[np.float32]:
         """(items, dim) float32."""
-        vectors: NDArray[np.float32] = self._scorer.vectors.numpy()
+        vectors: NDArray[np.float32] = self._scorer.vectors.cpu().numpy()
         return vectors

@@ -32,7 +32,9 @@ def share_gradients(model: torch.nn.Module, loss: float, positions: int) -> floa
         return loss
     parameters = list(model.parameters())
     gradients = [torch.zeros_like(each) if each.grad is None else each.grad for each in parameters]
-    message = total(torch.cat([*(each.flatten() for each in gradients), torch.tensor([loss, 1.0])]) * positions)
+    message = total(
+        torch.cat([*(each.flatten() for each in gradients), gradients[0].new_tensor([loss, 1.0])]) * positions
+    )
     message = message / message[-1]
     first = 0
     for parameter in parameters:

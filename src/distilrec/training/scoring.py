@@ -23,8 +23,8 @@ class Scored:
     """The positions that a step scores, as a loss sees them.
 
     logits: (positions, items); targets: (positions,) int64, columns of the logits; warm: how many columns are of items that
-    can be a target, the others come behind them; rows: (positions,) int64, of the data
-    set; states: (positions, dim); progress: the share of the training that is done.
+    can be a target, the others come behind them; rows: (positions,) int64, of the data set, on the CPU;
+    states: (positions, dim); progress: the share of the training that is done.
     sampled: where the softmax is sampled. Then the logits are those of the target and of the drawn items.
     """
 
@@ -70,6 +70,8 @@ def score_positions(
 ) -> Scored | None:
     """The logits of the positions of a batch that have a target in the catalogue; None where there is no such position.
 
+    What depends on the data is drawn and counted on the CPU, where the batch is; all else runs on the model's device, so
+    that the same positions and items are drawn on every device.
     processes: how many share a batch. cold_items: score the items without training rows as well.
     """
     warm = model.items.warm_items
@@ -83,8 +85,10 @@ def score_positions(
     if most < len(window):
         some = torch.randperm(len(window))[:most]
         window, position = window[some], position[some]
+    rows = batch.rows[window, position]
+    batch, window, position = batch.to(model.device), window.to(model.device), position.to(model.device)
     states = model.encode(batch, vectors)[window, position]  # (positions, dim)
-    targets, rows = batch.targets[window, position], batch.rows[window, position]
+    targets = batch.targets[window, position]
     if 0 < config.negatives < warm:
 
         def logits_of(items: torch.Tensor) -> torch.Tensor:
@@ -125,7 +129,8 @@ def _sampled_logits(
     """
     drawn = torch.multinomial(drawn_by, config.negatives, replacement=True)
     items, times = torch.unique(drawn, return_counts=True)
-    correction = torch.log(times / (config.negatives * drawn_by[items])).float()
+    correction = torch.log(times / (config.negatives * drawn_by[items])).float().to(model.device)
+    items = items.to(model.device)
     targets = batch.targets[window, position]
     own = model.score_own(states, vectors[targets], model.items.bias[targets]).unsqueeze(1)
     others = model.score(states, vectors[items], model.items.bias[items]) + correction
@@ -144,8 +149,11 @@ def seen_items(
     items: the same for all positions, or (positions, n) of each.
     """
     length = batch.items.shape[1]
-    places = torch.arange(length, dtype=torch.int16).expand_as(batch.items)  # small integers: the gather below is large
-    first_seen = torch.full((len(batch.items), catalogue_size + 1), length, dtype=torch.int16)
+    device = batch.items.device
+    places = torch.arange(length, dtype=torch.int16, device=device).expand_as(
+        batch.items
+    )  # small integers: the gather below is large
+    first_seen = torch.full((len(batch.items), catalogue_size + 1), length, dtype=torch.int16, device=device)
     first_seen = first_seen.scatter_reduce(1, batch.items, places, "amin").scatter(1, batch.earlier, 0)
     if isinstance(items, torch.Tensor) and items.ndim == 2:
         first = first_seen[window.unsqueeze(1), items]

@@ -60,7 +60,7 @@ def finished(
     record = ModelRecord(config, seed, dataset.fingerprint(), result.curve, result.best_epoch)
     digest = hashlib.sha256(msgspec.json.encode((config, record.dataset_fingerprint)))
     for name, tensor in sorted(model.state_dict().items()):
-        digest.update(name.encode() + tensor.numpy().tobytes())
+        digest.update(name.encode() + tensor.cpu().numpy().tobytes())
     return TrainedModel(model, msgspec.structs.replace(record, identity=digest.hexdigest()[:16]))
 
 
