@@ -21,8 +21,8 @@ from distilrec.networks.batches import Windows, batch_of
 from distilrec.networks.build import build_model
 from distilrec.networks.mlp import MlpConfig
 from distilrec.networks.recurrent import RecurrentConfig
+from distilrec.privacy import dpsgd as private
 from distilrec.privacy.accounting import PrivateTrainingConfig
-from distilrec.privacy.accounting import dpsgd as private
 from distilrec.privacy.dpsgd import noise_for, train_private
 from distilrec.privacy.votes import VoteConfig, private_votes, sigma_for
 from distilrec.report.comparison import STUDENT

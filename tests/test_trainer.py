@@ -24,9 +24,9 @@ from distilrec.networks.soft_tree import SoftTreeConfig
 from distilrec.training.checkpoints import _CHECKPOINT
 from distilrec.training.memory import peak_memory, reset_peak_memory, reuse_freed_memory
 from distilrec.training.options import Epoch, TrainingConfig, TrainingResult
-from distilrec.training.scoring import MASKED_LOGIT, Sampled, Scored, ground_truth, seen_items
+from distilrec.training.scoring import MASKED_LOGIT, Sampled, Scored, ground_truth, score_positions, seen_items
 from distilrec.training.trained import finished, train_model
-from distilrec.training.trainer import _score, train
+from distilrec.training.trainer import train
 from distilrec.training.validation import validation_ndcg
 from tests.small_run import dataset
 
@@ -261,11 +261,11 @@ def test_a_sampled_softmax_has_the_partition_sum_of_the_whole_one_in_expectation
     batch = next(training_batches(small, training_windows(small, 12), 8, None))
     drawn_by = torch.softmax(torch.randn(small.info.warm_items, generator=torch.Generator().manual_seed(0)) / 2, 0)
     with torch.no_grad():
-        whole = _score(model, batch, TrainingConfig(), True, drawn_by.double(), 0.0)
+        whole = score_positions(model, batch, TrainingConfig(), True, drawn_by.double(), 0.0)
         torch.manual_seed(0)
         sums = []
         for _ in range(4_000):
-            sampled = _score(model, batch, TrainingConfig(negatives=12), True, drawn_by.double(), 0.0)
+            sampled = score_positions(model, batch, TrainingConfig(negatives=12), True, drawn_by.double(), 0.0)
             sums.append(sampled.logits.exp().sum(1))
     assert (sampled.targets == 0).all()
     rows = torch.arange(len(whole.targets))
@@ -308,7 +308,7 @@ def test_a_sample_that_is_the_whole_catalogue_gives_the_whole_loss(small, tmp_pa
     loss = distillation_loss(labels, DistillationConfig(temperature=temperature, **weights))
     batch = next(training_batches(small, training_windows(small, 12), 8, None))
     warm = small.info.warm_items
-    whole = _score(model, batch, TrainingConfig(), True, torch.ones(warm).double(), 0.5)
+    whole = score_positions(model, batch, TrainingConfig(), True, torch.ones(warm).double(), 0.5)
     rows = torch.arange(len(whole.targets))
     others = whole.logits.clone()
     others[rows, whole.targets] = MASKED_LOGIT
@@ -333,8 +333,8 @@ def test_a_sampled_softmax_gives_the_logits_of_any_item(config, small):
     model = build_model(config, small, 0).eval()
     batch = next(training_batches(small, training_windows(small, 12), 8, None))
     drawn_by = torch.ones(small.info.warm_items).double()
-    whole = _score(model, batch, TrainingConfig(), True, drawn_by, 0.0)
-    sampled = _score(model, batch, TrainingConfig(negatives=5), True, drawn_by, 0.0)
+    whole = score_positions(model, batch, TrainingConfig(), True, drawn_by, 0.0)
+    sampled = score_positions(model, batch, TrainingConfig(negatives=5), True, drawn_by, 0.0)
     items = torch.randint(small.info.warm_items, (len(whole.logits), 20), generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(sampled.sampled.logits_of(items), whole.logits.gather(1, items))
     assert (whole.logits.gather(1, items) == MASKED_LOGIT).any()
