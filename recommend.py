@@ -14,7 +14,8 @@ except ModuleNotFoundError as missing:
     if _PYTHON.exists() and Path(sys.prefix).resolve() != (_HERE / ".venv").resolve():
         os.execv(_PYTHON, [str(_PYTHON), __file__, *sys.argv[1:]])
     print(
-        f"error: the package {missing.name!r} is not installed\n  how to fix: make demo, or pip install .",
+        f"error: the package {missing.name!r} is not installed\n  how to fix: make demo, or pip "
+        "install .",
         file=sys.stderr,
     )
     sys.exit(2)

@@ -1,9 +1,10 @@
-"""A bundle of the size of MovieLens 1M for the benchmarks of engine and service: real catalogue, users and histories.
+"""A bundle of the size of MovieLens 1M for the benchmarks of engine and service: real catalogue,
+users and histories.
 
     python bench/bundles.py [--dim 64]
 
-The student is trained for one epoch: what it recommends is not the point here, what it costs is. Writes
-runs/bench/ml-1m-DIM/bundle unless it is there.
+The student is trained for one epoch: what it recommends is not the point here, what it costs is.
+Writes runs/bench/ml-1m-DIM/bundle unless it is there.
 """
 
 from __future__ import annotations
@@ -33,7 +34,9 @@ def ml_1m_bundle(dim: int = 64) -> Path:
     from distilrec.training.trained import save_model, train_model
 
     _, dataset = prepare(RunConfig(DataConfig(dataset="ml-1m")), folder)
-    trained = train_model(RecurrentConfig(dim=dim), dataset, TrainingConfig(epochs=1, learning_rate=4e-3), seed=0)
+    trained = train_model(
+        RecurrentConfig(dim=dim), dataset, TrainingConfig(epochs=1, learning_rate=4e-3), seed=0
+    )
     save_model(trained, folder / "student")
     export_bundle(trained, dataset, bundle)
     return bundle

@@ -1,9 +1,11 @@
-"""Time of one recommendation in this process, with all overhead, beside the bare kernel and the same model in torch.
+"""Time of one recommendation in this process, with all overhead, beside the bare kernel and the
+same model in torch.
 
     python bench/engine.py
 
-Bundles of the size of MovieLens 1M (`bench/bundles.py`), all 6,040 users with their histories in memory, one thread.
-Prints a table and one JSON line; writes docs' figures to bench/results/engine.{md,json}.
+Bundles of the size of MovieLens 1M (`bench/bundles.py`), all 6,040 users with their histories in
+memory, one thread. Prints a table and one JSON line; writes docs' figures to
+bench/results/engine.{md,json}.
 """
 
 from __future__ import annotations
@@ -29,7 +31,9 @@ RESULTS = Path(__file__).parent / "results"
 TARGET_P50, TARGET_P99 = 25.0, 60.0
 
 
-def percentiles(request: Callable[[str], object], users: list[str], count: int) -> tuple[float, float]:
+def percentiles(
+    request: Callable[[str], object], users: list[str], count: int
+) -> tuple[float, float]:
     """Median and 99th percentile in microseconds; every user in turn."""
     for user in users[:200]:
         request(user)
@@ -50,7 +54,9 @@ def measure(dim: int) -> list[dict[str, object]]:
         recommender.recommend(user)
     runtime, mask = recommender._runtime, recommender._filters.mask(None)
     held = {user: recommender.users.get(user) for user in users}
-    drama = Filter(attributes={"genres": Condition(any_of=("Drama",)), "release_year": Condition(min=1990)})
+    drama = Filter(
+        attributes={"genres": Condition(any_of=("Drama",)), "release_year": Condition(min=1990)}
+    )
     ten = recommender.item_ids[:10]
 
     def kernel(user: str) -> object:
@@ -74,8 +80,16 @@ def measure(dim: int) -> list[dict[str, object]]:
     cases: list[tuple[str, Callable[[str], object], int]] = [
         ("recommend, k = 10", recommender.recommend, REQUESTS),
         ("the kernel alone", kernel, REQUESTS),
-        ("recommend, filter on genre and year", lambda u: recommender.recommend(u, where=drama), REQUESTS),
-        ("recommend, diversity .3", lambda u: recommender.recommend(u, diversity=0.3), REQUESTS // 3),
+        (
+            "recommend, filter on genre and year",
+            lambda u: recommender.recommend(u, where=drama),
+            REQUESTS,
+        ),
+        (
+            "recommend, diversity .3",
+            lambda u: recommender.recommend(u, diversity=0.3),
+            REQUESTS // 3,
+        ),
         ("rank 10 given items", lambda u: recommender.recommend(u, ten), REQUESTS // 3),
         ("explain 10 items", lambda u: recommender.explain_many(u, ten, 3), 1_000),
         ("update by one event", event, REQUESTS // 3),
@@ -99,16 +113,26 @@ def main() -> None:
     for row in rows:
         if "p50_us" in row:
             lines.append(
-                f"| {row['dim']} | {row['what']} | {row['p50_us']:,.1f} us | {row['p99_us']:,.1f} us | {row['ratio']:.2f} |"
+                f"| {row['dim']} | {row['what']} | {row['p50_us']:,.1f} us | {row['p99_us']:,.1f} "
+                f"us | {row['ratio']:.2f} |"
             )
         else:
             lines.append(f"| {row['dim']} | {row['what']} | {row['bytes']:,.0f} | | |")
     whole = rows[0]
     met = float(whole["p50_us"]) <= TARGET_P50 and float(whole["p99_us"]) <= TARGET_P99  # type: ignore[arg-type]
-    lines += ["", f"Target (dim 32): p50 <= {TARGET_P50:g} us, p99 <= {TARGET_P99:g} us: {'met' if met else 'missed'}."]
+    lines += [
+        "",
+        f"Target (dim 32): p50 <= {TARGET_P50:g} us, p99 <= {TARGET_P99:g} us: "
+        f"{'met' if met else 'missed'}.",
+    ]
     text = "\n".join(lines) + "\n"
     print(text)
-    record = {"benchmark": "engine", "machine": platform.processor() or platform.machine(), "rows": rows, "met": met}
+    record = {
+        "benchmark": "engine",
+        "machine": platform.processor() or platform.machine(),
+        "rows": rows,
+        "met": met,
+    }
     print(json.dumps(record))
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "engine.md").write_text(text)

@@ -1,10 +1,12 @@
-"""Time of one request, one user, one thread, side by side in one run: teacher and student in torch, the engine, others.
+"""Time of one request, one user, one thread, side by side in one run: teacher and student in torch,
+the engine, others.
 
     python bench/latency.py [--run runs/ml-100k]
 
-The teacher is measured through torch as it is, and traced and frozen by TorchScript, for histories padded to multiples of
-32 events; the faster one counts ("best runtime"). Every system gets the same users with their whole history and gives its
-ten best unseen items. `implicit` and `rectools` are measured where they are installed. Prints a table and one JSON line.
+The teacher is measured through torch as it is, and traced and frozen by TorchScript, for histories
+padded to multiples of 32 events; the faster one counts ("best runtime"). Every system gets the same
+users with their whole history and gives its ten best unseen items. `implicit` and `rectools` are
+measured where they are installed. Prints a table and one JSON line.
 """
 
 from __future__ import annotations
@@ -48,7 +50,9 @@ def implicit_als(dataset: Dataset) -> Callable[[int], object]:
     matrix = csr_matrix(interaction_matrix(dataset))
     model = implicit.als.AlternatingLeastSquares(factors=64, num_threads=1, random_state=0)
     model.fit(matrix, show_progress=False)
-    return lambda n: model.recommend(n % dataset.info.warm_users, matrix[n % dataset.info.warm_users], N=K)
+    return lambda n: model.recommend(
+        n % dataset.info.warm_users, matrix[n % dataset.info.warm_users], N=K
+    )
 
 
 def rectools_ease(dataset: Dataset) -> Callable[[int], object]:
@@ -70,23 +74,35 @@ def rectools_ease(dataset: Dataset) -> Callable[[int], object]:
     model = EASEModel(regularization=300.0)
     model.fit(whole)
     return lambda n: model.recommend(
-        np.array([n % dataset.info.warm_users]), dataset=whole, k=K, filter_viewed=True, add_rank_col=True
+        np.array([n % dataset.info.warm_users]),
+        dataset=whole,
+        k=K,
+        filter_viewed=True,
+        add_rank_col=True,
     )
 
 
 class Traced:
-    """A teacher whose networks run as frozen TorchScript, one graph per padded length; other members run as they are."""
+    """A teacher whose networks run as frozen TorchScript, one graph per padded length; other
+    members run as they are.
+    """
 
     def __init__(self, teacher: Teacher, dataset: Dataset) -> None:
         self._dataset = dataset
         weights = teacher.weights if isinstance(teacher, EnsembleTeacher) else (1.0,)
-        self._members = [(m, w) for m, w in zip(single_teachers(teacher), weights, strict=True) if w]
+        self._members = [
+            (m, w) for m, w in zip(single_teachers(teacher), weights, strict=True) if w
+        ]
         self._graphs: dict[tuple[int, int], torch.jit.ScriptModule] = {}
 
     def scores(self, histories: Histories) -> np.ndarray:
         total = np.zeros((1, self._dataset.catalogue_size), np.float32)
         for number, (member, weight) in enumerate(self._members):
-            own = self._network(number, member, histories) if isinstance(member, ModelTeacher) else None
+            own = (
+                self._network(number, member, histories)
+                if isinstance(member, ModelTeacher)
+                else None
+            )
             total += np.float32(weight) * (member.scores(histories) if own is None else own)
         return total
 
@@ -124,7 +140,9 @@ class OneAnswer(torch.nn.Module):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--run", type=Path, default=Path("runs/ml-100k"))
     run = parser.parse_args().run
     torch.set_num_threads(1)
@@ -137,23 +155,40 @@ def main() -> None:
     teacher = load_teacher(config.teacher, run / "teacher", dataset)
     results["teacher in torch"] = torch_latency(teacher, dataset)
     results["teacher in TorchScript"] = torch_latency(Traced(teacher, dataset), dataset)
-    results["student in torch"] = torch_latency(TorchScorer(load_model(run / "student", dataset).model), dataset)
+    results["student in torch"] = torch_latency(
+        TorchScorer(load_model(run / "student", dataset).model), dataset
+    )
     results["engine: recommend, 10 of all"] = engine_latency(recommender, dataset)
-    results["engine: rank 10 given items"] = measure(lambda n: recommender.recommend(users[n % len(users)], ten), 2_000)
+    results["engine: rank 10 given items"] = measure(
+        lambda n: recommender.recommend(users[n % len(users)], ten), 2_000
+    )
     events = [{"user_id": users[n % len(users)], "item_id": ten[n % K]} for n in range(2_000)]
-    results["engine: update by one event"] = measure(lambda n: recommender.update([events[n]]), 1_900)
-    for name, make in (("implicit ALS, 64 factors", implicit_als), ("RecTools EASE", rectools_ease)):
+    results["engine: update by one event"] = measure(
+        lambda n: recommender.update([events[n]]), 1_900
+    )
+    for name, make in (
+        ("implicit ALS, 64 factors", implicit_als),
+        ("RecTools EASE", rectools_ease),
+    ):
         try:
             results[name] = measure(make(dataset), 200)
         except ImportError as missing:
             print(f"{name}: not installed ({missing})")
     engine = results["engine: recommend, 10 of all"].p50
-    print(f"\n{dataset.info.name}: {dataset.catalogue_size:,} items, {len(users):,} users; microseconds, one thread\n")
+    print(
+        f"\n{dataset.info.name}: {dataset.catalogue_size:,} items, {len(users):,} users; "
+        "microseconds, one thread\n"
+    )
     print(f"| {'system':<30} | {'p50':>10} | {'p99':>10} | {'p50 / engine recommend':>22} |")
     print(f"|{'-' * 32}|{'-' * 11}:|{'-' * 11}:|{'-' * 23}:|")
     for name, latency in results.items():
-        print(f"| {name:<30} | {latency.p50:>10,.1f} | {latency.p99:>10,.1f} | {latency.p50 / engine:>22,.1f} |")
-    best = min(results["teacher in torch"], results["teacher in TorchScript"], key=lambda each: each.p50)
+        print(
+            f"| {name:<30} | {latency.p50:>10,.1f} | {latency.p99:>10,.1f} | "
+            f"{latency.p50 / engine:>22,.1f} |"
+        )
+    best = min(
+        results["teacher in torch"], results["teacher in TorchScript"], key=lambda each: each.p50
+    )
     print(f"\nteacher through its best runtime / engine: {best.p50 / engine:.0f}\n")
     print(
         json.dumps(
@@ -161,7 +196,9 @@ def main() -> None:
                 "bench": "latency",
                 "dataset": dataset.info.name,
                 "machine": platform.processor() or platform.machine(),
-                "microseconds": {name: {"p50": value.p50, "p99": value.p99} for name, value in results.items()},
+                "microseconds": {
+                    name: {"p50": value.p50, "p99": value.p99} for name, value in results.items()
+                },
                 "teacher": config.teacher.__struct_config__.tag,
                 "teacher_parameters": teacher.cost.parameters,
                 "best_teacher_over_engine": best.p50 / engine,

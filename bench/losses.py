@@ -1,12 +1,15 @@
-"""Every loss of `distilrec.distill.losses` on ML-100K: the same student, the same teacher, the same seeds.
+"""Every loss of `distilrec.distill.losses` on ML-100K: the same student, the same teacher, the same
+seeds.
 
     python bench/losses.py [--config bench/ml-100k.toml] [--seeds 3] [--folder runs/losses] [--only NAME ...]
 
-"All logits" keeps the logits of the whole catalogue, which is what a teacher in the same process would give.
+"All logits" keeps the logits of the whole catalogue, which is what a teacher in the same process
+would give.
 
-Validation figures only choose; the test figures beside them are read once, at the end. Trained students are kept: an
-interrupted benchmark goes on. The teacher is that of seed 0; the hint reads the states of its first member, the curriculum
-the labels of each member. Prints a table and one JSON line, and writes both into `bench/results/`.
+Validation figures only choose; the test figures beside them are read once, at the end. Trained
+students are kept: an interrupted benchmark goes on. The teacher is that of seed 0; the hint reads
+the states of its first member, the curriculum the labels of each member. Prints a table and one
+JSON line, and writes both into `bench/results/`.
 """
 
 from __future__ import annotations
@@ -61,11 +64,15 @@ LOSSES: dict[str, DistillationConfig | None] = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--config", type=Path, default=Path(__file__).parent / "ml-100k.toml")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--folder", type=Path, default=Path("runs/losses"))
-    parser.add_argument("--only", nargs="*", help="only these losses, to share the work between processes")
+    parser.add_argument(
+        "--only", nargs="*", help="only these losses, to share the work between processes"
+    )
     arguments = parser.parse_args()
     config = msgspec.structs.replace(read_config(arguments.config), teacher_seed=0)
     run, dataset = runs.prepare(config, arguments.folder, runs.Lines())
@@ -76,8 +83,15 @@ def main() -> None:
     def labels(kind: str) -> list[LabelStore]:
         """Extracted when first needed, used by all students."""
         if kind not in stores:
-            sources = {"ensemble": [teacher], "members": members, "hint": members[:1], "whole": [teacher]}[kind]
-            kept = LabelConfig(top_k=dataset.info.warm_items if kind == "whole" else 100, states=kind == "hint")
+            sources = {
+                "ensemble": [teacher],
+                "members": members,
+                "hint": members[:1],
+                "whole": [teacher],
+            }[kind]
+            kept = LabelConfig(
+                top_k=dataset.info.warm_items if kind == "whole" else 100, states=kind == "hint"
+            )
             stores[kind] = [
                 extract_labels(
                     source,
@@ -116,10 +130,13 @@ def main() -> None:
                 "seconds": float(np.mean([each.seconds for each in students])),
             }
         )
-    best = max((row for row in rows if row["loss"] != ALONE), key=lambda row: np.mean(row["validation"]))
+    best = max(
+        (row for row in rows if row["loss"] != ALONE), key=lambda row: np.mean(row["validation"])
+    )
     lines = [
         f"{dataset.info.name}, NDCG@10, {arguments.seeds} seeds; one teacher for all: validation "
-        f"{validation_ndcg(teacher, dataset):.4f}, test {test(teacher):.4f}. Best by validation: {best['loss']}.",
+        f"{validation_ndcg(teacher, dataset):.4f}, test {test(teacher):.4f}. Best by validation: "
+        f"{best['loss']}.",
         "",
         "| loss | validation, mean | by seed | test, mean | by seed | training |",
         "|---|---|---|---|---|---|",
@@ -127,23 +144,32 @@ def main() -> None:
     for row in sorted(rows, key=lambda row: -np.mean(row["validation"])):
         valid, tested = ([f"{value:.4f}" for value in row[part]] for part in ("validation", "test"))
         lines.append(
-            f"| {row['loss']} | {np.mean(row['validation']):.4f} | {', '.join(valid)} | {np.mean(row['test']):.4f} "
+            f"| {row['loss']} | {np.mean(row['validation']):.4f} | {', '.join(valid)} | "
+            f"{np.mean(row['test']):.4f} "
             f"| {', '.join(tested)} | {row['seconds']:.0f} s |"
         )
-    line = json.dumps({"bench": "losses", "dataset": dataset.info.name, "best": best["loss"], "rows": rows})
+    line = json.dumps(
+        {"bench": "losses", "dataset": dataset.info.name, "best": best["loss"], "rows": rows}
+    )
     print("\n" + "\n".join(lines) + "\n\n" + line)
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"losses-{dataset.info.name}.md").write_text("\n".join(lines) + "\n")
     (RESULTS / f"losses-{dataset.info.name}.json").write_text(line + "\n")
 
 
-def _train(name: str, dataset: Dataset, config: runs.RunConfig, labels: object, seed: int) -> TrainedModel:
+def _train(
+    name: str, dataset: Dataset, config: runs.RunConfig, labels: object, seed: int
+) -> TrainedModel:
     distillation = LOSSES[name]
     if distillation is None:
         return train_model(config.student, dataset, config.student_training, seed=seed)
-    kind = "members" if distillation.curriculum else "hint" if distillation.hint_weight else "ensemble"
+    kind = (
+        "members" if distillation.curriculum else "hint" if distillation.hint_weight else "ensemble"
+    )
     kind = "whole" if name.endswith("all logits") else kind
-    return distil(config.student, dataset, labels(kind), config.student_training, distillation, seed=seed)  # type: ignore[operator]
+    return distil(
+        config.student, dataset, labels(kind), config.student_training, distillation, seed=seed
+    )  # type: ignore[operator]
 
 
 if __name__ == "__main__":

@@ -2,10 +2,11 @@
 
     python bench/noise.py [--config examples/films-and-trust/recipe.toml] [--seeds 3] [--folder runs/noise]
 
-At each rate that share of the events that become training rows gets another item, drawn uniformly among those that the user
-has not had; validation and test events stay as they are. Everything is trained on the noisy log: a teacher, the student
-without distillation, the student with it, and the student whose ground truth is left out for the events that its teacher
-expected least (`distillation.denoise`). NDCG@10 of the test part, paired by user.
+At each rate that share of the events that become training rows gets another item, drawn uniformly
+among those that the user has not had; validation and test events stay as they are. Everything is
+trained on the noisy log: a teacher, the student without distillation, the student with it, and the
+student whose ground truth is left out for the events that its teacher expected least
+(`distillation.denoise`). NDCG@10 of the test part, paired by user.
 """
 
 from __future__ import annotations
@@ -36,7 +37,12 @@ from distilrec.training.trained import TrainedModel, load_model, save_model, tra
 RESULTS = Path(__file__).parent / "results"
 RATES = (0.0, 0.1, 0.2, 0.4)
 DENOISE = (0.1, 0.2, 0.4)  # chosen on validation, for each rate
-TEACHER, ALONE, STUDENT, DENOISED = "teacher", "student without distillation", "student", "student, denoised"
+TEACHER, ALONE, STUDENT, DENOISED = (
+    "teacher",
+    "student without distillation",
+    "student",
+    "student, denoised",
+)
 
 
 def clean(config: RunConfig, folder: Path) -> pl.DataFrame:
@@ -49,11 +55,15 @@ def clean(config: RunConfig, folder: Path) -> pl.DataFrame:
 
 
 def noisy(log: pl.DataFrame, rate: float, seed: int) -> pl.DataFrame:
-    """The log with other items in a share of the rows that training will see, the last two of each user untouched."""
+    """The log with other items in a share of the rows that training will see, the last two of each
+    user untouched.
+    """
     rng = np.random.default_rng(seed)
     items = log["item_id"].unique().sort().to_list()
     place = pl.int_range(pl.len()).over("user_id")
-    chosen = (log.select(place < pl.len().over("user_id") - 2).to_series().to_numpy()) & (rng.random(log.height) < rate)
+    chosen = (log.select(place < pl.len().over("user_id") - 2).to_series().to_numpy()) & (
+        rng.random(log.height) < rate
+    )
     had = {user: set(own) for user, own in log.group_by("user_id").agg("item_id").iter_rows()}
     replaced = log["item_id"].to_list()
     for row in np.flatnonzero(chosen):
@@ -68,14 +78,26 @@ def noisy(log: pl.DataFrame, rate: float, seed: int) -> pl.DataFrame:
 
 def prepared(config: RunConfig, log: pl.DataFrame) -> Dataset:
     """The noisy log with the side tables of the configuration."""
-    columns = {"user_id": "user_id", "item_id": "item_id", "timestamp": "timestamp", "event_type": "event_type"}
+    columns = {
+        "user_id": "user_id",
+        "item_id": "item_id",
+        "timestamp": "timestamp",
+        "event_type": "event_type",
+    }
     schema = msgspec.structs.replace(config.data.schema, **columns, weight="weight")
-    tables = [None if path is None else read_table(path) for path in (config.data.users, config.data.items)]
-    return prepare_dataset(log, schema, users=tables[0], items=tables[1], name=config.data.name, split=config.split)
+    tables = [
+        None if path is None else read_table(path)
+        for path in (config.data.users, config.data.items)
+    ]
+    return prepare_dataset(
+        log, schema, users=tables[0], items=tables[1], name=config.data.name, split=config.split
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--config", type=Path, default=Path("examples/films-and-trust/recipe.toml"))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--folder", type=Path, default=Path("runs/noise"))
@@ -85,7 +107,8 @@ def main() -> None:
     lines = [
         f"{config.data.name}, test part, {arguments.seeds} seeds, one teacher for each rate",
         "",
-        f"| noise | {TEACHER} | {ALONE} | {STUDENT} | {DENOISED} (share left out) | student minus that without distillation "
+        f"| noise | {TEACHER} | {ALONE} | {STUDENT} | {DENOISED} (share left out) | student minus "
+        "that without distillation "
         "| denoised minus student |",
         "|---|---|---|---|---|---|---|",
     ]
@@ -93,23 +116,27 @@ def main() -> None:
     for rate in RATES:
         folder = arguments.folder / f"{config.data.name}-{rate:g}"
         data = prepared(config, noisy(log, rate, seed=1))
-        teacher = make_teacher(config.teacher, data, config.teacher_training, folder / "teacher", seed=0)
+        teacher = make_teacher(
+            config.teacher, data, config.teacher_training, folder / "teacher", seed=0
+        )
         labels = extract_labels(teacher, data, folder / "labels", config.labels, seed=0)
         asked = questions(data, "test")
 
         def student(name: str, seed: int, denoise: float | None) -> TrainedModel:
-            place = folder / f"{name}-{seed}"  # noqa: B023
+            place = folder / f"{name}-{seed}"
             if not (place / "model.json").is_file():
                 if denoise is None:
-                    trained = train_model(config.student, data, config.student_training, seed=seed)  # noqa: B023
+                    trained = train_model(config.student, data, config.student_training, seed=seed)
                 else:
                     how = msgspec.structs.replace(config.distillation, denoise=denoise)
-                    trained = distil(config.student, data, labels, config.student_training, how, seed=seed)  # noqa: B023
+                    trained = distil(
+                        config.student, data, labels, config.student_training, how, seed=seed
+                    )
                 save_model(trained, place)
-            return load_model(place, data)  # noqa: B023
+            return load_model(place, data)
 
         def quality(models: list[TrainedModel]) -> NDArray[np.float64]:
-            return np.stack([ndcg(rank(TorchScorer(each.model), asked), 10) for each in models])  # noqa: B023
+            return np.stack([ndcg(rank(TorchScorer(each.model), asked), 10) for each in models])
 
         seeds = range(arguments.seeds)
         tried = {each: student(f"denoised-{each:g}", 0, each).best_ndcg for each in DENOISE}

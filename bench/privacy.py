@@ -1,8 +1,10 @@
-"""What privacy costs, and what an attacker sees: DP-SGD, private votes, and membership inference on each student.
+"""What privacy costs, and what an attacker sees: DP-SGD, private votes, and membership inference on
+each student.
 
     python bench/privacy.py [--seeds 3] [--folder runs/privacy] [--only plain private votes]
 
-MovieLens 1M, films with 200 ratings or more. A tenth of the people are volunteers, a fifth outsiders, the others members:
+MovieLens 1M, films with 200 ratings or more. A tenth of the people are volunteers, a fifth
+outsiders, the others members:
 
 - plain: students of the members, without distillation and with the labels of a linear teacher of the members;
 - private: students of the members by DP-SGD (ground truth alone), at several epsilons, from nothing (one seed) and from the
@@ -10,10 +12,11 @@ MovieLens 1M, films with 200 ratings or more. A tenth of the people are voluntee
 - votes: students of the volunteers alone, and with the noisy votes of 200 teachers of disjoint groups of members, among the
   50 items that the volunteers' student puts first.
 
-Quality is NDCG@10 of the outsiders' last film, after all that they did before: people of whom no model has learned, for all
-models alike. The attack: whoever has the weights and the history of a person scores how well the model knows that history,
-by the mean log-likelihood of its films, alone or minus that of a model of the volunteers (Watson et al. 2022); AUC of
-telling members from outsiders (.5 is chance), the larger of the two, and how many members are found at 1% false alarms.
+Quality is NDCG@10 of the outsiders' last film, after all that they did before: people of whom no
+model has learned, for all models alike. The attack: whoever has the weights and the history of a
+person scores how well the model knows that history, by the mean log-likelihood of its films, alone
+or minus that of a model of the volunteers (Watson et al. 2022); AUC of telling members from
+outsiders (.5 is chance), the larger of the two, and how many members are found at 1% false alarms.
 """
 
 from __future__ import annotations
@@ -69,7 +72,9 @@ class People:
 
 
 def people(folder: Path) -> People:
-    """MovieLens 1M in three groups of people; items and encoders are those of all (a catalogue is no secret)."""
+    """MovieLens 1M in three groups of people; items and encoders are those of all (a catalogue is
+    no secret).
+    """
     if not (folder / "dataset.json").is_file():
         source, schema = fetch("ml-1m", print), DATASETS["ml-1m"].schema
         prepare_dataset(
@@ -92,13 +97,21 @@ def log_likelihood(model: SequenceModel, dataset: Dataset) -> NDArray[np.float64
     with torch.inference_mode():
         vectors = model.items.vectors()
         for start in range(0, len(windows.starts), 32):
-            batch = batch_of(dataset, windows, np.arange(start, min(start + 32, len(windows.starts))))
-            window, position = ((batch.targets >= 0) & (batch.targets < warm)).nonzero(as_tuple=True)
+            batch = batch_of(
+                dataset, windows, np.arange(start, min(start + 32, len(windows.starts)))
+            )
+            window, position = ((batch.targets >= 0) & (batch.targets < warm)).nonzero(
+                as_tuple=True
+            )
             targets = batch.targets[window, position]
-            logits = model.score(model.encode(batch, vectors)[window, position], vectors[:warm], model.items.bias)
+            logits = model.score(
+                model.encode(batch, vectors)[window, position], vectors[:warm], model.items.bias
+            )
             seen = seen_items(batch, dataset.catalogue_size, window, position, slice(warm))
             seen[torch.arange(len(targets)), targets] = False
-            each = torch.log_softmax(logits.masked_fill(seen, MASKED_LOGIT), -1)[torch.arange(len(targets)), targets]
+            each = torch.log_softmax(logits.masked_fill(seen, MASKED_LOGIT), -1)[
+                torch.arange(len(targets)), targets
+            ]
             np.add.at(sums, batch.users[window].numpy(), each.double().numpy())
             np.add.at(counts, batch.users[window].numpy(), 1)
     return sums / np.maximum(counts, 1)
@@ -125,24 +138,33 @@ def attack(inside: NDArray[np.float64], outside: NDArray[np.float64]) -> tuple[f
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--folder", type=Path, default=Path("runs/privacy"))
     parser.add_argument(
-        "--only", nargs="+", choices=("plain", "private", "votes"), default=("plain", "private", "votes")
+        "--only",
+        nargs="+",
+        choices=("plain", "private", "votes"),
+        default=("plain", "private", "votes"),
     )
     arguments = parser.parse_args()
     who = people(arguments.folder / "data")
     asked = questions(who.outsiders, "test")
     print(
-        f"{who.volunteers.users:,} volunteers, {who.members.users:,} members, {who.outsiders.users:,} outsiders",
+        f"{who.volunteers.users:,} volunteers, {who.members.users:,} members, "
+        f"{who.outsiders.users:,} outsiders",
         flush=True,
     )
     reference: list[tuple[NDArray[np.float64], NDArray[np.float64]]] = []
     rows: list[dict[str, object]] = []
 
     def measure(
-        name: str, dataset: Dataset, make: Callable[[int], TrainedModel], seeds: int = arguments.seeds
+        name: str,
+        dataset: Dataset,
+        make: Callable[[int], TrainedModel],
+        seeds: int = arguments.seeds,
     ) -> list[TrainedModel]:
         """Trains and measures the students of one kind; each is kept in the folder."""
         values, attacks, spent, models = [], [], None, []
@@ -153,13 +175,18 @@ def main() -> None:
             trained = load_model(place, dataset)
             models.append(trained)
             spent = trained.record.privacy
-            values.append(ndcg(rank(TorchScorer(with_features_of(trained, who.outsiders)), asked), 10))
+            values.append(
+                ndcg(rank(TorchScorer(with_features_of(trained, who.outsiders)), asked), 10)
+            )
             inside, outside = of_users(trained, who.members), of_users(trained, who.outsiders)
             found = [attack(inside, outside)]
             if reference:
                 found.append(attack(inside - reference[0][0], outside - reference[0][1]))
             attacks.append(max(found))
-            print(f"{name}, seed {seed}: NDCG@10 {values[-1].mean():.4f}, attack {attacks[-1]}", flush=True)
+            print(
+                f"{name}, seed {seed}: NDCG@10 {values[-1].mean():.4f}, attack {attacks[-1]}",
+                flush=True,
+            )
         rows.append(
             {
                 "model": name,
@@ -173,37 +200,54 @@ def main() -> None:
         return models
 
     of_volunteers = measure(
-        "volunteers alone", who.volunteers, lambda seed: train_model(STUDENT, who.volunteers, FEW_USERS, seed=seed)
+        "volunteers alone",
+        who.volunteers,
+        lambda seed: train_model(STUDENT, who.volunteers, FEW_USERS, seed=seed),
     )
-    reference.append((of_users(of_volunteers[0], who.members), of_users(of_volunteers[0], who.outsiders)))
+    reference.append(
+        (of_users(of_volunteers[0], who.members), of_users(of_volunteers[0], who.outsiders))
+    )
     if "private" in arguments.only:
         for epsilon in EPSILONS:
             further = msgspec.structs.replace(FROM_VOLUNTEERS, epsilon=epsilon)
             measure(
                 f"DP-SGD from the volunteers' student, epsilon {epsilon:g}",
                 who.members,
-                lambda seed: train_private(STUDENT, who.members, further, seed=seed, start=of_volunteers[seed]),  # noqa: B023
+                lambda seed: train_private(
+                    STUDENT, who.members, further, seed=seed, start=of_volunteers[seed]
+                ),
             )
         for epsilon in EPSILONS:
             config = msgspec.structs.replace(PRIVATE, epsilon=epsilon)
             measure(
                 f"DP-SGD, epsilon {epsilon:g}",
                 who.members,
-                lambda seed: train_private(STUDENT, who.members, config, seed=seed),  # noqa: B023
+                lambda seed: train_private(STUDENT, who.members, config, seed=seed),
                 seeds=1,
             )
     if "plain" in arguments.only:
-        measure("no privacy", who.members, lambda seed: train_model(STUDENT, who.members, TRAINING, seed=seed))
+        measure(
+            "no privacy",
+            who.members,
+            lambda seed: train_model(STUDENT, who.members, TRAINING, seed=seed),
+        )
         teacher = fit_linear(LinearConfig(), who.members, 0)
-        labels = extract_labels(teacher, who.members, arguments.folder / "labels", LabelConfig(), seed=0)
+        labels = extract_labels(
+            teacher, who.members, arguments.folder / "labels", LabelConfig(), seed=0
+        )
         measure(
             "no privacy, distilled",
             who.members,
-            lambda seed: distil(STUDENT, who.members, labels, TRAINING, DistillationConfig(), seed=seed),
+            lambda seed: distil(
+                STUDENT, who.members, labels, TRAINING, DistillationConfig(), seed=seed
+            ),
         )
     if "votes" in arguments.only:
         groups = np.array_split(np.random.default_rng(1).permutation(who.members.users), VOTERS)
-        voters = [fit_linear(LinearConfig(), who.members.select_users(np.sort(group)), 0) for group in groups]
+        voters = [
+            fit_linear(LinearConfig(), who.members.select_users(np.sort(group)), 0)
+            for group in groups
+        ]
         everyone = np.arange(who.volunteers.info.warm_users)
         histories = who.volunteers.histories(everyone, who.volunteers.train_end[everyone])
         first = TorchScorer(with_features_of(of_volunteers[0], who.volunteers)).scores(histories)
@@ -212,8 +256,13 @@ def main() -> None:
         candidates = np.argsort(-first, axis=1)[:, :CANDIDATES].astype(np.int64)
         for epsilon in VOTE_EPSILONS:
             name = "votes, no noise" if epsilon is None else f"votes, epsilon {epsilon:g}"
-            votes = private_votes(voters, who.volunteers, VoteConfig(epsilon), candidates=candidates, seed=0)
-            print(f"{name}: sigma {votes.sigma:.1f}, largest count {votes.counts.max():.1f}", flush=True)
+            votes = private_votes(
+                voters, who.volunteers, VoteConfig(epsilon), candidates=candidates, seed=0
+            )
+            print(
+                f"{name}: sigma {votes.sigma:.1f}, largest count {votes.counts.max():.1f}",
+                flush=True,
+            )
             labels = extract_labels(
                 votes.teacher(who.volunteers),
                 who.volunteers,
@@ -224,10 +273,13 @@ def main() -> None:
             measure(
                 name,
                 who.volunteers,
-                lambda seed: distil(STUDENT, who.volunteers, labels, FEW_USERS, DistillationConfig(0.5), seed=seed),  # noqa: B023
+                lambda seed: distil(
+                    STUDENT, who.volunteers, labels, FEW_USERS, DistillationConfig(0.5), seed=seed
+                ),
             )
     lines = [
-        f"MovieLens 1M, films with 200 ratings or more, {arguments.seeds} seeds; {who.members.users:,} members, "
+        f"MovieLens 1M, films with 200 ratings or more, {arguments.seeds} seeds; "
+        f"{who.members.users:,} members, "
         f"{who.volunteers.users:,} volunteers, quality on {len(asked.histories):,} outsiders",
         "",
         "| student | NDCG@10 of outsiders | attack: AUC | found at 1% false alarms |",
@@ -240,7 +292,11 @@ def main() -> None:
     line = json.dumps({"bench": "privacy", "seeds": arguments.seeds, "rows": rows})
     print("\n".join(lines) + "\n" + line)
     RESULTS.mkdir(exist_ok=True)
-    name = "privacy" if set(arguments.only) == {"plain", "private", "votes"} else f"privacy-{'-'.join(arguments.only)}"
+    name = (
+        "privacy"
+        if set(arguments.only) == {"plain", "private", "votes"}
+        else f"privacy-{'-'.join(arguments.only)}"
+    )
     (RESULTS / f"{name}.md").write_text("\n".join(lines) + "\n")
     (RESULTS / f"{name}.json").write_text(line + "\n")
 

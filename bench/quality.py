@@ -2,10 +2,11 @@
 
     python bench/quality.py [--dataset ml-100k] [--seeds 5] [--folder runs/quality] [--config FILE] [--shared-teacher]
 
-Each seed is a whole run (teacher, labels, both students, bundles) in a folder of its own: an interrupted benchmark goes
-on where it was. With --shared-teacher all students learn from the labels of one teacher, that of seed 0. Students are
-measured through their exported bundles. Hyper-parameters are those of the configuration, the epoch of each model is
-chosen on validation; the test part is only read here. Prints a table, the paired differences and one JSON line, and
+Each seed is a whole run (teacher, labels, both students, bundles) in a folder of its own: an
+interrupted benchmark goes on where it was. With --shared-teacher all students learn from the labels
+of one teacher, that of seed 0. Students are measured through their exported bundles.
+Hyper-parameters are those of the configuration, the epoch of each model is chosen on validation;
+the test part is only read here. Prints a table, the paired differences and one JSON line, and
 writes both into `bench/results/`.
 """
 
@@ -32,14 +33,20 @@ STUDENTS = {STUDENT: "student", ALONE: "alone"}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--dataset", default="ml-100k")
     parser.add_argument("--config", type=Path)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--folder", type=Path, default=Path("runs/quality"))
     parser.add_argument("--shared-teacher", action="store_true")
     arguments = parser.parse_args()
-    base = read_config(arguments.config) if arguments.config else RunConfig(DataConfig(dataset=arguments.dataset))
+    base = (
+        read_config(arguments.config)
+        if arguments.config
+        else RunConfig(DataConfig(dataset=arguments.dataset))
+    )
 
     teachers: list[list[Candidate]] = []
     students: dict[str, list[Candidate]] = {name: [] for name in STUDENTS}
@@ -63,20 +70,28 @@ def main() -> None:
             teachers.append(runs.teacher_candidates(config.teacher, teacher, dataset))
         validation[TEACHER].append(validation_ndcg(teacher, dataset))
         for name, kept in STUDENTS.items():
-            students[name].append(runs.student_candidate(run, dataset, name, kept, _bundle(run, name)))
+            students[name].append(
+                runs.student_candidate(run, dataset, name, kept, _bundle(run, name))
+            )
             validation[name].append(load_model(run.folder / kept, dataset).best_ndcg)
 
     candidates = [_together(each, arguments.seeds) for each in zip(*teachers, strict=True)]
     candidates += [_together(each, arguments.seeds) for each in students.values()]
     candidates += [
-        Candidate(name, (scorer,) * arguments.seeds, logits=False) for name, scorer in fitted_baselines(dataset).items()
+        Candidate(name, (scorer,) * arguments.seeds, logits=False)
+        for name, scorer in fitted_baselines(dataset).items()
     ]
     vectors = teacher.item_vectors() if isinstance(teacher, ModelTeacher) else None
-    comparison = compare(dataset, candidates, lambda name: print(f"measuring {name}", flush=True), vectors)
-    comparison = msgspec.structs.replace(comparison, costs=runs.read_costs(arguments.folder / "seed-0"))
+    comparison = compare(
+        dataset, candidates, lambda name: print(f"measuring {name}", flush=True), vectors
+    )
+    comparison = msgspec.structs.replace(
+        comparison, costs=runs.read_costs(arguments.folder / "seed-0")
+    )
 
     lines = [
-        f"{dataset.info.name}, {comparison.split}, test part, {comparison.users:,} users, {arguments.seeds} seeds, "
+        f"{dataset.info.name}, {comparison.split}, test part, {comparison.users:,} users, "
+        f"{arguments.seeds} seeds, "
         + ("one teacher for all" if arguments.shared_teacher else "each with its own teacher"),
         "",
         *_tables(comparison, validation),
@@ -109,7 +124,9 @@ def _bundle(run: runs.Run, name: str) -> Path:
 
 
 def _together(of_seeds: tuple[Candidate, ...] | list[Candidate], seeds: int) -> Candidate:
-    """The candidates of all seeds as one; cost and size are those of the first, training time is the mean."""
+    """The candidates of all seeds as one; cost and size are those of the first, training time is
+    the mean.
+    """
     first = of_seeds[0]
     scorers = tuple(scorer for each in of_seeds for scorer in each.scorers)
     known = [each.training_seconds for each in of_seeds if each.training_seconds is not None]
@@ -131,12 +148,17 @@ def _tables(comparison: Comparison, validation: dict[str, list[float]]) -> list[
     lines += ["| " + " | ".join(row) + " |" for row in rows]
     lines += ["", "| difference | metric | mean | 95% interval | p |", "|---|---|---|---|---|"]
     lines += [
-        f"| {d.a} - {d.b} | {d.metric} | {d.interval.mean:+.4f} | [{d.interval.low:+.4f}, {d.interval.high:+.4f}] "
+        f"| {d.a} - {d.b} | {d.metric} | {d.interval.mean:+.4f} | [{d.interval.low:+.4f}, "
+        f"{d.interval.high:+.4f}] "
         f"| {d.p_value:.3g} |"
         for d in comparison.differences
     ]
     seeds = range(len(comparison.rows[0].ndcg_by_seed))
-    lines += ["", "| NDCG@10 by seed | " + " | ".join(map(str, seeds)) + " |", "|---|" + "---|" * len(seeds)]
+    lines += [
+        "",
+        "| NDCG@10 by seed | " + " | ".join(map(str, seeds)) + " |",
+        "|---|" + "---|" * len(seeds),
+    ]
     lines += [
         f"| {row.name}, test | " + " | ".join(f"{value:.4f}" for value in row.ndcg_by_seed) + " |"
         for row in comparison.rows

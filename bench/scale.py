@@ -1,9 +1,11 @@
-"""What size costs: a million items on one core, a million users in memory, ten million events prepared, two workers.
+"""What size costs: a million items on one core, a million users in memory, ten million events
+prepared, two workers.
 
     python bench/scale.py [--only search users prepare ray] [--items 1000000] [--users 1000000]
 
-Synthetic data with the skew of real ones (`bench/synthetic.py`). Ratios are measured side by side in one run. Prints tables
-and one JSON line for each part, and writes them into `bench/results/scale-PART.{md,json}`.
+Synthetic data with the skew of real ones (`bench/synthetic.py`). Ratios are measured side by side
+in one run. Prints tables and one JSON line for each part, and writes them into
+`bench/results/scale-PART.{md,json}`.
 """
 
 from __future__ import annotations
@@ -37,9 +39,11 @@ EVERYTHING = np.zeros(0, np.uint8)
 def times_of(
     requests: dict[str, Callable[[int], object]], rounds: int, turn: int = 25
 ) -> dict[str, NDArray[np.float64]]:
-    """Seconds of each request, (rounds * turn,); they take turns: what disturbs the machine disturbs all of them.
+    """Seconds of each request, (rounds * turn,); they take turns: what disturbs the machine
+    disturbs all of them.
 
-    The first requests of a turn find the caches full of what others have read; they are measured like the rest.
+    The first requests of a turn find the caches full of what others have read; they are measured
+    like the rest.
     """
     for request in requests.values():
         request(0)
@@ -63,9 +67,11 @@ def sum_of(numbers: NDArray[np.float32]) -> np.float32:
 
 
 def search(items: int, *, gaussian: bool = False) -> tuple[list[str], dict[str, object]]:
-    """Time and recall of each search at this many items, beside reading the matrix once and others' libraries alone.
+    """Time and recall of each search at this many items, beside reading the matrix once and others'
+    libraries alone.
 
-    gaussian: independent coordinates, without any structure that a graph could follow: its hardest case.
+    gaussian: independent coordinates, without any structure that a graph could follow: its hardest
+    case.
     """
     import faiss
     from usearch.index import Index
@@ -92,8 +98,12 @@ def search(items: int, *, gaussian: bool = False) -> tuple[list[str], dict[str, 
         seen.append(own)
     queries = [exact.query(state, nobody)[:DIM] for state in states]
 
-    def recall(best: Callable[[int], NDArray[np.int32]], truth: Callable[[int], NDArray[np.int32]]) -> float:
-        return float(np.mean([len(np.intersect1d(best(n), truth(n))) / K for n in range(len(states))]))
+    def recall(
+        best: Callable[[int], NDArray[np.int32]], truth: Callable[[int], NDArray[np.int32]]
+    ) -> float:
+        return float(
+            np.mean([len(np.intersect1d(best(n), truth(n))) / K for n in range(len(states))])
+        )
 
     def of(kind: str) -> Callable[[int], NDArray[np.int32]]:
         return filtered(kind, EVERYTHING)
@@ -104,7 +114,8 @@ def search(items: int, *, gaussian: bool = False) -> tuple[list[str], dict[str, 
     def filtered(kind: str, mask: NDArray[np.uint8]) -> Callable[[int], NDArray[np.int32]]:
         return lambda n: runtimes[kind].best(states[n % 400], nobody, seen[n % 400], mask, K)[0]
 
-    # Others' libraries alone: nearest neighbours by inner product with the bias as one more channel, nothing left out.
+    # Others' libraries alone: nearest neighbours by inner product with the bias as one more
+    # channel, nothing left out.
     points = np.column_stack([vectors, biases]).astype(np.float32)
     asked = [np.append(query, np.float32(1)).astype(np.float32) for query in queries]
     flat_index = faiss.IndexFlatIP(DIM + 1)
@@ -130,7 +141,9 @@ def search(items: int, *, gaussian: bool = False) -> tuple[list[str], dict[str, 
     recalls = {
         "quantised": recall(of("quantised"), of("exact")),
         "graph": recall(of("graph"), of("exact")),
-        "graph, a filter that half passes": recall(filtered("graph", half), filtered("exact", half)),
+        "graph, a filter that half passes": recall(
+            filtered("graph", half), filtered("exact", half)
+        ),
         "graph, a filter that .5% passes": recall(filtered("graph", rare), filtered("exact", rare)),
         "usearch alone, the same graph, without the items beside it": recall(
             lambda n: alone.search(lifted[n], K, threads=1).keys.astype(np.int32), exact_alone
@@ -155,9 +168,8 @@ def search(items: int, *, gaussian: bool = False) -> tuple[list[str], dict[str, 
     ]
     lines += ["| what | p50 | p99 | / reading the matrix | recall@10 |", "|---|---|---|---|---|"]
     lines += [
-        f"| {row['what']} | {row['p50_us']:,.0f} us | {row['p99_us']:,.0f} us | {row['ratio']:.2f} | "
-        + ("" if row["recall"] is None else f"{row['recall']:.4f}")
-        + " |"
+        f"| {row['what']} | {row['p50_us']:,.0f} us | {row['p99_us']:,.0f} us | "
+        f"{row['ratio']:.2f} | " + ("" if row["recall"] is None else f"{row['recall']:.4f}") + " |"
         for row in rows
     ]
 
@@ -165,7 +177,9 @@ def search(items: int, *, gaussian: bool = False) -> tuple[list[str], dict[str, 
 
 
 def users(items: int, users: int) -> tuple[list[str], dict[str, object]]:
-    """Start by memory map, then everybody in memory: bytes per user beside what their numbers alone would take."""
+    """Start by memory map, then everybody in memory: bytes per user beside what their numbers alone
+    would take.
+    """
     import distilrec
 
     folder = synthetic_bundle(RUNS / f"users-{users}", items, users)
@@ -185,7 +199,9 @@ def users(items: int, users: int) -> tuple[list[str], dict[str, object]]:
     one = recommender.users.peek("user-0")
     assert one is not None
     events = int(recommender._bundle.history["offsets"][-1])
-    theory = one.state.nbytes + events * 8 / users  # these users have no features: they share one vector of zeros
+    theory = (
+        one.state.nbytes + events * 8 / users
+    )  # these users have no features: they share one vector of zeros
     each = (after - before) / users
     row = {
         "items": items,
@@ -200,30 +216,48 @@ def users(items: int, users: int) -> tuple[list[str], dict[str, object]]:
     lines = [
         "| users | events | start | all folded in | resident per user | numbers per user | ratio |",
         "|---|---|---|---|---|---|---|",
-        f"| {users:,} | {events:,} | {first:.2f} s | {seconds:.0f} s | {each:,.0f} B | {theory:,.0f} B "
+        f"| {users:,} | {events:,} | {first:.2f} s | {seconds:.0f} s | {each:,.0f} B | "
+        f"{theory:,.0f} B "
         f"| {each / theory:.2f} |",
     ]
     return lines, row
 
 
 def prepare(sizes: tuple[int, ...]) -> tuple[list[str], dict[str, object]]:
-    """Time and peak memory of `prepare_dataset` on Parquet logs of growing size, each in a process of its own."""
+    """Time and peak memory of `prepare_dataset` on Parquet logs of growing size, each in a process
+    of its own.
+    """
     rows = []
     for size in sizes:
         file = synthetic_log(RUNS / f"log-{size}.parquet", size, items=100_000)
         code = (
-            "import sys, time; from distilrec import Schema, prepare_dataset; began = time.perf_counter();"
+            "import sys, time; from distilrec import Schema, prepare_dataset; began = "
+            "time.perf_counter();"
             "from distilrec.training.memory import peak_memory;"
             "data = prepare_dataset(sys.argv[1], Schema(timestamp='timestamp'), name='synthetic');"
             "print(len(data.items), data.users, data.catalogue_size, time.perf_counter() - began,"
             "peak_memory())"
         )
-        done = subprocess.run([sys.executable, "-c", code, str(file)], capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            [sys.executable, "-c", code, str(file)], capture_output=True, text=True, check=True
+        )
         events, people, items, seconds, peak = (float(each) for each in done.stdout.split())
-        rows.append({"events": events, "users": people, "items": items, "seconds": seconds, "peak_bytes": peak})
-    lines = ["| events | users | items | time | per million events | peak memory |", "|---|---|---|---|---|---|"]
+        rows.append(
+            {
+                "events": events,
+                "users": people,
+                "items": items,
+                "seconds": seconds,
+                "peak_bytes": peak,
+            }
+        )
+    lines = [
+        "| events | users | items | time | per million events | peak memory |",
+        "|---|---|---|---|---|---|",
+    ]
     lines += [
-        f"| {row['events']:,.0f} | {row['users']:,.0f} | {row['items']:,.0f} | {row['seconds']:.1f} s "
+        f"| {row['events']:,.0f} | {row['users']:,.0f} | {row['items']:,.0f} | "
+        f"{row['seconds']:.1f} s "
         f"| {row['seconds'] / row['events'] * 1e6:.2f} s | {row['peak_bytes'] / 2**30:.2f} GiB |"
         for row in rows
     ]
@@ -233,9 +267,11 @@ def prepare(sizes: tuple[int, ...]) -> tuple[list[str], dict[str, object]]:
 
 
 def ray_speedup(items: int) -> tuple[list[str], dict[str, object]]:
-    """Time of preparation, of labels and of training by one worker and by two, on a Ray cluster of two nodes here.
+    """Time of preparation, of labels and of training by one worker and by two, on a Ray cluster of
+    two nodes here.
 
-    The workers are there before the clock starts; what this process does alone (vocabulary, files) is in the time.
+    The workers are there before the clock starts; what this process does alone (vocabulary, files)
+    is in the time.
     """
     import ray
     from ray.cluster_utils import Cluster
@@ -259,7 +295,9 @@ def ray_speedup(items: int) -> tuple[list[str], dict[str, object]]:
         TrainingConfig(epochs=1, positions=64, negatives=64),
         seed=0,
     )
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    cluster = Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False}
+    )
     cluster.add_node(num_cpus=1)
     seconds: dict[str, dict[int, float]] = {}
 
@@ -268,7 +306,9 @@ def ray_speedup(items: int) -> tuple[list[str], dict[str, object]]:
 
     def labelled(workers: RayWorkers) -> object:
         with tempfile.TemporaryDirectory(dir=RUNS) as folder:
-            return extract_labels(teacher, small, Path(folder), LabelConfig(), seed=0, workers=workers)
+            return extract_labels(
+                teacher, small, Path(folder), LabelConfig(), seed=0, workers=workers
+            )
 
     def training(report: Callable[[Epoch, int], None]) -> TrainedModel:
         config = TrainingConfig(epochs=2, batch_size=128)
@@ -292,7 +332,10 @@ def ray_speedup(items: int) -> tuple[list[str], dict[str, object]]:
     ray.shutdown()
     cluster.shutdown()
     lines = ["| what | one worker | two | speed-up |", "|---|---|---|---|"]
-    lines += [f"| {name} | {s[1]:.1f} s | {s[2]:.1f} s | {s[1] / s[2]:.2f} |" for name, s in seconds.items()]
+    lines += [
+        f"| {name} | {s[1]:.1f} s | {s[2]:.1f} s | {s[1] / s[2]:.2f} |"
+        for name, s in seconds.items()
+    ]
     return lines, {
         "seconds": {name: list(each.values()) for name, each in seconds.items()},
         "speedup": {name: each[1] / each[2] for name, each in seconds.items()},
@@ -315,7 +358,9 @@ def resident() -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     every = ["search", "users", "prepare", "ray"]
     parser.add_argument("--only", nargs="*", choices=every, default=every)
     parser.add_argument("--items", type=int, default=1_000_000)

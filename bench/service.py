@@ -1,10 +1,12 @@
-"""The service under load: throughput beside an empty handler, durable events, kill -9, hot swap, a long soak.
+"""The service under load: throughput beside an empty handler, durable events, kill -9, hot swap, a
+long soak.
 
     python bench/service.py [--only start,http,events,kill,swap,soak] [--soak-requests 1000000]
 
-The service runs from an installation of its own without training packages (.venv-service, made on first use), pinned to one
-core; the load comes from `wrk` (Debian package) on the other. Bundles of the size of MovieLens 1M (`bench/bundles.py`).
-Prints a table and one JSON line; writes bench/results/service.{md,json}.
+The service runs from an installation of its own without training packages (.venv-service, made on
+first use), pinned to one core; the load comes from `wrk` (Debian package) on the other. Bundles of
+the size of MovieLens 1M (`bench/bundles.py`). Prints a table and one JSON line; writes
+bench/results/service.{md,json}.
 """
 
 from __future__ import annotations
@@ -34,7 +36,9 @@ from tests.test_faults import Load, stored_ids  # noqa: E402
 RESULTS = Path(__file__).parent / "results"
 VENV = ROOT / ".venv-service"
 CONNECTIONS, USERS = 32, 6_040
-_SERVER, _CLIENT = (["taskset", "-c", "0"], ["taskset", "-c", "1"]) if (os.cpu_count() or 1) > 1 else ([], [])
+_SERVER, _CLIENT = (
+    (["taskset", "-c", "0"], ["taskset", "-c", "1"]) if (os.cpu_count() or 1) > 1 else ([], [])
+)
 
 # Fixed ports: the two servers run at the same time.
 _PORT, _EMPTY_PORT = 8431, 8432
@@ -97,18 +101,30 @@ def installed() -> Path:
     python = VENV / "bin" / "python"
     if not python.exists():
         subprocess.run([sys.executable, "-m", "venv", VENV], check=True)
-    subprocess.run([python, "-m", "pip", "install", "-q", "--disable-pip-version-check", f"{ROOT}[redis]"], check=True)
+    subprocess.run(
+        [python, "-m", "pip", "install", "-q", "--disable-pip-version-check", f"{ROOT}[redis]"],
+        check=True,
+    )
     return python
 
 
-def serve(python: Path, bundle: Path, folder: Path, *options: object, name: str = "store") -> Server:
+def serve(
+    python: Path, bundle: Path, folder: Path, *options: object, name: str = "store"
+) -> Server:
     """A service on one core."""
     return Server(
-        bundle, f"sqlite:///{folder / name}.db", *options, port=_PORT, python=[*_SERVER, str(python)], log_folder=folder
+        bundle,
+        f"sqlite:///{folder / name}.db",
+        *options,
+        port=_PORT,
+        python=[*_SERVER, str(python)],
+        log_folder=folder,
     )
 
 
-def wrk(url: str, script: str, seconds: float, folder: Path, connections: int = CONNECTIONS) -> dict[str, float]:
+def wrk(
+    url: str, script: str, seconds: float, folder: Path, connections: int = CONNECTIONS
+) -> dict[str, float]:
     """Requests per second, 99th percentile in ms, answers other than 2xx, all requests."""
     (folder / "load.lua").write_text(script)
     run = subprocess.run(
@@ -118,11 +134,14 @@ def wrk(url: str, script: str, seconds: float, folder: Path, connections: int = 
     )  # fmt: skip
     number, unit = re.search(r"99%\s+([\d.]+)(us|ms|s)", run.stdout).groups()  # type: ignore[union-attr]
     failed = re.search(r"Non-2xx or 3xx responses: (\d+)", run.stdout)
-    sockets = re.search(r"Socket errors: connect (\d+), read (\d+), write (\d+), timeout (\d+)", run.stdout)
+    sockets = re.search(
+        r"Socket errors: connect (\d+), read (\d+), write (\d+), timeout (\d+)", run.stdout
+    )
     return {
         "rps": float(re.search(r"Requests/sec:\s+([\d.]+)", run.stdout)[1]),  # type: ignore[index]
         "p99_ms": float(number) * {"us": 1e-3, "ms": 1.0, "s": 1e3}[unit],
-        "failed": float(failed[1] if failed else 0) + sum(map(int, sockets.groups() if sockets else ())),
+        "failed": float(failed[1] if failed else 0)
+        + sum(map(int, sockets.groups() if sockets else ())),
         "requests": float(re.search(r"(\d+) requests in", run.stdout)[1]),  # type: ignore[index]
     }
 
@@ -152,7 +171,12 @@ def bench_start(python: Path, folder: Path) -> dict[str, object]:
         while True:
             try:
                 connection = http.client.HTTPConnection("127.0.0.1", port)
-                connection.request("POST", "/v1/recommend", b'{"user_id": "1"}', {"content-type": "application/json"})
+                connection.request(
+                    "POST",
+                    "/v1/recommend",
+                    b'{"user_id": "1"}',
+                    {"content-type": "application/json"},
+                )
                 assert len(json.load(connection.getresponse())["items"]) == 10
                 break
             except ConnectionRefusedError:
@@ -164,14 +188,20 @@ def bench_start(python: Path, folder: Path) -> dict[str, object]:
         mapped = Path(f"/proc/{server.process.pid}/maps").read_text()
         heavy = sorted({name for name in ("torch", "polars", "pandas") if name in mapped})
         server.stop()
-    return {"first_answer_s": sorted(times), "rss_mib_all_users": memory, "training_packages_loaded": heavy}
+    return {
+        "first_answer_s": sorted(times),
+        "rss_mib_all_users": memory,
+        "training_packages_loaded": heavy,
+    }
 
 
 def bench_http(python: Path, folder: Path) -> dict[str, object]:
     """Recommendations and an empty handler in turns, on the same core."""
     port = _EMPTY_PORT
     (folder / "empty.py").write_text(EMPTY)
-    empty = subprocess.Popen([*_SERVER, str(python), str(folder / "empty.py"), str(port)], cwd=folder)
+    empty = subprocess.Popen(
+        [*_SERVER, str(python), str(folder / "empty.py"), str(port)], cwd=folder
+    )
     found: dict[str, object] = {}
     for dim in (32, 64):
         server = serve(python, ml_1m_bundle(dim), folder, name=f"http-{dim}")
@@ -203,7 +233,9 @@ def bench_http(python: Path, folder: Path) -> dict[str, object]:
 
 
 def bench_events(python: Path, folder: Path) -> dict[str, object]:
-    """One event per request, each durable before it is acknowledged; a reader checks its own writes meanwhile."""
+    """One event per request, each durable before it is acknowledged; a reader checks its own writes
+    meanwhile.
+    """
     server = serve(python, ml_1m_bundle(32), folder, name="events")
     checked, behind = 0, 0
     stop = threading.Event()
@@ -215,10 +247,14 @@ def bench_events(python: Path, folder: Path) -> dict[str, object]:
                 if stop.is_set():
                     return
                 user = f"checker-{number % 20}"
-                best = client.post("/v1/recommend", json={"user_id": user}).json()["items"][0]["item_id"]
+                best = client.post("/v1/recommend", json={"user_id": user}).json()["items"][0][
+                    "item_id"
+                ]
                 event = {"user_id": user, "item_id": best}
                 assert client.post("/v1/events", json={"events": [event]}).json()["accepted"] == 1
-                after = client.post("/v1/recommend", json={"user_id": user, "k": 50}).json()["items"]
+                after = client.post("/v1/recommend", json={"user_id": user, "k": 50}).json()[
+                    "items"
+                ]
                 checked += 1
                 behind += best in {item["item_id"] for item in after}
 
@@ -266,7 +302,9 @@ def bench_swap(python: Path, folder: Path) -> dict[str, object]:
     load = threading.Thread(target=lambda: result.update(wrk(server.url, RECOMMEND, 14, folder)))
     load.start()
     time.sleep(1)
-    reports = [server.post("/v1/model/load", bundle=str(dim), shadow_requests=300) for dim in (64, 32, 64)]
+    reports = [
+        server.post("/v1/model/load", bundle=str(dim), shadow_requests=300) for dim in (64, 32, 64)
+    ]
     for _ in range(3):
         time.sleep(0.5)
         reports.append(server.post("/v1/model/rollback"))
@@ -279,7 +317,9 @@ def bench_swap(python: Path, folder: Path) -> dict[str, object]:
 
 
 def bench_soak(python: Path, folder: Path, requests: int) -> dict[str, object]:
-    """Nine recommendations to one event, fewer users in memory than there are; memory before and after."""
+    """Nine recommendations to one event, fewer users in memory than there are; memory before and
+    after.
+    """
     server = serve(python, ml_1m_bundle(32), folder, "--max-users", 3_000, name="soak")
     ask_everybody(server)
     done = failed = wrk(server.url, MIXED, 10, folder)["failed"]
@@ -309,9 +349,13 @@ def main() -> None:
     subprocess.run([python, "-m", "distilrec.cli", "recommend", "--bundle", ml_1m_bundle(32), "--user-id", "1"],
                    stdout=subprocess.DEVNULL, check=True)  # fmt: skip
     path = RESULTS / "service.json"
-    record: dict[str, object] = json.loads(path.read_text()) if path.exists() else {"benchmark": "service"}
+    record: dict[str, object] = (
+        json.loads(path.read_text()) if path.exists() else {"benchmark": "service"}
+    )
     for name in arguments.only.split(","):
-        with tempfile.TemporaryDirectory(prefix="distilrec-bench-", dir=ROOT / "runs" / "bench") as temporary:
+        with tempfile.TemporaryDirectory(
+            prefix="distilrec-bench-", dir=ROOT / "runs" / "bench"
+        ) as temporary:
             folder = Path(temporary)
             match name:
                 case "start":

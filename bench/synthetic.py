@@ -1,8 +1,9 @@
-"""Logs and bundles of any size with the skew of real ones, for sizes that no public data set here reaches.
+"""Logs and bundles of any size with the skew of real ones, for sizes that no public data set here
+reaches.
 
-Items: popularity falls as 1 / rank (Zipf), and each item belongs to one of many topics. Users: a history of log-normal
-length (median 20 events, mean about 33, some with thousands), four fifths of it from three topics of their own. What such
-data cannot show is quality; it shows what size costs.
+Items: popularity falls as 1 / rank (Zipf), and each item belongs to one of many topics. Users: a
+history of log-normal length (median 20 events, mean about 33, some with thousands), four fifths of
+it from three topics of their own. What such data cannot show is quality; it shows what size costs.
 """
 
 from __future__ import annotations
@@ -35,7 +36,9 @@ def topics_of(items: int) -> Ints:
 
 
 def histories(users: int, items: int, seed: int = 0) -> Iterator[tuple[Ints, Ints]]:
-    """Chunks of users: the length of each history, (users,), and their items one after the other, (events,)."""
+    """Chunks of users: the length of each history, (users,), and their items one after the other,
+    (events,).
+    """
     topic = topics_of(items)
     order = np.argsort(topic, kind="stable").astype(np.int32)  # by topic, the popular first
     starts = np.searchsorted(topic[order], np.arange(TOPICS + 1))
@@ -44,15 +47,21 @@ def histories(users: int, items: int, seed: int = 0) -> Iterator[tuple[Ints, Int
         some = min(_CHUNK, users - first)
         lengths = np.clip(rng.lognormal(np.log(20), 1.0, some), 3, LONGEST).astype(np.int32)
         owner = np.repeat(np.arange(some), lengths)
-        own = rng.integers(TOPICS, size=(some, 3))[owner, rng.integers(3, size=len(owner))]  # (events,)
+        own = rng.integers(TOPICS, size=(some, 3))[
+            owner, rng.integers(3, size=len(owner))
+        ]  # (events,)
         size = starts[own + 1] - starts[own]
         # An index that falls as 1 / rank within n: n^u - 1 for u uniform in [0, 1).
-        within = (np.exp(rng.random(len(owner)) * np.log(np.maximum(size, 1) + 1)) - 1).astype(np.int64)
+        within = (np.exp(rng.random(len(owner)) * np.log(np.maximum(size, 1) + 1)) - 1).astype(
+            np.int64
+        )
         of_topic = order[np.minimum(starts[own] + within, items - 1)]
         anywhere = (np.exp(rng.random(len(owner)) * np.log(items + 1)) - 1).astype(np.int32)
         yield (
             lengths,
-            np.where(rng.random(len(owner)) < 0.8, of_topic, np.minimum(anywhere, items - 1)).astype(np.int32),
+            np.where(
+                rng.random(len(owner)) < 0.8, of_topic, np.minimum(anywhere, items - 1)
+            ).astype(np.int32),
         )
 
 
@@ -64,28 +73,41 @@ def synthetic_log(file: Path, events: int, items: int) -> Path:
 
     file.parent.mkdir(parents=True, exist_ok=True)
     lengths, flat = zip(*histories(events // 33 + 1, items), strict=True)
-    owner, chosen = np.repeat(np.arange(sum(map(len, lengths))), np.concatenate(lengths)), np.concatenate(flat)
+    owner, chosen = (
+        np.repeat(np.arange(sum(map(len, lengths))), np.concatenate(lengths)),
+        np.concatenate(flat),
+    )
     times = np.random.default_rng(4).integers(1_600_000_000, 1_700_000_000, len(owner))
     log = pl.DataFrame({"user": owner, "item": chosen, "timestamp": np.sort(times)})
     log = log.select(
-        pl.format("user-{}", "user").alias("user_id"), pl.format("item-{}", "item").alias("item_id"), "timestamp"
+        pl.format("user-{}", "user").alias("user_id"),
+        pl.format("item-{}", "item").alias("item_id"),
+        "timestamp",
     )
     log.sample(fraction=1.0, shuffle=True, seed=0).write_parquet(file)
     return file
 
 
-def item_vectors(items: int, dim: int, gaussian: bool) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Vectors around the centre of their topic, (items, dim), and biases that fall with popularity, (items,).
+def item_vectors(
+    items: int, dim: int, gaussian: bool
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Vectors around the centre of their topic, (items, dim), and biases that fall with popularity,
+    (items,).
 
-    Length, spread over the channels and biases are like those of trained students: vectors of length 1 whose variances
-    fall as c^-0.7 (an effective dimension, (sum of variances)^2 / sum of squares, of 15; trained: 11 on ML-1M, 13 on
-    ML-100K, 22 on Online Retail), biases with a standard deviation of 1.25 (2.0, 1.6, 1.25).
+    Length, spread over the channels and biases are like those of trained students: vectors of
+    length 1 whose variances fall as c^-0.7 (an effective dimension, (sum of variances)^2 / sum of
+    squares, of 15; trained: 11 on ML-1M, 13 on ML-100K, 22 on Online Retail), biases with a
+    standard deviation of 1.25 (2.0, 1.6, 1.25).
     gaussian: independent coordinates of equal variance instead, which nothing that was trained has.
     """
     rng = np.random.default_rng(2)
     centres = rng.normal(size=(TOPICS, dim)).astype(np.float32)
     own = rng.standard_normal((items, dim), np.float32)
-    vectors = own if gaussian else (centres[topics_of(items)] + 0.7 * own) * np.arange(1, dim + 1) ** np.float32(-0.35)
+    vectors = (
+        own
+        if gaussian
+        else (centres[topics_of(items)] + 0.7 * own) * np.arange(1, dim + 1) ** np.float32(-0.35)
+    )
     vectors /= np.sqrt(np.mean(np.sum(vectors**2, axis=1)))
     biases = -0.4 * np.log(np.arange(1, items + 1) / items)
     return vectors.astype(np.float32), biases.astype(np.float32)
@@ -101,7 +123,9 @@ def synthetic_bundle(
     graph: bool = False,
     gaussian: bool = False,
 ) -> Path:
-    """A bundle with made-up weights, made on first use: its answers mean nothing, its costs are those of a trained one."""
+    """A bundle with made-up weights, made on first use: its answers mean nothing, its costs are
+    those of a trained one.
+    """
     if (folder / "manifest.json").is_file():
         return folder
     folder.mkdir(parents=True, exist_ok=True)
@@ -113,7 +137,13 @@ def synthetic_bundle(
         return (rng.standard_normal(shape, np.float32) / np.sqrt(shape[-1])).astype(np.float32)
 
     search = (
-        SearchInfo("graph", connectivity=32, expansion_add=128, expansion_search=96, bias_unit=1.4 * dim**0.5 / 2)
+        SearchInfo(
+            "graph",
+            connectivity=32,
+            expansion_add=128,
+            expansion_search=96,
+            bias_unit=1.4 * dim**0.5 / 2,
+        )
         if graph
         else SearchInfo()
     )
@@ -164,11 +194,15 @@ def synthetic_bundle(
         "narrow_bias": np.zeros(dim, np.float32),
         "outer_norm": np.full(dim, 1.4, np.float32),
     }
-    texts = pack_texts("ids", [f"item-{n}" for n in range(items)]) | pack_texts("titles", [""] * items)
+    texts = pack_texts("ids", [f"item-{n}" for n in range(items)]) | pack_texts(
+        "titles", [""] * items
+    )
     write_bundle(folder, manifest, arrays, texts, history)
     bundle = read_bundle(folder)
     golden = _golden(make_runtime(bundle, "exact"), items)
-    write_bundle(folder, msgspec.structs.replace(manifest, golden=(golden,)), arrays, texts, history)
+    write_bundle(
+        folder, msgspec.structs.replace(manifest, golden=(golden,)), arrays, texts, history
+    )
     return folder
 
 
@@ -179,4 +213,6 @@ def _golden(runtime: Runtime, items: int) -> Golden:
     runtime.fold(state, seen, np.ones(len(seen), np.int32))
     nobody = np.zeros(state.shape[1], np.float32)
     top, scores = runtime.best(state, nobody, seen, np.zeros(0, np.uint8), 10)
-    return Golden(tuple(seen.tolist()), (1,) * len(seen), (), tuple(top.tolist()), tuple(scores.tolist()))
+    return Golden(
+        tuple(seen.tolist()), (1,) * len(seen), (), tuple(top.tolist()), tuple(scores.tolist())
+    )

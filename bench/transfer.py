@@ -2,19 +2,21 @@
 
     python bench/transfer.py [--seeds 3] [--folder runs/transfer] [--only PAIR ...]
 
-Pairs: `books-films` and `films-books`, Amazon, by the people who are in both; `grocery-produce`, two departments of Complete
-Journey, by households; `ml-1m-ml-100k`, the films of two MovieLens data sets by their titles, whose people are others. For
-each pair up to four students on the same log of the target, with the same split:
+Pairs: `books-films` and `films-books`, Amazon, by the people who are in both; `grocery-produce`,
+two departments of Complete Journey, by households; `ml-1m-ml-100k`, the films of two MovieLens data
+sets by their titles, whose people are others. For each pair up to four students on the same log of
+the target, with the same split:
 
 - no transfer: labels of a linear teacher that knows the target domain alone;
 - labels: those of a mixture of that teacher and a linear teacher of both domains, the share chosen on validation;
 - features (same people): labels as without transfer, and the student knows 16 factors of what a user did in the source;
 - labels and features: both.
 
-A fifth of the people whom both domains share have no training rows in the target: cold users, asked for their first items
-there. Where the people are others, held-out items with at most 10 training rows in the target are looked at instead: rare
-items. The Amazon data have no time, their order is random. Nothing held out in the target is in any training; what
-households did in the source lies before all that they did in the target. Test part, NDCG@10, paired by user.
+A fifth of the people whom both domains share have no training rows in the target: cold users, asked
+for their first items there. Where the people are others, held-out items with at most 10 training
+rows in the target are looked at instead: rare items. The Amazon data have no time, their order is
+random. Nothing held out in the target is in any training; what households did in the source lies
+before all that they did in the target. Test part, NDCG@10, paired by user.
 """
 
 from __future__ import annotations
@@ -62,8 +64,9 @@ Scores = Callable[[Histories], NDArray[np.float32]]
 
 @dataclass(frozen=True)
 class Pair:
-    """source, target: logs of `user_id` and `item_id` in order, `timestamp` where there is one; ids that are in both mean
-    the same person or thing. same_people: the source tells of the people of the target; otherwise of its items.
+    """source, target: logs of `user_id` and `item_id` in order, `timestamp` where there is one; ids
+    that are in both mean the same person or thing. same_people: the source tells of the people of
+    the target; otherwise of its items.
     """
 
     name: str
@@ -90,13 +93,21 @@ def amazon(domain: str) -> pl.DataFrame:
 def movielens_100k() -> pl.DataFrame:
     """Ratings in the order of time; films by title and year."""
     log = pl.read_csv(SHARED / "ml-100k" / "ml-100k.inter", separator="\t")
-    films = pl.read_csv(SHARED / "ml-100k" / "ml-100k.item", separator="\t", infer_schema=False, quote_char=None)
+    films = pl.read_csv(
+        SHARED / "ml-100k" / "ml-100k.item", separator="\t", infer_schema=False, quote_char=None
+    )
     title = _film(pl.col("movie_title:token_seq"), pl.col("release_year:token"))
     films = films.select(item=pl.col("item_id:token").cast(pl.Int64), item_id=title)
-    log = log.join(films, left_on="item_id:token", right_on="item", how="left", maintain_order="left")
+    log = log.join(
+        films, left_on="item_id:token", right_on="item", how="left", maintain_order="left"
+    )
     return log.select(
-        user_id=pl.format("100k {}", "user_id:token"), item_id="item_id", timestamp="timestamp:float"
-    ).unique(["user_id", "item_id"], keep="first", maintain_order=True)  # a few films are there under two numbers
+        user_id=pl.format("100k {}", "user_id:token"),
+        item_id="item_id",
+        timestamp="timestamp:float",
+    ).unique(
+        ["user_id", "item_id"], keep="first", maintain_order=True
+    )  # a few films are there under two numbers
 
 
 def movielens_1m() -> pl.DataFrame:
@@ -108,35 +119,55 @@ def movielens_1m() -> pl.DataFrame:
     )  # fmt: skip
     text = (SHARED / "ml-1m" / "movies.dat").read_text(encoding="latin-1")
     films = pl.DataFrame({"line": text.splitlines()}).select(
-        item=pl.col("line").str.split("::").list.get(0).cast(pl.Int64), title=pl.col("line").str.split("::").list.get(1)
+        item=pl.col("line").str.split("::").list.get(0).cast(pl.Int64),
+        title=pl.col("line").str.split("::").list.get(1),
     )
-    title = _film(pl.col("title").str.replace(r" \(\d{4}\)$", ""), pl.col("title").str.extract(r"\((\d{4})\)$"))
-    joined = lines.join(films.select("item", item_id=title), on="item", how="left", maintain_order="left")
+    title = _film(
+        pl.col("title").str.replace(r" \(\d{4}\)$", ""),
+        pl.col("title").str.extract(r"\((\d{4})\)$"),
+    )
+    joined = lines.join(
+        films.select("item", item_id=title), on="item", how="left", maintain_order="left"
+    )
     return joined.select(
-        user_id=pl.format("1m {}", "user"), item_id="item_id", timestamp=pl.col("time").cast(pl.Float64)
+        user_id=pl.format("1m {}", "user"),
+        item_id="item_id",
+        timestamp=pl.col("time").cast(pl.Float64),
     )
 
 
 def _film(title: pl.Expr, year: pl.Expr) -> pl.Expr:
-    """The name of a film in both data sets: letters and digits of its title in lower case, without `The`, and its year."""
-    words = title.str.to_lowercase().str.replace_all(r"\b(the|a|an)\b", "").str.replace_all(r"[^a-z0-9]+", "")
+    """The name of a film in both data sets: letters and digits of its title in lower case, without
+    `The`, and its year.
+    """
+    words = (
+        title.str.to_lowercase()
+        .str.replace_all(r"\b(the|a|an)\b", "")
+        .str.replace_all(r"[^a-z0-9]+", "")
+    )
     return pl.concat_str(words, year.fill_null(""), separator=" ")
 
 
 def complete_journey(department: str, first_half: bool) -> pl.DataFrame:
-    """What households bought of a department in weeks 1 to 26, or from week 27 on: the first time of each product that was
-    bought 20 times or more.
+    """What households bought of a department in weeks 1 to 26, or from week 27 on: the first time
+    of each product that was bought 20 times or more.
     """
     folder = SHARED / "complete-journey"
-    products = pl.scan_parquet(folder / "products.parquet").filter(pl.col("department") == department)
-    bought = pl.scan_parquet(folder / "transactions.parquet").join(products, on="product_id", how="semi")
+    products = pl.scan_parquet(folder / "products.parquet").filter(
+        pl.col("department") == department
+    )
+    bought = pl.scan_parquet(folder / "transactions.parquet").join(
+        products, on="product_id", how="semi"
+    )
     bought = bought.filter((pl.col("week") <= 26) == first_half, pl.len().over("product_id") >= 20)
     bought = bought.sort("transaction_timestamp", maintain_order=True).unique(
         ["household_id", "product_id"], keep="first", maintain_order=True
     )
     time = pl.col("transaction_timestamp").dt.epoch("s").cast(pl.Float64)
     return bought.select(
-        user_id=pl.col("household_id").cast(pl.String), item_id=pl.col("product_id").cast(pl.String), timestamp=time
+        user_id=pl.col("household_id").cast(pl.String),
+        item_id=pl.col("product_id").cast(pl.String),
+        timestamp=time,
     ).collect()
 
 
@@ -146,15 +177,20 @@ def read(name: str) -> Pair:
             source, target = complete_journey("GROCERY", True), complete_journey("PRODUCE", False)
             return Pair(name, source, target, True, LinearConfig(ridge=300.0, decay=1.0))
         case "books-films":
-            return Pair(name, amazon("Books"), amazon("Movies"), True, LinearConfig(ridge=100.0, decay=1.0))
+            return Pair(
+                name, amazon("Books"), amazon("Movies"), True, LinearConfig(ridge=100.0, decay=1.0)
+            )
         case "films-books":
-            return Pair(name, amazon("Movies"), amazon("Books"), True, LinearConfig(ridge=100.0, decay=1.0))
+            return Pair(
+                name, amazon("Movies"), amazon("Books"), True, LinearConfig(ridge=100.0, decay=1.0)
+            )
         case _:
             return Pair(name, movielens_1m(), movielens_100k(), False, LinearConfig())
 
 
 def prepared(pair: Pair, features: bool) -> tuple[Dataset, list[str]]:
-    """The target, and its cold users, of whom nothing is known there: a fifth of the people that both domains share.
+    """The target, and its cold users, of whom nothing is known there: a fifth of the people that
+    both domains share.
 
     features: what a person did in the source becomes a feature.
     """
@@ -173,29 +209,44 @@ def prepared(pair: Pair, features: bool) -> tuple[Dataset, list[str]]:
         return without_training(prepare_dataset(log, schema, cleaning=cleaning), cold), cold
     users = factors(pair.source)
     schema = msgspec.structs.replace(schema, user_key="user_id", user_features=FEATURE)
-    return without_training(prepare_dataset(log, schema, users=users, cleaning=cleaning), cold), cold
+    return without_training(
+        prepare_dataset(log, schema, users=users, cleaning=cleaning), cold
+    ), cold
 
 
 def factors(log: pl.DataFrame) -> pl.DataFrame:
-    """Each user of a log as a vector: the left factors of users x items, scaled by both degrees, of length 1 on average."""
+    """Each user of a log as a vector: the left factors of users x items, scaled by both degrees, of
+    length 1 on average.
+    """
     users, items = (log[name].unique(maintain_order=True) for name in ("user_id", "item_id"))
     rows, columns = (
         log[name].replace_strict(ids, np.arange(len(ids)), return_dtype=pl.Int64).to_numpy()
         for name, ids in (("user_id", users), ("item_id", items))
     )
     whole = csr_matrix((np.ones(len(rows)), (rows, columns)))
-    degrees = [np.sqrt(np.asarray(whole.sum(axis))).reshape(shape) for axis, shape in ((1, (-1, 1)), (0, (1, -1)))]
+    degrees = [
+        np.sqrt(np.asarray(whole.sum(axis))).reshape(shape)
+        for axis, shape in ((1, (-1, 1)), (0, (1, -1)))
+    ]
     scaled = csr_matrix(csr_matrix(whole.multiply(1 / degrees[0])).multiply(1 / degrees[1]))
     left = svds(scaled, k=FACTORS, v0=np.ones(min(scaled.shape)))[0]
-    return pl.DataFrame({"user_id": users, "source": (left / np.sqrt((left**2).sum(1).mean())).tolist()})
+    return pl.DataFrame(
+        {"user_id": users, "source": (left / np.sqrt((left**2).sum(1).mean())).tolist()}
+    )
 
 
 def without_training(data: Dataset, users: list[str]) -> Dataset:
-    """The data set without the training rows of some users; what was validation and test is test then."""
+    """The data set without the training rows of some users; what was validation and test is test
+    then.
+    """
     cold = np.isin(data.info.user_ids, users)
     kept = ~(np.repeat(cold, np.diff(data.offsets)) & data.is_training())
     before = np.concatenate([[0], np.cumsum(kept)]).astype(np.int64)
-    offsets, train_end, validation_end = before[data.offsets], before[data.train_end], before[data.validation_end]
+    offsets, train_end, validation_end = (
+        before[data.offsets],
+        before[data.train_end],
+        before[data.validation_end],
+    )
     return replace(
         data,
         offsets=offsets,
@@ -208,20 +259,26 @@ def without_training(data: Dataset, users: list[str]) -> Dataset:
 
 
 def of_target(data: Dataset, alone: LinearTeacher) -> Scores:
-    """What the target's teacher says, and popularity where it says nothing: for users without a history."""
+    """What the target's teacher says, and popularity where it says nothing: for users without a
+    history.
+    """
     popular = 1e-4 * np.log(data.popularity()[: data.info.warm_items]).astype(np.float32)
     return lambda histories: alone.scores(histories)[:, : data.info.warm_items] + popular
 
 
 def of_both_domains(pair: Pair, data: Dataset, of_target: Scores) -> tuple[Scores, float]:
-    """Scores of the target's teacher and a share of what the source says, and the share that is best on validation.
+    """Scores of the target's teacher and a share of what the source says, and the share that is
+    best on validation.
 
-    The same people: the rows of a linear teacher of both domains at the user's source items are added. The same items: what
-    a linear teacher of the people of both says takes the share's place in the mean.
+    The same people: the rows of a linear teacher of both domains at the user's source items are
+    added. The same items: what a linear teacher of the people of both says takes the share's place
+    in the mean.
     """
     names, training = data.info.item_ids, data.training_rows()
     owners = [data.info.user_ids[user] for user in data.user_rows()[training]]
-    own = pl.DataFrame({"user_id": owners, "item_id": [names[item] for item in data.items[training]]})
+    own = pl.DataFrame(
+        {"user_id": owners, "item_id": [names[item] for item in data.items[training]]}
+    )
     # Other people stay in the order of time, as those of the target are.
     source = pair.source if pair.same_people else pair.source.sort("timestamp", maintain_order=True)
     rows = pl.concat([own, source.select("user_id", "item_id")])
@@ -247,16 +304,23 @@ def of_both_domains(pair: Pair, data: Dataset, of_target: Scores) -> tuple[Score
             return lambda histories: of_target(histories) + share * in_target[histories.users]
 
     else:
-        weights = np.where((column[:, None] >= 0) & (column >= 0), both.weights[column[:, None], column], 0.0)
-        of_both = LinearTeacher(pair.linear, weights.astype(np.float32), data.catalogue_size, data.fingerprint(), 0.0)
+        weights = np.where(
+            (column[:, None] >= 0) & (column >= 0), both.weights[column[:, None], column], 0.0
+        )
+        of_both = LinearTeacher(
+            pair.linear, weights.astype(np.float32), data.catalogue_size, data.fingerprint(), 0.0
+        )
 
         def with_share(share: float) -> Scores:
             return lambda histories: (
-                (1 - share) * of_target(histories) + share * of_both.scores(histories)[:, : len(column)]
+                (1 - share) * of_target(histories)
+                + share * of_both.scores(histories)[:, : len(column)]
             )
 
     validated = {
-        share: validation_ndcg(function_teacher(with_share(share), data, identity=f"share {share}"), data)
+        share: validation_ndcg(
+            function_teacher(with_share(share), data, identity=f"share {share}"), data
+        )
         for share in SHARES
     }
     print(f"{pair.name}: validation by share of the source {validated}", flush=True)
@@ -273,7 +337,10 @@ def measure(pair: Pair, folder: Path, seeds: int) -> tuple[list[str], list[dict[
     function, share = of_both_domains(pair, plain, alone)
     asked = questions(plain, "test")
     if pair.same_people:
-        what, cold = "cold users", np.isin([plain.info.user_ids[user] for user in asked.histories.users], cold_ids)
+        what, cold = (
+            "cold users",
+            np.isin([plain.info.user_ids[user] for user in asked.histories.users], cold_ids),
+        )
     else:
         rare = np.flatnonzero(plain.popularity() <= FEW)
         what, cold = "rare items", np.isin(asked.targets[asked.offsets[:-1]], rare)
@@ -296,8 +363,10 @@ def measure(pair: Pair, folder: Path, seeds: int) -> tuple[list[str], list[dict[
         values[f"student, {way}"] = np.stack(each)
     known = len(set(plain.info.item_ids) & set(pair.source["item_id"]))
     lines = [
-        f"{pair.name}: {len(cold):,} test users, {int(cold.sum())} with {what}, {plain.catalogue_size:,} items "
-        f"({known:,} known in the source), {seeds} seeds; share of the source in the teacher {share:g}",
+        f"{pair.name}: {len(cold):,} test users, {int(cold.sum())} with {what}, "
+        f"{plain.catalogue_size:,} items "
+        f"({known:,} known in the source), {seeds} seeds; share of the source in the teacher "
+        f"{share:g}",
         "",
         f"| model | all users | {what} | gain over no transfer, all | gain, {what} |",
         "|---|---|---|---|---|",
@@ -310,8 +379,12 @@ def measure(pair: Pair, folder: Path, seeds: int) -> tuple[list[str], list[dict[
             paired_difference("ndcg@10", way, own[:, some], WAYS[0], base[:, some]).interval
             for some in (np.ones(len(cold), bool), cold)
         ]
-        shown = ["" if way == WAYS[0] else f"{g.mean:+.4f} [{g.low:+.4f}, {g.high:+.4f}]" for g in gains]
-        lines.append(f"| {name} | {bootstrap(own)} | {bootstrap(own[:, cold])} | {shown[0]} | {shown[1]} |")
+        shown = [
+            "" if way == WAYS[0] else f"{g.mean:+.4f} [{g.low:+.4f}, {g.high:+.4f}]" for g in gains
+        ]
+        lines.append(
+            f"| {name} | {bootstrap(own)} | {bootstrap(own[:, cold])} | {shown[0]} | {shown[1]} |"
+        )
         records.append(
             {
                 "pair": pair.name,
@@ -326,7 +399,9 @@ def measure(pair: Pair, folder: Path, seeds: int) -> tuple[list[str], list[dict[
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--folder", type=Path, default=Path("runs/transfer"))
     parser.add_argument("--only", nargs="+", choices=PAIRS, default=PAIRS)

@@ -1,6 +1,8 @@
-"""Writes what is generated in the documents: the reference pages of the site, and the tables of docs/configuration.md.
+"""Writes what is generated in the documents: the reference pages of the site, and the tables of
+docs/configuration.md.
 
-python docs/reference.py      # docs/reference/{cli,http,python}.md, docs/configuration.md; `make docs` runs it
+python docs/reference.py      # docs/reference/{cli,http,python}.md, docs/configuration.md; `make
+docs` runs it
 """
 
 from __future__ import annotations
@@ -38,8 +40,17 @@ from distilrec.training.trainer import TrainingConfig
 FOLDER = Path(__file__).parent / "reference"
 PYTHON = {
     "Serving": ["distilrec.engine.recommender", "distilrec.engine.stored"],
-    "Data": ["distilrec.data.preparation", "distilrec.data.schema", "distilrec.data.cleaning", "distilrec.data.checks"],
-    "Teachers": ["distilrec.teachers.teacher", "distilrec.teachers.external", "distilrec.teachers.build"],
+    "Data": [
+        "distilrec.data.preparation",
+        "distilrec.data.schema",
+        "distilrec.data.cleaning",
+        "distilrec.data.checks",
+    ],
+    "Teachers": [
+        "distilrec.teachers.teacher",
+        "distilrec.teachers.external",
+        "distilrec.teachers.build",
+    ],
     "Knowledge": ["distilrec.labels.extract", "distilrec.labels.store", "distilrec.privacy.votes"],
     "Training": [
         "distilrec.training.trained",
@@ -47,7 +58,11 @@ PYTHON = {
         "distilrec.distill.distillation",
         "distilrec.privacy.dpsgd",
     ],
-    "Evaluation": ["distilrec.report.comparison", "distilrec.measure.metrics", "distilrec.measure.statistics"],
+    "Evaluation": [
+        "distilrec.report.comparison",
+        "distilrec.measure.metrics",
+        "distilrec.measure.statistics",
+    ],
     "Runs": [
         "distilrec.runs",
         "distilrec.runs.config",
@@ -63,14 +78,20 @@ def http() -> str:
     """Every endpoint with what it takes and gives, from the service's own description."""
     table = [*_api(Mock(spec=Service)), *_kserve(Mock(spec=Service))]
     described = openapi(table, with_keys=True)
-    lines = ["# HTTP reference", "", "The service describes itself at `/openapi.json`; this page is made from it.", ""]
+    lines = [
+        "# HTTP reference",
+        "",
+        "The service describes itself at `/openapi.json`; this page is made from it.",
+        "",
+    ]
     for path, operations in described["paths"].items():
         for method, operation in operations.items():
             lines += [f"## `{method.upper()} {path}`", "", operation["summary"], ""]
             if operation["parameters"]:
                 lines += ["| parameter | in | |", "|---|---|---|"]
                 lines += [
-                    f"| `{p['name']}` | {p['in']} | {p.get('description', '')} |" for p in operation["parameters"]
+                    f"| `{p['name']}` | {p['in']} | {p.get('description', '')} |"
+                    for p in operation["parameters"]
                 ]
                 lines.append("")
             if body := operation.get("requestBody"):
@@ -91,7 +112,9 @@ def http() -> str:
 
 
 def _link(content: dict[str, Any]) -> str:
-    return " or ".join(f"{_type(each['schema'])} ({kind})" for kind, each in content["content"].items())
+    return " or ".join(
+        f"{_type(each['schema'])} ({kind})" for kind, each in content["content"].items()
+    )
 
 
 def _type(schema: dict[str, Any]) -> str:
@@ -101,7 +124,9 @@ def _type(schema: dict[str, Any]) -> str:
     if "anyOf" in schema:
         return " or ".join(_type(each) for each in schema["anyOf"])
     if schema.get("type") == "array":
-        return f"list of {_type(schema['items'])}" if isinstance(schema.get("items"), dict) else "list"
+        return (
+            f"list of {_type(schema['items'])}" if isinstance(schema.get("items"), dict) else "list"
+        )
     return str(schema.get("type", "any"))
 
 
@@ -114,7 +139,11 @@ def python() -> str:
         "",
     ]
     for title, modules in PYTHON.items():
-        lines += [f"## {title}", "", *(f"::: {module}\n    options:\n      heading_level: 3\n" for module in modules)]
+        lines += [
+            f"## {title}",
+            "",
+            *(f"::: {module}\n    options:\n      heading_level: 3\n" for module in modules),
+        ]
     return "\n".join(lines)
 
 
@@ -148,7 +177,9 @@ SECTIONS: tuple[tuple[str, type], ...] = (
 def configuration() -> str:
     """Returns docs/configuration.md with the tables of all settings as they are in the code."""
     tables = "\n".join(line for title, kind in SECTIONS for line in _table(title, kind))
-    return _BETWEEN.sub(lambda found: f"{found[1]}\n{tables}\n", CONFIGURATION.read_text(encoding="utf-8"))
+    return _BETWEEN.sub(
+        lambda found: f"{found[1]}\n{tables}\n", CONFIGURATION.read_text(encoding="utf-8")
+    )
 
 
 def _table(title: str, kind: type) -> Iterator[str]:
@@ -163,13 +194,17 @@ def _table(title: str, kind: type) -> Iterator[str]:
 
 
 def field_lines(kind: type) -> dict[str, str]:
-    """Returns the text under each field of a settings class. Raises AssertionError for a field without one."""
+    """Returns the text under each field of a settings class. Raises AssertionError for a field
+    without one.
+    """
     body = ast.parse(dedent(inspect.getsource(kind))).body[0]
     assert isinstance(body, ast.ClassDef)
     found = {}
     for field, below in pairwise(body.body):
         if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
-            assert isinstance(below, ast.Expr), f"{kind.__name__}.{field.target.id} has no line that explains it"
+            assert isinstance(below, ast.Expr), (
+                f"{kind.__name__}.{field.target.id} has no line that explains it"
+            )
             found[field.target.id] = " ".join(str(ast.literal_eval(below.value)).split())
     return found
 
@@ -179,17 +214,27 @@ def _type_of_setting(kind: Any) -> str:
         case msgspec_types.IntType() | msgspec_types.FloatType():
             name = "integer" if isinstance(kind, msgspec_types.IntType) else "number"
             bounds = ((words, getattr(kind, bound)) for bound, words in _LIMITS.items())
-            limits = " and ".join(f"{words} {value:g}" for words, value in bounds if value is not None)
+            limits = " and ".join(
+                f"{words} {value:g}" for words, value in bounds if value is not None
+            )
             return f"{name}, {limits}" if limits else name
         case msgspec_types.BoolType():
             return "true or false"
         case msgspec_types.LiteralType():
             return ", ".join(f"`{value}`" for value in kind.values)
         case msgspec_types.UnionType():
-            names = [_type_of_setting(each) for each in kind.types if not isinstance(each, msgspec_types.NoneType)]
+            names = [
+                _type_of_setting(each)
+                for each in kind.types
+                if not isinstance(each, msgspec_types.NoneType)
+            ]
             return ", ".join(dict.fromkeys(names))
         case msgspec_types.VarTupleType():
-            return "sections" if (inner := _type_of_setting(kind.item_type)) == "section" else f"list of {inner}s"
+            return (
+                "sections"
+                if (inner := _type_of_setting(kind.item_type)) == "section"
+                else f"list of {inner}s"
+            )
         case msgspec_types.StructType():
             return "section"
         case _:
@@ -199,8 +244,16 @@ def _type_of_setting(kind: Any) -> str:
 def _default(kind: type, field: msgspec.structs.FieldInfo) -> str:
     if field.required:
         return "required"
-    of_students = getattr(_default_of(RunConfig, "student_training"), field.name) if kind is TrainingConfig else None
-    other = f"; students {_value(of_students)}" if of_students is not None and of_students != field.default else ""
+    of_students = (
+        getattr(_default_of(RunConfig, "student_training"), field.name)
+        if kind is TrainingConfig
+        else None
+    )
+    other = (
+        f"; students {_value(of_students)}"
+        if of_students is not None and of_students != field.default
+        else ""
+    )
     return _value(field.default) + other
 
 

@@ -22,18 +22,28 @@ ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared" / "data"
 
 
-def main(folder: Path, source: str = "", tables: Callable[[Path], dict[str, pl.DataFrame]] | None = None) -> None:
-    """Makes the tables of a recipe from the folder `source`, trains, compares, and prints answers with their reasons.
+def main(
+    folder: Path, source: str = "", tables: Callable[[Path], dict[str, pl.DataFrame]] | None = None
+) -> None:
+    """Makes the tables of a recipe from the folder `source`, trains, compares, and prints answers
+    with their reasons.
 
     tables: none where the configuration names a public data set.
     """
     parser = argparse.ArgumentParser(formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--source", type=Path, default=SHARED / source, help="folder of the original files")
+    parser.add_argument(
+        "--source", type=Path, default=SHARED / source, help="folder of the original files"
+    )
     parser.add_argument("--run", type=Path, default=ROOT / "runs" / "domains" / folder.name)
-    parser.add_argument("--tables-only", action="store_true", help="stop after the tables, for bench/quality.py")
+    parser.add_argument(
+        "--tables-only", action="store_true", help="stop after the tables, for bench/quality.py"
+    )
     arguments = parser.parse_args()
     if tables is not None and not arguments.source.is_dir():
-        sys.exit(f"error: {arguments.source} is not there\n  how to fix: give the folder of {source} with --source")
+        sys.exit(
+            f"error: {arguments.source} is not there\n  how to fix: give the folder of {source} "
+            "with --source"
+        )
     (folder / "tables").mkdir(exist_ok=True)
     for name, made in ({} if tables is None else tables(arguments.source)).items():
         made.write_parquet(folder / "tables" / f"{name}.parquet")
@@ -49,5 +59,8 @@ def main(folder: Path, source: str = "", tables: Callable[[Path], dict[str, pl.D
         past = [recommender.title_of_past(item) for item in recommender.past(user, 3)]
         print(f"\nuser {user}, lately: {'; '.join(past)}")
         for item, score in recommender.recommend(user, k=3):
-            reasons = [recommender.title_of_past(reason.item_id) for reason in recommender.explain(user, item, k=2)]
+            reasons = [
+                recommender.title_of_past(reason.item_id)
+                for reason in recommender.explain(user, item, k=2)
+            ]
             print(f"  {score:7.3f}  {recommender.title(item)}   because of: {'; '.join(reasons)}")

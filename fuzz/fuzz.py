@@ -1,7 +1,8 @@
-"""Fuzzing with atheris: whatever comes in, the answer is a DistilrecError or an HTTP status below 500, never a crash.
+"""Fuzzing with atheris: whatever comes in, the answer is a DistilrecError or an HTTP status below
+500, never a crash.
 
-python fuzz/fuzz.py readers --seconds 60      # one of: settings readers bundle http; inputs that fail are kept in runs/fuzz
-python fuzz/fuzz.py readers runs/fuzz/readers/crash-…   # one input again
+python fuzz/fuzz.py readers --seconds 60      # one of: settings readers bundle http; inputs that
+fail are kept in runs/fuzz python fuzz/fuzz.py readers runs/fuzz/readers/crash-…   # one input again
 """
 
 from __future__ import annotations
@@ -48,7 +49,11 @@ SCHEMA = Schema(
     user_key="user_id",
     item_key="item_id",
     user_features=(Feature("age", "numeric"),),
-    item_features=(Feature("genres", "multi"), Feature("title", "text"), Feature("vector", "vector")),
+    item_features=(
+        Feature("genres", "multi"),
+        Feature("title", "text"),
+        Feature("vector", "vector"),
+    ),
 )
 Target = Callable[[bytes], None]
 Provider = Any  # atheris has no types
@@ -89,8 +94,14 @@ def readers(scratch: Path) -> Target:
         path.write_bytes(data[2:])
         try:
             table = read_table(path, columns[name] if path.suffix == ".dat" else None)
-            tables: dict[str, Any] = {"log": frame(log), "users": frame(users), "items": frame(items)} | {name: table}
-            prepare_dataset(tables["log"], SCHEMA, users=tables["users"], items=tables["items"], name="fuzz")
+            tables: dict[str, Any] = {
+                "log": frame(log),
+                "users": frame(users),
+                "items": frame(items),
+            } | {name: table}
+            prepare_dataset(
+                tables["log"], SCHEMA, users=tables["users"], items=tables["items"], name="fuzz"
+            )
         except DistilrecError as problem:
             assert problem.fix, problem
 
@@ -108,7 +119,8 @@ def bundle(scratch: Path) -> Target:
     """A forger changes arrays and the manifest of a bundle and computes all hashes anew."""
     original = small_bundle(scratch)
     files = {
-        name: (original / name).read_bytes() for name in (manifests.WEIGHTS, manifests.CATALOGUE, manifests.HISTORY)
+        name: (original / name).read_bytes()
+        for name in (manifests.WEIGHTS, manifests.CATALOGUE, manifests.HISTORY)
     }
     manifest = json.loads((original / "manifest.json").read_bytes())
     forged = scratch / "forged"
@@ -149,13 +161,34 @@ def bundle(scratch: Path) -> Target:
 def forge_json(provider: Provider, content: Any) -> None:
     """One value somewhere inside becomes another."""
     while True:
-        key = provider.PickValueInList(list(content) if isinstance(content, dict) else list(range(len(content))))
+        key = provider.PickValueInList(
+            list(content) if isinstance(content, dict) else list(range(len(content)))
+        )
         inner = content[key]
         if not (isinstance(inner, dict | list) and inner and provider.ConsumeProbability() < 0.85):
             break
         content = inner
-    choices = [None, True, 0, -1, 1, 2**31, 2**63 - 1, -(2**40), 0.5, "", "i1", [], {}, [0], [-1, 2**40], [[0, 1.0]]]
-    content[key] = provider.PickValueInList(choices) if provider.ConsumeBool() else provider.ConsumeInt(4)
+    choices = [
+        None,
+        True,
+        0,
+        -1,
+        1,
+        2**31,
+        2**63 - 1,
+        -(2**40),
+        0.5,
+        "",
+        "i1",
+        [],
+        {},
+        [0],
+        [-1, 2**40],
+        [[0, 1.0]],
+    ]
+    content[key] = (
+        provider.PickValueInList(choices) if provider.ConsumeBool() else provider.ConsumeInt(4)
+    )
 
 
 def forge_arrays(provider: Provider, data: bytes) -> bytes:
@@ -174,9 +207,15 @@ def forge_arrays(provider: Provider, data: bytes) -> bytes:
                 provider.ConsumeBytes(array.itemsize).ljust(array.itemsize, b"\0")
             )
         case 1:
-            array = array[: provider.ConsumeIntInRange(0, len(array))] if array.ndim else array.reshape(1)
+            array = (
+                array[: provider.ConsumeIntInRange(0, len(array))]
+                if array.ndim
+                else array.reshape(1)
+            )
         case 2:
-            array = array.astype(provider.PickValueInList([np.float32, np.int64, np.int32, np.uint8, np.float64]))
+            array = array.astype(
+                provider.PickValueInList([np.float32, np.int64, np.int32, np.uint8, np.float64])
+            )
         case 3:
             array = np.concatenate([array, array]) if array.ndim else array.reshape(1, 1)
         case _:
@@ -188,7 +227,9 @@ def forge_arrays(provider: Provider, data: bytes) -> bytes:
 def http(scratch: Path) -> Target:
     """A request to the service: method, path, headers and body."""
     logging.disable(logging.CRITICAL)
-    service = open_service(ServiceConfig(str(small_bundle(scratch)), store=f"sqlite:///{scratch / 'store.db'}"))
+    service = open_service(
+        ServiceConfig(str(small_bundle(scratch)), store=f"sqlite:///{scratch / 'store.db'}")
+    )
     app = make_app(service, Keys(()))
     loop = asyncio.new_event_loop()
     asyncio.set_event_loop(loop)
@@ -252,7 +293,12 @@ def http(scratch: Path) -> Target:
 
 def small_bundle(scratch: Path) -> Path:
     """The bundle of the small run of the tests."""
-    subprocess.run([sys.executable, "-m", "tests.small_run", str(scratch)], check=True, cwd=ROOT, capture_output=True)
+    subprocess.run(
+        [sys.executable, "-m", "tests.small_run", str(scratch)],
+        check=True,
+        cwd=ROOT,
+        capture_output=True,
+    )
     return scratch / "bundle"
 
 
@@ -263,7 +309,12 @@ def seeds(name: str, folder: Path) -> None:
         for path in [*ROOT.glob("bench/*.toml"), *ROOT.glob("examples/*/recipe.toml")]:
             shutil.copy(path, folder / f"{path.parent.name}-{path.name}")
     if name == "readers":
-        rows = ["1,1,1600000000,view,1", "1,2,1600000001,buy,2.5", "2,1,1600000002,view,1", "2,2,1600000003,view,"]
+        rows = [
+            "1,1,1600000000,view,1",
+            "1,2,1600000001,buy,2.5",
+            "2,1,1600000002,view,1",
+            "2,2,1600000003,view,",
+        ]
         text = "user_id,item_id,t,e,w\n" + "\n".join(rows)
         item = {"item_id": 1, "genres": ["a", "b"], "title": "x", "vector": [0.5, 1]}
         texts = [
@@ -279,7 +330,9 @@ def seeds(name: str, folder: Path) -> None:
         (folder / "users.csv").write_bytes(b"\x00\x01user_id,age\n1,3\n2,4.5\n")
         (folder / "items.jsonl").write_bytes(b"\x04\x02" + json.dumps(item).encode())
         frame([item]).write_parquet(folder / "table.parquet")
-        (folder / "items.parquet").write_bytes(b"\x05\x02" + (folder / "table.parquet").read_bytes())
+        (folder / "items.parquet").write_bytes(
+            b"\x05\x02" + (folder / "table.parquet").read_bytes()
+        )
         (folder / "table.parquet").unlink()
 
 
@@ -295,7 +348,9 @@ def main() -> None:
     """See above."""
     parser = argparse.ArgumentParser(description="Fuzzes one part of distilrec.")
     parser.add_argument("target", choices=list(TARGETS))
-    parser.add_argument("input", nargs="?", type=Path, help="an input to try again, instead of fuzzing")
+    parser.add_argument(
+        "input", nargs="?", type=Path, help="an input to try again, instead of fuzzing"
+    )
     parser.add_argument("--seconds", type=int, default=60)
     asked = parser.parse_args()
     folder = ROOT / "runs" / "fuzz" / asked.target
@@ -305,8 +360,15 @@ def main() -> None:
         if asked.input is not None:
             target(asked.input.read_bytes())
             return
-        limits = [f"-max_total_time={asked.seconds}", "-max_len=6000", "-timeout=60", "-rss_limit_mb=8000"]
-        atheris.Setup([sys.argv[0], *limits, f"-artifact_prefix={folder}/", str(folder / "corpus")], target)
+        limits = [
+            f"-max_total_time={asked.seconds}",
+            "-max_len=6000",
+            "-timeout=60",
+            "-rss_limit_mb=8000",
+        ]
+        atheris.Setup(
+            [sys.argv[0], *limits, f"-artifact_prefix={folder}/", str(folder / "corpus")], target
+        )
         atheris.Fuzz()
 
 

@@ -1,4 +1,5 @@
-"""The score of `mutmut run` in this folder, by module: the share of mutants that a test noticed (killed, or timed out).
+"""The score of `mutmut run` in this folder, by module: the share of mutants that a test noticed
+(killed, or timed out).
 
 Mutants that no test reaches count as not noticed.
 """
@@ -24,10 +25,19 @@ def main() -> None:
             name = path.name.removesuffix(".py.meta")
             scores[name] = round(found[True] / found.total(), 4)
             everything += found
-            print(f"{name:>12}  {found[True]:5} of {found.total():5} mutants noticed  {scores[name]:.1%}")
+            print(
+                f"{name:>12}  {found[True]:5} of {found.total():5} mutants noticed  "
+                f"{scores[name]:.1%}"
+            )
     total = everything[True] / everything.total()
-    print(f"{'all':>12}  {everything[True]:5} of {everything.total():5} mutants noticed  {total:.1%}")
-    print(json.dumps({"mutation_score": round(total, 4), "mutants": everything.total(), "by_module": scores}))
+    print(
+        f"{'all':>12}  {everything[True]:5} of {everything.total():5} mutants noticed  {total:.1%}"
+    )
+    print(
+        json.dumps(
+            {"mutation_score": round(total, 4), "mutants": everything.total(), "by_module": scores}
+        )
+    )
 
 
 if __name__ == "__main__":

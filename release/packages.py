@@ -1,9 +1,10 @@
 """Builds sdist and wheel, and tries the wheel in an empty environment for each extra.
 
 python release/packages.py --build                      dist/: sdist, and the wheel made from it
-python release/packages.py --extras train none redis    an environment for each; `train` makes the bundle that others serve
-python release/packages.py --extras none --bundle B     needs nothing but a Python from 3.11 on
-python release/packages.py --extras train none --sbom   and the bill of materials of each (CycloneDX), in dist/
+python release/packages.py --extras train none redis    an environment for each; `train` makes the
+bundle that others serve python release/packages.py --extras none --bundle B     needs nothing but a
+Python from 3.11 on python release/packages.py --extras train none --sbom   and the bill of
+materials of each (CycloneDX), in dist/
 """
 
 from __future__ import annotations
@@ -30,9 +31,14 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 DIST = ROOT / "dist"
 CONSTRAINTS = Path(__file__).with_name("constraints.txt")
-DATA_FILES = ("distilrec/py.typed", "distilrec/report/report.html", "distilrec/serve/playground/index.html")
+DATA_FILES = (
+    "distilrec/py.typed",
+    "distilrec/report/report.html",
+    "distilrec/serve/playground/index.html",
+)
 NOT_IN_THE_RUNTIME = ("torch", "polars", "pandas", "matplotlib", "jinja2", "redis", "ray")
-TORCH = "torch==2.13.0"  # asked for exactly and first: a looser wish of another package could pull a larger build
+# Asked for exactly and first: a looser wish of another package could pull a larger build
+TORCH = "torch==2.13.0"
 
 Answer = dict[str, object]
 
@@ -87,7 +93,10 @@ class Environment:
         rows = ["user_id,item_id,timestamp"]
         for user in range(50):
             items = rng.sample([item for item in range(30) if item % 2 == user % 2], 10)
-            rows += [f"u{user},i{item},{1_600_000_000 + 86_400 * day + user}" for day, item in enumerate(items)]
+            rows += [
+                f"u{user},i{item},{1_600_000_000 + 86_400 * day + user}"
+                for day, item in enumerate(items)
+            ]
         (self.folder / "log.csv").write_text("\n".join(rows) + "\n")
         (self.folder / "my.toml").write_text(CONFIG.format(data=data, more=more))
 
@@ -102,7 +111,9 @@ class Environment:
 
         def ask(path: str, body: object) -> Answer:
             content = {"content-type": "application/json"}
-            request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", json.dumps(body).encode(), content)
+            request = urllib.request.Request(
+                f"http://127.0.0.1:{port}{path}", json.dumps(body).encode(), content
+            )
             for _ in range(600):
                 try:
                     with urllib.request.urlopen(request) as answer:
@@ -127,7 +138,9 @@ def run(*command: str, code: int = 0, folder: Path | None = None) -> str:
     """What a command says; it must end with `code`."""
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder)
     said = done.stdout + done.stderr
-    assert done.returncode == code, f"{' '.join(command)}: exit code {done.returncode}, not {code}\n{said[-4000:]}"
+    assert done.returncode == code, (
+        f"{' '.join(command)}: exit code {done.returncode}, not {code}\n{said[-4000:]}"
+    )
     return said
 
 
@@ -150,7 +163,9 @@ def build() -> None:
     run(sys.executable, "-m", "build", "--outdir", str(DIST), str(ROOT))
     with zipfile.ZipFile(the_wheel()) as wheel:
         inside = set(wheel.namelist())
-    modules = {str(path.relative_to(ROOT / "src")) for path in (ROOT / "src" / "distilrec").rglob("*.py")}
+    modules = {
+        str(path.relative_to(ROOT / "src")) for path in (ROOT / "src" / "distilrec").rglob("*.py")
+    }
     missing = sorted((modules | set(DATA_FILES)) - inside)
     assert not missing, f"not in the wheel: {missing}"
     foreign = sorted(name for name in inside if not name.startswith(("distilrec/", "distilrec-")))
@@ -158,7 +173,14 @@ def build() -> None:
     (sdist,) = DIST.glob("*.tar.gz")
     with tarfile.open(sdist) as archive:
         inside = {name.partition("/")[2] for name in archive.getnames()}
-    for name in ("LICENSE", "README.md", "CHANGELOG.md", "Makefile", "tests/test_cli.py", "docs/index.md"):
+    for name in (
+        "LICENSE",
+        "README.md",
+        "CHANGELOG.md",
+        "Makefile",
+        "tests/test_cli.py",
+        "docs/index.md",
+    ):
         assert name in inside, f"not in the sdist: {name}"
     run(sys.executable, "-m", "twine", "check", "--strict", *map(str, DIST.iterdir()))
 
@@ -169,7 +191,9 @@ def try_runtime(environment: Environment, bundle: Path) -> None:
         f"import importlib.util as u; print([p for p in {NOT_IN_THE_RUNTIME} if u.find_spec(p)])"
     )
     assert present.strip() == "[]", f"not for the runtime: {present}"
-    shown = environment.distilrec("recommend", "--bundle", str(bundle), "--user-id", "u1", "--k", "3")
+    shown = environment.distilrec(
+        "recommend", "--bundle", str(bundle), "--user-id", "u1", "--k", "3"
+    )
     assert len(shown.splitlines()) == 3, shown
     assert "distilrec[train]" in environment.distilrec("run", "--dataset", "ml-100k", code=2)
     options = ("--bundle", str(bundle), "--store", f"sqlite:///{environment.folder / 'events.db'}")
@@ -181,7 +205,9 @@ def try_runtime(environment: Environment, bundle: Path) -> None:
 
 
 def try_redis(environment: Environment, bundle: Path) -> None:
-    """Two workers share users; without a redis-server here, what the doctor says about a store that does not answer."""
+    """Two workers share users; without a redis-server here, what the doctor says about a store that
+    does not answer.
+    """
     nobody = f"redis://127.0.0.1:{free_port()}/0"
     said = environment.distilrec("doctor", "--bundle", str(bundle), "--store", nobody, code=1)
     assert nobody in said and "distilrec[redis]" not in said, said
@@ -189,10 +215,14 @@ def try_redis(environment: Environment, bundle: Path) -> None:
         print("    no redis-server here: tried without one")
         return
     port = str(free_port())
-    server = subprocess.Popen(["redis-server", "--port", port, "--save", ""], stdout=subprocess.DEVNULL)
+    server = subprocess.Popen(
+        ["redis-server", "--port", port, "--save", ""], stdout=subprocess.DEVNULL
+    )
     try:
         store = f"redis://127.0.0.1:{port}/0"
-        with environment.service("--bundle", str(bundle), "--store", store, "--workers", "2") as ask:
+        with environment.service(
+            "--bundle", str(bundle), "--store", store, "--workers", "2"
+        ) as ask:
             ask("/v1/events", {"events": [{"user_id": "u1", "item_id": "i3"}]})
     finally:
         server.terminate()
@@ -203,7 +233,14 @@ def try_ann(environment: Environment, bundle: Path) -> None:
     """A graph is exported and asked."""
     environment.configure(more='[bundle]\nsearch = "graph"')
     assert "graph search" in environment.distilrec("run", "--config", "my.toml", "--run", "run")
-    assert len(environment.distilrec("recommend", "--bundle", "run/bundle", "--user-id", "u1").splitlines()) == 10
+    assert (
+        len(
+            environment.distilrec(
+                "recommend", "--bundle", "run/bundle", "--user-id", "u1"
+            ).splitlines()
+        )
+        == 10
+    )
 
 
 def try_train(environment: Environment, bundle: Path) -> None:
@@ -217,14 +254,21 @@ def try_train(environment: Environment, bundle: Path) -> None:
 def try_tune(environment: Environment, bundle: Path) -> None:
     """Two students are tried on the labels of a teacher."""
     environment.configure()
-    for command in (("prepare", "--config", "my.toml"), ("train",), ("distill",), ("tune", "--trials", "2")):
+    for command in (
+        ("prepare", "--config", "my.toml"),
+        ("train",),
+        ("distill",),
+        ("tune", "--trials", "2"),
+    ):
         environment.distilrec(*command, "--run", "run")
     assert (environment.folder / "run" / "tuned.toml").is_file()
 
 
 def try_privacy(environment: Environment, bundle: Path) -> None:
     """A private student is trained, and its bundle says so."""
-    environment.configure("derived_features = false", "[privacy]\nepsilon = 8\nsteps = 5\nusers_per_step = 20")
+    environment.configure(
+        "derived_features = false", "[privacy]\nepsilon = 8\nsteps = 5\nusers_per_step = 20"
+    )
     assert "epsilon" in environment.distilrec("run", "--config", "my.toml", "--run", "run")
 
 
@@ -242,7 +286,9 @@ def try_texts(environment: Environment, bundle: Path) -> None:
 def try_ray(environment: Environment, bundle: Path) -> None:
     """Data are prepared by the workers of a cluster on this machine."""
     environment.configure()
-    assert "rows kept" in environment.distilrec("prepare", "--config", "my.toml", "--run", "run", "--ray", "local")
+    assert "rows kept" in environment.distilrec(
+        "prepare", "--config", "my.toml", "--run", "run", "--ray", "local"
+    )
 
 
 TRIALS: dict[str, Callable[[Environment, Path], None]] = {
@@ -257,14 +303,24 @@ TRIALS: dict[str, Callable[[Environment, Path], None]] = {
     "texts": try_texts,
 }
 WITH_TORCH = {"train", "tune", "privacy", "checks", "ann", "ray"}
-TOGETHER = {"ann": "train,ann", "ray": "train,ray"}  # of use to who serves, too: these do not bring `train`
+TOGETHER = {
+    "ann": "train,ann",
+    "ray": "train,ray",
+}  # of use to who serves, too: these do not bring `train`
 
 
 def bill_of_materials(environment: Environment, extra: str) -> None:
     """dist/sbom-EXTRA.cdx.json: every distribution in the environment with version and licence."""
     target = DIST / f"sbom-{extra}.cdx.json"
     maker = Path(sys.executable).with_name("cyclonedx-py")
-    run(str(maker), "environment", environment.interpreter, "--output-file", str(target), "--output-reproducible")
+    run(
+        str(maker),
+        "environment",
+        environment.interpreter,
+        "--output-file",
+        str(target),
+        "--output-reproducible",
+    )
     components = json.loads(target.read_text())["components"]
     print(f"    {target.name}: {len(components)} components")
 
@@ -275,7 +331,9 @@ def main() -> None:
     parser.add_argument("--build", action="store_true")
     parser.add_argument("--extras", nargs="*", default=[], choices=list(TRIALS))
     parser.add_argument("--bundle", type=Path, help="where the bundle is, or is put by train")
-    parser.add_argument("--unconstrained", action="store_true", help="the newest of everything, not constraints.txt")
+    parser.add_argument(
+        "--unconstrained", action="store_true", help="the newest of everything, not constraints.txt"
+    )
     parser.add_argument("--sbom", action="store_true")
     asked = parser.parse_args()
     if asked.build:
@@ -291,7 +349,8 @@ def main() -> None:
             environment.distilrec("--help")
             TRIALS[extra](environment, bundle)
             print(
-                f"  {extra}: works on Python {platform.python_version()}, {time.monotonic() - started:.0f} s",
+                f"  {extra}: works on Python {platform.python_version()}, "
+                f"{time.monotonic() - started:.0f} s",
                 flush=True,
             )
             if asked.sbom:

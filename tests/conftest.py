@@ -25,8 +25,12 @@ _CHROMIUM = (
 # A busy machine may be slow at any moment: how long an example takes says nothing.
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("patient")
-if "MUTANT_UNDER_TEST" in os.environ:  # `make mutation`: that a test fails is enough, nobody reads the smallest example
-    settings.register_profile("mutation", max_examples=40, deadline=None, phases=[Phase.explicit, Phase.generate])
+if (
+    "MUTANT_UNDER_TEST" in os.environ
+):  # `make mutation`: that a test fails is enough, nobody reads the smallest example
+    settings.register_profile(
+        "mutation", max_examples=40, deadline=None, phases=[Phase.explicit, Phase.generate]
+    )
     settings.load_profile("mutation")
 
 
@@ -67,6 +71,8 @@ def bundle(finished_run: Run, tmp_path: Path) -> Path:
 def browser() -> Iterator[Browser]:
     expect.set_options(timeout=1_000 * PATIENCE)
     with sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=program("chromium"), args=list(_CHROMIUM))
+        opened = playwright.chromium.launch(
+            executable_path=program("chromium"), args=list(_CHROMIUM)
+        )
         yield opened
         opened.close()

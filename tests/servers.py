@@ -79,9 +79,14 @@ class Redis:
         }  # fmt: skip
         arguments = [part for name, value in options.items() for part in (f"--{name}", str(value))]
         self.process = subprocess.Popen(
-            [program("redis-server"), *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            [program("redis-server"), *arguments],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
         )
-        until(lambda: self.process.poll() is not None or self._answers(), "redis-server answers or ends")
+        until(
+            lambda: self.process.poll() is not None or self._answers(),
+            "redis-server answers or ends",
+        )
         return self.process.poll() is None
 
     def _answers(self) -> bool:
@@ -114,7 +119,11 @@ class Server:
         ]  # fmt: skip
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                [str(part) for part in command], stdout=log, stderr=log, start_new_session=True, **popen
+                [str(part) for part in command],
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                **popen,
             )
         self._at(port)
         if wait:
@@ -133,7 +142,9 @@ class Server:
 
     def _port_in_log(self) -> str | None:
         self._check_alive()
-        found = re.search(r"(?:running on|listening).*?https?://[^\s\"]*:(\d+)", self.log.read_text())
+        found = re.search(
+            r"(?:running on|listening).*?https?://[^\s\"]*:(\d+)", self.log.read_text()
+        )
         return found and found[1]
 
     def _is_ready(self) -> bool:
@@ -153,7 +164,9 @@ class Server:
         return response.json()
 
     def items(self, user: str, **more) -> list[str]:
-        return [item["item_id"] for item in self.post("/v1/recommend", user_id=user, **more)["items"]]
+        return [
+            item["item_id"] for item in self.post("/v1/recommend", user_id=user, **more)["items"]
+        ]
 
     def event(self, user: str, item: str, **more) -> dict:
         return self.post("/v1/events", events=[{"user_id": user, "item_id": item, **more}])

@@ -26,7 +26,11 @@ SCHEMA = Schema(
     item_key="item_id",
     title="title",
     user_features=(Feature("age", "numeric"), Feature("country", "categorical")),
-    item_features=(Feature("genres", "multi"), Feature("price", "numeric"), Feature("title", "text")),
+    item_features=(
+        Feature("genres", "multi"),
+        Feature("price", "numeric"),
+        Feature("title", "text"),
+    ),
 )
 
 
@@ -38,24 +42,32 @@ def tables(seed: int = 0, users: int = 60, items: int = 40) -> dict[str, pl.Data
     for user in range(users):
         taste = rng.integers(4)
         weights = np.where(genre == taste, 8.0, 1.0) / np.arange(2, items + 2)
-        chosen = rng.choice(items, size=rng.integers(4, 20), replace=False, p=weights / weights.sum())
+        chosen = rng.choice(
+            items, size=rng.integers(4, 20), replace=False, p=weights / weights.sum()
+        )
         start = rng.integers(1_500_000_000, 1_600_000_000)
         rows += [
             (f"u{user}", f"i{item}", int(start + 60 * n), str(rng.choice(["view", "buy"])))
             for n, item in enumerate(chosen)
         ]
     return {
-        "log": pl.DataFrame(rows, schema=["user_id", "item_id", "timestamp", "event_type"], orient="row"),
+        "log": pl.DataFrame(
+            rows, schema=["user_id", "item_id", "timestamp", "event_type"], orient="row"
+        ),
         "users": pl.DataFrame(
             {
                 "user_id": [f"u{user}" for user in range(users)],
-                "age": [None if user % 7 == 0 else int(rng.integers(18, 80)) for user in range(users)],
+                "age": [
+                    None if user % 7 == 0 else int(rng.integers(18, 80)) for user in range(users)
+                ],
                 "country": [str(rng.choice(["de", "fr", "pl"])) for _ in range(users)],
             }
         ),
         "items": pl.DataFrame(
             {
-                "item_id": [f"i{item}" for item in range(items + 2)],  # the last two are in no interaction
+                "item_id": [
+                    f"i{item}" for item in range(items + 2)
+                ],  # the last two are in no interaction
                 "title": [f"Thing number {item}" for item in range(items + 2)],
                 "genres": [f"g{genre[item % items]}|g{item % 3}" for item in range(items + 2)],
                 "price": [float(rng.uniform(1, 9)) for _ in range(items + 2)],
@@ -67,7 +79,12 @@ def tables(seed: int = 0, users: int = 60, items: int = 40) -> dict[str, pl.Data
 def dataset(split: str = "leave-one-out", seed: int = 0) -> Dataset:
     made = tables(seed)
     return prepare_dataset(
-        made["log"], SCHEMA, users=made["users"], items=made["items"], name="small", split=Split(kind=split)
+        made["log"],
+        SCHEMA,
+        users=made["users"],
+        items=made["items"],
+        name="small",
+        split=Split(kind=split),
     )
 
 

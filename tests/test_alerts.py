@@ -20,7 +20,13 @@ RULES = {
 SELECTOR = re.compile(r"(distilrec_\w+)(?:\{([^}]*)\})?(\[\w+\])?")
 LABEL = re.compile(r'(\w+)(=~|!~|!=|=)"([^"]*)"')
 # Only what trains or prepares raises these; a service cannot.
-NEVER_SERVED = {"extra_missing", "cluster_failed", "training_failed", "teacher_invalid", "labels_invalid"}
+NEVER_SERVED = {
+    "extra_missing",
+    "cluster_failed",
+    "training_failed",
+    "teacher_invalid",
+    "labels_invalid",
+}
 
 
 @pytest.fixture
@@ -31,8 +37,13 @@ def server(bundle, tmp_path):
 
 
 def samples(server) -> list[tuple[str, dict[str, str], float]]:
-    found = re.findall(r"^(\w+)(?:\{(.*)\})? (\S+)$", server.client.get("/metrics").text, re.MULTILINE)
-    return [(name, dict(re.findall(r'(\w+)="([^"]*)"', labels)), float(value)) for name, labels, value in found]
+    found = re.findall(
+        r"^(\w+)(?:\{(.*)\})? (\S+)$", server.client.get("/metrics").text, re.MULTILINE
+    )
+    return [
+        (name, dict(re.findall(r'(\w+)="([^"]*)"', labels)), float(value))
+        for name, labels, value in found
+    ]
 
 
 def matches(labels: dict[str, str], wanted: str | None) -> bool:
@@ -42,7 +53,9 @@ def matches(labels: dict[str, str], wanted: str | None) -> bool:
         "=~": lambda given, value: re.fullmatch(value, given) is not None,
         "!~": lambda given, value: re.fullmatch(value, given) is None,
     }
-    return all(tests[how](labels.get(name, ""), value) for name, how, value in LABEL.findall(wanted or ""))
+    return all(
+        tests[how](labels.get(name, ""), value) for name, how, value in LABEL.findall(wanted or "")
+    )
 
 
 def total(metrics, name: str, wanted: str | None) -> float:
@@ -66,14 +79,19 @@ def test_every_alert_names_metrics_and_labels_that_exist(server):
         for name, wanted, _ in SELECTOR.findall(text):
             known = {label for each, labels, _ in exposed if each == name for label in labels}
             assert any(each == name for each, _, _ in exposed), f"{rule}: there is no metric {name}"
-            assert {label for label, _, _ in LABEL.findall(wanted)} <= known, f"{rule}: {name} has not these labels"
+            assert {label for label, _, _ in LABEL.findall(wanted)} <= known, (
+                f"{rule}: {name} has not these labels"
+            )
 
 
 def test_the_share_of_unknown_items_is_that_of_the_accepted_events(server):
     def send(number: int, *items: str) -> None:
         server.post(
             "/v1/events",
-            events=[{"user_id": "u1", "item_id": each, "event_id": f"{number}-{n}"} for n, each in enumerate(items)],
+            events=[
+                {"user_id": "u1", "item_id": each, "event_id": f"{number}-{n}"}
+                for n, each in enumerate(items)
+            ],
         )
 
     send(1, *["i1"] * 8, *["elsewhere"] * 2)
@@ -82,7 +100,9 @@ def test_the_share_of_unknown_items_is_that_of_the_accepted_events(server):
     for _ in range(5):
         send(1, *["i1"] * 8, *["elsewhere"] * 2)  # sent again: no more unknown than before
     metrics = samples(server)
-    counted = {labels["outcome"]: n for name, labels, n in metrics if name == "distilrec_events_total"}
+    counted = {
+        labels["outcome"]: n for name, labels, n in metrics if name == "distilrec_events_total"
+    }
     assert counted == {"accepted": 11, "unknown_item": 3, "duplicate": 50}
     assert fires("DistilrecUnknownItems", metrics)
     send(3, *["i1"] * 4)  # 3 of 15
@@ -115,8 +135,20 @@ def test_slow_requests_are_those_of_people_and_the_limit_is_a_bound_of_the_histo
     (wanted,) = (wanted for _, wanted, _ in SELECTOR.findall(RULES["DistilrecSlow"]))
     limit = RULES["DistilrecSlow"].rsplit("> ", 1)[1]
     assert "histogram_quantile(0.99," in RULES["DistilrecSlow"]
-    counted = [labels for name, labels, _ in samples(server) if name.endswith("_bucket") and matches(labels, wanted)]
+    counted = [
+        labels
+        for name, labels, _ in samples(server)
+        if name.endswith("_bucket") and matches(labels, wanted)
+    ]
     assert limit in {labels["le"] for labels in counted}
     endpoints = {labels["endpoint"] for labels in counted if "endpoint" in labels}
     assert {"recommend", "rank", "events", "kserve_model_infer"} <= endpoints
-    assert not endpoints & {"healthz", "readyz", "metrics", "kserve_live", "kserve_ready", "load_model", "rollback"}
+    assert not endpoints & {
+        "healthz",
+        "readyz",
+        "metrics",
+        "kserve_live",
+        "kserve_ready",
+        "load_model",
+        "rollback",
+    }

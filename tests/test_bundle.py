@@ -51,13 +51,18 @@ def student(request, small, tmp_path_factory):
     return trained, folder
 
 
-@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(data=st.data())
 def test_engine_and_torch_agree(student, small, data):
     trained, folder = student
     events = data.draw(
         st.lists(
-            st.tuples(st.integers(0, small.catalogue_size - 1), st.integers(0, len(small.info.event_types) - 1)),
+            st.tuples(
+                st.integers(0, small.catalogue_size - 1),
+                st.integers(0, len(small.info.event_types) - 1),
+            ),
             max_size=LONGEST,
         )
     )
@@ -83,7 +88,9 @@ def test_recommendations_are_the_top_of_the_scores(student, small):
         answers = recommender.recommend(small.info.user_ids[user], k=5)
         expected = [small.info.item_ids[item] for item in np.argsort(-scores, kind="stable")[:5]]
         assert [answer.item_id for answer in answers] == expected
-        np.testing.assert_allclose([a.score for a in answers], np.sort(scores)[::-1][:5], rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(
+            [a.score for a in answers], np.sort(scores)[::-1][:5], rtol=1e-5, atol=1e-5
+        )
 
 
 def test_updates_equal_a_history_from_the_start(student, small):
@@ -100,10 +107,17 @@ def test_updates_equal_a_history_from_the_start(student, small):
             for item, event in zip(small.items[rows], small.events[rows], strict=True)
         )
         assert result == (rows.stop - rows.start, 0)
-        recommender.users.get(live).features = (recommender._user_table[columns[0]] * columns[1][:, None]).sum(0)
-        from_bundle, from_events = recommender.recommend(info.user_ids[user]), recommender.recommend(live)
+        recommender.users.get(live).features = (
+            recommender._user_table[columns[0]] * columns[1][:, None]
+        ).sum(0)
+        from_bundle, from_events = (
+            recommender.recommend(info.user_ids[user]),
+            recommender.recommend(live),
+        )
         assert [a.item_id for a in from_bundle] == [a.item_id for a in from_events]
-        np.testing.assert_allclose([a.score for a in from_bundle], [a.score for a in from_events], rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(
+            [a.score for a in from_bundle], [a.score for a in from_events], rtol=1e-5, atol=1e-5
+        )
 
 
 @pytest.mark.parametrize("events", [1, 2, 9])
@@ -111,7 +125,10 @@ def test_explanations_are_exact(student, small, events):
     """Each contribution is the score minus that of a user who did all the same but this one thing."""
     recommender = load(student[1])
     items = small.info.item_ids[3 : 3 + events]
-    done = [{"user_id": "a", "item_id": item, "event_type": "buy" if n % 2 else "view"} for n, item in enumerate(items)]
+    done = [
+        {"user_id": "a", "item_id": item, "event_type": "buy" if n % 2 else "view"}
+        for n, item in enumerate(items)
+    ]
     recommender.update(done)
     asked = small.info.item_ids[20]
     (whole,) = recommender.recommend("a", [asked])
@@ -120,7 +137,9 @@ def test_explanations_are_exact(student, small, events):
     for item, contribution, place in contributions:
         assert item == items[place]
         other = f"without {place}"
-        recommender.update({**event, "user_id": other} for n, event in enumerate(done) if n != place)
+        recommender.update(
+            {**event, "user_id": other} for n, event in enumerate(done) if n != place
+        )
         (without,) = recommender.recommend(other, [asked])
         assert contribution == pytest.approx(whole.score - without.score, abs=2e-5)
     sizes = [abs(each.contribution) for each in contributions]
@@ -136,7 +155,9 @@ def test_an_event_changes_the_next_answer(student):
     recommender.update([{"user_id": "somebody new", "item_id": before[0].item_id}])
     after = recommender.recommend("somebody new")
     assert before[0].item_id not in [answer.item_id for answer in after]
-    assert before[0].item_id in [a.item_id for a in recommender.recommend("somebody new", k=99, exclude_seen=False)]
+    assert before[0].item_id in [
+        a.item_id for a in recommender.recommend("somebody new", k=99, exclude_seen=False)
+    ]
     assert before != after
 
 
@@ -174,7 +195,9 @@ def test_a_cold_item_of_the_table_scores_as_if_added_live(student, small):
     recommender = load(student[1])
     cold = small.info.item_ids[-1]
     row = next(each for each in tables()["items"].to_dicts() if each["item_id"] == cold)
-    recommender.add_item("same", {"genres": row["genres"], "price": row["price"], "title": row["title"]})
+    recommender.add_item(
+        "same", {"genres": row["genres"], "price": row["price"], "title": row["title"]}
+    )
     one, two = recommender.recommend("u1", [cold, "same"])
     assert one.score == pytest.approx(two.score, abs=1e-6)
 
@@ -186,7 +209,9 @@ def test_ranking_given_items(student):
     assert sorted(answer.item_id for answer in ranked) == sorted(items)
     assert [a.score for a in ranked] == sorted((a.score for a in ranked), reverse=True)
     assert recommender.recommend("u1", []) == []
-    assert recommender.recommend(7, [items[0]])[0].item_id == items[0]  # any id type; a stranger is fine
+    assert (
+        recommender.recommend(7, [items[0]])[0].item_id == items[0]
+    )  # any id type; a stranger is fine
 
 
 @pytest.mark.parametrize("k", [0, -3])
@@ -198,7 +223,9 @@ def test_k_must_be_positive(student, k):
 def test_events_must_be_whole(student):
     recommender = load(student[1])
     with pytest.raises(ConfigError, match="an event is not valid"):
-        recommender.update([{"user_id": "new", "item_id": recommender.item_ids[0]}, {"user_id": "new"}])
+        recommender.update(
+            [{"user_id": "new", "item_id": recommender.item_ids[0]}, {"user_id": "new"}]
+        )
     assert not recommender.knows_user("new")  # all or nothing
 
 
@@ -226,7 +253,9 @@ assert compiled() == before, (before, compiled())
 
 def test_nothing_is_compiled_after_loading(student):
     """Neither the first request, nor a live event, nor a new item meets an array type that loading has not compiled."""
-    run = subprocess.run([sys.executable, "-c", SERVE, student[1]], capture_output=True, text=True, check=False)
+    run = subprocess.run(
+        [sys.executable, "-c", SERVE, student[1]], capture_output=True, text=True, check=False
+    )
     assert run.returncode == 0, run.stderr
 
 
@@ -242,7 +271,9 @@ def test_the_manifest_holds_no_user_data(student, small):
 
 
 def test_teachers_cannot_be_exported(small, tmp_path):
-    teacher = train_model(DnnConfig(dim=8, hidden=8, layers=1), small, TrainingConfig(epochs=1), seed=0)
+    teacher = train_model(
+        DnnConfig(dim=8, hidden=8, layers=1), small, TrainingConfig(epochs=1), seed=0
+    )
     with pytest.raises(ConfigError, match="is a teacher"):
         export_bundle(teacher, small, tmp_path)
 
@@ -268,7 +299,9 @@ def test_damaged_bundles_are_refused(bundle, name, damage):
     assert caught.value.fix
 
 
-@pytest.mark.parametrize(("version", "fix"), [(99, "upgrade distilrec"), (1, "train and export the student again")])
+@pytest.mark.parametrize(
+    ("version", "fix"), [(99, "upgrade distilrec"), (1, "train and export the student again")]
+)
 def test_other_formats_are_refused(bundle, version, fix):
     path = bundle / "manifest.json"
     manifest = json.loads(path.read_text()) | {"format_version": version}
@@ -280,9 +313,13 @@ def test_other_formats_are_refused(bundle, version, fix):
     assert fix in caught.value.fix
 
 
-@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(
-    name=st.sampled_from(["manifest.json", WEIGHTS, CATALOGUE, HISTORY]), place=st.floats(0, 1), bit=st.integers(0, 7)
+    name=st.sampled_from(["manifest.json", WEIGHTS, CATALOGUE, HISTORY]),
+    place=st.floats(0, 1),
+    bit=st.integers(0, 7),
 )
 def test_any_flipped_bit_is_noticed(finished_run, tmp_path_factory, name, place, bit):
     folder = tmp_path_factory.mktemp("flip") / "bundle"
@@ -314,7 +351,8 @@ def test_wrong_golden_answers_are_refused(bundle):
 
     read = read_bundle(bundle)
     wrong = msgspec.structs.replace(
-        read.manifest.golden[2], top_scores=tuple(score + 0.01 for score in read.manifest.golden[2].top_scores)
+        read.manifest.golden[2],
+        top_scores=tuple(score + 0.01 for score in read.manifest.golden[2].top_scores),
     )
     golden = (*read.manifest.golden[:2], wrong, *read.manifest.golden[3:])
     manifest = msgspec.structs.replace(read.manifest, golden=golden)

@@ -36,7 +36,9 @@ KINDS = {
 
 @pytest.fixture(scope="module", params=sorted(KINDS))
 def exported(request, small, tmp_path_factory) -> Path:
-    trained = train_model(KINDS[request.param], small, TrainingConfig(epochs=2, batch_size=16), seed=0)
+    trained = train_model(
+        KINDS[request.param], small, TrainingConfig(epochs=2, batch_size=16), seed=0
+    )
     folder = tmp_path_factory.mktemp(request.param)
     export_bundle(trained, small, folder, teacher=trained, metrics={"ndcg@10": 1e-05, "é": 0.5})
     return folder
@@ -53,7 +55,9 @@ def read(folder: Path) -> subprocess.CompletedProcess[str]:
     code = READER.replace("runs/ml-100k/bundle", str(folder))
     assert code != READER
     blocked = "import sys; sys.modules['distilrec'] = sys.modules['safetensors'] = sys.modules['msgspec'] = None\n"
-    return subprocess.run([sys.executable, "-c", blocked + code], capture_output=True, text=True, check=False)
+    return subprocess.run(
+        [sys.executable, "-c", blocked + code], capture_output=True, text=True, check=False
+    )
 
 
 def test_the_reader_answers_like_the_engine(exported):
@@ -62,7 +66,9 @@ def test_the_reader_answers_like_the_engine(exported):
     user, answer = json.loads(done.stdout)
     expected = load(exported).recommend(user, k=5)
     assert [item for item, _ in answer] == [item for item, _ in expected]
-    np.testing.assert_allclose([score for _, score in answer], [score for _, score in expected], 1e-4, 1e-4)
+    np.testing.assert_allclose(
+        [score for _, score in answer], [score for _, score in expected], 1e-4, 1e-4
+    )
 
 
 def test_the_reader_reads_a_bundle_from_which_a_user_was_erased(copied):
@@ -77,8 +83,12 @@ def test_the_reader_reads_a_bundle_from_which_a_user_was_erased(copied):
 
 def test_the_reader_reads_other_searches(small, tmp_path):
     """Fields of the search that have their default are not in the file, and not in the hash."""
-    trained = train_model(KINDS["recurrent"], small, TrainingConfig(epochs=1, batch_size=16), seed=0)
-    export_bundle(trained, small, tmp_path, config=BundleConfig(search="quantised"), with_history=False)
+    trained = train_model(
+        KINDS["recurrent"], small, TrainingConfig(epochs=1, batch_size=16), seed=0
+    )
+    export_bundle(
+        trained, small, tmp_path, config=BundleConfig(search="quantised"), with_history=False
+    )
     assert json.loads((tmp_path / "manifest.json").read_text())["search"]["kind"] == "quantised"
     done = read(tmp_path)
     assert (done.returncode, done.stdout) == (0, ""), done.stderr
@@ -89,7 +99,9 @@ def test_the_reader_refuses_an_edited_bundle(copied, name):
     assert read(copied).returncode == 0
     path = copied / name
     data = path.read_bytes()
-    path.write_bytes(data.replace(b'"small"', b'"smale"') if name == "manifest.json" else data[:-1] + b"\x7f")
+    path.write_bytes(
+        data.replace(b'"small"', b'"smale"') if name == "manifest.json" else data[:-1] + b"\x7f"
+    )
     assert path.read_bytes() != data
     done = read(copied)
     assert done.returncode == 1
@@ -112,16 +124,24 @@ def test_every_array_is_specified(exported):
     for arrays in (bundle.weights, bundle.catalogue, bundle.history):
         for name in arrays:
             kind, colon, _ = name.removesuffix(".text").removesuffix(".offsets").partition(":")
-            assert f"`{kind}:NAME`" in PAGE if colon else f"`{kind}`" in PAGE, f"docs/bundle-format.md lacks {name}"
+            assert f"`{kind}:NAME`" in PAGE if colon else f"`{kind}`" in PAGE, (
+                f"docs/bundle-format.md lacks {name}"
+            )
 
 
 def test_every_field_of_the_manifest_is_specified():
     assert f"format {FORMAT_VERSION}," in PAGE
-    kinds = [kind for kind in vars(encoding).values() if isinstance(kind, type) and issubclass(kind, msgspec.Struct)]
+    kinds = [
+        kind
+        for kind in vars(encoding).values()
+        if isinstance(kind, type) and issubclass(kind, msgspec.Struct)
+    ]
     for kind in (Manifest, FileEntry, Golden, SearchInfo, PrivacyRecord, *kinds):
         for field in msgspec.structs.fields(kind):
             assert re.search(rf'[`"]{field.name}[`"]', PAGE), (
                 f"docs/bundle-format.md lacks {kind.__name__}.{field.name}"
             )
         tag = kind.__struct_config__.tag
-        assert tag is None or f"`{tag}`" in PAGE, f"docs/bundle-format.md lacks the feature kind {tag}"
+        assert tag is None or f"`{tag}`" in PAGE, (
+            f"docs/bundle-format.md lacks the feature kind {tag}"
+        )

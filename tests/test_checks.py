@@ -37,24 +37,35 @@ def test_what_a_check_leaves_out(rule):
 def test_an_empty_text_is_a_missing_value():
     table = pl.DataFrame({"rating": ["", " ", "4"]})
     assert check_table(table, [DataCheck("rating", minimum=1)], "interactions", "log")[1] == {}
-    assert check_table(table, [DataCheck("rating", required=True)], "interactions", "log")[0].to_list() == [2]
+    assert check_table(table, [DataCheck("rating", required=True)], "interactions", "log")[
+        0
+    ].to_list() == [2]
 
 
 def test_unique_values_of_a_feature_table():
     table = pl.DataFrame({"item_id": ["a", "b", "b", None, None]})
-    passed, left_out = check_table(table, [DataCheck("item_id", "items", unique=True)], "items", "items.csv")
+    passed, left_out = check_table(
+        table, [DataCheck("item_id", "items", unique=True)], "items", "items.csv"
+    )
     assert passed.to_list() == [0, 3, 4]
     assert left_out == {"item_id is unique": 2}
-    assert check_table(table, [DataCheck("item_id", "users", unique=True)], "items", "items.csv")[1] == {}
+    assert (
+        check_table(table, [DataCheck("item_id", "users", unique=True)], "items", "items.csv")[1]
+        == {}
+    )
 
 
-@given(values=st.lists(st.one_of(st.none(), st.integers(-9, 9)), max_size=30), low=st.integers(-9, 9))
+@given(
+    values=st.lists(st.one_of(st.none(), st.integers(-9, 9)), max_size=30), low=st.integers(-9, 9)
+)
 def test_every_row_passes_or_is_counted_once(values, low):
     table = pl.DataFrame({"x": values}, schema={"x": pl.Int64})
     checks = [DataCheck("x", required=True, minimum=low), DataCheck("x", maximum=low + 3)]
     passed, left_out = check_table(table, checks, "interactions", "log")
     assert len(passed) + sum(left_out.values()) == len(values)
-    assert passed.to_list() == [n for n, x in enumerate(values) if x is not None and low <= x <= low + 3]
+    assert passed.to_list() == [
+        n for n, x in enumerate(values) if x is not None and low <= x <= low + 3
+    ]
 
 
 def test_a_check_that_fails_names_the_rows(tmp_path):
@@ -63,7 +74,13 @@ def test_a_check_that_fails_names_the_rows(tmp_path):
         CheckFailedError,
         match=r"log.csv: 2 rows break the check that rating is at most 5: row 102 \(9\), row 104 \(8\)",
     ):
-        check_table(table, [DataCheck("rating", maximum=5, otherwise="fail")], "interactions", "log.csv", first=100)
+        check_table(
+            table,
+            [DataCheck("rating", maximum=5, otherwise="fail")],
+            "interactions",
+            "log.csv",
+            first=100,
+        )
     with pytest.raises(ColumnMissingError, match="no column 'stars'"):
         check_table(table, [DataCheck("stars", required=True)], "interactions", "log.csv")
 
@@ -85,13 +102,21 @@ def test_what_the_checks_of_a_log_leave_out_is_reported():
         DataCheck("age", "users", maximum=50),
     ]
     data = prepare_dataset(
-        made["log"], SCHEMA, users=made["users"], items=made["items"], checks=checks, rows_per_part=97
+        made["log"],
+        SCHEMA,
+        users=made["users"],
+        items=made["items"],
+        checks=checks,
+        rows_per_part=97,
     )
     views = made["log"].filter(pl.col("event_type") == "view").height
     assert data.info.cleaning_report.dropped["check that event_type is one of buy"] == views
     assert data.info.event_types == ("unknown", "buy")
     dear = made["items"].filter(pl.col("price") > 5).height
-    assert f"the items table: {dear:,} rows left out by the check that price is at most 5" in data.info.notes
+    assert (
+        f"the items table: {dear:,} rows left out by the check that price is at most 5"
+        in data.info.notes
+    )
     assert any("users table" in note and "age is at most 50" in note for note in data.info.notes)
 
 
@@ -100,10 +125,15 @@ def test_erased_users_are_left_out_and_counted():
     gone = ["u3", "u7"]
     data = prepare_dataset(log, Schema(timestamp="timestamp"), erased_users=gone)
     assert not set(gone) & set(data.info.user_ids)
-    assert data.info.cleaning_report.dropped["erased user"] == log.filter(pl.col("user_id").is_in(gone)).height
+    assert (
+        data.info.cleaning_report.dropped["erased user"]
+        == log.filter(pl.col("user_id").is_in(gone)).height
+    )
     key = b"k" * 32
     for named in ("u3", pseudonym("u3", key)):
-        data = prepare_dataset(log, Schema(timestamp="timestamp"), erased_users=[named], pseudonym_key=key)
+        data = prepare_dataset(
+            log, Schema(timestamp="timestamp"), erased_users=[named], pseudonym_key=key
+        )
         assert pseudonym("u3", key) not in data.info.user_ids
         assert pseudonym("u4", key) in data.info.user_ids
 

@@ -19,13 +19,17 @@ SCHEMA = Schema(timestamp="timestamp", weight="rating")
 
 
 def log(*rows):
-    return pl.DataFrame(list(rows), schema=["user_id", "item_id", "timestamp", "rating"], orient="row", strict=False)
+    return pl.DataFrame(
+        list(rows), schema=["user_id", "item_id", "timestamp", "rating"], orient="row", strict=False
+    )
 
 
 def clean_log(table, schema, cleaning, source="the log", rows_per_part=5):
     """The clean log as one table, and the report; cleaned in small parts."""
     with TemporaryDirectory() as scratch:
-        clean = module.clean_log(Log(source, table.height, table), schema, cleaning, Path(scratch), None, rows_per_part)
+        clean = module.clean_log(
+            Log(source, table.height, table), schema, cleaning, Path(scratch), None, rows_per_part
+        )
         assert clean.rows == tuple(clean.part(number).height for number in range(len(clean.parts)))
         users = [set(clean.part(number)["user_id"]) for number in range(len(clean.parts))]
         assert sum(map(len, users)) == len(set().union(*users))
@@ -61,7 +65,12 @@ def test_every_reason_is_counted():
         "user with more than 2,000 events on one day": 0,
     }
     assert (report.rows_in, report.rows_out) == (13, 4)
-    assert clean.select("user_id", "item_id").rows() == [("a", "x"), ("a", "y"), ("b", "z"), ("b", "x")]
+    assert clean.select("user_id", "item_id").rows() == [
+        ("a", "x"),
+        ("a", "y"),
+        ("b", "z"),
+        ("b", "x"),
+    ]
 
 
 def test_bots_go_as_a_whole():
@@ -104,7 +113,9 @@ def test_times_in_all_their_forms():
 
 
 def test_whole_floats_are_ids_and_fractions_are_not():
-    table = pl.DataFrame({"user_id": [1.0, 2.0], "item_id": [7, 8], "timestamp": [1, 2], "rating": [1, 1]})
+    table = pl.DataFrame(
+        {"user_id": [1.0, 2.0], "item_id": [7, 8], "timestamp": [1, 2], "rating": [1, 1]}
+    )
     clean, _ = clean_log(table, SCHEMA, Cleaning())
     assert clean["user_id"].to_list() == ["1", "2"]
     with pytest.raises(ColumnTypeError, match="column 'user_id' holds fractions"):
@@ -112,16 +123,27 @@ def test_whole_floats_are_ids_and_fractions_are_not():
 
 
 def test_errors_name_the_column_and_the_row():
-    with pytest.raises(ColumnMissingError, match=r"ratings has no column 'timestamp'; it has: user_id, item_id"):
+    with pytest.raises(
+        ColumnMissingError, match=r"ratings has no column 'timestamp'; it has: user_id, item_id"
+    ):
         clean_log(pl.DataFrame({"user_id": ["a"], "item_id": ["x"]}), SCHEMA, Cleaning(), "ratings")
     table = pl.DataFrame(
-        {"user_id": ["a", "b"], "item_id": ["x", "y"], "timestamp": ["1", "soon"], "rating": ["1", "2"]}
+        {
+            "user_id": ["a", "b"],
+            "item_id": ["x", "y"],
+            "timestamp": ["1", "soon"],
+            "rating": ["1", "2"],
+        }
     )
     with pytest.raises(ColumnTypeError, match="row 2: column 'timestamp' holds 'soon'") as caught:
         clean_log(table, SCHEMA, Cleaning())
     assert caught.value.context == {"file": "the log", "column": "timestamp", "row": 2}
-    with pytest.raises(ColumnTypeError, match="row 1: column 'timestamp' holds 'yesterday', which is no time"):
-        clean_log(table.with_columns(timestamp=pl.Series(["yesterday", "today"])), SCHEMA, Cleaning())
+    with pytest.raises(
+        ColumnTypeError, match="row 1: column 'timestamp' holds 'yesterday', which is no time"
+    ):
+        clean_log(
+            table.with_columns(timestamp=pl.Series(["yesterday", "today"])), SCHEMA, Cleaning()
+        )
 
 
 def test_an_error_in_a_later_slice_names_the_row_of_the_file():
@@ -152,7 +174,9 @@ def test_too_little_data(rows, message):
     table = (
         log(*rows)
         if rows
-        else pl.DataFrame(schema={n: pl.String for n in ("user_id", "item_id", "timestamp", "rating")})
+        else pl.DataFrame(
+            schema={n: pl.String for n in ("user_id", "item_id", "timestamp", "rating")}
+        )
     )
     with pytest.raises(NotEnoughDataError, match=message):
         clean_log(table, SCHEMA, Cleaning())

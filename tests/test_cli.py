@@ -86,7 +86,14 @@ def shop(tmp_path_factory):
 
 def test_the_whole_line(shop):
     folder, done = shop
-    for name in ("teacher", "student", "student without distillation", "popularity", "ItemKNN", "EASE"):
+    for name in (
+        "teacher",
+        "student",
+        "student without distillation",
+        "popularity",
+        "ItemKNN",
+        "EASE",
+    ):
         assert name in done.stdout
     assert "95% interval" in done.stdout
     assert "rows read" in done.stderr
@@ -111,7 +118,9 @@ def test_the_whole_line(shop):
     assert not re.search(r'(src|href)="?https?:', page)
     comparison = json.loads((folder / "runs" / "shop" / "comparison.json").read_text())
     assert comparison["split"] == "global-time"
-    recorded = json.loads((folder / "runs" / "shop" / "bundle" / "manifest.json").read_text())["metrics"]
+    recorded = json.loads((folder / "runs" / "shop" / "bundle" / "manifest.json").read_text())[
+        "metrics"
+    ]
     student = next(row for row in comparison["rows"] if row["name"] == "student")
     assert recorded["ndcg@10"] == student["quality"]["ndcg@10"]["mean"]
 
@@ -137,7 +146,9 @@ def test_stage_by_stage_gives_the_same(shop, tmp_path):
         done = cli(*command, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
     one, two = (
-        json.loads((base / "bundle" / "manifest.json").read_text())["files"]["weights.safetensors"]["sha256"]
+        json.loads((base / "bundle" / "manifest.json").read_text())["files"]["weights.safetensors"][
+            "sha256"
+        ]
         for base in (folder / "runs" / "shop", tmp_path / "r")
     )
     assert one == two
@@ -156,12 +167,16 @@ def test_a_stopped_run_goes_on_where_it_was(shop, tmp_path):
         )
     )
     command = [sys.executable, "-m", "distilrec.cli", "run", "--config", "shop.toml", "--run"]
-    whole = subprocess.run([*command, "whole"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    whole = subprocess.run(
+        [*command, "whole"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
     assert whole.returncode == 0, whole.stderr
 
     def stop(what, how):
         progress = tmp_path / "killed" / "checkpoints" / what / "progress.json"
-        with subprocess.Popen([*command, "killed"], cwd=tmp_path, stderr=subprocess.PIPE, text=True) as run:
+        with subprocess.Popen(
+            [*command, "killed"], cwd=tmp_path, stderr=subprocess.PIPE, text=True
+        ) as run:
             while not progress.is_file() and run.poll() is None:
                 time.sleep(0.01)
             run.send_signal(how)
@@ -173,10 +188,15 @@ def test_a_stopped_run_goes_on_where_it_was(shop, tmp_path):
     assert code == 130 and said.endswith("stopped; the same command goes on where this one was\n")
     code, said = stop("student", signal.SIGKILL)
     assert code == -signal.SIGKILL
-    again = subprocess.run([*command, "killed"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    again = subprocess.run(
+        [*command, "killed"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
     assert again.returncode == 0, again.stderr
     for model in ("teacher", "student", "alone"):
-        one, two = (list((tmp_path / name / model).glob("model-*.safetensors")) for name in ("whole", "killed"))
+        one, two = (
+            list((tmp_path / name / model).glob("model-*.safetensors"))
+            for name in ("whole", "killed")
+        )
         assert one[0].read_bytes() == two[0].read_bytes(), model
     assert not list((tmp_path / "killed" / "checkpoints").iterdir())
 
@@ -193,20 +213,29 @@ def test_recommend(shop):
     assert scores == sorted(scores, reverse=True)
     stranger = cli("recommend", "--bundle", bundle, "--user-id", "nobody", "--json")
     assert len(json.loads(stranger.stdout)["items"]) == 10
-    assert "user nobody is unknown" in cli("recommend", "--bundle", bundle, "--user-id", "nobody").stderr
+    assert (
+        "user nobody is unknown"
+        in cli("recommend", "--bundle", bundle, "--user-id", "nobody").stderr
+    )
 
 
 def test_recommend_says_why(shop):
     bundle = shop[0] / "runs" / "shop" / "bundle"
     answer = json.loads(
-        cli("recommend", "--bundle", bundle, "--user_id", "u1", "--k", "2", "--explain", "--json").stdout
+        cli(
+            "recommend", "--bundle", bundle, "--user_id", "u1", "--k", "2", "--explain", "--json"
+        ).stdout
     )
     recommender = distilrec.load(bundle)
     assert answer["known_user"]
     for item in answer["items"]:
         expected = recommender.explain("u1", item["item_id"], k=3)
-        assert [(b["item_id"], b["place"]) for b in item["because"]] == [(e.item_id, e.place) for e in expected]
-    lines = cli("recommend", "--bundle", bundle, "--user_id", "u1", "--k", "2", "--explain").stdout.splitlines()
+        assert [(b["item_id"], b["place"]) for b in item["because"]] == [
+            (e.item_id, e.place) for e in expected
+        ]
+    lines = cli(
+        "recommend", "--bundle", bundle, "--user_id", "u1", "--k", "2", "--explain"
+    ).stdout.splitlines()
     assert len(lines) == 2 * (1 + 3)
     assert re.fullmatch(r" +[+-]\d+\.\d{4}    Thing number \d+", lines[1])
 
@@ -215,19 +244,40 @@ def test_recommend_says_why(shop):
 def test_the_seed_command(shop, extra):
     folder, _ = shop
     environment = {"DISTILREC_BUNDLE": str(folder / "runs" / "shop" / "bundle")}
-    done = run(ROOT / "recommend.py", "--user_id", "u12", "--item_ids", "i4,i7,i1", *extra, environment=environment)
+    done = run(
+        ROOT / "recommend.py",
+        "--user_id",
+        "u12",
+        "--item_ids",
+        "i4,i7,i1",
+        *extra,
+        environment=environment,
+    )
     assert done.returncode == 0, done.stderr
     expected = distilrec.load(environment["DISTILREC_BUNDLE"]).recommend("u12", ["i4", "i7", "i1"])
     if extra:
         items = json.loads(done.stdout)["items"]
-        assert [(item["item_id"], item["score"]) for item in items] == [(i, pytest.approx(s)) for i, s in expected]
+        assert [(item["item_id"], item["score"]) for item in items] == [
+            (i, pytest.approx(s)) for i, s in expected
+        ]
         assert [item["rank"] for item in items] == [1, 2, 3]
     else:
-        assert [line.split()[0] for line in done.stdout.splitlines()] == [item for item, _ in expected]
+        assert [line.split()[0] for line in done.stdout.splitlines()] == [
+            item for item, _ in expected
+        ]
 
 
 def test_help():
-    for command in ("prepare", "train", "distill", "evaluate", "export", "recommend", "run", "data"):
+    for command in (
+        "prepare",
+        "train",
+        "distill",
+        "evaluate",
+        "export",
+        "recommend",
+        "run",
+        "data",
+    ):
         assert command in cli("--help").stdout
         assert cli(command, "--help").returncode == 0
     assert cli("--version").stdout.strip() == distilrec.__version__
@@ -246,14 +296,37 @@ def test_bundle_problems(shop, tmp_path):
     fails(r"there is no bundle in .*\n.*make demo", "recommend", "--user_id", "1", cwd=tmp_path)
     bundle = folder / "runs" / "shop" / "bundle"
     fails(
-        "item 'x9' is not in the catalogue", "recommend", "--bundle", bundle, "--user_id", "u1", "--item_ids", "i1,x9"
+        "item 'x9' is not in the catalogue",
+        "recommend",
+        "--bundle",
+        bundle,
+        "--user_id",
+        "u1",
+        "--item_ids",
+        "i1,x9",
     )
-    fails("--item_ids names no item", "recommend", "--bundle", bundle, "--user_id", "u1", "--item_ids", ",")
+    fails(
+        "--item_ids names no item",
+        "recommend",
+        "--bundle",
+        bundle,
+        "--user_id",
+        "u1",
+        "--item_ids",
+        ",",
+    )
     fails("k is 0", "recommend", "--bundle", bundle, "--user_id", "u1", "--k", "0")
     copy = shutil.copytree(bundle, tmp_path / "copy")
     weights = copy / "weights.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
-    fails(r"weights\.safetensors has \d+ bytes instead of", "recommend", "--bundle", copy, "--user_id", "u1")
+    fails(
+        r"weights\.safetensors has \d+ bytes instead of",
+        "recommend",
+        "--bundle",
+        copy,
+        "--user_id",
+        "u1",
+    )
 
 
 def test_wrong_use(tmp_path):
@@ -268,7 +341,15 @@ def test_wrong_use(tmp_path):
     (tmp_path / "file").touch()
     small_run.write_tables(tmp_path)
     (tmp_path / "shop.toml").write_text(TOML)
-    fails(r"storage_failed", "prepare", "--config", "shop.toml", "--run", tmp_path / "file" / "run", cwd=tmp_path)
+    fails(
+        r"storage_failed",
+        "prepare",
+        "--config",
+        "shop.toml",
+        "--run",
+        tmp_path / "file" / "run",
+        cwd=tmp_path,
+    )
 
 
 LOG = small_run.tables()["log"]
@@ -280,7 +361,10 @@ LOG = small_run.tables()["log"]
         (None, r"log\.csv does not exist"),
         ("", r"log\.csv is empty"),
         (LOG.drop("timestamp"), "no column 'timestamp'; it has: user_id, item_id, event_type"),
-        (LOG.with_columns(timestamp=pl.lit("noon")), "row 1: column 'timestamp' holds 'noon', which is no time"),
+        (
+            LOG.with_columns(timestamp=pl.lit("noon")),
+            "row 1: column 'timestamp' holds 'noon', which is no time",
+        ),
         (LOG.head(0), "has no rows"),
         (LOG.filter(pl.col("user_id") == "u1"), "1 user left"),
         (LOG.filter(pl.col("item_id") == LOG["item_id"][0]), "1 item left"),
@@ -307,9 +391,17 @@ def test_nan_features_and_all_cold_tests(tmp_path):
     small_run.write_tables(tmp_path)
     log = LOG.sort("timestamp").with_row_index()
     late = pl.col("index") >= int(0.85 * log.height)
-    cold = log.with_columns(item_id=pl.when(late).then(pl.format("cold-{}", "index")).otherwise("item_id"))
+    cold = log.with_columns(
+        item_id=pl.when(late).then(pl.format("cold-{}", "index")).otherwise("item_id")
+    )
     cold.drop("index").write_csv(tmp_path / "log.csv")
-    fails("test part has no item that any model could recommend", "run", "--config", "shop.toml", cwd=tmp_path)
+    fails(
+        "test part has no item that any model could recommend",
+        "run",
+        "--config",
+        "shop.toml",
+        cwd=tmp_path,
+    )
 
 
 def test_configurations_survive_json(tmp_path):

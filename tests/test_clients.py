@@ -27,8 +27,12 @@ USERS = ["u16", "nobody", "Zoë"]
 
 @pytest.fixture(scope="module")
 def server(finished_run, tmp_path_factory):
-    bundle = Path(shutil.copytree(finished_run.bundle, tmp_path_factory.mktemp("clients") / "bundle"))
-    service = Server(bundle, f"sqlite:///{bundle.parent / 'store.db'}", "--max-body", 20_000, "--max-batch", 50)
+    bundle = Path(
+        shutil.copytree(finished_run.bundle, tmp_path_factory.mktemp("clients") / "bundle")
+    )
+    service = Server(
+        bundle, f"sqlite:///{bundle.parent / 'store.db'}", "--max-body", 20_000, "--max-batch", 50
+    )
     yield service
     assert service.stop() == 0
     assert "unforeseen" not in service.log.read_text()
@@ -45,15 +49,23 @@ def client(server):
 
 def inputs(users=USERS, k=None, *, binary=True, k_type="INT64") -> list[triton.InferInput]:
     values = np.array([user.encode() for user in users], np.object_)
-    given = [triton.InferInput("user_id", list(values.shape), "BYTES").set_data_from_numpy(values, binary_data=binary)]
+    given = [
+        triton.InferInput("user_id", list(values.shape), "BYTES").set_data_from_numpy(
+            values, binary_data=binary
+        )
+    ]
     if k is not None:
         number = np.array([k], np.dtype(k_type.lower()))
-        given.append(triton.InferInput("k", [1], k_type).set_data_from_numpy(number, binary_data=binary))
+        given.append(
+            triton.InferInput("k", [1], k_type).set_data_from_numpy(number, binary_data=binary)
+        )
     return given
 
 
 def test_the_real_client_asks_who_is_there(client, server):
-    assert client.is_server_live() and client.is_server_ready() and client.is_model_ready("distilrec")
+    assert (
+        client.is_server_live() and client.is_server_ready() and client.is_model_ready("distilrec")
+    )
     version = server.client.get("/v1/model").json()["model_version"]
     assert client.is_model_ready("distilrec", version)
     assert not client.is_model_ready("another") and not client.is_model_ready("distilrec", "7")
@@ -62,7 +74,10 @@ def test_the_real_client_asks_who_is_there(client, server):
     for given in ("", version):
         model = client.get_model_metadata("distilrec", given)
         assert model["versions"] == [version]
-        assert {tensor["name"]: tensor["datatype"] for tensor in model["inputs"]} == {"user_id": "BYTES", "k": "INT64"}
+        assert {tensor["name"]: tensor["datatype"] for tensor in model["inputs"]} == {
+            "user_id": "BYTES",
+            "k": "INT64",
+        }
         assert [tensor["name"] for tensor in model["outputs"]] == ["item_id", "score", "count"]
 
 
@@ -73,19 +88,27 @@ def test_the_real_client_gets_recommendations(client, server, binary_in, binary_
     """None: no outputs are named, which is binary too."""
     outputs = None
     if binary_out is not None:
-        outputs = [triton.InferRequestedOutput(name, binary_data=binary_out) for name in ("item_id", "score", "count")]
+        outputs = [
+            triton.InferRequestedOutput(name, binary_data=binary_out)
+            for name in ("item_id", "score", "count")
+        ]
     asked = inputs(k=3, binary=binary_in, k_type=k_type)
     answer = client.infer("distilrec", asked, outputs=outputs, request_id="seven")
     assert answer.get_response()["id"] == "seven"
     expected = [server.post("/v1/recommend", user_id=user, k=3)["items"] for user in USERS]
     assert [
-        [item.decode() if isinstance(item, bytes) else item for item in row] for row in answer.as_numpy("item_id")
+        [item.decode() if isinstance(item, bytes) else item for item in row]
+        for row in answer.as_numpy("item_id")
     ] == [[item["item_id"] for item in items] for items in expected]
     scores = answer.as_numpy("score")
     assert scores.dtype == np.float32 and scores.shape == (3, 3)
-    np.testing.assert_array_equal(scores, np.array([[item["score"] for item in row] for row in expected], np.float32))
+    np.testing.assert_array_equal(
+        scores, np.array([[item["score"] for item in row] for row in expected], np.float32)
+    )
     assert answer.as_numpy("count").tolist() == [3, 3, 3]
-    assert ("binary_data_size" in answer.get_output("score").get("parameters", {})) == (binary_out is not False)
+    assert ("binary_data_size" in answer.get_output("score").get("parameters", {})) == (
+        binary_out is not False
+    )
 
 
 def test_the_real_client_chooses_outputs_and_versions(client, server):
@@ -94,30 +117,42 @@ def test_the_real_client_chooses_outputs_and_versions(client, server):
         triton.InferRequestedOutput("count", binary_data=True),
         triton.InferRequestedOutput("item_id", binary_data=False),
     ]
-    answer = client.infer("distilrec", inputs(["nobody"], 200), model_version=version, outputs=outputs)
+    answer = client.infer(
+        "distilrec", inputs(["nobody"], 200), model_version=version, outputs=outputs
+    )
     count = answer.as_numpy("count")[0]
     items = answer.as_numpy("item_id")[0]
     assert 0 < count < 200 and all(items[:count]) and not any(items[count:])
     assert answer.as_numpy("score") is None
-    assert client.infer("distilrec", inputs(["u1"])).as_numpy("item_id").shape == (1, 10)  # k is 10 without it
+    assert client.infer("distilrec", inputs(["u1"])).as_numpy("item_id").shape == (
+        1,
+        10,
+    )  # k is 10 without it
 
 
 def test_the_real_client_shows_our_errors(client):
     for name, version in (("other", ""), ("distilrec", "7")):
         with pytest.raises(
-            InferenceServerException, match="there is no such model or version .how to fix: ask for distilrec"
+            InferenceServerException,
+            match="there is no such model or version .how to fix: ask for distilrec",
         ):
             client.infer(name, inputs(), model_version=version)
     with pytest.raises(InferenceServerException, match=r"^\[422\] k is 0"):
         client.infer("distilrec", inputs(k=0))
-    with pytest.raises(InferenceServerException, match=r"^\[422\] k: 2,000 is more than the limit of 1,000"):
+    with pytest.raises(
+        InferenceServerException, match=r"^\[422\] k: 2,000 is more than the limit of 1,000"
+    ):
         client.infer("distilrec", inputs(k=2_000))
-    with pytest.raises(InferenceServerException, match=r"^\[413\] the body has more than 20,000 bytes"):
+    with pytest.raises(
+        InferenceServerException, match=r"^\[413\] the body has more than 20,000 bytes"
+    ):
         client.infer("distilrec", inputs(["x" * 25_000]))
     with pytest.raises(InferenceServerException, match=r"^\[415\] the body is compressed"):
         client.infer("distilrec", inputs(), request_compression_algorithm="gzip")
     with pytest.raises(InferenceServerException, match="asks for classification"):
-        client.infer("distilrec", inputs(), outputs=[triton.InferRequestedOutput("score", class_count=2)])
+        client.infer(
+            "distilrec", inputs(), outputs=[triton.InferRequestedOutput("score", class_count=2)]
+        )
     shared = triton.InferInput("user_id", [1], "BYTES")
     shared.set_shared_memory("region", 8)
     with pytest.raises(InferenceServerException, match="the input 'user_id' has no data"):
@@ -129,7 +164,9 @@ def test_the_real_client_shows_our_errors(client):
         lambda: client.get_model_config("distilrec"),
         lambda: client.load_model("distilrec"),
     ):
-        with pytest.raises(InferenceServerException, match=r"^\[404\] there is no such (path|model)"):
+        with pytest.raises(
+            InferenceServerException, match=r"^\[404\] there is no such (path|model)"
+        ):
             not_offered()
 
 
@@ -225,7 +262,10 @@ def sized(name="user_id", size=6, **more) -> dict:
 )  # fmt: skip
 def test_wrong_tensors(server, given, tail, words):
     text = json.dumps({"inputs": given}).encode()
-    headers = {"inference-header-content-length": str(len(text)), "content-type": "application/octet-stream"}
+    headers = {
+        "inference-header-content-length": str(len(text)),
+        "content-type": "application/octet-stream",
+    }
     response = server.client.post(INFER, content=text + tail, headers=headers)
     assert response.status_code == 422, response.text
     assert set(response.json()) == {"error"}
@@ -237,7 +277,10 @@ def test_wrong_tensors(server, given, tail, words):
     [
         ({"outputs": [{"name": "x"}]}, "there is no output 'x'"),
         ({"outputs": [{"name": "count"}, {"name": "count"}]}, "the output 'count' is named twice"),
-        ({"outputs": [{"name": "count", "parameters": {"binary_data": 1}}]}, "binary_data is not true or false"),
+        (
+            {"outputs": [{"name": "count", "parameters": {"binary_data": 1}}]},
+            "binary_data is not true or false",
+        ),
         ({"parameters": {"binary_data_output": "yes"}}, "binary_data_output is not true or false"),
         (
             {"outputs": [{"name": "count", "parameters": {"shared_memory_region": "x"}}]},
@@ -253,7 +296,9 @@ def test_wrong_outputs(server, request_parts, words):
 @pytest.mark.parametrize("length", ["-1", "x", "", "9" * 30, "20000", "1"])
 def test_wrong_lengths_of_the_json(server, length):
     body = json.dumps({"inputs": [ONE]}).encode()
-    response = server.client.post(INFER, content=body, headers={"inference-header-content-length": length})
+    response = server.client.post(
+        INFER, content=body, headers={"inference-header-content-length": length}
+    )
     assert response.status_code == 400 and isinstance(response.json()["error"], str), response.text
 
 
@@ -271,12 +316,18 @@ def test_one_output_in_binary_the_others_in_json(server):
     assert response.headers["content-type"] == "application/octet-stream"
     ids, count = json.loads(response.content[:length])["outputs"]
     assert ids["data"] == server.items("u1", k=3) and "data" not in count
-    assert count["parameters"] == {"binary_data_size": 4} and response.content[length:] == struct.pack("<i", 3)
+    assert count["parameters"] == {"binary_data_size": 4} and response.content[
+        length:
+    ] == struct.pack("<i", 3)
 
 
-@pytest.mark.parametrize("media_type", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data"])
+@pytest.mark.parametrize(
+    "media_type", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data"]
+)
 def test_what_a_form_of_another_site_could_send_is_refused(server, media_type):
-    response = server.client.post(INFER, content=json.dumps({"inputs": [ONE]}), headers={"content-type": media_type})
+    response = server.client.post(
+        INFER, content=json.dumps({"inputs": [ONE]}), headers={"content-type": media_type}
+    )
     assert response.status_code == 415 and isinstance(response.json()["error"], str)
 
 
@@ -285,10 +336,15 @@ def test_the_description_says_which_errors_there_are(server, guarded):
         described = service.client.get("/openapi.json").json()
         found = described["paths"]["/v1/recommend"]["post"]["responses"]
         assert set(found) == {"200", "400", "413", "415", "422", "503", "4XX", "5XX"} | ours
-        for path, body in (("/v1/recommend", "ErrorResponse"), ("/v2/models/{name}/infer", "TextError")):
+        for path, body in (
+            ("/v1/recommend", "ErrorResponse"),
+            ("/v2/models/{name}/infer", "TextError"),
+        ):
             responses = described["paths"][path]["post"]["responses"]
             bodies = {
-                each["content"]["application/json"]["schema"]["$ref"] for s, each in responses.items() if s != "200"
+                each["content"]["application/json"]["schema"]["$ref"]
+                for s, each in responses.items()
+                if s != "200"
             }
             assert bodies == {f"#/components/schemas/{body}"}
         takes = described["paths"]["/v2/models/{name}/infer"]["post"]["requestBody"]["content"]
@@ -325,7 +381,9 @@ def guarded(finished_run, tmp_path_factory):
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     (folder / "keys.toml").write_text(made.stdout)
-    service = Server(folder / "bundle", f"sqlite:///{folder / 'store.db'}", "--keys", folder / "keys.toml")
+    service = Server(
+        folder / "bundle", f"sqlite:///{folder / 'store.db'}", "--keys", folder / "keys.toml"
+    )
     yield service, made.stderr.split()[-1]
     assert service.stop() == 0
     assert "unforeseen" not in service.log.read_text()
@@ -365,13 +423,17 @@ def test_a_generated_client_calls_every_endpoint(generated, callers):
     folder = Path(generated.__file__).parent / "api" / "default"
     endpoints = {file.stem for file in folder.glob("[!_]*.py")}
     operations = json.loads((folder.parents[3] / "openapi.json").read_bytes())["paths"].values()
-    assert endpoints == {operation["operationId"] for path in operations for operation in path.values()}
+    assert endpoints == {
+        operation["operationId"] for path in operations for operation in path.values()
+    }
     called = set()
     client, stranger = callers
 
     def call(name, *path, through=client, **more):
         called.add(name)
-        return importlib.import_module(f"made_client.api.default.{name}").sync_detailed(*path, client=through, **more)
+        return importlib.import_module(f"made_client.api.default.{name}").sync_detailed(
+            *path, client=through, **more
+        )
 
     def ok(name, *path, **more):
         response = call(name, *path, **more)
@@ -379,17 +441,33 @@ def test_a_generated_client_calls_every_endpoint(generated, callers):
         return response.parsed
 
     assert ok("healthz").status == "alive" and ok("readyz").status == "ready"
-    filters = models.Filter(attributes=models.FilterAttributes.from_dict({"price": {"min": 2}}), deny=["i7"])
-    best = ok("recommend", body=models.RecommendRequest("u1", k=4, explain=True, titles=True, filter_=filters)).items
-    assert [item.rank for item in best] == [1, 2, 3, 4] and best[0].title and best[0].because[0].item_id
+    filters = models.Filter(
+        attributes=models.FilterAttributes.from_dict({"price": {"min": 2}}), deny=["i7"]
+    )
+    best = ok(
+        "recommend",
+        body=models.RecommendRequest("u1", k=4, explain=True, titles=True, filter_=filters),
+    ).items
+    assert (
+        [item.rank for item in best] == [1, 2, 3, 4]
+        and best[0].title
+        and best[0].because[0].item_id
+    )
     batch = models.BatchRequest([models.RecommendRequest("u1"), models.RecommendRequest(7)])
     assert [answer.user_id for answer in ok("recommend_batch", body=batch).results] == ["u1", "7"]
     ranked = ok("rank", body=models.RankRequest("u1", ["i3", "stale"], skip_unknown=True))
     assert ([item.item_id for item in ranked.items], ranked.unknown_items) == (["i3"], ["stale"])
-    events = models.EventsRequest([models.EventBody("reader", "i1", event_type="buy", event_id="one")])
+    events = models.EventsRequest(
+        [models.EventBody("reader", "i1", event_type="buy", event_id="one")]
+    )
     assert ok("events", body=events).accepted == 1 and ok("events", body=events).duplicates == 1
     features = models.ItemRequestFeatures.from_dict({"price": 3.5, "genres": ["g1"]})
-    assert ok("put_item", "shelf/50 %", body=models.ItemRequest(title="New", features=features)).item_id == "shelf/50 %"
+    assert (
+        ok(
+            "put_item", "shelf/50 %", body=models.ItemRequest(title="New", features=features)
+        ).item_id
+        == "shelf/50 %"
+    )
     assert ok("get_item", "shelf/50 %").attributes["price"] == 3.5
     assert [item.title for item in ok("items", search="new", limit=5).items] == ["New"]
     assert ok("delete_item", "shelf/50 %").status == "removed"
@@ -400,7 +478,9 @@ def test_a_generated_client_calls_every_endpoint(generated, callers):
     assert len(ok("users", limit=3).users) == 3
     assert ok("delete_user", "reader").events_removed == 1
     version = ok("model").model_version
-    loaded = ok("load_model", body=models.LoadRequest("next", shadow_requests=1, shadow_seconds=0.0))
+    loaded = ok(
+        "load_model", body=models.LoadRequest("next", shadow_requests=1, shadow_seconds=0.0)
+    )
     assert loaded.switched and ok("rollback").switched
     assert "distilrec_request_seconds_count" in ok("metrics")
     assert ok("kserve_server").extensions == ["binary_tensor_data"]
@@ -410,7 +490,9 @@ def test_a_generated_client_calls_every_endpoint(generated, callers):
     for kind, path in (("model", ("distilrec",)), ("version", ("distilrec", version))):
         assert ok(f"kserve_{kind}", *path).versions == [version]
         assert ok(f"kserve_{kind}_ready", *path).ready
-        tensors = {tensor.name: tensor for tensor in ok(f"kserve_{kind}_infer", *path, body=asked).outputs}
+        tensors = {
+            tensor.name: tensor for tensor in ok(f"kserve_{kind}_infer", *path, body=asked).outputs
+        }
         assert tensors["item_id"].shape == [2, 3] and tensors["count"].data == [3, 3]
     assert called == endpoints
 
@@ -419,4 +501,6 @@ def test_a_generated_client_calls_every_endpoint(generated, callers):
     wrong = call("kserve_model_infer", "distilrec", body=models.InferRequest([]))
     assert wrong.status_code == 422 and wrong.parsed.error.startswith("there is no input user_id")
     assert call("model", through=stranger).parsed.error.code == "unauthorized"
-    assert call("kserve_model", "distilrec", through=stranger).parsed.error.startswith("the API key is not valid")
+    assert call("kserve_model", "distilrec", through=stranger).parsed.error.startswith(
+        "the API key is not valid"
+    )

@@ -33,7 +33,9 @@ NETWORKS = [
     MlpConfig(dim=8, hidden=8, max_history=16),
     SoftTreeConfig(depth=2, inputs=5, max_history=16),
 ]
-STUDENTS = [network for network in NETWORKS if not isinstance(network, TransformerConfig | DnnConfig)]
+STUDENTS = [
+    network for network in NETWORKS if not isinstance(network, TransformerConfig | DnnConfig)
+]
 
 
 class OneDevice(TorchDispatchMode):
@@ -41,9 +43,14 @@ class OneDevice(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         devices = {
-            leaf.device.type for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor) and leaf.ndim
+            leaf.device.type
+            for leaf in tree_leaves((args, kwargs))
+            if isinstance(leaf, torch.Tensor) and leaf.ndim
         }
-        if len(devices) > 1 and func.overloadpacket not in {torch.ops.aten._to_copy, torch.ops.aten.copy_}:
+        if len(devices) > 1 and func.overloadpacket not in {
+            torch.ops.aten._to_copy,
+            torch.ops.aten.copy_,
+        }:
             raise RuntimeError(f"{func} over {sorted(devices)}")
         return func(*args, **(kwargs or {}))
 
@@ -56,9 +63,15 @@ def one_device():
 
 @pytest.fixture(scope="module")
 def labels(small_module, tmp_path_factory):
-    teacher = train_model(RecurrentConfig(dim=8, max_history=16), small_module, TrainingConfig(epochs=1), seed=0)
+    teacher = train_model(
+        RecurrentConfig(dim=8, max_history=16), small_module, TrainingConfig(epochs=1), seed=0
+    )
     return extract_labels(
-        teacher, small_module, tmp_path_factory.mktemp("labels"), LabelConfig(top_k=5, samples=5, states=True), seed=0
+        teacher,
+        small_module,
+        tmp_path_factory.mktemp("labels"),
+        LabelConfig(top_k=5, samples=5, states=True),
+        seed=0,
     )
 
 
@@ -68,15 +81,24 @@ def small_module(small):
 
 
 def scored_on_meta(model, dataset, config, cold_items=False):
-    batch = next(training_batches(dataset, training_windows(dataset, model.max_history, 4), 8, None))
+    batch = next(
+        training_batches(dataset, training_windows(dataset, model.max_history, 4), 8, None)
+    )
     popular = torch.ones(dataset.info.warm_items, dtype=torch.float64) / dataset.info.warm_items
-    return score_positions(model.to("meta").train(), batch, config, True, popular, 0.5, 1, cold_items)
+    return score_positions(
+        model.to("meta").train(), batch, config, True, popular, 0.5, 1, cold_items
+    )
 
 
 @pytest.mark.parametrize("network", NETWORKS, ids=lambda network: type(network).__name__)
 @pytest.mark.parametrize(
     "training",
-    [TrainingConfig(), TrainingConfig(negatives=7), TrainingConfig(positions=5), TrainingConfig(item_dropout=0.2)],
+    [
+        TrainingConfig(),
+        TrainingConfig(negatives=7),
+        TrainingConfig(positions=5),
+        TrainingConfig(item_dropout=0.2),
+    ],
     ids=["whole", "sampled", "some positions", "item dropout"],
 )
 @pytest.mark.parametrize("cold_items", [False, True])
@@ -86,7 +108,10 @@ def test_a_training_step(small, one_device, network, training, cold_items):
     loss = ground_truth(scored) + model.penalty()
     assert loss.device.type == scored.states.device.type == "meta"
     loss.backward()
-    assert all(parameter.grad is None or parameter.grad.device.type == "meta" for parameter in model.parameters())
+    assert all(
+        parameter.grad is None or parameter.grad.device.type == "meta"
+        for parameter in model.parameters()
+    )
     average(model, model, 0.9, 3)
 
 

@@ -57,9 +57,17 @@ def commands() -> list:
     found = set()
     for page in TEXTS.values():
         lines = re.findall(r"^(?:    )+(distilrec .*)$", page, re.MULTILINE)
-        lines += [line for block in re.findall(r"```console\n(.*?)```", page, re.DOTALL) for line in block.splitlines()]
+        lines += [
+            line
+            for block in re.findall(r"```console\n(.*?)```", page, re.DOTALL)
+            for line in block.splitlines()
+        ]
         lines += re.findall(r"`(distilrec \w[^`]*)`", page)
-        found |= {re.split(r"  +#|>>|\|\||\\$", line)[0].strip() for line in lines if line.startswith("distilrec ")}
+        found |= {
+            re.split(r"  +#|>>|\|\||\\$", line)[0].strip()
+            for line in lines
+            if line.startswith("distilrec ")
+        }
     return sorted(found)
 
 
@@ -73,13 +81,19 @@ def films(tmp_path_factory) -> Path:
         for user in [*range(1, 30), 123]
         for place, item in enumerate(rng.choice(items, 12, replace=False))
     ]
-    log = pl.DataFrame(rows, schema=["user_id", "item_id", "timestamp"], orient="row").with_columns(rating=4.0)
-    users = pl.DataFrame({"user_id": [*range(1, 30), 123], "age": 30, "gender": "F", "occupation": "writer"})
-    films = pl.DataFrame({"item_id": items, "release_year": 1995, "genres": "Drama|Comedy"}).with_columns(
-        title=pl.format("Film {}", "item_id")
+    log = pl.DataFrame(rows, schema=["user_id", "item_id", "timestamp"], orient="row").with_columns(
+        rating=4.0
     )
+    users = pl.DataFrame(
+        {"user_id": [*range(1, 30), 123], "age": 30, "gender": "F", "occupation": "writer"}
+    )
+    films = pl.DataFrame(
+        {"item_id": items, "release_year": 1995, "genres": "Drama|Comedy"}
+    ).with_columns(title=pl.format("Film {}", "item_id"))
     folder = tmp_path_factory.mktemp("films")
-    dataset = prepare_dataset(log, DATASETS["ml-100k"].schema, users=users, items=films, name="films")
+    dataset = prepare_dataset(
+        log, DATASETS["ml-100k"].schema, users=users, items=films, name="films"
+    )
     student = train_model(RecurrentConfig(dim=8), dataset, TrainingConfig(epochs=1), seed=0)
     export_bundle(student, dataset, folder / "runs" / "ml-100k" / "bundle")
     return folder
@@ -88,7 +102,9 @@ def films(tmp_path_factory) -> Path:
 QUICK_START = "runs/mine"  # the block of docs/index.md has a test of its own
 
 
-@pytest.mark.parametrize("code", [each for each in blocks("python") if QUICK_START not in each.values[0]])
+@pytest.mark.parametrize(
+    "code", [each for each in blocks("python") if QUICK_START not in each.values[0]]
+)
 def test_python_runs(code, films, tmp_path):
     """What a page leaves to its reader (a model, a configuration) is given here."""
     given = ""
@@ -107,7 +123,12 @@ def test_python_runs(code, films, tmp_path):
             "my_model = lambda histories: numpy.ones((len(histories), 42), numpy.float32)\n"
         )
     done = subprocess.run(
-        [sys.executable, "-c", given + code], capture_output=True, text=True, check=False, cwd=films, timeout=600
+        [sys.executable, "-c", given + code],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=films,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr
 
@@ -138,13 +159,19 @@ def deployed() -> list:
     """The commands of the unit of systemd and of the container."""
     unit = (ROOT / "deploy" / "distilrec.service").read_text()
     lines = re.findall(r"^ExecStart(?:Pre)?=\S+/(distilrec .*)$", unit, re.MULTILINE)
-    (entry,) = re.findall(r"^ENTRYPOINT (\[.*\])$", (ROOT / "deploy" / "Containerfile").read_text(), re.MULTILINE)
+    (entry,) = re.findall(
+        r"^ENTRYPOINT (\[.*\])$", (ROOT / "deploy" / "Containerfile").read_text(), re.MULTILINE
+    )
     return [*lines, shlex.join(json.loads(entry))]
 
 
 @pytest.mark.parametrize("line", [*commands(), *deployed()])
 def test_commands_exist_with_their_options(line):
-    words = [word for word in shlex.split(line.replace("…", "x").split(" and ")[0]) if word not in {"x", "[--explain]"}]
+    words = [
+        word
+        for word in shlex.split(line.replace("…", "x").split(" and ")[0])
+        if word not in {"x", "[--explain]"}
+    ]
     words = [word for word in words[1:] if not word.startswith("#")]
     options = {word.split("=")[0] for word in words if word.startswith("--")}
     names = [word for word in words if not word.startswith("--")]
@@ -163,34 +190,53 @@ def service_table() -> list[Endpoint]:
 def test_paths_of_the_service_exist():
     """Every path below /v1 and /v2 that a page names is one of the service's."""
     table = service_table()
-    patterns = [re.sub(r"\{[^}]+\}", "[^/]+", re.sub(r"\{(\w+):path\}", r"{\1}", endpoint.path)) for endpoint in table]
+    patterns = [
+        re.sub(r"\{[^}]+\}", "[^/]+", re.sub(r"\{(\w+):path\}", r"{\1}", endpoint.path))
+        for endpoint in table
+    ]
     for name, page in TEXTS.items():
         for path in re.findall(r"(?<![\w.])(/v[12](?:/[\w{}:-]+)*)", page):
-            assert any(re.fullmatch(pattern, path) for pattern in [*patterns, "/v1", "/v2"]), f"{name}: {path}"
+            assert any(re.fullmatch(pattern, path) for pattern in [*patterns, "/v1", "/v2"]), (
+                f"{name}: {path}"
+            )
 
 
 def test_the_tables_of_settings_are_those_of_the_code():
     spec = importlib.util.spec_from_file_location("reference", DOCS / "reference.py")
     reference = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(reference)
-    assert reference.configuration() == reference.CONFIGURATION.read_text(encoding="utf-8"), "run docs/reference.py"
+    assert reference.configuration() == reference.CONFIGURATION.read_text(encoding="utf-8"), (
+        "run docs/reference.py"
+    )
 
 
 def test_the_floors_are_those_of_the_import_contract():
     """The table of docs/architecture.md names the folders of the contract in its order, row by row."""
-    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"][
+        "contracts"
+    ]
     layers = next(contract["layers"] for contract in contracts if contract["type"] == "layers")
-    rows = [[name.strip().removeprefix("distilrec.") for name in layer.split("|")] for layer in layers]
-    folders = [[name for name in row if (ROOT / "src" / "distilrec" / name).is_dir()] for row in rows]
+    rows = [
+        [name.strip().removeprefix("distilrec.") for name in layer.split("|")] for layer in layers
+    ]
+    folders = [
+        [name for name in row if (ROOT / "src" / "distilrec" / name).is_dir()] for row in rows
+    ]
     page = (DOCS / "architecture.md").read_text(encoding="utf-8")
-    table = re.findall(r"^\| ((?:`\w+`(?:, )?)+) \|", page.split("## The life of a log")[0], re.MULTILINE)
+    table = re.findall(
+        r"^\| ((?:`\w+`(?:, )?)+) \|", page.split("## The life of a log")[0], re.MULTILINE
+    )
     told = [re.findall(r"`(\w+)`", row) for row in table]
     assert told[0] == ["cli"]  # a module or a folder
-    assert [sorted(row) for row in told[1:]] == [sorted(row) for row in folders if row and row != ["cli"]]
+    assert [sorted(row) for row in told[1:]] == [
+        sorted(row) for row in folders if row and row != ["cli"]
+    ]
 
 
 def test_the_glossary_is_alphabetical():
-    rows = re.findall(r"^\| ([^|]+) \| [^|]+\[[^|]+\) \|$", (DOCS / "glossary.md").read_text(), re.MULTILINE)
+    rows = re.findall(
+        r"^\| ([^|]+) \| [^|]+\[[^|]+\) \|$", (DOCS / "glossary.md").read_text(), re.MULTILINE
+    )
     assert len(rows) > 100
     assert rows == sorted(set(rows), key=str.casefold)
 
@@ -198,9 +244,13 @@ def test_the_glossary_is_alphabetical():
 def test_the_index_of_decisions_is_whole():
     folder = DOCS / "decisions"
     listed = re.findall(
-        r"^\| \d{4}-\d\d-\d\d \| \[[^\]]+\]\(([\w-]+\.md)\) \|$", (folder / "index.md").read_text(), re.MULTILINE
+        r"^\| \d{4}-\d\d-\d\d \| \[[^\]]+\]\(([\w-]+\.md)\) \|$",
+        (folder / "index.md").read_text(),
+        re.MULTILINE,
     )
-    assert sorted(listed) == sorted(page.name for page in folder.glob("*.md") if page.name != "index.md")
+    assert sorted(listed) == sorted(
+        page.name for page in folder.glob("*.md") if page.name != "index.md"
+    )
 
 
 # What is said in words: tables, links, paths, targets and defaults
@@ -226,9 +276,13 @@ def test_every_row_of_a_table_has_a_header(name):
     tables = re.findall(r"(?:^\|.*\n?)+", text, re.MULTILINE)
     for table in tables:
         header, line, *rows = table.splitlines() if table.count("\n") else [table, ""]
-        assert re.fullmatch(r"\|(?:\s*:?-+:?\s*\|)+", line.strip()), f"{name}: no header above {header!r}"
+        assert re.fullmatch(r"\|(?:\s*:?-+:?\s*\|)+", line.strip()), (
+            f"{name}: no header above {header!r}"
+        )
         for row in rows:
-            assert len(cells(row)) == len(cells(header)), f"{name}: {row!r} has not the columns of {header!r}"
+            assert len(cells(row)) == len(cells(header)), (
+                f"{name}: {row!r} has not the columns of {header!r}"
+            )
 
 
 def headings(text: str) -> set[str]:
@@ -265,7 +319,9 @@ def test_named_files_exist(name):
 
     After a colon stands what the file defines.
     """
-    for path in re.findall(rf"`((?:{'|'.join(map(re.escape, FOLDERS))})/[^`\s]*)", EVERYTHING[name]):
+    for path in re.findall(
+        rf"`((?:{'|'.join(map(re.escape, FOLDERS))})/[^`\s]*)", EVERYTHING[name]
+    ):
         if path.startswith(MADE) and not (ROOT / path).exists():
             continue
         braces = re.search(r"\{([^}]*)\}", path)
@@ -276,13 +332,17 @@ def test_named_files_exist(name):
             assert found, f"{name}: there is no {one}"
             if defined:
                 last = defined.split(".")[-1]
-                assert re.search(rf"(?:def|class) {last}\b|^{last} =", found[0].read_text(), re.MULTILINE), (
-                    f"{name}: {one}"
-                )
+                assert re.search(
+                    rf"(?:def|class) {last}\b|^{last} =", found[0].read_text(), re.MULTILINE
+                ), f"{name}: {one}"
 
 
 def test_targets_of_make_exist():
-    targets = set(re.findall(r"^([\w-]+)(?=[^=]*:(?!=))|^(recipe-)%", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    targets = set(
+        re.findall(
+            r"^([\w-]+)(?=[^=]*:(?!=))|^(recipe-)%", (ROOT / "Makefile").read_text(), re.MULTILINE
+        )
+    )
     known = {one or other for one, other in targets}
     for name, text in EVERYTHING.items():
         for target in re.findall(r"(?:`|^    )make ([a-z][\w-]*)", text, re.MULTILINE):
@@ -291,7 +351,9 @@ def test_targets_of_make_exist():
 
 def test_the_seeds_of_make_bench():
     (words,) = re.findall(r"quality over (\d+) seeds", EVERYTHING["CONTRIBUTING.md"])
-    recipe = re.search(r"^bench:.*?\n\n", (ROOT / "Makefile").read_text(), re.MULTILINE | re.DOTALL)[0]
+    recipe = re.search(
+        r"^bench:.*?\n\n", (ROOT / "Makefile").read_text(), re.MULTILINE | re.DOTALL
+    )[0]
     assert set(re.findall(r"--seeds (\d+)", recipe)) == {words}
 
 
@@ -308,13 +370,17 @@ def shown(value) -> set[str]:
 
 def table_of(page: str, first: str) -> list[list[str]]:
     """The rows of the table whose header begins with a column."""
-    (table,) = re.findall(rf"^\| {first} \|.*\n\|[-|]+\n((?:\|.*\n)+)", EVERYTHING[page], re.MULTILINE)
+    (table,) = re.findall(
+        rf"^\| {first} \|.*\n\|[-|]+\n((?:\|.*\n)+)", EVERYTHING[page], re.MULTILINE
+    )
     return [cells(row) for row in table.splitlines()]
 
 
 def test_the_defaults_of_the_service():
     """Every option of `distilrec serve` in docs/serving.md has the default of the code."""
-    given = {name: parameter.default for name, parameter in inspect.signature(serve).parameters.items()}
+    given = {
+        name: parameter.default for name, parameter in inspect.signature(serve).parameters.items()
+    }
     for options, defaults, _ in table_of("docs/serving.md", "option"):
         names = re.findall(r"`(\w+)`", options)
         values = defaults.split(", ") if ", " in defaults else [defaults] * len(names)
@@ -331,7 +397,9 @@ def test_the_defaults_of_the_service():
             else:
                 assert value in shown(given[name]), f"{name}: {value}"
     documented = {
-        name for options, *_ in table_of("docs/serving.md", "option") for name in re.findall(r"`(\w+)`", options)
+        name
+        for options, *_ in table_of("docs/serving.md", "option")
+        for name in re.findall(r"`(\w+)`", options)
     }
     assert documented == set(given)
     fields = {field.name: field.default for field in msgspec.structs.fields(ServiceConfig)}
@@ -354,7 +422,10 @@ def test_the_table_of_errors_is_that_of_the_code():
 
 
 def test_the_table_of_endpoints_names_their_scopes():
-    table = {(each.method, re.sub(r":\w+}", "}", each.path)): each.scope or "" for each in service_table()}
+    table = {
+        (each.method, re.sub(r":\w+}", "}", each.path)): each.scope or ""
+        for each in service_table()
+    }
     said = {}
     for endpoints, scope, _ in table_of("docs/serving.md", "endpoint"):
         method = ""
@@ -362,7 +433,9 @@ def test_the_table_of_endpoints_names_their_scopes():
             method, path = name.split() if " " in name else (method, name)
             if method and path.startswith("/"):
                 said[method, path] = scope
-    versions = {key for key in table if "/versions/" in key[1]}  # one row: the same as without a version
+    versions = {
+        key for key in table if "/versions/" in key[1]
+    }  # one row: the same as without a version
     for method, path in versions:
         assert table[method, path] == table[method, path.replace("/versions/{version}", "")]
     pages = {("GET", "/openapi.json"), ("GET", "/")}

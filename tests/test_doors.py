@@ -75,7 +75,10 @@ def test_an_id_in_a_path_is_refused_where_it_is_none(server, ending):
                          ("DELETE", b"/v1/items/i5")):  # fmt: skip
         status, answer = asked(server, method, path + ending)
         assert (status, answer["error"]["code"]) == (422, "id_invalid"), (method, path + ending)
-    for path, body in ((b"/v1/users/victim", {"features": {}}), (b"/v1/items/i5", {"available": False})):
+    for path, body in (
+        (b"/v1/users/victim", {"features": {}}),
+        (b"/v1/items/i5", {"available": False}),
+    ):
         assert asked(server, "PUT", path + ending, body)[0] == 422
     assert server.client.get("/v1/users/victim").json()["event_count"] == 1
     assert server.client.get("/v1/items/i5").json()["available"] is True
@@ -108,7 +111,9 @@ def test_paths_end_where_they_end(server):
         status, answer = asked(server, "GET", path)
         assert (status, answer["error"]["code"]) == (422, "id_invalid")
     assert asked(server, "GET", b"/v1/users/" + b"x" * 257)[1]["error"]["code"] == "id_invalid"
-    assert asked(server, "GET", b"/v1/users/%C3%A9" + b"x" * 255)[0] == 404  # 256 characters: an id of nobody
+    assert (
+        asked(server, "GET", b"/v1/users/%C3%A9" + b"x" * 255)[0] == 404
+    )  # 256 characters: an id of nobody
     assert asked(server, "GET", b"/v1/items?search=%FF")[0] == 422
     assert asked(server, "GET", b"/v1/users/\xff")[0] == 400  # no path of HTTP
 
@@ -117,7 +122,8 @@ def test_paths_end_where_they_end(server):
 
 
 @pytest.mark.parametrize(
-    "wrong", ["a\n", "\tb", "", "  ", "x" * 257, "\u0000", "\u2028", "\ufffd", 1.5, 1e300, 2.0**53, 10**300]
+    "wrong",
+    ["a\n", "\tb", "", "  ", "x" * 257, "\u0000", "\u2028", "\ufffd", 1.5, 1e300, 2.0**53, 10**300],
 )
 def test_an_id_in_a_body_follows_the_same_rule(server, wrong):
     requests = [
@@ -130,12 +136,21 @@ def test_an_id_in_a_body_follows_the_same_rule(server, wrong):
         ("events", {"events": [{"user_id": "u1", "item_id": wrong}]}),
     ]
     if isinstance(wrong, str):
-        requests += [("recommend", {"user_id": "u1", "filter": {name: [wrong]}}) for name in ("allow", "deny")]
+        requests += [
+            ("recommend", {"user_id": "u1", "filter": {name: [wrong]}})
+            for name in ("allow", "deny")
+        ]
         tensor = {"name": "user_id", "shape": [1], "datatype": "BYTES", "data": [wrong]}
-        assert server.client.post("/v2/models/distilrec/infer", json={"inputs": [tensor]}).status_code == 422
+        assert (
+            server.client.post("/v2/models/distilrec/infer", json={"inputs": [tensor]}).status_code
+            == 422
+        )
     for path, body in requests:
         response = server.client.post(f"/v1/{path}", json=body)
-        assert (response.status_code, response.json()["error"]["code"]) == (422, "id_invalid"), (path, response.text)
+        assert (response.status_code, response.json()["error"]["code"]) == (422, "id_invalid"), (
+            path,
+            response.text,
+        )
 
 
 def test_whole_numbers_are_one_id_however_they_are_sent(server):
@@ -148,16 +163,26 @@ def test_whole_numbers_are_one_id_however_they_are_sent(server):
 
 
 @pytest.mark.parametrize(
-    "event", [{"event_type": "a\nb"}, {"event_id": "a\u0085"}, {"event_id": "\u0000"}, {"event_type": "\ufffd"}]
+    "event",
+    [
+        {"event_type": "a\nb"},
+        {"event_id": "a\u0085"},
+        {"event_id": "\u0000"},
+        {"event_type": "\ufffd"},
+    ],
 )
 def test_event_types_and_event_ids_are_kept_exactly_or_refused(server, event):
-    response = server.client.post("/v1/events", json={"events": [{"user_id": "u1", "item_id": "i1", **event}]})
+    response = server.client.post(
+        "/v1/events", json={"events": [{"user_id": "u1", "item_id": "i1", **event}]}
+    )
     assert (response.status_code, response.json()["error"]["code"]) == (422, "id_invalid")
     assert "events[0].event_" in response.json()["error"]["message"]
 
 
 def test_event_ids_are_not_numbers(server):
-    events = [{"user_id": "exact", "item_id": "i1", "event_id": text} for text in ("1", "1.0", " 1", "01")]
+    events = [
+        {"user_id": "exact", "item_id": "i1", "event_id": text} for text in ("1", "1.0", " 1", "01")
+    ]
     assert server.post("/v1/events", events=events)["accepted"] == 4
 
 
@@ -192,7 +217,9 @@ def test_what_was_stored_under_a_text_that_is_no_id_can_be_erased(bundle, tmp_pa
         200, {"user_id": "two\nlines", "events_removed": 1, "bundle": "clean", "store": "clean"},
     )  # fmt: skip
     assert asked(server, "DELETE", b"/v1/users/other%0Alines")[1]["error"]["code"] == "id_invalid"
-    assert asked(server, "DELETE", b"/v1/users/%20lines%20")[1]["events_removed"] == 2  # all spellings of one id
+    assert (
+        asked(server, "DELETE", b"/v1/users/%20lines%20")[1]["events_removed"] == 2
+    )  # all spellings of one id
     assert "new\nitem" not in server.items("u1", k=99)
     assert server.stop() == 0
     with sqlite3.connect(path) as db:
@@ -201,14 +228,25 @@ def test_what_was_stored_under_a_text_that_is_no_id_can_be_erased(bundle, tmp_pa
 
 
 @pytest.mark.parametrize(
-    "command", [["recommend", "--user-id"], ["forget", "--user-id"], ["recommend", "--user-id", "u1", "--item-ids"]]
+    "command",
+    [
+        ["recommend", "--user-id"],
+        ["forget", "--user-id"],
+        ["recommend", "--user-id", "u1", "--item-ids"],
+    ],
 )
 @pytest.mark.parametrize("wrong", [b"\xff", b"u1\n", b"\x07", b"u\xed\xa0\x80", b"x" * 257])
 def test_ids_on_the_command_line_follow_the_same_rule(bundle, command, wrong):
     run = subprocess.run(
-        [sys.executable, "-m", "distilrec.cli", *command, wrong, "--bundle", bundle], capture_output=True, check=False
+        [sys.executable, "-m", "distilrec.cli", *command, wrong, "--bundle", bundle],
+        capture_output=True,
+        check=False,
     )
-    assert run.returncode == 2 and b"error [id_invalid]" in run.stderr and b"Traceback" not in run.stderr, run.stderr
+    assert (
+        run.returncode == 2
+        and b"error [id_invalid]" in run.stderr
+        and b"Traceback" not in run.stderr
+    ), run.stderr
 
 
 # Where the store is
@@ -222,11 +260,15 @@ def redis(tmp_path):
 
 
 def set_password(redis: Redis) -> None:
-    subprocess.run(["redis-cli", "-p", str(redis.port), "config", "set", "requirepass", "tops3cret"], check=True)
+    subprocess.run(
+        ["redis-cli", "-p", str(redis.port), "config", "set", "requirepass", "tops3cret"],
+        check=True,
+    )
 
 
 @pytest.mark.parametrize(
-    "form", ["redis://127.0.0.1:{}/0?password=tops3cret", "redis://default:tops3cret@127.0.0.1:{}/0"]
+    "form",
+    ["redis://127.0.0.1:{}/0?password=tops3cret", "redis://default:tops3cret@127.0.0.1:{}/0"],
 )
 def test_secrets_of_the_address_are_shown_nowhere(bundle, redis, form, request):
     set_password(redis)
@@ -234,7 +276,10 @@ def test_secrets_of_the_address_are_shown_nowhere(bundle, redis, form, request):
     request.addfinalizer(server.stop)
     assert "the command line holds the password" in server.log.read_text()
     redis.kill()
-    until(lambda: server.client.get("/readyz").status_code == 503, "the service notices that its store is gone")
+    until(
+        lambda: server.client.get("/readyz").status_code == 503,
+        "the service notices that its store is gone",
+    )
     response = server.client.get("/readyz")
     assert response.json()["error"]["message"] == "the store cannot be used"
     text = response.text + server.client.post("/v1/recommend", json={"user_id": "u1"}).text
@@ -255,16 +300,29 @@ def test_the_password_need_not_be_on_the_command_line(bundle, redis, tmp_path):
         (["--store-password-file", tmp_path / "password"], {"DISTILREC_STORE": plain}),
     ):
         environment = {**os.environ, **environment}
-        run = subprocess.run([*command, *more], env=environment, capture_output=True, text=True, check=False)
-        assert run.returncode == 0 and "ok  store: RedisStore" in run.stdout, run.stdout + run.stderr
-    for content, words in ((None, "cannot be read"), ("\n", "is empty"), ("other", "cannot be used")):
+        run = subprocess.run(
+            [*command, *more], env=environment, capture_output=True, text=True, check=False
+        )
+        assert run.returncode == 0 and "ok  store: RedisStore" in run.stdout, (
+            run.stdout + run.stderr
+        )
+    for content, words in (
+        (None, "cannot be read"),
+        ("\n", "is empty"),
+        ("other", "cannot be used"),
+    ):
         (tmp_path / "password").unlink(missing_ok=True)
         if content is not None:
             (tmp_path / "password").write_text(content)
         more = ["--store", plain, "--store-password-file", tmp_path / "password"]
         run = subprocess.run([*command, *more], capture_output=True, text=True, check=False)
         assert run.returncode == 1 and words in run.stdout, run.stdout + run.stderr
-    more = ["--store", f"sqlite:///{tmp_path / 'x.db'}", "--store-password-file", tmp_path / "password"]
+    more = [
+        "--store",
+        f"sqlite:///{tmp_path / 'x.db'}",
+        "--store-password-file",
+        tmp_path / "password",
+    ]
     run = subprocess.run([*command, *more], capture_output=True, text=True, check=False)
     assert run.returncode == 1 and "has no password" in run.stdout
 
@@ -338,12 +396,17 @@ def open_server(bundle_copy):
     service.stop()
 
 
-@pytest.mark.parametrize("kind", ["application/x-www-form-urlencoded", "text/plain", "multipart/form-data; boundary=x"])
+@pytest.mark.parametrize(
+    "kind", ["application/x-www-form-urlencoded", "text/plain", "multipart/form-data; boundary=x"]
+)
 def test_the_form_of_a_page_does_nothing(server, kind):
     for path in ("/v1/model/rollback", "/v1/model/load", "/v1/events"):
         response = server.client.post(path, content=b"a=b", headers={"content-type": kind})
         assert (response.status_code, response.json()["error"]["code"]) == (415, "media_type")
-    assert server.client.post("/v1/model/rollback", headers=JSON).json()["error"]["code"] == "swap_conflict"
+    assert (
+        server.client.post("/v1/model/rollback", headers=JSON).json()["error"]["code"]
+        == "swap_conflict"
+    )
 
 
 # Keys
@@ -373,14 +436,23 @@ def test_keys_are_read_again_when_their_file_changes(bundle, tmp_path, request):
 
     def status(secret: str, header: str = "authorization", form: str = "Bearer {}") -> int:
         headers = {header: form.format(secret)}
-        return server.client.post("/v1/recommend", json={"user_id": "u1"}, headers=headers).status_code
+        return server.client.post(
+            "/v1/recommend", json={"user_id": "u1"}, headers=headers
+        ).status_code
 
     for form in ("bearer {}", "BEARER {}", "Bearer   {}"):
         assert status(one, form=form) == 200
     assert status(one, "x-api-key", "{}") == 200
     assert status(one, form="Basic {}") == 401 and status(one, form="Bearer{}") == 401
-    headers = {"authorization": f"Bearer {one}", "origin": "https://shop.example", "host": "api.example"}
-    assert server.client.post("/v1/recommend", json={"user_id": "u1"}, headers=headers).status_code == 200  # has a key
+    headers = {
+        "authorization": f"Bearer {one}",
+        "origin": "https://shop.example",
+        "host": "api.example",
+    }
+    assert (
+        server.client.post("/v1/recommend", json={"user_id": "u1"}, headers=headers).status_code
+        == 200
+    )  # has a key
     path.write_text(first + second)
     until(lambda: status(two) == 200, "a new key is valid")
     assert status(one) == 200
@@ -409,18 +481,30 @@ def test_each_of_a_batch_counts_in_the_rate(bundle, tmp_path, request):
 
     def statuses(name: str, path: str, body: dict, times: int) -> list[int]:
         headers = {"x-api-key": secrets[name]}
-        return [server.client.post(path, json=body, headers=headers).status_code for _ in range(times)]
+        return [
+            server.client.post(path, json=body, headers=headers).status_code for _ in range(times)
+        ]
 
     events = {"events": [{"user_id": "u1", "item_id": "i1"}] * 6}
-    assert statuses("events", "/v1/events", events, 3) == [200, 200, 429]  # a bucket of 10 goes into debt once
+    assert statuses("events", "/v1/events", events, 3) == [
+        200,
+        200,
+        429,
+    ]  # a bucket of 10 goes into debt once
     batch = {"requests": [{"user_id": "u1"}] * 30}
     assert statuses("batch", "/v1/recommend/batch", batch, 2) == [200, 429]
-    response = server.client.post("/v1/recommend/batch", json=batch, headers={"x-api-key": secrets["batch"]})
-    assert 2_000 <= int(response.headers["retry-after"]) <= 2_100  # 30 - 10 are owed, and one is wanted
+    response = server.client.post(
+        "/v1/recommend/batch", json=batch, headers={"x-api-key": secrets["batch"]}
+    )
+    assert (
+        2_000 <= int(response.headers["retry-after"]) <= 2_100
+    )  # 30 - 10 are owed, and one is wanted
     tensor = {"name": "user_id", "shape": [11], "datatype": "BYTES", "data": ["u1"] * 11}
     assert statuses("users", "/v2/models/distilrec/infer", {"inputs": [tensor]}, 2) == [200, 429]
     assert statuses("one", "/v1/recommend", {"user_id": "u1"}, 11) == [200] * 10 + [429]
-    wrong = {"inputs": [{**tensor, "shape": [10**18]}]}  # costs no more than what could have been asked for
+    wrong = {
+        "inputs": [{**tensor, "shape": [10**18]}]
+    }  # costs no more than what could have been asked for
     assert statuses("one", "/v2/models/distilrec/infer", wrong, 1) == [429]
 
 

@@ -16,11 +16,15 @@ from distilrec.report.drift import drift, stability_index
 from tests.small_run import tables
 
 
-@given(counts=st.lists(st.tuples(st.integers(0, 500), st.integers(0, 500)), min_size=2, max_size=12))
+@given(
+    counts=st.lists(st.tuples(st.integers(0, 500), st.integers(0, 500)), min_size=2, max_size=12)
+)
 def test_the_stability_index_is_the_divergence_both_ways(counts):
     before, now = np.array(counts).T
     value = stability_index(before, now)
-    assert value == pytest.approx(entropy(before + 0.5, now + 0.5) + entropy(now + 0.5, before + 0.5), abs=1e-9)
+    assert value == pytest.approx(
+        entropy(before + 0.5, now + 0.5) + entropy(now + 0.5, before + 0.5), abs=1e-9
+    )
     assert value >= -1e-12
     assert stability_index(before, before) == 0
 
@@ -42,7 +46,9 @@ def test_the_training_log_has_not_moved(small):
 
 def test_what_has_moved_is_named(small):
     half = pl.int_range(pl.len()) % 2 == 0
-    found = values(small, live().with_columns(item_id=pl.when(half).then(pl.lit("new")).otherwise("item_id")))
+    found = values(
+        small, live().with_columns(item_id=pl.when(half).then(pl.lit("new")).otherwise("item_id"))
+    )
     assert found["events of items without training rows"].value == pytest.approx(0.5, abs=0.01)
     assert not found["events of items without training rows"].passed
     found = values(small, live().with_columns(event_type=pl.lit("buy")))
@@ -56,7 +62,9 @@ def test_what_has_moved_is_named(small):
     assert not found["popularity of the items"].passed
     rng = np.random.default_rng(0)
     one = live().with_columns(
-        user_id=pl.when(pl.Series(rng.random(live().height) < 0.9)).then(pl.lit("u1")).otherwise("user_id")
+        user_id=pl.when(pl.Series(rng.random(live().height) < 0.9))
+        .then(pl.lit("u1"))
+        .otherwise("user_id")
     )
     assert not values(small, one)["events per user, in units of their mean"].passed
 

@@ -69,7 +69,9 @@ def test_numbers_keep_their_order(prices):
 
 
 def test_unknown_and_missing_values():
-    encoder = fit_encoder([{"colour": "red", "tags": ["a"], "price": 1.0}, {"price": 3.0}], FEATURES[:3])
+    encoder = fit_encoder(
+        [{"colour": "red", "tags": ["a"], "price": 1.0}, {"price": 3.0}], FEATURES[:3]
+    )
     assert encoder.column_names() == [
         "colour=unknown",
         "colour=red",
@@ -78,7 +80,10 @@ def test_unknown_and_missing_values():
         "price",
         "price missing",
     ]
-    assert encoder.encode({"colour": "green", "tags": ["z"], "price": 2.0})[:2] == [(0, 1.0), (2, 1.0)]
+    assert encoder.encode({"colour": "green", "tags": ["z"], "price": 2.0})[:2] == [
+        (0, 1.0),
+        (2, 1.0),
+    ]
     assert encoder.encode({}) == [(0, 1.0), (2, 1.0), (5, 1.0)]
     assert encoder.encode({"price": 2.0})[2] == (4, pytest.approx(0.0))
 
@@ -86,10 +91,15 @@ def test_unknown_and_missing_values():
 def test_a_vector_is_taken_as_it_is():
     encoder = fit_encoder([{"picture": None}, {"picture": [0.5, -0.5]}], (FEATURES[2], FEATURES[4]))
     assert encoder.column_names()[2:] == ["picture[0]", "picture[1]"]
-    assert encoder.encode({"price": 1.0, "picture": [1, 2]})[1:] == encoder.encode({"price": 1.0, "picture": "1|2"})[1:]
+    assert (
+        encoder.encode({"price": 1.0, "picture": [1, 2]})[1:]
+        == encoder.encode({"price": 1.0, "picture": "1|2"})[1:]
+    )
     assert encoder.encode({"picture": [1, 2]})[1:] == [(2, 1.0), (3, 2.0)]
     assert encoder.encode({"picture": None})[1:] == []
-    with pytest.raises(InvalidValueError, match="'picture' holds a vector of 3 numbers, others hold 2"):
+    with pytest.raises(
+        InvalidValueError, match="'picture' holds a vector of 3 numbers, others hold 2"
+    ):
         encoder.encode({"picture": [1, 2, 3]})
     with pytest.raises(InvalidValueError, match="feature 'picture' holds nan"):
         encoder.encode({"picture": [1, math.nan]})

@@ -14,8 +14,18 @@ from distilrec import load
 from distilrec.bundle.format import erase_user, read_bundle
 from distilrec.engine.filters import Condition, Filter
 from distilrec.engine.stored import StoredRecommender
-from distilrec.errors import BundleCorruptedError, ConfigError, StoreUnavailableError, UnknownItemError
-from distilrec.features.attributes import ItemAttributes, collect_attributes, pack_attributes, unpack_attributes
+from distilrec.errors import (
+    BundleCorruptedError,
+    ConfigError,
+    StoreUnavailableError,
+    UnknownItemError,
+)
+from distilrec.features.attributes import (
+    ItemAttributes,
+    collect_attributes,
+    pack_attributes,
+    unpack_attributes,
+)
 from distilrec.stores.records import ItemRecord
 from distilrec.stores.redis import RedisStore
 from distilrec.stores.sqlite import SqliteStore
@@ -47,7 +57,9 @@ def genres(row):
 # Filters
 
 
-@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(
     any_of=st.none() | st.lists(st.sampled_from(["g0", "g1", "g2", "g3", "g9"]), max_size=3),
     none_of=st.lists(st.sampled_from(["g0", "g1", "g2", "g9"]), max_size=2),
@@ -57,10 +69,14 @@ def genres(row):
     deny=st.lists(st.integers(0, 45).map("i{}".format), max_size=20),
     user=st.sampled_from(["u1", "u2", "stranger"]),
 )
-def test_a_filter_gives_what_a_plain_loop_gives(recommender, catalogue, any_of, none_of, low, high, allow, deny, user):
+def test_a_filter_gives_what_a_plain_loop_gives(
+    recommender, catalogue, any_of, none_of, low, high, allow, deny, user
+):
     where = Filter(
         attributes={
-            "genres": Condition(any_of=None if any_of is None else tuple(any_of), none_of=tuple(none_of)),
+            "genres": Condition(
+                any_of=None if any_of is None else tuple(any_of), none_of=tuple(none_of)
+            ),
             "price": Condition(min=low, max=high),
         },
         allow=None if allow is None else tuple(allow),
@@ -79,14 +95,22 @@ def test_a_filter_gives_what_a_plain_loop_gives(recommender, catalogue, any_of, 
         )
 
     everything = ids(recommender.recommend(user, k=EVERYTHING))
-    assert ids(recommender.recommend(user, k=EVERYTHING, where=where)) == [item for item in everything if passes(item)]
-    assert ids(recommender.recommend(user, k=2, where=where)) == [item for item in everything if passes(item)][:2]
+    assert ids(recommender.recommend(user, k=EVERYTHING, where=where)) == [
+        item for item in everything if passes(item)
+    ]
+    assert (
+        ids(recommender.recommend(user, k=2, where=where))
+        == [item for item in everything if passes(item)][:2]
+    )
 
 
 @pytest.mark.parametrize(
     ("where", "message"),
     [
-        (Filter(attributes={"colour": Condition(any_of=("red",))}), "no item has an attribute 'colour'; known: genres"),
+        (
+            Filter(attributes={"colour": Condition(any_of=("red",))}),
+            "no item has an attribute 'colour'; known: genres",
+        ),
         (Filter(attributes={"price": Condition(any_of=("1",))}), "'price' is numeric"),
         (Filter(attributes={"genres": Condition(min=1)}), "'genres' is categorical"),
     ],
@@ -105,14 +129,18 @@ def test_a_changed_item_binds_at_once_also_for_filters_used_before(recommender):
     assert best not in ids(recommender.recommend("u1", k=EVERYTHING, where=cheap))
     assert best not in ids(recommender.recommend("u1", k=EVERYTHING))
     assert best not in ids(recommender.recommend("u1", k=EVERYTHING, where=Filter(allow=(best,))))
-    assert ids(recommender.recommend("u1", [best])) == [best]  # ranking given items is not recommending
+    assert ids(recommender.recommend("u1", [best])) == [
+        best
+    ]  # ranking given items is not recommending
     recommender.put_item(ItemRecord(best))
     assert ids(recommender.recommend("u1", where=cheap))[0] == best
 
 
 def test_new_attributes_and_removed_items(recommender):
     first, second = recommender.item_ids[:2]
-    recommender.put_item(ItemRecord(first, attributes={"in_stock": True, "shelf": ["a", "b"], "weight": 2.5}))
+    recommender.put_item(
+        ItemRecord(first, attributes={"in_stock": True, "shelf": ["a", "b"], "weight": 2.5})
+    )
     in_stock = Filter(attributes={"in_stock": Condition(any_of=("true",))})
     assert ids(recommender.recommend("nobody", where=in_stock)) == [first]
     assert recommender.item(first).attributes["shelf"] == ["a", "b"]
@@ -181,7 +209,8 @@ def test_changing_attributes_is_like_building_them_anew():
         made.change(item, {"tags": tags, "n": float(item)})
         plain[item] = {"n": float(item), **({"tags": sorted(tags)} if tags else {})}
     assert [
-        {k: sorted(v) if isinstance(v, list) else v for k, v in made.of(item).items()} for item in range(8)
+        {k: sorted(v) if isinstance(v, list) else v for k, v in made.of(item).items()}
+        for item in range(8)
     ] == plain
 
 
@@ -202,7 +231,9 @@ def test_diversity_trades_score_against_likeness(recommender):
 
     values = [likeness(recommender.recommend("u1", k=8, diversity=d)) for d in (0.0, 0.4, 0.9)]
     assert values[0] > values[1] > values[2]
-    assert recommender.recommend("u1", k=8, diversity=0.9)[0] == plain[0]  # the best one comes first in any case
+    assert (
+        recommender.recommend("u1", k=8, diversity=0.9)[0] == plain[0]
+    )  # the best one comes first in any case
     with pytest.raises(ConfigError, match=r"diversity is 1\.5"):
         recommender.recommend("u1", diversity=1.5)
 
@@ -222,7 +253,8 @@ def test_maximal_marginal_relevance_against_plain_python(seed, n, diversity):
     chosen: list[int] = []
     for item in got.tolist():
         values = {
-            i: (1 - diversity) * relevance[i] - diversity * max((float(unit[i] @ unit[j]) for j in chosen), default=0)
+            i: (1 - diversity) * relevance[i]
+            - diversity * max((float(unit[i] @ unit[j]) for j in chosen), default=0)
             for i in range(n)
             if i not in chosen
         }
@@ -282,7 +314,9 @@ def test_users_who_leave_memory_come_back_from_the_store(bundle, store):
     for n in range(150):
         user, item = str(rng.choice(users)), str(rng.choice(plain.item_ids))
         kind = str(rng.choice(["view", "buy"]))
-        assert small.update([{"user_id": user, "item_id": item, "event_type": kind, "event_id": str(n)}]) == [True]
+        assert small.update(
+            [{"user_id": user, "item_id": item, "event_type": kind, "event_id": str(n)}]
+        ) == [True]
         plain.update([{"user_id": user, "item_id": item, "event_type": kind}])
         if n % 3 == 0:
             assert small.recommend(user) == plain.recommend(user)
@@ -298,7 +332,8 @@ def test_repeated_and_late_events(bundle, store):
     """Whatever the order of arrival, the state is that of the order in time; a repeated event id counts once."""
     items = load(bundle).item_ids[:6]
     events = [
-        {"user_id": "a", "item_id": item, "timestamp": 1000.0 + n, "event_id": str(n)} for n, item in enumerate(items)
+        {"user_id": "a", "item_id": item, "timestamp": 1000.0 + n, "event_id": str(n)}
+        for n, item in enumerate(items)
     ]
     in_order = StoredRecommender(load(bundle), store)
     in_order.update([{**event, "user_id": "ordered"} for event in events])
@@ -317,7 +352,12 @@ def test_repeated_and_late_events(bundle, store):
 def test_impossible_times_are_refused(bundle, tmp_path, when):
     stored = StoredRecommender(load(bundle), SqliteStore(tmp_path / "store.db"))
     with pytest.raises(ConfigError, match="is not a time between 1970 and now"):
-        stored.update([{"user_id": "a", "item_id": "i1"}, {"user_id": "a", "item_id": "i1", "timestamp": when}])
+        stored.update(
+            [
+                {"user_id": "a", "item_id": "i1"},
+                {"user_id": "a", "item_id": "i1", "timestamp": when},
+            ]
+        )
     assert not stored.recommender.knows_user("a")
 
 
@@ -337,7 +377,9 @@ def test_events_that_the_bundle_already_holds_are_not_folded_twice(bundle, tmp_p
     write_bundle(newer, read.manifest, read.weights, read.catalogue, read.history)
     new = StoredRecommender(load(newer), store)
     assert new.recommend("u1") == before
-    assert new.recommend("newcomer") == old.recommend("newcomer")  # not in the bundle: all events count
+    assert new.recommend("newcomer") == old.recommend(
+        "newcomer"
+    )  # not in the bundle: all events count
     store.close()
 
 
@@ -370,7 +412,10 @@ def test_a_backup_restored_into_the_file_is_followed(bundle, tmp_path):
     store = SqliteStore(tmp_path / "store.db")
     stored = StoredRecommender(load(bundle), store)
     stored.update([{"user_id": "a", "item_id": "i1"}])
-    with closing(sqlite3.connect(tmp_path / "store.db")) as live, closing(sqlite3.connect(tmp_path / "copy")) as copy:
+    with (
+        closing(sqlite3.connect(tmp_path / "store.db")) as live,
+        closing(sqlite3.connect(tmp_path / "copy")) as copy,
+    ):
         live.backup(copy)
         stored.update([{"user_id": "a", "item_id": item} for item in ("i2", "i3", "i4")])
         stored.recommend("a")
@@ -428,7 +473,9 @@ def test_erasing_a_user_from_a_bundle(bundle):
     assert not after.knows_user("u1")
     assert after.recommend("u1") == stranger
     assert {user: after.recommend(user) for user in others} == others
-    assert {user: after.teacher_items(user) for user in others} == {user: before.teacher_items(user) for user in others}
+    assert {user: after.teacher_items(user) for user in others} == {
+        user: before.teacher_items(user) for user in others
+    }
     assert after.manifest.model_version == version
     assert not erase_user(bundle, "u1")
     users = [user for user in (f"u{n}" for n in range(60)) if load(bundle).knows_user(user)]
@@ -458,7 +505,9 @@ def test_the_teacher_goes_with_the_bundle(bundle, finished_run):
     scores = TorchScorer(teacher.model).scores(histories)[0]
     scores[histories.items] = -np.inf
     expected = [
-        dataset.info.item_ids[item] for item in np.argsort(-scores, kind="stable")[:20] if np.isfinite(scores[item])
+        dataset.info.item_ids[item]
+        for item in np.argsort(-scores, kind="stable")[:20]
+        if np.isfinite(scores[item])
     ]
     assert recommender.teacher_items(dataset.info.user_ids[user]) == expected
     assert recommender.teacher_items("nobody") == []

@@ -71,22 +71,53 @@ def test_every_way_to_write_a_list_erases_the_same_users(tmp_path, content):
     log = tables()["log"]
     rows = log.filter(pl.col("user_id").is_in(["u1", "u2"])).height
     assert dataset.info.cleaning_report.dropped["erased user"] == rows
-    assert any(note.startswith("2 of 2 users to be erased have rows in the log") for note in dataset.info.notes)
+    assert any(
+        note.startswith("2 of 2 users to be erased have rows in the log")
+        for note in dataset.info.notes
+    )
 
 
 @pytest.mark.parametrize(
     ("content", "error", "said"),
     [
-        (b"u1\nRen\xe9\n", DataError, r"erased.txt, line 2: byte 0xe9 is not UTF-8\n.*save the list as UTF-8"),
-        ("u1\nu2".encode("utf-16") + b"\x00", DataError, r"erased.txt, line 2: byte .* is not UTF-16"),
-        ("u1\nu2".encode("utf-16-le"), InvalidValueError, r"erased.txt, line 1: .*holds the character U\+0000"),
+        (
+            b"u1\nRen\xe9\n",
+            DataError,
+            r"erased.txt, line 2: byte 0xe9 is not UTF-8\n.*save the list as UTF-8",
+        ),
+        (
+            "u1\nu2".encode("utf-16") + b"\x00",
+            DataError,
+            r"erased.txt, line 2: byte .* is not UTF-16",
+        ),
+        (
+            "u1\nu2".encode("utf-16-le"),
+            InvalidValueError,
+            r"erased.txt, line 1: .*holds the character U\+0000",
+        ),
         (b"u1\nu2\tx\n", InvalidValueError, r"erased.txt, line 2: .*holds the character U\+0009"),
-        (b'u1\n"u2\n', InvalidValueError, r"erased.txt, line 2: .* begins with a quote that does not end"),
+        (
+            b'u1\n"u2\n',
+            InvalidValueError,
+            r"erased.txt, line 2: .* begins with a quote that does not end",
+        ),
         (b"u1\n" + b"x" * 300, InvalidValueError, r"erased.txt, line 2: .*has 300 characters"),
-        (b"u1\nU2\n", UnknownUserError, r"1 of the 2 ids in .*erased.txt match no user of the log: 'U2'\n"),
-        (b"user_id\nu1\n", UnknownUserError, r"1 of the 2 ids .*: 'user_id'\n.*erased_users_must_exist = false"),
+        (
+            b"u1\nU2\n",
+            UnknownUserError,
+            r"1 of the 2 ids in .*erased.txt match no user of the log: 'U2'\n",
+        ),
+        (
+            b"user_id\nu1\n",
+            UnknownUserError,
+            r"1 of the 2 ids .*: 'user_id'\n.*erased_users_must_exist = false",
+        ),
         (b"u1,u2\n", UnknownUserError, r"1 of the 1 ids .*: 'u1,u2'\n"),
-        (b"\n".join(b"a%d" % n for n in range(9)), UnknownUserError, r"9 of the 9 ids .*: 'a0', .*'a4' …\n"),
+        (
+            b"\n".join(b"a%d" % n for n in range(9)),
+            UnknownUserError,
+            r"9 of the 9 ids .*: 'a0', .*'a4' …\n",
+        ),
     ],
 )
 def test_a_line_that_cannot_be_meant_is_named(tmp_path, content, error, said):
@@ -97,7 +128,9 @@ def test_a_line_that_cannot_be_meant_is_named(tmp_path, content, error, said):
 def test_users_may_be_gone_from_the_log_where_it_is_said_so(tmp_path):
     dataset = prepared(tmp_path, b"u1\ngone\n", must_exist=False)
     assert "u1" not in dataset.info.user_ids
-    assert any(note.startswith("1 of 2 users to be erased have rows") for note in dataset.info.notes)
+    assert any(
+        note.startswith("1 of 2 users to be erased have rows") for note in dataset.info.notes
+    )
 
 
 def test_whole_numbers_are_one_id_in_log_and_list(tmp_path):
@@ -115,7 +148,9 @@ def test_whole_numbers_are_one_id_in_log_and_list(tmp_path):
     (tmp_path / "list.txt").write_text("2\n7\n")
     failed = command("prepare", "--config", "my.toml", "--run", "run", cwd=tmp_path)
     assert failed.returncode == 2
-    assert "error [user_unknown]" in failed.stderr and "match no user of the log: '7'" in failed.stderr
+    assert (
+        "error [user_unknown]" in failed.stderr and "match no user of the log: '7'" in failed.stderr
+    )
     assert "Traceback" not in failed.stderr
 
 
@@ -138,7 +173,9 @@ def test_users_given_from_python():
         prepare_dataset(made["log"], SCHEMA, **features, erased_users=["nobody"])
     with pytest.raises(InvalidIdError, match="erased user"):
         prepare_dataset(made["log"], SCHEMA, **features, erased_users=["a\nb"])
-    dataset = prepare_dataset(made["log"], SCHEMA, **features, erased_users=ErasedUsers(others=("nobody", "u3")))
+    dataset = prepare_dataset(
+        made["log"], SCHEMA, **features, erased_users=ErasedUsers(others=("nobody", "u3"))
+    )
     assert dataset.users == 59
 
 
@@ -153,7 +190,10 @@ def test_a_user_of_whom_a_run_knows_nothing_is_an_error(finished_run, tmp_path):
     shutil.copytree(finished_run.folder, run)
     failed = command("forget", "--run", run, "--user-id", "nobody", cwd=tmp_path)
     assert failed.returncode == 2
-    assert "error [user_unknown]" in failed.stderr and "holds nothing about the user 'nobody'" in failed.stderr
+    assert (
+        "error [user_unknown]" in failed.stderr
+        and "holds nothing about the user 'nobody'" in failed.stderr
+    )
     assert not (run / "erased-users.txt").exists()
     opened = runs.open_run(run)
     with pytest.raises(InvalidIdError):
@@ -192,6 +232,8 @@ def test_a_run_with_pseudonyms_forgets_by_id_and_by_pseudonym(tmp_path, monkeypa
 def test_seen_takes_an_id_as_every_door_does(finished_run, tmp_path):
     runs = finished_run.folder.parent
     whole = command("seen", "--user-id", " u1 ", "--runs", runs, cwd=tmp_path)
-    assert whole.returncode == 0 and load(finished_run.bundle).manifest.model_version in whole.stdout
+    assert (
+        whole.returncode == 0 and load(finished_run.bundle).manifest.model_version in whole.stdout
+    )
     broken = command("seen", "--user-id", "u1\n", "--runs", runs, cwd=tmp_path)
     assert broken.returncode == 2 and "error [id_invalid]" in broken.stderr

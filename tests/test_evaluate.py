@@ -15,7 +15,13 @@ from distilrec.measure import slices
 from distilrec.measure.metrics import ndcg
 from distilrec.measure.ranking import questions, rank
 from distilrec.measure.slices import user_slices
-from distilrec.report.baselines import ease, fitted_baselines, interaction_matrix, item_knn, popularity
+from distilrec.report.baselines import (
+    ease,
+    fitted_baselines,
+    interaction_matrix,
+    item_knn,
+    popularity,
+)
 from distilrec.report.comparison import ALONE, STUDENT, TEACHER, Candidate, Comparison, compare
 from distilrec.report.page import verdict
 from tests.small_run import SCHEMA, dataset, tables
@@ -28,7 +34,13 @@ def test_ease_is_that_of_rectools(small):
     from rectools.models import EASEModel
 
     rows = small.is_training()
-    log = pd.DataFrame({Columns.User: small.user_rows()[rows], Columns.Item: small.items[rows], Columns.Weight: 1.0})
+    log = pd.DataFrame(
+        {
+            Columns.User: small.user_rows()[rows],
+            Columns.Item: small.items[rows],
+            Columns.Weight: 1.0,
+        }
+    )
     log[Columns.Datetime] = "2024-01-01"
     theirs = EASEModel(regularization=20.0).fit(RecToolsDataset.construct(log))
     order = theirs_items = RecToolsDataset.construct(log).item_id_map.external_ids.astype(int)
@@ -61,7 +73,9 @@ def test_questions_of_both_splits():
             targets = asked.targets[asked.offsets[k] : asked.offsets[k + 1]]
             history = data.items[data.offsets[user] : data.validation_end[user]]
             assert asked.histories.of(k).tolist() == history.tolist()
-            assert set(targets) <= set(data.items[data.validation_end[user] : data.offsets[user + 1]])
+            assert set(targets) <= set(
+                data.items[data.validation_end[user] : data.offsets[user + 1]]
+            )
             assert not set(targets) & set(history)
 
 
@@ -92,8 +106,12 @@ def test_all_cold_test_part():
 
     log = made["log"].sort("timestamp").with_row_index()
     late = pl.col("index") >= int(0.88 * log.height)
-    cold = log.with_columns(item_id=pl.when(late).then(pl.format("new-{}", "index")).otherwise("item_id")).drop("index")
-    data = prepare_dataset(cold, SCHEMA, users=made["users"], items=made["items"], split=Split(kind="global-time"))
+    cold = log.with_columns(
+        item_id=pl.when(late).then(pl.format("new-{}", "index")).otherwise("item_id")
+    ).drop("index")
+    data = prepare_dataset(
+        cold, SCHEMA, users=made["users"], items=made["items"], split=Split(kind="global-time")
+    )
     with pytest.raises(NothingToEvaluateError, match="the test part has no item"):
         questions(data, "test")
 
@@ -107,7 +125,11 @@ class Oracle:
     def scores(self, histories):
         rng = np.random.default_rng(self.seed)
         out = rng.normal(size=(len(histories), self.data.catalogue_size)).astype(np.float32)
-        answers = dict(zip(self.asked.histories.users, self.asked.targets[self.asked.offsets[:-1]], strict=True))
+        answers = dict(
+            zip(
+                self.asked.histories.users, self.asked.targets[self.asked.offsets[:-1]], strict=True
+            )
+        )
         for k, user in enumerate(histories.users):
             if rng.random() < self.share:
                 out[k, answers[user]] = 99
@@ -129,7 +151,12 @@ def comparison(small):
 
 def test_the_comparison_says_what_is_so(comparison, small):
     student = comparison.row(STUDENT)
-    direct = np.mean([ndcg(rank(Oracle(small, 0.95, seed), questions(small, "test")), 10).mean() for seed in (0, 1)])
+    direct = np.mean(
+        [
+            ndcg(rank(Oracle(small, 0.95, seed), questions(small, "test")), 10).mean()
+            for seed in (0, 1)
+        ]
+    )
     assert student.quality["ndcg@10"].mean == pytest.approx(direct)
     assert student.quality["ndcg@10"].low <= direct <= student.quality["ndcg@10"].high
     retention = direct / comparison.row(TEACHER).quality["ndcg@10"].mean
@@ -139,8 +166,13 @@ def test_the_comparison_says_what_is_so(comparison, small):
     assert by_pair[STUDENT, ALONE].interval.excludes_zero
     assert by_pair[STUDENT, ALONE].p_value < 0.001
     lines = verdict(comparison)
-    assert lines[0].startswith("The student is better than the same student without distillation: +0.")
-    assert sum(comparison.slice_sizes[f"{name} items"] for name in ("head", "middle", "tail", "cold")) == small.users
+    assert lines[0].startswith(
+        "The student is better than the same student without distillation: +0."
+    )
+    assert (
+        sum(comparison.slice_sizes[f"{name} items"] for name in ("head", "middle", "tail", "cold"))
+        == small.users
+    )
     assert msgspec.json.decode(msgspec.json.encode(comparison), type=Comparison) == comparison
 
 
@@ -171,13 +203,21 @@ def test_groups_of_users_by_their_features(monkeypatch):
     assert groups["age unknown"].tolist() == [row["age"] is None for row in rows]
     ages = sorted(row["age"] for row in rows if row["age"] is not None)
     thirds = [groups[f"age, {name} third"] for name in ("lowest", "middle", "highest")]
-    assert (sum(third.astype(int) for third in thirds) == [row["age"] is not None for row in rows]).all()
-    assert max(row["age"] for row, inside in zip(rows, thirds[0], strict=True) if inside) <= ages[len(ages) // 3 + 1]
     assert (
-        min(row["age"] for row, inside in zip(rows, thirds[2], strict=True) if inside) >= ages[2 * len(ages) // 3 - 1]
+        sum(third.astype(int) for third in thirds) == [row["age"] is not None for row in rows]
+    ).all()
+    assert (
+        max(row["age"] for row, inside in zip(rows, thirds[0], strict=True) if inside)
+        <= ages[len(ages) // 3 + 1]
+    )
+    assert (
+        min(row["age"] for row, inside in zip(rows, thirds[2], strict=True) if inside)
+        >= ages[2 * len(ages) // 3 - 1]
     )
     monkeypatch.setattr(slices, "_FEWEST_USERS", 20)
     few = [
-        name for name, inside in groups.items() if inside.sum() < 20 and "history" not in name and name != "cold users"
+        name
+        for name, inside in groups.items()
+        if inside.sum() < 20 and "history" not in name and name != "cold users"
     ]
     assert few and not set(few) & set(user_slices(data, users))

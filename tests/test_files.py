@@ -71,12 +71,19 @@ def test_nothing_else_writes_files():
     writes = re.compile(
         r"write_text\(|write_bytes\(|save_file\(|\.open\(\"w|\.write_csv\((?!new)|write_parquet\((?!new)"
     )
-    found = {str(path.relative_to(SOURCE)): len(writes.findall(path.read_text())) for path in SOURCE.rglob("*.py")}
+    found = {
+        str(path.relative_to(SOURCE)): len(writes.findall(path.read_text()))
+        for path in SOURCE.rglob("*.py")
+    }
     assert {name: count for name, count in found.items() if count} == allowed
 
 
 def test_a_folder_is_held_by_one_process(tmp_path):
-    with locked(tmp_path), pytest.raises(StorageError, match="another process works in"), locked(tmp_path, wait=False):
+    with (
+        locked(tmp_path),
+        pytest.raises(StorageError, match="another process works in"),
+        locked(tmp_path, wait=False),
+    ):
         pass
     with locked(tmp_path, wait=False):
         pass
@@ -89,7 +96,9 @@ def test_two_commands_do_not_work_on_one_run(two_runs, tmp_path, capsys):
             with pytest.raises(SystemExit) as ended:
                 main([*command, "--run", str(run)])
             assert ended.value.code == 2
-            assert f"error [storage_failed]: another process works in {run}" in capsys.readouterr().err
+            assert (
+                f"error [storage_failed]: another process works in {run}" in capsys.readouterr().err
+            )
     main(["forget", "--user-id", "u1", "--run", str(run)])
     assert "history erased" in capsys.readouterr().out
 
@@ -101,16 +110,34 @@ class About(msgspec.Struct, frozen=True):
     name: str
 
 
-KIND = RecordKind("it.json", About, ("one", "two"), 3, DataError, "thing", fix="make it", again="make {folder} again")
+KIND = RecordKind(
+    "it.json",
+    About,
+    ("one", "two"),
+    3,
+    DataError,
+    "thing",
+    fix="make it",
+    again="make {folder} again",
+)
 
 
 def write(folder: Path, name: str, value: int) -> None:
-    KIND.write(folder, About(name), {part: {"x": np.full(4, value)} for part in ("one", "two")}, made_from=name)
+    KIND.write(
+        folder,
+        About(name),
+        {part: {"x": np.full(4, value)} for part in ("one", "two")},
+        made_from=name,
+    )
 
 
 def read(folder: Path) -> tuple[str, str, set[int]]:
     record = KIND.read(folder)
-    return record.about.name, record.made_from, {int(v) for part in ("one", "two") for v in record.arrays(part)["x"]}
+    return (
+        record.about.name,
+        record.made_from,
+        {int(v) for part in ("one", "two") for v in record.arrays(part)["x"]},
+    )
 
 
 def test_a_record_is_replaced_at_one_moment(tmp_path):
@@ -136,17 +163,25 @@ def test_a_damaged_record_is_refused_by_the_name_of_the_file(tmp_path):
     (one,), (other,) = tmp_path.glob("one-*"), (tmp_path / "other").glob("one-*")
     whole, record = one.read_bytes(), (tmp_path / "it.json").read_bytes()
     one.write_bytes(other.read_bytes())  # that of another record
-    with pytest.raises(DataError, match=rf"{one.name} is not the file that it.json names.*\n.*make {tmp_path} again"):
+    with pytest.raises(
+        DataError,
+        match=rf"{one.name} is not the file that it.json names.*\n.*make {tmp_path} again",
+    ):
         KIND.read(tmp_path)
     one.write_bytes(whole[:-1])
-    with pytest.raises(DataError, match=rf"{one.name} has {len(whole) - 1} bytes instead of {len(whole)}"):
+    with pytest.raises(
+        DataError, match=rf"{one.name} has {len(whole) - 1} bytes instead of {len(whole)}"
+    ):
         KIND.read(tmp_path)
     one.unlink()
     with pytest.raises(DataError, match=rf"{one.name} is missing"):
         KIND.read(tmp_path)
     for content, said in (
         (b"{}", "it.json has no format number; this distilrec reads 3"),
-        (b'{"format_version": 4}', "it.json has format 4; this distilrec reads 3\n.*upgrade distilrec"),
+        (
+            b'{"format_version": 4}',
+            "it.json has format 4; this distilrec reads 3\n.*upgrade distilrec",
+        ),
         (b"{", "it.json cannot be read"),
         (record.replace(one.name.encode(), b"../../etc/passwd"), "it.json cannot be read"),
         (record.replace(b'"name": "a"', b'"title": "a"'), "it.json cannot be read"),
@@ -166,7 +201,10 @@ def reseal(folder: Path, change) -> None:
     arrays = load_file(path)
     change(arrays)
     save_file(arrays, path)
-    digest, record = hashlib.sha256(path.read_bytes()).hexdigest(), (folder / "dataset.json").read_text()
+    digest, record = (
+        hashlib.sha256(path.read_bytes()).hexdigest(),
+        (folder / "dataset.json").read_text(),
+    )
     part = msgspec.json.decode(record)["parts"]["dataset"]
     record = record.replace(part["sha256"], digest).replace(
         f'"bytes": {part["bytes"]}', f'"bytes": {path.stat().st_size}'
@@ -195,7 +233,9 @@ def reseal(folder: Path, change) -> None:
 def test_prepared_data_whose_parts_do_not_fit_are_refused(small, tmp_path, change, said):
     small.save(tmp_path)
     reseal(tmp_path, change)
-    with pytest.raises(DataError, match=rf"dataset-\w+\.safetensors does not fit dataset\.json: .*{said}"):
+    with pytest.raises(
+        DataError, match=rf"dataset-\w+\.safetensors does not fit dataset\.json: .*{said}"
+    ):
         load_dataset(tmp_path)
 
 
@@ -207,7 +247,9 @@ def test_files_of_another_data_set_are_refused(small, tmp_path):
         (one,), (two,) = (tmp_path / "one").glob(f"{part}-*"), (tmp_path / "two").glob(f"{part}-*")
         if part == "dataset":
             shutil.copy(two, one)
-            with pytest.raises(DataError, match=rf"{one.name} has \d+ bytes instead of|is not the file"):
+            with pytest.raises(
+                DataError, match=rf"{one.name} has \d+ bytes instead of|is not the file"
+            ):
                 load_dataset(tmp_path / "one")
     shutil.copy(tmp_path / "two" / "dataset.json", tmp_path / "one" / "dataset.json")
     with pytest.raises(DataError, match=r"dataset-\w+\.safetensors is missing"):
@@ -221,7 +263,9 @@ def test_scores_of_other_data_are_refused(small, tmp_path):
     """With as many users, those of other people were taken."""
     frame = tables()["log"].select("user_id", "item_id").unique().with_columns(score=1.0)
     save_user_scores(user_scores(frame, small), tmp_path)
-    other = replace(small, info=msgspec.structs.replace(small.info, user_ids=small.info.user_ids[::-1]))
+    other = replace(
+        small, info=msgspec.structs.replace(small.info, user_ids=small.info.user_ids[::-1])
+    )
     with pytest.raises(TeacherError, match="are of another data set"):
         load_user_scores(tmp_path, other)
     (arrays,) = tmp_path.glob("scores-*")
@@ -303,7 +347,11 @@ def look(folder: Path) -> dict[str, object]:
 
     def bundle(name):
         made = read_bundle(folder / name)
-        return made.manifest.model_version, made.manifest.hashed(), tuple(unpack_texts("users", made.history))
+        return (
+            made.manifest.model_version,
+            made.manifest.hashed(),
+            tuple(unpack_texts("users", made.history)),
+        )
 
     def of_data(make):
         return seen(lambda: make(load_dataset(folder / "data")))
@@ -355,7 +403,9 @@ def test_a_stage_that_is_killed_at_any_write_is_done_again(two_runs, tmp_path, m
         monkeypatch.setattr(extract, "_BATCH", 4)
         monkeypatch.setattr(extract, "_BATCHES_PER_SHARD", 6)
     if name == "evaluate":  # what it measures is the same each time, and takes long
-        measured = msgspec.json.decode((folder / "whole" / "comparison.json").read_bytes(), type=Comparison)
+        measured = msgspec.json.decode(
+            (folder / "whole" / "comparison.json").read_bytes(), type=Comparison
+        )
         monkeypatch.setattr(stages, "compare", lambda *arguments: measured)
         for latency in ("engine_latency", "torch_latency"):
             monkeypatch.setattr(candidates, latency, lambda *arguments: None)
@@ -371,10 +421,15 @@ def test_a_stage_that_is_killed_at_any_write_is_done_again(two_runs, tmp_path, m
         with killed(at, number) as changes:
             stage(name, at, config)
         for what, found in look(at).items():
-            assert found in (before[what], after[what]) or isinstance(found, str), (changes[-1], what)
+            assert found in (before[what], after[what]) or isinstance(found, str), (
+                changes[-1],
+                what,
+            )
         if len(changes) < number:
             break
-        if name == "evaluate" or number % 2:  # half of them, for time's sake: each must be able to go on
+        if (
+            name == "evaluate" or number % 2
+        ):  # half of them, for time's sake: each must be able to go on
             stage(name, at, config)
             assert look(at) == after, changes[number - 1]
     assert number > 8
@@ -428,7 +483,10 @@ def test_a_user_is_forgotten_whole_wherever_it_is_killed(long_ids, tmp_path):
             for user in (others[0], others[-1]):  # nobody has the rows of somebody else
                 place, was = loaded.info.user_ids.index(user), others.index(user)
                 whole = load_dataset(long_ids / "data")
-                rows, before = slice(*loaded.offsets[place : place + 2]), slice(*whole.offsets[was : was + 2])
+                rows, before = (
+                    slice(*loaded.offsets[place : place + 2]),
+                    slice(*whole.offsets[was : was + 2]),
+                )
                 assert np.array_equal(loaded.items[rows], whole.items[before])
             noted = (at / "unfinished-erasure.json").is_file()
             assert noted or len(holders(at, USER)) > 1 or holders(at, USER) == ["erased-users.txt"]
@@ -483,7 +541,13 @@ def test_a_real_kill(long_ids, tmp_path):
         shutil.copytree(long_ids, run)
         command = [sys.executable, "-m", "tests.killed", str(number), str(run)]
         forget = ["forget", "--run", str(run), "--user-id", USER]
-        one = subprocess.run([*command, *forget], cwd=SOURCE.parent.parent, capture_output=True, text=True, check=False)
+        one = subprocess.run(
+            [*command, *forget],
+            cwd=SOURCE.parent.parent,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
         assert one.returncode == -signal.SIGKILL, one.stderr
         assert len(holders(run, USER)) > 1
         main(forget)
@@ -496,7 +560,10 @@ def test_a_preparation_between_data_and_configuration_is_refused(two_runs, tmp_p
     shutil.copytree(folder / "old", run)
     runs.prepare(config, run)
     shutil.copy(folder / "old" / "config.json", run / "config.json")
-    with pytest.raises(DataError, match="prepared with other choices than those in config.json\n.*distilrec prepare"):
+    with pytest.raises(
+        DataError,
+        match="prepared with other choices than those in config.json\n.*distilrec prepare",
+    ):
         runs.open_data(runs.open_run(run))
 
 
@@ -507,7 +574,9 @@ def test_a_bundle_of_another_student_is_not_evaluated(two_runs, tmp_path):
     shutil.rmtree(run / "bundle")
     shutil.copytree(folder / "old" / "bundle", run / "bundle")
     opened = runs.open_run(run)
-    with pytest.raises(DistilrecError, match="is not of the model in .*student\n.*distilrec export"):
+    with pytest.raises(
+        DistilrecError, match="is not of the model in .*student\n.*distilrec export"
+    ):
         runs.evaluate(opened, runs.open_data(opened))
 
 
@@ -520,9 +589,13 @@ def test_old_run_folders_are_refused(two_runs, tmp_path):
     for path in ("data/dataset.json", "teacher/model.json"):
         content = msgspec.json.decode((run / path).read_bytes())
         (run / path).write_bytes(msgspec.json.encode(content["about"]))
-    with pytest.raises(DataError, match=r"dataset\.json has no format number.*\n.*run `distilrec prepare` again"):
+    with pytest.raises(
+        DataError, match=r"dataset\.json has no format number.*\n.*run `distilrec prepare` again"
+    ):
         load_dataset(run / "data")
-    with pytest.raises(TrainingError, match=r"model\.json has no format number.*\n.*train the model again"):
+    with pytest.raises(
+        TrainingError, match=r"model\.json has no format number.*\n.*train the model again"
+    ):
         load_model(run / "teacher", dataset)
     runs.prepare(config, run)
     runs.train_teacher(runs.open_run(run), dataset)  # which does it

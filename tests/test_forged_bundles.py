@@ -27,7 +27,9 @@ from distilrec.files import hash_of
 def seal(folder, manifest: dict) -> None:
     """Computes all hashes anew, as somebody would who can write the folder."""
     for name in (WEIGHTS, CATALOGUE, HISTORY):
-        entry = msgspec.to_builtins(FileEntry(hash_of(folder / name), (folder / name).stat().st_size))
+        entry = msgspec.to_builtins(
+            FileEntry(hash_of(folder / name), (folder / name).stat().st_size)
+        )
         manifest["files"][name] = {**manifest["files"][name], **entry}
     with contextlib.suppress(msgspec.ValidationError):
         manifest["model_version"] = msgspec.convert(manifest, Manifest).hashed()
@@ -37,7 +39,9 @@ def seal(folder, manifest: dict) -> None:
 def forge_arrays(folder, file, change) -> None:
     arrays = decode((folder / file).read_bytes())
     change(arrays)
-    (folder / file).write_bytes(encode({name: np.ascontiguousarray(array) for name, array in arrays.items()}))
+    (folder / file).write_bytes(
+        encode({name: np.ascontiguousarray(array) for name, array in arrays.items()})
+    )
     seal(folder, json.loads((folder / "manifest.json").read_text()))
 
 
@@ -144,9 +148,13 @@ values = {
 }
 
 
-@settings(deadline=None, max_examples=120, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    deadline=None, max_examples=120, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(data=st.data())
-@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # huge weights overflow before the golden answers refuse them
+@pytest.mark.filterwarnings(
+    "ignore::RuntimeWarning"
+)  # huge weights overflow before the golden answers refuse them
 def test_no_forgery_crashes(finished_run, tmp_path_factory, data):
     folder = shutil.copytree(finished_run.bundle, tmp_path_factory.mktemp("forged") / "bundle")
     file = data.draw(st.sampled_from([WEIGHTS, CATALOGUE, HISTORY]))
@@ -156,13 +164,17 @@ def test_no_forgery_crashes(finished_run, tmp_path_factory, data):
         array = arrays[name].copy()
         what = data.draw(st.sampled_from(["value", "cut", "double", "type", "shape"]))
         if what == "value" and array.size:
-            array.reshape(-1)[data.draw(st.integers(0, array.size - 1))] = data.draw(values[array.dtype.kind])
+            array.reshape(-1)[data.draw(st.integers(0, array.size - 1))] = data.draw(
+                values[array.dtype.kind]
+            )
         elif what == "cut":
             array = array[: data.draw(st.integers(0, len(array)))]
         elif what == "double":
             array = np.concatenate([array, array])
         elif what == "type":
-            array = array.astype(data.draw(st.sampled_from([np.float32, np.int64, np.int32, np.uint8])))
+            array = array.astype(
+                data.draw(st.sampled_from([np.float32, np.int64, np.int32, np.uint8]))
+            )
         else:
             array = array.reshape(1, -1)
         arrays[name] = array

@@ -18,7 +18,10 @@ from tests.small_run import small_config, write_tables
 
 def command(*arguments):
     return subprocess.run(
-        [sys.executable, "-m", "distilrec.cli", *map(str, arguments)], capture_output=True, text=True, check=False
+        [sys.executable, "-m", "distilrec.cli", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
     )
 
 
@@ -47,10 +50,16 @@ def test_every_exported_model_has_a_record_of_its_users(run, tmp_path):
         header = content[
             8 : 8 + int.from_bytes(content[:8], "little")
         ]  # what follows are hashes, which look like anything
-        assert warm.encode() not in header and len(content) - 8 - len(header) == 8 * data.info.warm_users
+        assert (
+            warm.encode() not in header
+            and len(content) - 8 - len(header) == 8 * data.info.warm_users
+        )
     said = command("seen", "--user-id", warm, "--runs", tmp_path / "runs")
     assert all(version in said.stdout for version in versions)
-    assert "no model recorded" in command("seen", "--user-id", cold, "--runs", tmp_path / "runs").stdout
+    assert (
+        "no model recorded"
+        in command("seen", "--user-id", cold, "--runs", tmp_path / "runs").stdout
+    )
 
 
 def test_a_user_is_forgotten_in_a_whole_run(run, tmp_path):
@@ -79,7 +88,9 @@ def test_a_user_is_forgotten_in_a_whole_run(run, tmp_path):
     assert again.info.cleaning_report.dropped["erased user"] == rows
     new = load(run.bundle)
     assert not new.knows_user(user)
-    assert new.manifest.model_version not in {one.model_version for one in models_that_saw(tmp_path / "runs", user)}
+    assert new.manifest.model_version not in {
+        one.model_version for one in models_that_saw(tmp_path / "runs", user)
+    }
     assert len(models_that_saw(tmp_path / "runs", before.info.user_ids[3])) == 6
 
 
@@ -87,7 +98,11 @@ def test_some_users_are_forgotten_one_after_the_other(run):
     users = load_dataset(run.folder / "data").info.user_ids
     for user in (users[0], users[-1], users[5]):
         assert runs.forget_user(run, user)
-    assert set(load_dataset(run.folder / "data").info.user_ids) == set(users) - {users[0], users[-1], users[5]}
+    assert set(load_dataset(run.folder / "data").info.user_ids) == set(users) - {
+        users[0],
+        users[-1],
+        users[5],
+    }
     assert (run.folder / "erased-users.txt").read_text().split() == [users[0], users[-1], users[5]]
 
 

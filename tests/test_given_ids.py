@@ -19,7 +19,22 @@ from distilrec.stores.records import ItemRecord
 from distilrec.stores.sqlite import SqliteStore
 
 SEVENS = [7, 7.0, "7", "7.0", " 7 ", np.int64(7), np.float64(7), np.str_("7")]
-NO_IDS = [None, True, 7.5, float("nan"), "", "  ", "7\n", "a\x00", "\ud800", "x" * 257, b"7", [7], {"id": 7}, 2.0**60]
+NO_IDS = [
+    None,
+    True,
+    7.5,
+    float("nan"),
+    "",
+    "  ",
+    "7\n",
+    "a\x00",
+    "\ud800",
+    "x" * 257,
+    b"7",
+    [7],
+    {"id": 7},
+    2.0**60,
+]
 
 
 @pytest.fixture
@@ -74,7 +89,10 @@ def test_all_forms_of_an_id_are_one(recommender, seven):
 def test_all_forms_of_an_id_are_one_in_a_store(stored, seven):
     assert stored.recommend(seven, [seven, 8]) == stored.recommend("7", ["7", "8"])
     before = stored.recommend("7", ["8"])
-    assert stored.update([{"user_id": seven, "item_id": seven}, EventInput(seven, seven)]) == [True, True]
+    assert stored.update([{"user_id": seven, "item_id": seven}, EventInput(seven, seven)]) == [
+        True,
+        True,
+    ]
     assert stored.recommend("7", [8]) != before
     stored.set_user(seven, {"age": 30})
     stored.put_item(ItemRecord(seven, "A title"))
@@ -141,13 +159,29 @@ def test_an_item_is_ranked_once(recommender):
 
 def test_any_iterable_of_ids_will_do(recommender):
     expected = sorted(recommender.recommend("u1", ["7", "8"]))
-    for items in ((7, 8), {7, 8}, iter([7, 8]), np.array([7, 8]), {"7": 1, "8": 2}, (n for n in (7, 8))):
+    for items in (
+        (7, 8),
+        {7, 8},
+        iter([7, 8]),
+        np.array([7, 8]),
+        {"7": 1, "8": 2},
+        (n for n in (7, 8)),
+    ):
         assert sorted(recommender.recommend("u1", items)) == expected
 
 
 def test_the_command_follows_the_same_rule(recommender, bundle):
     def run(*options):
-        command = [sys.executable, "-m", "distilrec.cli", "recommend", "--bundle", bundle, "--json", *options]
+        command = [
+            sys.executable,
+            "-m",
+            "distilrec.cli",
+            "recommend",
+            "--bundle",
+            bundle,
+            "--json",
+            *options,
+        ]
         return subprocess.run(command, capture_output=True, text=True, check=False)
 
     plain = run("--user_id", "u1", "--item_ids", "i1,i2")
@@ -155,7 +189,11 @@ def test_the_command_follows_the_same_rule(recommender, bundle):
     assert plain.returncode == 0, plain.stderr
     assert spaced.stdout == plain.stdout
     assert json.loads(plain.stdout)["known_user"]
-    for options in (("--user_id", "u1\n"), ("--user_id", "x" * 257), ("--user_id", "u1", "--item_ids", "i1,a\tb")):
+    for options in (
+        ("--user_id", "u1\n"),
+        ("--user_id", "x" * 257),
+        ("--user_id", "u1", "--item_ids", "i1,a\tb"),
+    ):
         refused = run(*options)
         assert refused.returncode == 2
         assert "error [id_invalid]" in refused.stderr

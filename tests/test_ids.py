@@ -46,7 +46,9 @@ def test_the_patterns_mean_the_same_in_polars(text):
     try:
         expected = as_id(column[0])
     except InvalidIdError:
-        assert column.str.contains(REFUSED)[0] or not 1 <= len(trimmed[0]) <= 256 or whole is not None
+        assert (
+            column.str.contains(REFUSED)[0] or not 1 <= len(trimmed[0]) <= 256 or whole is not None
+        )
     else:
         assert not column.str.contains(REFUSED)[0]
         assert expected == (trimmed[0] if whole is None else str(int(whole)))

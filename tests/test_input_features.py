@@ -23,7 +23,11 @@ LOG = pl.DataFrame(
 
 def dataset(items, *features, attributes=(), **options):
     schema = Schema(
-        timestamp="timestamp", weight="rating", item_key="sku", item_features=features, item_attributes=attributes
+        timestamp="timestamp",
+        weight="rating",
+        item_key="sku",
+        item_features=features,
+        item_attributes=attributes,
     )
     return prepare_dataset(LOG, schema, items=items, **options)
 
@@ -31,7 +35,10 @@ def dataset(items, *features, attributes=(), **options):
 def tags(cells, separator=",", **column):
     items = pl.DataFrame({"sku": [f"i{n}" for n in range(len(cells))], "tags": cells}, **column)
     data = dataset(items, Feature("tags", "multi", separator))
-    return [data.attributes.of(data.info.item_ids.index(f"i{n}")).get("tags", []) for n in range(len(cells))]
+    return [
+        data.attributes.of(data.info.item_ids.index(f"i{n}")).get("tags", [])
+        for n in range(len(cells))
+    ]
 
 
 @pytest.mark.parametrize(
@@ -72,7 +79,15 @@ def test_lists_of_parquet_and_json_lines(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "cell", ["['red' 'blue']", "[red, blue]", "[{'id': 1, 'name': 'red'}]", "['red', 'blue'", "{a: 1}", "{red,blue}"]
+    "cell",
+    [
+        "['red' 'blue']",
+        "[red, blue]",
+        "[{'id': 1, 'name': 'red'}]",
+        "['red', 'blue'",
+        "{a: 1}",
+        "{red,blue}",
+    ],
 )
 @pytest.mark.parametrize("separator", [",", "|"])
 def test_what_only_looks_like_a_list_names_its_row(cell, separator):
@@ -91,7 +106,12 @@ def test_ordinary_text_with_brackets_is_text():
 
 
 @settings(deadline=None)
-@given(st.lists(st.one_of(st.text(max_size=6), st.text(st.sampled_from("ab'\"\\\n,[]é"), max_size=6)), max_size=6))
+@given(
+    st.lists(
+        st.one_of(st.text(max_size=6), st.text(st.sampled_from("ab'\"\\\n,[]é"), max_size=6)),
+        max_size=6,
+    )
+)
 def test_what_python_and_json_print_is_read_back(values):
     import json
 
@@ -112,12 +132,16 @@ def test_no_text_breaks_the_reading_of_lists(text):
     assert found is None or all(isinstance(part, str) for part in found)
 
 
-@pytest.mark.parametrize("cell", ["[0.5, -1e-3, 2]", "[ 0.5   -1e-3\n 2. ]", "0.5|-1e-3|2", "(0.5, -0.001, 2)"])
+@pytest.mark.parametrize(
+    "cell", ["[0.5, -1e-3, 2]", "[ 0.5   -1e-3\n 2. ]", "0.5|-1e-3|2", "(0.5, -0.001, 2)"]
+)
 def test_vectors_in_cells(cell):
     assert as_vector("v", cell) == [0.5, -0.001, 2.0]
     items = pl.DataFrame({"sku": ["i0"], "v": [cell]})
     data = dataset(items, Feature("v", "vector"), derived_features=False)
-    assert data.item_features.dense()[data.info.item_ids.index("i0")].tolist() == pytest.approx([0.5, -0.001, 2.0])
+    assert data.item_features.dense()[data.info.item_ids.index("i0")].tolist() == pytest.approx(
+        [0.5, -0.001, 2.0]
+    )
 
 
 def test_a_vector_that_cannot_be_read_names_its_row():
@@ -162,6 +186,8 @@ def test_numbers_with_commas_name_column_and_row(tmp_path):
     for number in ("1,5", "1.234,5", "1,234", "1 234", "5 EUR"):
         items = pl.DataFrame({"sku": ["i0", "i1"], "price": ["2", number]})
         items.write_csv(tmp_path / "items.csv")
-        with pytest.raises(ColumnTypeError, match=f"items.csv, row 2: column 'price' holds '{number}'") as caught:
+        with pytest.raises(
+            ColumnTypeError, match=f"items.csv, row 2: column 'price' holds '{number}'"
+        ) as caught:
             dataset(tmp_path / "items.csv", Feature("price", "numeric"))
         assert "thousands separators" in caught.value.fix

@@ -17,7 +17,8 @@ from distilrec.errors import ColumnTypeError, ConfigError
 SCHEMA = Schema(user_id="user", item_id="item", timestamp="ts")
 START = 1_700_000_000
 PLAIN = pd.DataFrame(
-    [(u, (u + i) % 5 + 1, START + 100 * u + i) for u in range(1, 6) for i in range(5)], columns=["user", "item", "ts"]
+    [(u, (u + i) % 5 + 1, START + 100 * u + i) for u in range(1, 6) for i in range(5)],
+    columns=["user", "item", "ts"],
 )
 EXPECTED = prepare_dataset(PLAIN, SCHEMA)
 
@@ -41,7 +42,18 @@ def test_times_of_all_units_and_zones(unit, zone):
 
 @pytest.mark.parametrize(
     "dtype",
-    ["Int64", "Int32", "UInt64", "Float64", "float64", "string", "category", "object", "int8", "int64[pyarrow]"],
+    [
+        "Int64",
+        "Int32",
+        "UInt64",
+        "Float64",
+        "float64",
+        "string",
+        "category",
+        "object",
+        "int8",
+        "int64[pyarrow]",
+    ],
 )
 def test_ids_of_all_types(dtype):
     assert_same(PLAIN.assign(item=PLAIN["item"].astype(dtype)))
@@ -51,9 +63,15 @@ def test_ids_of_all_types(dtype):
 def test_timestamps_of_arrow_and_objects():
     times = pd.to_datetime(PLAIN.ts, unit="s")
     assert_same(PLAIN.assign(ts=times.astype("timestamp[ms][pyarrow]")))
-    assert_same(PLAIN.assign(ts=times.dt.tz_localize("Europe/Berlin").dt.tz_localize(None).astype(object)))
     assert_same(
-        PLAIN.assign(ts=pd.to_datetime(PLAIN.ts, unit="s", utc=True).dt.tz_convert("Asia/Tokyo").astype(object))
+        PLAIN.assign(ts=times.dt.tz_localize("Europe/Berlin").dt.tz_localize(None).astype(object))
+    )
+    assert_same(
+        PLAIN.assign(
+            ts=pd.to_datetime(PLAIN.ts, unit="s", utc=True)
+            .dt.tz_convert("Asia/Tokyo")
+            .astype(object)
+        )
     )
 
 
@@ -64,7 +82,9 @@ def test_missing_values_are_dropped_and_counted_and_change_no_other():
     data = prepare_dataset(frame, SCHEMA)
     assert str(large) in data.info.user_ids
     assert data.info.cleaning_report.dropped["no user id"] == 1
-    mixed = PLAIN.assign(user=[None if n == 7 else large if u == 3 else float(u) for n, u in enumerate(PLAIN.user)])
+    mixed = PLAIN.assign(
+        user=[None if n == 7 else large if u == 3 else float(u) for n, u in enumerate(PLAIN.user)]
+    )
     mixed["user"] = pd.Series(
         [None if n == 7 else large if u == 3 else u for n, u in enumerate(PLAIN.user)], dtype=object
     )
@@ -80,10 +100,16 @@ def test_objects_as_ids():
     assert_same(pl.DataFrame(PLAIN.to_dict("list")).with_columns(pl.Series("user", [ids[u] for u in PLAIN.user], dtype=pl.Object)), user_ids=names)  # fmt: skip
     assert_same(PLAIN.assign(user=[ids[u].bytes for u in PLAIN.user]), user_ids=names)
     assert_same(PLAIN.assign(user=[Decimal(u) for u in PLAIN.user]))
-    assert_same(PLAIN.assign(user=pd.Series([u if u % 2 else str(u) for u in PLAIN.user], dtype=object)))
-    assert_same(PLAIN.assign(user=pd.Series([u if u % 2 else float(u) for u in PLAIN.user], dtype=object)))
+    assert_same(
+        PLAIN.assign(user=pd.Series([u if u % 2 else str(u) for u in PLAIN.user], dtype=object))
+    )
+    assert_same(
+        PLAIN.assign(user=pd.Series([u if u % 2 else float(u) for u in PLAIN.user], dtype=object))
+    )
     huge = PLAIN.assign(user=[10**19 + u for u in PLAIN.user])
-    assert prepare_dataset(huge, SCHEMA).info.user_ids == tuple(str(10**19 + int(u)) for u in EXPECTED.info.user_ids)
+    assert prepare_dataset(huge, SCHEMA).info.user_ids == tuple(
+        str(10**19 + int(u)) for u in EXPECTED.info.user_ids
+    )
     wider = PLAIN.assign(user=pd.Series([10**30 + u for u in PLAIN.user], dtype=object))
     assert str(10**30 + 1) in prepare_dataset(wider, SCHEMA).info.user_ids
 
@@ -102,7 +128,9 @@ def test_columns_that_cannot_be_told_apart_are_refused():
     with pytest.raises(ColumnTypeError, match="two columns '1'"):
         read_table(pd.DataFrame([[1, 2]], columns=[1, "1"]))
     with pytest.raises(ColumnTypeError, match="column 'item' holds Boolean values"):
-        prepare_dataset(PLAIN.assign(item=(PLAIN["item"] > 3).astype("boolean").where(PLAIN.index != 5)), SCHEMA)
+        prepare_dataset(
+            PLAIN.assign(item=(PLAIN["item"] > 3).astype("boolean").where(PLAIN.index != 5)), SCHEMA
+        )
     with pytest.raises(ColumnTypeError, match="column 'item' holds"):
         prepare_dataset(PLAIN.assign(item=[object()] * len(PLAIN)), SCHEMA)
     with pytest.raises(ColumnTypeError, match="column 'item' holds"):
@@ -127,9 +155,19 @@ def test_features_of_all_types():
             "kind": pd.Categorical(["x", "y", None, "x", "y"]),
         }
     )
-    features = (Feature("price", "numeric"), Feature("tags", "multi"), Feature("kind", "categorical"))
-    schema = Schema(user_id="user", item_id="item", timestamp="ts", item_key="sku", item_features=features)
+    features = (
+        Feature("price", "numeric"),
+        Feature("tags", "multi"),
+        Feature("kind", "categorical"),
+    )
+    schema = Schema(
+        user_id="user", item_id="item", timestamp="ts", item_key="sku", item_features=features
+    )
     data = prepare_dataset(PLAIN, schema, items=items, derived_features=False)
     assert data.attributes.of(data.info.item_ids.index("3")) == {"price": 2.5, "tags": ["a", "b"]}
-    assert data.attributes.of(data.info.item_ids.index("1")) == {"price": 1.5, "tags": ["a"], "kind": ["x"]}
+    assert data.attributes.of(data.info.item_ids.index("1")) == {
+        "price": 1.5,
+        "tags": ["a"],
+        "kind": ["x"],
+    }
     assert data.attributes.of(data.info.item_ids.index("2")) == {"kind": ["y"]}

@@ -32,7 +32,9 @@ def accented(tmp_path_factory):
     folder = tmp_path_factory.mktemp("accented")
     small_run.write_tables(folder)
     for name in ("log", "items"):
-        table = pl.read_csv(folder / f"{name}.csv").with_columns(pl.col("item_id").str.replace("i", "é"))
+        table = pl.read_csv(folder / f"{name}.csv").with_columns(
+            pl.col("item_id").str.replace("i", "é")
+        )
         if name == "items":
             table = table.rename({"price": "popularity"})
             table = table.with_columns(title=pl.format(NAME.replace("{}", "{}"), "item_id"))
@@ -40,14 +42,22 @@ def accented(tmp_path_factory):
     config = msgspec.structs.replace(small_run.small_config(folder), teacher=LinearConfig())
     features = (Feature("popularity", "numeric"), Feature("genres", "multi"))
     schema = msgspec.structs.replace(config.data.schema, item_features=features)
-    config = msgspec.structs.replace(config, data=msgspec.structs.replace(config.data, schema=schema))
+    config = msgspec.structs.replace(
+        config, data=msgspec.structs.replace(config.data, schema=schema)
+    )
     run_all(config, folder / "run")
     return folder / "run"
 
 
 def cli(*arguments, script=None, **environment):
-    command = [sys.executable, *([script] if script else ["-m", "distilrec.cli"]), *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, env={**os.environ, **ASCII, **environment}, check=False)
+    command = [
+        sys.executable,
+        *([script] if script else ["-m", "distilrec.cli"]),
+        *map(str, arguments),
+    ]
+    done = subprocess.run(
+        command, capture_output=True, env={**os.environ, **ASCII, **environment}, check=False
+    )
     assert b"Traceback" not in done.stderr, done.stderr.decode()
     assert (done.stdout + done.stderr).isascii()
     return done
@@ -82,12 +92,19 @@ def test_a_new_item_is_not_popular_by_itself(accented):
 
 
 def test_messages_and_tables_on_a_terminal_without_utf_8(accented, tmp_path):
-    assert cli("recommend", "--bundle", accented / "bundle", "--user_id", "u1", "--item_ids", "ö").returncode == 2
+    assert (
+        cli(
+            "recommend", "--bundle", accented / "bundle", "--user_id", "u1", "--item_ids", "ö"
+        ).returncode
+        == 2
+    )
     assert cli("recommend", "--bundle", tmp_path / "ö", "--user_id", "u1").returncode == 2
     assert cli("evaluate", "--run", accented).returncode == 0
     (tmp_path / "été.csv").write_text("user_id,item_id\né,é\n")
     (tmp_path / "run.toml").write_text('[data]\ninteractions = "été.csv"\n', encoding="utf-8")
-    assert cli("prepare", "--config", tmp_path / "run.toml", "--run", tmp_path / "run").returncode == 2
+    assert (
+        cli("prepare", "--config", tmp_path / "run.toml", "--run", tmp_path / "run").returncode == 2
+    )
     assert cli("--help").returncode == 0
 
 
@@ -114,13 +131,29 @@ def test_a_terminal_with_utf_8_shows_them(accented):
 @pytest.mark.parametrize("seed", [-1, 2**32, -(2**70)])
 def test_seeds_that_no_generator_takes_are_refused(seed, tmp_path, capsys):
     member = '[teacher]\nkind = "ensemble"\n[[teacher.members]]\nmodel = {{ kind = "linear" }}\nseed = {}\n'
-    for top, rest in ((f"seed = {seed}\n", ""), (f"teacher_seed = {seed}\n", ""), ("", member.format(seed))):
+    for top, rest in (
+        (f"seed = {seed}\n", ""),
+        (f"teacher_seed = {seed}\n", ""),
+        ("", member.format(seed)),
+    ):
         (tmp_path / "run.toml").write_text(f'{top}[data]\ninteractions = "log.csv"\n{rest}')
         with pytest.raises(ConfigError, match="seed"):
             read_config(tmp_path / "run.toml")
     small_run.write_tables(tmp_path)
-    (tmp_path / "run.toml").write_text('[data]\ninteractions = "log.csv"\n[data.schema]\ntimestamp = "timestamp"\n')
+    (tmp_path / "run.toml").write_text(
+        '[data]\ninteractions = "log.csv"\n[data.schema]\ntimestamp = "timestamp"\n'
+    )
     with pytest.raises(SystemExit):
-        main(["prepare", "--config", str(tmp_path / "run.toml"), "--run", str(tmp_path / "run"), "--seed", str(seed)])
+        main(
+            [
+                "prepare",
+                "--config",
+                str(tmp_path / "run.toml"),
+                "--run",
+                str(tmp_path / "run"),
+                "--seed",
+                str(seed),
+            ]
+        )
     assert "error [config_invalid]: seed is" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()

@@ -18,7 +18,13 @@ from distilrec.data.lines import TextFormat
 from distilrec.data.preparation import prepare_dataset
 from distilrec.data.readers import open_log, read_table
 from distilrec.data.schema import Schema
-from distilrec.errors import ColumnTypeError, ConfigError, DataError, FileMissingError, NotEnoughDataError
+from distilrec.errors import (
+    ColumnTypeError,
+    ConfigError,
+    DataError,
+    FileMissingError,
+    NotEnoughDataError,
+)
 from distilrec.runs.config import read_config
 
 SCHEMA = Schema(timestamp="timestamp")
@@ -26,7 +32,11 @@ START = 1_700_000_000
 
 
 def rows(users=4, items=5):
-    return [(f"u{u}", f"i{(u + i) % items}", START + 1_000 * u + i) for u in range(users) for i in range(items)]
+    return [
+        (f"u{u}", f"i{(u + i) % items}", START + 1_000 * u + i)
+        for u in range(users)
+        for i in range(items)
+    ]
 
 
 def write_log(path, extra=lambda n: "", separator=",", header="query"):
@@ -62,7 +72,13 @@ def test_doubled_quotes_separators_and_line_ends_inside_cells_are_read(tmp_path)
         writer = csv.writer(file)
         writer.writerow(["user_id", "query"])
         writer.writerows([[f"u{n}", cell] for n, cell in enumerate(cells)])
-    assert read_table(path)["query"].to_list() == ['say "hi"', "a,b", "two\nlines, of text", None, "plain"]
+    assert read_table(path)["query"].to_list() == [
+        'say "hi"',
+        "a,b",
+        "two\nlines, of text",
+        None,
+        "plain",
+    ]
 
 
 @pytest.mark.parametrize("line", [0, 3, 18, 19])
@@ -74,18 +90,26 @@ def test_a_quote_that_is_not_closed_names_its_line(tmp_path, line, cell):
 
 @pytest.mark.parametrize("between", [1, 2, 7])
 def test_two_quotes_far_apart_swallow_nothing(tmp_path, between):
-    path = write_log(tmp_path / "log.csv", lambda n: {4: '"red shoes', 4 + between: '24"'}.get(n, "x"))
+    path = write_log(
+        tmp_path / "log.csv", lambda n: {4: '"red shoes', 4 + between: '24"'}.get(n, "x")
+    )
     problem = refused(path)
     assert problem.context["row"] == 6
     assert "quote" in problem.fix
     table = read_table(path, None, TextFormat(quote=""))
     assert table.height == 20
     assert table["query"][4] == '"red shoes'
-    assert read_table(path, None, TextFormat(quote='"')).height == 20 - between  # asked for: that cell holds the lines
+    assert (
+        read_table(path, None, TextFormat(quote='"')).height == 20 - between
+    )  # asked for: that cell holds the lines
 
 
 def test_quotes_in_tab_separated_text_are_ordinary_characters(tmp_path):
-    path = write_log(tmp_path / "log.tsv", lambda n: {2: '"red', 15: 'shoes"', 9: 'a 24" screen'}.get(n, "x"), "\t")
+    path = write_log(
+        tmp_path / "log.tsv",
+        lambda n: {2: '"red', 15: 'shoes"', 9: 'a 24" screen'}.get(n, "x"),
+        "\t",
+    )
     data = prepare_dataset(path, SCHEMA)
     assert data.info.cleaning_report.rows_in == data.info.cleaning_report.rows_out == 20
     assert read_table(path)["query"][2] == '"red'
@@ -127,7 +151,10 @@ cell = st.text(st.sampled_from('ab", ;\t\n1\\'), max_size=6)
 
 
 @settings(deadline=None)
-@given(table=st.lists(st.tuples(cell, cell, cell), min_size=1, max_size=12), quoting=st.sampled_from([0, 1]))
+@given(
+    table=st.lists(st.tuples(cell, cell, cell), min_size=1, max_size=12),
+    quoting=st.sampled_from([0, 1]),
+)
 def test_what_a_csv_writer_wrote_is_read_back(table, quoting, tmp_path_factory):
     path = tmp_path_factory.mktemp("csv") / "log.csv"
     with path.open("w", newline="", encoding="utf-8") as file:
@@ -160,7 +187,9 @@ def test_no_line_disappears(text, tmp_path_factory):
         return
     lines = [line for line in text.split("\n") if line]
     inside = sum(value.count("\n") for row in table.rows() for value in row if value)
-    blank_inside = sum(value.split("\n")[1:-1].count("") for row in table.rows() for value in row if value)
+    blank_inside = sum(
+        value.split("\n")[1:-1].count("") for row in table.rows() for value in row if value
+    )
     assert table.height + inside - blank_inside == len(lines)
 
 
@@ -171,13 +200,18 @@ def test_no_line_disappears(text, tmp_path_factory):
     ("line", "says"),
     [
         ("u1,i1,1700000000,3,5", "line 3: 5 fields where the header names 4"),  # a decimal comma
-        ("0,u1,i1,1700000000,x", "line 3: 5 fields where the header names 4"),  # a column of row numbers
+        (
+            "0,u1,i1,1700000000,x",
+            "line 3: 5 fields where the header names 4",
+        ),  # a column of row numbers
     ],
 )
 @pytest.mark.parametrize("quoted", ["", '"q"'])
 def test_a_line_with_too_many_fields_is_named(tmp_path, line, says, quoted):
     path = tmp_path / "log.csv"
-    path.write_text(f"user_id,item_id,timestamp,rating\nu1,i2,1700000001,{quoted}\n{line}\nu1,i3,1700000002,4\n")
+    path.write_text(
+        f"user_id,item_id,timestamp,rating\nu1,i2,1700000001,{quoted}\n{line}\nu1,i3,1700000002,4\n"
+    )
     problem = refused(path)
     assert says in problem.message
     assert problem.context["row"] == 3
@@ -193,7 +227,8 @@ def test_short_lines_are_filled_and_reported(tmp_path, quoted):
     data = prepare_dataset(path, SCHEMA)
     assert data.info.cleaning_report.rows_out == 20
     assert any(
-        "1 lines have fewer fields than the header, the first is line 6" in n for n in data.info.cleaning_report.notes
+        "1 lines have fewer fields than the header, the first is line 6" in n
+        for n in data.info.cleaning_report.notes
     )
 
 
@@ -219,7 +254,8 @@ def test_two_columns_of_one_name_are_refused(tmp_path):
 def test_a_column_without_a_name_is_only_an_unused_column(tmp_path):
     path = tmp_path / "log.csv"
     path.write_text(
-        ",user_id,item_id,timestamp\n" + "".join(f"{n},{u},{i},{t}\n" for n, (u, i, t) in enumerate(rows()))
+        ",user_id,item_id,timestamp\n"
+        + "".join(f"{n},{u},{i},{t}\n" for n, (u, i, t) in enumerate(rows()))
     )
     assert prepare_dataset(path, SCHEMA).info.cleaning_report.rows_out == 20
 
@@ -237,7 +273,9 @@ def test_the_separator_is_found_outside_of_quotes_and_by_the_number_of_names(tmp
 WORDS = ["Crêpe", "Noël", "Crème"]
 
 
-@pytest.mark.parametrize("encoding", ["latin-1", "cp1252", "utf-16-le", "utf-16", "utf-8-sig", "mac_roman"])
+@pytest.mark.parametrize(
+    "encoding", ["latin-1", "cp1252", "utf-16-le", "utf-16", "utf-8-sig", "mac_roman"]
+)
 @pytest.mark.parametrize("name", ["log.csv", "log.tsv", "log.jsonl", "log.dat", "log.inter"])
 def test_text_in_other_encodings_is_read_where_they_are_named(tmp_path, encoding, name):
     made = {
@@ -276,7 +314,10 @@ def test_a_bad_byte_far_down_names_its_line(tmp_path):
 def test_lines_end_only_where_lines_end(tmp_path):
     """Characters that Python's `splitlines` takes for line ends are ordinary ones."""
     (tmp_path / "movies.dat").write_bytes("1::a\x85b\x1c\n2::c\u2028d\n".encode())
-    assert read_table(tmp_path / "movies.dat", ["id", "title"])["title"].to_list() == ["a\x85b\x1c", "c\u2028d"]
+    assert read_table(tmp_path / "movies.dat", ["id", "title"])["title"].to_list() == [
+        "a\x85b\x1c",
+        "c\u2028d",
+    ]
 
 
 # Compressed files, folders, patterns.
@@ -301,7 +342,10 @@ def test_compressed_text(tmp_path, suffix):
     for name, text in made.items():
         pack(tmp_path / (name + suffix), text.encode())
         columns = ["user_id", "item_id"] if name == "log.dat" else None
-        assert read_table(tmp_path / (name + suffix), columns).rows() == [("a", "Noël"), ("b", "y")], name
+        assert read_table(tmp_path / (name + suffix), columns).rows() == [
+            ("a", "Noël"),
+            ("b", "y"),
+        ], name
     (tmp_path / f"cut.csv{suffix}").write_bytes((tmp_path / f"log.csv{suffix}").read_bytes()[:-12])
     assert f"cut.csv{suffix}" in refused(tmp_path / f"cut.csv{suffix}").message
 
@@ -343,8 +387,12 @@ def test_files_that_do_not_fit_together_are_refused(tmp_path):
 
 def test_a_column_with_two_types_in_two_files_keeps_its_ids(tmp_path):
     """A day without gaps and a day with gaps, as pandas writes them."""
-    pl.DataFrame({"user_id": [1, 2], "item_id": [2**53 + 1, 7]}).write_parquet(tmp_path / "day-1.parquet")
-    pl.DataFrame({"item_id": [7.0, None], "user_id": [1, 2]}).write_parquet(tmp_path / "day-2.parquet")
+    pl.DataFrame({"user_id": [1, 2], "item_id": [2**53 + 1, 7]}).write_parquet(
+        tmp_path / "day-1.parquet"
+    )
+    pl.DataFrame({"item_id": [7.0, None], "user_id": [1, 2]}).write_parquet(
+        tmp_path / "day-2.parquet"
+    )
     table = read_table(tmp_path / "day-*.parquet")
     assert table["item_id"].to_list() == [str(2**53 + 1), "7", "7.0", None]
     pl.DataFrame({"user_id": [True], "item_id": [1]}).write_parquet(tmp_path / "day-3.parquet")
@@ -380,7 +428,9 @@ def test_json_keeps_numbers_as_they_are_written(tmp_path):
         "tags": [["a", "b"], [], None],
         "late": [None, None, "x"],
     }
-    path.write_text("".join(json.dumps({k: v[n] for k, v in values.items()}) + "\n" for n in range(3)))
+    path.write_text(
+        "".join(json.dumps({k: v[n] for k, v in values.items()}) + "\n" for n in range(3))
+    )
     table = read_table(path)
     assert table["ids"].to_list() == [2**53 + 1, 5, None]
     assert table["numbers"].to_list() == [1.0, 2.5, None]

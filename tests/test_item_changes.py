@@ -50,7 +50,10 @@ def test_a_wrong_change_over_http(bundle, tmp_path, request):
     request.addfinalizer(server.stop)
     for wrong in WRONG:
         response = server.client.put("/v1/items/i1", json={"available": False, **wrong})
-        assert (response.status_code, response.json()["error"]["code"]) == (422, "config_invalid"), response.text
+        assert (response.status_code, response.json()["error"]["code"]) == (
+            422,
+            "config_invalid",
+        ), response.text
         assert server.client.put("/v1/items/new", json=wrong).status_code == 422
     assert server.client.get("/v1/items/i1").json()["available"] is True
     assert server.client.get("/v1/items/new").status_code == 404
@@ -81,7 +84,13 @@ def old_store(bundle, tmp_path):
         for item, wrong in (
             ("i1", {"features": {"price": "1977", "genres": ["g1"]}, "available": False}),
             ("i2", {"attributes": {f"a{n}": "x" for n in range(90_000)}, "title": "Large"}),
-            ("new", {"features": {"colour": "red", "price": 2.0}, "attributes": {"price": "x", "shelf": "top"}}),
+            (
+                "new",
+                {
+                    "features": {"colour": "red", "price": 2.0},
+                    "attributes": {"price": "x", "shelf": "top"},
+                },
+            ),
         ):
             (record,) = db.execute("SELECT record FROM items WHERE item_id = ?", (item,)).fetchone()
             changed = json.dumps({**json.loads(record), **wrong}).encode()
@@ -93,31 +102,49 @@ def old_store(bundle, tmp_path):
 def test_a_store_with_wrong_values_is_opened_and_the_rest_applied(bundle, old_store, caplog):
     opened = StoredRecommender(load(bundle), open_store(f"sqlite:///{old_store}"))
     recommender = opened.recommender
-    assert recommender.item("i1").available is False and recommender.item("i1").attributes["genres"] == ["g1"]
+    assert recommender.item("i1").available is False and recommender.item("i1").attributes[
+        "genres"
+    ] == ["g1"]
     assert recommender.title("i2") == "Large" and len(recommender.attributes) < 300
     new = recommender.item("new")
     assert new.attributes == {"price": 2.0, "shelf": ["top"]}
     assert "item 'i1': left out" in caplog.text and "item 'new': left out" in caplog.text
     opened.put_item(ItemRecord("i1", features={"price": 19.0}))
     assert recommender.item("i1").available and recommender.item("i1").attributes["price"] == 19.0
-    assert [each.item_id for each in opened.recommend("nobody", where=Filter(allow=("i1",)))] == ["i1"]
+    assert [each.item_id for each in opened.recommend("nobody", where=Filter(allow=("i1",)))] == [
+        "i1"
+    ]
     opened.put_item(ItemRecord("new", removed=True, available=False))
     assert not recommender.knows_item("new")
     opened.store.close()
     again = StoredRecommender(load(bundle), open_store(f"sqlite:///{old_store}"))
-    assert again.recommender.item("i1").attributes["price"] == 19.0 and not again.recommender.knows_item("new")
+    assert again.recommender.item("i1").attributes[
+        "price"
+    ] == 19.0 and not again.recommender.knows_item("new")
     again.store.close()
 
 
 def test_the_service_and_the_doctor_say_what_is_left_out(bundle, old_store, request):
     command = [sys.executable, "-m", "distilrec.cli", "doctor", "--bundle", bundle, "--port", "0"]
-    run = subprocess.run([*command, "--store", f"sqlite:///{old_store}"], capture_output=True, text=True, check=False)
+    run = subprocess.run(
+        [*command, "--store", f"sqlite:///{old_store}"], capture_output=True, text=True, check=False
+    )
     assert run.returncode == 0, run.stdout
-    assert "warning  items:" in run.stdout and "'price' is numeric, but the value is text" in run.stdout
+    assert (
+        "warning  items:" in run.stdout
+        and "'price' is numeric, but the value is text" in run.stdout
+    )
     server = Server(bundle, f"sqlite:///{old_store}")
     request.addfinalizer(server.stop)
-    left_out = [json.loads(line) for line in server.log.read_text().splitlines() if "left out" in line]
+    left_out = [
+        json.loads(line) for line in server.log.read_text().splitlines() if "left out" in line
+    ]
     assert {line["item_id"] for line in left_out} == {"i1", "i2", "new"}
     assert server.client.get("/v1/items/i1").json()["available"] is False
-    assert server.client.put("/v1/items/i1", json={"features": {"price": 19}}).json()["attributes"]["price"] == 19.0
+    assert (
+        server.client.put("/v1/items/i1", json={"features": {"price": 19}}).json()["attributes"][
+            "price"
+        ]
+        == 19.0
+    )
     assert server.items("nobody", filter={"allow": ["i1"]}) == ["i1"]

@@ -50,7 +50,9 @@ def folder(tmp_path_factory) -> Path:
     )
     users = made["users"].with_columns(likes=pl.lit("t1,t2"))
     dataset = prepare_dataset(made["log"], SCHEMA, users=users, items=items, name="small")
-    trained = train_model(RecurrentConfig(dim=8, max_history=16), dataset, TrainingConfig(epochs=2), seed=0)
+    trained = train_model(
+        RecurrentConfig(dim=8, max_history=16), dataset, TrainingConfig(epochs=2), seed=0
+    )
     export_bundle(trained, dataset, path := tmp_path_factory.mktemp("values") / "bundle")
     return path
 
@@ -62,7 +64,11 @@ def passing(recommender, **conditions):
 
 @pytest.mark.parametrize(
     ("name", "as_text", "as_list"),
-    [("genres", "g0|g2", ["g0", "g2"]), ("tags", "t1, both,", ["t1", "both"]), ("shops", "s1;s3", ["s1", "s3"])],
+    [
+        ("genres", "g0|g2", ["g0", "g2"]),
+        ("tags", "t1, both,", ["t1", "both"]),
+        ("shops", "s1;s3", ["s1", "s3"]),
+    ],
 )
 def test_a_text_of_several_values_is_split_as_in_training(folder, name, as_text, as_list):
     """For the model (where it knows the column) and for the filter; as a feature and as an attribute."""
@@ -73,12 +79,20 @@ def test_a_text_of_several_values_is_split_as_in_training(folder, name, as_text,
     recommender.put_item(ItemRecord("said later", attributes={name: as_text}))
     (text, listed) = recommender.recommend("u1", ["text", "list"])
     assert text.score == listed.score
-    assert recommender.item("text").attributes == recommender.item("list").attributes == {name: sorted(as_list)}
+    assert (
+        recommender.item("text").attributes
+        == recommender.item("list").attributes
+        == {name: sorted(as_list)}
+    )
     for part in as_list:
-        assert {"text", "list", "said later"} <= passing(recommender, **{name: Condition(any_of=(part,))})
+        assert {"text", "list", "said later"} <= passing(
+            recommender, **{name: Condition(any_of=(part,))}
+        )
     assert "text" not in passing(recommender, **{name: Condition(any_of=(as_text,))})
     if what == "features":
-        recommender.put_item(ItemRecord("other", features={name: as_text.replace("1", "2").replace("g0", "g1")}))
+        recommender.put_item(
+            ItemRecord("other", features={name: as_text.replace("1", "2").replace("g0", "g1")})
+        )
         other = recommender.recommend("u1", ["other"])[0]
         assert other.score != text.score  # the parts matter to the model
 
@@ -86,7 +100,9 @@ def test_a_text_of_several_values_is_split_as_in_training(folder, name, as_text,
 def test_what_training_read_is_what_a_cold_item_says(folder):
     """An item of the table and one that is added with the same cells have the same score and the same attributes."""
     recommender = load(folder)
-    row = next(each for each in tables()["items"].to_dicts() if each["item_id"] == "i41")  # in no interaction
+    row = next(
+        each for each in tables()["items"].to_dicts() if each["item_id"] == "i41"
+    )  # in no interaction
     cells = {
         "genres": row["genres"], "price": row["price"], "tags": "t2,t1, both", "shelf": 1.0, "used": False,
         "place": "41.5,2",
@@ -95,11 +111,23 @@ def test_what_training_read_is_what_a_cold_item_says(folder):
     recommender.put_item(ItemRecord("same", attributes={"shops": "s1;s6"}))
     one, two = recommender.recommend("u1", ["i41", "same"])
     assert one.score == pytest.approx(two.score, abs=1e-6)
-    assert recommender.item("same").attributes | {"popularity": 0.0} == recommender.item("i41").attributes
+    assert (
+        recommender.item("same").attributes | {"popularity": 0.0}
+        == recommender.item("i41").attributes
+    )
 
 
 @pytest.mark.parametrize(
-    ("given", "text"), [(True, "true"), (False, "false"), (3.0, "3"), (3, "3"), ("3", "3"), (2.5, "2.5"), (" x ", "x")]
+    ("given", "text"),
+    [
+        (True, "true"),
+        (False, "false"),
+        (3.0, "3"),
+        (3, "3"),
+        ("3", "3"),
+        (2.5, "2.5"),
+        (" x ", "x"),
+    ],
 )
 def test_numbers_and_flags_are_one_category_everywhere(folder, given, text):
     recommender = load(folder)
@@ -148,7 +176,9 @@ def test_the_separator_goes_with_the_bundle(folder):
     assert {e.name: e.separator for e in manifest.item_encoder.encodings if hasattr(e, "separator")} == {
         "genres": "|", "tags": ",", "place": ",",
     }  # fmt: skip
-    assert b'"separator":"|"' not in (folder / "manifest.json").read_bytes()  # as bundles always were
+    assert (
+        b'"separator":"|"' not in (folder / "manifest.json").read_bytes()
+    )  # as bundles always were
     recommender = load(folder)
     recommender.set_user("text", {"likes": "t1,t2"})
     recommender.set_user("list", {"likes": ["t1", "t2"]})
@@ -165,7 +195,11 @@ def test_over_http(folder, tmp_path):
     ):
         response = server.client.put(f"/v1/items/{name}", json=body)
         assert response.status_code == 200, response.text
-        assert response.json()["attributes"] == {"genres": ["g0", "g2"], "tags": ["both", "t1"], "used": ["true"]}
+        assert response.json()["attributes"] == {
+            "genres": ["g0", "g2"],
+            "tags": ["both", "t1"],
+            "used": ["true"],
+        }
     text, listed = server.post("/v1/rank", user_id="u1", item_ids=["text", "list"])["items"]
     assert text["score"] == listed["score"]
     for part in ("both", "t1"):

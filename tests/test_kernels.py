@@ -22,7 +22,9 @@ def test_top_k_is_a_stable_sort_without_the_seen_and_the_masked(seed, items, k):
     expected[seen] = -np.inf
     if len(mask):
         expected[mask == 0] = -np.inf
-    order = [item for item in np.argsort(-expected, kind="stable") if np.isfinite(expected[item])][:k]
+    order = [item for item in np.argsort(-expected, kind="stable") if np.isfinite(expected[item])][
+        :k
+    ]
     found_items, found_scores = np.full(k, -7, np.int32), np.zeros(k, np.float32)
     found = kernels.top_k(values, seen, mask, k, found_items, found_scores)
     assert found_items[:found].tolist() == order
@@ -38,7 +40,10 @@ def test_folding_in_two_parts_is_folding_at_once(seed, cut, dim):
     gain = rng.normal(size=(3, dim)).astype(np.float32)
     decay = rng.uniform(0.1, 0.99, (2, dim)).astype(np.float32)
     scale = np.sqrt(1 - decay**2)
-    items, events = rng.integers(30, size=20).astype(np.int32), rng.integers(3, size=20).astype(np.int32)
+    items, events = (
+        rng.integers(30, size=20).astype(np.int32),
+        rng.integers(3, size=20).astype(np.int32),
+    )
     whole, parts = np.zeros((3, dim), np.float32), np.zeros((3, dim), np.float32)
     kernels.fold_recurrent(whole, items, events, vectors, gain, decay, scale)
     for some in (slice(0, cut), slice(cut, 20)):
@@ -55,16 +60,25 @@ def test_folding_in_two_parts_is_folding_at_once(seed, cut, dim):
 
 
 @settings(deadline=None, max_examples=20)
-@given(seed=st.integers(0, 1_000), dim=st.sampled_from([8, 32]), items=st.sampled_from([1, 50, 2_048, 5_000]))
+@given(
+    seed=st.integers(0, 1_000),
+    dim=st.sampled_from([8, 32]),
+    items=st.sampled_from([1, 50, 2_048, 5_000]),
+)
 def test_scores(seed, dim, items):
     rng = np.random.default_rng(seed)
     query, readout = rng.normal(size=(2, dim)).astype(np.float32)
-    vectors, biases = rng.normal(size=(items, dim)).astype(np.float32), rng.normal(size=items).astype(np.float32)
+    vectors, biases = (
+        rng.normal(size=(items, dim)).astype(np.float32),
+        rng.normal(size=items).astype(np.float32),
+    )
     out = np.empty(items, np.float32)
     kernels.scores_dot(query, np.ascontiguousarray(vectors.T), biases, out)
     np.testing.assert_allclose(out, vectors @ query + biases, rtol=1e-4, atol=1e-4)
     kernels.scores_relu(query, readout, vectors, biases, out)
-    np.testing.assert_allclose(out, np.maximum(query + vectors, 0) @ readout + biases, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(
+        out, np.maximum(query + vectors, 0) @ readout + biases, rtol=1e-4, atol=1e-4
+    )
 
 
 class Case:
@@ -95,7 +109,12 @@ class Case:
         known = np.concatenate([state[:-1].ravel(), latest])
         inner = known / np.sqrt((known**2).mean() + epsilon)
         hidden = widen @ inner + widen_bias
-        raw = latest + narrow_bias + mix @ known[: -self.dim] + narrow.T @ (hidden / (1 + np.exp(-hidden)))
+        raw = (
+            latest
+            + narrow_bias
+            + mix @ known[: -self.dim]
+            + narrow.T @ (hidden / (1 + np.exp(-hidden)))
+        )
         return raw / np.sqrt((raw**2).mean() + epsilon) * outer
 
     def best(self, scores, k, seen, mask):
@@ -105,7 +124,9 @@ class Case:
 
 
 @settings(deadline=None, max_examples=25)
-@given(seed=st.integers(0, 10_000), dim=st.sampled_from([1, 3, 8]), scales=st.sampled_from([1, 2, 3]))
+@given(
+    seed=st.integers(0, 10_000), dim=st.sampled_from([1, 3, 8]), scales=st.sampled_from([1, 2, 3])
+)
 def test_the_query_is_that_of_the_equations(seed, dim, scales):
     case = Case(seed, dim, scales)
     query = np.full(dim, 7, np.float32)
@@ -119,7 +140,9 @@ def test_the_query_is_that_of_the_equations(seed, dim, scales):
     states = np.stack([case.state, 2 * case.state, np.zeros_like(case.state)])
     queries = np.full((3, dim), 7, np.float32)
     kernels.queries_recurrent(states, case.user, *case.weights, queries)
-    np.testing.assert_allclose(queries, [case.query(state) for state in states], rtol=2e-3, atol=2e-4)
+    np.testing.assert_allclose(
+        queries, [case.query(state) for state in states], rtol=2e-3, atol=2e-4
+    )
 
 
 @settings(deadline=None, max_examples=25)
@@ -129,12 +152,16 @@ def test_the_state_without_an_event_is_a_fold_without_it(seed, events, scales):
     items = case.rng.integers(40, size=events).astype(np.int32)
     kinds = case.rng.integers(3, size=events).astype(np.int32)
     out = np.full((events, scales + 1, case.dim), 7, np.float32)
-    kernels.without_each_recurrent(items, kinds, case.vectors, case.gain, case.decay, case.scale, out)
+    kernels.without_each_recurrent(
+        items, kinds, case.vectors, case.gain, case.decay, case.scale, out
+    )
     for j in range(events):
         expected = np.zeros((scales + 1, case.dim))
         for n in range(events):
             if n != j:
-                expected[:-1] = case.decay * expected[:-1] + case.scale * (case.gain[kinds[n]] * case.vectors[items[n]])
+                expected[:-1] = case.decay * expected[:-1] + case.scale * (
+                    case.gain[kinds[n]] * case.vectors[items[n]]
+                )
                 expected[-1] = case.vectors[items[n]]
             # The event is left out of the log, not replaced by nothing: what came before it decays one step less.
         np.testing.assert_allclose(out[j], expected, rtol=1e-3, atol=1e-4)
@@ -147,7 +174,9 @@ def test_the_mean_is_a_sum_and_a_number(seed, events):
     items = case.rng.integers(40, size=events).astype(np.int32)
     state = np.arange(case.dim + 1, dtype=np.float32)
     kernels.fold_mean(state, items, case.vectors)
-    np.testing.assert_allclose(state[:-1], np.arange(case.dim) + case.vectors[items].sum(0), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(
+        state[:-1], np.arange(case.dim) + case.vectors[items].sum(0), rtol=1e-4, atol=1e-4
+    )
     assert state[-1] == case.dim + events
 
 
@@ -180,7 +209,9 @@ def test_every_search_finds_the_best(seed, masked, k):
 
     items, values = room()
     buffer = np.full(40, np.nan, np.float32)
-    found = kernels.best_by_rows(query, case.vectors, case.biases, case.seen, mask, buffer, items, values)
+    found = kernels.best_by_rows(
+        query, case.vectors, case.biases, case.seen, mask, buffer, items, values
+    )
     check(found, items, values, expected)
 
     candidates = case.rng.integers(40, size=25).astype(np.int32)  # some twice
@@ -205,7 +236,10 @@ def test_equal_scores_keep_the_order_given_when_rescored():
     vectors, biases = np.zeros((6, 2), np.float32), np.array([1, 1, 2, 1, 1, 1], np.float32)
     items, values = np.zeros(4, np.int32), np.zeros(4, np.float32)
     assert (
-        kernels.rescore(np.ones(2, np.float32), vectors, biases, np.array([5, 2, 0, 3], np.int32), items, values) == 4
+        kernels.rescore(
+            np.ones(2, np.float32), vectors, biases, np.array([5, 2, 0, 3], np.int32), items, values
+        )
+        == 4
     )
     assert items.tolist() == [2, 5, 0, 3]
 
@@ -243,7 +277,11 @@ def test_scores_in_8_bits_are_exact(seed, items):
 
 
 @settings(deadline=None, max_examples=40)
-@given(seed=st.integers(0, 10_000), diversity=st.sampled_from([0.0, 0.3, 0.7, 1.0]), k=st.integers(1, 8))
+@given(
+    seed=st.integers(0, 10_000),
+    diversity=st.sampled_from([0.0, 0.3, 0.7, 1.0]),
+    k=st.integers(1, 8),
+)
 def test_diversified_lists_against_plain_python(seed, diversity, k):
     rng = np.random.default_rng(seed)
     vectors = rng.normal(size=(8, 3)).astype(np.float32)

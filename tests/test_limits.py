@@ -19,7 +19,9 @@ import pytest
 from distilrec import load
 from tests.servers import Server
 
-REQUEST = b"POST /v1/recommend HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n%s\r\n"
+REQUEST = (
+    b"POST /v1/recommend HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n%s\r\n"
+)
 BODY = b'{"user_id": "u1"}'
 
 
@@ -139,7 +141,9 @@ def test_an_endless_head_costs_nothing(server, connect, endless):
     assert server.client.get("/healthz").status_code == 200
 
 
-@pytest.mark.parametrize("unit", [b"1;%s\r\na\r\n" % (b"e" * 60_000), b"0\r\n" + b"t: %s\r\n" % (b"a" * 60_000)])
+@pytest.mark.parametrize(
+    "unit", [b"1;%s\r\na\r\n" % (b"e" * 60_000), b"0\r\n" + b"t: %s\r\n" % (b"a" * 60_000)]
+)
 def test_what_surrounds_a_body_in_chunks_is_limited_too(server, connect, unit):
     before = memory(server)
     peer = connect()
@@ -154,7 +158,9 @@ def test_what_surrounds_a_body_in_chunks_is_limited_too(server, connect, unit):
 def test_a_body_in_small_chunks_is_read(connect):
     peer = connect()
     peer.send(
-        REQUEST % b"transfer-encoding: chunked\r\n" + b"".join(b"1\r\n%c\r\n" % byte for byte in BODY) + b"0\r\n\r\n"
+        REQUEST % b"transfer-encoding: chunked\r\n"
+        + b"".join(b"1\r\n%c\r\n" % byte for byte in BODY)
+        + b"0\r\n\r\n"
     )
     assert peer.answer()[0] == 200
 
@@ -260,9 +266,9 @@ def test_what_would_take_too_long_is_refused(server, path, body, words):
 def test_what_is_allowed_is_answered(server):
     answer = server.post("/v1/recommend", user_id="u1", k=200, explain=True, diversity=0.3)
     assert answer["items"]
-    results = server.post("/v1/recommend/batch", requests=[{"user_id": f"u{n}", "k": 40} for n in range(1_000)])[
-        "results"
-    ]
+    results = server.post(
+        "/v1/recommend/batch", requests=[{"user_id": f"u{n}", "k": 40} for n in range(1_000)]
+    )["results"]
     assert [each["user_id"] for each in results] == [f"u{n}" for n in range(1_000)]
     tensor = {"name": "user_id", "shape": [51], "datatype": "BYTES", "data": ["u1"] * 51}
     k = {"name": "k", "shape": [1], "datatype": "INT64", "data": [1_000]}
@@ -316,7 +322,8 @@ def test_health_is_answered_while_a_long_log_is_folded_again(bundle, tmp_path, r
     request.addfinalizer(server.stop)
     for start in range(0, 60_000, 1_000):
         events = [
-            {"user_id": "long", "item_id": f"i{n % 40}", "timestamp": 1e9 + n} for n in range(start, start + 1_000)
+            {"user_id": "long", "item_id": f"i{n % 40}", "timestamp": 1e9 + n}
+            for n in range(start, start + 1_000)
         ]
         server.post("/v1/events", events=events)
     server.items("long")
@@ -324,15 +331,21 @@ def test_health_is_answered_while_a_long_log_is_folded_again(bundle, tmp_path, r
     with Watch(server) as watch:
         for n in range(3):
             server.post("/v1/events", events=[{**late, "event_id": f"late-{n}"}])
-            ranked = server.post("/v1/rank", user_id="long", item_ids=[f"i{n}" for n in range(40)])["items"]
+            ranked = server.post("/v1/rank", user_id="long", item_ids=[f"i{n}" for n in range(40)])[
+                "items"
+            ]
             server.client.get("/v1/users/long")
     assert watch.slowest < PROMPT and watch.answers > 10
     library = load(bundle)
-    library.update([{"user_id": "long", "item_id": "i0"}, *[{"user_id": "long", "item_id": "i1"}] * 3])
+    library.update(
+        [{"user_id": "long", "item_id": "i0"}, *[{"user_id": "long", "item_id": "i1"}] * 3]
+    )
     library.update([{"user_id": "long", "item_id": f"i{n % 40}"} for n in range(1, 60_000)])
     expected = library.recommend("long", [f"i{n}" for n in range(40)])
     assert [item["item_id"] for item in ranked] == [each.item_id for each in expected]
-    assert [item["score"] for item in ranked] == pytest.approx([each.score for each in expected], abs=1e-3)
+    assert [item["score"] for item in ranked] == pytest.approx(
+        [each.score for each in expected], abs=1e-3
+    )
     assert server.client.get("/v1/users/long").json()["event_count"] == 60_003
 
 
@@ -348,7 +361,9 @@ def test_health_is_answered_during_costly_requests(server):
     assert watch.slowest < PROMPT
 
 
-def test_health_is_answered_while_another_program_keeps_an_erasure_waiting(bundle, tmp_path, request):
+def test_health_is_answered_while_another_program_keeps_an_erasure_waiting(
+    bundle, tmp_path, request
+):
     path = tmp_path / "store.db"
     server = Server(bundle, f"sqlite:///{path}")
     request.addfinalizer(server.stop)

@@ -45,20 +45,24 @@ def test_ground_truth_and_hard_loss():
     expected = -(np.log(softmax(STUDENT))[[0, 1], [2, 0]]).mean()
     assert float(truth(tensor(STUDENT), torch.tensor([2, 0]))) == pytest.approx(expected, abs=1e-12)
     expected = -(np.log(softmax(STUDENT))[[0, 1], TEACHER.argmax(1)]).mean()
-    assert float(hard_loss(torch.log_softmax(tensor(STUDENT), -1), torch.tensor([0, 3]))) == pytest.approx(
-        expected, abs=1e-12
-    )
+    assert float(
+        hard_loss(torch.log_softmax(tensor(STUDENT), -1), torch.tensor([0, 3]))
+    ) == pytest.approx(expected, abs=1e-12)
 
 
 def test_an_item_that_nobody_had_is_no_wrong_answer():
     expected = -(np.log(softmax(STUDENT[:, :3]))[[0, 1], [2, 0]]).mean()
-    assert float(truth(tensor(STUDENT), torch.tensor([2, 0]), 3)) == pytest.approx(expected, abs=1e-12)
+    assert float(truth(tensor(STUDENT), torch.tensor([2, 0]), 3)) == pytest.approx(
+        expected, abs=1e-12
+    )
 
 
 @pytest.mark.parametrize("t", [0.5, 1.0, 2.0, 5.0])
 def test_soft_loss(t):
     expected = -(t**2) * (softmax(TEACHER / t) * np.log(softmax(STUDENT / t))).sum(1).mean()
-    assert float(soft_loss(tensor(STUDENT), tensor(TEACHER), t)) == pytest.approx(expected, abs=1e-12)
+    assert float(soft_loss(tensor(STUDENT), tensor(TEACHER), t)) == pytest.approx(
+        expected, abs=1e-12
+    )
 
 
 def test_soft_loss_golden_value():
@@ -66,9 +70,9 @@ def test_soft_loss_golden_value():
     value = soft_loss(torch.zeros(1, 2), torch.tensor([[np.log(3.0), 0.0]]), 1.0)
     assert float(value) == pytest.approx(np.log(2), abs=1e-6)
     # At T = 2 the labels are (sqrt 3, 1) / (sqrt 3 + 1), the student stays even: T^2 ln 2.
-    assert float(soft_loss(torch.zeros(1, 2), torch.tensor([[np.log(3.0), 0.0]]), 2.0)) == pytest.approx(
-        4 * np.log(2), abs=1e-6
-    )
+    assert float(
+        soft_loss(torch.zeros(1, 2), torch.tensor([[np.log(3.0), 0.0]]), 2.0)
+    ) == pytest.approx(4 * np.log(2), abs=1e-6)
 
 
 def test_soft_loss_is_smallest_at_the_teacher():
@@ -106,7 +110,11 @@ def test_stored_labels_estimate_the_full_loss_without_bias():
     student, teacher = rng.normal(size=(1, 200)), rng.normal(size=(1, 200))
     full = float(soft_loss(tensor(student), tensor(teacher), 2.0))
     estimates = [
-        float(stored_loss(tensor(student), stored(teacher, 20, rng.integers(200, size=100).tolist()), 2.0))
+        float(
+            stored_loss(
+                tensor(student), stored(teacher, 20, rng.integers(200, size=100).tolist()), 2.0
+            )
+        )
         for _ in range(200)
     ]
     assert np.mean(estimates) == pytest.approx(full, rel=0.01)
@@ -124,7 +132,9 @@ def test_the_rest_at_other_temperatures_by_hand(catalogue):
     total = np.exp(z[:2] / t).sum() + mass
     log_student = np.log(softmax(student / t))
     expected = -(np.exp(z[:2] / t) / total * log_student[:2]).sum()
-    expected -= (np.exp(z[outside] / t) / np.exp(z[outside] / t).sum() * mass / total * log_student[outside]).sum()
+    expected -= (
+        np.exp(z[outside] / t) / np.exp(z[outside] / t).sum() * mass / total * log_student[outside]
+    ).sum()
     labels = stored(z[None], 2, drawn)
     value = soft_losses_stored(tensor(log_student[None]), labels, t, catalogue)
     assert float(value) == pytest.approx(t**2 * expected, rel=1e-9)
@@ -141,7 +151,9 @@ def test_the_rest_at_other_temperatures_by_hand(catalogue):
 def test_rest_is_exact_at_temperature_1():
     teacher = np.array([[3.0, 2.0, 1.0, 0.0, -1.0, -1.0]])
     student = np.zeros((1, 6))
-    labels = stored(teacher, 2, [4, 5])  # the sample misses items 2 and 3, but their mass is in the log-sum
+    labels = stored(
+        teacher, 2, [4, 5]
+    )  # the sample misses items 2 and 3, but their mass is in the log-sum
     # Student is even, so the loss is (total mass = 1) * ln 6 whatever the split of the mass.
     assert float(stored_loss(tensor(student), labels, 1.0)) == pytest.approx(np.log(6), abs=1e-9)
 
@@ -195,7 +207,9 @@ def test_ranking_distillation_golden_value():
     # Teacher's best three of user 0: items 0, 1, 2; of user 1: items 3, 2, 0.
     w = np.exp(-np.arange(3) / 10.0)
     w /= w.sum()
-    expected = np.mean([-(w * logs(STUDENT[0, [0, 1, 2]])).sum(), -(w * logs(STUDENT[1, [3, 2, 0]])).sum()])
+    expected = np.mean(
+        [-(w * logs(STUDENT[0, [0, 1, 2]])).sum(), -(w * logs(STUDENT[1, [3, 2, 0]])).sum()]
+    )
     value = ranking_distillation_loss(tensor(STUDENT), stored(TEACHER, 3, [0]))
     assert float(value) == pytest.approx(expected, abs=1e-12)
 
@@ -209,7 +223,9 @@ def order_by_hand(scores, ranked, below):
 
 
 def test_plackett_luce_golden_value():
-    expected = np.mean([order_by_hand(STUDENT[0], [0, 1, 2], []), order_by_hand(STUDENT[1], [3, 2, 0], [])])
+    expected = np.mean(
+        [order_by_hand(STUDENT[0], [0, 1, 2], []), order_by_hand(STUDENT[1], [3, 2, 0], [])]
+    )
     value = plackett_luce_loss(tensor(STUDENT), stored(TEACHER, 3, [0]))
     assert float(value) == pytest.approx(expected, abs=1e-12)
 
@@ -217,7 +233,9 @@ def test_plackett_luce_golden_value():
 def test_relaxed_ranking_golden_value():
     # Of the drawn items those outside the teacher's best two stand below: user 0 (best 0, 1): 2 and 3; user 1 (best 3, 2):
     # 0 and 1. Drawn twice counts twice.
-    expected = np.mean([order_by_hand(STUDENT[0], [0, 1], [2, 3, 3]), order_by_hand(STUDENT[1], [3, 2], [0, 1])])
+    expected = np.mean(
+        [order_by_hand(STUDENT[0], [0, 1], [2, 3, 3]), order_by_hand(STUDENT[1], [3, 2], [0, 1])]
+    )
     value = relaxed_ranking_loss(tensor(STUDENT), stored(TEACHER, 2, [0, 1, 2, 3, 3]))
     assert float(value) == pytest.approx(expected, abs=1e-12)
     # The second best is masked: the first stands before the drawn ones, and the mean is over one item.
@@ -260,7 +278,9 @@ def test_unbiased_golden_value():
     masked[:, 3] = -1e9
     everybody = torch.zeros(4, dtype=torch.long)
     with_it = unbiased_loss(masked[:1], stored(TEACHER[:1], 2, [2, 3]), everybody)
-    assert float(with_it) == float(unbiased_loss(masked[:1], stored(TEACHER[:1], 2, [2]), everybody))
+    assert float(with_it) == float(
+        unbiased_loss(masked[:1], stored(TEACHER[:1], 2, [2]), everybody)
+    )
 
 
 def test_groups_of_items_share_the_interactions():
@@ -270,11 +290,19 @@ def test_groups_of_items_share_the_interactions():
 
 def test_the_least_believed_positions_are_left_out():
     """A quarter of four positions: the one whose true next item the teacher expected least, by -log softmax(z)[y]."""
-    z = np.array([[3.0, 1.0, 0.0, -1.0], [0.0, 2.0, 1.0, -2.0], [4.0, 3.0, 2.0, 1.0], [1.0, 0.0, 0.5, 2.0]])
+    z = np.array(
+        [[3.0, 1.0, 0.0, -1.0], [0.0, 2.0, 1.0, -2.0], [4.0, 3.0, 2.0, 1.0], [1.0, 0.0, 0.5, 2.0]]
+    )
     targets = np.array([1, 2, 2, 3])
     surprise = -np.log(softmax(z)[np.arange(4), targets])
     assert surprise.argsort().tolist() == [3, 1, 0, 2]
-    for left_out, kept in ((0.25, {0, 1, 3}), (0.5, {1, 3}), (0.75, {3}), (0.9, {3}), (0.1, {0, 1, 2, 3})):
+    for left_out, kept in (
+        (0.25, {0, 1, 3}),
+        (0.5, {1, 3}),
+        (0.75, {3}),
+        (0.9, {3}),
+        (0.1, {0, 1, 2, 3}),
+    ):
         found = believed(stored(z, 3, [0]), torch.from_numpy(targets), left_out)
         assert set(torch.nonzero(found).ravel().tolist()) == kept
     # Outside the K best an item is as surprising as one that is a logit below the last of them: 1.0 - 1 against 0.6.
@@ -307,9 +335,13 @@ def test_hint_golden_value():
 
 def test_the_curriculum_goes_from_the_easiest_teacher_to_all():
     losses = tensor([[1.0, 3.0], [4.0, 2.0]])
-    assert float(curriculum_loss(losses, 0.0)) == pytest.approx(1.5, abs=1e-6)  # the smaller one of each row
+    assert float(curriculum_loss(losses, 0.0)) == pytest.approx(
+        1.5, abs=1e-6
+    )  # the smaller one of each row
     assert float(curriculum_loss(losses, 1.0)) == pytest.approx(2.5)
-    assert float(curriculum_loss(tensor([[1.0, 3.0], [4.0, 2.0], [0.0, 1.0]]), 1.0)) == pytest.approx(5.5 / 3)
+    assert float(
+        curriculum_loss(tensor([[1.0, 3.0], [4.0, 2.0], [0.0, 1.0]]), 1.0)
+    ) == pytest.approx(5.5 / 3)
     w = 1 / (1 + np.exp(-0.25 * 20 * 2))  # two apart, sharpness 20, three quarters done
     assert float(curriculum_loss(losses, 0.75)) == pytest.approx(w * 1.5 + (1 - w) * 3.5, abs=1e-9)
 
@@ -330,7 +362,9 @@ def test_masked_items_take_no_part(loss):
     rng = np.random.default_rng(0)
     student, teacher = rng.normal(size=(5, 12)), rng.normal(size=(5, 12))
     seen = torch.zeros(5, 12, dtype=torch.bool)
-    seen[torch.arange(5), stored(teacher, 4, [0]).top_items[:, 1]] = True  # the teacher's second best
+    seen[torch.arange(5), stored(teacher, 4, [0]).top_items[:, 1]] = (
+        True  # the teacher's second best
+    )
     values = []
     for shift in (0.0, 5.0):
         s = tensor(student + shift * seen.numpy()).requires_grad_()

@@ -46,7 +46,13 @@ def ask(targets, seen=None, exclude_seen=True):
         np.zeros(sum(len(each) for each in seen), np.int32),
     )
     offsets = np.concatenate([[0], np.cumsum([len(each) for each in targets])]).astype(np.int64)
-    return Questions(histories, offsets, np.array([t for each in targets for t in each], np.int32), exclude_seen, 0)
+    return Questions(
+        histories,
+        offsets,
+        np.array([t for each in targets for t in each], np.int32),
+        exclude_seen,
+        0,
+    )
 
 
 def random_case(seed, most=5):
@@ -64,7 +70,12 @@ def random_case(seed, most=5):
 
 
 def frames(ranking, targets):
-    reco = [(u, int(i), r) for u, top in enumerate(ranking.top) for r, i in enumerate(top, 1) if i != UNKNOWN_ITEM]
+    reco = [
+        (u, int(i), r)
+        for u, top in enumerate(ranking.top)
+        for r, i in enumerate(top, 1)
+        if i != UNKNOWN_ITEM
+    ]
     truth = [(u, i) for u, each in enumerate(targets) for i in each]
     return (
         pd.DataFrame(reco, columns=[Columns.User, Columns.Item, Columns.Rank]),
@@ -88,7 +99,9 @@ def test_same_as_rectools(seed):
     for ours, theirs in expected.items():
         per_user = theirs.calc_per_user(reco, truth).sort_index().to_numpy()
         np.testing.assert_allclose(ours(ranking, K), per_user, atol=1e-9, err_msg=str(theirs))
-    users = pd.DataFrame([(u, i) for u, each in enumerate(seen) for i in each], columns=[Columns.User, Columns.Item])
+    users = pd.DataFrame(
+        [(u, i) for u, each in enumerate(seen) for i in each], columns=[Columns.User, Columns.Item]
+    )
     popularity = np.bincount(users[Columns.Item], minlength=ITEMS)
     popular = rectools_metrics.AvgRecPopularity(k=K).calc(reco, users)
     assert metrics.average_popularity(ranking, K, popularity) == pytest.approx(popular, abs=1e-9)
@@ -103,13 +116,23 @@ def test_same_as_ranx(seed):
     scores, targets, _ = random_case(seed)
     ranking = rank(Fixed(scores), ask(targets), ITEMS)
     qrels = ranx.Qrels({f"q{u}": {f"d{i}": 1 for i in each} for u, each in enumerate(targets)})
-    run = ranx.Run({f"q{u}": {f"d{i}": float(s) for i, s in enumerate(row)} for u, row in enumerate(scores)})
-    names = {"ndcg": "ndcg", "hit_rate": "hit_rate", "precision": "precision", "recall": "recall", "mrr": "mrr"}
+    run = ranx.Run(
+        {f"q{u}": {f"d{i}": float(s) for i, s in enumerate(row)} for u, row in enumerate(scores)}
+    )
+    names = {
+        "ndcg": "ndcg",
+        "hit_rate": "hit_rate",
+        "precision": "precision",
+        "recall": "recall",
+        "mrr": "mrr",
+    }
     for ours, theirs in names.items():
         expected = ranx.evaluate(qrels, run, f"{theirs}@{K}")
         assert metrics.QUALITY[ours](ranking, K).mean() == pytest.approx(expected, abs=1e-9), ours
     # Ours is capped at min(|R|, K); at full depth that is the ordinary average precision.
-    assert metrics.average_precision(ranking, ITEMS).mean() == pytest.approx(ranx.evaluate(qrels, run, "map"), abs=1e-9)
+    assert metrics.average_precision(ranking, ITEMS).mean() == pytest.approx(
+        ranx.evaluate(qrels, run, "map"), abs=1e-9
+    )
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -132,7 +155,9 @@ def test_novelty_and_diversity_are_those_of_rectools(seed):
             return 1 - (unit[first] * unit[second]).sum(1)
 
     expected = rectools_metrics.IntraListDiversity(k=K, distance_calculator=Cosine()).calc(reco)
-    assert metrics.intra_list_distance(ranking, K, vectors) == pytest.approx(expected, abs=1e-6)  # float32
+    assert metrics.intra_list_distance(ranking, K, vectors) == pytest.approx(
+        expected, abs=1e-6
+    )  # float32
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -160,13 +185,20 @@ def test_definitions_by_hand():
     assert metrics.coverage(ranking, 5, ITEMS) == pytest.approx(5 / ITEMS)
     assert metrics.entropy(ranking, 5, ITEMS) == pytest.approx(np.log2(5))
     assert metrics.gini(ranking, 5, 5) == pytest.approx(0)
-    assert metrics.gini(rank(Fixed(scores), ask([[1], [0]]), 1), 1, ITEMS) == pytest.approx(1 - 1 / ITEMS)
+    assert metrics.gini(rank(Fixed(scores), ask([[1], [0]]), 1), 1, ITEMS) == pytest.approx(
+        1 - 1 / ITEMS
+    )
     popularity = np.full(ITEMS, 4)
     assert metrics.novelty(ranking, 5, popularity, 16) == pytest.approx(2)
     same, different = np.ones((ITEMS, 3), np.float32), np.eye(ITEMS, dtype=np.float32)
     assert metrics.intra_list_distance(ranking, 5, same) == pytest.approx(0, abs=1e-6)
     assert metrics.intra_list_distance(ranking, 5, different) == pytest.approx(1)
-    assert metrics.pointwise_accuracy(np.array([0.9, 0.5, 0.4, 0.2]), np.array([True, False, False, True])) == 0.5
+    assert (
+        metrics.pointwise_accuracy(
+            np.array([0.9, 0.5, 0.4, 0.2]), np.array([True, False, False, True])
+        )
+        == 0.5
+    )
 
 
 def test_calibration_error():
@@ -174,7 +206,9 @@ def test_calibration_error():
     certain[:, 0] = 100
     assert metrics.calibration_error(rank(Fixed(certain), ask([[0]] * 4), K)) == pytest.approx(0)
     assert metrics.calibration_error(rank(Fixed(certain), ask([[1]] * 4), K)) == pytest.approx(1)
-    assert metrics.calibration_error(rank(Fixed(certain), ask([[0], [0], [0], [1]]), K)) == pytest.approx(0.25)
+    assert metrics.calibration_error(
+        rank(Fixed(certain), ask([[0], [0], [0], [1]]), K)
+    ) == pytest.approx(0.25)
 
 
 def given(top, probability, targets):
@@ -194,7 +228,9 @@ def given(top, probability, targets):
 
 def test_calibration_error_by_hand():
     """Bins of a tenth: .3 and .35 share one (one of two right), .9 (right), 1.0 belongs to the last (wrong)."""
-    ranking = given([[0], [0], [0], [0], [0]], [0.3, 0.35, 0.9, 0.95, 1.0], [[0], [1], [0], [0], [1]])
+    ranking = given(
+        [[0], [0], [0], [0], [0]], [0.3, 0.35, 0.9, 0.95, 1.0], [[0], [1], [0], [0], [1]]
+    )
     gap = abs(1 - 0.65) + abs(2 - 2.85)  # the last bin holds .9, .95 and 1.0
     assert metrics.calibration_error(ranking) == pytest.approx(gap / 5)
     halves = abs(1 - 0.65) + abs(2 - 2.85)
@@ -206,7 +242,9 @@ def test_calibration_error_by_hand():
 
 def test_lists_by_hand():
     """Lists of different lengths, of which only the first k count."""
-    ranking = given([[0, 1, 2], [0, 2, UNKNOWN_ITEM], [3, UNKNOWN_ITEM, UNKNOWN_ITEM]], [1, 1, 1], [[0]] * 3)
+    ranking = given(
+        [[0, 1, 2], [0, 2, UNKNOWN_ITEM], [3, UNKNOWN_ITEM, UNKNOWN_ITEM]], [1, 1, 1], [[0]] * 3
+    )
     assert metrics.coverage(ranking, 2, 8) == 4 / 8
     assert metrics.coverage(ranking, 1, 8) == 2 / 8
     exposure = np.array([2, 1, 1, 1])  # of the first two places: 0 twice, 1, 2 and 3 once
@@ -219,17 +257,25 @@ def test_lists_by_hand():
     popularity = np.array([20, 4, 2, 0, 0, 0])
     known = np.array([1, 4 / 8, 1, 2 / 8, 1 / 8])
     assert metrics.novelty(ranking, 2, popularity, 8) == pytest.approx(-np.log2(known).mean())
-    assert metrics.average_popularity(ranking, 2, popularity) == pytest.approx((20 + 4 + 20 + 2 + 0) / 5)
+    assert metrics.average_popularity(ranking, 2, popularity) == pytest.approx(
+        (20 + 4 + 20 + 2 + 0) / 5
+    )
 
 
 def test_distance_inside_lists_by_hand():
     vectors = np.array([[1, 0], [0, 2], [3, 3], [0, 0]], np.float32)
     ranking = given([[0, 1], [0, 2], [3, 0], [1, UNKNOWN_ITEM]], [1] * 4, [[0]] * 4)
-    distances = [1.0, 1 - 1 / np.sqrt(2), 1.0]  # a vector of zeros is like nothing; one item has no distance
+    distances = [
+        1.0,
+        1 - 1 / np.sqrt(2),
+        1.0,
+    ]  # a vector of zeros is like nothing; one item has no distance
     assert metrics.intra_list_distance(ranking, 2, vectors) == pytest.approx(np.mean(distances))
     assert metrics.intra_list_distance(ranking, 1, vectors) == 0.0
     three = given([[0, 1, 2]], [1], [[0]])
-    assert metrics.intra_list_distance(three, 3, vectors) == pytest.approx((1 + 2 * (1 - 1 / np.sqrt(2))) / 3)
+    assert metrics.intra_list_distance(three, 3, vectors) == pytest.approx(
+        (1 + 2 * (1 - 1 / np.sqrt(2))) / 3
+    )
 
 
 def test_area_under_the_curve_with_hardly_any_pairs():
@@ -272,11 +318,17 @@ def test_a_model_that_knows_nothing_measures_as_a_random_one():
         "precision": 1 / ITEMS, "mrr": (1 / np.arange(1, K + 1)).sum() / ITEMS, "map": (1 / np.arange(1, K + 1)).sum() / ITEMS,
     }  # fmt: skip
     for name, value in expected.items():
-        np.testing.assert_allclose(metrics.QUALITY[name](ranking, K), value, rtol=1e-12, err_msg=name)
+        np.testing.assert_allclose(
+            metrics.QUALITY[name](ranking, K), value, rtol=1e-12, err_msg=name
+        )
     assert metrics.auc(ranking).tolist() == [0.5] * 3
     assert metrics.accuracy(ranking) == pytest.approx([1 / ITEMS] * 3)
-    assert metrics.calibration_error(ranking) == pytest.approx(0)  # it says 1 / 30, and is right as often
-    seen = rank(Fixed(np.ones((1, ITEMS))), ask([[0]], [list(range(1, 21))]), K)  # ten candidates are left
+    assert metrics.calibration_error(ranking) == pytest.approx(
+        0
+    )  # it says 1 / 30, and is right as often
+    seen = rank(
+        Fixed(np.ones((1, ITEMS))), ask([[0]], [list(range(1, 21))]), K
+    )  # ten candidates are left
     assert metrics.hit_rate(seen, 5) == pytest.approx([0.5])
 
 
@@ -304,7 +356,10 @@ def test_metrics_of_ties_are_the_means_over_random_orders(seed, levels):
     scores = rng.integers(levels, size=(len(targets), ITEMS)).astype(np.float32)
     asked = ask(targets, seen)
     ranking = rank(Fixed(scores), asked, K)
-    measures = {**{name: lambda r, m=m: m(r, K) for name, m in metrics.QUALITY.items()}, "auc": metrics.auc}
+    measures = {
+        **{name: lambda r, m=m: m(r, K) for name, m in metrics.QUALITY.items()},
+        "auc": metrics.auc,
+    }
     orders = [rank(Fixed(scores + rng.permuted(np.tile(np.arange(ITEMS) / 99, (len(targets), 1)), axis=1)), asked, K)
               for _ in range(400)]  # fmt: skip
     for name, measure in measures.items():
@@ -326,7 +381,9 @@ def test_early_stopping_and_the_report_see_a_model_that_knows_nothing_as_a_rando
     for part in ("validation", "test"):
         asked = questions(small, part)
         seen = [len(np.unique(asked.histories.of(k))) for k in range(len(asked.histories))]
-        expected = np.where(asked.targets != UNKNOWN_ITEM, discounts / (small.catalogue_size - np.array(seen)), 0)
+        expected = np.where(
+            asked.targets != UNKNOWN_ITEM, discounts / (small.catalogue_size - np.array(seen)), 0
+        )
         if part == "validation":
             assert validation_ndcg(Constant(), small) == pytest.approx(expected.mean())
         else:

@@ -34,7 +34,10 @@ every_model = pytest.mark.parametrize("config", CONFIGS, ids=lambda config: type
 
 def history(data, *chosen, user=0):
     return Histories(
-        np.array([user]), np.array([0, len(chosen)]), np.array(chosen, np.int32), np.ones(len(chosen), np.int32)
+        np.array([user]),
+        np.array([0, len(chosen)]),
+        np.array(chosen, np.int32),
+        np.ones(len(chosen), np.int32),
     )
 
 
@@ -73,7 +76,10 @@ def test_padding_does_not_matter(config, small):
     scorer = TorchScorer(build_model(config, small, 0))
     alone = scorer.scores(history(small, 1, 2))
     both = Histories(
-        np.array([0, 1]), np.array([0, 2, 9]), np.array([1, 2, *range(3, 10)], np.int32), np.ones(9, np.int32)
+        np.array([0, 1]),
+        np.array([0, 2, 9]),
+        np.array([1, 2, *range(3, 10)], np.int32),
+        np.ones(9, np.int32),
     )
     np.testing.assert_allclose(scorer.scores(both)[0], alone[0], rtol=1e-4, atol=1e-5)
 
@@ -105,7 +111,10 @@ def test_save_and_load(config, small, tmp_path):
     save_model(trained, tmp_path / "model")
     again = load_model(tmp_path / "model", small)
     assert again.record == trained.record
-    one, two = TorchScorer(model).scores(history(small, 1)), TorchScorer(again.model).scores(history(small, 1))
+    one, two = (
+        TorchScorer(model).scores(history(small, 1)),
+        TorchScorer(again.model).scores(history(small, 1)),
+    )
     np.testing.assert_array_equal(one, two)
     with pytest.raises(TrainingError, match="trained on another data set"):
         load_model(tmp_path / "model", dataset("global-time"))
@@ -128,13 +137,17 @@ def test_scan_is_the_recurrence():
         for t in range(length):
             state = decay * state + inputs[:, t]
             expected.append(state)
-        torch.testing.assert_close(scan(inputs, decay), torch.stack(expected, 1), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(
+            scan(inputs, decay), torch.stack(expected, 1), rtol=1e-5, atol=1e-5
+        )
 
 
 @pytest.mark.parametrize(("length", "context"), [(5, 0), (6, 3), (50, 25)])
 def test_windows_score_every_training_row_once(small, length, context):
     windows = training_windows(small, length, context)
-    rows = np.concatenate([np.arange(a, b) for a, b in zip(windows.scored, windows.stops, strict=True)])
+    rows = np.concatenate(
+        [np.arange(a, b) for a, b in zip(windows.scored, windows.stops, strict=True)]
+    )
     assert sorted(rows) == np.flatnonzero(small.is_training()).tolist()
     assert (windows.stops - windows.starts).max() <= length
     whole = windows.starts == small.offsets[windows.users]
@@ -143,7 +156,9 @@ def test_windows_score_every_training_row_once(small, length, context):
     seen = torch.cat([batch.rows[batch.rows >= 0] for batch in batches])
     assert sorted(seen.tolist()) == sorted(rows)
     padding = small.catalogue_size
-    for batch in batches:  # the inputs up to each place, and the earlier ones, are exactly the rows before the target
+    for batch in (
+        batches
+    ):  # the inputs up to each place, and the earlier ones, are exactly the rows before the target
         for place, position in (batch.rows >= 0).nonzero().tolist():
             row = int(batch.rows[place, position])
             before = small.items[small.offsets[batch.users[place]] : row].tolist()
@@ -199,7 +214,9 @@ def test_the_balance_penalty_is_smallest_for_even_gates(small):
 def test_a_tree_can_be_read(small):
     model = build_model(SoftTreeConfig(depth=2, inputs=5, max_history=12), small, 0).eval()
     everyone = np.arange(small.info.warm_users)
-    batch = prediction_batch(small.histories(everyone, small.train_end[everyone]), small.catalogue_size, 12)
+    batch = prediction_batch(
+        small.histories(everyone, small.train_end[everyone]), small.catalogue_size, 12
+    )
     tree = describe_tree(model, small, batch)
     assert tree.share == pytest.approx(1.0, rel=1e-5)
     assert sum(child.share for child in tree.children) == pytest.approx(1.0, rel=1e-5)

@@ -23,7 +23,9 @@ HOUR, DAY = 3600.0, 86400.0
 YEAR = 365 * DAY
 
 
-def event(item: str, received: float, timestamp: float | None = None, user: str = "a") -> StoredEvent:
+def event(
+    item: str, received: float, timestamp: float | None = None, user: str = "a"
+) -> StoredEvent:
     when = received if timestamp is None else timestamp
     return StoredEvent(user, item, "view", when, received, f"{item}-{received}")
 
@@ -49,10 +51,21 @@ def test_events_without_a_time_keep_their_order_of_arrival(received):
 
 def test_an_event_from_a_clock_that_was_ahead_is_not_the_latest_for_ever():
     wrong = event("wrong", 1000.0 + YEAR)
-    assert order([wrong, event("timed", 1010.0, timestamp=1009.0)]) == ["timed", "wrong"]  # as late as can be
-    assert order([wrong, event("next", 1010.0), event("timed", 1020.0, timestamp=1015.0)]) == ["wrong", "next", "timed"]
+    assert order([wrong, event("timed", 1010.0, timestamp=1009.0)]) == [
+        "timed",
+        "wrong",
+    ]  # as late as can be
+    assert order([wrong, event("next", 1010.0), event("timed", 1020.0, timestamp=1015.0)]) == [
+        "wrong",
+        "next",
+        "timed",
+    ]
     checked_by_it = event("sender", 1000.0 + YEAR, timestamp=999.0 + YEAR)
-    assert order([checked_by_it, event("next", 1010.0), event("last", 2000.0)]) == ["next", "sender", "last"]
+    assert order([checked_by_it, event("next", 1010.0), event("last", 2000.0)]) == [
+        "next",
+        "sender",
+        "last",
+    ]
 
 
 def test_folding_one_by_one_is_folding_all(bundle, tmp_path):
@@ -74,7 +87,9 @@ def test_folding_one_by_one_is_folding_all(bundle, tmp_path):
 
 
 def numbered(one: StoredEvent, event_id: str) -> StoredEvent:
-    return StoredEvent(one.user_id, one.item_id, one.event_type, one.timestamp, one.received, event_id)
+    return StoredEvent(
+        one.user_id, one.item_id, one.event_type, one.timestamp, one.received, event_id
+    )
 
 
 def test_new_events_that_come_together_are_sorted_too(bundle):
@@ -159,15 +174,22 @@ def test_events_of_the_log_count_once_and_others_count(exported, tmp_path):
     ]  # fmt: skip
     others = [item for item in info.item_ids if item not in {each.item_id for each in known}]
     end = times.max()
-    lost = StoredEvent(user, others[0], "view", end - HOUR, end - HOUR, "lost")  # acknowledged, not in the log
+    lost = StoredEvent(
+        user, others[0], "view", end - HOUR, end - HOUR, "lost"
+    )  # acknowledged, not in the log
     later = StoredEvent(user, others[1], "buy", end + HOUR, end + HOUR, "later")
-    much_later = StoredEvent(user, others[2], "view", end + 47 * HOUR, end + 47 * HOUR, "much later")
+    much_later = StoredEvent(
+        user, others[2], "view", end + 47 * HOUR, end + 47 * HOUR, "much later"
+    )
     store = SqliteStore(tmp_path / "store.db")
     live = StoredRecommender(load(folder), store)
     live.recommend(user)
     expected = load(folder)
     expected.update(
-        [{"user_id": user, "item_id": e.item_id, "event_type": e.event_type} for e in (lost, later, much_later)]
+        [
+            {"user_id": user, "item_id": e.item_id, "event_type": e.event_type}
+            for e in (lost, later, much_later)
+        ]
     )
     for one in (*known, lost, later, much_later):
         (position,) = store.append([one])
@@ -179,7 +201,9 @@ def test_events_of_the_log_count_once_and_others_count(exported, tmp_path):
     again = numbered(much_later, "again")
     store.append([again])
     expected.update([{"user_id": user, "item_id": again.item_id, "event_type": again.event_type}])
-    assert StoredRecommender(load(folder), store).recommend(user, k=50) == expected.recommend(user, k=50)
+    assert StoredRecommender(load(folder), store).recommend(user, k=50) == expected.recommend(
+        user, k=50
+    )
     store.close()
 
 
@@ -194,7 +218,9 @@ def test_a_bundle_without_the_counts_is_still_read(exported, tmp_path):
     store.append([event("i1", end - 1, user=user), event("i2", end + 1, user=user)])
     expected = load(folder)
     expected.update([{"user_id": user, "item_id": "i2", "event_type": "view"}])
-    assert StoredRecommender(load(tmp_path / "old"), store).recommend(user) == expected.recommend(user)
+    assert StoredRecommender(load(tmp_path / "old"), store).recommend(user) == expected.recommend(
+        user
+    )
     store.close()
 
 

@@ -69,7 +69,9 @@ def test_the_method_names_lines_that_exist():
     assert len(references) > 20
     for path, name in references:
         text = (ROOT / path).read_text()
-        assert re.search(rf"(def|class) {name}\b|^\s+{name} = ", text, re.MULTILINE), f"{path} has no {name}"
+        assert re.search(rf"(def|class) {name}\b|^\s+{name} = ", text, re.MULTILINE), (
+            f"{path} has no {name}"
+        )
 
 
 def test_every_quality_metric_and_loss_is_in_the_method():
@@ -100,7 +102,9 @@ def test_every_command_and_setting_is_documented():
 
     def walk(kind):
         for field in msgspec.structs.fields(kind):
-            assert f"`{field.name}`" in settings, f"docs/configuration.md lacks {kind.__name__}.{field.name}"
+            assert f"`{field.name}`" in settings, (
+                f"docs/configuration.md lacks {kind.__name__}.{field.name}"
+            )
             for each in getattr(field.type, "__args__", (field.type,)):
                 if isinstance(each, type) and issubclass(each, msgspec.Struct):
                     walk(each)
@@ -120,7 +124,9 @@ def test_the_pinned_versions_are_those_that_are_asked_for():
     extras = project["optional-dependencies"]
     ours = {"redis", "ann", "ray", "tune", "privacy", "checks", "texts", "train"}
     assert set(extras) == ours | {"adapters", "dev", "docs", "bench"}
-    for wish in map(Requirement, [*project["dependencies"], *(each for name in ours for each in extras[name])]):
+    for wish in map(
+        Requirement, [*project["dependencies"], *(each for name in ours for each in extras[name])]
+    ):
         if wish.name != "distilrec":
             versions = [next(iter(pin.specifier)).version for pin in pins if pin.name == wish.name]
             assert versions, f"{wish.name} is not pinned: run make constraints"
@@ -135,10 +141,14 @@ def test_every_extra_is_tried_and_documented():
     spec = importlib.util.spec_from_file_location("packages", ROOT / "release" / "packages.py")
     packages = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(packages)
-    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
+        "optional-dependencies"
+    ]
     assert set(packages.TRIALS) == set(extras) - {"adapters", "dev", "docs", "bench"} | {"none"}
     makefile = (ROOT / "Makefile").read_text()
-    assert set(re.search(r"^EXTRAS \?= (.*)$", makefile, re.MULTILINE)[1].split()) == set(packages.TRIALS)
+    assert set(re.search(r"^EXTRAS \?= (.*)$", makefile, re.MULTILINE)[1].split()) == set(
+        packages.TRIALS
+    )
     installation = (ROOT / "docs" / "index.md").read_text()
     for extra in set(packages.TRIALS) - {"none"}:
         assert f"[{extra}]" in installation, f"docs/index.md lacks the extra {extra}"
@@ -165,8 +175,14 @@ def test_everything_about_the_service_is_documented(bundle, tmp_path):
     try:
         for endpoint in [*_api(service), *_kserve(service)]:
             path = endpoint.path.replace(":path", "")
-            short = path.removeprefix("/v2/models/{name}/versions/{version}") if "{version}" in path else path
-            assert f"{short}`" in text or short == "", f"docs/serving.md lacks {endpoint.method} {path}"
+            short = (
+                path.removeprefix("/v2/models/{name}/versions/{version}")
+                if "{version}" in path
+                else path
+            )
+            assert f"{short}`" in text or short == "", (
+                f"docs/serving.md lacks {endpoint.method} {path}"
+            )
         for path in _PAGES:
             assert f"`{path}`" in text or f" {path}`" in text, f"docs/serving.md lacks {path}"
         names = {metric.name for metric in service.metrics.registry.collect()}
@@ -176,7 +192,9 @@ def test_everything_about_the_service_is_documented(bundle, tmp_path):
         service.store.close()
     rules = (ROOT / "deploy" / "alerts.yml").read_text()
     for used in set(re.findall(r"distilrec_\w+", rules)):
-        assert any(used.removesuffix("_bucket").removesuffix("_total") == name for name in names), used
+        assert any(used.removesuffix("_bucket").removesuffix("_total") == name for name in names), (
+            used
+        )
     guide = (ROOT / "docs" / "monitoring.md").read_text()
     for alert in re.findall(r"alert: (\w+)", rules):
         assert f"`{alert}`" in guide, f"docs/monitoring.md does not say what to do on {alert}"
@@ -189,11 +207,15 @@ def test_everything_about_the_service_is_documented(bundle, tmp_path):
 def test_imports_go_one_way():
     """The layers of pyproject.toml, and nothing of the training side in what serves."""
     linter = Path(sys.executable).with_name("lint-imports")
-    done = subprocess.run([linter, "--no-cache"], capture_output=True, text=True, check=False, cwd=ROOT)
+    done = subprocess.run(
+        [linter, "--no-cache"], capture_output=True, text=True, check=False, cwd=ROOT
+    )
     assert done.returncode == 0, done.stdout
 
 
-@pytest.mark.parametrize("recipe", sorted((ROOT / "examples").glob("*/recipe.toml")), ids=lambda path: path.parent.name)
+@pytest.mark.parametrize(
+    "recipe", sorted((ROOT / "examples").glob("*/recipe.toml")), ids=lambda path: path.parent.name
+)
 def test_recipes_are_valid_and_documented(recipe):
     """Their data are not in the project: that the configuration can be read, and that without data they say what is missing."""
     from distilrec.runs.config import read_config
@@ -218,15 +240,30 @@ def test_the_examples_of_the_quick_start_run(bundle, tmp_path):
 
     text = (ROOT / "docs" / "index.md").read_text()
     (python,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    script = python.replace("runs/mine/bundle", str(bundle)).replace('"123"', '"u1"').replace('"item-7"', '"i7"')
+    script = (
+        python.replace("runs/mine/bundle", str(bundle))
+        .replace('"123"', '"u1"')
+        .replace('"item-7"', '"i7"')
+    )
     assert script != python
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
     assert len(done.stdout.splitlines()) == 5
     assert "Thing number" in done.stdout
     (toml,) = re.findall(r"```toml\n(.*?)```", text, re.DOTALL)
     (tmp_path / "my.toml").write_text(toml)
     names = {"user_id": "customer", "item_id": "sku", "timestamp": "bought_at"}
     tables()["log"].rename(names).write_csv(tmp_path / "log.csv")
-    command = [sys.executable, "-m", "distilrec.cli", "prepare", "--config", "my.toml", "--run", "runs/mine"]
+    command = [
+        sys.executable,
+        "-m",
+        "distilrec.cli",
+        "prepare",
+        "--config",
+        "my.toml",
+        "--run",
+        "runs/mine",
+    ]
     said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
     assert "rows kept" in said

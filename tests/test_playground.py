@@ -22,9 +22,14 @@ def page(browser):
     opened.set_default_timeout(1_000 * PATIENCE)
     complaints: list[str] = []
     hosts: set[str] = set()
-    opened.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
+    opened.on(
+        "console",
+        lambda message: complaints.append(message.text) if message.type == "error" else None,
+    )
     opened.on("pageerror", lambda problem: complaints.append(str(problem)))
-    opened.on("request", lambda request: hosts.add(re.sub(r"^\w+://([^:/]+).*", r"\1", request.url)))
+    opened.on(
+        "request", lambda request: hosts.add(re.sub(r"^\w+://([^:/]+).*", r"\1", request.url))
+    )
     opened.complaints = complaints
     yield opened
     opened.close()
@@ -129,7 +134,9 @@ def test_a_new_user_filter_diversity_and_search(page, server, finished_run):
 
 
 def test_what_a_title_holds_is_text(page, server):
-    server.client.put("/v1/items/evil", json={"title": "<img src=x onerror=alert(1)>", "features": {"price": 3}})
+    server.client.put(
+        "/v1/items/evil", json={"title": "<img src=x onerror=alert(1)>", "features": {"price": 3}}
+    )
     page.on("dialog", lambda dialog: pytest.fail("a script of a title ran"))
     page.goto(server.url)
     page.fill("#search", "onerror")

@@ -28,7 +28,13 @@ def test_a_pseudonym_is_a_keyed_hash():
     expected = hmac.new(KEY.encode(), b"u\xc3\xa4", hashlib.sha256).hexdigest()[:32]
     assert pseudonym("uä", KEY.encode()) == expected
     column = pl.Series(["uä", None, "", "b", "uä"])
-    assert pseudonyms(column, KEY.encode()).to_list() == [expected, None, "", pseudonym("b", KEY.encode()), expected]
+    assert pseudonyms(column, KEY.encode()).to_list() == [
+        expected,
+        None,
+        "",
+        pseudonym("b", KEY.encode()),
+        expected,
+    ]
     assert pseudonym("uä", b"another key of 16 bytes") != expected
 
 
@@ -36,7 +42,12 @@ def test_pseudonyms_change_nothing_but_the_names():
     made = tables()
     plain, hidden = (
         prepare_dataset(
-            made["log"], SCHEMA, users=made["users"], items=made["items"], rows_per_part=100, pseudonym_key=key
+            made["log"],
+            SCHEMA,
+            users=made["users"],
+            items=made["items"],
+            rows_per_part=100,
+            pseudonym_key=key,
         )
         for key in (None, KEY.encode())
     )
@@ -46,7 +57,11 @@ def test_pseudonyms_change_nothing_but_the_names():
 
     def known(data, user):
         rows = slice(data.offsets[user], data.offsets[user + 1])
-        return data.items[rows].tolist(), data.times[rows].tolist(), data.user_features.dense()[user].tolist()
+        return (
+            data.items[rows].tolist(),
+            data.times[rows].tolist(),
+            data.user_features.dense()[user].tolist(),
+        )
 
     for place, name in enumerate(hidden.info.user_ids):
         assert known(hidden, place) == known(plain, plain.info.user_ids.index(names[name]))
@@ -64,7 +79,9 @@ def test_no_file_of_a_run_knows_an_id(tmp_path, monkeypatch):
     config = msgspec.structs.replace(
         config, data=msgspec.structs.replace(config.data, pseudonym_key="DISTILREC_PSEUDONYM_KEY")
     )
-    with pytest.raises(ConfigError, match="should hold the key of the pseudonyms, and has 0 bytes") as caught:
+    with pytest.raises(
+        ConfigError, match="should hold the key of the pseudonyms, and has 0 bytes"
+    ) as caught:
         runs.prepare(config, tmp_path / "run")
     assert "openssl rand" in caught.value.fix
     monkeypatch.setenv("DISTILREC_PSEUDONYM_KEY", KEY)

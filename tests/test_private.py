@@ -43,7 +43,9 @@ TRAINING = PrivateTrainingConfig(epsilon=5.0, steps=20, users_per_step=20, event
 def plain():
     """The small data set without features that are derived from the log."""
     made = tables()
-    return prepare_dataset(made["log"], SCHEMA, users=made["users"], items=made["items"], derived_features=False)
+    return prepare_dataset(
+        made["log"], SCHEMA, users=made["users"], items=made["items"], derived_features=False
+    )
 
 
 def latest(dataset):
@@ -54,19 +56,25 @@ def test_the_gradient_of_each_user_is_that_of_the_user_alone(plain):
     model = build_model(STUDENT_CONFIG, plain, 0)
     loss = private._UserLoss(model)
     some = np.array([0, 3, 7])
-    values, gradients = private._user_gradients(loss, dict(model.named_parameters()), plain, latest(plain), some)
+    values, gradients = private._user_gradients(
+        loss, dict(model.named_parameters()), plain, latest(plain), some
+    )
     for place, user in enumerate(some):
         batch = batch_of(plain, latest(plain), np.array([user]))
         model.zero_grad()
         states = model.encode(batch, model.items.vectors())[0]
-        logits = model.score(states, model.items.vectors()[: plain.info.warm_items], model.items.bias)
+        logits = model.score(
+            states, model.items.vectors()[: plain.info.warm_items], model.items.bias
+        )
         total, count = 0.0, 0
         for position, target in enumerate(batch.targets[0].tolist()):
             if target < 0:
                 continue
             row = int(batch.rows[0, position])
             first = int(plain.offsets[batch.users[0]])
-            allowed = np.setdiff1d(np.arange(plain.info.warm_items), np.setdiff1d(plain.items[first:row], [target]))
+            allowed = np.setdiff1d(
+                np.arange(plain.info.warm_items), np.setdiff1d(plain.items[first:row], [target])
+            )
             total = total + logits[position, target] - torch.logsumexp(logits[position, allowed], 0)
             count += 1
         value = -total / count
@@ -82,7 +90,9 @@ def test_a_user_changes_the_counts_by_no_more_than_one(plain):
     whole = private._counts(plain, windows, plain.info.warm_items)
     for user in range(len(windows.starts)):
         kept = np.arange(len(windows.starts)) != user
-        fewer = Windows(*(getattr(windows, name)[kept] for name in ("starts", "scored", "stops", "users")))
+        fewer = Windows(
+            *(getattr(windows, name)[kept] for name in ("starts", "scored", "stops", "users"))
+        )
         change = np.linalg.norm(whole - private._counts(plain, fewer, plain.info.warm_items))
         assert change == pytest.approx(1.0)
 
@@ -122,7 +132,9 @@ def test_every_step_adds_the_noise_it_accounts_for(plain, monkeypatch):
     step = torch.optim.Adam.step
 
     def watched(self, *arguments, **more):
-        seen.append(torch.cat([p.grad.flatten() for group in self.param_groups for p in group["params"]]))
+        seen.append(
+            torch.cat([p.grad.flatten() for group in self.param_groups for p in group["params"]])
+        )
         return step(self, *arguments, **more)
 
     monkeypatch.setattr(torch.optim.Adam, "step", watched)
@@ -144,7 +156,9 @@ def test_it_does_not_matter_how_many_users_are_taken_at_once(plain, monkeypatch)
 
 def test_a_private_student_says_what_was_spent(plain, tmp_path):
     said = []
-    trained = train_private(STUDENT_CONFIG, plain, TRAINING, seed=0, on_epoch=lambda epoch, total: said.append(total))
+    trained = train_private(
+        STUDENT_CONFIG, plain, TRAINING, seed=0, on_epoch=lambda epoch, total: said.append(total)
+    )
     record = trained.record.privacy
     assert record.epsilon <= 5.0
     assert record.delta == pytest.approx(1 / (10 * plain.info.warm_users))
@@ -154,14 +168,23 @@ def test_a_private_student_says_what_was_spent(plain, tmp_path):
     assert load_model(tmp_path, plain).record == trained.record
     again = train_private(STUDENT_CONFIG, plain, TRAINING, seed=0)
     assert again.record.identity == trained.record.identity
-    assert train_private(STUDENT_CONFIG, plain, TRAINING, seed=1).record.identity != trained.record.identity
+    assert (
+        train_private(STUDENT_CONFIG, plain, TRAINING, seed=1).record.identity
+        != trained.record.identity
+    )
 
 
 def test_a_private_student_learns(plain):
     """With an epsilon that protects nobody the noise is small and the loss falls."""
     losses = []
     config = msgspec.structs.replace(TRAINING, epsilon=90.0, steps=60, learning_rate=2e-2)
-    train_private(STUDENT_CONFIG, plain, config, seed=0, on_epoch=lambda epoch, total: losses.append(epoch.loss))
+    train_private(
+        STUDENT_CONFIG,
+        plain,
+        config,
+        seed=0,
+        on_epoch=lambda epoch, total: losses.append(epoch.loss),
+    )
     assert losses[-1] < losses[0] - 0.1
 
 
@@ -175,7 +198,9 @@ def test_a_private_student_begins_with_that_of_volunteers(plain):
     assert trained.record.privacy.count_noise == 0.0
     without = train_private(STUDENT_CONFIG, members, barely, seed=0)
     assert without.record.privacy.noise_multiplier > trained.record.privacy.noise_multiplier
-    other = train_model(RecurrentConfig(dim=4, max_history=16), volunteers, TrainingConfig(epochs=1), seed=0)
+    other = train_model(
+        RecurrentConfig(dim=4, max_history=16), volunteers, TrainingConfig(epochs=1), seed=0
+    )
     with pytest.raises(ConfigError, match="another shape"):
         train_private(STUDENT_CONFIG, members, TRAINING, seed=0, start=other)
 
@@ -203,7 +228,9 @@ def test_a_run_with_privacy(tmp_path):
     assert (
         bundle.manifest.privacy
         == comparison.privacy
-        == load_model(tmp_path / "run" / "student", load_dataset(tmp_path / "run" / "data")).record.privacy
+        == load_model(
+            tmp_path / "run" / "student", load_dataset(tmp_path / "run" / "data")
+        ).record.privacy
     )
     assert bundle.manifest.privacy.epsilon <= 5.0
     assert not bundle.catalogue["popularity"].any()
@@ -243,7 +270,11 @@ def test_one_voter_changes_a_histogram_by_no_more_than_the_noise_is_made_for(pla
     for seed in seeds:
         mine = Opinion(np.random.default_rng(1000 + seed).random(plain.catalogue_size))
         votes = private_votes(
-            [*others, mine], plain, msgspec.structs.replace(config, top=top), candidates=everything(plain), seed=0
+            [*others, mine],
+            plain,
+            msgspec.structs.replace(config, top=top),
+            candidates=everything(plain),
+            seed=0,
         )
         whole = np.zeros((plain.info.warm_users, items))
         np.put_along_axis(whole, votes.items, votes.counts, 1)
@@ -263,9 +294,15 @@ def test_the_winners_are_those_that_most_teachers_name(plain):
     other = np.zeros(plain.catalogue_size)
     other[[5, 7]] = 1.0
     votes = private_votes(
-        [Opinion(liked)] * 3 + [Opinion(other)], plain, VoteConfig(None, top=2), candidates=everything(plain), seed=0
+        [Opinion(liked)] * 3 + [Opinion(other)],
+        plain,
+        VoteConfig(None, top=2),
+        candidates=everything(plain),
+        seed=0,
     )
-    histories = plain.histories(np.arange(plain.info.warm_users), plain.train_end[: plain.info.warm_users])
+    histories = plain.histories(
+        np.arange(plain.info.warm_users), plain.train_end[: plain.info.warm_users]
+    )
     for user in range(plain.info.warm_users):
         if not {3, 5, 7} & set(histories.of(user).tolist()):
             assert votes.items[user].tolist() == [5, 3]
@@ -278,19 +315,29 @@ def test_noise_grows_with_the_questions_and_with_the_privacy(plain):
     assert sigma_for(VoteConfig(2.0), 10) > sigma_for(VoteConfig(8.0), 10)
     assert sigma_for(VoteConfig(8.0), 40) == pytest.approx(2 * sigma_for(VoteConfig(8.0), 10))
     accountant = PRVAccountant()
-    accountant.history = [(sigma_for(VoteConfig(8.0), 10) / np.sqrt(2), 1.0, 10)]  # asked one by one
+    accountant.history = [
+        (sigma_for(VoteConfig(8.0), 10) / np.sqrt(2), 1.0, 10)
+    ]  # asked one by one
     assert accountant.get_epsilon(1e-5) == pytest.approx(8.0, rel=0.05)
 
 
 def test_a_student_learns_from_votes(plain, tmp_path):
     voters = [Opinion(np.random.default_rng(n).random(plain.catalogue_size)) for n in range(4)]
-    votes = private_votes(voters, plain, VoteConfig(8.0, top=5), candidates=everything(plain)[:, :20], seed=0)
+    votes = private_votes(
+        voters, plain, VoteConfig(8.0, top=5), candidates=everything(plain)[:, :20], seed=0
+    )
     assert votes.items.max() < 20
-    again = private_votes(voters, plain, VoteConfig(8.0, top=5), candidates=everything(plain)[:, :20], seed=0)
+    again = private_votes(
+        voters, plain, VoteConfig(8.0, top=5), candidates=everything(plain)[:, :20], seed=0
+    )
     assert (again.items == votes.items).all()
-    labels = extract_labels(votes.teacher(plain), plain, tmp_path, LabelConfig(top_k=5, samples=8), seed=0)
+    labels = extract_labels(
+        votes.teacher(plain), plain, tmp_path, LabelConfig(top_k=5, samples=8), seed=0
+    )
     assert (labels.hard_labels() == votes.items[:, 0]).all()
-    trained = distil(STUDENT_CONFIG, plain, labels, TrainingConfig(epochs=2), DistillationConfig(0.5), seed=0)
+    trained = distil(
+        STUDENT_CONFIG, plain, labels, TrainingConfig(epochs=2), DistillationConfig(0.5), seed=0
+    )
     assert np.isfinite(trained.best_ndcg)
 
 

@@ -11,9 +11,22 @@ from hypothesis import strategies as st
 
 from distilrec.data.lines import TextFormat
 from distilrec.data.readers import open_log, read_table
-from distilrec.errors import ColumnTypeError, ConfigError, DataError, FileMissingError, NotEnoughDataError
+from distilrec.errors import (
+    ColumnTypeError,
+    ConfigError,
+    DataError,
+    FileMissingError,
+    NotEnoughDataError,
+)
 
-LOG = pl.DataFrame({"user_id": ["1", "2"], "item_id": ["a b", "c"], "rating": ["5", "3.5"], "timestamp": ["10", "20"]})
+LOG = pl.DataFrame(
+    {
+        "user_id": ["1", "2"],
+        "item_id": ["a b", "c"],
+        "rating": ["5", "3.5"],
+        "timestamp": ["10", "20"],
+    }
+)
 
 
 def assert_sliced(source, expected):
@@ -73,7 +86,13 @@ def test_atomic_sequences_are_split(tmp_path):
 def test_frames(tmp_path):
     assert read_table(LOG) is LOG
     assert read_table(LOG.lazy()).equals(LOG)
-    frame = pd.DataFrame({"user_id": [1.0, None], "item_id": ["a", None], "when": pd.to_datetime(["2024-01-01", None])})
+    frame = pd.DataFrame(
+        {
+            "user_id": [1.0, None],
+            "item_id": ["a", None],
+            "when": pd.to_datetime(["2024-01-01", None]),
+        }
+    )
     table = read_table(frame)
     assert table["item_id"].to_list() == ["a", None]
     assert table["when"].dtype.is_temporal()
@@ -82,14 +101,19 @@ def test_frames(tmp_path):
 
 
 cell = st.text(
-    st.characters(codec="utf-8", exclude_characters='\r\n\t,;"\0', exclude_categories=["Cs", "Zs", "Cc"]), min_size=1
+    st.characters(
+        codec="utf-8", exclude_characters='\r\n\t,;"\0', exclude_categories=["Cs", "Zs", "Cc"]
+    ),
+    min_size=1,
 )
 
 
 @given(rows=st.lists(st.tuples(cell, cell), min_size=1, max_size=20))
 def test_csv_round_trip(rows, tmp_path_factory):
     path = tmp_path_factory.mktemp("csv") / "log.csv"
-    table = pl.DataFrame({"user_id": [user for user, _ in rows], "item_id": [item for _, item in rows]})
+    table = pl.DataFrame(
+        {"user_id": [user for user, _ in rows], "item_id": [item for _, item in rows]}
+    )
     table.write_csv(path)
     assert read_table(path).equals(table)
 

@@ -18,7 +18,9 @@ from distilrec.report.page import figures, headline, table, verdict, write_repor
 
 @pytest.fixture(scope="module")
 def comparison(finished_run) -> Comparison:
-    return msgspec.json.decode((finished_run.folder / "comparison.json").read_bytes(), type=Comparison)
+    return msgspec.json.decode(
+        (finished_run.folder / "comparison.json").read_bytes(), type=Comparison
+    )
 
 
 def test_it_is_whole_and_needs_nothing_else(comparison, tmp_path):
@@ -27,7 +29,11 @@ def test_it_is_whole_and_needs_nothing_else(comparison, tmp_path):
     for row in table(comparison):
         for cell in row:
             assert cell in page
-    for sentence in (headline(comparison), *verdict(comparison), *(each.meaning for each in figures(comparison))):
+    for sentence in (
+        headline(comparison),
+        *verdict(comparison),
+        *(each.meaning for each in figures(comparison)),
+    ):
         assert sentence.replace("'", "&#39;") in page
     assert not re.search(r"""(src|href)=["'](?!#)""", page)
     assert "<script" not in page
@@ -42,7 +48,9 @@ def test_titles_cannot_break_out(comparison, tmp_path):
     evil = "<img src=x onerror=alert(1)>"
     changed = (ChangedList(evil, 5, (evil,), (evil,), 0.0),)
     lost = msgspec.structs.replace(comparison.lost, changed=changed)
-    write_report(msgspec.structs.replace(comparison, dataset=evil, lost=lost), tmp_path / "report.html")
+    write_report(
+        msgspec.structs.replace(comparison, dataset=evil, lost=lost), tmp_path / "report.html"
+    )
     assert "<img" not in (tmp_path / "report.html").read_text()
 
 
@@ -55,12 +63,23 @@ def difference(a, b, mean, reach):
     [
         (-0.01, 0.01, "The student is below its teacher; distillation made it better."),
         (0.01, -0.01, "The student is above its teacher; distillation made it worse."),
-        (0.001, -0.001, "No loss against the teacher could be shown; no gain from distillation could be shown."),
-        (None, None, "There is no teacher to compare with; what distillation brought was not measured."),
+        (
+            0.001,
+            -0.001,
+            "No loss against the teacher could be shown; no gain from distillation could be shown.",
+        ),
+        (
+            None,
+            None,
+            "There is no teacher to compare with; what distillation brought was not measured.",
+        ),
     ],
 )
 def test_the_headline_says_no_more_than_the_intervals(to_teacher, to_alone, said, comparison):
-    differences = [difference(ALONE, TEACHER, 0.5, 0.1), difference(STUDENT, f"{MEMBER} 1: dnn", 0.5, 0.1)]
+    differences = [
+        difference(ALONE, TEACHER, 0.5, 0.1),
+        difference(STUDENT, f"{MEMBER} 1: dnn", 0.5, 0.1),
+    ]
     for other, mean in ((TEACHER, to_teacher), (ALONE, to_alone)):
         if mean is not None:
             differences.append(difference(STUDENT, other, mean, 0.005))
@@ -73,7 +92,9 @@ def test_the_figures_are_those_of_the_table(comparison):
     assert values[0] == f"{student.retention['ndcg@10']:.0%}"
     assert values[1] == f"{teacher.latency.p50 / student.latency.p50:,.0f}\N{MULTIPLICATION SIGN}"
     assert values[2] == f"{teacher.size / student.size:,.1f}\N{MULTIPLICATION SIGN}"
-    mean = next(one.interval.mean for one in comparison.differences if (one.a, one.b) == (STUDENT, ALONE))
+    mean = next(
+        one.interval.mean for one in comparison.differences if (one.a, one.b) == (STUDENT, ALONE)
+    )
     assert values[3] == f"{mean:+.4f}"
 
 
@@ -108,7 +129,9 @@ def test_changed_lists_are_those_of_groups_that_nobody_can_be_found_in(small):
         assert sizes[small.info.titles.index(group.after)] == group.users
         assert group.overlap == len(set(group.teacher) & set(group.student)) / 5
         assert set(group.teacher) <= set(small.info.titles[:20])
-    same = knowledge_loss(small, {name: rankings[TEACHER] for name in rankings}, TEACHER, STUDENT, 10)
+    same = knowledge_loss(
+        small, {name: rankings[TEACHER] for name in rankings}, TEACHER, STUDENT, 10
+    )
     assert all(group.overlap == 1 and group.teacher == group.student for group in same.changed)
 
 

@@ -58,7 +58,9 @@ def cluster():
 
     made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     made.add_node(num_cpus=1)
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH", "")])
+    os.environ["PYTHONPATH"] = os.pathsep.join(
+        [str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH", "")]
+    )
     workers = RayWorkers(made.address)
     yield workers
     ray.shutdown()
@@ -78,7 +80,10 @@ def network(small):
 
 def same(one, two, small):
     rows = torch.from_numpy(small.training_rows())
-    return all(torch.equal(a, b) for a, b in zip(vars(one.at(rows)).values(), vars(two.at(rows)).values(), strict=True))
+    return all(
+        torch.equal(a, b)
+        for a, b in zip(vars(one.at(rows)).values(), vars(two.at(rows)).values(), strict=True)
+    )
 
 
 @pytest.mark.usefixtures("many_shards")
@@ -88,7 +93,13 @@ def test_labels_are_the_same_bit_for_bit(cluster, small, tmp_path):
     here = extract_labels(teacher, small, tmp_path / "here", config, seed=3)
     seen = []
     there = extract_labels(
-        teacher, small, tmp_path / "there", config, seed=3, workers=cluster, on_shard=lambda *at: seen.append(at)
+        teacher,
+        small,
+        tmp_path / "there",
+        config,
+        seed=3,
+        workers=cluster,
+        on_shard=lambda *at: seen.append(at),
     )
     assert here.manifest == there.manifest
     assert here.manifest.shards > 3
@@ -110,7 +121,9 @@ class Mortal:
             if not marker.exists():
                 marker.touch()
                 os._exit(1)
-        return np.sin(np.outer(1 + histories.users + np.diff(histories.offsets), np.arange(self.items)))
+        return np.sin(
+            np.outer(1 + histories.users + np.diff(histories.offsets), np.arange(self.items))
+        )
 
 
 @pytest.mark.usefixtures("many_shards")
@@ -128,14 +141,18 @@ def test_workers_that_die_do_not_change_the_labels(cluster, small, tmp_path):
 
 def test_an_error_of_a_worker_is_our_error(cluster, small, tmp_path):
     items = small.info.warm_items
-    teacher = function_teacher(lambda histories: np.full((len(histories), items), np.nan), small, identity="nothing")
+    teacher = function_teacher(
+        lambda histories: np.full((len(histories), items), np.nan), small, identity="nothing"
+    )
     with pytest.raises(TeacherError, match="gave nan for user") as caught:
         extract_labels(teacher, small, tmp_path, LabelConfig(5, 5), seed=0, workers=cluster)
     assert caught.value.fix
 
 
 def in_a_process(code):
-    return subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=False)
+    return subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=False
+    )
 
 
 def test_a_cluster_that_is_not_there():
@@ -157,10 +174,18 @@ def test_without_ray_the_message_says_what_to_install(monkeypatch):
 
 
 @pytest.mark.parametrize("kind", ["leave-one-out", "global-time"])
-def test_the_data_set_does_not_depend_on_who_prepares_it_and_in_how_many_parts(cluster, tmp_path, kind):
+def test_the_data_set_does_not_depend_on_who_prepares_it_and_in_how_many_parts(
+    cluster, tmp_path, kind
+):
     """With cold users, duplicates, a k-core, and parts that begin in the middle of everything."""
     made = tables()
-    log = pl.concat([made["log"], made["log"].head(50), made["log"].head(3).with_columns(user_id=pl.lit("late"))])
+    log = pl.concat(
+        [
+            made["log"],
+            made["log"].head(50),
+            made["log"].head(3).with_columns(user_id=pl.lit("late")),
+        ]
+    )
     log = log.with_columns(weight=1 / (1 + pl.int_range(log.height) % 7))
     log.write_parquet(tmp_path / "log.parquet")
     steps = []
@@ -176,7 +201,10 @@ def test_the_data_set_does_not_depend_on_who_prepares_it_and_in_how_many_parts(c
     assert whole.info.cleaning_report.dropped["user or item with too few events"] > 0
     in_parts = prepared(rows_per_part=61)
     there = prepared(
-        rows_per_part=61, workers=cluster, scratch=tmp_path / "parts", on_step=lambda *step: steps.append(step)
+        rows_per_part=61,
+        workers=cluster,
+        scratch=tmp_path / "parts",
+        on_step=lambda *step: steps.append(step),
     )
     assert in_parts.fingerprint() == there.fingerprint()
     assert not (tmp_path / "parts").exists()
@@ -187,7 +215,9 @@ def test_the_data_set_does_not_depend_on_who_prepares_it_and_in_how_many_parts(c
     for one, two in zip(vars(in_parts).values(), vars(whole).values(), strict=True):
         if isinstance(one, np.ndarray):
             assert np.array_equal(one, two)
-    np.testing.assert_allclose(in_parts.item_features.weights, whole.item_features.weights, rtol=1e-6)
+    np.testing.assert_allclose(
+        in_parts.item_features.weights, whole.item_features.weights, rtol=1e-6
+    )
 
 
 def trained(small, folder, die_in, on_epoch):
@@ -202,7 +232,9 @@ def trained(small, folder, die_in, on_epoch):
 
     config = RecurrentConfig(dim=8, dropout=0.0, max_history=12)
     training = TrainingConfig(epochs=4, batch_size=7, learning_rate=1e-3)
-    return train_model(config, small, training, seed=0, checkpoint=folder / "checkpoint", on_epoch=after)
+    return train_model(
+        config, small, training, seed=0, checkpoint=folder / "checkpoint", on_epoch=after
+    )
 
 
 def test_two_processes_take_the_steps_of_one_and_one_of_them_may_die(cluster, small, tmp_path):
@@ -210,14 +242,18 @@ def test_two_processes_take_the_steps_of_one_and_one_of_them_may_die(cluster, sm
         (tmp_path / name).mkdir()
     epochs = []
     alone = InProcess().together(partial(trained, small, tmp_path / "one", 0), lambda *epoch: None)
-    by_two = cluster.together(partial(trained, small, tmp_path / "two", 0), lambda epoch, total: epochs.append(epoch))
+    by_two = cluster.together(
+        partial(trained, small, tmp_path / "two", 0), lambda epoch, total: epochs.append(epoch)
+    )
     mortal = cluster.together(partial(trained, small, tmp_path / "mortal", 2), lambda *epoch: None)
     assert (tmp_path / "mortal" / "died").exists()
     assert [epoch.epoch for epoch in epochs] == [1, 2, 3, 4]
     assert mortal.record.identity == by_two.record.identity
     for name, weights in alone.model.state_dict().items():
         torch.testing.assert_close(by_two.model.state_dict()[name], weights, rtol=1e-3, atol=1e-4)
-    assert [epoch.loss for epoch in epochs] == pytest.approx([epoch.loss for epoch in alone.record.curve], rel=1e-4)
+    assert [epoch.loss for epoch in epochs] == pytest.approx(
+        [epoch.loss for epoch in alone.record.curve], rel=1e-4
+    )
 
 
 def diverging(small, on_epoch):
@@ -246,7 +282,9 @@ def test_the_command_line_uses_the_workers_of_this_machine(tmp_path):
     shutil.copytree(there.folder / "teacher", here.folder / "teacher")
     (labels,) = runs.teacher_labels(here, small)
     assert same(labels, open_labels(there.folder / "labels", small), small)
-    comparison = msgspec.json.decode((there.folder / "comparison.json").read_bytes(), type=Comparison)
+    comparison = msgspec.json.decode(
+        (there.folder / "comparison.json").read_bytes(), type=Comparison
+    )
     assert comparison.row(STUDENT).quality["ndcg@10"].mean > 0
 
 
@@ -277,14 +315,21 @@ def test_a_replica_that_is_killed_loses_no_acknowledged_event(cluster, finished_
         with Load(server) as load:
             load.wait(100, 100)
             os.kill(before[0], signal.SIGKILL)
-            until(lambda: before[0] not in (now := replicas()) and len(now) == 2, "the dead one is replaced")
+            until(
+                lambda: before[0] not in (now := replicas()) and len(now) == 2,
+                "the dead one is replaced",
+            )
             load.wait(100, 100)
         assert len(set(replicas()) - set(before)) == 1
         asked = load.answers + len(load.acknowledged) + len(load.failed)
         assert load.acknowledged
-        assert len(load.failed) <= max(8, 0.05 * asked), load.failed[:3]  # what was under way in the dead one
+        assert len(load.failed) <= max(8, 0.05 * asked), load.failed[
+            :3
+        ]  # what was under way in the dead one
         store = open_store(redis_server.url)
-        stored = [e.event_id for r in store.read([Since(f"load-{n}") for n in range(4)]) for e in r.events]
+        stored = [
+            e.event_id for r in store.read([Since(f"load-{n}") for n in range(4)]) for e in r.events
+        ]
         store.close()
         assert set(load.acknowledged) <= set(stored)
         assert len(stored) == len(set(stored))

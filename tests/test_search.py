@@ -37,7 +37,9 @@ def table(seed, items, dim):
     rng = np.random.default_rng(seed)
     centres = rng.normal(size=(20, dim))
     vectors = centres[rng.integers(20, size=items)] + 0.5 * rng.normal(size=(items, dim))
-    return ItemTable(vectors.astype(np.float32), np.sort(rng.normal(size=items))[::-1].astype(np.float32))
+    return ItemTable(
+        vectors.astype(np.float32), np.sort(rng.normal(size=items))[::-1].astype(np.float32)
+    )
 
 
 def exact(items, query, seen, mask, k):
@@ -51,7 +53,9 @@ def exact(items, query, seen, mask, k):
 
 def assert_honest(found, scores, items, query, seen, mask):
     """Best first, each with its exact score, none that is left out."""
-    np.testing.assert_allclose(scores, items.vectors[found] @ query + items.biases[found], rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(
+        scores, items.vectors[found] @ query + items.biases[found], rtol=1e-4, atol=1e-4
+    )
     assert (np.diff(scores) <= 0).all()
     assert len(set(found.tolist())) == len(found)
     assert not set(found.tolist()) & set(seen.tolist())
@@ -98,9 +102,13 @@ def test_the_graph_finds_nearly_all(graph, passing, seen_near):
     rng = np.random.default_rng(0)
     hits = wanted = 0
     for _ in range(40):
-        query = (known.vectors[rng.integers(known.count)] + 0.3 * rng.normal(size=16)).astype(np.float32)
+        query = (known.vectors[rng.integers(known.count)] + 0.3 * rng.normal(size=16)).astype(
+            np.float32
+        )
         seen = exact(known, query, NOTHING, EVERYTHING, seen_near)[0]
-        mask = EVERYTHING if passing is None else (rng.random(known.count) < passing).astype(np.uint8)
+        mask = (
+            EVERYTHING if passing is None else (rng.random(known.count) < passing).astype(np.uint8)
+        )
         found, scores = search.best(query, seen, mask, 10)
         assert_honest(found, scores, known, query, seen, mask)
         best, _ = exact(known, query, seen, mask, 10)
@@ -120,10 +128,14 @@ def test_the_graph_and_the_scan_follow_new_items(graph):
             items.put(place, np.full(16, 100.0 + place, np.float32), 0.0)
             searched.put_item(place)
             assert searched.best(query, NOTHING, EVERYTHING, 3)[0][0] == place
-        items.put(known.count, np.full(16, -1.0, np.float32), 0.0)  # changed: no longer among the best
+        items.put(
+            known.count, np.full(16, -1.0, np.float32), 0.0
+        )  # changed: no longer among the best
         searched.put_item(known.count)
         assert known.count not in searched.best(query, NOTHING, EVERYTHING, 100)[0]
-        old = int(exact(known, -query, NOTHING, EVERYTHING, 1)[0][0])  # far away from this query, until it changes
+        old = int(
+            exact(known, -query, NOTHING, EVERYTHING, 1)[0][0]
+        )  # far away from this query, until it changes
         items.put(old, np.full(16, 1e5, np.float32), 0.0)
         searched.put_item(old)
         found = searched.best(query, NOTHING, EVERYTHING, 100)[0]
@@ -136,7 +148,9 @@ def searched(finished_run, small, tmp_path):
     """The small run's student, exported for each kind of search."""
     student = load_model(finished_run.folder / "student", small)
     for kind in ("exact", "quantised", "graph"):
-        export_bundle(student, small, tmp_path / kind, config=BundleConfig(kind, expansion_search=40))
+        export_bundle(
+            student, small, tmp_path / kind, config=BundleConfig(kind, expansion_search=40)
+        )
     return tmp_path
 
 
@@ -144,7 +158,11 @@ def searched(finished_run, small, tmp_path):
 def test_a_bundle_answers_the_same_whatever_the_search(searched, small, kind):
     recommender, plain = load(searched / kind), load(searched / "exact")
     search = recommender.manifest.search
-    assert (search.kind, search.recall, search.queries) == (kind, 1.0, small.users)  # small enough to find everything
+    assert (search.kind, search.recall, search.queries) == (
+        kind,
+        1.0,
+        small.users,
+    )  # small enough to find everything
     new = ItemRecord("new", "New", {"genres": "g1|g2", "price": 3.0})
     for each in (recommender, plain):
         each.put_item(new)
@@ -153,14 +171,20 @@ def test_a_bundle_answers_the_same_whatever_the_search(searched, small, kind):
         for k in (1, 10, 99):
             ours, theirs = recommender.recommend(user, k=k), plain.recommend(user, k=k)
             assert [a.item_id for a in ours] == [a.item_id for a in theirs]
-            np.testing.assert_allclose([a.score for a in ours], [a.score for a in theirs], rtol=1e-4, atol=1e-4)
-    assert [c.item_id for c in recommender.explain("u1", "i3")] == [c.item_id for c in plain.explain("u1", "i3")]
+            np.testing.assert_allclose(
+                [a.score for a in ours], [a.score for a in theirs], rtol=1e-4, atol=1e-4
+            )
+    assert [c.item_id for c in recommender.explain("u1", "i3")] == [
+        c.item_id for c in plain.explain("u1", "i3")
+    ]
 
 
 def test_the_search_can_be_chosen_when_loading(searched):
     for kind in ("exact", "quantised", "graph"):
         answers = load(searched / "graph", search=kind).recommend("u1")
-        assert [a.item_id for a in answers] == [a.item_id for a in load(searched / "exact").recommend("u1")]
+        assert [a.item_id for a in answers] == [
+            a.item_id for a in load(searched / "exact").recommend("u1")
+        ]
     with pytest.raises(ConfigError, match="has no graph to search by"):
         load(searched / "quantised", search="graph")
 
@@ -176,7 +200,9 @@ def test_a_large_catalogue_is_scanned_by_rows(searched, monkeypatch):
     for user in ("u1", "u5", "nobody"):
         ours, theirs = rows.recommend(user, k=99), plain.recommend(user, k=99)
         assert [a.item_id for a in ours] == [a.item_id for a in theirs]
-        np.testing.assert_allclose([a.score for a in ours], [a.score for a in theirs], rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(
+            [a.score for a in ours], [a.score for a in theirs], rtol=1e-4, atol=1e-4
+        )
 
 
 def test_a_graph_without_usearch_says_what_to_install(searched, monkeypatch):
@@ -269,7 +295,9 @@ def test_a_mapped_bundle_can_be_exported_again_while_it_serves(searched, finishe
     assert answers(load(searched / "exact")) != before
 
 
-@settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(data=st.data())
 def test_no_damaged_arrays_are_read(bundle, data):
     """Even where the hash is right (somebody computed it anew), a file that makes no sense is refused as such."""
@@ -277,7 +305,9 @@ def test_no_damaged_arrays_are_read(bundle, data):
     file = folder / CATALOGUE
     content = bytearray(file.read_bytes())
     for _ in range(data.draw(st.integers(1, 4))):
-        content[data.draw(st.integers(0, min(len(content) - 1, 600)))] = data.draw(st.integers(0, 255))
+        content[data.draw(st.integers(0, min(len(content) - 1, 600)))] = data.draw(
+            st.integers(0, 255)
+        )
     file.write_bytes(content)
     entry = FileEntry(bundle_format.hash_of(file), len(content))
     try:

@@ -28,7 +28,12 @@ def bundle_copy(finished_run, tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def server(bundle_copy):
     service = Server(
-        bundle_copy, f"sqlite:///{bundle_copy.parent / 'store.db'}", "--max-body", 20_000, "--max-batch", 50
+        bundle_copy,
+        f"sqlite:///{bundle_copy.parent / 'store.db'}",
+        "--max-body",
+        20_000,
+        "--max-batch",
+        50,
     )
     yield service
     assert service.stop() == 0
@@ -49,7 +54,9 @@ def test_recommendations_are_those_of_the_library(server, library):
     assert [(item["item_id"], item["rank"]) for item in answer["items"]] == [
         (e.item_id, n) for n, e in enumerate(expected, 1)
     ]
-    assert [item["score"] for item in answer["items"]] == pytest.approx([e.score for e in expected], abs=1e-5)
+    assert [item["score"] for item in answer["items"]] == pytest.approx(
+        [e.score for e in expected], abs=1e-5
+    )
     assert answer["known_user"] and answer["model_version"] == library.manifest.model_version
     assert "title" not in answer["items"][0] and "because" not in answer["items"][0]
 
@@ -77,7 +84,9 @@ def test_strangers_get_the_prior(server):
 
 def test_ranking(server, library):
     answer = server.post("/v1/rank", user_id="u12", item_ids=["i3", "i1", "i2", "i3"])
-    assert [i["item_id"] for i in answer["items"]] == [e.item_id for e in library.recommend("u12", ["i3", "i1", "i2"])]
+    assert [i["item_id"] for i in answer["items"]] == [
+        e.item_id for e in library.recommend("u12", ["i3", "i1", "i2"])
+    ]
     response = server.client.post("/v1/rank", json={"user_id": "u12", "item_ids": ["i3", "stale"]})
     assert (response.status_code, response.json()["error"]["code"]) == (404, "item_unknown")
     answer = server.post("/v1/rank", user_id="u12", item_ids=["i3", "stale"], skip_unknown=True)
@@ -93,10 +102,16 @@ def test_a_batch_is_the_single_answers(server):
 def test_an_acknowledged_event_changes_the_next_answer(server, library):
     for n in range(5):
         best = server.items("reader")[0]
-        assert server.event("reader", best, event_type="buy") == {"accepted": 1, "duplicates": 0, "unknown_items": 0}
+        assert server.event("reader", best, event_type="buy") == {
+            "accepted": 1,
+            "duplicates": 0,
+            "unknown_items": 0,
+        }
         library.update([{"user_id": "reader", "item_id": best, "event_type": "buy"}])
         assert best not in server.items("reader", k=99)
-        assert server.items("reader", k=99) == [e.item_id for e in library.recommend("reader", k=99)], n
+        assert server.items("reader", k=99) == [
+            e.item_id for e in library.recommend("reader", k=99)
+        ], n
 
 
 def test_duplicates_and_unknown_items_are_counted(server):
@@ -105,8 +120,16 @@ def test_duplicates_and_unknown_items_are_counted(server):
         {"user_id": "counter", "item_id": "i1", "event_id": "a"},
         {"user_id": "counter", "item_id": "of another shop", "event_id": "b"},
     ]
-    assert server.post("/v1/events", events=events) == {"accepted": 2, "duplicates": 1, "unknown_items": 1}
-    assert server.post("/v1/events", events=events) == {"accepted": 0, "duplicates": 3, "unknown_items": 0}
+    assert server.post("/v1/events", events=events) == {
+        "accepted": 2,
+        "duplicates": 1,
+        "unknown_items": 1,
+    }
+    assert server.post("/v1/events", events=events) == {
+        "accepted": 0,
+        "duplicates": 3,
+        "unknown_items": 0,
+    }
     about = server.client.get("/v1/users/counter").json()
     assert about["event_count"] == 2
     assert [e["event_id"] for e in about["events"]] == ["b", "a"]
@@ -118,7 +141,9 @@ def test_late_events_take_their_place(server):
         for n in order:
             server.event(user, f"i{n + 3}", timestamp=1_000.0 + n)
             server.items(user)
-    late, punctual = (server.post("/v1/recommend", user_id=user)["items"] for user in ("late", "punctual"))
+    late, punctual = (
+        server.post("/v1/recommend", user_id=user)["items"] for user in ("late", "punctual")
+    )
     assert late == punctual
 
 
@@ -127,13 +152,24 @@ def test_late_events_take_their_place(server):
 
 def test_items(server):
     assert server.client.get("/v1/items/i1").json()["title"] == "Thing number 1"
-    body = {"title": "Brand new", "features": {"price": 3.5, "genres": ["g1"]}, "attributes": {"shelf": "top"}}
+    body = {
+        "title": "Brand new",
+        "features": {"price": 3.5, "genres": ["g1"]},
+        "attributes": {"shelf": "top"},
+    }
     made = server.client.put("/v1/items/new%2Fone", json=body).json()
     assert (made["item_id"], made["available"], made["in_training"]) == ("new/one", True, False)
     assert made["attributes"]["price"] == 3.5 and made["attributes"]["shelf"] == ["top"]
-    assert "new/one" in server.items("u13", k=99, filter={"attributes": {"shelf": {"any_of": ["top"]}}})
-    assert server.client.get("/v1/items", params={"search": "brand", "limit": 5}).json()["items"] == [made]
-    assert server.client.put("/v1/items/new/one", json={"available": False}).json()["title"] == "Brand new"
+    assert "new/one" in server.items(
+        "u13", k=99, filter={"attributes": {"shelf": {"any_of": ["top"]}}}
+    )
+    assert server.client.get("/v1/items", params={"search": "brand", "limit": 5}).json()[
+        "items"
+    ] == [made]
+    assert (
+        server.client.put("/v1/items/new/one", json={"available": False}).json()["title"]
+        == "Brand new"
+    )
     assert "new/one" not in server.items("u13", k=99)
     assert server.client.delete("/v1/items/new/one").json() == {"status": "removed"}
     assert server.client.get("/v1/items/new/one").status_code == 404
@@ -146,7 +182,12 @@ def test_items(server):
 
 def test_users(server, library):
     assert server.client.get("/v1/users/stranger").status_code == 404
-    assert server.client.put("/v1/users/cold", json={"features": {"age": 30, "country": "fr"}}).status_code == 200
+    assert (
+        server.client.put(
+            "/v1/users/cold", json={"features": {"age": 30, "country": "fr"}}
+        ).status_code
+        == 200
+    )
     library.set_user("cold", {"age": 30, "country": "fr"})
     assert server.items("cold") == [e.item_id for e in library.recommend("cold")]
     about = server.client.get("/v1/users/cold").json()
@@ -177,7 +218,12 @@ def test_erasure_is_proved_by_a_scan_of_all_files(finished_run, tmp_path):
 
     def holding() -> set[str]:
         files = [file for file in tmp_path.rglob("*") if file.is_file()]
-        return {file.name for file in files for text in (secret, "nobody else") if text.encode() in file.read_bytes()}
+        return {
+            file.name
+            for file in files
+            for text in (secret, "nobody else")
+            if text.encode() in file.read_bytes()
+        }
 
     assert len(holding()) >= 2
     stranger = service.items("stranger")
@@ -252,7 +298,10 @@ def test_wrong_bodies(server, path, body, status, code, words):
 
 
 def test_a_refused_request_stores_nothing(server):
-    bad = [{"user_id": "half", "item_id": "i1"}, {"user_id": "half", "item_id": "i2", "timestamp": 9e12}]
+    bad = [
+        {"user_id": "half", "item_id": "i1"},
+        {"user_id": "half", "item_id": "i2", "timestamp": 9e12},
+    ]
     assert server.client.post("/v1/events", json={"events": bad}).status_code == 422
     assert server.client.get("/v1/users/half").status_code == 404
 
@@ -268,7 +317,10 @@ def test_wrong_paths_methods_and_types(server):
     assert server.client.patch("/v1/users/x").headers["allow"] == "GET, PUT, DELETE"
     assert code(server.client.post("/v1/recommend", content=b"{}")) == (415, "media_type")
     form = {"content-type": "text/plain"}  # what a form of another site could send
-    assert code(server.client.post("/v1/events", content=b"{}", headers=form)) == (415, "media_type")
+    assert code(server.client.post("/v1/events", content=b"{}", headers=form)) == (
+        415,
+        "media_type",
+    )
     assert code(server.client.get("/v1/users/" + "x" * 257)) == (422, "id_invalid")
     assert code(server.client.get("/v1/items?limit=ten")) == (422, "request_invalid")
     assert code(server.client.get("/v1/items?limit=0")) == (422, "config_invalid")
@@ -305,7 +357,9 @@ def test_metrics(server):
     text = server.client.get("/metrics").text
     found = dict(re.findall(r"^(\S+) (\S+)$", text, re.MULTILINE))
     assert float(found['distilrec_request_seconds_count{endpoint="recommend"}']) > 1
-    assert float(found['distilrec_errors_total{code="request_malformed",endpoint="recommend"}']) >= 1
+    assert (
+        float(found['distilrec_errors_total{code="request_malformed",endpoint="recommend"}']) >= 1
+    )
     assert float(found["distilrec_users_in_memory"]) >= 1
     assert float(found["distilrec_state_bytes"]) > 0
     assert re.search(r'distilrec_model_info\{model_version="[0-9a-f]{16}"\} 1\.0', text)
@@ -332,14 +386,18 @@ def test_kserve(server):
     assert client.get("/v2/models/distilrec/versions/7").status_code == 404
     users = {"name": "user_id", "shape": [2], "datatype": "BYTES", "data": ["u16", "nobody"]}
     k = {"name": "k", "shape": [1], "datatype": "INT64", "data": [3]}
-    answer = client.post("/v2/models/distilrec/infer", json={"id": "7", "inputs": [users, k]}).json()
+    answer = client.post(
+        "/v2/models/distilrec/infer", json={"id": "7", "inputs": [users, k]}
+    ).json()
     outputs = {output["name"]: output for output in answer["outputs"]}
     assert answer["id"] == "7" and answer["model_version"] == version
     assert outputs["item_id"]["shape"] == [2, 3]
     assert outputs["item_id"]["data"] == server.items("u16", k=3) + server.items("nobody", k=3)
     assert outputs["count"]["data"] == [3, 3]
     only = {"inputs": [users, {**k, "data": [200]}], "outputs": [{"name": "count"}]}
-    counts = client.post(f"/v2/models/distilrec/versions/{version}/infer", json=only).json()["outputs"]
+    counts = client.post(f"/v2/models/distilrec/versions/{version}/infer", json=only).json()[
+        "outputs"
+    ]
     assert [output["name"] for output in counts] == ["count"] and counts[0]["data"][1] < 200
     for inputs in (
         [k],
@@ -408,7 +466,9 @@ def test_keys_scopes_and_rates(bundle, tmp_path):
 
     def ask(name, path="/v1/recommend", header="authorization", **body):
         given = {"authorization": f"Bearer {name}", "x-api-key": name}[header] if name else ""
-        return service.client.post(path, json=body or {"user_id": "u1"}, headers={header: given} if name else {})
+        return service.client.post(
+            path, json=body or {"user_id": "u1"}, headers={header: given} if name else {}
+        )
 
     assert ask(secrets["reader"]).status_code == 200
     assert ask(secrets["reader"], header="x-api-key").status_code == 200
@@ -418,21 +478,31 @@ def test_keys_scopes_and_rates(bundle, tmp_path):
         assert response.headers["www-authenticate"] == "Bearer"
     response = ask(secrets["reader"], "/v1/events", events=[{"user_id": "u1", "item_id": "i1"}])
     assert (response.status_code, response.json()["error"]["code"]) == (403, "forbidden")
-    assert ask(secrets["all"], "/v1/events", events=[{"user_id": "u1", "item_id": "i1"}]).status_code == 200
+    assert (
+        ask(secrets["all"], "/v1/events", events=[{"user_id": "u1", "item_id": "i1"}]).status_code
+        == 200
+    )
     statuses = [ask(secrets["slow"]).status_code for _ in range(4)]
     assert statuses[:2] == [200, 200] and 429 in statuses
     response = ask(secrets["slow"])
-    assert response.json()["error"]["code"] == "rate_limited" and int(response.headers["retry-after"]) >= 1
+    assert (
+        response.json()["error"]["code"] == "rate_limited"
+        and int(response.headers["retry-after"]) >= 1
+    )
     assert service.client.get("/metrics").status_code == 401
     assert service.client.get("/healthz").status_code == 200
-    assert service.client.get("/").status_code == 200  # the page holds nothing; what it asks for needs the key
+    assert (
+        service.client.get("/").status_code == 200
+    )  # the page holds nothing; what it asks for needs the key
     assert service.client.get("/openapi.json").json()["components"]["securitySchemes"]
     assert service.stop() == 0
 
 
 def test_a_bucket_fills_again():
     now = [0.0]
-    caller = Caller(KeyEntry("x", "00" * 32, ("recommend",), rate=2.0, burst=3), clock=lambda: now[0])
+    caller = Caller(
+        KeyEntry("x", "00" * 32, ("recommend",), rate=2.0, burst=3), clock=lambda: now[0]
+    )
     admitted = 0
     for _ in range(80):  # ten seconds, eight attempts each, in steps that floats know exactly
         now[0] += 0.125
@@ -478,7 +548,8 @@ def test_a_service_that_cannot_start_says_why(bundle, options, words):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "key = 1", "[[key]]\nname = 'x'", "[[key]]\nname='x'\nsha256='zz'\nscopes=[]", "\0"]
+    "text",
+    ["", "key = 1", "[[key]]\nname = 'x'", "[[key]]\nname='x'\nsha256='zz'\nscopes=[]", "\0"],
 )
 def test_wrong_key_files(bundle, tmp_path, text):
     (tmp_path / "keys.toml").write_text(text)
@@ -499,10 +570,22 @@ def test_doctor(bundle, tmp_path, server):
         assert words in run.stdout
     (bundle / "weights.safetensors").write_bytes(b"")
     (tmp_path / "bad.db").write_bytes(b"no database " * 1_000)
-    run = start("doctor", "--bundle", bundle, "--store", f"sqlite:///{tmp_path / 'bad.db'}", "--port", server.port)
+    run = start(
+        "doctor",
+        "--bundle",
+        bundle,
+        "--store",
+        f"sqlite:///{tmp_path / 'bad.db'}",
+        "--port",
+        server.port,
+    )
     assert run.returncode == 1
     assert len(re.findall("failed  ", run.stdout)) == 3
-    assert "bundle_corrupted" in run.stdout and "store_corrupted" in run.stdout and "cannot be used" in run.stdout
+    assert (
+        "bundle_corrupted" in run.stdout
+        and "store_corrupted" in run.stdout
+        and "cannot be used" in run.stdout
+    )
 
 
 def test_without_a_folder_for_compiled_code(bundle, tmp_path):
@@ -513,18 +596,35 @@ def test_without_a_folder_for_compiled_code(bundle, tmp_path):
         "from distilrec.cli import main\n"
         "main(sys.argv[1:])\n"
     )
-    options = ["doctor", "--bundle", bundle, "--store", f"sqlite:///{tmp_path / 'store.db'}", "--port", "0"]
+    options = [
+        "doctor",
+        "--bundle",
+        bundle,
+        "--store",
+        f"sqlite:///{tmp_path / 'store.db'}",
+        "--port",
+        "0",
+    ]
     run = subprocess.run(
-        [sys.executable, "-c", code, *map(str, options)], capture_output=True, text=True, timeout=240, check=False
+        [sys.executable, "-c", code, *map(str, options)],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
     )
     assert run.returncode == 0, run.stderr
-    assert "warning  kernels" in run.stdout and "NUMBA_CACHE_DIR" in run.stdout and "answering after" in run.stdout
+    assert (
+        "warning  kernels" in run.stdout
+        and "NUMBA_CACHE_DIR" in run.stdout
+        and "answering after" in run.stdout
+    )
 
 
 def test_forget(bundle):
     assert start("forget", "--bundle", bundle, "--user-id", "u1").stdout == "erased\n"
     assert (
-        start("forget", "--bundle", bundle, "--user-id", "u1").stdout == "this bundle holds nothing about that user\n"
+        start("forget", "--bundle", bundle, "--user-id", "u1").stdout
+        == "this bundle holds nothing about that user\n"
     )
     assert not load(bundle).knows_user("u1")
 
@@ -559,7 +659,10 @@ def test_draining(bundle, tmp_path):
 
     service = Server(bundle, f"sqlite:///{tmp_path / 'store.db'}", "--drain-seconds", 8.0)
     service.process.send_signal(signal.SIGTERM)
-    until(lambda: service.client.get("/readyz").status_code != 200, "the service says that it is not ready")
+    until(
+        lambda: service.client.get("/readyz").status_code != 200,
+        "the service says that it is not ready",
+    )
     response = service.client.get("/readyz")
     assert (response.status_code, response.json()["error"]["code"]) == (503, "not_ready")
     assert response.headers["retry-after"] == "1"

@@ -104,9 +104,12 @@ def test_none_is_no_number_out_of_range():
 
 words = st.text("ab.`$ [", max_size=5)
 leaves = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | words
-keys = st.sampled_from([*RunConfig.__struct_fields__, "kind", "dim", "members", "model", "checks", "column", "schema"])
+keys = st.sampled_from(
+    [*RunConfig.__struct_fields__, "kind", "dim", "members", "model", "checks", "column", "schema"]
+)
 told = st.recursive(
-    leaves, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(keys | words, inner, max_size=4)
+    leaves,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(keys | words, inner, max_size=4),
 )
 
 

@@ -47,7 +47,13 @@ def test_parts_follow_each_other_in_time(sizes, kind, seed):
 def _fitted(data):
     info = data.info
     warm = set(info.item_ids[: info.warm_items])
-    return info.user_encoder, info.item_encoder, info.event_types, warm, data.popularity().tolist()[: info.warm_items]
+    return (
+        info.user_encoder,
+        info.item_encoder,
+        info.event_types,
+        warm,
+        data.popularity().tolist()[: info.warm_items],
+    )
 
 
 @settings(max_examples=25, deadline=None)
@@ -56,11 +62,20 @@ def test_held_out_rows_change_nothing_that_is_fitted(seed, kind):
     """Whatever stands in validation and test rows (items, event types), vocabularies and encoders stay the same."""
     made = tables(seed=seed % 5)
     split = Split(kind=kind)
-    before = prepare_dataset(made["log"], SCHEMA, users=made["users"], items=made["items"], split=split)
+    before = prepare_dataset(
+        made["log"], SCHEMA, users=made["users"], items=made["items"], split=split
+    )
     held_out = set()
     for user, user_id in enumerate(before.info.user_ids):
-        rows = made["log"].with_row_index().filter(pl.col("user_id") == user_id).sort("timestamp", maintain_order=True)
-        held_out |= set(rows["index"].to_list()[int(before.train_end[user] - before.offsets[user]) :])
+        rows = (
+            made["log"]
+            .with_row_index()
+            .filter(pl.col("user_id") == user_id)
+            .sort("timestamp", maintain_order=True)
+        )
+        held_out |= set(
+            rows["index"].to_list()[int(before.train_end[user] - before.offsets[user]) :]
+        )
     rng = np.random.default_rng(seed)
     index = pl.int_range(made["log"].height, eager=True)
     hidden = index.is_in(list(held_out))
@@ -96,7 +111,10 @@ def test_encoders_ignore_cold_users_and_items():
         pl.concat([made["log"], late]),
         schema,
         users=pl.concat(
-            [made["users"].select("user_id", "country"), pl.DataFrame({"user_id": ["late"], "country": ["xx"]})]
+            [
+                made["users"].select("user_id", "country"),
+                pl.DataFrame({"user_id": ["late"], "country": ["xx"]}),
+            ]
         ),
         items=pl.concat(
             [
@@ -136,7 +154,8 @@ def test_save_and_load_are_inverse(tmp_path):
     assert again.fingerprint() == data.fingerprint()
     (tmp_path / "data" / "dataset.json").write_text("{}")
     with pytest.raises(
-        DataError, match=r"dataset\.json has no format number; this distilrec reads 1\n.*distilrec prepare"
+        DataError,
+        match=r"dataset\.json has no format number; this distilrec reads 1\n.*distilrec prepare",
     ):
         load_dataset(tmp_path / "data")
     with pytest.raises(FileMissingError, match="distilrec prepare"):
@@ -166,4 +185,6 @@ def test_duplicate_and_missing_rows_of_feature_tables_are_reported():
     users = pl.concat([made["users"], made["users"].head(3)]).filter(pl.col("user_id") != "u5")
     data = prepare_dataset(made["log"], SCHEMA, users=users, items=made["items"])
     assert any(note.startswith("the users table: 3 rows") for note in data.info.notes)
-    assert any("1 users of the log have no row in the user table" in note for note in data.info.notes)
+    assert any(
+        "1 users of the log have no row in the user table" in note for note in data.info.notes
+    )

@@ -34,7 +34,9 @@ class TestSqlite(StoreContract):
         return lambda: open_store(f"sqlite:///{tmp_path / 'folder' / 'store.db'}")
 
     def damage_item(self, store, item_id):
-        store._writer.execute("UPDATE items SET record = ? WHERE item_id = ?", (b'{"item_id": 7', item_id))
+        store._writer.execute(
+            "UPDATE items SET record = ? WHERE item_id = ?", (b'{"item_id": 7', item_id)
+        )
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +113,9 @@ def test_nothing_is_acknowledged_once_the_files_are_gone(tmp_path, harm):
         lambda: store.set_setting("x", "1"),
         store.check,
     ):
-        with pytest.raises(StoreUnavailableError, match="has been deleted or replaced while it is in use"):
+        with pytest.raises(
+            StoreUnavailableError, match="has been deleted or replaced while it is in use"
+        ):
             use()
     store.close()
 
@@ -120,7 +124,10 @@ def test_a_backup_that_is_restored_into_an_open_database_is_noticed(tmp_path):
     """The program `sqlite3` can do that (.restore): positions begin again where the backup was made."""
     store = SqliteStore(tmp_path / "store.db")
     store.append([event(number=1)])
-    with closing(sqlite3.connect(tmp_path / "store.db")) as live, closing(sqlite3.connect(tmp_path / "copy")) as backup:
+    with (
+        closing(sqlite3.connect(tmp_path / "store.db")) as live,
+        closing(sqlite3.connect(tmp_path / "copy")) as backup,
+    ):
         live.backup(backup)
         store.append([event(number=2)])
         before = store.generation
@@ -178,7 +185,9 @@ def test_migrations_keep_what_is_there(tmp_path):
     store = SqliteStore(path, later)
     assert [e.event_id for e in store.read([Since("u")])[0].events] == ["e1"]
     store.close()
-    with pytest.raises(StoreVersionError, match="has schema version 2; this distilrec knows up to 1"):
+    with pytest.raises(
+        StoreVersionError, match="has schema version 2; this distilrec knows up to 1"
+    ):
         SqliteStore(path)
 
 
@@ -189,7 +198,9 @@ def test_a_failed_migration_leaves_the_old_version(tmp_path):
         SqliteStore(path, (*MIGRATIONS, "CREATE TABLE fine (x); CREATE TABLE events (x);"))
     store = SqliteStore(path)
     assert store.append([event()])[0] > 0
-    assert store._writer.execute("SELECT count(*) FROM sqlite_master WHERE name = 'fine'").fetchone() == (0,)
+    assert store._writer.execute(
+        "SELECT count(*) FROM sqlite_master WHERE name = 'fine'"
+    ).fetchone() == (0,)
     store.close()
 
 
@@ -245,7 +256,11 @@ def test_no_byte_of_an_erased_user_is_left_in_the_files(tmp_path):
     secret, item = "Zaphod-Beeblebrox-7", "a-very-telling-item"
     for n in range(200):
         store.append(
-            [event(f"neighbour-{n}", number=n), event(secret, item, n), event(f"neighbour-{n}", number=n + 500)]
+            [
+                event(f"neighbour-{n}", number=n),
+                event(secret, item, n),
+                event(f"neighbour-{n}", number=n + 500),
+            ]
         )
     store.set_features(secret, {"address": "Betelgeuse-5"})
 
@@ -276,7 +291,9 @@ def test_no_key_of_an_erased_user_is_left_in_redis(redis_server):
     until(
         lambda: store.clean() == "", "the file has been rewritten"
     )  # the rewrite of the append-only file takes a moment
-    on_disk = b"".join(file.read_bytes() for file in redis_server.folder.rglob("*") if file.is_file())
+    on_disk = b"".join(
+        file.read_bytes() for file in redis_server.folder.rglob("*") if file.is_file()
+    )
     assert b"neighbour" in on_disk
     assert secret.encode() not in on_disk and b"Betelgeuse-5" not in on_disk
     client.close()
@@ -316,7 +333,9 @@ def test_erasing_while_the_append_only_file_is_rewritten(own_redis, client):
     assert store.erase(secret) == 30
     assert "rewriting its append-only file" in store.clean()
     client.config_set("rdb-key-save-delay", 0)
-    another = RedisStore(own_redis.url)  # what is left to be done is known after a restart, and to other processes
+    another = RedisStore(
+        own_redis.url
+    )  # what is left to be done is known after a restart, and to other processes
     assert "rewriting its append-only file" in another.clean()
     store.close()
     until(lambda: another.clean() == "", "the file has been rewritten")
@@ -373,7 +392,12 @@ def test_a_redis_that_lost_its_newest_events_is_read_from_the_start(own_redis):
         store.append([event(number=number)])
         (now,) = store.read([Since("u", known.epoch, known.position)])
         assert now.restart and now.epoch != known.epoch
-        assert [e.event_id for e in now.events] == ["e0", "e1", "e2", *(f"e{n}" for n in range(10, number + 1))]
+        assert [e.event_id for e in now.events] == [
+            "e0",
+            "e1",
+            "e2",
+            *(f"e{n}" for n in range(10, number + 1)),
+        ]
     assert store.generation != generation
     (nothing,) = store.read([Since("u", now.epoch, now.position)])
     assert not nothing.restart and not nothing.events
@@ -386,7 +410,11 @@ def test_a_log_that_became_shorter_on_the_same_server(redis_server):
     known = store.read([Since("u")])[0]
     store._client.rpop("shorter:events:u")
     (now,) = store.read([Since("u", known.epoch, known.position)])
-    assert now.restart and now.epoch != known.epoch and [e.event_id for e in now.events] == ["e0", "e1", "e2"]
+    assert (
+        now.restart
+        and now.epoch != known.epoch
+        and [e.event_id for e in now.events] == ["e0", "e1", "e2"]
+    )
     store.close()
 
 
@@ -401,7 +429,10 @@ def test_redis_down_and_back(tmp_path):
         store.read([Since("u")])
     server.start()
     assert all(store.append([event(number=2)]))
-    assert [e.event_id for e in store.read([Since("u")])[0].events] == ["e1", "e2"]  # the first is still there
+    assert [e.event_id for e in store.read([Since("u")])[0].events] == [
+        "e1",
+        "e2",
+    ]  # the first is still there
     assert store.append([event(number=1)]) == [0]
     store.close()
     server.stop()

@@ -20,7 +20,13 @@ from distilrec.data.preparation import prepare_dataset
 from distilrec.data.schema import Schema
 from distilrec.distill import losses
 from distilrec.distill.distillation import DistillationConfig, distil, distillation_loss
-from distilrec.errors import ColumnMissingError, ConfigError, LabelStoreError, TeacherError, TrainingError
+from distilrec.errors import (
+    ColumnMissingError,
+    ConfigError,
+    LabelStoreError,
+    TeacherError,
+    TrainingError,
+)
 from distilrec.labels import extract
 from distilrec.labels.extract import LabelConfig, extract_labels
 from distilrec.labels.store import open_labels
@@ -35,7 +41,13 @@ from distilrec.networks.transformer import TransformerConfig
 from distilrec.runs.config import read_config
 from distilrec.teachers.build import EnsembleConfig, MemberConfig, load_teacher, make_teacher
 from distilrec.teachers.ensemble import EnsembleTeacher, calibrated_ensemble
-from distilrec.teachers.external import FunctionConfig, ScoresConfig, function_teacher, read_scores, user_scores
+from distilrec.teachers.external import (
+    FunctionConfig,
+    ScoresConfig,
+    function_teacher,
+    read_scores,
+    user_scores,
+)
 from distilrec.teachers.linear import LinearConfig, fit_linear, load_linear, save_linear
 from distilrec.teachers.teacher import ModelTeacher
 from distilrec.training.options import TrainingConfig
@@ -56,7 +68,11 @@ def network(small, seed=0):
 
 def table(small, users=None, items=10, value=lambda user, item: float(item)):
     chosen = small.info.user_ids[: small.info.warm_users] if users is None else users
-    rows = [(user, small.info.item_ids[item], value(user, item)) for user in chosen for item in range(items)]
+    rows = [
+        (user, small.info.item_ids[item], value(user, item))
+        for user in chosen
+        for item in range(items)
+    ]
     return pl.DataFrame(rows, schema=["user_id", "item_id", "score"], orient="row")
 
 
@@ -87,7 +103,9 @@ def test_linear_answers_are_the_scores_of_the_prefix(small, decay):
     for batch in training_batches(small, training_windows(small, 4), 8, None):
         window, position = (batch.targets >= 0).nonzero(as_tuple=True)
         answer = teacher.answer(batch, window, position, small.catalogue_size).logits
-        histories = small.histories(batch.users[window].numpy(), batch.rows[window, position].numpy())
+        histories = small.histories(
+            batch.users[window].numpy(), batch.rows[window, position].numpy()
+        )
         expected = teacher.scores(histories)
         np.testing.assert_allclose(answer.numpy(), expected, rtol=1e-4, atol=1e-5)
 
@@ -118,9 +136,12 @@ def test_the_ensemble_is_the_weighted_sum(small):
     np.testing.assert_allclose(ensemble.scores(histories), expected, rtol=1e-5)
     batch = next(training_batches(small, training_windows(small, 12), 8, None))
     window, position = (batch.targets >= 0).nonzero(as_tuple=True)
-    each = [member.answer(batch, window, position, small.info.warm_items).logits for member in members]
+    each = [
+        member.answer(batch, window, position, small.info.warm_items).logits for member in members
+    ]
     torch.testing.assert_close(
-        ensemble.answer(batch, window, position, small.info.warm_items).logits, 0.5 * each[0] + 3.0 * each[1]
+        ensemble.answer(batch, window, position, small.info.warm_items).logits,
+        0.5 * each[0] + 3.0 * each[1],
     )
     assert ensemble.max_history == 12
     assert ensemble.cost.parameters == sum(member.cost.parameters for member in members)
@@ -143,7 +164,12 @@ def test_calibration_finds_the_better_member(small):
         return rng.normal(0, 5, (len(histories), small.info.warm_items)).astype(np.float32)
 
     ensemble = calibrated_ensemble(
-        [function_teacher(knows, small, identity="knows"), function_teacher(noise, small, identity="noise")], small, 0
+        [
+            function_teacher(knows, small, identity="knows"),
+            function_teacher(noise, small, identity="noise"),
+        ],
+        small,
+        0,
     )
     assert ensemble.weights[0] > 0.5
     assert ensemble.weights[1] < 0.1
@@ -151,14 +177,25 @@ def test_calibration_finds_the_better_member(small):
 
 def test_an_ensemble_is_made_once_and_loaded(small, tmp_path):
     config = EnsembleConfig(
-        (MemberConfig(TRANSFORMER), MemberConfig(LinearConfig()), MemberConfig(STUDENT, TRAINING, 7))
+        (
+            MemberConfig(TRANSFORMER),
+            MemberConfig(LinearConfig()),
+            MemberConfig(STUDENT, TRAINING, 7),
+        )
     )
     epochs = []
     made = make_teacher(
-        config, small, TRAINING, tmp_path, seed=0, on_epoch=lambda name, epoch, total: epochs.append(name)
+        config,
+        small,
+        TRAINING,
+        tmp_path,
+        seed=0,
+        on_epoch=lambda name, epoch, total: epochs.append(name),
     )
     assert epochs == ["teacher 1/3"] * 2 + ["teacher 3/3"] * 2
-    again = make_teacher(config, small, TRAINING, tmp_path, seed=0, on_epoch=lambda *_: epochs.append("again"))
+    again = make_teacher(
+        config, small, TRAINING, tmp_path, seed=0, on_epoch=lambda *_: epochs.append("again")
+    )
     assert "again" not in epochs
     loaded = load_teacher(config, tmp_path, small)
     assert loaded.identity == made.identity == again.identity
@@ -175,9 +212,13 @@ def test_scores_of_a_file_become_the_teacher(small, tmp_path):
     teacher = read_scores(ScoresConfig(str(tmp_path / "scores.parquet"), score="score"), small)
     scores = teacher.scores(small.histories(np.arange(4), small.train_end[:4]))
     assert scores.shape == (4, small.catalogue_size)
-    np.testing.assert_allclose(scores[:, :10], np.tile(np.arange(10.0) - 9, (4, 1)))  # the differences count
+    np.testing.assert_allclose(
+        scores[:, :10], np.tile(np.arange(10.0) - 9, (4, 1))
+    )  # the differences count
     assert (scores[:, 10:] < -9).all()
-    labels = extract_labels(teacher, small, tmp_path / "labels", LabelConfig(top_k=3, samples=4), seed=0)
+    labels = extract_labels(
+        teacher, small, tmp_path / "labels", LabelConfig(top_k=3, samples=4), seed=0
+    )
     assert len(labels) == small.info.warm_users  # one label per user, not per event
     assert labels.extraction.events == int(small.is_training().sum())
     known = labels.at(torch.arange(3))
@@ -187,7 +228,9 @@ def test_scores_of_a_file_become_the_teacher(small, tmp_path):
 
 
 def test_ranks_become_falling_logits(small, tmp_path):
-    table(small, value=lambda user, item: 10 - item).rename({"score": "rank"}).write_csv(tmp_path / "ranks.csv")
+    table(small, value=lambda user, item: 10 - item).rename({"score": "rank"}).write_csv(
+        tmp_path / "ranks.csv"
+    )
     teacher = read_scores(ScoresConfig(str(tmp_path / "ranks.csv"), rank="rank"), small)
     scores = teacher.scores(small.histories(np.arange(1), small.train_end[:1]))[0]
     assert scores[9] - scores[7] == pytest.approx(1.0)  # ranks 1 and 3: -log2(2) + log2(4)
@@ -196,13 +239,21 @@ def test_ranks_become_falling_logits(small, tmp_path):
 
 def test_labels_of_a_user_give_nothing_to_items_already_had(small, tmp_path):
     """Such labels do not know what a user had before an event; the losses leave those items out."""
-    labels = extract_labels(user_scores(table(small), small), small, tmp_path, LabelConfig(top_k=5, samples=5), seed=0)
+    labels = extract_labels(
+        user_scores(table(small), small), small, tmp_path, LabelConfig(top_k=5, samples=5), seed=0
+    )
     rows = torch.arange(4)
     student = torch.randn(4, small.info.warm_items)
     student[:, 9] = -1e9  # the teacher's first one
     student.requires_grad_()
     config = DistillationConfig(
-        1.0, rd_weight=1, rrd_weight=1, plackett_luce_weight=1, rce_weight=1, unkd_weight=1, own_candidates=5
+        1.0,
+        rd_weight=1,
+        rrd_weight=1,
+        plackett_luce_weight=1,
+        rce_weight=1,
+        unkd_weight=1,
+        own_candidates=5,
     )
     loss = distillation_loss(labels, config, dataset=small)(
         Scored(student, torch.tensor([1, 2, 3, 4]), rows, student, student.shape[1])
@@ -235,7 +286,9 @@ def test_scores_that_cannot_be_used_are_refused(spoil, message, small):
 def test_only_the_differences_between_scores_of_a_user_count(small, tmp_path, offset):
     """Half precision ends at 65,504, and single precision has no room for a half beside two billions."""
     plain = user_scores(table(small, value=lambda user, item: item / 2), small)
-    moved = user_scores(table(small, value=lambda user, item: offset * (1 + int(user[1:]) % 3) + item / 2), small)
+    moved = user_scores(
+        table(small, value=lambda user, item: offset * (1 + int(user[1:]) % 3) + item / 2), small
+    )
     config = LabelConfig(top_k=12, samples=20)
     expected, got = (
         extract_labels(teacher, small, tmp_path / str(n), config, seed=0).at(torch.arange(40))
@@ -260,7 +313,9 @@ def test_the_differences_of_a_function_count_too(small, tmp_path, per, offset):
     for added in (0.0, offset):
         teacher = function_teacher(scores, small, identity=f"of {added}", per=per)
         folder = tmp_path / str(added)
-        labels = extract_labels(teacher, small, folder, LabelConfig(top_k=items, samples=items), seed=0)
+        labels = extract_labels(
+            teacher, small, folder, LabelConfig(top_k=items, samples=items), seed=0
+        )
         found.append(labels.at(torch.from_numpy(np.flatnonzero(small.is_training()))))
     plain, moved = found
     assert torch.equal(plain.top_items, moved.top_items)
@@ -283,7 +338,9 @@ def test_scores_that_are_too_far_apart_are_refused(small, tmp_path, kind):
         )
     else:
         steps = np.linspace(0, -60_000, small.info.warm_items, dtype=np.float32)
-        teacher = function_teacher(lambda h: np.tile(steps, (len(h), 1)), small, identity="steep", per=kind)
+        teacher = function_teacher(
+            lambda h: np.tile(steps, (len(h), 1)), small, identity="steep", per=kind
+        )
         message = r"for user 'u\d+' span \d\d,\d\d\d, from the best to item 'i\d+'; labels keep what is at most 49,000"
     with pytest.raises(TeacherError, match=message):
         extract_labels(teacher, small, tmp_path, LabelConfig(top_k=3, samples=3), seed=0)
@@ -292,9 +349,13 @@ def test_scores_that_are_too_far_apart_are_refused(small, tmp_path, kind):
 def test_what_spans_less_is_told_from_masked_items(small, tmp_path):
     """The lowest score that is kept is no masked item to the losses."""
     steps = np.linspace(0, -49_000, small.info.warm_items, dtype=np.float32)
-    teacher = function_teacher(lambda h: np.tile(steps, (len(h), 1)), small, identity="steep", per="user")
+    teacher = function_teacher(
+        lambda h: np.tile(steps, (len(h), 1)), small, identity="steep", per="user"
+    )
     items = small.info.warm_items
-    labels = extract_labels(teacher, small, tmp_path, LabelConfig(top_k=1, samples=items * 3), seed=0)
+    labels = extract_labels(
+        teacher, small, tmp_path, LabelConfig(top_k=1, samples=items * 3), seed=0
+    )
     known = labels.at(torch.arange(30))
     assert known.sample_logits.min() == -48_992  # the nearest half
     outside = losses._outside(known)
@@ -307,7 +368,10 @@ def test_what_spans_less_is_told_from_masked_items(small, tmp_path):
 def test_ids_of_scores_follow_the_rule_of_all_ids(form):
     """A pandas frame with gaps has floats where the log has integers: they are the same users and items."""
     rows = [
-        (user, item, 100 * user + n) for user in range(1, 9) for n, item in enumerate(range(1, 13)) if (user + item) % 4
+        (user, item, 100 * user + n)
+        for user in range(1, 9)
+        for n, item in enumerate(range(1, 13))
+        if (user + item) % 4
     ]
     log = pl.DataFrame(rows, schema=["user_id", "item_id", "timestamp"], orient="row")
     data = prepare_dataset(log, Schema(timestamp="timestamp"), name="numbers")
@@ -324,8 +388,13 @@ def test_ids_of_scores_follow_the_rule_of_all_ids(form):
 
 @pytest.mark.parametrize("wrong", [None, "", "i1\n", "x" * 257])
 def test_lines_of_scores_without_an_id_are_refused(small, wrong):
-    more = pl.concat([table(small), table(small).head(1).with_columns(item_id=pl.lit(wrong, pl.String))])
-    with pytest.raises(TeacherError, match="1 lines have no valid id in 'user_id' or 'item_id', the first for user 'u"):
+    more = pl.concat(
+        [table(small), table(small).head(1).with_columns(item_id=pl.lit(wrong, pl.String))]
+    )
+    with pytest.raises(
+        TeacherError,
+        match="1 lines have no valid id in 'user_id' or 'item_id', the first for user 'u",
+    ):
         user_scores(more, small)
 
 
@@ -340,7 +409,9 @@ def test_a_scores_file_needs_its_columns(small, tmp_path):
 def test_lines_about_unknown_users_and_items_are_counted(small):
     more = pl.concat([table(small), table(small, users=["stranger"])])
     teacher = user_scores(more, small)
-    assert teacher.notes == ("the teacher's scores: 10 of 610 lines are about users or items without training rows",)
+    assert teacher.notes == (
+        "the teacher's scores: 10 of 610 lines are about users or items without training rows",
+    )
 
 
 # --- your own function ---
@@ -360,19 +431,25 @@ def recency(small):
 
 def test_a_function_is_asked_for_every_event(small, tmp_path):
     teacher = function_teacher(recency(small), small, identity="recency", max_history=12)
-    labels = extract_labels(teacher, small, tmp_path, LabelConfig(top_k=1, samples=2), seed=0, mask_seen=False)
+    labels = extract_labels(
+        teacher, small, tmp_path, LabelConfig(top_k=1, samples=2), seed=0, mask_seen=False
+    )
     assert len(labels) == int(small.is_training().sum())
     for user in range(5):
         first, end = int(small.offsets[user]), int(small.train_end[user])
         known = labels.at(torch.arange(first + 1, end))
-        assert known.top_items[:, 0].tolist() == small.items[first : end - 1].tolist()  # the newest item of the prefix
+        assert (
+            known.top_items[:, 0].tolist() == small.items[first : end - 1].tolist()
+        )  # the newest item of the prefix
 
 
 def test_a_function_never_sees_items_without_training_rows(small):
     cold = small.info.warm_items
     seen = []
     teacher = function_teacher(
-        lambda h: seen.append(h.items.max(initial=0)) or np.zeros((len(h), cold), np.float32), small, identity="x"
+        lambda h: seen.append(h.items.max(initial=0)) or np.zeros((len(h), cold), np.float32),
+        small,
+        identity="x",
     )
     histories = small.histories(np.arange(3), small.train_end[:3])
     items = np.where(np.arange(len(histories.items)) == 1, cold, histories.items).astype(np.int32)
@@ -436,7 +513,13 @@ epochs = 1
     comparison = runs.run_all(read_config(tmp_path / "run.toml"), tmp_path / "run")
     names = [row.name for row in comparison.rows]
     assert names[:3] == ["teacher", "member 1: scores", "member 2: function"]
-    assert [cost.stage for cost in comparison.costs] == ["prepare", "teacher", "labels", "student", "alone"]
+    assert [cost.stage for cost in comparison.costs] == [
+        "prepare",
+        "teacher",
+        "labels",
+        "student",
+        "alone",
+    ]
     assert all(cost.seconds > 0 for cost in comparison.costs)
     assert {d.b for d in comparison.differences} >= {"member 1: scores", "member 2: function"}
 
@@ -476,12 +559,18 @@ def test_an_interrupted_extraction_goes_on(small, tmp_path, monkeypatch):
     rows = torch.from_numpy(small.is_training().nonzero()[0])
     for one, two in zip(vars(whole.at(rows)).values(), vars(parts.at(rows)).values(), strict=True):
         assert torch.equal(one, two)
-    assert parts.extraction.bytes == sum(path.stat().st_size for path in (tmp_path / "parts").glob("*.parquet"))
+    assert parts.extraction.bytes == sum(
+        path.stat().st_size for path in (tmp_path / "parts").glob("*.parquet")
+    )
     # One that was damaged meanwhile is named, and made again.
     (tmp_path / "parts" / "manifest.json").unlink()
     made[1].write_bytes(made[1].read_bytes()[:-9])
-    (tmp_path / "parts" / "unfinished").write_text(extract.key_of(parts.manifest, extract.FORMAT_VERSION))
-    with pytest.raises(LabelStoreError, match=r"labels-00001\.parquet cannot be read, and has been removed"):
+    (tmp_path / "parts" / "unfinished").write_text(
+        extract.key_of(parts.manifest, extract.FORMAT_VERSION)
+    )
+    with pytest.raises(
+        LabelStoreError, match=r"labels-00001\.parquet cannot be read, and has been removed"
+    ):
         extract_labels(teacher, small, tmp_path / "parts", config, seed=3)
     again = extract_labels(teacher, small, tmp_path / "parts", config, seed=3)
     assert torch.equal(again.at(rows).top_logits, whole.at(rows).top_logits)
@@ -491,7 +580,9 @@ def test_an_interrupted_extraction_goes_on(small, tmp_path, monkeypatch):
 
 
 def test_labels_are_small(small, tmp_path):
-    labels = extract_labels(network(small), small, tmp_path, LabelConfig(top_k=10, samples=10), seed=0)
+    labels = extract_labels(
+        network(small), small, tmp_path, LabelConfig(top_k=10, samples=10), seed=0
+    )
     frame = pl.read_parquet(tmp_path / "labels-00000.parquet")
     assert frame.schema["top_items"] == pl.Array(pl.UInt16, 10)
     assert frame.schema["top_logits"] == pl.Array(pl.Float16, 10)
@@ -514,7 +605,9 @@ LOSSES = {
 @pytest.mark.parametrize("name", LOSSES)
 def test_every_loss_trains_every_student(name, small, tmp_path):
     teacher = network(small)
-    labels = extract_labels(teacher, small, tmp_path, LabelConfig(top_k=8, samples=8, states=True), seed=0)
+    labels = extract_labels(
+        teacher, small, tmp_path, LabelConfig(top_k=8, samples=8, states=True), seed=0
+    )
     for config in (STUDENT, SoftTreeConfig(depth=2, inputs=5, max_history=12)):
         trained = distil(config, small, labels, TRAINING, LOSSES[name], seed=0)
         plain = distil(config, small, labels, TRAINING, DistillationConfig(0.0), seed=0)
@@ -525,7 +618,9 @@ def test_every_loss_trains_every_student(name, small, tmp_path):
 
 
 def test_the_hint_needs_states(small, tmp_path):
-    labels = extract_labels(network(small), small, tmp_path, LabelConfig(top_k=8, samples=8), seed=0)
+    labels = extract_labels(
+        network(small), small, tmp_path, LabelConfig(top_k=8, samples=8), seed=0
+    )
     with pytest.raises(LabelStoreError, match="hold no states"):
         distil(STUDENT, small, labels, TRAINING, LOSSES["hint"], seed=0)
     linear = fit_linear(LinearConfig(), small, 0)
@@ -534,7 +629,9 @@ def test_the_hint_needs_states(small, tmp_path):
 
 
 def test_a_hint_resumes_from_its_checkpoint(small, tmp_path):
-    labels = extract_labels(network(small), small, tmp_path, LabelConfig(top_k=8, samples=8, states=True), seed=0)
+    labels = extract_labels(
+        network(small), small, tmp_path, LabelConfig(top_k=8, samples=8, states=True), seed=0
+    )
     training = TrainingConfig(epochs=3, patience=3, batch_size=16)
     whole = distil(STUDENT, small, labels, training, LOSSES["hint"], seed=0)
 
@@ -546,8 +643,19 @@ def test_a_hint_resumes_from_its_checkpoint(small, tmp_path):
             raise Stopped
 
     with pytest.raises(Stopped):
-        distil(STUDENT, small, labels, training, LOSSES["hint"], seed=0, checkpoint=tmp_path / "c", on_epoch=stop)
-    resumed = distil(STUDENT, small, labels, training, LOSSES["hint"], seed=0, checkpoint=tmp_path / "c")
+        distil(
+            STUDENT,
+            small,
+            labels,
+            training,
+            LOSSES["hint"],
+            seed=0,
+            checkpoint=tmp_path / "c",
+            on_epoch=stop,
+        )
+    resumed = distil(
+        STUDENT, small, labels, training, LOSSES["hint"], seed=0, checkpoint=tmp_path / "c"
+    )
     for one, two in zip(whole.model.parameters(), resumed.model.parameters(), strict=True):
         assert torch.equal(one, two)
 
@@ -570,24 +678,41 @@ def test_a_curriculum_of_several_teachers(tmp_path):
 
 @pytest.mark.parametrize("loss", ["rce_weight", "unkd_weight"])
 def test_losses_over_the_whole_catalogue_do_without_a_sampled_softmax(small, tmp_path, loss):
-    labels = extract_labels(network(small), small, tmp_path, LabelConfig(top_k=8, samples=8), seed=0)
+    labels = extract_labels(
+        network(small), small, tmp_path, LabelConfig(top_k=8, samples=8), seed=0
+    )
     with pytest.raises(ConfigError, match="sampled softmax"):
-        distil(STUDENT, small, labels, TrainingConfig(negatives=5), DistillationConfig(**{loss: 1.0}), seed=0)
+        distil(
+            STUDENT,
+            small,
+            labels,
+            TrainingConfig(negatives=5),
+            DistillationConfig(**{loss: 1.0}),
+            seed=0,
+        )
 
 
-@pytest.mark.parametrize("student", [STUDENT, MlpConfig(dim=8, hidden=8), SoftTreeConfig(depth=3, inputs=40)])
+@pytest.mark.parametrize(
+    "student", [STUDENT, MlpConfig(dim=8, hidden=8), SoftTreeConfig(depth=3, inputs=40)]
+)
 def test_a_student_learns_from_labels_with_a_sampled_softmax(small, tmp_path, student):
     """What large catalogues need: 12 of 40 items are scored in each step, and the teacher's one simple idea is learned."""
     items = np.arange(small.info.warm_items)
 
     def like_the_last_one(histories):
-        last = np.array([histories.of(k)[-1] if len(histories.of(k)) else 0 for k in range(len(histories))])
+        last = np.array(
+            [histories.of(k)[-1] if len(histories.of(k)) else 0 for k in range(len(histories))]
+        )
         return 5.0 * (items % 3 == last[:, None] % 3)
 
     teacher = function_teacher(like_the_last_one, small, identity="like the last one")
     labels = extract_labels(teacher, small, tmp_path, LabelConfig(top_k=8, samples=8), seed=0)
-    training = TrainingConfig(epochs=25, patience=25, batch_size=16, negatives=12, learning_rate=2e-2)
-    curve = distil(student, small, labels, training, DistillationConfig(0.9, hard_weight=0.1), seed=0).record.curve
+    training = TrainingConfig(
+        epochs=25, patience=25, batch_size=16, negatives=12, learning_rate=2e-2
+    )
+    curve = distil(
+        student, small, labels, training, DistillationConfig(0.9, hard_weight=0.1), seed=0
+    ).record.curve
     assert np.mean([epoch.loss for epoch in curve[-3:]]) < curve[0].loss - 0.1
 
 
@@ -595,8 +720,12 @@ def test_a_student_learns_about_items_that_nobody_had(small, tmp_path, monkeypat
     """The teacher puts the last item of the catalogue, which has no training row, first for everybody; the student learns
     it through the item's features. Without labels over cold items it cannot know.
     """
-    rising = itertools.count()  # the last epoch is kept: nobody had the new item in the validation part either
-    monkeypatch.setattr("distilrec.training.trainer.validation_ndcg", lambda scorer, dataset: float(next(rising)))
+    rising = (
+        itertools.count()
+    )  # the last epoch is kept: nobody had the new item in the validation part either
+    monkeypatch.setattr(
+        "distilrec.training.trainer.validation_ndcg", lambda scorer, dataset: float(next(rising))
+    )
     cold = small.catalogue_size - 1
     assert cold >= small.info.warm_items
 
@@ -616,16 +745,29 @@ def test_a_student_learns_about_items_that_nobody_had(small, tmp_path, monkeypat
         places.append(float((scores > scores[:, [cold]]).sum(1).mean()))
     assert places[0] < 1 < places[1]
     with pytest.raises(ConfigError, match="draws no items without training rows"):
-        distil(STUDENT, small, open_labels(tmp_path / "True", small), TrainingConfig(negatives=5), LOSSES["rd"], seed=0)
+        distil(
+            STUDENT,
+            small,
+            open_labels(tmp_path / "True", small),
+            TrainingConfig(negatives=5),
+            LOSSES["rd"],
+            seed=0,
+        )
 
 
 def test_labels_do_not_depend_on_how_many_are_asked_for_at_once(small, tmp_path, monkeypatch):
-    whole = extract_labels(network(small), small, tmp_path / "whole", LabelConfig(top_k=8, samples=8), seed=0)
+    whole = extract_labels(
+        network(small), small, tmp_path / "whole", LabelConfig(top_k=8, samples=8), seed=0
+    )
     monkeypatch.setattr("distilrec.labels.extract._LOGITS", 7 * small.info.warm_items)
-    parts = extract_labels(network(small), small, tmp_path / "parts", LabelConfig(top_k=8, samples=8), seed=0)
+    parts = extract_labels(
+        network(small), small, tmp_path / "parts", LabelConfig(top_k=8, samples=8), seed=0
+    )
     rows = torch.from_numpy(small.training_rows())
     for name in ("top_items", "top_logits", "rest_log_sum", "sample_items", "sample_logits"):
-        torch.testing.assert_close(getattr(parts.at(rows), name), getattr(whole.at(rows), name), rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(
+            getattr(parts.at(rows), name), getattr(whole.at(rows), name), rtol=1e-3, atol=1e-3
+        )
 
 
 # --- adapters: each example, as a user runs it ---
@@ -638,9 +780,15 @@ def cache(tmp_path_factory):
     folder.mkdir()
     made = tables()
     number = pl.col("user_id").str.strip_prefix("u").cast(pl.Int64) + 1
-    log = made["log"].with_columns(number, rating=pl.lit(4)).select("user_id", "item_id", "rating", "timestamp")
+    log = (
+        made["log"]
+        .with_columns(number, rating=pl.lit(4))
+        .select("user_id", "item_id", "rating", "timestamp")
+    )
     log.write_csv(folder / "interactions.csv")
-    users = made["users"].with_columns(number, gender=pl.col("country"), occupation=pl.col("country"))
+    users = made["users"].with_columns(
+        number, gender=pl.col("country"), occupation=pl.col("country")
+    )
     users.write_csv(folder / "users.csv")
     made["items"].with_columns(release_year=pl.lit(1990)).write_csv(folder / "items.csv")
     (folder / "complete").write_text("made by a test")

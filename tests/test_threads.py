@@ -59,7 +59,9 @@ def test_the_same_questions_from_many_threads_have_the_answers_of_one(bundle):
         yield recommender.past(user, 99)
 
     right = {user: list(questions(user)) for user in users}
-    rounds = together(lambda number: [(user, list(questions(user))) for user in users[number:] + users[:number]])
+    rounds = together(
+        lambda number: [(user, list(questions(user))) for user in users[number:] + users[:number]]
+    )
     assert [user for answers in rounds for user, answer in answers if answer != right[user]] == []
 
 
@@ -72,7 +74,9 @@ def test_every_method_at_once_ends_as_it_does_in_one_thread(bundle):
         user = f"thread-{number}"
         answers = []
         for n in range(12):
-            recommender.update([{"user_id": user, "item_id": items[(n + number) % 12], "event_type": "buy"}] * 2)
+            recommender.update(
+                [{"user_id": user, "item_id": items[(n + number) % 12], "event_type": "buy"}] * 2
+            )
             recommender.set_user(user, {"age": 20 + n, "country": "fr"})
             answers.append(recommender.recommend(user, items))
             answers.append(recommender.explain(user, items[number]))
@@ -81,18 +85,29 @@ def test_every_method_at_once_ends_as_it_does_in_one_thread(bundle):
             recommender.put_item(ItemRecord(own, own.title(), {"price": float(n)}))
             answers.append(recommender.recommend(user, [own, items[0]]))
             answers.append(
-                (recommender.title(own), recommender.item(own).attributes, recommender.search(own)[0].item_id)
+                (
+                    recommender.title(own),
+                    recommender.item(own).attributes,
+                    recommender.search(own)[0].item_id,
+                )
             )
             recommender.put_item(ItemRecord(own, available=n % 2 == 0))
             answers.append(own in [a.item_id for a in recommender.recommend(user, k=200)])
-            recommender.some_users(50), recommender.item_ids, recommender.attributes, recommender.users.recent(9)
+            (
+                recommender.some_users(50),
+                recommender.item_ids,
+                recommender.attributes,
+                recommender.users.recent(9),
+            )
             recommender.forget(f"u{number}")
         return answers
 
     expected = [work(alone, number) for number in range(THREADS)]
     assert together(lambda number: work(shared, number)) == expected
     for number in range(THREADS):
-        assert shared.recommend(f"thread-{number}", items) == alone.recommend(f"thread-{number}", items)
+        assert shared.recommend(f"thread-{number}", items) == alone.recommend(
+            f"thread-{number}", items
+        )
     assert sorted(shared.item_ids) == sorted(alone.item_ids)
     held = [shared.users.peek(user) for user in shared.users.recent(999)]
     assert shared.users.nbytes == sum(user.nbytes for user in held)
@@ -111,7 +126,10 @@ def test_a_stored_recommender_reads_what_its_thread_wrote(bundle, tmp_path):
         for n in range(10):
             item = items[(number + 3 * n) % len(items)]
             stored.update(
-                [{"user_id": own, "item_id": item}, {"user_id": "all", "item_id": items[next(number_of) % 40]}]
+                [
+                    {"user_id": own, "item_id": item},
+                    {"user_id": "all", "item_id": items[next(number_of) % 40]},
+                ]
             )
             assert item not in [a.item_id for a in stored.recommend(own, k=200)]
             stored.recommend(f"u{(number * 10 + n) % 60}")
@@ -119,7 +137,9 @@ def test_a_stored_recommender_reads_what_its_thread_wrote(bundle, tmp_path):
 
     for own in together(work):
         number = int(own.removeprefix("thread-"))
-        alone.update({"user_id": own, "item_id": items[(number + 3 * n) % len(items)]} for n in range(10))
+        alone.update(
+            {"user_id": own, "item_id": items[(number + 3 * n) % len(items)]} for n in range(10)
+        )
         assert stored.recommend(own) == alone.recommend(own)
     seen_by_all.update(items[n % 40] for n in range(80))
     assert seen_by_all.isdisjoint(a.item_id for a in stored.recommend("all", k=200))
@@ -135,7 +155,9 @@ class Slow(SqliteStore):
     def read(self, asked):
         records = super().read(asked)
         self.read_once.set()
-        self.go_on.wait(timeout=0.5)  # the other thread must wait for this one: then nobody says go on
+        self.go_on.wait(
+            timeout=0.5
+        )  # the other thread must wait for this one: then nobody says go on
         return records
 
 

@@ -24,7 +24,14 @@ from distilrec.networks.soft_tree import SoftTreeConfig
 from distilrec.training.checkpoints import _CHECKPOINT
 from distilrec.training.memory import peak_memory, reset_peak_memory, reuse_freed_memory
 from distilrec.training.options import Epoch, TrainingConfig, TrainingResult
-from distilrec.training.scoring import MASKED_LOGIT, Sampled, Scored, ground_truth, score_positions, seen_items
+from distilrec.training.scoring import (
+    MASKED_LOGIT,
+    Sampled,
+    Scored,
+    ground_truth,
+    score_positions,
+    seen_items,
+)
 from distilrec.training.trained import finished, train_model
 from distilrec.training.trainer import train
 from distilrec.training.validation import validation_ndcg
@@ -53,7 +60,9 @@ def weights(trained):
 def test_a_resumed_run_equals_an_uninterrupted_one(small, tmp_path):
     whole = train_model(STUDENT, small, TRAINING, seed=3)
     with pytest.raises(Interrupted):
-        train_model(STUDENT, small, TRAINING, seed=3, checkpoint=tmp_path / "c", on_epoch=interrupt_after(2))
+        train_model(
+            STUDENT, small, TRAINING, seed=3, checkpoint=tmp_path / "c", on_epoch=interrupt_after(2)
+        )
     epochs = []
     resumed = train_model(
         STUDENT,
@@ -70,11 +79,15 @@ def test_a_resumed_run_equals_an_uninterrupted_one(small, tmp_path):
 
 def test_a_checkpoint_of_another_run_is_refused(small, tmp_path):
     with pytest.raises(Interrupted):
-        train_model(STUDENT, small, TRAINING, seed=3, checkpoint=tmp_path, on_epoch=interrupt_after(1))
+        train_model(
+            STUDENT, small, TRAINING, seed=3, checkpoint=tmp_path, on_epoch=interrupt_after(1)
+        )
     with pytest.raises(TrainingError, match="belongs to a run with another seed"):
         train_model(STUDENT, small, TRAINING, seed=4, checkpoint=tmp_path)
     saved = _CHECKPOINT.read(tmp_path)
-    _CHECKPOINT.write(tmp_path, saved.about, {"epoch": saved.arrays("epoch") | {"model/theta": np.zeros((1, 2))}})
+    _CHECKPOINT.write(
+        tmp_path, saved.about, {"epoch": saved.arrays("epoch") | {"model/theta": np.zeros((1, 2))}}
+    )
     with pytest.raises(TrainingError, match="another version of distilrec"):
         train_model(STUDENT, small, TRAINING, seed=3, checkpoint=tmp_path)
     (epoch,) = tmp_path.glob("epoch-*.safetensors")
@@ -84,7 +97,9 @@ def test_a_checkpoint_of_another_run_is_refused(small, tmp_path):
 
 
 def test_the_best_epoch_is_kept_and_training_stops_early(small):
-    trained = train_model(STUDENT, small, TrainingConfig(epochs=40, patience=2, batch_size=16), seed=0)
+    trained = train_model(
+        STUDENT, small, TrainingConfig(epochs=40, patience=2, batch_size=16), seed=0
+    )
     curve = trained.record.curve
     best = trained.record.best_epoch
     assert len(curve) == best + 2 < 40
@@ -113,7 +128,9 @@ def test_seen_items_are_the_whole_history_so_far(small):
     """Also that part of it which lies before the window."""
     for batch in training_batches(small, training_windows(small, 4), 16, None):
         window, position = (batch.targets >= 0).nonzero(as_tuple=True)
-        seen = seen_items(batch, small.catalogue_size, window, position, slice(small.info.warm_items))
+        seen = seen_items(
+            batch, small.catalogue_size, window, position, slice(small.info.warm_items)
+        )
         for n, row in enumerate(batch.rows[window, position].tolist()):
             history = small.items[small.offsets[batch.users[window[n]]] : row]
             assert set(seen[n].nonzero().flatten().tolist()) == set(history.tolist())
@@ -128,7 +145,9 @@ def test_a_loss_that_is_not_finite_stops_the_training(small):
 
 def test_a_student_has_a_dropout_of_its_own_while_it_is_distilled(small, tmp_path):
     teacher = build_model(DnnConfig(dim=8, hidden=8, layers=1, max_history=12), small, 0)
-    trained = finished(teacher, DnnConfig(dim=8), 0, small, TrainingResult((Epoch(1, 1.0, 0.1, 0.5),), 1))
+    trained = finished(
+        teacher, DnnConfig(dim=8), 0, small, TrainingResult((Epoch(1, 1.0, 0.1, 0.5),), 1)
+    )
     labels = extract_labels(trained, small, tmp_path, LabelConfig(top_k=5, samples=5), seed=0)
     config = RecurrentConfig(dim=8, max_history=12, dropout=0.5)
 
@@ -140,19 +159,29 @@ def test_a_student_has_a_dropout_of_its_own_while_it_is_distilled(small, tmp_pat
     assert without.record.config == RecurrentConfig(dim=8, max_history=12, dropout=0.0)
     assert distilled(config, 0.5).record.config == config
     assert distilled(config, 0.5).record.identity != without.record.identity
-    assert distilled(SoftTreeConfig(depth=2, max_history=12), 0.0).record.config == SoftTreeConfig(2, max_history=12)
+    assert distilled(SoftTreeConfig(depth=2, max_history=12), 0.0).record.config == SoftTreeConfig(
+        2, max_history=12
+    )
 
 
 @pytest.mark.parametrize("config", [STUDENT, MlpConfig(dim=8, hidden=8, max_history=12)])
 def test_distillation_pulls_the_student_to_the_teacher(config, small, tmp_path):
-    teacher = train_model(DnnConfig(dim=8, hidden=32, layers=1, max_history=12), small, TRAINING, seed=0)
-    with torch.no_grad():  # a teacher with opinions that the data does not support: only its labels can pass them on
+    teacher = train_model(
+        DnnConfig(dim=8, hidden=32, layers=1, max_history=12), small, TRAINING, seed=0
+    )
+    with (
+        torch.no_grad()
+    ):  # a teacher with opinions that the data does not support: only its labels can pass them on
         torch.manual_seed(0)
         teacher.model.items.bias += torch.randn(small.info.warm_items)
-    labels = extract_labels(teacher, small, tmp_path, LabelConfig(top_k=20, samples=20), seed=0, mask_seen=False)
+    labels = extract_labels(
+        teacher, small, tmp_path, LabelConfig(top_k=20, samples=20), seed=0, mask_seen=False
+    )
 
     batch = next(training_batches(small, training_windows(small, 12), 64, None))
-    window, position = ((batch.targets >= 0) & (batch.targets < small.info.warm_items)).nonzero(as_tuple=True)
+    window, position = ((batch.targets >= 0) & (batch.targets < small.info.warm_items)).nonzero(
+        as_tuple=True
+    )
 
     @torch.inference_mode()
     def log_softmax(model):
@@ -163,7 +192,9 @@ def test_distillation_pulls_the_student_to_the_teacher(config, small, tmp_path):
     def distance_after_training(loss):
         """Kullback-Leibler divergence from the teacher after the last epoch (not the best one on validation)."""
         model, distances = build_model(config, small, 0), []
-        training = TrainingConfig(epochs=12, patience=12, batch_size=16, learning_rate=1e-2, mask_seen=False)
+        training = TrainingConfig(
+            epochs=12, patience=12, batch_size=16, learning_rate=1e-2, mask_seen=False
+        )
         labelled = log_softmax(teacher.model)
         train(
             model, small, loss, training, seed=0,
@@ -173,30 +204,43 @@ def test_distillation_pulls_the_student_to_the_teacher(config, small, tmp_path):
         )  # fmt: skip
         return distances[-1]
 
-    distilled = distance_after_training(distillation_loss(labels, DistillationConfig(1.0, 0.0, 1.0)))
+    distilled = distance_after_training(
+        distillation_loss(labels, DistillationConfig(1.0, 0.0, 1.0))
+    )
     alone = distance_after_training(ground_truth)
     assert distilled < 0.5 * alone
 
 
 @pytest.mark.parametrize("temperature", [1.0, 3.0])
 def test_the_distillation_loss_is_the_weighted_sum(small, tmp_path, temperature):
-    teacher = train_model(DnnConfig(dim=8, hidden=16, layers=1, max_history=12), small, TRAINING, seed=0)
+    teacher = train_model(
+        DnnConfig(dim=8, hidden=16, layers=1, max_history=12), small, TRAINING, seed=0
+    )
     labels = extract_labels(teacher, small, tmp_path, LabelConfig(top_k=5, samples=7), seed=0)
     rows = torch.from_numpy(small.is_training().nonzero()[0][:9])
-    student, targets = torch.randn(9, small.info.warm_items), torch.from_numpy(small.items[rows]).long()
+    student, targets = (
+        torch.randn(9, small.info.warm_items),
+        torch.from_numpy(small.items[rows]).long(),
+    )
     known = labels.at(rows)
-    soft = soft_losses_stored(torch.log_softmax(student / temperature, -1), known, temperature).mean()
+    soft = soft_losses_stored(
+        torch.log_softmax(student / temperature, -1), known, temperature
+    ).mean()
     expected = (
         0.4 * torch.nn.functional.cross_entropy(student, targets)
         + 0.6 * soft
         + 0.2 * hard_loss(torch.log_softmax(student, -1), known.top_items[:, 0])
     )
     loss = distillation_loss(labels, DistillationConfig(0.6, 0.2, temperature))
-    torch.testing.assert_close(loss(Scored(student, targets, rows, student, student.shape[1])), expected)
+    torch.testing.assert_close(
+        loss(Scored(student, targets, rows, student, student.shape[1])), expected
+    )
 
 
 def test_labels_are_the_teachers_softmax(small, tmp_path):
-    teacher = train_model(DnnConfig(dim=8, hidden=16, layers=1, max_history=12), small, TRAINING, seed=0)
+    teacher = train_model(
+        DnnConfig(dim=8, hidden=16, layers=1, max_history=12), small, TRAINING, seed=0
+    )
     labels = extract_labels(teacher, small, tmp_path, LabelConfig(top_k=5, samples=7), seed=0)
     assert len(labels) == int(small.is_training().sum())
     batch = next(training_batches(small, training_windows(small, 12, 6), 4, None))
@@ -205,7 +249,9 @@ def test_labels_are_the_teachers_softmax(small, tmp_path):
     model = teacher.model
     with torch.inference_mode():
         vectors = model.items.vectors()
-        logits = model.score(model.encode(batch, vectors)[window, position], vectors[:items], model.items.bias)
+        logits = model.score(
+            model.encode(batch, vectors)[window, position], vectors[:items], model.items.bias
+        )
         logits = logits.masked_fill(
             seen_items(batch, small.catalogue_size, window, position, slice(items)), MASKED_LOGIT
         )
@@ -219,7 +265,9 @@ def test_labels_are_the_teachers_softmax(small, tmp_path):
 
 
 def test_labels_are_used_again_and_checked(small, tmp_path):
-    teacher = train_model(DnnConfig(dim=8, hidden=16, layers=1, max_history=12), small, TRAINING, seed=0)
+    teacher = train_model(
+        DnnConfig(dim=8, hidden=16, layers=1, max_history=12), small, TRAINING, seed=0
+    )
     config = LabelConfig(top_k=5, samples=5)
     extract_labels(teacher, small, tmp_path, config, seed=0)
     shard = tmp_path / "labels-00000.parquet"
@@ -259,13 +307,17 @@ def test_a_sampled_softmax_has_the_partition_sum_of_the_whole_one_in_expectation
     with torch.no_grad():
         model.items.embedding.mul_(8)  # scores that differ
     batch = next(training_batches(small, training_windows(small, 12), 8, None))
-    drawn_by = torch.softmax(torch.randn(small.info.warm_items, generator=torch.Generator().manual_seed(0)) / 2, 0)
+    drawn_by = torch.softmax(
+        torch.randn(small.info.warm_items, generator=torch.Generator().manual_seed(0)) / 2, 0
+    )
     with torch.no_grad():
         whole = score_positions(model, batch, TrainingConfig(), True, drawn_by.double(), 0.0)
         torch.manual_seed(0)
         sums = []
         for _ in range(4_000):
-            sampled = score_positions(model, batch, TrainingConfig(negatives=12), True, drawn_by.double(), 0.0)
+            sampled = score_positions(
+                model, batch, TrainingConfig(negatives=12), True, drawn_by.double(), 0.0
+            )
             sums.append(sampled.logits.exp().sum(1))
     assert (sampled.targets == 0).all()
     rows = torch.arange(len(whole.targets))
@@ -276,7 +328,8 @@ def test_a_sampled_softmax_has_the_partition_sum_of_the_whole_one_in_expectation
 
 
 @pytest.mark.parametrize(
-    "config", [STUDENT, MlpConfig(dim=8, hidden=8, max_history=12), SoftTreeConfig(depth=2, inputs=5)]
+    "config",
+    [STUDENT, MlpConfig(dim=8, hidden=8, max_history=12), SoftTreeConfig(depth=2, inputs=5)],
 )
 def test_every_model_scores_single_items_as_it_scores_all(config, small):
     model = build_model(config, small, 0).eval()
@@ -297,7 +350,9 @@ def test_every_model_scores_single_items_as_it_scores_all(config, small):
         {"soft_weight": 0.7, "curriculum": True},
     ],
 )
-def test_a_sample_that_is_the_whole_catalogue_gives_the_whole_loss(small, tmp_path, weights, temperature):
+def test_a_sample_that_is_the_whole_catalogue_gives_the_whole_loss(
+    small, tmp_path, weights, temperature
+):
     """The columns of a sampled softmax, were they all drawn once: loss and gradient are those of the whole."""
     model = build_model(STUDENT, small, 0).eval()
     labels = [
@@ -322,12 +377,19 @@ def test_a_sample_that_is_the_whole_catalogue_gives_the_whole_loss(small, tmp_pa
     )
     values = [loss(whole), loss(sampled)]
     torch.testing.assert_close(values[0], values[1])
-    gradients = [torch.autograd.grad(value, model.items.embedding, retain_graph=True)[0] for value in values]
+    gradients = [
+        torch.autograd.grad(value, model.items.embedding, retain_graph=True)[0] for value in values
+    ]
     torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize(
-    "config", [STUDENT, MlpConfig(dim=8, hidden=8, max_history=12), SoftTreeConfig(depth=2, inputs=5, max_history=12)]
+    "config",
+    [
+        STUDENT,
+        MlpConfig(dim=8, hidden=8, max_history=12),
+        SoftTreeConfig(depth=2, inputs=5, max_history=12),
+    ],
 )
 def test_a_sampled_softmax_gives_the_logits_of_any_item(config, small):
     model = build_model(config, small, 0).eval()
@@ -335,13 +397,17 @@ def test_a_sampled_softmax_gives_the_logits_of_any_item(config, small):
     drawn_by = torch.ones(small.info.warm_items).double()
     whole = score_positions(model, batch, TrainingConfig(), True, drawn_by, 0.0)
     sampled = score_positions(model, batch, TrainingConfig(negatives=5), True, drawn_by, 0.0)
-    items = torch.randint(small.info.warm_items, (len(whole.logits), 20), generator=torch.Generator().manual_seed(0))
+    items = torch.randint(
+        small.info.warm_items, (len(whole.logits), 20), generator=torch.Generator().manual_seed(0)
+    )
     torch.testing.assert_close(sampled.sampled.logits_of(items), whole.logits.gather(1, items))
     assert (whole.logits.gather(1, items) == MASKED_LOGIT).any()
 
 
 def test_training_with_a_sampled_softmax_learns(small):
-    training = TrainingConfig(epochs=20, patience=20, batch_size=16, negatives=10, learning_rate=1e-2)
+    training = TrainingConfig(
+        epochs=20, patience=20, batch_size=16, negatives=10, learning_rate=1e-2
+    )
     trained = train_model(STUDENT, small, training, seed=0)
     losses = [epoch.loss for epoch in trained.record.curve]
     assert np.mean(losses[-3:]) < losses[0] - 0.15

@@ -50,7 +50,9 @@ def test_a_bundle_that_is_good_enough_passes(copied, tmp_path, capsys):
      '[improvement]\n"ndcg@10" = 0.99'],
 )  # fmt: skip
 def test_one_missed_threshold_is_exit_code_1(text, copied, tmp_path, capsys):
-    gate = write(tmp_path / "gate.toml", text + "\n[size]\nbytes = 1e9\n" if "[size]" not in text else text)
+    gate = write(
+        tmp_path / "gate.toml", text + "\n[size]\nbytes = 1e9\n" if "[size]" not in text else text
+    )
     with pytest.raises(SystemExit) as stopped:
         main(["gate", "--run", str(copied), "--thresholds", str(gate)])
     assert stopped.value.code == 1
@@ -61,7 +63,9 @@ def test_the_gate_measures_the_bundle_itself(copied, tmp_path):
     """Not what an earlier evaluation said: a worse bundle in its place does not pass."""
     dataset = load_dataset(copied / "data")
     run = runs.open_run(copied)
-    gate = read_thresholds(write(tmp_path / "gate.toml", "[quality]\nauc = 0.0\n[size]\nparameters = 1e9"))
+    gate = read_thresholds(
+        write(tmp_path / "gate.toml", "[quality]\nauc = 0.0\n[size]\nparameters = 1e9")
+    )
     before = runs.gate(run, dataset, gate)
     shutil.rmtree(copied / "bundle")
     shutil.copytree(copied / "bundle-alone", copied / "bundle")
@@ -91,7 +95,9 @@ def test_a_search_is_kept_and_goes_on(copied, capsys):
     main(["tune", "--run", str(copied), "--trials", "2"])
     first = tomllib.loads(capsys.readouterr().out)
     assert set(first) == {"student", "student_training", "distillation"}
-    again = runs.tune_student(runs.open_run(copied), load_dataset(copied / "data"), trials=1, minutes=5)
+    again = runs.tune_student(
+        runs.open_run(copied), load_dataset(copied / "data"), trials=1, minutes=5
+    )
     assert 1 <= again.trial <= 3
     written = tomllib.loads((copied / "tuned.toml").read_text())
     assert msgspec.convert(written["student"], StudentConfig) == again.student
@@ -119,7 +125,9 @@ def test_every_kind_of_student_can_be_tuned(student, copied):
         run.config, student=student, student_training=TrainingConfig(epochs=1, batch_size=16)
     )
     (copied / "config.json").write_bytes(msgspec.json.encode(config))
-    chosen = runs.tune_student(runs.open_run(copied), load_dataset(copied / "data"), trials=2, minutes=5)
+    chosen = runs.tune_student(
+        runs.open_run(copied), load_dataset(copied / "data"), trials=2, minutes=5
+    )
     assert type(chosen.student) is type(student)
     assert 0 < chosen.validation_ndcg < 1
 

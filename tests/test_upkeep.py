@@ -63,7 +63,9 @@ def listed(server: Server) -> list[str]:
 
 
 @pytest.mark.parametrize("shared", [False, True])
-def test_an_erased_user_is_not_listed_by_a_later_bundle(bundles, tmp_path, servers, redis_server, shared):
+def test_an_erased_user_is_not_listed_by_a_later_bundle(
+    bundles, tmp_path, servers, redis_server, shared
+):
     store = redis_server.url if shared else f"sqlite:///{tmp_path / 'store.db'}"
     server = serve(servers, bundles / "one", store)
     assert "u1" in listed(server)
@@ -140,7 +142,9 @@ def test_an_erasure_beside_a_reader_is_finished_in_the_background(bundle, tmp_pa
     answer = server.client.delete("/v1/users/Zaphod-Beeblebrox-7").json()
     done.set()
     knocking.join()
-    assert answer["events_removed"] == 20 and answer["store"].startswith("pending: another program reads")
+    assert answer["events_removed"] == 20 and answer["store"].startswith(
+        "pending: another program reads"
+    )
     assert max(slow) < 0.5  # seconds; it stood for 4.7
     assert server.client.get("/v1/users/Zaphod-Beeblebrox-7").status_code == 404
 
@@ -167,7 +171,10 @@ def test_a_write_that_a_busy_database_refuses_changes_nothing(bundle, tmp_path, 
         ("PUT", "/v1/items/fresh", {"features": {"price": 2.0}}),
     ):
         response = server.client.request(method, target, json=body)
-        assert (response.status_code, response.json()["error"]["code"]) == (503, "store_unavailable")
+        assert (response.status_code, response.json()["error"]["code"]) == (
+            503,
+            "store_unavailable",
+        )
         assert server.items("u1", k=50) == before
     assert "u1" in listed(server) and server.client.get("/v1/items/fresh").status_code == 404
     writer.release()
@@ -179,7 +186,9 @@ def test_a_write_that_a_busy_database_refuses_changes_nothing(bundle, tmp_path, 
 def test_erasing_while_redis_rewrites_its_file(bundle, redis_server, servers):
     server = serve(servers, bundle, redis_server.url)
     for number in range(20):
-        server.post("/v1/events", events=[{"user_id": f"n{number}-{n}", "item_id": "i1"} for n in range(5)])
+        server.post(
+            "/v1/events", events=[{"user_id": f"n{number}-{n}", "item_id": "i1"} for n in range(5)]
+        )
     server.event("Zaphod-Beeblebrox-7", "i1")
     with closing(redis.Redis.from_url(redis_server.url)) as client:
         client.config_set("rdb-key-save-delay", 20_000)  # microseconds: about 300 keys
@@ -208,8 +217,13 @@ def test_a_full_redis_refuses_events_only(bundle, redis_server, servers):
     answer = server.items("u1")
     with closing(redis.Redis.from_url(redis_server.url)) as client:
         client.config_set("maxmemory", 100_000)
-        response = server.client.post("/v1/events", json={"events": [{"user_id": "u1", "item_id": "i5"}]})
-        assert (response.status_code, response.json()["error"]["code"]) == (503, "store_unavailable")
+        response = server.client.post(
+            "/v1/events", json={"events": [{"user_id": "u1", "item_id": "i5"}]}
+        )
+        assert (response.status_code, response.json()["error"]["code"]) == (
+            503,
+            "store_unavailable",
+        )
         assert "is full (maxmemory)" in server.log.read_text()
         assert server.items("u1") == answer
         assert server.client.get("/v1/users/u1").json()["event_count"] == 1
@@ -238,7 +252,10 @@ def test_a_redis_that_lost_events_is_followed(bundle, redis_server, servers, tmp
     for number in range(10, 13):
         one.event("u1", f"i{number}")
         for server in (one, two):
-            until(lambda server=server: server.client.get("/v1/items/kept").status_code == 200, "the item is followed")
+            until(
+                lambda server=server: server.client.get("/v1/items/kept").status_code == 200,
+                "the item is followed",
+            )
             items = set(server.items("u1", k=99))
             assert f"i{number}" not in items
     fresh = serve(servers, bundle, redis_server.url)
@@ -254,7 +271,10 @@ def test_a_backup_restored_into_the_open_database(bundle, tmp_path, servers):
     path = tmp_path / "store.db"
     server = serve(servers, bundle, f"sqlite:///{path}")
     server.event("u1", "i1")
-    with closing(sqlite3.connect(path)) as live, closing(sqlite3.connect(tmp_path / "backup")) as backup:
+    with (
+        closing(sqlite3.connect(path)) as live,
+        closing(sqlite3.connect(tmp_path / "backup")) as backup,
+    ):
         live.backup(backup)
         for number in range(2, 6):
             server.event("u1", f"i{number}")
@@ -275,7 +295,9 @@ def test_files_deleted_under_the_service(bundle, tmp_path, servers):
     server.event("u1", "i1")
     for file in tmp_path.glob("store.db*"):
         file.unlink()
-    response = server.client.post("/v1/events", json={"events": [{"user_id": "u1", "item_id": "i2"}]})
+    response = server.client.post(
+        "/v1/events", json={"events": [{"user_id": "u1", "item_id": "i2"}]}
+    )
     assert (response.status_code, response.json()["error"]["code"]) == (503, "store_unavailable")
     assert "has been deleted or replaced while it is in use" in server.log.read_text()
     until(lambda: server.client.get("/readyz").status_code == 503, "the service is not ready")
@@ -291,14 +313,20 @@ def test_a_model_that_cannot_be_kept_is_not_switched_to(bundles, redis_server, s
     with closing(redis.Redis.from_url(redis_server.url)) as client:
         client.config_set("maxmemory", 100_000)
         response = one.client.post("/v1/model/load", json={"bundle": "two", "shadow_requests": 0})
-        assert (response.status_code, response.json()["error"]["code"]) == (503, "store_unavailable")
+        assert (response.status_code, response.json()["error"]["code"]) == (
+            503,
+            "store_unavailable",
+        )
         assert version(one) == version(two) == first
         client.config_set("maxmemory", 0)
         second = one.post("/v1/model/load", bundle="two", shadow_requests=0)["model_version"]
         until(lambda: version(two) == second, "the other one has followed")
         client.config_set("maxmemory", 100_000)
         response = two.client.post("/v1/model/rollback", json={})
-        assert (response.status_code, response.json()["error"]["code"]) == (503, "store_unavailable")
+        assert (response.status_code, response.json()["error"]["code"]) == (
+            503,
+            "store_unavailable",
+        )
         assert version(one) == version(two) == second
     assert one.stop() == two.stop() == 0
 
@@ -331,7 +359,10 @@ class Trial:
         before = server.log.read_text().count("trying a model")
         self.thread = threading.Thread(target=self._load)
         self.thread.start()
-        until(lambda: server.log.read_text().count("trying a model") > before, "the candidate is being tried")
+        until(
+            lambda: server.log.read_text().count("trying a model") > before,
+            "the candidate is being tried",
+        )
 
     def _load(self) -> None:
         with httpx.Client(base_url=self.server.url, timeout=300, trust_env=False) as client:
@@ -350,7 +381,9 @@ def test_a_rollback_ends_a_trial(bundles, tmp_path, servers):
     trial = Trial(server)
     answer = server.post("/v1/model/rollback")  # ends the trial; there is no model to go back to
     assert (
-        not answer["switched"] and answer["model_version"] == first and "there is no earlier model" in answer["reason"]
+        not answer["switched"]
+        and answer["model_version"] == first
+        and "there is no earlier model" in answer["reason"]
     )
     assert trial.result() == (409, "swap_conflict")
     second = server.post("/v1/model/load", bundle="two", shadow_requests=0)["model_version"]
@@ -369,7 +402,9 @@ def test_sigterm_ends_a_trial(bundles, tmp_path, servers):
     assert server.process.wait(60) == 0
 
 
-def test_a_bundle_that_another_process_switched_to_and_cannot_be_read(bundles, redis_server, servers):
+def test_a_bundle_that_another_process_switched_to_and_cannot_be_read(
+    bundles, redis_server, servers
+):
     one, two = (serve(servers, bundles / "one", redis_server.url) for _ in range(2))
     first = version(one)
     manifest = bundles / "two" / "manifest.json"
@@ -379,7 +414,9 @@ def test_a_bundle_that_another_process_switched_to_and_cannot_be_read(bundles, r
     manifest.unlink()
     manifest.mkdir()  # not even our own kind of error
     os.kill(two.process.pid, signal.SIGCONT)
-    until(lambda: two.client.get("/readyz").status_code == 503, "the process that is behind says so")
+    until(
+        lambda: two.client.get("/readyz").status_code == 503, "the process that is behind says so"
+    )
     assert "cannot be loaded" in two.client.get("/readyz").json()["error"]["message"]
     assert '"event":"upkeep fails"' in two.log.read_text()
     assert version(two) == first and two.items("u1")  # but answers
@@ -405,7 +442,9 @@ def test_one_unreadable_event_is_not_the_fault_of_others(bundle, redis_server, s
             for _ in range(100):
                 statuses[user].add(client.post("/v1/recommend", json={"user_id": user}).status_code)
 
-    threads = [threading.Thread(target=ask, args=(user,)) for user in ("broken", "u1", "broken", "u1")]
+    threads = [
+        threading.Thread(target=ask, args=(user,)) for user in ("broken", "u1", "broken", "u1")
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -25,9 +25,17 @@ actions = st.one_of(
 
 
 @settings(deadline=None)
-@given(st.lists(actions, min_size=25, max_size=60), st.sampled_from([None, 1, 2, 3]), st.sampled_from([1, 3, 40]))
+@given(
+    st.lists(actions, min_size=25, max_size=60),
+    st.sampled_from([None, 1, 2, 3]),
+    st.sampled_from([1, 3, 40]),
+)
 def test_a_model_of_the_least_recently_used(done, max_users, max_events):
-    users, expected, evicted = Users(max_users, max_events), {}, 0  # a dict keeps its order: the latest used stand last
+    users, expected, evicted = (
+        Users(max_users, max_events),
+        {},
+        0,
+    )  # a dict keeps its order: the latest used stand last
     for number, (action, name) in enumerate(done):
         match action:
             case "put":
@@ -93,7 +101,9 @@ def test_room_grows_by_a_quarter_and_never_past_the_limit():
     large.remember_all(many, np.zeros(100, np.int32), np.zeros(100, np.int32))
     large.remember(many, 1, 1)
     assert many.log.shape[1] == 125
-    assert large.nbytes == 25 * 2 * 4  # the user counts when it is put; what was added before counts at once
+    assert (
+        large.nbytes == 25 * 2 * 4
+    )  # the user counts when it is put; what was added before counts at once
 
 
 def test_bytes_are_those_of_the_arrays():

@@ -83,7 +83,10 @@ def test_workers_that_cannot_start_are_tried_again(server, redis_server):
     redis_server.kill()
     victim = workers(server).pop()
     os.kill(victim, signal.SIGKILL)
-    until(lambda: server.log.read_text().count('"event":"a worker cannot start"') >= 2, "it was tried twice")
+    until(
+        lambda: server.log.read_text().count('"event":"a worker cannot start"') >= 2,
+        "it was tried twice",
+    )
     assert server.process.poll() is None
     assert server.client.get("/healthz").status_code == 200
     redis_server.start()

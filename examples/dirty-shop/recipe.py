@@ -1,7 +1,8 @@
-"""A dirty shop: Online Retail, invoice lines as a shop keeps them, and what cleaning and declared checks leave out.
+"""A dirty shop: Online Retail, invoice lines as a shop keeps them, and what cleaning and declared
+checks leave out.
 
-What it shows: returns (negative quantities), lines without a customer, and purchases that repeat. What it cannot show:
-features of customers or products (there is a description, and that is all).
+What it shows: returns (negative quantities), lines without a customer, and purchases that repeat.
+What it cannot show: features of customers or products (there is a description, and that is all).
 """
 
 import sys

@@ -1,7 +1,7 @@
 """Films and trust: FilmTrust, ratings of 1,508 people, some of whom say whose taste they trust.
 
-What it shows: whom somebody trusts as features of a user. What it cannot show: order (ratings have no time, the held-out
-film is drawn at random) and titles (films are numbers).
+What it shows: whom somebody trusts as features of a user. What it cannot show: order (ratings have
+no time, the held-out film is drawn at random) and titles (films are numbers).
 """
 
 import sys

@@ -1,7 +1,9 @@
-"""Groceries: Ta-Feng, four months of a supermarket; age and area of the customer, class and price of the product.
+"""Groceries: Ta-Feng, four months of a supermarket; age and area of the customer, class and price
+of the product.
 
-What it shows: purchases that sometimes repeat, many customers with few baskets. What it cannot show: the time of day (only
-dates are known, so the order within a basket means nothing) and what happened when nothing was bought.
+What it shows: purchases that sometimes repeat, many customers with few baskets. What it cannot
+show: the time of day (only dates are known, so the order within a basket means nothing) and what
+happened when nothing was bought.
 """
 
 import sys
@@ -24,7 +26,9 @@ def tables(source: Path) -> dict[str, pl.DataFrame]:
             timestamp=pl.col("TRANSACTION_DT").str.to_date("%m/%d/%Y"),
             quantity=pl.col("AMOUNT").cast(pl.Float64),
         ),
-        "users": bought.group_by("CUSTOMER_ID").agg(age=pl.col("AGE_GROUP").first(), area=pl.col("PIN_CODE").first()),
+        "users": bought.group_by("CUSTOMER_ID").agg(
+            age=pl.col("AGE_GROUP").first(), area=pl.col("PIN_CODE").first()
+        ),
         "items": bought.filter(pl.len().over("PRODUCT_ID") >= _FEWEST)
         .group_by("PRODUCT_ID")
         .agg(subclass=pl.col("PRODUCT_SUBCLASS").first(), price=price.median())

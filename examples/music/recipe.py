@@ -1,7 +1,9 @@
-"""Music and friends: Last.fm 2K, whom 1,892 people listened to, with tags of the artists and links between the people.
+"""Music and friends: Last.fm 2K, whom 1,892 people listened to, with tags of the artists and links
+between the people.
 
-What it shows: friends as features of a user, tags as features of an item. What it cannot show: order. Plays have no time,
-so the held-out artist is drawn at random and the models learn sets rather than sequences.
+What it shows: friends as features of a user, tags as features of an item. What it cannot show:
+order. Plays have no time, so the held-out artist is drawn at random and the models learn sets
+rather than sequences.
 """
 
 import sys
@@ -15,18 +17,33 @@ from recipe import main
 
 
 def tables(source: Path) -> dict[str, pl.DataFrame]:
-    """Who listened to whom in random order, the friends of everybody, and the five commonest tags of each artist."""
+    """Who listened to whom in random order, the friends of everybody, and the five commonest tags
+    of each artist.
+    """
     read = partial(pl.read_csv, separator="\t", encoding="utf8-lossy", quote_char=None)
     plays = read(source / "user_artists.dat").filter(pl.len().over("artistID") >= _FEWEST)
     named = read(source / "tags.dat").select("tagID", "tagValue")
-    tagged = read(source / "user_taggedartists.dat").join(named, on="tagID").group_by("artistID", "tagValue").len()
-    tags = tagged.sort("len", "tagValue", descending=True).group_by("artistID").agg(tags=pl.col("tagValue").head(5))
+    tagged = (
+        read(source / "user_taggedartists.dat")
+        .join(named, on="tagID")
+        .group_by("artistID", "tagValue")
+        .len()
+    )
+    tags = (
+        tagged.sort("len", "tagValue", descending=True)
+        .group_by("artistID")
+        .agg(tags=pl.col("tagValue").head(5))
+    )
     artists = read(source / "artists.dat").select(artistID="id", name="name")
     heard = plays.select("artistID").unique().sort("artistID")
     return {
         "log": plays.sample(fraction=1.0, shuffle=True, seed=0).select("userID", "artistID"),
-        "users": read(source / "user_friends.dat").group_by("userID").agg(friends=pl.col("friendID").cast(pl.String)),
-        "items": heard.join(artists, on="artistID", how="left").join(tags, on="artistID", how="left"),
+        "users": read(source / "user_friends.dat")
+        .group_by("userID")
+        .agg(friends=pl.col("friendID").cast(pl.String)),
+        "items": heard.join(artists, on="artistID", how="left").join(
+            tags, on="artistID", how="left"
+        ),
     }
 
 

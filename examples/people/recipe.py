@@ -1,7 +1,8 @@
 """People to follow: Last.fm 2K, who is a friend of whom; the items are people.
 
-What it shows: the same tool recommends people. Both sides are described by the artists that somebody listens to most, so a
-newcomer without friends gets neighbours in taste. What it cannot show: direction (friendship here is mutual) and time.
+What it shows: the same tool recommends people. Both sides are described by the artists that
+somebody listens to most, so a newcomer without friends gets neighbours in taste. What it cannot
+show: direction (friendship here is mutual) and time.
 """
 
 import sys
@@ -19,7 +20,9 @@ def tables(source: Path) -> dict[str, pl.DataFrame]:
     read = partial(pl.read_csv, separator="\t", encoding="utf8-lossy", quote_char=None)
     names = read(source / "artists.dat").select(artistID="id", name="name")
     plays = (
-        read(source / "user_artists.dat").join(names, on="artistID").sort("userID", "weight", descending=[False, True])
+        read(source / "user_artists.dat")
+        .join(names, on="artistID")
+        .sort("userID", "weight", descending=[False, True])
     )
     taste = plays.group_by("userID", maintain_order=True).agg(artists=pl.col("name").head(10))
     friends = read(source / "user_friends.dat").filter(pl.len().over("userID") >= _FEWEST)
@@ -27,7 +30,9 @@ def tables(source: Path) -> dict[str, pl.DataFrame]:
     return {
         "log": friends.sample(fraction=1.0, shuffle=True, seed=0).select("userID", "friendID"),
         "users": taste,
-        "items": taste.join(friends.select(userID="friendID").unique(), on="userID").with_columns(title=listens),
+        "items": taste.join(friends.select(userID="friendID").unique(), on="userID").with_columns(
+            title=listens
+        ),
     }
 
 

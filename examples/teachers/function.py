@@ -15,7 +15,9 @@ from distilrec.teachers.teacher import Teacher
 
 
 def teacher(dataset: Dataset) -> Teacher:
-    """What followed what: counts of pairs of items at most five events apart, the nearer the more."""
+    """What followed what: counts of pairs of items at most five events apart, the nearer
+    the more.
+    """
     items = dataset.info.warm_items
     followed = np.full((items, items), 0.1, np.float32)
     for user in range(dataset.info.warm_users):

@@ -1,4 +1,5 @@
-"""A Keras 3 model as the teacher: a GRU over the last 20 items. The backend is torch unless KERAS_BACKEND says otherwise.
+"""A Keras 3 model as the teacher: a GRU over the last 20 items. The backend is torch unless
+KERAS_BACKEND says otherwise.
 
 KERAS_BACKEND=torch python examples/teachers/keras_model.py [--users 200] [--epochs 5]
 """
@@ -30,7 +31,9 @@ def teacher(dataset: Dataset) -> Teacher:
             keras.layers.Dense(outputs),
         ]
     )
-    model.compile(keras.optimizers.Adam(3e-3), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    model.compile(
+        keras.optimizers.Adam(3e-3), keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    )
     inputs, targets = keras_training_data(dataset, LENGTH)
     model.fit(inputs, targets, batch_size=256, epochs=3, verbose=0)
     return from_keras(model, dataset, length=LENGTH, identity="gru 64, 3 epochs, seed 0")

@@ -1,4 +1,5 @@
-"""A RecBole model as the teacher: GRU4Rec, asked for every event. General models (BPR, LightGCN …) go the same way.
+"""A RecBole model as the teacher: GRU4Rec, asked for every event. General models (BPR, LightGCN …)
+go the same way.
 
 python examples/teachers/recbole_model.py [--users 200] [--epochs 5]
 """

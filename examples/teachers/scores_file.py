@@ -37,7 +37,9 @@ def teacher(dataset: Dataset) -> Teacher:
     path = Path("runs") / "teacher-scores.parquet"
     path.parent.mkdir(exist_ok=True)
     write_scores(dataset, path)
-    return read_scores(ScoresConfig(str(path), user_id="customer", item_id="sku", score="score"), dataset)
+    return read_scores(
+        ScoresConfig(str(path), user_id="customer", item_id="sku", score="score"), dataset
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,6 @@
-"""What all examples here share: ML-100K (or a part of it), and a short distillation from any teacher."""
+"""What all examples here share: ML-100K (or a part of it), and a short distillation from any
+teacher.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ from distilrec.training.options import TrainingConfig
 
 
 def distil_from(name: str, teacher: Callable[[Dataset], Teacher]) -> None:
-    """Distils a student from the teacher that `teacher` makes for the data; prints the comparison and some answers."""
+    """Distils a student from the teacher that `teacher` makes for the data; prints the comparison
+    and some answers.
+    """
     parser = argparse.ArgumentParser()
     parser.add_argument("--users", type=int, default=943, help="only so many users, to try it out")
     parser.add_argument("--epochs", type=int, default=40, help="of the student")
@@ -38,7 +42,9 @@ def distil_from(name: str, teacher: Callable[[Dataset], Teacher]) -> None:
             schema=DATASETS["ml-100k"].schema,
             name=name,
         ),
-        student_training=TrainingConfig(epochs=arguments.epochs, patience=arguments.epochs, learning_rate=4e-3),
+        student_training=TrainingConfig(
+            epochs=arguments.epochs, patience=arguments.epochs, learning_rate=4e-3
+        ),
     )
     comparison = run_all(config, arguments.folder, teacher=teacher)
     for row in table(comparison):

@@ -1,7 +1,7 @@
 """distilrec: distil any recommender into a small student that answers in microseconds.
 
-`load` serves a bundle and needs the runtime only. The other names train and need `distilrec[train]`; they are
-imported when first used.
+`load` serves a bundle and needs the runtime only. The other names train and need
+`distilrec[train]`; they are imported when first used.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""Public names of a package that are imported when they are first used, so that importing it stays cheap."""
+"""Public names of a package that are imported when they are first used, so that importing it stays
+cheap.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,9 @@ from importlib import import_module
 
 
 def lazy_names(package: str, modules: Mapping[str, str]) -> Callable[[str], object]:
-    """Return a module's `__getattr__` (PEP 562). modules: the module of each public name, relative to the package."""
+    """Return a module's `__getattr__` (PEP 562). modules: the module of each public name, relative
+    to the package.
+    """
 
     def get(name: str) -> object:
         if name not in modules:

@@ -48,8 +48,10 @@ _EXTRAS = {
 app = App(
     name="distilrec",
     version=__version__,
-    help="Distil any recommender into a student that answers in microseconds on one CPU core, with proof.\n\n"
-    "The main job in one command: `distilrec run --dataset ml-100k`. Your own data: `distilrec run --config my.toml`.",
+    help="Distil any recommender into a student that answers in microseconds on one CPU core, "
+    "with proof.\n\n"
+    "The main job in one command: `distilrec run --dataset ml-100k`. Your own data: `distilrec "
+    "run --config my.toml`.",
     help_format="markdown",
     suppress_keyboard_interrupt=False,  # `main` says how to go on
 )
@@ -57,16 +59,24 @@ data_app = App(name="data", help="Public data sets.")
 app.command(data_app)
 
 RunFolder = Annotated[Path, Parameter(name="--run", help="Folder of the run.")]
-Dataset = Annotated[str | None, Parameter(name="--dataset", help="A public data set, such as ml-100k.")]
-Config = Annotated[Path | None, Parameter(name="--config", help="TOML file that describes data and models.")]
+Dataset = Annotated[
+    str | None, Parameter(name="--dataset", help="A public data set, such as ml-100k.")
+]
+Config = Annotated[
+    Path | None, Parameter(name="--config", help="TOML file that describes data and models.")
+]
 Ray = Annotated[
     str | None,
     Parameter(
-        name="--ray", help="Spread the work over a Ray cluster: its address, auto, or local for this machine alone."
+        name="--ray",
+        help="Spread the work over a Ray cluster: its address, auto, or local for this machine "
+        "alone.",
     ),
 ]
 Seed = Annotated[int | None, Parameter(name="--seed", help="Seed of everything random.")]
-Bundle = Annotated[Path | None, Parameter(name="--bundle", help="Bundle folder; runs/ml-100k/bundle by default.")]
+Bundle = Annotated[
+    Path | None, Parameter(name="--bundle", help="Bundle folder; runs/ml-100k/bundle by default.")
+]
 StoreAddress = Annotated[
     str,
     Parameter(
@@ -76,12 +86,18 @@ StoreAddress = Annotated[
     ),
 ]
 StorePassword = Annotated[
-    Path | None, Parameter(name="--store-password-file", help="File that holds the password of the Redis server.")
+    Path | None,
+    Parameter(
+        name="--store-password-file", help="File that holds the password of the Redis server."
+    ),
 ]
 StorePrefix = Annotated[str, Parameter(name="--store-prefix", help="Prefix of every key in Redis.")]
 Host = Annotated[str, Parameter(name="--host", help="Address to listen on.")]
 Port = Annotated[int, Parameter(name="--port", help="Port to listen on.")]
-KeyFile = Annotated[Path | None, Parameter(name="--keys", help="TOML file of API keys; `distilrec key` makes entries.")]
+KeyFile = Annotated[
+    Path | None,
+    Parameter(name="--keys", help="TOML file of API keys; `distilrec key` makes entries."),
+]
 
 
 @data_app.command
@@ -96,7 +112,7 @@ def fetch(name: str) -> None:
     """
     from distilrec.data.fetch import fetch as fetch_dataset
 
-    print(fetch_dataset(name, lambda line: print(line, file=sys.stderr)))  # noqa: T201
+    print(fetch_dataset(name, lambda line: print(line, file=sys.stderr)))
 
 
 @app.command
@@ -175,7 +191,7 @@ def gate(
     with _opened(run) as (opened, data):
         checks = runs.gate(opened, data, wanted)
     for each in checks:
-        print(each)  # noqa: T201
+        print(each)
     if not all(each.passed for each in checks):
         sys.exit(1)
 
@@ -183,18 +199,24 @@ def gate(
 @app.command
 def drift(
     *,
-    log: Annotated[Path, Parameter(help="Events of today, in a file with the columns of the training log.")],
+    log: Annotated[
+        Path, Parameter(help="Events of today, in a file with the columns of the training log.")
+    ],
     run: RunFolder = _DEFAULT_RUN,
     stability: Annotated[float, Parameter(help="Limit of each population stability index.")] = 0.25,
-    unknown: Annotated[float, Parameter(help="Limit of the share of events with unknown users, items or types.")] = 0.2,
+    unknown: Annotated[
+        float, Parameter(help="Limit of the share of events with unknown users, items or types.")
+    ] = 0.2,
 ) -> None:
-    """Compare events of today with the log that the student was trained on; exit code 1 where something has moved."""
+    """Compare events of today with the log that the student was trained on; exit code 1 where
+    something has moved.
+    """
     from distilrec import runs
 
     with _opened(run) as (opened, data):
         found = runs.check_drift(opened, data, log, stability=stability, unknown=unknown)
     for each in found:
-        print(each)  # noqa: T201
+        print(each)
     if not all(each.passed for each in found):
         sys.exit(1)
 
@@ -206,12 +228,14 @@ def tune(
     trials: Annotated[int, Parameter(help="At most so many students are trained.")] = 20,
     minutes: Annotated[float, Parameter(help="No new one is begun after so many minutes.")] = 60.0,
 ) -> None:
-    """Search for the student's hyper-parameters on the teacher's labels and validation data; writes tuned.toml."""
+    """Search for the student's hyper-parameters on the teacher's labels and validation data; writes
+    tuned.toml.
+    """
     from distilrec import runs
 
     with _opened(run) as (opened, data):
         chosen = runs.tune_student(opened, data, trials=trials, minutes=minutes)
-    print(chosen.toml(), end="")  # noqa: T201
+    print(chosen.toml(), end="")
 
 
 @app.command(name="run")
@@ -223,7 +247,9 @@ def run_command(
     seed: Seed = None,
     ray: Ray = None,
 ) -> None:
-    """The whole line: prepare, train, distill, export, evaluate. Run again after an interruption: it resumes."""
+    """The whole line: prepare, train, distill, export, evaluate. Run again after an interruption:
+    it resumes.
+    """
     from distilrec import runs
 
     with _begun(dataset, config, run, seed, ray) as (chosen, folder, progress, workers):
@@ -234,15 +260,24 @@ def run_command(
 @app.command
 def recommend(
     *,
-    user_id: Annotated[str, Parameter(name=["--user_id", "--user-id"], help="Who. An unknown user gets the prior.")],
+    user_id: Annotated[
+        str, Parameter(name=["--user_id", "--user-id"], help="Who. An unknown user gets the prior.")
+    ],
     item_ids: Annotated[
         str | None,
-        Parameter(name=["--item_ids", "--item-ids"], help="Rank these items (separated by commas) instead of all."),
+        Parameter(
+            name=["--item_ids", "--item-ids"],
+            help="Rank these items (separated by commas) instead of all.",
+        ),
     ] = None,
     k: Annotated[int, Parameter(help="How many items.")] = 10,
     bundle: Bundle = None,
-    include_seen: Annotated[bool, Parameter(help="Also items that the user has already had.")] = False,
-    explain: Annotated[bool, Parameter(help="Say which past events raised or lowered each score most.")] = False,
+    include_seen: Annotated[
+        bool, Parameter(help="Also items that the user has already had.")
+    ] = False,
+    explain: Annotated[
+        bool, Parameter(help="Say which past events raised or lowered each score most.")
+    ] = False,
     json: Annotated[bool, Parameter(help="Print JSON.")] = False,
 ) -> None:
     """Recommend items to a user, best first, from a bundle. Needs no torch."""
@@ -256,9 +291,15 @@ def recommend(
     if item_ids is not None:
         asked = [as_id(item, "--item_ids") for item in item_ids.split(",") if item.strip()]
         if not asked:
-            raise ConfigError("--item_ids names no item", fix="for example --item_ids 456,789", parameter="item_ids")
+            raise ConfigError(
+                "--item_ids names no item",
+                fix="for example --item_ids 456,789",
+                parameter="item_ids",
+            )
     answers = recommender.recommend(user_id, asked, k, exclude_seen=not include_seen)
-    because = {a.item_id: recommender.explain(user_id, a.item_id, k=3) if explain else [] for a in answers}
+    because = {
+        a.item_id: recommender.explain(user_id, a.item_id, k=3) if explain else [] for a in answers
+    }
     known = recommender.knows_user(user_id)
     if json:
         items = [
@@ -269,16 +310,18 @@ def recommend(
         answer = msgspec.json.encode({"user_id": user_id, "known_user": known, "items": items})
         # JSON has escapes of its own, and is ASCII where the terminal may not be UTF-8.
         utf_8 = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
-        print(answer.decode() if utf_8 else json_text.dumps(msgspec.json.decode(answer)))  # noqa: T201
+        print(answer.decode() if utf_8 else json_text.dumps(msgspec.json.decode(answer)))
         return
     if not known:
-        print(f"user {user_id} is unknown: this is the prior for everybody", file=sys.stderr)  # noqa: T201
+        print(f"user {user_id} is unknown: this is the prior for everybody", file=sys.stderr)
     width = max((len(answer.item_id) for answer in answers), default=0)
     for item, score in answers:
         title = recommender.title(item)
-        print(f"{item:>{width}}  {score:8.4f}  {'' if title == item else title}".rstrip())  # noqa: T201
+        print(f"{item:>{width}}  {score:8.4f}  {'' if title == item else title}".rstrip())
         for reason in because[item]:
-            print(f"{'':{width}}  {reason.contribution:+8.4f}    {recommender.title(reason.item_id)}")  # noqa: T201
+            print(
+                f"{'':{width}}  {reason.contribution:+8.4f}    {recommender.title(reason.item_id)}"
+            )
 
 
 @app.command
@@ -291,33 +334,58 @@ def serve(
     host: Host = "127.0.0.1",
     port: Port = 8000,
     keys: KeyFile = None,
-    without_keys: Annotated[bool, Parameter(help="Listen to other machines without API keys.")] = False,
+    without_keys: Annotated[
+        bool, Parameter(help="Listen to other machines without API keys.")
+    ] = False,
     allowed_hosts: Annotated[
-        tuple[str, ...], Parameter(help="Other names that the service is reached by without API keys.")
+        tuple[str, ...],
+        Parameter(help="Other names that the service is reached by without API keys."),
     ] = (),
-    workers: Annotated[int, Parameter(help="Processes; more than one share users through Redis.")] = 1,
+    workers: Annotated[
+        int, Parameter(help="Processes; more than one share users through Redis.")
+    ] = 1,
     bundle_root: Annotated[
-        Path | None, Parameter(help="Folder that bundles may be loaded from; the one that holds the bundle by default.")
+        Path | None,
+        Parameter(
+            help="Folder that bundles may be loaded from; the one that holds the bundle by default."
+        ),
     ] = None,
     search: Annotated[
         Literal["exact", "quantised", "graph"] | None,
         Parameter(help="How the best items are found, if not as exported."),
     ] = None,
     max_users: Annotated[int, Parameter(help="Users whose state stays in memory.")] = 200_000,
-    max_events: Annotated[int, Parameter(help="Latest events of a user that are remembered as seen.")] = 10_000,
+    max_events: Annotated[
+        int, Parameter(help="Latest events of a user that are remembered as seen.")
+    ] = 10_000,
     max_k: Annotated[int, Parameter(help="Most items in one answer.")] = 1_000,
-    max_batch: Annotated[int, Parameter(help="Most events, or recommendations, in one request.")] = 1_000,
+    max_batch: Annotated[
+        int, Parameter(help="Most events, or recommendations, in one request.")
+    ] = 1_000,
     max_body: Annotated[int, Parameter(help="Most bytes of one request.")] = 1_048_576,
-    max_head: Annotated[int, Parameter(help="Most bytes of the path and headers of a request.")] = 32_768,
+    max_head: Annotated[
+        int, Parameter(help="Most bytes of the path and headers of a request.")
+    ] = 32_768,
     max_connections: Annotated[int, Parameter(help="Most open connections of a worker.")] = 1_000,
-    head_seconds: Annotated[float, Parameter(help="Time for sending the headers of a request.")] = 10.0,
-    transfer_seconds: Annotated[float, Parameter(help="Time for sending a body, and for reading an answer.")] = 60.0,
+    head_seconds: Annotated[
+        float, Parameter(help="Time for sending the headers of a request.")
+    ] = 10.0,
+    transfer_seconds: Annotated[
+        float, Parameter(help="Time for sending a body, and for reading an answer.")
+    ] = 60.0,
     max_pending: Annotated[int, Parameter(help="Most events that wait to be stored.")] = 50_000,
-    log_requests: Annotated[bool, Parameter(help="Log every request, not only refusals of the service.")] = False,
-    drain_seconds: Annotated[float, Parameter(help="Say not ready for so long before closing, on SIGTERM.")] = 0.0,
+    log_requests: Annotated[
+        bool, Parameter(help="Log every request, not only refusals of the service.")
+    ] = False,
+    drain_seconds: Annotated[
+        float, Parameter(help="Say not ready for so long before closing, on SIGTERM.")
+    ] = 0.0,
     ray: Annotated[
         str | None,
-        Parameter(help="Run the workers as replicas on a Ray cluster: its address, auto, or local. Needs Redis."),
+        Parameter(
+            help="Run the workers as replicas on a Ray cluster: its address, auto, or local. "
+            "Needs Redis."
+        ),
     ] = None,
 ) -> None:
     """Serve a bundle over HTTP: recommendations that follow every event, and a playground at /."""
@@ -327,13 +395,17 @@ def serve(
         bundle=str(_bundle(bundle).absolute()),
         store=store,
         store_prefix=store_prefix,
-        store_password_file=None if store_password_file is None else str(store_password_file.absolute()),
+        store_password_file=None
+        if store_password_file is None
+        else str(store_password_file.absolute()),
         host=host,
         port=port,
         workers=workers,
         keys=None if keys is None else str(keys.absolute()),
         without_keys=without_keys,
-        allowed_hosts=tuple(name.strip() for each in allowed_hosts for name in each.split(",") if name.strip()),
+        allowed_hosts=tuple(
+            name.strip() for each in allowed_hosts for name in each.split(",") if name.strip()
+        ),
         bundle_root=None if bundle_root is None else str(bundle_root.absolute()),
         search=search,
         max_users=max_users,
@@ -379,7 +451,9 @@ def doctor(
         bundle=str(_bundle(bundle)),
         store=store,
         store_prefix=store_prefix,
-        store_password_file=None if store_password_file is None else str(store_password_file.absolute()),
+        store_password_file=None
+        if store_password_file is None
+        else str(store_password_file.absolute()),
         host=host,
         port=port,
         keys=None if keys is None else str(keys),
@@ -388,7 +462,7 @@ def doctor(
     failed = False
     for finding in diagnose(config):
         failed |= finding.verdict == "failed"
-        print(f"{finding.verdict:>8}  {finding.what}: {finding.text}")  # noqa: T201
+        print(f"{finding.verdict:>8}  {finding.what}: {finding.text}")
     if failed:
         sys.exit(1)
 
@@ -398,24 +472,36 @@ def key(
     *,
     name: Annotated[str, Parameter(help="Whose key it is; messages name it.")],
     scopes: Annotated[
-        str, Parameter(help="What it may do, separated by commas: recommend, events, items, users, admin, metrics.")
+        str,
+        Parameter(
+            help="What it may do, separated by commas: recommend, events, items, users, admin, "
+            "metrics."
+        ),
     ] = "recommend,events",
-    rate: Annotated[float | None, Parameter(help="Requests per second; no limit without it.")] = None,
+    rate: Annotated[
+        float | None, Parameter(help="Requests per second; no limit without it.")
+    ] = None,
 ) -> None:
-    """Make an API key: the secret goes to standard error, its entry for the file of keys to standard output."""
+    """Make an API key: the secret goes to standard error, its entry for the file of keys to
+    standard output.
+    """
     from distilrec.serve.keys import SCOPES, new_key
 
     asked = [scope.strip() for scope in scopes.split(",")]
     chosen = [scope for scope in SCOPES if scope in asked]
     if len(chosen) != len(asked):
         raise ConfigError(
-            f"the scopes {scopes!r} are not valid", fix=f"use some of: {', '.join(SCOPES)}", parameter="scopes"
+            f"the scopes {scopes!r} are not valid",
+            fix=f"use some of: {', '.join(SCOPES)}",
+            parameter="scopes",
         )
     if rate is not None and rate <= 0:
-        raise ConfigError(f"the rate is {rate}", fix="use more than 0, or leave it out", parameter="rate")
+        raise ConfigError(
+            f"the rate is {rate}", fix="use more than 0, or leave it out", parameter="rate"
+        )
     secret, entry = new_key(name, chosen, rate)
-    print(f"the key, shown only now: {secret}", file=sys.stderr)  # noqa: T201
-    print(entry)  # noqa: T201
+    print(f"the key, shown only now: {secret}", file=sys.stderr)
+    print(entry)
 
 
 @app.command
@@ -423,13 +509,16 @@ def pseudonym(
     *,
     user_id: Annotated[str, Parameter(name=["--user_id", "--user-id"], help="Who.")],
     key: Annotated[
-        str, Parameter(help="The environment variable that holds the key, as in data.pseudonym_key.")
+        str,
+        Parameter(help="The environment variable that holds the key, as in data.pseudonym_key."),
     ] = "DISTILREC_PSEUDONYM_KEY",
 ) -> None:
-    """The name under which a run with pseudonyms knows a user: what to ask `recommend`, `forget` and the service for."""
+    """The name under which a run with pseudonyms knows a user: what to ask `recommend`, `forget`
+    and the service for.
+    """
     from distilrec.data import pseudonyms
 
-    print(pseudonyms.pseudonym(as_id(user_id, "user_id"), pseudonyms.pseudonym_key(key)))  # noqa: T201
+    print(pseudonyms.pseudonym(as_id(user_id, "user_id"), pseudonyms.pseudonym_key(key)))
 
 
 @app.command
@@ -437,8 +526,12 @@ def forget(
     *,
     user_id: Annotated[str, Parameter(name=["--user_id", "--user-id"], help="Who.")],
     bundle: Bundle = None,
-    run: Annotated[Path | None, Parameter(help="A whole run: its data, labels and bundles.")] = None,
-    missing_ok: Annotated[bool, Parameter(help="A user of whom nothing is known is no error.")] = False,
+    run: Annotated[
+        Path | None, Parameter(help="A whole run: its data, labels and bundles.")
+    ] = None,
+    missing_ok: Annotated[
+        bool, Parameter(help="A user of whom nothing is known is no error.")
+    ] = False,
 ) -> None:
     """Take a user out of the history in a bundle that no service has loaded, or out of a whole run.
 
@@ -449,7 +542,7 @@ def forget(
 
         with _progress() as progress, _held(run):
             done = runs.forget_user(runs.open_run(run, progress), user_id, missing_ok=missing_ok)
-        print("\n".join(done) or "this run holds nothing about that user")  # noqa: T201
+        print("\n".join(done) or "this run holds nothing about that user")
         return
     from distilrec.bundle.format import erase_user
 
@@ -468,7 +561,7 @@ def forget(
             fix="check the id; --missing-ok makes this no error",
             parameter="user_id",
         )
-    print("erased" if there else "this bundle holds nothing about that user")  # noqa: T201
+    print("erased" if there else "this bundle holds nothing about that user")
 
 
 @app.command
@@ -486,9 +579,9 @@ def seen(
     for one in found:
         when = datetime.fromtimestamp(one.exported, UTC).isoformat(timespec="seconds")
         private = ", with differential privacy" if one.private else ""
-        print(f"{one.model_version}  {when}  {one.dataset}{private}")  # noqa: T201
+        print(f"{one.model_version}  {when}  {one.dataset}{private}")
     if not found:
-        print(f"no model recorded below {runs} was trained on this user")  # noqa: T201
+        print(f"no model recorded below {runs} was trained on this user")
 
 
 def _warn_of_secret(store: str) -> None:
@@ -498,7 +591,8 @@ def _warn_of_secret(store: str) -> None:
     if holds_secret(store) and any(store in argument for argument in sys.argv):
         start_logging()
         text = (
-            "the command line holds the password of the store, and every user of this machine can read it: "
+            "the command line holds the password of the store, and every user of this machine can "
+            "read it: "
             "give the address as DISTILREC_STORE, or the password by --store-password-file"
         )
         log("store", logging.WARNING, warning=text)
@@ -509,8 +603,13 @@ def _bundle(given: Path | None) -> Path:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs the command line; a DistilrecError becomes a message and exit code 2, Ctrl-C exit code 130."""
-    for stream in (sys.stdout, sys.stderr):  # a terminal without UTF-8 gets escapes where it has no character
+    """Runs the command line; a DistilrecError becomes a message and exit code 2, Ctrl-C exit code
+    130.
+    """
+    for stream in (
+        sys.stdout,
+        sys.stderr,
+    ):  # a terminal without UTF-8 gets escapes where it has no character
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
@@ -525,7 +624,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise
         _fail(missing_extra(package, _EXTRAS[package]))
     except KeyboardInterrupt:
-        print("\nstopped; the same command goes on where this one was", file=sys.stderr)  # noqa: T201
+        print("\nstopped; the same command goes on where this one was", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:  # `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -533,7 +632,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except UnicodeEncodeError as error:  # a file name, where the system's names are not UTF-8
         _fail(
             ConfigError(
-                f"{error.object!a} cannot be written in {error.encoding}, the encoding of this system",
+                f"{error.object!a} cannot be written in {error.encoding}, the encoding of this "
+                "system",
                 fix="set PYTHONUTF8=1, or a locale with UTF-8",
             )
         )
@@ -542,7 +642,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _fail(error: DistilrecError) -> None:
-    print(f"error [{error.code}]: {error}", file=sys.stderr)  # noqa: T201
+    print(f"error [{error.code}]: {error}", file=sys.stderr)
     sys.exit(2)
 
 
@@ -553,7 +653,9 @@ def _config(dataset: str | None, path: Path | None, seed: int | None) -> RunConf
 
     if (dataset is None) == (path is None):
         raise ConfigError(
-            "say which data: either --dataset or --config", fix="for example `--dataset ml-100k`", parameter="dataset"
+            "say which data: either --dataset or --config",
+            fix="for example `--dataset ml-100k`",
+            parameter="dataset",
         )
     chosen = read_config(path) if path is not None else RunConfig(DataConfig(dataset=dataset))
     return chosen if seed is None else msgspec.structs.replace(chosen, seed=seed)
@@ -624,7 +726,9 @@ def _progress() -> Iterator[TerminalProgress]:
     console = Console(stderr=True)
     # an epoch may take minutes: the estimate must remember more than the last half a minute
     shown = console.is_terminal
-    with Progress(*columns, console=console, disable=not shown, speed_estimate_period=86_400.0) as bars:
+    with Progress(
+        *columns, console=console, disable=not shown, speed_estimate_period=86_400.0
+    ) as bars:
         yield TerminalProgress(bars)
 
 
@@ -657,7 +761,9 @@ def _show(comparison: Comparison) -> None:
     from distilrec.report.page import table, verdict
 
     header, *rows = table(comparison)
-    shown = Table(title=f"{comparison.dataset}, {comparison.split}, test part, {comparison.users:,} users")
+    shown = Table(
+        title=f"{comparison.dataset}, {comparison.split}, test part, {comparison.users:,} users"
+    )
     for place, name in enumerate(header):
         shown.add_column(name, justify="left" if place == 0 else "right", no_wrap=place > 0)
     for row in rows:
@@ -666,7 +772,7 @@ def _show(comparison: Comparison) -> None:
     wide = console if console.width >= 170 else Console(width=170)
     wide.print(shown)
     for line in verdict(comparison):
-        print(line)  # noqa: T201
+        print(line)
 
 
 if __name__ == "__main__":

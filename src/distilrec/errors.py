@@ -45,8 +45,9 @@
     ├── UnknownUserError         a user of whom nothing is known
     └── UnknownItemError         an item id that the bundle does not know
 
-Each class names its `code` (stable, documented in docs/errors.md) and the `http_status` a service answers
-with. `context` carries the facts (file, column, row, parameter) for programs; `fix` says what to do.
+Each class names its `code` (stable, documented in docs/errors.md) and the `http_status` a service
+answers with. `context` carries the facts (file, column, row, parameter) for programs; `fix` says
+what to do.
 """
 
 from __future__ import annotations
@@ -266,7 +267,9 @@ class UnknownItemError(DistilrecError):
 
 
 def missing_extra(package: str, extra: str) -> MissingExtraError:
-    """The error for an optional dependency that is not installed, with the exact command to install it."""
+    """The error for an optional dependency that is not installed, with the exact command to install
+    it.
+    """
     return MissingExtraError(
         f"this command needs the package {package!r}, which is not installed",
         fix=f"pip install 'distilrec[{extra}]'",

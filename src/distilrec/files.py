@@ -1,12 +1,14 @@
 """Files that are written whole, and records: files that belong together, replaced together.
 
-A file is never changed where it is. A new one is written beside it (`NAME.new`), is forced to the disk, and takes the place
-of the old one by a rename: a reader finds the old file or the new one, whenever the writer is killed.
+A file is never changed where it is. A new one is written beside it (`NAME.new`), is forced to the
+disk, and takes the place of the old one by a rename: a reader finds the old file or the new one,
+whenever the writer is killed.
 
-A record is one JSON file that names its parts with their hashes and sizes. The parts are written first, under names
-that hold a hash of their content, so that they never replace those of the old record; then the JSON file is replaced,
-the one moment at which the new state takes the place of the old one; then parts that the record no longer names are
-removed. A reader opens the JSON file and checks every part against it.
+A record is one JSON file that names its parts with their hashes and sizes. The parts are written
+first, under names that hold a hash of their content, so that they never replace those of the old
+record; then the JSON file is replaced, the one moment at which the new state takes the place of the
+old one; then parts that the record no longer names are removed. A reader opens the JSON file and
+checks every part against it.
 """
 
 from __future__ import annotations
@@ -37,10 +39,11 @@ _DIGITS = 16  # of the hash in the name of a part
 
 @contextmanager
 def replacing(path: Path, *, durable: bool = True, own: str = "") -> Iterator[Path]:
-    """Gives the path at which to write the new file; at the end of the block it takes the place of `path`.
+    """Gives the path at which to write the new file; at the end of the block it takes the place of
+    `path`.
 
-    durable: the new file is on the disk before it takes that place, and the rename before the block ends. own: a name of
-    this process, where several may write the same file at the same time.
+    durable: the new file is on the disk before it takes that place, and the rename before the block
+    ends. own: a name of this process, where several may write the same file at the same time.
     """
     new = path.with_name(f"{path.name}{own}{_NEW}")
     try:
@@ -130,14 +133,18 @@ def _sync(path: Path) -> None:
 
 @contextmanager
 def locked(folder: Path, *, wait: bool = True) -> Iterator[None]:
-    """Holds a folder for one process at a time. wait: until another one is done; otherwise that is a StorageError."""
+    """Holds a folder for one process at a time. wait: until another one is done; otherwise that is
+    a StorageError.
+    """
     handle = os.open(folder, os.O_RDONLY)
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
             raise StorageError(
-                f"another process works in {folder}", fix="wait until it is done, or stop it", file=str(folder)
+                f"another process works in {folder}",
+                fix="wait until it is done, or stop it",
+                file=str(folder),
             ) from None
         except OSError:  # a file system without locks
             if wait:
@@ -156,7 +163,9 @@ class Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class _Content(msgspec.Struct, Generic[T], frozen=True, forbid_unknown_fields=True):
-    """The JSON file of a record. made_from: a key of what it was made from; about: whatever is no array."""
+    """The JSON file of a record. made_from: a key of what it was made from; about: whatever is no
+    array.
+    """
 
     format_version: int
     made_from: str
@@ -179,22 +188,27 @@ class Record(Generic[T]):
     parts: dict[str, Part]
 
     def path(self, part: str) -> Path:
-        """Returns the file of a part. Raises the error of this kind of record where it names no such part."""
+        """Returns the file of a part. Raises the error of this kind of record where it names no
+        such part.
+        """
         if part not in self.parts:
             raise self.kind.damaged(self.folder / self.kind.file, f"names no part {part!r}")
         return self.folder / self.parts[part].name
 
     def arrays(self, part: str) -> dict[str, NDArray[Any]]:
         """Returns the arrays of a part."""
-        return read_arrays(self.path(part), error=self.kind.error, fix=self.kind.repair(self.folder))
+        return read_arrays(
+            self.path(part), error=self.kind.error, fix=self.kind.repair(self.folder)
+        )
 
 
 @dataclass(frozen=True)
 class RecordKind(Generic[T]):
-    """One kind of record: its JSON file, what that says besides the parts, its format number and how errors speak of it.
+    """One kind of record: its JSON file, what that says besides the parts, its format number and
+    how errors speak of it.
 
-    arrays: the names of its parts that hold arrays; what: "prepared data"; again: how to make it again, for messages, with
-    "{folder}"; fix: what to do where there is none.
+    arrays: the names of its parts that hold arrays; what: "prepared data"; again: how to make it
+    again, for messages, with "{folder}"; fix: what to do where there is none.
     """
 
     file: str
@@ -228,17 +242,23 @@ class RecordKind(Generic[T]):
         self.tidy(folder)
 
     def tidy(self, folder: Path) -> int:
-        """Removes what an earlier or a killed `write` has left beside the record; returns the number of files."""
+        """Removes what an earlier or a killed `write` has left beside the record; returns the
+        number of files.
+        """
         there = [folder / f"{self.file}{_NEW}"]
         for name in self.arrays:
             there += [folder / f"{name}.safetensors", folder / f"{name}.safetensors{_NEW}"]
             there += folder.glob(f"{name}-{'[0-9a-f]' * _DIGITS}.safetensors")
         there = [path for path in there if path.exists()]
-        named = self._content(folder).parts.values() if there and (folder / self.file).is_file() else ()
+        named = (
+            self._content(folder).parts.values() if there and (folder / self.file).is_file() else ()
+        )
         return remove(there, [folder / part.name for part in named])
 
     def read(self, folder: Path) -> Record[T]:
-        """Returns the record in a folder, checked. Raises FileMissingError and the error of this kind of record."""
+        """Returns the record in a folder, checked. Raises FileMissingError and the error of this
+        kind of record.
+        """
         content = self._content(folder)
         for part in content.parts.values():
             path = folder / part.name
@@ -247,11 +267,16 @@ class RecordKind(Generic[T]):
             if (size := path.stat().st_size) != part.bytes:
                 raise self.damaged(path, f"has {size} bytes instead of {part.bytes}")
             if hash_of(path) != part.sha256:
-                raise self.damaged(path, f"is not the file that {self.file} names: it is another one, or was changed")
+                raise self.damaged(
+                    path,
+                    f"is not the file that {self.file} names: it is another one, or was changed",
+                )
         return Record(folder, self, content.about, content.made_from, content.parts)
 
     def made_from(self, folder: Path) -> str | None:
-        """Returns the key of what the record was made from; None where there is no record that can be read."""
+        """Returns the key of what the record was made from; None where there is no record that can
+        be read.
+        """
         try:
             return self._content(folder).made_from
         except (FileMissingError, self.error):
@@ -268,17 +293,24 @@ class RecordKind(Generic[T]):
     def _content(self, folder: Path) -> _Content[T]:
         path = folder / self.file
         if not path.is_file():
-            raise FileMissingError(f"there is no {self.what} in {folder}", fix=self.fix, file=str(path))
-        version = read_json(path, _Version, error=self.error, fix=self.repair(folder)).format_version
+            raise FileMissingError(
+                f"there is no {self.what} in {folder}", fix=self.fix, file=str(path)
+            )
+        version = read_json(
+            path, _Version, error=self.error, fix=self.repair(folder)
+        ).format_version
         if version != self.version:
             upgrade = "upgrade distilrec (pip install -U distilrec), or "
             raise self.error(
-                f"{path} has {f'format {version}' if version else 'no format number'}; this distilrec reads {self.version}",
+                f"{path} has {f'format {version}' if version else 'no format number'}; this "
+                f"distilrec reads {self.version}",
                 fix=f"{upgrade if version > self.version else ''}{self.repair(folder)}",
                 file=str(path),
             )
         kind: Any = _Content
-        content: _Content[T] = read_json(path, kind[self.about], error=self.error, fix=self.repair(folder))
+        content: _Content[T] = read_json(
+            path, kind[self.about], error=self.error, fix=self.repair(folder)
+        )
         return content
 
 

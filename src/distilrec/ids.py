@@ -1,4 +1,5 @@
-"""One rule for the ids of users and items at every door: log, tables, files, command line, Python and HTTP.
+"""One rule for the ids of users and items at every door: log, tables, files, command line, Python
+and HTTP.
 
 - A whole number is its decimal text: 7, 7.0, "7" and "7.0" are one id. Floats of 2^53 and more are refused: several
   integers have become the same float there. Other fractions, booleans and missing values are refused.
@@ -24,11 +25,16 @@ Id = str | int | float | UUID
 MAX_CHARACTERS = 256
 MAX_WHOLE_FLOAT = 2.0**53
 SPACES = " \u00a0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u202f\u205f\u3000"
-"""The characters that are removed at both ends: Unicode's space separators (category Zs), no tabs, no line breaks."""
+"""The characters that are removed at both ends: Unicode's space separators (category Zs), no tabs,
+no line breaks.
+"""
 REFUSED = "[\x00-\x1f\x7f-\x9f\u2028\u2029\ufffd]"
-"""A pattern, for Python and for Rust's regular expressions, of the characters that no id may have."""
+"""A pattern, for Python and for Rust's regular expressions, of the characters that no id may have.
+"""
 WHOLE_FLOAT = r"^(-?(?:0|[1-9][0-9]*))\.0+$"
-"""A pattern, for Python and for Rust's regular expressions, of a whole number written as a float; group 1 is the integer."""
+"""A pattern, for Python and for Rust's regular expressions, of a whole number written as a float;
+group 1 is the integer.
+"""
 
 _SHOWN = 40  # characters of a wrong value in a message
 _TOO_LARGE = 10**MAX_CHARACTERS
@@ -44,7 +50,9 @@ def as_id(value: object, what: str = "id") -> str:
     if isinstance(value, str):
         return _checked(value, what)
     if isinstance(value, Integral) and not isinstance(value, bool):
-        if abs(int(value)) >= _TOO_LARGE:  # Python refuses to write out integers of thousands of digits
+        if (
+            abs(int(value)) >= _TOO_LARGE
+        ):  # Python refuses to write out integers of thousands of digits
             raise _invalid("…", what, f"is a number of more than {MAX_CHARACTERS} digits")
         return _checked(str(int(value)), what)
     if isinstance(value, float):
@@ -59,14 +67,18 @@ def as_id(value: object, what: str = "id") -> str:
 
 
 def listed_ids(values: Iterable[Id], what: str) -> list[Id]:
-    """Returns several ids as a list, each as it was given. what: names the list in the error, such as "item_ids".
+    """Returns several ids as a list, each as it was given. what: names the list in the error, such
+    as "item_ids".
 
     Raises InvalidIdError for one id where a list belongs: the characters of a text are no ids.
     """
-    if type(values) is not list and (isinstance(values, str | bytes) or not isinstance(values, Iterable)):
+    if type(values) is not list and (
+        isinstance(values, str | bytes) or not isinstance(values, Iterable)
+    ):
         shown = repr(values)
         raise InvalidIdError(
-            f"{what} is {shown if len(shown) <= _SHOWN else shown[:_SHOWN] + '…'}, not a list of ids",
+            f"{what} is {shown if len(shown) <= _SHOWN else shown[:_SHOWN] + '…'}, not a list of "
+            "ids",
             fix=f"give a list, such as [{shown if len(shown) <= _SHOWN else '…'}]",
             parameter=what,
         )
@@ -76,7 +88,8 @@ def listed_ids(values: Iterable[Id], what: str) -> list[Id]:
 def as_label(text: str, what: str, most: int) -> str:
     """Returns a text that names something for a program, such as an event id, exactly as it is.
 
-    Raises InvalidIdError for one that is empty, longer than `most`, or holds a character that no id may have.
+    Raises InvalidIdError for one that is empty, longer than `most`, or holds a character that no id
+    may have.
     """
     if found := _REFUSED.search(text):
         raise _unusable(text, what, f"holds the character U+{ord(found[0]):04X}", most)
@@ -111,6 +124,7 @@ def _unusable(text: str, what: str, problem: str, most: int) -> InvalidIdError:
 def _invalid(value: object, what: str, problem: str) -> InvalidIdError:
     return InvalidIdError(
         f"the {what} {value!r} {problem}",
-        fix=f"give a whole number, or text of 1 to {MAX_CHARACTERS} characters without control characters",
+        fix=f"give a whole number, or text of 1 to {MAX_CHARACTERS} characters without control "
+        "characters",
         parameter=what,
     )

@@ -1,4 +1,6 @@
-"""Settings: frozen classes whose fields say which values they allow, and the TOML files that give them."""
+"""Settings: frozen classes whose fields say which values they allow, and the TOML files that give
+them.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,8 @@ _BOUNDS: tuple[tuple[str, str, Callable[[float, float], bool]], ...] = (
 
 
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Base of all settings: the ranges of the fields (`Annotated` with `msgspec.Meta`) hold in Python as in TOML.
+    """Base of all settings: the ranges of the fields (`Annotated` with `msgspec.Meta`) hold in
+    Python as in TOML.
 
     Raises ConfigError for a value outside its range.
     """
@@ -43,12 +46,15 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             value = getattr(self, field.name)
             for meta in _ranges(field.type) if isinstance(value, int | float) else ():
                 bounds = [
-                    (words, of, bound) for name, words, of in _BOUNDS if (bound := getattr(meta, name)) is not None
+                    (words, of, bound)
+                    for name, words, of in _BOUNDS
+                    if (bound := getattr(meta, name)) is not None
                 ]
                 if not all(of(value, bound) for _, of, bound in bounds):
                     raise ConfigError(
                         f"{field.name} is {value}",
-                        fix="use " + " and ".join(f"{words} {bound:g}" for words, _, bound in bounds),
+                        fix="use "
+                        + " and ".join(f"{words} {bound:g}" for words, _, bound in bounds),
                         parameter=field.name,
                     )
 
@@ -66,7 +72,8 @@ T = TypeVar("T")
 def read_settings(path: Path | str, kind: type[T], *, fix: str) -> T:
     """What a TOML file says, as `kind`. fix: what to do where the file is not there.
 
-    Raises FileMissingError, and ConfigError that names the section, the key and what could be there.
+    Raises FileMissingError, and ConfigError that names the section, the key and what could be
+    there.
     """
     path = Path(path)
     if not path.is_file():
@@ -74,12 +81,15 @@ def read_settings(path: Path | str, kind: type[T], *, fix: str) -> T:
     try:
         told = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as problem:
-        raise ConfigError(f"{path} is not valid TOML: {problem}", fix="correct the syntax", file=str(path)) from None
+        raise ConfigError(
+            f"{path} is not valid TOML: {problem}", fix="correct the syntax", file=str(path)
+        ) from None
     return converted(told, kind, str(path))
 
 
 def converted(told: object, kind: type[T], source: str) -> T:
-    """What was read from a file, as `kind`. source: what messages call the file. Raises ConfigError.
+    """What was read from a file, as `kind`. source: what messages call the file. Raises
+    ConfigError.
 
     A section that may be of several kinds and does not say which is of the kind of its default.
     """
@@ -103,7 +113,12 @@ def _with_kinds(told: Any, kind: Any) -> Any:
     for field in structs[0].fields:
         section = filled.get(field.encode_name)
         tag = getattr(type(field.default), "__struct_config__", None)
-        if isinstance(section, dict) and tag is not None and tag.tag_field and tag.tag_field not in section:
+        if (
+            isinstance(section, dict)
+            and tag is not None
+            and tag.tag_field
+            and tag.tag_field not in section
+        ):
             filled[field.encode_name] = {tag.tag_field: tag.tag, **section}
         else:
             filled[field.encode_name] = _with_kinds(section, field.type)
@@ -111,7 +126,9 @@ def _with_kinds(told: Any, kind: Any) -> Any:
 
 
 def _explained(problem: str, kind: type, told: Any, given: Any) -> tuple[str, str]:
-    """Msgspec's sentence with the place as people write it in TOML, and how to fix it. given: without kinds of defaults."""
+    """Msgspec's sentence with the place as people write it in TOML, and how to fix it. given:
+    without kinds of defaults.
+    """
     said, _, place = problem.partition(" - at `$")
     steps = re.findall(r"\.([^.\[\]`]+)|\[(\d+|\.\.\.)\]", place)
     for name, number in steps:
@@ -122,8 +139,14 @@ def _explained(problem: str, kind: type, told: Any, given: Any) -> tuple[str, st
     if unknown:
         name = unknown[1]
         if isinstance(given, dict) and told != given and (kinds := _kinds_with(info, names, name)):
-            fix = f'set kind = "{kinds[0]}", which has it' + "".join(f', or "{each}"' for each in kinds[1:])
-            return f"there is no key `{name}`{where and f' in [{where}]'} of the kind that it has by default", fix
+            fix = f'set kind = "{kinds[0]}", which has it' + "".join(
+                f', or "{each}"' for each in kinds[1:]
+            )
+            return (
+                f"there is no key `{name}`{where and f' in [{where}]'} of the kind that it has by "
+                "default",
+                fix,
+            )
         near = difflib.get_close_matches(name, known, n=1)
         fix = f"did you mean `{near[0]}`?" if near else f"there are: {', '.join(known)}"
         return f"there is no key `{name}`{where and f' in [{where}]'}", fix
@@ -147,11 +170,15 @@ def _inside(told: Any, name: str, number: str) -> Any:
 def _names(kind: Any, steps: list[str], told: Any) -> list[str]:
     """What may stand at the end of these steps: the keys of a section, or the values of a key."""
     kinds = _at(kind, steps)
-    literals = [each for each in _alternatives(kinds) if isinstance(each, msgspec_types.LiteralType)]
+    literals = [
+        each for each in _alternatives(kinds) if isinstance(each, msgspec_types.LiteralType)
+    ]
     structs = _structs(kinds)
     if isinstance(told, dict):  # of several kinds, the one that is meant
         structs = [
-            each for each in structs if each.tag_field is None or told.get(each.tag_field) == each.tag
+            each
+            for each in structs
+            if each.tag_field is None or told.get(each.tag_field) == each.tag
         ] or structs
     keys = [field.encode_name for each in structs for field in each.fields]
     values = [str(value) for each in literals for value in each.values]
@@ -174,7 +201,11 @@ def _at(kind: Any, steps: list[str]) -> list[Any]:
 def _kinds_with(kind: Any, steps: list[str], key: str) -> list[str]:
     """The kinds of a section that have a key."""
     structs = _structs(_at(kind, steps))
-    return [str(each.tag) for each in structs if each.tag and key in {field.encode_name for field in each.fields}]
+    return [
+        str(each.tag)
+        for each in structs
+        if each.tag and key in {field.encode_name for field in each.fields}
+    ]
 
 
 def _alternatives(kinds: list[Any]) -> list[Any]:

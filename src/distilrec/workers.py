@@ -20,22 +20,32 @@ Report = Callable[..., None]
 class Workers(Protocol):
     """Whoever can run a function for many shards, or for all workers at the same time."""
 
-    def map(self, function: Callable[[Task, int], Result], task: Task, shards: Sequence[int]) -> Iterator[Result]:
-        """function(task, shard) for every shard, in the order in which they finish. `task` goes to each worker once."""
+    def map(
+        self, function: Callable[[Task, int], Result], task: Task, shards: Sequence[int]
+    ) -> Iterator[Result]:
+        """function(task, shard) for every shard, in the order in which they finish. `task` goes to
+        each worker once.
+        """
         ...
 
     def together(self, function: Callable[[Report], Result], report: Report) -> Result:
-        """function(report) on all workers, one `torch.distributed` group; what the first of them gives and reports.
+        """function(report) on all workers, one `torch.distributed` group; what the first of them
+        gives and reports.
 
-        The function must go on where it was when it is called again: so it is after the loss of a worker.
+        The function must go on where it was when it is called again: so it is after the loss of a
+        worker.
         """
         ...
 
 
-def write_whole(table: pl.DataFrame, file: Path, compression: Literal["lz4", "zstd"] = "zstd") -> None:
-    """Writes Parquet, whole or not at all: a worker may die while it writes, and another do the same again.
+def write_whole(
+    table: pl.DataFrame, file: Path, compression: Literal["lz4", "zstd"] = "zstd"
+) -> None:
+    """Writes Parquet, whole or not at all: a worker may die while it writes, and another do the
+    same again.
 
-    This is for files that are made again after a failure of the machine: they are not forced to the disk.
+    This is for files that are made again after a failure of the machine: they are not forced to the
+    disk.
     """
     with replacing(file, durable=False, own=f".{os.getpid()}") as new:
         table.write_parquet(new, compression=compression)
@@ -44,7 +54,9 @@ def write_whole(table: pl.DataFrame, file: Path, compression: Literal["lz4", "zs
 class InProcess:
     """Nobody else: one shard after the other, here."""
 
-    def map(self, function: Callable[[Task, int], Result], task: Task, shards: Sequence[int]) -> Iterator[Result]:
+    def map(
+        self, function: Callable[[Task, int], Result], task: Task, shards: Sequence[int]
+    ) -> Iterator[Result]:
         """See `Workers.map`."""
         return (function(task, shard) for shard in shards)
 

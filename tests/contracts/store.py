@@ -55,7 +55,11 @@ class StoreContract:
         store.append([event(number=n) for n in range(3)])
         first = store.read([Since("u")])[0]
         (nothing,) = store.read([Since("u", first.epoch, first.position)])
-        assert (list(nothing.events), nothing.restart, nothing.position) == ([], False, first.position)
+        assert (list(nothing.events), nothing.restart, nothing.position) == (
+            [],
+            False,
+            first.position,
+        )
         store.append([event("other", number=7), event(number=3)])
         (new,) = store.read([Since("u", first.epoch, first.position)])
         assert [e.event_id for e in new.events] == ["e3"]
@@ -66,8 +70,14 @@ class StoreContract:
         (part,) = store.read([Since("u")], at_most=3)
         assert ([e.event_id for e in part.events], part.more) == (["e0", "e1", "e2"], True)
         (rest,) = store.read([Since("u", part.epoch, part.position)], at_most=3)
-        assert ([e.event_id for e in rest.events], rest.more, rest.restart) == (["e3", "e4"], False, False)
-        assert not store.read([Since("u")], at_most=5)[0].more and not store.read([Since("u")])[0].more
+        assert ([e.event_id for e in rest.events], rest.more, rest.restart) == (
+            ["e3", "e4"],
+            False,
+            False,
+        )
+        assert (
+            not store.read([Since("u")], at_most=5)[0].more and not store.read([Since("u")])[0].more
+        )
 
     def test_an_event_id_counts_once_per_user(self, opener):
         store = opener()
@@ -97,7 +107,13 @@ class StoreContract:
         before = store.read([Since("u")])[0]
         assert store.erase("u") == 4
         gone = store.read([Since("u", before.epoch, before.position)])[0]
-        assert gone.erased and gone.restart and not gone.events and gone.features is None and gone.epoch == ""
+        assert (
+            gone.erased
+            and gone.restart
+            and not gone.events
+            and gone.features is None
+            and gone.epoch == ""
+        )
         assert store.erase("u") == 0
         assert store.erase("never seen") == 0
         # Whoever comes back begins anew, and the same event ids count again.
@@ -160,7 +176,9 @@ class StoreContract:
         store.close()
         store = opener()
         ((changed,), later) = store.items(position)
-        assert changed == ItemRecord("a", "A", {"price": 1.0}, {"shelf": "y", "new": 2.0}, available=False)
+        assert changed == ItemRecord(
+            "a", "A", {"price": 1.0}, {"shelf": "y", "new": 2.0}, available=False
+        )
         assert later > position
         assert [record.item_id for record in store.items()[0]] == ["b", "a"]
         store.close()
@@ -185,7 +203,10 @@ class StoreContract:
     @settings(
         deadline=None,
         max_examples=25,
-        suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.differing_executors],
+        suppress_health_check=[
+            HealthCheck.function_scoped_fixture,
+            HealthCheck.differing_executors,
+        ],
     )
     @given(data=st.data())
     def test_a_store_behaves_like_a_list_per_user(self, store, data):

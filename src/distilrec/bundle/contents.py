@@ -1,7 +1,8 @@
-"""What must hold inside a bundle before anything is computed with it: kernels do not check the places that they read.
+"""What must hold inside a bundle before anything is computed with it: kernels do not check the
+places that they read.
 
-Hashes find damage; this finds files that make no sense although their hashes are right. fuzz/fuzz.py looks for what it
-misses.
+Hashes find damage; this finds files that make no sense although their hashes are right.
+fuzz/fuzz.py looks for what it misses.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ def check_manifest(manifest: Manifest) -> None:
     _true(m.dim >= 1 and m.items >= 1 and m.parameters >= 0, "has sizes below 1")
     _true(len(m.event_types) >= 1 and _distinct(m.event_types), "has no event types, or one twice")
     _true(
-        m.search.bias_unit > 0 and math.isfinite(m.search.bias_unit) and m.search.expansion_search >= 0,
+        m.search.bias_unit > 0
+        and math.isfinite(m.search.bias_unit)
+        and m.search.expansion_search >= 0,
         "has impossible settings of the search",
     )
     for encoder in (m.user_encoder, m.item_encoder):
@@ -43,8 +46,14 @@ def _check_encoder(encoder: FeatureEncoder) -> None:
         _true(each.width >= 0, f"gives feature {each.name!r} a negative width")
         if isinstance(each, NumericEncoding):
             levels = np.array(each.quantiles)
-            _true(len(levels) >= 1 and bool(np.isfinite(levels).all()), f"has no quantiles of feature {each.name!r}")
-            _true(bool((np.diff(levels) >= 0).all()), f"has unsorted quantiles of feature {each.name!r}")
+            _true(
+                len(levels) >= 1 and bool(np.isfinite(levels).all()),
+                f"has no quantiles of feature {each.name!r}",
+            )
+            _true(
+                bool((np.diff(levels) >= 0).all()),
+                f"has unsorted quantiles of feature {each.name!r}",
+            )
 
 
 def _check_golden(golden: Golden, m: Manifest) -> None:
@@ -94,7 +103,12 @@ def _own_shapes(m: Manifest, weights: Arrays) -> dict[str, tuple[int, ...]]:
         nodes = _length(weights, "gate_bias")
         inputs = dim - nodes - 1  # an item vector holds its channel of every leaf, then its inputs
         _true(nodes & (nodes + 1) == 0 and inputs >= 0, f"has a tree of {nodes} gates")
-        return {"gates": (nodes, 2 * inputs), "gate_bias": (nodes,), "log_totals": (nodes + 1,), "decays": (2,)}
+        return {
+            "gates": (nodes, 2 * inputs),
+            "gate_bias": (nodes,),
+            "log_totals": (nodes + 1,),
+            "decays": (2,),
+        }
     hidden = _length(weights, "readout")
     return {
         "user_layer": (hidden, dim),
@@ -105,7 +119,9 @@ def _own_shapes(m: Manifest, weights: Arrays) -> dict[str, tuple[int, ...]]:
 
 
 def check_catalogue(m: Manifest, catalogue: Arrays) -> None:
-    """Raises ValueError for ids, titles and attributes that are not those of the manifest's items."""
+    """Raises ValueError for ids, titles and attributes that are not those of the
+    manifest's items.
+    """
     _true(_distinct(_texts("ids", catalogue, m.items)), "holds an item twice")
     _texts("titles", catalogue, m.items)
     try:
@@ -114,11 +130,16 @@ def check_catalogue(m: Manifest, catalogue: Arrays) -> None:
         raise ValueError(f"holds attributes that do not fit: {problem}") from None
     for name, categories in attributes.categories.items():
         for members in categories.values():
-            _true(members.ndim == 1 and bool((np.diff(members) > 0).all()), f"attribute {name!r} has unsorted items")
+            _true(
+                members.ndim == 1 and bool((np.diff(members) > 0).all()),
+                f"attribute {name!r} has unsorted items",
+            )
 
 
 def check_history(m: Manifest, history: Arrays) -> None:
-    """Raises ValueError for histories outside the catalogue, or that are cut at the wrong places."""
+    """Raises ValueError for histories outside the catalogue, or that are cut at the
+    wrong places.
+    """
     users = _length(history, "users.offsets") - 1
     _true(_distinct(_texts("users", history, users)), "holds a user twice")
     items = _array(history, "items", np.int32, (_length(history, "items"),))
@@ -131,7 +152,8 @@ def check_history(m: Manifest, history: Arrays) -> None:
     if "recent" in history:  # bundles of distilrec 0.1 do not say it
         recent = _array(history, "recent", np.int32, (users,))
         _true(
-            bool(((recent >= 0) & (recent <= np.diff(history["offsets"]))).all()), "has more recent events than events"
+            bool(((recent >= 0) & (recent <= np.diff(history["offsets"]))).all()),
+            "has more recent events than events",
         )
     columns = history.get("user_columns", np.zeros(0))
     _true(columns.ndim == 2, "has no features of the users")
@@ -141,7 +163,10 @@ def check_history(m: Manifest, history: Arrays) -> None:
     _true(bool(np.isfinite(weights).all()), "holds features that are NaN or infinite")
     if "teacher_items" in history:
         lists = history["teacher_items"]
-        _true(lists.ndim == 2 and lists.dtype == np.int32 and len(lists) == users, "has other lists of the teacher")
+        _true(
+            lists.ndim == 2 and lists.dtype == np.int32 and len(lists) == users,
+            "has other lists of the teacher",
+        )
         _true(_inside(lists + 1, m.items + 1), "holds recommendations outside the catalogue")
 
 
@@ -154,7 +179,10 @@ def _texts(name: str, arrays: Arrays, count: int) -> list[str]:
 
 def _check_offsets(name: str, offsets: NDArray[np.int64], length: int) -> None:
     _true(
-        len(offsets) >= 1 and offsets[0] == 0 and offsets[-1] == length and bool((np.diff(offsets) >= 0).all()),
+        len(offsets) >= 1
+        and offsets[0] == 0
+        and offsets[-1] == length
+        and bool((np.diff(offsets) >= 0).all()),
         f"array {name!r} cuts at the wrong places",
     )
 

@@ -1,4 +1,5 @@
-"""The bundle on disk: a folder that holds one student, ready to serve. No pickle, no torch, no dataframe library.
+"""The bundle on disk: a folder that holds one student, ready to serve. No pickle, no torch, no
+dataframe library.
 
 | file | what |
 |---|---|
@@ -8,8 +9,8 @@
 | history.safetensors | optional user data: features, what they have done so far, what the teacher would recommend them |
 | items.usearch | optional graph over the item vectors, for large catalogues |
 
-Files from 32 MiB on are mapped into memory, not read: never write over a file of a bundle that is in use (`write_bundle`
-puts each new file in place by a rename, which is safe).
+Files from 32 MiB on are mapped into memory, not read: never write over a file of a bundle that is
+in use (`write_bundle` puts each new file in place by a rename, which is safe).
 """
 
 from __future__ import annotations
@@ -28,8 +29,21 @@ from numpy.typing import NDArray
 from safetensors.numpy import save
 
 from distilrec.bundle.contents import check_catalogue, check_history, check_manifest, check_weights
-from distilrec.bundle.manifest import CATALOGUE, FORMAT_VERSION, GRAPH, HISTORY, WEIGHTS, FileEntry, Manifest
-from distilrec.errors import BundleCorruptedError, BundleMissingError, BundleVersionError, StorageError
+from distilrec.bundle.manifest import (
+    CATALOGUE,
+    FORMAT_VERSION,
+    GRAPH,
+    HISTORY,
+    WEIGHTS,
+    FileEntry,
+    Manifest,
+)
+from distilrec.errors import (
+    BundleCorruptedError,
+    BundleMissingError,
+    BundleVersionError,
+    StorageError,
+)
 from distilrec.features.texts import pack_texts, unpack_texts
 from distilrec.files import hash_of, locked, remove, write_json, write_whole
 
@@ -39,7 +53,8 @@ Arrays = dict[str, NDArray[Any]]
 
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle in memory, checked: hashes, shapes and finite weights. `history` is empty when there is none.
+    """A bundle in memory, checked: hashes, shapes and finite weights. `history` is empty when there
+    is none.
 
     graph: the file of the graph over the items, where there is one.
     """
@@ -61,17 +76,22 @@ def write_bundle(
     before: Callable[[Manifest], None] = lambda manifest: None,
     graph: Path | None = None,
 ) -> Manifest:
-    """Writes all files, then the manifest; returns the manifest with hashes and model version filled in.
+    """Writes all files, then the manifest; returns the manifest with hashes and model version
+    filled in.
 
     While the files are replaced there is no manifest, and so no bundle.
-    before: is called with the whole manifest before it is written. graph: the file that becomes the graph, where
-    `manifest.search` says that there is one; None takes the one that is there.
+    before: is called with the whole manifest before it is written. graph: the file that becomes the
+    graph, where `manifest.search` says that there is one; None takes the one that is there.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder):
         remove([folder / "manifest.json"])
         files = {}
-        contents = {WEIGHTS: weights, CATALOGUE: catalogue, **({} if history is None else {HISTORY: history})}
+        contents = {
+            WEIGHTS: weights,
+            CATALOGUE: catalogue,
+            **({} if history is None else {HISTORY: history}),
+        }
         for name, arrays in contents.items():
             data = save({key: np.ascontiguousarray(array) for key, array in arrays.items()})
             write_whole(folder / name, data)
@@ -81,14 +101,17 @@ def write_bundle(
                 graph.replace(folder / GRAPH)
             files[GRAPH] = FileEntry(hash_of(folder / GRAPH), (folder / GRAPH).stat().st_size)
         graphs = [folder / f"{GRAPH}{suffix}" for suffix in ("", ".next", ".next.new")]
-        remove([*_histories(folder), *filter(Path.exists, graphs)], [folder / name for name in files])
+        remove(
+            [*_histories(folder), *filter(Path.exists, graphs)], [folder / name for name in files]
+        )
         return write_manifest(folder, msgspec.structs.replace(manifest, files=files), before)
 
 
 def write_manifest(
     folder: Path, manifest: Manifest, before: Callable[[Manifest], None] = lambda manifest: None
 ) -> Manifest:
-    """Writes the manifest of files that are there, with the model version that belongs to its content.
+    """Writes the manifest of files that are there, with the model version that belongs to its
+    content.
 
     before: is called with the whole manifest before it is written.
     """
@@ -99,13 +122,17 @@ def write_manifest(
 
 
 def _histories(folder: Path) -> list[Path]:
-    """Returns the files of a bundle that may hold the history of an earlier state, or of one that was never finished."""
+    """Returns the files of a bundle that may hold the history of an earlier state, or of one that
+    was never finished.
+    """
     patterns = ("history*.safetensors", "history*.safetensors.new", "manifest.json.new")
     return [path for pattern in patterns for path in folder.glob(pattern)]
 
 
 def read_bundle(folder: Path | str) -> Bundle:
-    """A checked bundle. Raises BundleMissingError, BundleVersionError and BundleCorruptedError, each naming the file."""
+    """A checked bundle. Raises BundleMissingError, BundleVersionError and BundleCorruptedError,
+    each naming the file.
+    """
     folder = Path(folder)
     path = folder / "manifest.json"
     if not path.is_file():
@@ -118,14 +145,18 @@ def read_bundle(folder: Path | str) -> Bundle:
     loaded = {}
     for name in (WEIGHTS, CATALOGUE, HISTORY):
         if name in manifest.files:
-            loaded[name] = _read_arrays(folder / (manifest.files[name].name or name), manifest.files[name])
+            loaded[name] = _read_arrays(
+                folder / (manifest.files[name].name or name), manifest.files[name]
+            )
         elif name != HISTORY:
             raise _corrupted(path, f"does not list {name}")
     graph = None
     if GRAPH in manifest.files:
         graph = folder / GRAPH
         _check_file(graph, manifest.files[GRAPH])
-    bundle = Bundle(folder, manifest, loaded[WEIGHTS], loaded[CATALOGUE], loaded.get(HISTORY, {}), graph)
+    bundle = Bundle(
+        folder, manifest, loaded[WEIGHTS], loaded[CATALOGUE], loaded.get(HISTORY, {}), graph
+    )
     for name, check, arrays in (
         (WEIGHTS, check_weights, bundle.weights),
         (CATALOGUE, check_catalogue, bundle.catalogue),
@@ -142,9 +173,9 @@ def read_bundle(folder: Path | str) -> Bundle:
 def erase_user(folder: Path | str, user_id: str) -> bool:
     """Takes one user out of a bundle's history; returns whether there was anything to take.
 
-    Safe to interrupt, and to call again: the new history gets a file of its own, then the manifest is replaced in one step,
-    then every history that it does not name goes. The model version stays as it is. Raises what `read_bundle` raises, and
-    StorageError.
+    Safe to interrupt, and to call again: the new history gets a file of its own, then the manifest
+    is replaced in one step, then every history that it does not name goes. The model version stays
+    as it is. Raises what `read_bundle` raises, and StorageError.
     """
     folder = Path(folder)
     with _exclusive(folder):
@@ -155,18 +186,28 @@ def erase_user(folder: Path | str, user_id: str) -> bool:
             place, old = users.index(user_id), bundle.history
             start, stop = old["offsets"][place], old["offsets"][place + 1]
             history = {
-                **{name: np.delete(array, place, axis=0) for name, array in old.items() if len(array) == len(users)},
+                **{
+                    name: np.delete(array, place, axis=0)
+                    for name, array in old.items()
+                    if len(array) == len(users)
+                },
                 **{name: np.delete(old[name], np.s_[start:stop]) for name in ("items", "events")},
                 **pack_texts("users", users[:place] + users[place + 1 :]),
-                "offsets": np.concatenate([old["offsets"][: place + 1], old["offsets"][place + 2 :] - (stop - start)]),
+                "offsets": np.concatenate(
+                    [old["offsets"][: place + 1], old["offsets"][place + 2 :] - (stop - start)]
+                ),
                 "end": old["end"],
             }
             data = save({name: np.ascontiguousarray(history[name]) for name in old})
             digest = hashlib.sha256(data).hexdigest()
             files[HISTORY] = FileEntry(digest, len(data), f"history-{digest[:16]}.safetensors")
             write_whole(folder / files[HISTORY].name, data)
-            write_json(folder / "manifest.json", msgspec.structs.replace(bundle.manifest, files=files))
-        left_over = remove(_histories(folder), [folder / (entry.name or name) for name, entry in files.items()])
+            write_json(
+                folder / "manifest.json", msgspec.structs.replace(bundle.manifest, files=files)
+            )
+        left_over = remove(
+            _histories(folder), [folder / (entry.name or name) for name, entry in files.items()]
+        )
     return there or left_over > 0
 
 
@@ -174,20 +215,25 @@ def erase_user(folder: Path | str, user_id: str) -> bool:
 def _exclusive(folder: Path) -> Iterator[None]:
     """One process at a time changes a bundle."""
     if not folder.is_dir():
-        raise BundleMissingError(f"there is no bundle in {folder}", fix="check the path", file=str(folder))
+        raise BundleMissingError(
+            f"there is no bundle in {folder}", fix="check the path", file=str(folder)
+        )
     try:
         with locked(folder):
             yield
     except OSError as problem:
         raise StorageError(
             f"the bundle {folder} cannot be changed: {problem}",
-            fix="make its folder writable for the service, or erase the user from its source and export it again",
+            fix="make its folder writable for the service, or erase the user from its source and "
+            "export it again",
             file=str(folder),
         ) from None
 
 
 def read_manifest(path: Path) -> Manifest:
-    """The checked manifest of a bundle, without its files. Raises BundleVersionError and BundleCorruptedError."""
+    """The checked manifest of a bundle, without its files. Raises BundleVersionError and
+    BundleCorruptedError.
+    """
     data = path.read_bytes()
     try:
         version = msgspec.json.decode(data, type=dict[str, Any]).get("format_version")
@@ -195,7 +241,9 @@ def read_manifest(path: Path) -> Manifest:
             upgrade = "upgrade distilrec (pip install -U distilrec)"
             raise BundleVersionError(
                 f"{path} has format {version}; this distilrec reads {FORMAT_VERSION}",
-                fix=f"{upgrade}, or export again" if version > FORMAT_VERSION else "train and export the student again",
+                fix=f"{upgrade}, or export again"
+                if version > FORMAT_VERSION
+                else "train and export the student again",
                 file=str(path),
             )
         manifest = msgspec.json.decode(data, type=Manifest)
@@ -215,7 +263,9 @@ def _check_file(path: Path, entry: FileEntry) -> None:
         raise _corrupted(path, "is missing")
     size = path.stat().st_size
     if size != entry.bytes:
-        raise _corrupted(path, f"has {size} bytes instead of {entry.bytes}: it is truncated or has been replaced")
+        raise _corrupted(
+            path, f"has {size} bytes instead of {entry.bytes}: it is truncated or has been replaced"
+        )
     if hash_of(path) != entry.sha256:
         raise _corrupted(path, "has been edited: its hash is not the one in the manifest")
 
@@ -227,12 +277,14 @@ _DTYPES = {
 
 
 def _read_arrays(path: Path, entry: FileEntry) -> Arrays:
-    """The arrays of a safetensors file, views into it. The library itself copies each, so this reads the header itself:
-    8 bytes with its length, JSON, then the data (https://github.com/huggingface/safetensors, "Format").
+    """The arrays of a safetensors file, views into it. The library itself copies each, so this
+    reads the header itself: 8 bytes with its length, JSON, then the data
+    (https://github.com/huggingface/safetensors, "Format").
     """
     _check_file(path, entry)
     with path.open("rb") as file:
-        # A private map: what is written to it stays in this process. Both kinds can be written, so that the kernels are
+        # A private map: what is written to it stays in this process. Both kinds can be written, so
+        # that the kernels are
         # compiled for one kind of array only.
         data: Any = (
             mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
@@ -246,7 +298,9 @@ def _read_arrays(path: Path, entry: FileEntry) -> Arrays:
         arrays = {}
         for name, tensor in header.items():
             first, stop = tensor["data_offsets"]
-            flat = np.frombuffer(data, np.uint8, stop - first, start + first).view(_DTYPES[tensor["dtype"]])
+            flat = np.frombuffer(data, np.uint8, stop - first, start + first).view(
+                _DTYPES[tensor["dtype"]]
+            )
             arrays[name] = flat.reshape(tensor["shape"])
     except (msgspec.MsgspecError, ValueError, TypeError, KeyError, OverflowError) as problem:
         raise _corrupted(path, f"cannot be read: {problem}") from None
@@ -254,4 +308,6 @@ def _read_arrays(path: Path, entry: FileEntry) -> Arrays:
 
 
 def _corrupted(path: Path, what: str) -> BundleCorruptedError:
-    return BundleCorruptedError(f"{path} {what}", fix="copy or export the bundle again", file=str(path))
+    return BundleCorruptedError(
+        f"{path} {what}", fix="copy or export the bundle again", file=str(path)
+    )

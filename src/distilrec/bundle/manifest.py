@@ -28,9 +28,10 @@ class FileEntry(msgspec.Struct, frozen=True, omit_defaults=True):
 class SearchInfo(msgspec.Struct, frozen=True, omit_defaults=True):
     """How the best items are found, and how much of the exact answer that finds.
 
-    recall: share of the exact ten best that was found, mean over `queries` users with their histories, measured at
-    export. connectivity, expansion_add, expansion_search: of the graph, as usearch calls them. bias_unit: biases are divided
-    by it in the graph, and the channel of the query is multiplied; half of a query's length suits the graph best.
+    recall: share of the exact ten best that was found, mean over `queries` users with their
+    histories, measured at export. connectivity, expansion_add, expansion_search: of the graph, as
+    usearch calls them. bias_unit: biases are divided by it in the graph, and the channel of the
+    query is multiplied; half of a query's length suits the graph best.
     """
 
     kind: SearchKind = "exact"
@@ -79,7 +80,9 @@ class Manifest(msgspec.Struct, frozen=True):
     model_version: str = ""
 
     def hashed(self) -> str:
-        """The model version that belongs to this content. The history is user data, not part of the model."""
+        """The model version that belongs to this content. The history is user data, not part of the
+        model.
+        """
         files = {name: entry for name, entry in self.files.items() if name != HISTORY}
         plain = msgspec.structs.replace(self, model_version="", files=files)
         return hashlib.sha256(msgspec.json.encode(plain, order="sorted")).hexdigest()[:16]

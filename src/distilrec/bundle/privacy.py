@@ -8,11 +8,12 @@ import msgspec
 
 
 class PrivacyRecord(msgspec.Struct, frozen=True):
-    """(epsilon, delta)-differential privacy of the weights: how much they may differ had one user not been there.
+    """(epsilon, delta)-differential privacy of the weights: how much they may differ had one user
+    not been there.
 
-    unit: whose data, all rows of one user; noise_multiplier, users_per_step, users, steps, clip_norm: of the training (Abadi
-    et al. 2016, algorithm 1); count_noise: noise multiplier of the item counts that the biases begin with, 0 where none were
-    told.
+    unit: whose data, all rows of one user; noise_multiplier, users_per_step, users, steps,
+    clip_norm: of the training (Abadi et al. 2016, algorithm 1); count_noise: noise multiplier of
+    the item counts that the biases begin with, 0 where none were told.
     """
 
     epsilon: float

@@ -1,6 +1,8 @@
-"""Declared checks of the tables: what must hold for every row, and what happens to rows for which it does not.
+"""Declared checks of the tables: what must hold for every row, and what happens to rows for which
+it does not.
 
-Declared in the configuration, made into a dataframely schema, run on every table before anything else is done with it:
+Declared in the configuration, made into a dataframely schema, run on every table before anything
+else is done with it:
 
     [[data.checks]]
     column = "rating"
@@ -61,14 +63,17 @@ class DataCheck(Settings, frozen=True):
             )
         if self.unique and self.table == "interactions":
             raise ConfigError(
-                f"the check of column {self.column!r} demands unique values in the log, which is read in parts",
+                f"the check of column {self.column!r} demands unique values in the log, which is "
+                "read in parts",
                 fix="leave it out: duplicate rows are dropped by cleaning.drop_duplicates",
                 parameter="data.checks",
             )
         if self.pattern is not None:
             try:
                 re.compile(self.pattern)
-                pl.Series([""]).str.contains(f"^(?:{self.pattern})$")  # which knows fewer kinds of expression
+                pl.Series([""]).str.contains(
+                    f"^(?:{self.pattern})$"
+                )  # which knows fewer kinds of expression
             except (re.error, pl.exceptions.PolarsError) as problem:
                 raise ConfigError(
                     f"the pattern of column {self.column!r} is no regular expression: {problem}",
@@ -77,13 +82,17 @@ class DataCheck(Settings, frozen=True):
                 ) from None
 
     def rules(self, dtype: pl.DataType | None = None) -> dict[str, pl.Expr]:
-        """The expression that is true where all is well, by what it demands. dtype: of the column, text if left out."""
+        """The expression that is true where all is well, by what it demands. dtype: of the column,
+        text if left out.
+        """
         value = pl.col(self.column)
         text = value.cast(pl.String, strict=False)
         number = value.cast(pl.Float64, strict=False).fill_nan(None)
         if dtype is not None and dtype.is_float():  # 5.0 is 5
             whole = value.cast(pl.Int64, strict=False)
-            text = pl.when(whole.cast(pl.Float64) == value).then(whole.cast(pl.String)).otherwise(text)
+            text = (
+                pl.when(whole.cast(pl.Float64) == value).then(whole.cast(pl.String)).otherwise(text)
+            )
             value = value.fill_nan(None)
         elif isinstance(dtype, pl.String):
             number = value.str.strip_chars().cast(pl.Float64, strict=False).fill_nan(None)
@@ -101,9 +110,12 @@ class DataCheck(Settings, frozen=True):
             rules[f"matches {self.pattern}"] = text.str.contains(f"^(?:{self.pattern})$")
         if self.unique:
             rules["is unique"] = value.is_unique()
-        # What cannot be read as a number or text is wrong; what is missing is not, unless it is required.
+        # What cannot be read as a number or text is wrong; what is missing is not, unless it is
+        # required.
         return {
-            f"{self.column} {demand}": rule if demand == "is required" else missing | rule.fill_null(value=False)
+            f"{self.column} {demand}": rule
+            if demand == "is required"
+            else missing | rule.fill_null(value=False)
             for demand, rule in rules.items()
         }
 
@@ -116,10 +128,12 @@ def _same(expression: pl.Expr, schema: object) -> pl.Expr:
 def check_table(
     rows: pl.DataFrame, checks: Sequence[DataCheck], table: Table, source: str, first: int = 0
 ) -> tuple[pl.Series, dict[str, int]]:
-    """The numbers of the rows that pass, in their order, and how many rows each rule that drops leaves out.
+    """The numbers of the rows that pass, in their order, and how many rows each rule that drops
+    leaves out.
 
-    source: the name of the table in messages; first: the number of its first row there. A row that breaks several rules is
-    counted with the first of them. Raises CheckFailedError where a rule that fails is broken, and ColumnMissingError.
+    source: the name of the table in messages; first: the number of its first row there. A row that
+    breaks several rules is counted with the first of them. Raises CheckFailedError where a rule
+    that fails is broken, and ColumnMissingError.
     """
     own = [check for check in checks if check.table == table]
     for check in own:
@@ -137,20 +151,27 @@ def check_table(
                 column=check.column,
             )
     fails = {rule for check in own if check.otherwise == "fail" for rule in check.rules()}
-    members: dict[str, Any] = {column: dataframely.Any() for column in {_ROW, *(check.column for check in own)}}
+    members: dict[str, Any] = {
+        column: dataframely.Any() for column in {_ROW, *(check.column for check in own)}
+    }
     for check in own:
         members |= {
             name: dataframely.rule()(partial(_same, expression))
             for name, expression in check.rules(rows.schema[check.column]).items()
         }
     schema: Any = type("Checks", (dataframely.Schema,), members)
-    kept, broken = schema.filter(rows.with_row_index(_ROW).select({_ROW, *(check.column for check in own)}))
+    kept, broken = schema.filter(
+        rows.with_row_index(_ROW).select({_ROW, *(check.column for check in own)})
+    )
     counts = broken.counts()
     if wrong := [rule for rule in counts if rule in fails]:
         details = broken.details()
         bad = details.filter(pl.col(wrong[0]).cast(pl.String) == "invalid").head(_SHOWN)
         column = next(check.column for check in own if wrong[0] in check.rules())
-        places = ", ".join(f"row {first + row + 1} ({value!r})" for row, value in bad.select(_ROW, column).iter_rows())
+        places = ", ".join(
+            f"row {first + row + 1} ({value!r})"
+            for row, value in bad.select(_ROW, column).iter_rows()
+        )
         raise CheckFailedError(
             f"{source}: {counts[wrong[0]]:,} rows break the check that {wrong[0]}: {places}",
             fix='correct them, or set otherwise = "drop" in that check to leave such rows out',

@@ -52,8 +52,8 @@ class Cleaning(Settings, frozen=True):
 
 
 class CleaningReport(msgspec.Struct, frozen=True):
-    """Rows in, rows out, and the rows dropped by reason, in the order in which the checks ran. notes: how values were read
-    where there was more than one way to.
+    """Rows in, rows out, and the rows dropped by reason, in the order in which the checks ran.
+    notes: how values were read where there was more than one way to.
     """
 
     rows_in: int
@@ -75,10 +75,12 @@ ROWS_PER_PART = 1_000_000
 
 @dataclass(frozen=True)
 class CleanLog:
-    """A clean log in parts, each a Parquet file; all rows of a user are in one part, and the parts follow the user ids.
+    """A clean log in parts, each a Parquet file; all rows of a user are in one part, and the parts
+    follow the user ids.
 
-    Columns: user_id str, item_id str, timestamp float64 (seconds), event_type str, weight float64; sorted by user, time and
-    original order. rows: how many are in each part. erased: the users on the list of erased users who were in the log.
+    Columns: user_id str, item_id str, timestamp float64 (seconds), event_type str, weight float64;
+    sorted by user, time and original order. rows: how many are in each part. erased: the users on
+    the list of erased users who were in the log.
     """
 
     parts: tuple[Path, ...]
@@ -103,20 +105,25 @@ def clean_log(
     checks: Sequence[DataCheck] = (),
     erased_users: Sequence[str] = (),
 ) -> CleanLog:
-    """The clean log and the report of what was dropped. No more than about `rows_per_part` rows are read at once.
+    """The clean log and the report of what was dropped. No more than about `rows_per_part` rows are
+    read at once.
 
-    Slices of the log are checked row by row and divided by user id; then every part is cleaned by itself. scratch: a folder
-    for the parts, which all workers see. on_step: is called with the number of finished slices and parts, and of all.
-    pseudonym_key: users get pseudonyms with this key. checks: what must hold for the columns of the log. erased_users: whose
-    rows are left out, by id or pseudonym.
-    Raises ColumnMissingError, ColumnTypeError and CheckFailedError (with the first bad row) and NotEnoughDataError.
+    Slices of the log are checked row by row and divided by user id; then every part is cleaned by
+    itself. scratch: a folder for the parts, which all workers see. on_step: is called with the
+    number of finished slices and parts, and of all.
+    pseudonym_key: users get pseudonyms with this key. checks: what must hold for the columns of the
+    log. erased_users: whose rows are left out, by id or pseudonym.
+    Raises ColumnMissingError, ColumnTypeError and CheckFailedError (with the first bad row) and
+    NotEnoughDataError.
     """
     there = log.schema().names()
     for column in _log_columns(schema, checks):
         need_column(there, column, log.name)
     if log.rows == 0:
         raise NotEnoughDataError(
-            f"{log.name} has no rows", fix="give a log with at least a few interactions", file=log.name
+            f"{log.name} has no rows",
+            fix="give a log with at least a few interactions",
+            file=log.name,
         )
     task = _Task(
         log,
@@ -153,12 +160,17 @@ def clean_log(
     if cleaning.min_user_events or cleaning.min_item_events:
         before = sum(one.rows for one in cleaned.values())
         cleaned = _core(task, workers, cleaned)
-        dropped["user or item with too few events"] = before - sum(one.rows for one in cleaned.values())
+        dropped["user or item with too few events"] = before - sum(
+            one.rows for one in cleaned.values()
+        )
     rows = tuple(cleaned[part].rows for part in parts)
     files = tuple(_part_file(scratch, part) for part in parts)
     told = tuple(f"{count:,} {what}" for what, count in read.items() if count)
     report = CleaningReport(
-        log.rows, sum(rows), dict(dropped), (*log.notes, *task.times.notes, *told, *_time_notes(task, files))
+        log.rows,
+        sum(rows),
+        dict(dropped),
+        (*log.notes, *task.times.notes, *told, *_time_notes(task, files)),
     )
     _enough(cleaned.values(), report, log.name)
     return CleanLog(files, rows, report, frozenset(erased))
@@ -166,8 +178,8 @@ def clean_log(
 
 @dataclass(frozen=True)
 class _Task:
-    """What a worker must know. oldest: the first second that is kept; latest: the last one that is believed; boundaries: the
-    user ids at which parts begin.
+    """What a worker must know. oldest: the first second that is kept; latest: the last one that is
+    believed; boundaries: the user ids at which parts begin.
     """
 
     log: Log
@@ -220,11 +232,15 @@ def _part_file(scratch: Path, part: int) -> Path:
 
 
 def _boundaries(log: Log, column: str, parts: int, key: bytes | None) -> pl.Series:
-    """User ids that divide the rows into about equal parts, from a sample of them; fewer where few users have most."""
+    """User ids that divide the rows into about equal parts, from a sample of them; fewer where few
+    users have most.
+    """
     if parts == 1:
         return pl.Series("user_id", [], dtype=pl.String)
     step = max(1, log.rows // (parts * _SAMPLES))
-    sample = _user_ids(log.scan().select(column).gather_every(step).collect()[column], log.name, key)
+    sample = _user_ids(
+        log.scan().select(column).gather_every(step).collect()[column], log.name, key
+    )
     sample = sample.drop_nulls().sort()
     places = [len(sample) * part // parts for part in range(1, parts)]
     return sample.gather(places).unique(maintain_order=True) if len(sample) else sample
@@ -233,13 +249,15 @@ def _boundaries(log: Log, column: str, parts: int, key: bytes | None) -> pl.Seri
 def _read_slice(task: _Task, number: int) -> tuple[dict[str, int], list[str], dict[str, int]]:
     """Reads a slice, drops what is wrong with single rows, and writes a file for each part.
 
-    Returns what was dropped, by reason; the users who are to be erased and are in this slice; and how many values were read
-    in a way that a report should say.
+    Returns what was dropped, by reason; the users who are to be erased and are in this slice; and
+    how many values were read in a way that a report should say.
     """
     schema, cleaning, first = task.schema, task.cleaning, number * task.rows_per_slice
     table = task.log.slice(first, task.rows_per_slice, _log_columns(schema, task.checks))
     passed, broken = check_table(table, task.checks, "interactions", task.log.name, first)
-    log, read = _typed(table[passed], schema, task.times, task.log.name, passed + first, task.pseudonym_key)
+    log, read = _typed(
+        table[passed], schema, task.times, task.log.name, passed + first, task.pseudonym_key
+    )
     dropped = {f"check that {rule}": count for rule, count in broken.items()}
 
     def keep(reason: str, condition: pl.Expr) -> None:
@@ -256,7 +274,9 @@ def _read_slice(task: _Task, number: int) -> tuple[dict[str, int], list[str], di
     keep_ids("user")
     gone: list[str] = []
     if len(task.erased):
-        gone = log.filter(pl.col("user_id").is_in(task.erased.implode()))["user_id"].unique().to_list()
+        gone = (
+            log.filter(pl.col("user_id").is_in(task.erased.implode()))["user_id"].unique().to_list()
+        )
         keep("erased user", ~pl.col("user_id").is_in(task.erased.implode()))
     keep_ids("item")
     keep("no timestamp", pl.col("timestamp").is_finite().fill_null(value=False))
@@ -269,13 +289,17 @@ def _read_slice(task: _Task, number: int) -> tuple[dict[str, int], list[str], di
         keep("weight below min_weight", pl.col("weight") >= cleaning.min_weight)
     if cleaning.max_weight is not None:
         keep("weight above max_weight", pl.col("weight") <= cleaning.max_weight)
-    log = log.select(list(_COLUMNS)).with_columns(part=task.boundaries.search_sorted(log["user_id"], side="right"))
+    log = log.select(list(_COLUMNS)).with_columns(
+        part=task.boundaries.search_sorted(log["user_id"], side="right")
+    )
     for (part,), rows in log.partition_by("part", as_dict=True, include_key=False).items():
         write_whole(rows, _slice_file(task.scratch, number, part), "lz4")
     return dropped, gone, read
 
 
-def _kept(log: pl.DataFrame, condition: pl.Expr, reason: str, dropped: dict[str, int]) -> pl.DataFrame:
+def _kept(
+    log: pl.DataFrame, condition: pl.Expr, reason: str, dropped: dict[str, int]
+) -> pl.DataFrame:
     kept = log.filter(condition)
     dropped[reason] = log.height - kept.height
     return kept
@@ -303,7 +327,9 @@ def _clean_part(task: _Task, part: int) -> _Cleaned:
 
 
 def _cleaned(log: pl.DataFrame, part: int, dropped: dict[str, int]) -> _Cleaned:
-    return _Cleaned(part, log.height, log["user_id"].n_unique(), log.group_by("item_id").len(), dropped)
+    return _Cleaned(
+        part, log.height, log["user_id"].n_unique(), log.group_by("item_id").len(), dropped
+    )
 
 
 @dataclass(frozen=True)
@@ -313,10 +339,18 @@ class _CoreTask:
 
 
 def _core(task: _Task, workers: Workers, cleaned: dict[int, _Cleaned]) -> dict[int, _Cleaned]:
-    """Drops users and items with too few events until all that are left have enough (k-core, the largest such log)."""
+    """Drops users and items with too few events until all that are left have enough (k-core, the
+    largest such log).
+    """
     while True:
-        counts = pl.concat([one.items for one in cleaned.values()]).group_by("item_id").agg(pl.col("len").sum())
-        core = _CoreTask(task, counts.filter(pl.col("len") >= task.cleaning.min_item_events)["item_id"])
+        counts = (
+            pl.concat([one.items for one in cleaned.values()])
+            .group_by("item_id")
+            .agg(pl.col("len").sum())
+        )
+        core = _CoreTask(
+            task, counts.filter(pl.col("len") >= task.cleaning.min_item_events)["item_id"]
+        )
         smaller = {one.part: one for one in workers.map(_core_part, core, list(cleaned))}
         if sum(one.rows for one in smaller.values()) == sum(one.rows for one in cleaned.values()):
             return smaller
@@ -342,8 +376,10 @@ def _enough(cleaned: Collection[_Cleaned], report: CleaningReport, source: str) 
     ):
         if count < 2:
             raise NotEnoughDataError(
-                f"{source}: {count} {what}{'' if count == 1 else 's'} left after cleaning ({'; '.join(report.lines())})",
-                fix="a recommender needs at least two users and two items: give more data or drop less",
+                f"{source}: {count} {what}{'' if count == 1 else 's'} left after cleaning "
+                f"({'; '.join(report.lines())})",
+                fix="a recommender needs at least two users and two items: give more data or drop "
+                "less",
                 file=source,
             )
 
@@ -364,10 +400,15 @@ def _user_ids(column: pl.Series, source: str, key: bytes | None) -> pl.Series:
 
 
 def _typed(
-    table: pl.DataFrame, schema: Schema, times: TimeFormat, source: str, rows: pl.Series, key: bytes | None
+    table: pl.DataFrame,
+    schema: Schema,
+    times: TimeFormat,
+    source: str,
+    rows: pl.Series,
+    key: bytes | None,
 ) -> tuple[pl.DataFrame, dict[str, int]]:
-    """The five columns, what is wrong with the ids, and the row numbers of some rows; and how many values were read in a way
-    that a report should say. rows: their numbers in the log, from 0.
+    """The five columns, what is wrong with the ids, and the row numbers of some rows; and how many
+    values were read in a way that a report should say. rows: their numbers in the log, from 0.
     """
     rows = rows.cast(pl.Int64).alias("row")
     users, items = as_ids(table[schema.user_id], source), as_ids(table[schema.item_id], source)
@@ -409,18 +450,23 @@ def _time_notes(task: _Task, parts: Sequence[Path]) -> list[str]:
         return []
     time = pl.col("timestamp")
     whole = (time % _DAY == 0).all()
-    found = pl.scan_parquet(list(parts), glob=False).select(time.min(), time.max().alias("last"), whole.alias("whole"))
+    found = pl.scan_parquet(list(parts), glob=False).select(
+        time.min(), time.max().alias("last"), whole.alias("whole")
+    )
     first, last, dates_only = found.collect(engine="streaming").row(0)
     notes = []
     if last is not None and last < PLAUSIBLE_FROM:
         notes.append(
-            f"the times lie between {_moment(first)} and {_moment(last)}: set data.schema.timestamp_format if they are no "
+            f"the times lie between {_moment(first)} and {_moment(last)}: set "
+            "data.schema.timestamp_format if they are no "
             "seconds since 1970"
         )
     elif last is not None and (task.times.dates_only or dates_only):
         notes.append(
-            f"the times are dates without a time of day, read as 00:00 in {task.times.zone}: the events of a day keep the "
-            f"order of the rows, and the log ends at {_moment(last)}, before the end of its last day"
+            f"the times are dates without a time of day, read as 00:00 in {task.times.zone}: the "
+            "events of a day keep the "
+            f"order of the rows, and the log ends at {_moment(last)}, before the end of its last "
+            "day"
         )
     return notes
 

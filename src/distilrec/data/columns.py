@@ -18,8 +18,8 @@ PROBLEMS = (_CHARACTERS, _LONG, _LARGE, _INFINITE)
 
 @dataclass(frozen=True)
 class Ids:
-    """A column of ids. values: text, null where there is none; problems: one of PROBLEMS where a value is refused, null
-    elsewhere; from_floats: how many were whole numbers written as floats.
+    """A column of ids. values: text, null where there is none; problems: one of PROBLEMS where a
+    value is refused, null elsewhere; from_floats: how many were whole numbers written as floats.
     """
 
     values: pl.Series
@@ -28,7 +28,9 @@ class Ids:
 
 
 def as_ids(column: pl.Series, source: str) -> Ids:
-    """The ids in a column, by the rule of `distilrec.ids`. Raises ColumnTypeError for a column that cannot hold ids."""
+    """The ids in a column, by the rule of `distilrec.ids`. Raises ColumnTypeError for a column that
+    cannot hold ids.
+    """
     dtype = column.dtype
     nothing = pl.repeat(None, len(column), dtype=pl.String, eager=True)
     if dtype.is_integer() or isinstance(dtype, pl.Null):
@@ -41,7 +43,13 @@ def as_ids(column: pl.Series, source: str) -> Ids:
             raise _not_ids(column, "fractions", source)
         return Ids(text, nothing, 0)
     if not isinstance(dtype, pl.String):
-        what = "lists or objects" if dtype.is_nested() else "dates" if dtype.is_temporal() else f"{dtype} values"
+        what = (
+            "lists or objects"
+            if dtype.is_nested()
+            else "dates"
+            if dtype.is_temporal()
+            else f"{dtype} values"
+        )
         raise _not_ids(column, what, source)
     return _texts(column)
 
@@ -55,7 +63,9 @@ def _floats(column: pl.Series, source: str) -> Ids:
         raise _not_ids(column, "fractions", source)
     large = (column.abs() >= limit) & ~infinite
     values = column.set(infinite | large, None).cast(pl.Int64).cast(pl.String)
-    frame = pl.select(problem=pl.when(infinite).then(pl.lit(_INFINITE)).when(large).then(pl.lit(_LARGE)))
+    frame = pl.select(
+        problem=pl.when(infinite).then(pl.lit(_INFINITE)).when(large).then(pl.lit(_LARGE))
+    )
     return Ids(values, frame["problem"], len(values) - values.null_count())
 
 
@@ -74,7 +84,9 @@ def _texts(column: pl.Series) -> Ids:
         text = pl.select(pl.when(whole.is_not_null()).then(whole).otherwise(text)).to_series()
         from_floats = len(whole) - whole.null_count() - int(large.sum() or 0)
     problems = pl.select(problem.alias("problem")).to_series()
-    values = pl.select(pl.when(problems.is_null() & (text != "")).then(text).alias("id")).to_series()
+    values = pl.select(
+        pl.when(problems.is_null() & (text != "")).then(text).alias("id")
+    ).to_series()
     return Ids(values, problems, from_floats)
 
 
@@ -117,8 +129,10 @@ def as_numbers(column: pl.Series, source: str, rows: pl.Series | None = None) ->
         place = int(wrong[0])
         row = row_number(rows, place)
         raise ColumnTypeError(
-            f"{source}, row {row:,}: column {column.name!r} holds {column[place]!r}, which is not a number",
-            fix="correct the value (no thousands separators, a decimal point) or the column name in the schema",
+            f"{source}, row {row:,}: column {column.name!r} holds {column[place]!r}, which is not "
+            "a number",
+            fix="correct the value (no thousands separators, a decimal point) or the column name "
+            "in the schema",
             file=source,
             column=column.name,
             row=row,

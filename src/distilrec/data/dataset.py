@@ -1,7 +1,7 @@
 """The prepared data: what every later stage reads.
 
-On disk a record (`distilrec.files`): `dataset.json` (ids, encoders, report) names `dataset-*.safetensors` (arrays) and
-`attributes-*.safetensors` (of items, for filters). No pickle.
+On disk a record (`distilrec.files`): `dataset.json` (ids, encoders, report) names
+`dataset-*.safetensors` (arrays) and `attributes-*.safetensors` (of items, for filters). No pickle.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ SALES_VOLUME = Feature("sales_volume", "numeric")
 
 
 def derived_features(schema: Schema) -> tuple[Feature, Feature]:
-    """What is derived from the log for each item: popularity and sales volume, under other names where the schema has
-    columns of these names.
+    """What is derived from the log for each item: popularity and sales volume, under other names
+    where the schema has columns of these names.
     """
     taken = {feature.name for feature in (*schema.item_features, *schema.item_attributes)}
     popularity, volume = (
@@ -46,8 +46,9 @@ def derived_features(schema: Schema) -> tuple[Feature, Feature]:
 class DatasetInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Everything about a dataset that is not an array.
 
-    user_ids: users with training rows first. item_ids: items with training rows, most popular first, then the items
-    that only the item table knows (`warm_items` says where these begin). event_types: position 0 is the unknown slot.
+    user_ids: users with training rows first. item_ids: items with training rows, most popular
+    first, then the items that only the item table knows (`warm_items` says where these begin).
+    event_types: position 0 is the unknown slot.
     """
 
     name: str
@@ -68,10 +69,11 @@ class DatasetInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 @dataclass(frozen=True)
 class Histories:
-    """What some users did, one after the other: user k of the batch did items[offsets[k]:offsets[k + 1]].
+    """What some users did, one after the other: user k of the batch did items[offsets[k]:offsets[k
+    + 1]].
 
-    users: (batch,) int64 positions in `user_ids`; offsets: (batch + 1,) int64; items, events: (n,) int32; every item is
-    in the catalogue.
+    users: (batch,) int64 positions in `user_ids`; offsets: (batch + 1,) int64; items, events: (n,)
+    int32; every item is in the catalogue.
     """
 
     users: NDArray[np.int64]
@@ -90,7 +92,10 @@ class Histories:
         """The users from start to stop."""
         low, high = self.offsets[start], self.offsets[min(stop, len(self))]
         return Histories(
-            self.users[start:stop], self.offsets[start : stop + 1] - low, self.items[low:high], self.events[low:high]
+            self.users[start:stop],
+            self.offsets[start : stop + 1] - low,
+            self.items[low:high],
+            self.events[low:high],
         )
 
 
@@ -98,8 +103,9 @@ class Histories:
 class Dataset:
     """A split log over a catalogue, with encoded features.
 
-    offsets: (users + 1,), train_end, validation_end: (users,), all int64 row numbers; items: (rows,) int32, UNKNOWN_ITEM
-    where an item is neither in training nor in the item table; events: (rows,) int32; times: (rows,) float64 seconds.
+    offsets: (users + 1,), train_end, validation_end: (users,), all int64 row numbers; items:
+    (rows,) int32, UNKNOWN_ITEM where an item is neither in training nor in the item table; events:
+    (rows,) int32; times: (rows,) float64 seconds.
     """
 
     info: DatasetInfo
@@ -154,9 +160,14 @@ class Dataset:
         )
 
     def select_users(self, users: NDArray[np.int64]) -> Dataset:
-        """The data set of some users, by position in rising order; the catalogue and the encoders stay as they are."""
+        """The data set of some users, by position in rising order; the catalogue and the encoders
+        stay as they are.
+        """
         rows = np.concatenate(
-            [np.zeros(0, np.int64), *(np.arange(self.offsets[u], self.offsets[u + 1]) for u in users)]
+            [
+                np.zeros(0, np.int64),
+                *(np.arange(self.offsets[u], self.offsets[u + 1]) for u in users),
+            ]
         )
         offsets = np.concatenate([[0], np.cumsum(np.diff(self.offsets)[users])]).astype(np.int64)
         begins = offsets[:-1] - self.offsets[users]
@@ -166,7 +177,9 @@ class Dataset:
             warm_users=int((users < self.info.warm_users).sum()),
         )
         features = replace(
-            self.user_features, columns=self.user_features.columns[users], weights=self.user_features.weights[users]
+            self.user_features,
+            columns=self.user_features.columns[users],
+            weights=self.user_features.weights[users],
         )
         return replace(
             self,
@@ -186,7 +199,9 @@ class Dataset:
         return np.bincount(rows[rows != UNKNOWN_ITEM], minlength=self.catalogue_size)
 
     def fingerprint(self) -> str:
-        """A hash over everything that a model can learn from: not over the attributes, which only filters use."""
+        """A hash over everything that a model can learn from: not over the attributes, which only
+        filters use.
+        """
         digest = hashlib.sha256(msgspec.json.encode(self.info))
         for name, array in sorted(self._arrays().items()):
             digest.update(name.encode() + array.tobytes())
@@ -207,7 +222,8 @@ class Dataset:
         }
 
     def save(self, folder: Path, made_from: str = "") -> None:
-        """Writes the data set into a folder, which is made if need be, in the place of the one that is there.
+        """Writes the data set into a folder, which is made if need be, in the place of the one that
+        is there.
 
         made_from: a key of the choices that led to it.
         """
@@ -228,7 +244,9 @@ PREPARED = RecordKind(
 
 
 def load_dataset(folder: Path | str) -> Dataset:
-    """Returns a data set that `prepare` or `Dataset.save` wrote. Raises FileMissingError and DataError."""
+    """Returns a data set that `prepare` or `Dataset.save` wrote. Raises FileMissingError and
+    DataError.
+    """
     record = PREPARED.read(Path(folder))
     info, arrays = record.about, record.arrays("dataset")
     try:
@@ -251,7 +269,9 @@ def load_dataset(folder: Path | str) -> Dataset:
         )
         _check(dataset)
     except (KeyError, TypeError, ValueError) as problem:
-        raise PREPARED.damaged(record.path("dataset"), f"does not fit dataset.json: {problem}") from None
+        raise PREPARED.damaged(
+            record.path("dataset"), f"does not fit dataset.json: {problem}"
+        ) from None
     return dataset
 
 
@@ -266,19 +286,34 @@ def _check(dataset: Dataset) -> None:
     )
     for name, wanted in (("offsets", users + 1), ("train_end", users), ("validation_end", users)):
         array = getattr(dataset, name)
-        _true(array.shape == (wanted,) and array.dtype == np.int64, f"{name} is not int64 of length {wanted}")
+        _true(
+            array.shape == (wanted,) and array.dtype == np.int64,
+            f"{name} is not int64 of length {wanted}",
+        )
     for name in ("items", "events", "times"):
-        _true(getattr(dataset, name).shape == (rows,), f"{name} has not one value for each of {rows} rows")
+        _true(
+            getattr(dataset, name).shape == (rows,),
+            f"{name} has not one value for each of {rows} rows",
+        )
     _true(offsets[0] == 0 and offsets[-1] == rows, f"offsets do not go from 0 to {rows}")
     ends = [offsets[:-1], dataset.train_end, dataset.validation_end, offsets[1:]]
-    _true(all(bool((a <= b).all()) for a, b in pairwise(ends)), "the parts of a user are not one after the other")
+    _true(
+        all(bool((a <= b).all()) for a, b in pairwise(ends)),
+        "the parts of a user are not one after the other",
+    )
     for name, least, most in (("items", UNKNOWN_ITEM, items), ("events", 0, len(info.event_types))):
         array = getattr(dataset, name)
-        _true(not rows or bool(least <= array.min() <= array.max() < most), f"{name} go beyond {most}")
-    for what, features, count in (("user", dataset.user_features, users), ("item", dataset.item_features, items)):
+        _true(
+            not rows or bool(least <= array.min() <= array.max() < most), f"{name} go beyond {most}"
+        )
+    for what, features, count in (
+        ("user", dataset.user_features, users),
+        ("item", dataset.item_features, items),
+    ):
         columns, weights = features.columns, features.weights
         _true(
-            columns.ndim == 2 and columns.shape == weights.shape, f"{what}_columns and {what}_weights differ in shape"
+            columns.ndim == 2 and columns.shape == weights.shape,
+            f"{what}_columns and {what}_weights differ in shape",
         )
         _true(len(columns) == count, f"{what}_columns has {len(columns)} rows for {count} {what}s")
         inside = not columns.size or bool(0 <= columns.min() <= columns.max() < features.width)

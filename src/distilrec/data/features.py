@@ -37,13 +37,16 @@ def feature_rows(
     source: str,
     numbers: pl.Series | None = None,
 ) -> tuple[dict[str, dict[str, object]], list[str]]:
-    """The declared columns of a feature table as one row per id, and what a report should say about the rows left out.
+    """The declared columns of a feature table as one row per id, and what a report should say about
+    the rows left out.
 
-    numbers: of the rows in their file, from 0, for messages. Raises ColumnMissingError, ColumnTypeError for text in a
-    numeric column, InvalidValueError for NaN and infinities.
+    numbers: of the rows in their file, from 0, for messages. Raises ColumnMissingError,
+    ColumnTypeError for text in a numeric column, InvalidValueError for NaN and infinities.
     """
     if key is None:
-        raise ConfigError(f"{source}: which column holds the id?", fix="set user_key or item_key in the schema")
+        raise ConfigError(
+            f"{source}: which column holds the id?", fix="set user_key or item_key in the schema"
+        )
     need_column(table.columns, key, source)
     columns: dict[str, list[object]] = {}
     for feature in features:
@@ -62,13 +65,19 @@ def feature_rows(
         rows[entity] = {name: values[row] for name, values in columns.items()}
     notes = []
     if ids.from_floats:
-        notes.append(f"{source}: {ids.from_floats:,} ids are whole numbers written as floats: 7.0 is read as 7")
+        notes.append(
+            f"{source}: {ids.from_floats:,} ids are whole numbers written as floats: 7.0 is read "
+            "as 7"
+        )
     for problem in PROBLEMS:
         if count := int((ids.problems == problem).sum()):
             dropped -= count
             notes.append(f"{source}: {count:,} rows with an id that {problem} were left out")
     if dropped:
-        notes.append(f"{source}: {dropped:,} rows without an id or with the id of an earlier row were left out")
+        notes.append(
+            f"{source}: {dropped:,} rows without an id or with the id of an earlier row were left "
+            "out"
+        )
     return rows, notes
 
 
@@ -84,7 +93,9 @@ def _as_text(value: object) -> str:
     return " ".join(map(str, value)) if isinstance(value, list) else str(value or "")
 
 
-def _values(column: pl.Series, feature: Feature, source: str, rows: pl.Series | None) -> list[object]:
+def _values(
+    column: pl.Series, feature: Feature, source: str, rows: pl.Series | None
+) -> list[object]:
     match feature.kind:
         case "numeric":
             numbers = as_numbers(column, source, rows)
@@ -103,7 +114,8 @@ def _values(column: pl.Series, feature: Feature, source: str, rows: pl.Series | 
             return _split(column, feature, source, rows)
         case "multi" | "vector" if isinstance(_inner(column.dtype), pl.Struct):
             raise ColumnTypeError(
-                f"{source}: column {feature.name!r} holds objects, which are no values of a feature",
+                f"{source}: column {feature.name!r} holds objects, which are no values of a "
+                "feature",
                 fix="give a list of texts or numbers",
                 file=source,
                 column=feature.name,
@@ -120,8 +132,12 @@ def _inner(dtype: pl.DataType) -> pl.DataType:
     return dtype.inner if isinstance(dtype, pl.List | pl.Array) else dtype  # type: ignore[return-value]
 
 
-def _split(column: pl.Series, feature: Feature, source: str, rows: pl.Series | None) -> list[object]:
-    """The values in each cell of text. Raises ColumnTypeError for what looks like a list and cannot be read as one."""
+def _split(
+    column: pl.Series, feature: Feature, source: str, rows: pl.Series | None
+) -> list[object]:
+    """The values in each cell of text. Raises ColumnTypeError for what looks like a list and cannot
+    be read as one.
+    """
     found: list[object] = []
     for place, text in enumerate(column.to_list()):
         if text is None:
@@ -134,7 +150,11 @@ def _split(column: pl.Series, feature: Feature, source: str, rows: pl.Series | N
                 as_vector(feature.name, parts)
         except (ValueError, ColumnTypeError, InvalidValueError) as problem:
             row = row_number(rows, place)
-            said = problem.message if isinstance(problem, ColumnTypeError | InvalidValueError) else str(problem)
+            said = (
+                problem.message
+                if isinstance(problem, ColumnTypeError | InvalidValueError)
+                else str(problem)
+            )
             raise ColumnTypeError(
                 f"{source}, row {row:,}: column {feature.name!r} holds {text!r}: {said}",
                 fix='write lists as JSON, such as ["red", "blue"], or with the separator of the feature between the values',
@@ -147,8 +167,12 @@ def _split(column: pl.Series, feature: Feature, source: str, rows: pl.Series | N
 
 
 def fit_encoder(rows: Sequence[dict[str, object]], features: Sequence[Feature]) -> FeatureEncoder:
-    """The encodings of the declared features, learned from these rows (those of training users or items)."""
-    return FeatureEncoder(tuple(_fit(feature, [row.get(feature.name) for row in rows]) for feature in features))
+    """The encodings of the declared features, learned from these rows (those of training users or
+    items).
+    """
+    return FeatureEncoder(
+        tuple(_fit(feature, [row.get(feature.name) for row in rows]) for feature in features)
+    )
 
 
 def _fit(feature: Feature, values: Sequence[object]) -> Encoding:
@@ -162,11 +186,15 @@ def _fit(feature: Feature, values: Sequence[object]) -> Encoding:
         case "numeric":
             known = [float(value) for value in values if isinstance(value, int | float)]
             levels = np.quantile(known or [0.0], np.linspace(0, 1, _QUANTILES))
-            return NumericEncoding(feature.name, tuple(float(level) for level in _increasing(levels)))
+            return NumericEncoding(
+                feature.name, tuple(float(level) for level in _increasing(levels))
+            )
         case "text":
             return TextEncoding(feature.name, _TEXT_BUCKETS)
         case "vector":
-            known_vectors = (as_vector(feature.name, value) for value in values if value is not None)
+            known_vectors = (
+                as_vector(feature.name, value) for value in values if value is not None
+            )
             return VectorEncoding(feature.name, len(next(known_vectors, [])), feature.separator)
 
 

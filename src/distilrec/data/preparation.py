@@ -1,6 +1,8 @@
-"""From a log and its feature tables to a prepared data set, part by part: by this process or by the workers of a cluster.
+"""From a log and its feature tables to a prepared data set, part by part: by this process or by the
+workers of a cluster.
 
-The log is never in memory as a whole: a part of about a million rows is, and what the data set holds of each row (16 bytes).
+The log is never in memory as a whole: a part of about a million rows is, and what the data set
+holds of each row (16 bytes).
 """
 
 from __future__ import annotations
@@ -59,29 +61,54 @@ def prepare_dataset(
 ) -> Dataset:
     """Reads, cleans, splits and encodes a log and its feature tables.
 
-    log, users, items: a path, a polars frame or a pandas frame; `*columns` name the fields of files without a header.
-    text: encoding and quotes of files of text; user_text, item_text: of the feature tables, where they differ.
-    pseudonym_key: users of the log and of the table get pseudonyms with this key (`distilrec.data.pseudonyms`).
-    checks: what must hold for the columns of the tables. erased_users: whose rows are left out, by id or pseudonym; ids
-    that match no user of the log are an error, but for `ErasedUsers.others`.
-    derived_features: popularity, and sales volume where there are weights, become features of the items; they get
-    other names (`popularity_in_log`) where the schema has columns of these names.
-    workers: who works on the parts, this process if left out; the data set is the same. scratch: a folder for the parts, a
-    temporary one if left out; it is removed, and workers on other machines must see it. rows_per_part: what is in memory at
-    once, about 400 bytes for each row. on_step: is called with what is being done, finished parts and all parts.
-    Raises UnknownUserError for ids of `erased_users`, and the DataErrors of the readers, the cleaning and the encoders.
+    log, users, items: a path, a polars frame or a pandas frame; `*columns` name the fields of files
+    without a header.
+    text: encoding and quotes of files of text; user_text, item_text: of the feature tables, where
+    they differ.
+    pseudonym_key: users of the log and of the table get pseudonyms with this key
+    (`distilrec.data.pseudonyms`).
+    checks: what must hold for the columns of the tables. erased_users: whose rows are left out, by
+    id or pseudonym; ids that match no user of the log are an error, but for `ErasedUsers.others`.
+    derived_features: popularity, and sales volume where there are weights, become features of the
+    items; they get other names (`popularity_in_log`) where the schema has columns of these names.
+    workers: who works on the parts, this process if left out; the data set is the same. scratch: a
+    folder for the parts, a temporary one if left out; it is removed, and workers on other machines
+    must see it. rows_per_part: what is in memory at once, about 400 bytes for each row. on_step: is
+    called with what is being done, finished parts and all parts.
+    Raises UnknownUserError for ids of `erased_users`, and the DataErrors of the readers, the
+    cleaning and the encoders.
     """
     split, workers, notes = split or Split(), workers or InProcess(), list[str]()
     user_table = _side_table(
-        users, user_columns, user_text or text, schema.user_key, schema.user_features, None, "users", notes, checks
+        users,
+        user_columns,
+        user_text or text,
+        schema.user_key,
+        schema.user_features,
+        None,
+        "users",
+        notes,
+        checks,
     )
     if pseudonym_key is not None:
         user_table = {pseudonym(user, pseudonym_key): row for user, row in user_table.items()}
     of_items = (*schema.item_features, *schema.item_attributes)
     item_table = _side_table(
-        items, item_columns, item_text or text, schema.item_key, of_items, schema.title, "items", notes, checks
+        items,
+        item_columns,
+        item_text or text,
+        schema.item_key,
+        of_items,
+        schema.title,
+        "items",
+        notes,
+        checks,
     )
-    erased = erased_users if isinstance(erased_users, ErasedUsers) else ErasedUsers(as_erased(erased_users))
+    erased = (
+        erased_users
+        if isinstance(erased_users, ErasedUsers)
+        else ErasedUsers(as_erased(erased_users))
+    )
     with _folder(scratch) as folder:
         opened = open_log(log, folder, columns, text)
         clean = clean_log(
@@ -93,15 +120,23 @@ def prepare_dataset(
         counts = _training_counts(parts)
         if counts.is_empty():
             raise NotEnoughDataError(
-                f"{opened.name}: no row is left for training", fix="use a smaller validation and test share"
+                f"{opened.name}: no row is left for training",
+                fix="use a smaller validation and test share",
             )
-        # Vocabularies and derived features: training rows, and the item table, never validation or test rows.
+        # Vocabularies and derived features: training rows, and the item table, never validation or
+        # test rows.
         warm = counts["item_id"].to_list()
         known = set(warm)
         item_ids = (*warm, *(item for item in item_table if item not in known))
-        event_types = ("unknown", *sorted(set().union(*(part.event_types for part in parts)) - {"unknown"}))
+        event_types = (
+            "unknown",
+            *sorted(set().union(*(part.event_types for part in parts)) - {"unknown"}),
+        )
         encoding = _Encoding(
-            clean, tuple(part.trains == 0 for part in parts), pl.Series(item_ids, dtype=pl.String), event_types
+            clean,
+            tuple(part.trains == 0 for part in parts),
+            pl.Series(item_ids, dtype=pl.String),
+            event_types,
         )
         rows = _encode(encoding, parts, workers, lambda done, total: on_step("encode", done, total))
     taken = {feature.name for feature in of_items}
@@ -110,7 +145,8 @@ def prepare_dataset(
     for own in derived:
         if own.name in taken:
             raise ConfigError(
-                f"the schema names an item column {own.name!r}, as a feature that is derived from the log",
+                f"the schema names an item column {own.name!r}, as a feature that is derived from "
+                "the log",
                 fix="rename that column, or set derived_features = false",
                 parameter="derived_features",
             )
@@ -137,11 +173,18 @@ def prepare_dataset(
 
     for table, ids, what in ((user_table, user_ids, "user"), (item_table, item_ids, "item")):
         if table and (missing := sum(entity not in table for entity in ids)):
-            notes.append(f"{missing:,} {what}s of the log have no row in the {what} table: features unknown")
+            notes.append(
+                f"{missing:,} {what}s of the log have no row in the {what} table: features unknown"
+            )
     if unknown := int((rows.items == UNKNOWN_ITEM).sum()):
-        notes.append(f"{unknown:,} validation or test rows hold items that no training row and no table knows")
+        notes.append(
+            f"{unknown:,} validation or test rows hold items that no training row and no table "
+            "knows"
+        )
     if cold := len(item_ids) - len(warm):
-        notes.append(f"{cold:,} items have no training row: they are ranked by their features alone")
+        notes.append(
+            f"{cold:,} items have no training row: they are ranked by their features alone"
+        )
     if cold := len(user_ids) - warm_users:
         notes.append(f"{cold:,} users have no training row: cold users")
     return Dataset(
@@ -176,7 +219,11 @@ def prepare_dataset(
                 if each.kind not in ("text", "vector")
             },
             len(item_ids),
-            {each.name: each.separator for each in (*item_features, *schema.item_attributes) if each.kind == "multi"},
+            {
+                each.name: each.separator
+                for each in (*item_features, *schema.item_attributes)
+                if each.kind == "multi"
+            },
         ),
     )
 
@@ -198,8 +245,9 @@ def _folder(scratch: Path | None) -> Iterator[Path]:
 
 @dataclass(frozen=True)
 class _Part:
-    """A part of the log, split. user_ids, sizes, trains, validations: (users,), how many rows each user has, how many are
-    training rows, and training or validation rows; counts: training rows and their weight by `item_id`.
+    """A part of the log, split. user_ids, sizes, trains, validations: (users,), how many rows each
+    user has, how many are training rows, and training or validation rows; counts: training rows and
+    their weight by `item_id`.
     """
 
     number: int
@@ -218,10 +266,15 @@ class _Splitting:
     moments: tuple[float, float] | None
 
 
-def _split(clean: CleanLog, split: Split, workers: Workers, on_step: Callable[[int, int], None]) -> list[_Part]:
+def _split(
+    clean: CleanLog, split: Split, workers: Workers, on_step: Callable[[int, int], None]
+) -> list[_Part]:
     moments = None
     if split.kind == "global-time":
-        times = [pl.read_parquet(part, columns=["timestamp"])["timestamp"].to_numpy() for part in clean.parts]
+        times = [
+            pl.read_parquet(part, columns=["timestamp"])["timestamp"].to_numpy()
+            for part in clean.parts
+        ]
         moments = split_moments(np.concatenate(times), split)
     parts = []
     for part in workers.map(_split_part, _Splitting(clean, moments), range(len(clean.parts))):
@@ -233,12 +286,20 @@ def _split(clean: CleanLog, split: Split, workers: Workers, on_step: Callable[[i
 def _split_part(task: _Splitting, number: int) -> _Part:
     log = task.clean.part(number)
     user_of_row = log["user_id"].to_numpy()
-    begins = np.flatnonzero(np.concatenate([np.ones(min(1, log.height), bool), user_of_row[1:] != user_of_row[:-1]]))
+    begins = np.flatnonzero(
+        np.concatenate([np.ones(min(1, log.height), bool), user_of_row[1:] != user_of_row[:-1]])
+    )
     offsets = np.concatenate([begins, [log.height]]).astype(np.int64)
     train_end, validation_end = split_rows(offsets, log["timestamp"].to_numpy(), task.moments)
-    sizes, trains, validations = (end - offsets[:-1] for end in (offsets[1:], train_end, validation_end))
-    training = log.filter(pl.Series(np.arange(log.height) < np.repeat(train_end, sizes), dtype=pl.Boolean))
-    counts = training.group_by("item_id").agg(pl.len().alias("count"), pl.col("weight").sum().alias("volume"))
+    sizes, trains, validations = (
+        end - offsets[:-1] for end in (offsets[1:], train_end, validation_end)
+    )
+    training = log.filter(
+        pl.Series(np.arange(log.height) < np.repeat(train_end, sizes), dtype=pl.Boolean)
+    )
+    counts = training.group_by("item_id").agg(
+        pl.len().alias("count"), pl.col("weight").sum().alias("volume")
+    )
     return _Part(
         number,
         log["user_id"].gather(begins),
@@ -252,7 +313,9 @@ def _split_part(task: _Splitting, number: int) -> _Part:
 
 
 def _training_counts(parts: list[_Part]) -> pl.DataFrame:
-    """Training rows and their weight by item, the most popular first. The parts' sums are added in their order."""
+    """Training rows and their weight by item, the most popular first. The parts' sums are added in
+    their order.
+    """
     together = pl.concat([part.counts for part in parts]).group_by("item_id", maintain_order=True)
     counts = together.agg(pl.col("count").sum(), pl.col("volume").sum())
     return counts.sort(["count", "item_id"], descending=[True, False])
@@ -270,7 +333,9 @@ class _Encoding:
 
 @dataclass(frozen=True)
 class _Rows:
-    """items, events: (rows,) int32; times: (rows,) float64; the rows of users without training rows are the last."""
+    """items, events: (rows,) int32; times: (rows,) float64; the rows of users without training rows
+    are the last.
+    """
 
     number: int
     items: NDArray[np.int32]
@@ -278,12 +343,18 @@ class _Rows:
     times: NDArray[np.float64]
 
 
-def _encode(task: _Encoding, parts: list[_Part], workers: Workers, on_step: Callable[[int, int], None]) -> _Rows:
+def _encode(
+    task: _Encoding, parts: list[_Part], workers: Workers, on_step: Callable[[int, int], None]
+) -> _Rows:
     cold = [int(part.sizes[part.trains == 0].sum()) for part in parts]  # rows of cold users
     warm = [int(part.sizes.sum()) - few for part, few in zip(parts, cold, strict=True)]
-    begins = np.concatenate([[0], np.cumsum([*warm, *cold])])  # the warm rows of all parts, then the cold ones
+    begins = np.concatenate(
+        [[0], np.cumsum([*warm, *cold])]
+    )  # the warm rows of all parts, then the cold ones
     count = int(begins[-1])
-    whole = _Rows(0, np.empty(count, np.int32), np.empty(count, np.int32), np.empty(count, np.float64))
+    whole = _Rows(
+        0, np.empty(count, np.int32), np.empty(count, np.int32), np.empty(count, np.float64)
+    )
     for done, rows in enumerate(workers.map(_encode_part, task, range(len(parts))), start=1):
         for first, own in (
             (int(begins[rows.number]), slice(0, warm[rows.number])),
@@ -312,7 +383,9 @@ def _encode_part(task: _Encoding, number: int) -> _Rows:
 
 
 def _positions(column: pl.Series, values: pl.Series, otherwise: int) -> NDArray[np.int32]:
-    """Where each text of a column stands among `values`, (rows,); `otherwise` for one that is not there."""
+    """Where each text of a column stands among `values`, (rows,); `otherwise` for one that is not
+    there.
+    """
     places: NDArray[np.int32] = column.replace_strict(
         values,
         np.arange(len(values), dtype=np.int32),
@@ -348,7 +421,10 @@ def _side_table(
     passed, broken = check_table(table, checks, what, name)
     notes += [
         *opened.notes,
-        *(f"{name}: {count:,} rows left out by the check that {rule}" for rule, count in broken.items()),
+        *(
+            f"{name}: {count:,} rows left out by the check that {rule}"
+            for rule, count in broken.items()
+        ),
     ]
     rows, said = feature_rows(table[passed], key, features, title, name, passed)
     notes += said

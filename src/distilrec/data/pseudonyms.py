@@ -1,7 +1,8 @@
-"""Ids of users under another name: HMAC-SHA256 (RFC 2104) with a key that stays outside the data, the models and the bundle.
+"""Ids of users under another name: HMAC-SHA256 (RFC 2104) with a key that stays outside the data,
+the models and the bundle.
 
-Who has the key can find a person again by computing the pseudonym, and nobody can without it. What a person did can still
-give them away: this is pseudonymisation, not anonymity.
+Who has the key can find a person again by computing the pseudonym, and nobody can without it. What
+a person did can still give them away: this is pseudonymisation, not anonymity.
 """
 
 from __future__ import annotations
@@ -40,8 +41,10 @@ def pseudonym_key(variable: str) -> bytes:
     key = os.environ.get(variable, "").encode()
     if len(key) < _SHORTEST:
         raise ConfigError(
-            f"the environment variable {variable} should hold the key of the pseudonyms, and has {len(key)} bytes",
-            fix=f"export {variable}=$(openssl rand -hex 32), once, and keep it: another key makes strangers of all users",
+            f"the environment variable {variable} should hold the key of the pseudonyms, and has "
+            f"{len(key)} bytes",
+            fix=f"export {variable}=$(openssl rand -hex 32), once, and keep it: another key makes "
+            "strangers of all users",
             parameter="data.pseudonym_key",
         )
     return key

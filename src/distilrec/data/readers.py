@@ -1,4 +1,5 @@
-"""Tables from files and frames. Text formats are read as text: types are decided later, by the schema.
+"""Tables from files and frames. Text formats are read as text: types are decided later, by the
+schema.
 
 | suffix | format |
 |---|---|
@@ -8,8 +9,8 @@
 | .jsonl .ndjson | one JSON object a line |
 | .inter .user .item | RecBole atomic files: tab separated, `name:type` headers; `*_seq` splits at blanks |
 
-Text may be compressed (.csv.gz, .jsonl.zst). A path may be a folder or a pattern (`events-*.csv.gz`): its files are read one
-after the other, in the order of their names.
+Text may be compressed (.csv.gz, .jsonl.zst). A path may be a folder or a pattern
+(`events-*.csv.gz`): its files are read one after the other, in the order of their names.
 """
 
 from __future__ import annotations
@@ -30,7 +31,13 @@ import polars as pl
 from distilrec.data.json_lines import scan_json_lines
 from distilrec.data.lines import COMPRESSED, TextFormat, plain_text
 from distilrec.data.separated import Rows, distinct, scan_double_colons, scan_separated
-from distilrec.errors import ColumnTypeError, ConfigError, DataError, FileMissingError, NotEnoughDataError
+from distilrec.errors import (
+    ColumnTypeError,
+    ConfigError,
+    DataError,
+    FileMissingError,
+    NotEnoughDataError,
+)
 from distilrec.ids import REFUSED
 
 _PARQUET = {".parquet", ".pq"}
@@ -42,14 +49,19 @@ _CHANGED = (pl.Categorical, pl.Enum, pl.Binary, pl.Object)
 _CANNOT_READ = (pl.exceptions.PolarsError, UnicodeDecodeError, OSError)
 
 
-def read_table(source: object, columns: Sequence[str] | None = None, text: TextFormat | None = None) -> pl.DataFrame:
+def read_table(
+    source: object, columns: Sequence[str] | None = None, text: TextFormat | None = None
+) -> pl.DataFrame:
     """A table from a path, a polars frame or a pandas frame.
 
-    columns: the names of the fields of a file without a header (`.dat`, or any separated text). text: how text is written.
-    Raises FileMissingError, NotEnoughDataError for an empty file, DataError for one that cannot be parsed and
-    ConfigError for an unknown suffix or a wrong number of `columns`.
+    columns: the names of the fields of a file without a header (`.dat`, or any separated text).
+    text: how text is written.
+    Raises FileMissingError, NotEnoughDataError for an empty file, DataError for one that cannot be
+    parsed and ConfigError for an unknown suffix or a wrong number of `columns`.
     """
-    if isinstance(source, pl.DataFrame) and not any(isinstance(dtype, _CHANGED) for dtype in source.dtypes):
+    if isinstance(source, pl.DataFrame) and not any(
+        isinstance(dtype, _CHANGED) for dtype in source.dtypes
+    ):
         return source
     with TemporaryDirectory(prefix="distilrec-") as scratch:
         log = open_log(source, Path(scratch), columns, text)
@@ -58,10 +70,12 @@ def read_table(source: object, columns: Sequence[str] | None = None, text: TextF
 
 @dataclass(frozen=True)
 class Log:
-    """A table that is read by slices of rows: a frame in memory, or Parquet files that may be larger than memory.
+    """A table that is read by slices of rows: a frame in memory, or Parquet files that may be
+    larger than memory.
 
-    name: for messages; rows: how many there are. rows_of: how many each of the files has. types: of columns that have
-    different types in the files. uuids: columns of 16 bytes. notes: what a report should say about the files.
+    name: for messages; rows: how many there are. rows_of: how many each of the files has. types: of
+    columns that have different types in the files. uuids: columns of 16 bytes. notes: what a report
+    should say about the files.
     """
 
     name: str
@@ -95,7 +109,11 @@ class Log:
             for file, count in zip(self.files, self.rows_of, strict=True):
                 low, high = max(first, begins), min(first + rows, begins + count)
                 if low < high or (not parts and file == self.files[-1]):
-                    there = self._scan_file(file).select(columns).slice(max(0, low - begins), max(0, high - low))
+                    there = (
+                        self._scan_file(file)
+                        .select(columns)
+                        .slice(max(0, low - begins), max(0, high - low))
+                    )
                     parts.append(there.collect())
                 begins += count
             return pl.concat(parts)
@@ -106,15 +124,24 @@ class Log:
         scan = _plain(pl.scan_parquet(file, glob=False), self.uuids)
         if self.types:
             there = scan.collect_schema()
-            scan = scan.with_columns(_converted(name, there[name], wanted) for name, wanted in self.types)
+            scan = scan.with_columns(
+                _converted(name, there[name], wanted) for name, wanted in self.types
+            )
         if len(self.files) > 1 and file != self.files[0]:
-            names = _plain(pl.scan_parquet(self.files[0], glob=False), frozenset()).collect_schema().names()
+            names = (
+                _plain(pl.scan_parquet(self.files[0], glob=False), frozenset())
+                .collect_schema()
+                .names()
+            )
             scan = scan.select(names)
         return scan
 
 
 def open_log(
-    source: object, scratch: Path, columns: Sequence[str] | None = None, text: TextFormat | None = None
+    source: object,
+    scratch: Path,
+    columns: Sequence[str] | None = None,
+    text: TextFormat | None = None,
 ) -> Log:
     """A log from whatever `read_table` reads. Parquet is read where it is, frames stay in memory.
 
@@ -245,15 +272,21 @@ def _suffix(path: Path) -> str:
 
 
 def _files(path: Path) -> list[Path]:
-    """The files that a path stands for. Raises FileMissingError, NotEnoughDataError and ConfigError."""
+    """The files that a path stands for. Raises FileMissingError, NotEnoughDataError and
+    ConfigError.
+    """
     if path.is_file():
         files = [path]
     elif path.is_dir():
         files = sorted(
-            file for file in path.iterdir() if _suffix(file) in _KNOWN and not file.name.startswith((".", "_"))
+            file
+            for file in path.iterdir()
+            if _suffix(file) in _KNOWN and not file.name.startswith((".", "_"))
         )
     else:
-        files = sorted(found for name in glob(str(path), recursive=True) if (found := Path(name)).is_file())
+        files = sorted(
+            found for name in glob(str(path), recursive=True) if (found := Path(name)).is_file()
+        )
     if not files:
         raise FileMissingError(
             f"{path} does not exist or is not a file, and no files match it",
@@ -262,16 +295,22 @@ def _files(path: Path) -> list[Path]:
         )
     for file in files:
         if file.stat().st_size == 0:
-            raise NotEnoughDataError(f"{file} is empty", fix="give a file with at least a few rows", file=str(file))
-        if _suffix(file) not in _KNOWN or (_suffix(file) in _PARQUET and file.suffix.lower() in COMPRESSED):
+            raise NotEnoughDataError(
+                f"{file} is empty", fix="give a file with at least a few rows", file=str(file)
+            )
+        if _suffix(file) not in _KNOWN or (
+            _suffix(file) in _PARQUET and file.suffix.lower() in COMPRESSED
+        ):
             raise ConfigError(
                 f"{file}: unknown file type {file.suffix!r}",
-                fix="use .csv, .tsv, .txt, .dat, .jsonl, .inter, .user, .item (each also with .gz or .zst) or .parquet",
+                fix="use .csv, .tsv, .txt, .dat, .jsonl, .inter, .user, .item (each also with .gz "
+                "or .zst) or .parquet",
                 file=str(file),
             )
     if len({_suffix(file) for file in files}) > 1:
         raise ConfigError(
-            f"{path} holds files of several types: {', '.join(sorted({_suffix(file) for file in files}))}",
+            f"{path} holds files of several types: "
+            f"{', '.join(sorted({_suffix(file) for file in files}))}",
             fix="name the files by a pattern, such as data/*.parquet",
             file=str(path),
         )
@@ -282,7 +321,9 @@ def _rows(file: Path, columns: Sequence[str] | None, form: TextFormat, scratch: 
     suffix = _suffix(file)
     text = plain_text(file, form, scratch)
     if text.lines == text.blank:
-        raise NotEnoughDataError(f"{file} is empty", fix="give a file with at least a few rows", file=str(file))
+        raise NotEnoughDataError(
+            f"{file} is empty", fix="give a file with at least a few rows", file=str(file)
+        )
     if suffix in _LINES:
         return scan_json_lines(text, scratch)
     if suffix == ".dat":
@@ -303,17 +344,24 @@ def _atomic(file: Path, rows: Rows) -> Rows:
 
 
 def _plain(scan: pl.LazyFrame, uuids: frozenset[str]) -> pl.LazyFrame:
-    """The same with text in place of categories (dictionaries) and bytes, and UUIDs as they are written."""
+    """The same with text in place of categories (dictionaries) and bytes, and UUIDs as they are
+    written.
+    """
     changed = []
     for name, dtype in scan.collect_schema().items():
         if isinstance(dtype, pl.Categorical | pl.Enum):
             changed.append(pl.col(name).cast(pl.String))
         elif isinstance(dtype, pl.Binary) and name in uuids:
             digits = pl.col(name).bin.encode("hex")
-            groups = [digits.str.slice(first, length) for first, length in ((0, 8), (8, 4), (12, 4), (16, 4), (20, 12))]
+            groups = [
+                digits.str.slice(first, length)
+                for first, length in ((0, 8), (8, 4), (12, 4), (16, 4), (20, 12))
+            ]
             changed.append(pl.concat_str(groups, separator="-").alias(name))
         elif isinstance(dtype, pl.Binary):
-            changed.append(pl.col(name).map_batches(_decoded, return_dtype=pl.String, is_elementwise=True))
+            changed.append(
+                pl.col(name).map_batches(_decoded, return_dtype=pl.String, is_elementwise=True)
+            )
     return scan.with_columns(changed) if changed else scan
 
 
@@ -334,7 +382,10 @@ def _uuids(scans: list[pl.LazyFrame]) -> frozenset[str]:
             value = pl.col(name)
             text = value.map_batches(_decoded, return_dtype=pl.String, is_elementwise=True)
             of_16 = (value.bin.size() == 16).all()
-            tests = [scan.select(of_16.alias("16"), text.str.contains(REFUSED).any().alias("bytes")) for scan in scans]
+            tests = [
+                scan.select(of_16.alias("16"), text.str.contains(REFUSED).any().alias("bytes"))
+                for scan in scans
+            ]
             answers = [test.collect(engine="streaming").row(0) for test in tests]
             if all(each for each, _ in answers) and any(other for _, other in answers):
                 found.add(name)
@@ -344,26 +395,39 @@ def _uuids(scans: list[pl.LazyFrame]) -> frozenset[str]:
 def _from_pandas(source: object) -> pl.DataFrame:
     if type(source).__module__.split(".")[0] != "pandas" or not hasattr(source, "columns"):
         raise ConfigError(
-            f"a table must be a path, a polars frame or a pandas frame, not {type(source).__name__}",
+            "a table must be a path, a polars frame or a pandas frame, not "
+            f"{type(source).__name__}",
             fix="convert it with polars.DataFrame(...)",
         )
     frame: Any = source
     if any(name is not None for name in frame.index.names):
-        levels = [name for name in frame.index.names if name is not None and name not in frame.columns]
+        levels = [
+            name for name in frame.index.names if name is not None and name not in frame.columns
+        ]
         others = [name for name in frame.index.names if name not in levels]
-        frame = frame.reset_index(level=others, drop=True) if others and len(frame.index.names) > len(others) else frame
+        frame = (
+            frame.reset_index(level=others, drop=True)
+            if others and len(frame.index.names) > len(others)
+            else frame
+        )
         frame = frame.reset_index() if levels else frame
     names = [str(name) for name in frame.columns]
     distinct(names, "the frame")
-    return pl.DataFrame([_from_pandas_column(name, frame.iloc[:, place]) for place, name in enumerate(names)])
+    return pl.DataFrame(
+        [_from_pandas_column(name, frame.iloc[:, place]) for place, name in enumerate(names)]
+    )
 
 
 def _from_pandas_column(name: str, column: Any) -> pl.Series:
-    """One column, through numpy where it has a type for it and through Python's objects otherwise: no pyarrow needed."""
+    """One column, through numpy where it has a type for it and through Python's objects otherwise:
+    no pyarrow needed.
+    """
     kind = getattr(column.dtype, "kind", "O")
     if kind == "M":
         if getattr(column.dtype, "tz", None) is not None:
-            utc = column.dt.tz_convert("UTC").dt.tz_localize(None).to_numpy().astype("datetime64[us]")
+            utc = (
+                column.dt.tz_convert("UTC").dt.tz_localize(None).to_numpy().astype("datetime64[us]")
+            )
             return pl.Series(name, utc).dt.replace_time_zone("UTC")
         return pl.Series(name, column.to_numpy().astype("datetime64[us]"))
     if kind in "iufb" and type(column.dtype).__module__.startswith("numpy"):
@@ -374,11 +438,17 @@ def _from_pandas_column(name: str, column: Any) -> pl.Series:
 def _without_objects(frame: pl.DataFrame) -> pl.DataFrame:
     """A frame whose columns of Python's objects (such as UUIDs) became text."""
     objects = [name for name, dtype in frame.schema.items() if isinstance(dtype, pl.Object)]
-    return frame.with_columns([_from_objects(name, frame[name].to_list()) for name in objects]) if objects else frame
+    return (
+        frame.with_columns([_from_objects(name, frame[name].to_list()) for name in objects])
+        if objects
+        else frame
+    )
 
 
 def _from_objects(name: str, values: list[Any]) -> pl.Series:
-    """Python's objects as a column: mixed ones as text, whole numbers exactly. Raises ColumnTypeError."""
+    """Python's objects as a column: mixed ones as text, whole numbers exactly. Raises
+    ColumnTypeError.
+    """
     values = [None if _is_missing(value) else value for value in values]
     values = [_without_zone(value) if isinstance(value, datetime) else value for value in values]
     kinds = {type(value) for value in values if value is not None}
@@ -393,7 +463,8 @@ def _from_objects(name: str, values: list[Any]) -> pl.Series:
             return pl.Series(name, [None if value is None else str(value) for value in values])
         first = next(value for value in values if value is not None)
         raise ColumnTypeError(
-            f"the frame: column {name!r} holds values that are no column of a table, such as {first!r} ({problem})",
+            f"the frame: column {name!r} holds values that are no column of a table, such as "
+            f"{first!r} ({problem})",
             fix="give text, numbers, times or lists of these",
             column=name,
         ) from None
@@ -416,5 +487,11 @@ def _without_zone(value: datetime) -> datetime:
 
 
 def _is_missing(value: object) -> bool:
-    """None, NaN, pandas.NA and pandas.NaT: the missing values that a pandas column of objects may hold."""
-    return value is None or type(value).__name__ in {"NAType", "NaTType"} or (isinstance(value, float) and isnan(value))
+    """None, NaN, pandas.NA and pandas.NaT: the missing values that a pandas column of objects may
+    hold.
+    """
+    return (
+        value is None
+        or type(value).__name__ in {"NAType", "NaTType"}
+        or (isinstance(value, float) and isnan(value))
+    )

@@ -90,7 +90,11 @@ class Schema(Settings, frozen=True):
         ):
             names = [feature.name for feature in features]
             if twice := sorted({name for name in names if names.count(name) > 1}):
-                raise ConfigError(f"{declared} declares {twice[0]!r} twice", fix="keep one of them", parameter=twice[0])
+                raise ConfigError(
+                    f"{declared} declares {twice[0]!r} twice",
+                    fix="keep one of them",
+                    parameter=twice[0],
+                )
 
 
 def _is_zone(name: str) -> bool:

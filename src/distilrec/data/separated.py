@@ -1,7 +1,9 @@
-"""Separated text (comma, tab, semicolon, blank, or `::`): every record of the file becomes a row, or its line is named.
+"""Separated text (comma, tab, semicolon, blank, or `::`): every record of the file becomes a row,
+or its line is named.
 
-Where no quote and no escape occurs, a line is a record and polars reads the file. Otherwise the csv module of Python reads
-it strictly, because a quote in the wrong place must not swallow the lines up to the next one.
+Where no quote and no escape occurs, a line is a record and polars reads the file. Otherwise the csv
+module of Python reads it strictly, because a quote in the wrong place must not swallow the lines up
+to the next one.
 """
 
 from __future__ import annotations
@@ -22,8 +24,9 @@ _LONGEST_CELL = 1 << 24
 
 @dataclass(frozen=True)
 class Rows:
-    """A table that is not read yet. notes: what a report should say about its file; count: the rows there must be, where
-    that is known before they are read; strictly: reads the file again where polars cannot, and names the line.
+    """A table that is not read yet. notes: what a report should say about its file; count: the rows
+    there must be, where that is known before they are read; strictly: reads the file again where
+    polars cannot, and names the line.
     """
 
     scan: pl.LazyFrame
@@ -53,12 +56,17 @@ class _Dialect:
 
 
 def scan_separated(
-    text: PlainText, form: TextFormat, columns: Sequence[str] | None, scratch: Path, separator: str | None = None
+    text: PlainText,
+    form: TextFormat,
+    columns: Sequence[str] | None,
+    scratch: Path,
+    separator: str | None = None,
 ) -> Rows:
-    """The rows of a file with a header line, or without one where `columns` names the fields; all cells are text.
+    """The rows of a file with a header line, or without one where `columns` names the fields; all
+    cells are text.
 
-    separator: found from the first line if left out. Raises ColumnTypeError that names the line of a record that cannot be
-    right, and ConfigError for a wrong number of `columns`.
+    separator: found from the first line if left out. Raises ColumnTypeError that names the line of
+    a record that cannot be right, and ConfigError for a wrong number of `columns`.
     """
     csv.field_size_limit(_LONGEST_CELL)
     first = _first_line(text)
@@ -105,7 +113,8 @@ def scan_double_colons(text: PlainText, columns: Sequence[str] | None, scratch: 
                     continue
                 if len(cells) != len(columns):
                     raise ColumnTypeError(
-                        f"{text.source}, line {number:,}: {len(cells)} fields where {len(columns)} are declared "
+                        f"{text.source}, line {number:,}: {len(cells)} fields where "
+                        f"{len(columns)} are declared "
                         f"({', '.join(columns)})",
                         fix="correct the line, or the list of columns",
                         file=str(text.source),
@@ -126,8 +135,12 @@ def _first_line(text: PlainText) -> str:
     )
 
 
-def _dialect(first: str, form: TextFormat, columns: Sequence[str] | None, separator: str | None) -> _Dialect:
-    outside = "".join(first.split('"')[::2]) if form.quote != "" else first  # separators in quoted names do not count
+def _dialect(
+    first: str, form: TextFormat, columns: Sequence[str] | None, separator: str | None
+) -> _Dialect:
+    outside = (
+        "".join(first.split('"')[::2]) if form.quote != "" else first
+    )  # separators in quoted names do not count
     marks = [mark for mark in "\t,; " if mark in outside]
     if columns is not None:  # the one that gives as many fields as there are names
         marks = [mark for mark in marks if outside.count(mark) == len(columns) - 1] or marks
@@ -137,11 +150,15 @@ def _dialect(first: str, form: TextFormat, columns: Sequence[str] | None, separa
         # A tab-separated file has quotes around cells only where its header has, as R writes it.
         cells = first.split(chosen)
         wrapped = all(len(cell) > 1 and cell[0] == cell[-1] == '"' for cell in cells)
-        quote = '"' if separator is None and (chosen != "\t" or (wrapped and columns is None)) else ""
+        quote = (
+            '"' if separator is None and (chosen != "\t" or (wrapped and columns is None)) else ""
+        )
     return _Dialect(chosen, quote or None, form.escape or None, form.quote is not None)
 
 
-def _names(text: PlainText, dialect: _Dialect, columns: Sequence[str] | None) -> tuple[list[str], int]:
+def _names(
+    text: PlainText, dialect: _Dialect, columns: Sequence[str] | None
+) -> tuple[list[str], int]:
     """The names of the columns, and how many lines the header takes."""
     lines = _Lines(text.file)
     try:
@@ -159,11 +176,15 @@ def _names(text: PlainText, dialect: _Dialect, columns: Sequence[str] | None) ->
                 parameter="columns",
             )
         return distinct(columns, text.source), 0
-    return distinct([name.strip() if name.strip() else "" for name in first], text.source), lines.number
+    return distinct(
+        [name.strip() if name.strip() else "" for name in first], text.source
+    ), lines.number
 
 
 def distinct(names: Sequence[str], source: object) -> list[str]:
-    """The names of columns, those without one numbered. Raises ColumnTypeError for a name that is there twice."""
+    """The names of columns, those without one numbered. Raises ColumnTypeError for a name that is
+    there twice.
+    """
     found: list[str] = []
     for number, name in enumerate(names):
         name = name or f"Unnamed: {number}"
@@ -179,7 +200,9 @@ def distinct(names: Sequence[str], source: object) -> list[str]:
 
 
 class _Lines:
-    """The lines of a file as the csv module takes them. number: of the last one; taken: those of the current record."""
+    """The lines of a file as the csv module takes them. number: of the last one; taken: those of
+    the current record.
+    """
 
     def __init__(self, file: Path) -> None:
         self._file = file.open(encoding="utf-8", newline="\n")
@@ -210,18 +233,23 @@ class _Short:
         if not self.count:
             return ()
         return (
-            f"{source}: {self.count:,} lines have fewer fields than the header, the first is line {self.first:,}: "
+            f"{source}: {self.count:,} lines have fewer fields than the header, the first is line "
+            f"{self.first:,}: "
             "the missing ones are taken as empty",
         )
 
 
-def _strictly(text: PlainText, dialect: _Dialect, names: list[str], header_lines: int, scratch: Path) -> Rows:
+def _strictly(
+    text: PlainText, dialect: _Dialect, names: list[str], header_lines: int, scratch: Path
+) -> Rows:
     short = _Short()
     scan = _stored(_records(text, dialect, len(names), header_lines, short), names, scratch)
     return Rows(scan, short.notes(text.source))
 
 
-def _records(text: PlainText, dialect: _Dialect, width: int, header_lines: int, short: _Short) -> Iterator[list[str]]:
+def _records(
+    text: PlainText, dialect: _Dialect, width: int, header_lines: int, short: _Short
+) -> Iterator[list[str]]:
     lines = _Lines(text.file)
     reader = dialect.reader(lines)
     try:
@@ -242,9 +270,14 @@ def _records(text: PlainText, dialect: _Dialect, width: int, header_lines: int, 
                 short.first = short.first or begins
                 short.count += 1
                 record += [""] * (width - len(record))
-            elif len(lines.taken) > 1 and not dialect.told and _is_one_record_a_line(lines.taken, dialect, width):
+            elif (
+                len(lines.taken) > 1
+                and not dialect.told
+                and _is_one_record_a_line(lines.taken, dialect, width)
+            ):
                 raise ColumnTypeError(
-                    f"{text.source}, line {begins:,}: a quote opens a cell that ends in line {lines.number:,}, and every "
+                    f"{text.source}, line {begins:,}: a quote opens a cell that ends in line "
+                    f"{lines.number:,}, and every "
                     f"line of it is a record of {width} fields by itself",
                     fix='set quote = "" in [data] if quotes are ordinary characters there, or quote = \'"\' if that cell '
                     "really holds these lines",
@@ -257,8 +290,9 @@ def _records(text: PlainText, dialect: _Dialect, width: int, header_lines: int, 
 
 
 def _is_one_record_a_line(lines: Sequence[str], dialect: _Dialect, width: int) -> bool:
-    """Whether the lines of one record look like as many records: each has all fields, with numbers in the same places; or,
-    without numbers, no blank after a separator, as a text has after a comma.
+    """Whether the lines of one record look like as many records: each has all fields, with numbers
+    in the same places; or, without numbers, no blank after a separator, as a text has after a
+    comma.
     """
     alone = [next(dialect.reader(iter([line]), strict=False), []) for line in lines]
     if any(len(cells) != width for cells in alone):
@@ -278,7 +312,9 @@ def _is_number(cell: str) -> bool:
     return True
 
 
-def _broken(text: PlainText, dialect: _Dialect, begins: int, ends: int, problem: str) -> ColumnTypeError:
+def _broken(
+    text: PlainText, dialect: _Dialect, begins: int, ends: int, problem: str
+) -> ColumnTypeError:
     where = f"{text.source}, line {begins:,}"
     if "unexpected end" in problem:
         said = "a quote opens a cell that is not closed before the end of the file"
@@ -295,7 +331,8 @@ def _broken(text: PlainText, dialect: _Dialect, begins: int, ends: int, problem:
 def _wrong_width(text: PlainText, line: int, fields: int, width: int) -> ColumnTypeError:
     return ColumnTypeError(
         f"{text.source}, line {line:,}: {fields} fields where the header names {width}",
-        fix="put cells that hold the separator (decimal commas, thousands) into quotes, or correct the header; "
+        fix="put cells that hold the separator (decimal commas, thousands) into quotes, or "
+        "correct the header; "
         "a column of row numbers needs a name too",
         file=str(text.source),
         row=line,

@@ -1,7 +1,8 @@
 """Training, validation and test parts of a log that is sorted by user and time.
 
-A split is two row numbers per user: rows before `train_end` are training, rows from there to `validation_end` are
-validation, the rest is test. So nothing in a later part can precede anything in an earlier part of the same user.
+A split is two row numbers per user: rows before `train_end` are training, rows from there to
+`validation_end` are validation, the rest is test. So nothing in a later part can precede anything
+in an earlier part of the same user.
 """
 
 from __future__ import annotations
@@ -20,10 +21,10 @@ BelowHalf = Annotated[float, Meta(gt=0, lt=0.5)]
 class Split(Settings, frozen=True):
     """How to split the log.
 
-    leave-one-out: the last interaction of each user is test, the one before validation; users with fewer than three
-    interactions are training only. Comparable with papers.
-    global-time: two moments for all users, so that `test_share` and `validation_share` of all rows lie after them. The
-    honest choice for production, where the future of one user is not the past of another.
+    leave-one-out: the last interaction of each user is test, the one before validation; users with
+    fewer than three interactions are training only. Comparable with papers. global-time: two
+    moments for all users, so that `test_share` and `validation_share` of all rows lie after them.
+    The honest choice for production, where the future of one user is not the past of another.
     """
 
     kind: Literal["leave-one-out", "global-time"] = "leave-one-out"
@@ -35,10 +36,14 @@ class Split(Settings, frozen=True):
 
 
 def split_moments(times: NDArray[np.float64], split: Split) -> tuple[float, float] | None:
-    """The two moments of a global split of rows with these times, (rows,) seconds; None for leave-one-out."""
+    """The two moments of a global split of rows with these times, (rows,) seconds; None for
+    leave-one-out.
+    """
     if split.kind == "leave-one-out":
         return None
-    first, second = np.quantile(times, [1 - split.validation_share - split.test_share, 1 - split.test_share])
+    first, second = np.quantile(
+        times, [1 - split.validation_share - split.test_share, 1 - split.test_share]
+    )
     return float(first), float(second)
 
 
@@ -47,8 +52,8 @@ def split_rows(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """`train_end` and `validation_end`, each (users,) int64.
 
-    offsets: (users + 1,), the rows of user u are offsets[u]:offsets[u + 1]; times: (rows,) seconds; moments: of
-    `split_moments`.
+    offsets: (users + 1,), the rows of user u are offsets[u]:offsets[u + 1]; times: (rows,) seconds;
+    moments: of `split_moments`.
     """
     if moments is None:
         end = offsets[1:]

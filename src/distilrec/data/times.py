@@ -1,4 +1,5 @@
-"""The times of a log: one format for a whole column, found from all of its rows or told by the schema.
+"""The times of a log: one format for a whole column, found from all of its rows or told by the
+schema.
 
 Two readings that both make sense, or two formats in one column, are errors that show both.
 """
@@ -32,8 +33,9 @@ _OTHERS = ("%Y%m%dT%H%M%S", "%Y%m%dT%H%M%S%z", "%a %b %d %H:%M:%S %z %Y", "%d/%b
 
 @dataclass(frozen=True)
 class TimeFormat:
-    """How the times of a log are written. pattern: of text, or of numbers whose digits are a date; scale: what other numbers
-    are divided by to be seconds; zone: of times that name none; dates_only: there is no time of day; notes: for the report.
+    """How the times of a log are written. pattern: of text, or of numbers whose digits are a date;
+    scale: what other numbers are divided by to be seconds; zone: of times that name none;
+    dates_only: there is no time of day; notes: for the report.
     """
 
     kind: Literal["rows", "dates", "text", "numbers"]
@@ -45,7 +47,9 @@ class TimeFormat:
 
 
 def time_format(log: Log, schema: Schema) -> TimeFormat:
-    """The one format of the time column. Raises ColumnTypeError where there is none or more than one, and ConfigError."""
+    """The one format of the time column. Raises ColumnTypeError where there is none or more than
+    one, and ConfigError.
+    """
     column, zone = schema.timestamp, schema.timezone or "UTC"
     if column is None:
         return TimeFormat("rows")
@@ -64,10 +68,15 @@ def time_format(log: Log, schema: Schema) -> TimeFormat:
     if told is not None:
         return _told(log, schema, told, zone)
     text = _text(column, dtype)
-    number = text.cast(pl.Float64, strict=False) if isinstance(dtype, pl.String) else pl.col(column).cast(pl.Float64)
+    number = (
+        text.cast(pl.Float64, strict=False)
+        if isinstance(dtype, pl.String)
+        else pl.col(column).cast(pl.Float64)
+    )
     number = number.fill_nan(None)
     counted = log.scan().select(
-        numbers=number.count(), others=((text != "") & number.is_null()).sum() if isinstance(dtype, pl.String) else 0
+        numbers=number.count(),
+        others=((text != "") & number.is_null()).sum() if isinstance(dtype, pl.String) else 0,
     )
     numbers, others = counted.collect(engine="streaming").row(0)
     if others > numbers:
@@ -76,7 +85,9 @@ def time_format(log: Log, schema: Schema) -> TimeFormat:
 
 
 def as_seconds(column: pl.Series, times: TimeFormat, source: str, rows: pl.Series) -> pl.Series:
-    """Seconds since 1970, null where there is no time. rows: the number of each row, from 0. Raises ColumnTypeError."""
+    """Seconds since 1970, null where there is no time. rows: the number of each row, from 0. Raises
+    ColumnTypeError.
+    """
     if times.kind == "dates":
         return _seconds(column, times.zone)
     if times.kind == "numbers" and times.pattern is None:
@@ -93,9 +104,11 @@ def as_seconds(column: pl.Series, times: TimeFormat, source: str, rows: pl.Serie
         place = int(wrong[0])
         row = row_number(rows, place)
         raise ColumnTypeError(
-            f"{source}, row {row:,}: column {column.name!r} holds {column[place]!r}, which is no time"
+            f"{source}, row {row:,}: column {column.name!r} holds {column[place]!r}, which is no "
+            "time"
             f"{'' if times.pattern == _ISO else f' in the format of the others, {times.pattern}'}",
-            fix="use one format in all rows, such as seconds since 1970 or 2024-05-01 12:30:00, or set "
+            fix="use one format in all rows, such as seconds since 1970 or 2024-05-01 12:30:00, "
+            "or set "
             "timestamp_format in [data.schema]",
             file=source,
             column=column.name,
@@ -113,7 +126,11 @@ _ISO = "%Y-%m-%d %H:%M:%S%.f"
 
 
 def _text(column: str, dtype: pl.DataType) -> pl.Expr:
-    return pl.col(column).str.strip_chars() if isinstance(dtype, pl.String) else pl.col(column).cast(pl.String)
+    return (
+        pl.col(column).str.strip_chars()
+        if isinstance(dtype, pl.String)
+        else pl.col(column).cast(pl.String)
+    )
 
 
 def _seconds(values: pl.Series, zone: str) -> pl.Series:
@@ -123,13 +140,17 @@ def _seconds(values: pl.Series, zone: str) -> pl.Series:
     if zone != "UTC" and values.dtype.time_zone is None:  # type: ignore[attr-defined]
         local = values.dt.replace_time_zone(zone, ambiguous="earliest", non_existent="null")
         # What a clock set forward leaves out is an hour later.
-        later = values.dt.offset_by("1h").dt.replace_time_zone(zone, ambiguous="earliest", non_existent="null")
+        later = values.dt.offset_by("1h").dt.replace_time_zone(
+            zone, ambiguous="earliest", non_existent="null"
+        )
         values = local.fill_null(later)
     return values.dt.timestamp("us") / 1e6
 
 
 def _normal(text: pl.Expr) -> pl.Expr:
-    """Times as text, in the form that the patterns have: a blank before the clock, zones as offsets without a blank."""
+    """Times as text, in the form that the patterns have: a blank before the clock, zones as offsets
+    without a blank.
+    """
     return (
         text.str.replace(r"^(\d{4}-\d{1,2}-\d{1,2})[Tt](\d)", "${1} ${2}")
         .str.replace(r"(:\d{2}),(\d{1,9})", "${1}.${2}")
@@ -161,24 +182,36 @@ def _told(log: Log, schema: Schema, told: str, zone: str) -> TimeFormat:
     if told in UNITS:
         return TimeFormat("numbers", scale=UNITS[told])
     if told == "yyyymmdd":
-        return TimeFormat("numbers", "%Y%m%d", zone=zone, dates_only=True, notes=_notes(True, schema))
+        return TimeFormat(
+            "numbers", "%Y%m%d", zone=zone, dates_only=True, notes=_notes(True, schema)
+        )
     dates_only = not any(mark in told for mark in ("%H", "%I", "%T", "%R", "%s", "%c", "%X", "%r"))
     _parsed(pl.Series(["x"]), told)
-    return TimeFormat("text", told, zone=zone, dates_only=dates_only, notes=_notes("%z" not in told, schema))
+    return TimeFormat(
+        "text", told, zone=zone, dates_only=dates_only, notes=_notes("%z" not in told, schema)
+    )
 
 
 def _notes(zoneless: bool, schema: Schema) -> tuple[str, ...]:
     if not zoneless:
         return ()
     if schema.timezone is None:
-        return ("the times name no zone and are read as UTC: set data.schema.timezone if they are local times",)
+        return (
+            "the times name no zone and are read as UTC: set data.schema.timezone if they are "
+            "local times",
+        )
     return (f"the times name no zone and are read as times in {schema.timezone}",)
 
 
 def _number_format(log: Log, schema: Schema, number: pl.Expr, zone: str) -> TimeFormat:
-    """Seconds, milli-, micro- or nanoseconds since 1970, or dates as digits: what makes all of them plausible times."""
+    """Seconds, milli-, micro- or nanoseconds since 1970, or dates as digits: what makes all of them
+    plausible times.
+    """
     column, latest = str(schema.timestamp), time.time() + _DAY
-    fits = {unit: number.is_between(PLAUSIBLE_FROM * scale, latest * scale) for unit, scale in UNITS.items()}
+    fits = {
+        unit: number.is_between(PLAUSIBLE_FROM * scale, latest * scale)
+        for unit, scale in UNITS.items()
+    }
     whole = number.cast(pl.Int64, strict=False)
     year = datetime.now(UTC).year + 1
     for digits, pattern in _DIGITS.items():
@@ -203,14 +236,21 @@ def _number_format(log: Log, schema: Schema, number: pl.Expr, zone: str) -> Time
     if not units and row[dates] and row[dates] * 2 >= row["all"]:
         note = f"the numbers in column {column!r} are read as dates, digit by digit ({dates})"
         return TimeFormat(
-            "numbers", dates, zone=zone, dates_only=dates == "%Y%m%d", notes=(note, *_notes(True, schema))
+            "numbers",
+            dates,
+            zone=zone,
+            dates_only=dates == "%Y%m%d",
+            notes=(note, *_notes(True, schema)),
         )
     if units:
         return TimeFormat("numbers", scale=UNITS[units[0]])
     if row["median"] is not None and row["median"] > latest:
-        readings = ", ".join(f"{_shown(row['median'] / scale)} in {unit}" for unit, scale in UNITS.items())
+        readings = ", ".join(
+            f"{_shown(row['median'] / scale)} in {unit}" for unit, scale in UNITS.items()
+        )
         raise ColumnTypeError(
-            f"{log.name}: column {column!r} holds numbers such as {row['median']:.0f}, and no reading of them is a "
+            f"{log.name}: column {column!r} holds numbers such as {row['median']:.0f}, and no "
+            "reading of them is a "
             f"plausible time: {readings}",
             fix='convert them to seconds since 1970, or set timestamp_format (such as "seconds") in [data.schema]',
             file=log.name,
@@ -248,31 +288,53 @@ def _text_format(log: Log, schema: Schema, zone: str) -> TimeFormat:
     text = pl.col(column).str.strip_chars()
     filled = log.scan().select(text).filter(pl.col(column) != "")
     sample = filled.head(_SAMPLE).collect()[column]
-    patterns = [*(f"{date}{clock}{offset}" for date in _DATES for clock in _CLOCKS for offset in ("", "%z")), *_OTHERS]
-    patterns = [pattern for pattern in patterns if "%H" in pattern or "%I" in pattern or "%z" not in pattern]
+    patterns = [
+        *(
+            f"{date}{clock}{offset}"
+            for date in _DATES
+            for clock in _CLOCKS
+            for offset in ("", "%z")
+        ),
+        *_OTHERS,
+    ]
+    patterns = [
+        pattern for pattern in patterns if "%H" in pattern or "%I" in pattern or "%z" not in pattern
+    ]
     fit = {pattern: len(sample) - _parsed(sample, pattern).null_count() for pattern in patterns}
     best = max(fit.values())
     if best == 0:
         return TimeFormat("text", _ISO, zone=zone)  # which names the first row
     chosen = [pattern for pattern in patterns if fit[pattern] == best]
     if len(chosen) > 1:
-        parsed = {pattern: _parse(pl.col(column), pattern).dt.replace_time_zone(None) for pattern in chosen}
+        parsed = {
+            pattern: _parse(pl.col(column), pattern).dt.replace_time_zone(None)
+            for pattern in chosen
+        }
         counts = filled.select(value.count().alias(pattern) for pattern, value in parsed.items())
         row = counts.collect(engine="streaming").row(0, named=True)
         chosen = [pattern for pattern in chosen if row[pattern] == max(row.values())]
         for other in chosen[1:]:
-            differs = filled.filter(parsed[chosen[0]] != parsed[other]).head(1).collect(engine="streaming")[column]
+            differs = (
+                filled.filter(parsed[chosen[0]] != parsed[other])
+                .head(1)
+                .collect(engine="streaming")[column]
+            )
             if len(differs):
                 raise _ambiguous(log, column, differs, chosen[0], other)
     pattern = chosen[0]
     dates_only = "%H" not in pattern and "%I" not in pattern
-    return TimeFormat("text", pattern, zone=zone, dates_only=dates_only, notes=_notes("%z" not in pattern, schema))
+    return TimeFormat(
+        "text", pattern, zone=zone, dates_only=dates_only, notes=_notes("%z" not in pattern, schema)
+    )
 
 
 def _ambiguous(log: Log, column: str, value: pl.Series, one: str, other: str) -> ColumnTypeError:
-    readings = " and ".join(f"{_parsed(value, pattern)[0]:%Y-%m-%d} as {pattern}" for pattern in (one, other))
+    readings = " and ".join(
+        f"{_parsed(value, pattern)[0]:%Y-%m-%d} as {pattern}" for pattern in (one, other)
+    )
     return ColumnTypeError(
-        f"{log.name}: column {column!r} holds times that can be read in two ways: {value[0]!r} is {readings}",
+        f"{log.name}: column {column!r} holds times that can be read in two ways: {value[0]!r} is "
+        f"{readings}",
         fix=f'set timestamp_format = "{one}" or "{other}" in [data.schema]',
         file=log.name,
         column=column,

@@ -30,9 +30,11 @@ from distilrec.training.trainer import train
 
 
 class DistillationConfig(Settings, frozen=True):
-    """L = (1 - soft_weight) L_y + soft_weight L_s + the others, each with its weight. All losses are means over positions.
+    """L = (1 - soft_weight) L_y + soft_weight L_s + the others, each with its weight. All losses
+    are means over positions.
 
-    The losses are those of `distilrec.distill.losses`; those beside the soft and the hard loss read the first teacher.
+    The losses are those of `distilrec.distill.losses`; those beside the soft and the hard loss read
+    the first teacher.
     """
 
     soft_weight: Annotated[float, Meta(ge=0, le=1)] = 0.8
@@ -87,7 +89,8 @@ def distil(
     stores = _stores(labels)
     if training.negatives and (distillation.rce_weight or distillation.unkd_weight):
         raise ConfigError(
-            "RCE and UnKD need the logits of the whole catalogue, a sampled softmax has not got them",
+            "RCE and UnKD need the logits of the whole catalogue, a sampled softmax has not got "
+            "them",
             fix="set negatives = 0 in student_training, or rce_weight = 0 and unkd_weight = 0",
             parameter="negatives",
         )
@@ -124,7 +127,9 @@ def distil(
     return finished(model, config, seed, dataset, result)
 
 
-_HINT = "hint"  # the projection of the feature hint: a part of the student while it is trained, taken out afterwards
+# The projection of the feature hint: a part of the student while it is trained, taken out
+# afterwards
+_HINT = "hint"
 
 
 def distillation_loss(
@@ -133,13 +138,17 @@ def distillation_loss(
     model: SequenceModel | None = None,
     dataset: Dataset | None = None,
 ) -> Loss:
-    """The weighted sum of the losses that `config` asks for; the hint needs `model`, UnKD and denoising need `dataset`."""
+    """The weighted sum of the losses that `config` asks for; the hint needs `model`, UnKD and
+    denoising need `dataset`.
+    """
     stores = _stores(labels)
     own_items = None if dataset is None else torch.from_numpy(dataset.items.astype(np.int64))
     groups = None
     if config.unkd_weight:
         assert dataset is not None
-        groups = torch.from_numpy(item_groups(dataset.popularity()[: dataset.info.warm_items], config.groups))
+        groups = torch.from_numpy(
+            item_groups(dataset.popularity()[: dataset.info.warm_items], config.groups)
+        )
 
     def loss(scored: Scored) -> torch.Tensor:
         t = config.temperature
@@ -150,7 +159,9 @@ def distillation_loss(
         if config.denoise:
             assert own_items is not None
             kept = losses.believed(stored[0], own_items[scored.rows].to(device), config.denoise)
-            of_truth = ground_truth(replace(scored, logits=scored.logits[kept], targets=scored.targets[kept]))
+            of_truth = ground_truth(
+                replace(scored, logits=scored.logits[kept], targets=scored.targets[kept])
+            )
         elif t == 1.0 and scored.sampled is None and scored.warm == scored.logits.shape[1]:
             of_truth = functional.nll_loss(log_student, scored.targets)  # the same as ground_truth
         else:
@@ -160,7 +171,9 @@ def distillation_loss(
             total = total + config.soft_weight * _soft(known, t, scored)
         if config.hard_weight:
             plain = known[0] if t == 1.0 else _views(scored, stored[:1], 1.0)[0]
-            total = total + config.hard_weight * losses.hard_loss(plain.log_student, plain.labels.top_items[:, 0])
+            total = total + config.hard_weight * losses.hard_loss(
+                plain.log_student, plain.labels.top_items[:, 0]
+            )
         if config.rd_weight:
             total = total + config.rd_weight * losses.ranking_distillation_loss(student, first)
         if config.rrd_weight:
@@ -168,9 +181,13 @@ def distillation_loss(
         if config.plackett_luce_weight:
             total = total + config.plackett_luce_weight * losses.plackett_luce_loss(student, first)
         if config.rce_weight:
-            total = total + config.rce_weight * losses.candidates_loss(student, first, t, config.own_candidates)
+            total = total + config.rce_weight * losses.candidates_loss(
+                student, first, t, config.own_candidates
+            )
         if groups is not None:
-            total = total + config.unkd_weight * losses.unbiased_loss(student, first, groups.to(device))
+            total = total + config.unkd_weight * losses.unbiased_loss(
+                student, first, groups.to(device)
+            )
         if config.hint_weight:
             assert model is not None
             projection = model.get_submodule(_HINT)
@@ -187,8 +204,8 @@ def _stores(labels: LabelStore | Sequence[LabelStore]) -> list[LabelStore]:
 
 
 class _View(NamedTuple):
-    """What the losses read: student logits (positions, items), log softmax(s / T) of the same shape, and the labels, whose
-    items are columns of both.
+    """What the losses read: student logits (positions, items), log softmax(s / T) of the same
+    shape, and the labels, whose items are columns of both.
     """
 
     student: torch.Tensor
@@ -199,13 +216,18 @@ class _View(NamedTuple):
 def _views(scored: Scored, known: list[StoredLabels], temperature: float) -> list[_View]:
     """One view for the labels of each teacher.
 
-    With a sampled softmax the columns are the items of the labels alone, and its log-sum-exp is that of the sample.
+    With a sampled softmax the columns are the items of the labels alone, and its log-sum-exp is
+    that of the sample.
     """
     sampled, t = scored.sampled, temperature
     if sampled is None:
-        log_student = torch.log_softmax(scored.logits / t, dim=-1)  # (positions, items), the costly step
+        log_student = torch.log_softmax(
+            scored.logits / t, dim=-1
+        )  # (positions, items), the costly step
         return [_View(scored.logits, log_student, labels) for labels in known]
-    total = torch.logsumexp((scored.logits - sampled.correction) / t + sampled.correction, -1, keepdim=True)
+    total = torch.logsumexp(
+        (scored.logits - sampled.correction) / t + sampled.correction, -1, keepdim=True
+    )
     views = []
     for labels in known:
         items = torch.cat([labels.top_items, labels.sample_items], dim=-1)  # (positions, K + M)
@@ -219,7 +241,10 @@ def _views(scored: Scored, known: list[StoredLabels], temperature: float) -> lis
 
 def _soft(known: list[_View], temperature: float, scored: Scored) -> torch.Tensor:
     catalogue = scored.sampled.catalogue if scored.sampled else None
-    each = [losses.soft_losses_stored(view.log_student, view.labels, temperature, catalogue) for view in known]
+    each = [
+        losses.soft_losses_stored(view.log_student, view.labels, temperature, catalogue)
+        for view in known
+    ]
     if len(each) == 1:
         return each[0].mean()
     return losses.curriculum_loss(torch.stack(each, dim=-1), scored.progress)

@@ -1,8 +1,10 @@
 """The losses of distillation, one equation each. All are means over positions.
 
-s: student logits (positions, items); y: index of the true next item; z: teacher logits; T: temperature;
-pi: the teacher's best items, best first (K of them, stored); U: items drawn uniformly that are not among pi (stored).
-Items that the user has had carry a logit of `MASKED_LOGIT` and are left out of every list.
+s: student logits (positions, items); y: index of the true next item; z: teacher logits; T:
+temperature;
+pi: the teacher's best items, best first (K of them, stored); U: items drawn uniformly that are not
+among pi (stored). Items that the user has had carry a logit of `MASKED_LOGIT` and are left out of
+every list.
 """
 
 from __future__ import annotations
@@ -20,46 +22,63 @@ _NOTHING = -1e9  # the logit of nothing: finite, so that gradients stay finite
 
 
 def soft_loss(student: torch.Tensor, teacher: torch.Tensor, temperature: float) -> torch.Tensor:
-    """L_s = -T^2 sum_i softmax(z / T)_i log softmax(s / T)_i (Hinton et al. 2015, sec. 2); both (positions, items)."""
+    """L_s = -T^2 sum_i softmax(z / T)_i log softmax(s / T)_i (Hinton et al. 2015, sec. 2); both
+    (positions, items).
+    """
     labels = torch.softmax(teacher / temperature, dim=-1)
     log_student = torch.log_softmax(student / temperature, dim=-1)
     return -(temperature**2) * (labels * log_student).sum(-1).mean()
 
 
 def believed(labels: StoredLabels, targets: torch.Tensor, left_out: float) -> torch.Tensor:
-    """Which positions' true next item the teacher finds believable, (positions,) bool: all but a share of `left_out`.
+    """Which positions' true next item the teacher finds believable, (positions,) bool: all but a
+    share of `left_out`.
 
-    Events that the teacher expected least are the likeliest to be noise (in the manner of Wang et al. 2021, sec. 4, who
-    read the loss of the model itself). An item that is not among the teacher's K best counts as the mean of the others.
+    Events that the teacher expected least are the likeliest to be noise (in the manner of Wang et
+    al. 2021, sec. 4, who read the loss of the model itself). An item that is not among the
+    teacher's K best counts as the mean of the others.
     targets: (positions,) int64, in the columns of the labels' items.
     """
     total = torch.logaddexp(torch.logsumexp(labels.top_logits, -1), labels.rest_log_sum)
-    own = torch.where(labels.top_items == targets.unsqueeze(-1), labels.top_logits, -torch.inf).amax(-1)
+    own = torch.where(
+        labels.top_items == targets.unsqueeze(-1), labels.top_logits, -torch.inf
+    ).amax(-1)
     surprise = total - torch.maximum(own, labels.top_logits.amin(-1) - 1.0)  # (positions,)
     kept = torch.zeros(len(targets), dtype=torch.bool, device=targets.device)
-    kept[torch.argsort(surprise, stable=True)[: max(1, round((1 - left_out) * len(targets)))]] = True
+    kept[torch.argsort(surprise, stable=True)[: max(1, round((1 - left_out) * len(targets)))]] = (
+        True
+    )
     return kept
 
 
 def hard_loss(log_student: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """L_h = -log softmax(s)[argmax z]; log_student: log softmax(s), (positions, items), labels: (positions,) int64."""
+    """L_h = -log softmax(s)[argmax z]; log_student: log softmax(s), (positions, items), labels:
+    (positions,) int64.
+    """
     return functional.nll_loss(log_student, labels)
 
 
 def soft_losses_stored(
-    log_student: torch.Tensor, labels: StoredLabels, temperature: float, catalogue: int | None = None
+    log_student: torch.Tensor,
+    labels: StoredLabels,
+    temperature: float,
+    catalogue: int | None = None,
 ) -> torch.Tensor:
-    """The soft loss of each position, (positions,): exact on the teacher's top K, importance-weighted on the rest.
+    """The soft loss of each position, (positions,): exact on the teacher's top K,
+    importance-weighted on the rest.
 
-    log_student: log softmax(s / T), (positions, items), which the caller may need for another loss as well; catalogue: how
-    many items the softmax is over, where `log_student` has not all of them.
+    log_student: log softmax(s / T), (positions, items), which the caller may need for another loss
+    as well; catalogue: how many items the softmax is over, where `log_student` has not all of them.
 
-    The rest of the catalogue is represented by the M uniform items outside the top K: each stands for
-    (items - K) / M' of them, where M' is how many of the M are outside. At T = 1 the stored log-sum-exp of the rest
-    gives its exact total; at other temperatures the total is estimated from the same sample.
+    The rest of the catalogue is represented by the M uniform items outside the top K: each stands
+    for (items - K) / M' of them, where M' is how many of the M are outside. At T = 1 the stored
+    log-sum-exp of the rest gives its exact total; at other temperatures the total is estimated from
+    the same sample.
     """
     t = temperature
-    allowed = log_student.gather(-1, labels.top_items) > MASKED_BELOW  # labels of a whole user know no "seen so far"
+    allowed = (
+        log_student.gather(-1, labels.top_items) > MASKED_BELOW
+    )  # labels of a whole user know no "seen so far"
     top = torch.where(allowed, labels.top_logits / t, -torch.inf)  # (positions, K)
     threshold = labels.top_logits.min(-1, keepdim=True).values
     outside = labels.sample_logits < threshold  # (positions, M): not among the top K
@@ -74,13 +93,19 @@ def soft_losses_stored(
         )
     spread = torch.softmax(sample, -1).nan_to_num(0.0)  # the share of each sampled item in the rest
     total = torch.logaddexp(torch.logsumexp(top, -1, keepdim=True), rest)
-    probabilities = torch.cat([torch.exp(top - total), torch.exp(rest - total) * spread], -1)  # (positions, K + M)
+    probabilities = torch.cat(
+        [torch.exp(top - total), torch.exp(rest - total) * spread], -1
+    )  # (positions, K + M)
     items = torch.cat([labels.top_items, labels.sample_items], -1)
     return -(t**2) * (probabilities * log_student.gather(-1, items)).sum(-1)
 
 
-def ranking_distillation_loss(student: torch.Tensor, labels: StoredLabels, sharpness: float = 10.0) -> torch.Tensor:
-    """RD: L = -sum_k w_k log sigmoid(s_pi_k), w_k ~ exp(-k / sharpness), sum w = 1 (Tang & Wang 2018, eq. 6 and 8)."""
+def ranking_distillation_loss(
+    student: torch.Tensor, labels: StoredLabels, sharpness: float = 10.0
+) -> torch.Tensor:
+    """RD: L = -sum_k w_k log sigmoid(s_pi_k), w_k ~ exp(-k / sharpness), sum w = 1 (Tang & Wang
+    2018, eq. 6 and 8).
+    """
     chosen = student.gather(-1, labels.top_items)  # (positions, K)
     allowed = chosen > MASKED_BELOW
     place = torch.arange(chosen.shape[-1], dtype=student.dtype, device=student.device)
@@ -90,12 +115,15 @@ def ranking_distillation_loss(student: torch.Tensor, labels: StoredLabels, sharp
 
 
 def plackett_luce_loss(student: torch.Tensor, labels: StoredLabels) -> torch.Tensor:
-    """L = -1/K sum_k [s_pi_k - log sum_{j >= k} exp s_pi_j]: the teacher's order of its K best (Xia et al. 2008, eq. 7)."""
+    """L = -1/K sum_k [s_pi_k - log sum_{j >= k} exp s_pi_j]: the teacher's order of its K best (Xia
+    et al. 2008, eq. 7).
+    """
     return _order_loss(student, labels.top_items, None)
 
 
 def relaxed_ranking_loss(student: torch.Tensor, labels: StoredLabels) -> torch.Tensor:
-    """RRD: L = -1/K sum_k [s_pi_k - log(sum_{j >= k} exp s_pi_j + sum_{u in U} exp s_u)] (Kang et al. 2020, eq. 5).
+    """RRD: L = -1/K sum_k [s_pi_k - log(sum_{j >= k} exp s_pi_j + sum_{u in U} exp s_u)] (Kang et
+    al. 2020, eq. 5).
 
     The order among the uninteresting items U does not matter, only that they stand below.
     """
@@ -105,31 +133,45 @@ def relaxed_ranking_loss(student: torch.Tensor, labels: StoredLabels) -> torch.T
 def candidates_loss(
     student: torch.Tensor, labels: StoredLabels, temperature: float, own_candidates: int = 50
 ) -> torch.Tensor:
-    """RCE: L = -T^2 sum_{i in C} softmax_C(z / T)_i log softmax_C(s / T)_i, C = teacher top K and student top L.
+    """RCE: L = -T^2 sum_{i in C} softmax_C(z / T)_i log softmax_C(s / T)_i, C = teacher top K and
+    student top L.
 
-    Cross-entropy on the union of what either puts first: it corrects what the student wrongly puts first, without a sum
-    over the catalogue (in the manner of RCE-KD, Yang et al. 2025). An item that is only in the student's list has the
-    mean logit of those that the teacher did not put first, log(exp(rest) / (items - K)).
+    Cross-entropy on the union of what either puts first: it corrects what the student wrongly puts
+    first, without a sum over the catalogue (in the manner of RCE-KD, Yang et al. 2025). An item
+    that is only in the student's list has the mean logit of those that the teacher did not put
+    first, log(exp(rest) / (items - K)).
     """
     t = temperature
-    own = student.detach().topk(min(own_candidates, student.shape[-1]), dim=-1).indices  # (positions, L)
-    known = (own.unsqueeze(-1) == labels.top_items.unsqueeze(-2)).any(-1)  # (positions, L): in the teacher's list too
+    own = (
+        student.detach().topk(min(own_candidates, student.shape[-1]), dim=-1).indices
+    )  # (positions, L)
+    known = (own.unsqueeze(-1) == labels.top_items.unsqueeze(-2)).any(
+        -1
+    )  # (positions, L): in the teacher's list too
     masked = student.gather(-1, own) < MASKED_BELOW
     others = max(student.shape[-1] - labels.top_items.shape[-1], 1)
     outside = (labels.rest_log_sum - math.log(others)).unsqueeze(-1).expand(-1, own.shape[-1])
-    teacher = torch.cat([labels.top_logits, outside.masked_fill(known | masked, -torch.inf)], dim=-1) / t
-    left_out = torch.cat([student.gather(-1, labels.top_items) < MASKED_BELOW, known | masked], dim=-1)
+    teacher = (
+        torch.cat([labels.top_logits, outside.masked_fill(known | masked, -torch.inf)], dim=-1) / t
+    )
+    left_out = torch.cat(
+        [student.gather(-1, labels.top_items) < MASKED_BELOW, known | masked], dim=-1
+    )
     logits = torch.cat([student.gather(-1, labels.top_items), student.gather(-1, own)], dim=-1) / t
     probabilities = torch.softmax(teacher.masked_fill(left_out, -torch.inf), dim=-1)
     log_student = torch.log_softmax(logits.masked_fill(left_out, -torch.inf), dim=-1)
     return -(t**2) * (probabilities * log_student.masked_fill(left_out, 0.0)).sum(-1).mean()
 
 
-def unbiased_loss(student: torch.Tensor, labels: StoredLabels, groups: torch.Tensor, most: int = 20) -> torch.Tensor:
-    """UnKD: L = -mean over pairs (i before j in pi, same popularity group) of log sigmoid(s_i - s_j).
+def unbiased_loss(
+    student: torch.Tensor, labels: StoredLabels, groups: torch.Tensor, most: int = 20
+) -> torch.Tensor:
+    """UnKD: L = -mean over pairs (i before j in pi, same popularity group) of log sigmoid(s_i -
+    s_j).
 
-    The teacher's order counts only among items of like popularity, so that its popularity bias is not handed on (Chen et
-    al. 2023, eq. 12). groups: (items,) int64; the first `most` of pi and as many of U, which come last, are compared.
+    The teacher's order counts only among items of like popularity, so that its popularity bias is
+    not handed on (Chen et al. 2023, eq. 12). groups: (items,) int64; the first `most` of pi and as
+    many of U, which come last, are compared.
     """
     sample = _outside(labels)[:, :most]
     items = torch.cat([labels.top_items[:, :most], sample.clamp(min=0)], dim=-1)  # (positions, n)
@@ -138,9 +180,16 @@ def unbiased_loss(student: torch.Tensor, labels: StoredLabels, groups: torch.Ten
     usable = scores > MASKED_BELOW
     usable[:, ranked:] &= sample >= 0
     place = torch.arange(items.shape[-1], device=items.device)
-    before = (place.unsqueeze(1) < place) & (place < ranked).unsqueeze(1)  # (n, n): the first one is in pi
+    before = (place.unsqueeze(1) < place) & (place < ranked).unsqueeze(
+        1
+    )  # (n, n): the first one is in pi
     group = groups[items]
-    pairs = before & (group.unsqueeze(2) == group.unsqueeze(1)) & usable.unsqueeze(2) & usable.unsqueeze(1)
+    pairs = (
+        before
+        & (group.unsqueeze(2) == group.unsqueeze(1))
+        & usable.unsqueeze(2)
+        & usable.unsqueeze(1)
+    )
     gaps = torch.where(pairs, scores.unsqueeze(2) - scores.unsqueeze(1), 0.0)
     number = pairs.sum((1, 2))
     sums = -(functional.logsigmoid(gaps) * pairs).sum((1, 2))
@@ -148,36 +197,48 @@ def unbiased_loss(student: torch.Tensor, labels: StoredLabels, groups: torch.Ten
 
 
 def hint_loss(projected: torch.Tensor, teacher_states: torch.Tensor) -> torch.Tensor:
-    """L = mean over positions and channels of (P h_student - h_teacher)^2 (FitNets, Romero et al. 2015, eq. 3).
+    """L = mean over positions and channels of (P h_student - h_teacher)^2 (FitNets, Romero et al.
+    2015, eq. 3).
 
-    projected: P h_student, (positions, teacher dim), P is learned beside the student; teacher_states: the same shape.
+    projected: P h_student, (positions, teacher dim), P is learned beside the student;
+    teacher_states: the same shape.
     """
     return functional.mse_loss(projected, teacher_states)
 
 
 def curriculum_loss(losses: torch.Tensor, progress: float, sharpness: float = 20.0) -> torch.Tensor:
-    """L = mean of sum_m w_m L_m, w = softmax(-(1 - progress) sharpness L_m): many teachers, the easiest one first.
+    """L = mean of sum_m w_m L_m, w = softmax(-(1 - progress) sharpness L_m): many teachers, the
+    easiest one first.
 
-    In the manner of HetComp (Kang et al. 2023, sec. 4): at first each position learns from the teacher that the student is
-    nearest to, at the end from all of them alike. losses: (positions, teachers) of one loss; progress in [0, 1].
+    In the manner of HetComp (Kang et al. 2023, sec. 4): at first each position learns from the
+    teacher that the student is nearest to, at the end from all of them alike. losses: (positions,
+    teachers) of one loss; progress in [0, 1].
     """
     weights = torch.softmax(-(1 - progress) * sharpness * losses.detach(), dim=-1)
     return (weights * losses).sum(-1).mean()
 
 
 def _outside(labels: StoredLabels) -> torch.Tensor:
-    """The uniformly drawn items that are not among the top K and not masked by the teacher, -1 elsewhere, (positions, M)."""
+    """The uniformly drawn items that are not among the top K and not masked by the teacher, -1
+    elsewhere, (positions, M).
+    """
     threshold = labels.top_logits.min(-1, keepdim=True).values
     usable = (labels.sample_logits < threshold) & (labels.sample_logits > _MASKED_TEACHER)
     return torch.where(usable, labels.sample_items, -1)
 
 
-def _order_loss(student: torch.Tensor, ranked: torch.Tensor, below: torch.Tensor | None) -> torch.Tensor:
-    """-log of the Plackett-Luce probability of `ranked`, a mean over its items; `below` stand behind, -1 is none."""
+def _order_loss(
+    student: torch.Tensor, ranked: torch.Tensor, below: torch.Tensor | None
+) -> torch.Tensor:
+    """-log of the Plackett-Luce probability of `ranked`, a mean over its items; `below` stand
+    behind, -1 is none.
+    """
     scores = student.gather(-1, ranked)  # (positions, K)
     allowed = scores > MASKED_BELOW
     rest = torch.where(allowed, scores, _NOTHING)
-    behind = torch.logcumsumexp(rest.flip(-1), dim=-1).flip(-1)  # (positions, K): over the items from k on
+    behind = torch.logcumsumexp(rest.flip(-1), dim=-1).flip(
+        -1
+    )  # (positions, K): over the items from k on
     if below is not None:
         others = student.gather(-1, below.clamp(min=0))
         others = torch.where((below >= 0) & (others > MASKED_BELOW), others, _NOTHING)

@@ -1,4 +1,6 @@
-"""A search for hyper-parameters of student and distillation within a budget, on validation data only (Optuna)."""
+"""A search for hyper-parameters of student and distillation within a budget, on validation data
+only (Optuna).
+"""
 
 from __future__ import annotations
 
@@ -39,11 +41,17 @@ class Choice:
 
     def toml(self) -> str:
         """The sections of a configuration file."""
-        sections = (("student", self.student), ("student_training", self.training), ("distillation", self.distillation))
+        sections = (
+            ("student", self.student),
+            ("student_training", self.training),
+            ("distillation", self.distillation),
+        )
         lines = [f"# validation NDCG@10 {self.validation_ndcg:.4f} in trial {self.trial}"]
         for name, config in sections:
             lines += ["", f"[{name}]"]
-            lines += [f"{key} = {json.dumps(value)}" for key, value in msgspec.to_builtins(config).items()]
+            lines += [
+                f"{key} = {json.dumps(value)}" for key, value in msgspec.to_builtins(config).items()
+            ]
         return "\n".join(lines) + "\n"
 
 
@@ -60,10 +68,12 @@ def tune(
     minutes: float,
     on_trial: Callable[[int, float, float], None] = lambda trial, value, best: None,
 ) -> Choice:
-    """The best of at most `trials` students within `minutes`; every one learns from the same stored labels.
+    """The best of at most `trials` students within `minutes`; every one learns from the same stored
+    labels.
 
-    The first trial is the given configuration itself. Trials are kept in `folder`: a search that was interrupted, or is
-    called again, goes on with what is known; a trial that is behind the median is given up early.
+    The first trial is the given configuration itself. Trials are kept in `folder`: a search that
+    was interrupted, or is called again, goes on with what is known; a trial that is behind the
+    median is given up early.
     on_trial: is called with the number of each trial, its value and the best one so far.
     Raises ConfigError for a budget of nothing, and TrainingError when no trial was finished.
     """
@@ -79,7 +89,14 @@ def tune(
         )
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     folder.mkdir(parents=True, exist_ok=True)
-    task = (dataset.fingerprint(), [each.manifest for each in labels], student, training, distillation, seed)
+    task = (
+        dataset.fingerprint(),
+        [each.manifest for each in labels],
+        student,
+        training,
+        distillation,
+        seed,
+    )
     study = optuna.create_study(
         storage=JournalStorage(JournalFileBackend(str(folder / "trials.jsonl"))),
         study_name=hashlib.sha256(msgspec.json.encode(task)).hexdigest()[:16],
@@ -102,14 +119,18 @@ def tune(
             if trial.should_prune():
                 raise optuna.TrialPruned
 
-        return distil(chosen[0], dataset, labels, chosen[1], chosen[2], seed=seed, on_epoch=on_epoch).best_ndcg
+        return distil(
+            chosen[0], dataset, labels, chosen[1], chosen[2], seed=seed, on_epoch=on_epoch
+        ).best_ndcg
 
     def after(study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
         finished = study.get_trials(deepcopy=False, states=[optuna.trial.TrialState.COMPLETE])
         best = max((each.value for each in finished if each.value is not None), default=0.0)
         on_trial(trial.number + 1, max(trial.intermediate_values.values(), default=0.0), best)
 
-    study.optimize(objective, n_trials=trials, timeout=60 * minutes, callbacks=[after], catch=(TrainingError,))
+    study.optimize(
+        objective, n_trials=trials, timeout=60 * minutes, callbacks=[after], catch=(TrainingError,)
+    )
     if not study.get_trials(deepcopy=False, states=[optuna.trial.TrialState.COMPLETE]):
         raise TrainingError("no trial of the search was finished", fix="give it more minutes")
     best = study.best_trial
@@ -128,7 +149,11 @@ def _as_parameters(
     }
     match student:
         case RecurrentConfig():
-            wanted |= {"dropout": distillation.dropout, "scales": student.scales, "expansion": student.expansion}
+            wanted |= {
+                "dropout": distillation.dropout,
+                "scales": student.scales,
+                "expansion": student.expansion,
+            }
         case MlpConfig():
             wanted |= {"dropout": distillation.dropout, "hidden": student.hidden}
         case SoftTreeConfig():
@@ -143,7 +168,9 @@ def _suggest(
     learning_rate = trial.suggest_float("learning_rate", 5e-4, 2e-2, log=True)
     soft_weight = trial.suggest_float("soft_weight", 0.0, 1.0)
     temperature = trial.suggest_float("temperature", 0.5, 4.0, log=True)
-    dropout = 0.0 if isinstance(student, SoftTreeConfig) else trial.suggest_float("dropout", 0.0, 0.6)
+    dropout = (
+        0.0 if isinstance(student, SoftTreeConfig) else trial.suggest_float("dropout", 0.0, 0.6)
+    )
     changed: StudentConfig
     match student:
         case RecurrentConfig():
@@ -153,7 +180,9 @@ def _suggest(
                 expansion=trial.suggest_int("expansion", 1, 8),
             )
         case MlpConfig():
-            changed = msgspec.structs.replace(student, hidden=trial.suggest_int("hidden", 8, 128, log=True))
+            changed = msgspec.structs.replace(
+                student, hidden=trial.suggest_int("hidden", 8, 128, log=True)
+            )
         case SoftTreeConfig():
             changed = msgspec.structs.replace(
                 student,
@@ -163,5 +192,7 @@ def _suggest(
     return (
         changed,
         msgspec.structs.replace(training, learning_rate=learning_rate),
-        msgspec.structs.replace(distillation, soft_weight=soft_weight, temperature=temperature, dropout=dropout),
+        msgspec.structs.replace(
+            distillation, soft_weight=soft_weight, temperature=temperature, dropout=dropout
+        ),
     )

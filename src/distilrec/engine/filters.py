@@ -1,4 +1,6 @@
-"""Which items may be recommended: conditions on attributes, allow and deny lists, availability; as masks over items."""
+"""Which items may be recommended: conditions on attributes, allow and deny lists, availability; as
+masks over items.
+"""
 
 from __future__ import annotations
 
@@ -29,10 +31,11 @@ class Condition(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_de
 
 
 class Filter(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """An item passes when it fulfils every condition, is in `allow` where that is given, and is not in `deny`.
+    """An item passes when it fulfils every condition, is in `allow` where that is given, and is not
+    in `deny`.
 
-    Item ids and categories that are unknown match nothing; an unknown attribute is an error. Ids follow
-    `distilrec.ids.as_id`.
+    Item ids and categories that are unknown match nothing; an unknown attribute is an error. Ids
+    follow `distilrec.ids.as_id`.
     """
 
     attributes: dict[str, Condition] = {}
@@ -48,7 +51,9 @@ def values_of(chosen: Filter) -> int:
 
 
 class Filters:
-    """Masks over the catalogue, (items,) uint8, 1 where an item may be recommended; kept until the catalogue changes."""
+    """Masks over the catalogue, (items,) uint8, 1 where an item may be recommended; kept until the
+    catalogue changes.
+    """
 
     def __init__(self, attributes: ItemAttributes, positions: Mapping[str, int]) -> None:
         self.attributes = attributes
@@ -79,8 +84,8 @@ class Filters:
     def mask(self, chosen: Filter | None) -> Mask:
         """The mask of a filter; an empty array where every item may be recommended.
 
-        Raises ConfigError for an attribute that no item has and a condition that its kind does not allow, InvalidIdError
-        for what cannot be an id.
+        Raises ConfigError for an attribute that no item has and a condition that its kind does not
+        allow, InvalidIdError for what cannot be an id.
         """
         if chosen is None:
             if self._open is None:
@@ -88,7 +93,10 @@ class Filters:
             return self._open
         try:
             key = msgspec.msgpack.encode(chosen, enc_hook=repr)
-        except (UnicodeError, OverflowError):  # characters and integers that cannot be written: seldom, and not kept
+        except (
+            UnicodeError,
+            OverflowError,
+        ):  # characters and integers that cannot be written: seldom, and not kept
             return self._compile(chosen)
         mask = self._masks.get(key)
         if mask is None:
@@ -114,7 +122,8 @@ class Filters:
                 mask &= self._in_categories(name, condition)
             else:
                 raise ConfigError(
-                    f"no item has an attribute {name!r}; known: {', '.join(self.attributes.names) or 'none'}",
+                    f"no item has an attribute {name!r}; known: "
+                    f"{', '.join(self.attributes.names) or 'none'}",
                     fix="correct the name",
                     parameter=f"filter.attributes.{name}",
                 )
@@ -139,11 +148,14 @@ class Filters:
         if condition.min is not None or condition.max is not None:
             raise _wrong_kind(name, "categorical", "any_of and none_of")
         index = self.attributes.categories[name]
-        fulfils = (np.ones if condition.any_of is None else np.zeros)(self.attributes.items, np.uint8)
+        fulfils = (np.ones if condition.any_of is None else np.zeros)(
+            self.attributes.items, np.uint8
+        )
         for chosen, passes in ((condition.any_of, 1), (condition.none_of, 0)):
             if isinstance(chosen, str):
                 raise ConfigError(
-                    f"the condition on {name!r} has the text {chosen!r} where a list of categories belongs",
+                    f"the condition on {name!r} has the text {chosen!r} where a list of "
+                    "categories belongs",
                     fix=f"give a list: [{chosen!r}]",
                     parameter=f"filter.attributes.{name}",
                 )

@@ -34,14 +34,18 @@ class ItemTable:
     def put(self, item: int, vector: Floats, bias: float) -> None:
         if item == self.room:
             more = max(64, item // 8)
-            self._vectors = np.vstack([self._vectors, np.zeros((more, vector.shape[0]), np.float32)])
+            self._vectors = np.vstack(
+                [self._vectors, np.zeros((more, vector.shape[0]), np.float32)]
+            )
             self._biases = np.append(self._biases, np.zeros(more, np.float32))
         self._vectors[item], self._biases[item] = vector, bias
         self.count = max(self.count, item + 1)
 
 
 def columns_of(vectors: Floats) -> Floats:
-    """Item vectors transposed, (channels, items), with channels of zeros up to a multiple of what the kernels take."""
+    """Item vectors transposed, (channels, items), with channels of zeros up to a multiple of what
+    the kernels take.
+    """
     columns = np.zeros((channels_of(vectors.shape[1]), len(vectors)), np.float32)
     columns[: vectors.shape[1]] = vectors.T
     return columns

@@ -1,4 +1,6 @@
-"""The loops of the engine, compiled by numba and cached on disk. One thread, float32, no allocation in the scans."""
+"""The loops of the engine, compiled by numba and cached on disk. One thread, float32, no allocation
+in the scans.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +15,9 @@ CACHED = True  # whether compiled kernels are kept on disk
 
 
 def kernel(function: Callable[..., Any]) -> Any:
-    """Compiles a function when it is first called. numba's decorator has no types of its own; every kernel is called through
-    a typed method in `runtime`. Where there is no folder to keep compiled code in, each start compiles anew.
+    """Compiles a function when it is first called. numba's decorator has no types of its own; every
+    kernel is called through a typed method in `runtime`. Where there is no folder to keep compiled
+    code in, each start compiles anew.
     """
     global CACHED  # noqa: PLW0603
     options: Any = {"fastmath": {"reassoc", "contract", "arcp", "nsz"}, "nogil": True}
@@ -33,13 +36,17 @@ TILE = 4_096  # the same for the scan in integers
 
 @kernel
 def fold_recurrent(state, items, events, vectors, gain, decay, scale):  # type: ignore[no-untyped-def]
-    """H = decay * h + scale * gain[event] * x per event; the last row of `state` (scales + 1, dim) becomes x_last."""
+    """H = decay * h + scale * gain[event] * x per event; the last row of `state` (scales + 1, dim)
+    becomes x_last.
+    """
     scales, dim = decay.shape
     for n in range(items.shape[0]):
         item, event = items[n], events[n]
         for s in range(scales):
             for c in range(dim):
-                state[s, c] = decay[s, c] * state[s, c] + scale[s, c] * (gain[event, c] * vectors[item, c])
+                state[s, c] = decay[s, c] * state[s, c] + scale[s, c] * (
+                    gain[event, c] * vectors[item, c]
+                )
     if items.shape[0] > 0:
         for c in range(dim):
             state[scales, c] = vectors[items[-1], c]
@@ -47,9 +54,11 @@ def fold_recurrent(state, items, events, vectors, gain, decay, scale):  # type: 
 
 @kernel
 def without_each_recurrent(items, events, vectors, gain, decay, scale, out):  # type: ignore[no-untyped-def]
-    """out[j] = the state had event j not happened, (events, scales + 1, dim): h - a^(n-1-j) (h_j - h_{j-1}).
+    """out[j] = the state had event j not happened, (events, scales + 1, dim): h - a^(n-1-j) (h_j -
+    h_{j-1}).
 
-    h_j is the state after event j; what came before j keeps one step of decay less, as if refolded. O(events S d).
+    h_j is the state after event j; what came before j keeps one step of decay less, as if refolded.
+    O(events S d).
     """
     scales, dim = decay.shape
     total = items.shape[0]
@@ -58,7 +67,9 @@ def without_each_recurrent(items, events, vectors, gain, decay, scale, out):  # 
         for s in range(scales):
             for c in range(dim):
                 before = state[s, c]
-                state[s, c] = decay[s, c] * before + scale[s, c] * (gain[events[j], c] * vectors[items[j], c])
+                state[s, c] = decay[s, c] * before + scale[s, c] * (
+                    gain[events[j], c] * vectors[items[j], c]
+                )
                 out[j, s, c] = state[s, c] - before
     later = np.ones((scales, dim), np.float64)
     for j in range(total - 1, -1, -1):
@@ -124,8 +135,9 @@ def fold_mean(state, items, vectors):  # type: ignore[no-untyped-def]
 def scores_dot(query, columns, biases, out):  # type: ignore[no-untyped-def]
     """s_i = q . v_i + b_i for all items into `out` (items,).
 
-    columns: (channels, items), the item vectors transposed; query: (channels,); channels is a multiple of CHANNELS. Eight
-    channels at a time over items that are neighbours in memory: the compiler turns the inner loop into vector code.
+    columns: (channels, items), the item vectors transposed; query: (channels,); channels is a
+    multiple of CHANNELS. Eight channels at a time over items that are neighbours in memory: the
+    compiler turns the inner loop into vector code.
     """
     for start in range(0, out.shape[0], _BLOCK):
         stop = min(start + _BLOCK, out.shape[0])
@@ -147,10 +159,11 @@ def scores_dot(query, columns, biases, out):  # type: ignore[no-untyped-def]
 
 @kernel
 def scores_quantised(query, columns, scales, biases, factor, sums, out):  # type: ignore[no-untyped-def]
-    """s_i = factor scale_i (q . v_i) + b_i, the product in integers, for all items into `out` (items,) float32.
+    """s_i = factor scale_i (q . v_i) + b_i, the product in integers, for all items into `out`
+    (items,) float32.
 
-    query: (channels,), columns: (channels, items), both int8 in [-127, 127]; sums: (at least TILE,) int32, overwritten.
-    Two products fit into 16 bits, which doubles what a vector instruction does.
+    query: (channels,), columns: (channels, items), both int8 in [-127, 127]; sums: (at least TILE,)
+    int32, overwritten. Two products fit into 16 bits, which doubles what a vector instruction does.
     """
     for start in range(0, out.shape[0], TILE):
         stop = min(start + TILE, out.shape[0])
@@ -185,10 +198,11 @@ def scores_relu(query, readout, hidden, biases, out):  # type: ignore[no-untyped
 
 @kernel
 def top_k(scores, seen, mask, k, best_items, best_scores):  # type: ignore[no-untyped-def]
-    """The k best items that are not in `seen`, best first, equal scores in item order; gives how many there are.
+    """The k best items that are not in `seen`, best first, equal scores in item order; gives how
+    many there are.
 
-    mask: (items,) uint8, 0 for an item that must not be given; an empty mask lets all pass. Overwrites the scores of
-    items that are left out with -inf.
+    mask: (items,) uint8, 0 for an item that must not be given; an empty mask lets all pass.
+    Overwrites the scores of items that are left out with -inf.
     """
     for n in range(seen.shape[0]):
         scores[seen[n]] = -np.inf
@@ -228,7 +242,9 @@ def recommend_recurrent(  # type: ignore[no-untyped-def]
     state, user, mix, widen, widen_bias, narrow, narrow_bias, outer, epsilon,
     columns, biases, seen, mask, k, query, scores, best_items, best_scores,
 ):  # fmt: skip
-    """`query_recurrent`, `scores_dot` and `top_k` in one call: entering compiled code costs as much as a small scan."""
+    """`query_recurrent`, `scores_dot` and `top_k` in one call: entering compiled code costs as much
+    as a small scan.
+    """
     dim = outer.shape[0]
     query_recurrent(
         state, user, mix, widen, widen_bias, narrow, narrow_bias, outer, epsilon, query[:dim]
@@ -241,7 +257,8 @@ def recommend_recurrent(  # type: ignore[no-untyped-def]
 def best_quantised(  # type: ignore[no-untyped-def]
     query, columns, scales, vectors, biases, seen, mask, pool, sums, scores, best_items, best_scores
 ):
-    """The best items by `scores_quantised`, scored again exactly; as many as `best_items` holds or fewer, best first.
+    """The best items by `scores_quantised`, scored again exactly; as many as `best_items` holds or
+    fewer, best first.
 
     query: (dim,) float32; vectors: (items, dim) float32; pool: how many are scored again.
     """
@@ -263,8 +280,8 @@ def best_quantised(  # type: ignore[no-untyped-def]
 def best_by_rows(query, vectors, biases, seen, mask, scores, best_items, best_scores):  # type: ignore[no-untyped-def]
     """The best items by q . v_i + b_i; as many as `best_items` holds or fewer, best first.
 
-    query: (dim,); vectors: (items, dim), read once from the first number to the last: faster than columns where the
-    catalogue is larger than the caches; scores: (items,), overwritten.
+    query: (dim,); vectors: (items, dim), read once from the first number to the last: faster than
+    columns where the catalogue is larger than the caches; scores: (items,), overwritten.
     """
     for i in range(vectors.shape[0]):
         value = np.float32(0.0)
@@ -276,7 +293,9 @@ def best_by_rows(query, vectors, biases, seen, mask, scores, best_items, best_sc
 
 @kernel
 def rescore(query, vectors, biases, items, best_items, best_scores):  # type: ignore[no-untyped-def]
-    """The best of `items` (n,) by q . v_i + b_i; as many as `best_items` holds or fewer, equal scores in the order given."""
+    """The best of `items` (n,) by q . v_i + b_i; as many as `best_items` holds or fewer, equal
+    scores in the order given.
+    """
     scores = np.empty(items.shape[0], np.float32)
     for n in range(items.shape[0]):
         value = biases[items[n]]
@@ -294,10 +313,11 @@ def rescore(query, vectors, biases, items, best_items, best_scores):  # type: ig
 def best_of(  # type: ignore[no-untyped-def]
     query, vectors, biases, candidates, few, seen, mask, marked, best_items, best_scores
 ):
-    """`rescore` of those of `candidates` (n,) that are not in `seen` and pass the mask, each once; equal scores by item.
+    """`rescore` of those of `candidates` (n,) that are not in `seen` and pass the mask, each once;
+    equal scores by item.
 
-    Gives how many there are in `best_items`, and how many of the first `few` candidates were not left out. marked:
-    (items,) uint8 of zeros, and so it is again afterwards.
+    Gives how many there are in `best_items`, and how many of the first `few` candidates were not
+    left out. marked: (items,) uint8 of zeros, and so it is again afterwards.
     """
     for n in range(seen.shape[0]):
         marked[seen[n]] = 1
@@ -322,7 +342,9 @@ def best_of(  # type: ignore[no-untyped-def]
 def queries_recurrent(  # type: ignore[no-untyped-def]
     states, user, mix, widen, widen_bias, narrow, narrow_bias, outer, epsilon, queries
 ):
-    """`query_recurrent` for several states of one user, (n, scales + 1, dim), into `queries` (n, dim)."""
+    """`query_recurrent` for several states of one user, (n, scales + 1, dim), into `queries` (n,
+    dim).
+    """
     for n in range(states.shape[0]):
         query_recurrent(
             states[n], user, mix, widen, widen_bias, narrow, narrow_bias, outer, epsilon, queries[n]
@@ -331,10 +353,11 @@ def queries_recurrent(  # type: ignore[no-untyped-def]
 
 @kernel
 def diversify(vectors, relevance, diversity, chosen):  # type: ignore[no-untyped-def]
-    """Maximal marginal relevance (Carbonell and Goldstein 1998): `chosen` (k,) gets rows of `vectors` (n, dim), n >= k.
+    """Maximal marginal relevance (Carbonell and Goldstein 1998): `chosen` (k,) gets rows of
+    `vectors` (n, dim), n >= k.
 
-    Each next item maximises (1 - diversity) relevance - diversity max cosine to the items chosen before it; relevance:
-    (n,) in [0, 1], best first.
+    Each next item maximises (1 - diversity) relevance - diversity max cosine to the items chosen
+    before it; relevance: (n,) in [0, 1], best first.
     """
     n, dim = vectors.shape
     unit = np.empty((n, dim), np.float32)

@@ -1,6 +1,8 @@
-"""Locks that survive a fork: it waits until no other thread holds one, so that the child finds whole states and free locks.
+"""Locks that survive a fork: it waits until no other thread holds one, so that the child finds
+whole states and free locks.
 
-A thread that holds one of these locks may only wait for locks that were made earlier; a fork takes them in the same order.
+A thread that holds one of these locks may only wait for locks that were made earlier; a fork takes
+them in the same order.
 """
 
 from __future__ import annotations

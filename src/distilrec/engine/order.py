@@ -1,4 +1,5 @@
-"""The order in which a user's stored events are folded, and which of them the bundle's history holds already.
+"""The order in which a user's stored events are folded, and which of them the bundle's history
+holds already.
 
 docs/decisions/event-times.md says why.
 """
@@ -15,13 +16,19 @@ _HOUR = 3600.0
 BEFORE = 14 * _HOUR
 """The log's times may be this many seconds late: local times of UTC+14 that were read as UTC."""
 AFTER = 38 * _HOUR
-"""The log's times may be this many seconds early: dates without a time of day (24 hours), in UTC-12 or -14."""
+"""The log's times may be this many seconds early: dates without a time of day (24 hours), in UTC-12
+or -14.
+"""
 TAIL = BEFORE + AFTER
-"""A stored event from around the end of a log is looked for among the events of this many last seconds of the log."""
+"""A stored event from around the end of a log is looked for among the events of this many last
+seconds of the log.
+"""
 
 
 class Placed(NamedTuple):
-    """A stored event with its arrival and its place in time, as far as the clock of the service can be believed."""
+    """A stored event with its arrival and its place in time, as far as the clock of the service can
+    be believed.
+    """
 
     event: StoredEvent
     received: float
@@ -29,10 +36,12 @@ class Placed(NamedTuple):
 
 
 def placed(events: Sequence[StoredEvent]) -> list[Placed]:
-    """Returns events, given in order of arrival, with the times that they can have had, in order of arrival.
+    """Returns events, given in order of arrival, with the times that they can have had, in order of
+    arrival.
 
-    No event was received later than one that arrived after it: where the clock was ahead once, or has been set back, the
-    earliest later arrival counts. An event without a time of its sender happened when it was received.
+    No event was received later than one that arrived after it: where the clock was ahead once, or
+    has been set back, the earliest later arrival counts. An event without a time of its sender
+    happened when it was received.
     """
     found: list[Placed] = []
     received = float("inf")
@@ -59,8 +68,9 @@ def follows(event: StoredEvent, last: float, received: float) -> bool:
 class History(NamedTuple):
     """How to tell which stored events are in the bundle's history.
 
-    certain: what was received up to here is in it, or was left out of it on purpose; over: what was received later than
-    this is not; tail: events between the two, and those shortly before, are compared with the user's last events.
+    certain: what was received up to here is in it, or was left out of it on purpose; over: what was
+    received later than this is not; tail: events between the two, and those shortly before, are
+    compared with the user's last events.
     one_type: the log had a single type of event, so types cannot be compared.
     """
 
@@ -69,8 +79,12 @@ class History(NamedTuple):
     tail: float
     one_type: bool
 
-    def holds(self, unmatched: list[tuple[int, int]] | None, item: int, kind: int, received: float) -> bool:
-        """Returns whether an event is in the history. unmatched: the user's events of the tail, less what was found."""
+    def holds(
+        self, unmatched: list[tuple[int, int]] | None, item: int, kind: int, received: float
+    ) -> bool:
+        """Returns whether an event is in the history. unmatched: the user's events of the tail,
+        less what was found.
+        """
         if received > self.over:
             return False
         if unmatched and received > self.tail:
@@ -84,8 +98,8 @@ class History(NamedTuple):
 def history_until(end: float, event_types: int, *, with_tail: bool) -> History:
     """Returns the rules for a history whose last event has the time `end` in the log.
 
-    with_tail: whether the bundle says which events are from around the end; older bundles do not, and are believed to
-    the second.
+    with_tail: whether the bundle says which events are from around the end; older bundles do not,
+    and are believed to the second.
     """
     one_type = event_types <= 2  # the unknown type comes first
     if not with_tail:

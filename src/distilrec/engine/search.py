@@ -1,7 +1,8 @@
 """The best items of a large catalogue: an exact scan, a scan in integers, or a graph.
 
-What the last two find is scored again from the float32 vectors: an answer may miss an item, it never holds a wrong
-score. How much is missed was measured when the bundle was exported (`manifest.search`).
+What the last two find is scored again from the float32 vectors: an answer may miss an item, it
+never holds a wrong score. How much is missed was measured when the bundle was exported
+(`manifest.search`).
 """
 
 from __future__ import annotations
@@ -29,7 +30,9 @@ class Search(Protocol):
     """Finds the best items for a query, (dim,) float32, among those of an `ItemTable`."""
 
     def best(self, query: Floats, seen: Places, mask: Mask, k: int) -> tuple[Places, Floats]:
-        """The k best items that are not in `seen` and pass the mask, best first; see `Runtime.best`."""
+        """The k best items that are not in `seen` and pass the mask, best first; see
+        `Runtime.best`.
+        """
         ...
 
     def put_item(self, item: int) -> None:
@@ -48,10 +51,11 @@ def check_search(search: str, student: StudentKind, parameter: str) -> None:
 
 
 def make_search(kind: SearchKind, items: ItemTable, bundle: Bundle) -> Search | None:
-    """The search of this kind over a bundle's items; None for the exact scan of a catalogue that fits into the caches,
-    which is part of the runtime.
+    """The search of this kind over a bundle's items; None for the exact scan of a catalogue that
+    fits into the caches, which is part of the runtime.
 
-    Raises ConfigError where the bundle has no graph, and MissingExtraError where there is no usearch.
+    Raises ConfigError where the bundle has no graph, and MissingExtraError where there is no
+    usearch.
     """
     match kind:
         case "exact":
@@ -87,7 +91,9 @@ class ExactSearch:
 
 
 class QuantisedSearch:
-    """A scan over 8-bit vectors, a quarter of the bytes, and exact scores for what comes out first."""
+    """A scan over 8-bit vectors, a quarter of the bytes, and exact scores for what comes
+    out first.
+    """
 
     def __init__(self, items: ItemTable) -> None:
         self._items = items
@@ -118,17 +124,19 @@ class QuantisedSearch:
         """v_i = scale_i * (integers in [-127, 127]), scale_i = max |v_i| / 127."""
         vectors = self._items.vectors[items]
         self._scales[items] = np.maximum(np.abs(vectors).max(axis=1, initial=0.0), 1e-30) / 127
-        self._columns[: vectors.shape[1], items] = np.rint(vectors / self._scales[items, None]).astype(np.int8).T
+        self._columns[: vectors.shape[1], items] = (
+            np.rint(vectors / self._scales[items, None]).astype(np.int8).T
+        )
 
 
 class GraphSearch:
     """Neighbours in a graph (HNSW, Malkov and Yashunin 2018) over the items of the bundle.
 
-    The items with the largest norms, which are the answer more often than others, are not in the graph: they are always
-    scored, like those that come or change later.
+    The items with the largest norms, which are the answer more often than others, are not in the
+    graph: they are always scored, like those that come or change later.
 
-    Where the graph is the slower way (a filter that few items pass, a user who has had nearly all that is near), every item
-    that passes is scored, or the catalogue is scanned in integers.
+    Where the graph is the slower way (a filter that few items pass, a user who has had nearly all
+    that is near), every item that passes is scored, or the catalogue is scanned in integers.
     """
 
     def __init__(self, items: ItemTable, file: Path, info: SearchInfo) -> None:
@@ -150,7 +158,9 @@ class GraphSearch:
             passing = int(np.count_nonzero(mask))
             if passing <= _FEW:
                 allowed = np.flatnonzero(mask).astype(np.int32)
-                found, _ = kernels.best_of(*known, allowed, 0, seen, mask, self._marked, items, scores)
+                found, _ = kernels.best_of(
+                    *known, allowed, 0, seen, mask, self._marked, items, scores
+                )
                 return items[:found], scores[:found]
             share = passing / len(mask)
         count = int(1.5 * k / share) + 16
@@ -160,7 +170,9 @@ class GraphSearch:
         while count <= _MOST:
             near = self._graph.search(self._query, count, threads=1).keys.astype(np.int32)
             candidates = np.concatenate([near, self._beside])
-            found, left = kernels.best_of(*known, candidates, len(near), seen, mask, self._marked, items, scores)
+            found, left = kernels.best_of(
+                *known, candidates, len(near), seen, mask, self._marked, items, scores
+            )
             if left >= k:
                 return items[:found], scores[:found]
             count *= 3
@@ -174,19 +186,26 @@ class GraphSearch:
             self._marked = np.zeros(self._items.room, np.uint8)
 
 
-def build_graph(vectors: Floats, biases: Floats, info: SearchInfo, file: Path, threads: int = 0) -> None:
+def build_graph(
+    vectors: Floats, biases: Floats, info: SearchInfo, file: Path, threads: int = 0
+) -> None:
     """Writes the graph over these items, (items, dim) and (items,), in the format of usearch.
 
-    The best score becomes the nearest neighbour: x = [v, b / u, sqrt(M^2 - |v|^2 - (b / u)^2)] with M the largest norm,
-    the query [q, u, 0] (Bachrach et al. 2014, sec. 3) and u = `info.bias_unit`. The items with the largest norms are left
+    The best score becomes the nearest neighbour: x = [v, b / u, sqrt(M^2 - |v|^2 - (b / u)^2)] with
+    M the largest norm, the query [q, u, 0] (Bachrach et al. 2014, sec. 3) and u = `info.bias_unit`.
+    The items with the largest norms are left
     out: they would make M, and with it the last channel, large for all others. threads: 0 is all.
     Raises MissingExtraError without usearch.
     """
     index_type = _usearch()
     square = _square_norms(vectors, biases, info)
-    inside = np.sort(np.argsort(square, kind="stable")[: len(square) - min(_ALWAYS, len(square) // 16)])
+    inside = np.sort(
+        np.argsort(square, kind="stable")[: len(square) - min(_ALWAYS, len(square) // 16)]
+    )
     last = np.sqrt(square[inside].max(initial=0.0) - square[inside])
-    points = np.column_stack([vectors[inside], biases[inside] / info.bias_unit, last]).astype(np.float32)
+    points = np.column_stack([vectors[inside], biases[inside] / info.bias_unit, last]).astype(
+        np.float32
+    )
     graph = index_type(
         ndim=points.shape[1],
         metric="l2sq",
@@ -211,7 +230,9 @@ def _open_graph(file: Path, dim: int) -> Any:
     graph = index_type.restore(str(file), view=True)  # by memory map
     if graph is None or graph.ndim != dim:
         raise BundleCorruptedError(
-            f"{file} is no graph over vectors of this bundle", fix="export the bundle again", file=str(file)
+            f"{file} is no graph over vectors of this bundle",
+            fix="export the bundle again",
+            file=str(file),
         )
     return graph
 

@@ -1,4 +1,6 @@
-"""A recommender in your own process whose users live in a store: memory is bounded, and nothing is lost on a restart."""
+"""A recommender in your own process whose users live in a store: memory is bounded, and nothing is
+lost on a restart.
+"""
 
 from __future__ import annotations
 
@@ -28,8 +30,8 @@ _SMALL_STEP = 5.0  # seconds
 class EventInput(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One interaction, as a caller reports it.
 
-    timestamp: when it happened, seconds since 1970, now where it is left out; event_id: give one of your own, unique for
-    the user, and sending the event again does not count twice.
+    timestamp: when it happened, seconds since 1970, now where it is left out; event_id: give one of
+    your own, unique for the user, and sending the event again does not count twice.
     """
 
     user_id: str | int | float
@@ -40,17 +42,21 @@ class EventInput(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Clock:
-    """Seconds since 1970 that do not go back by small steps, which would only make states be folded again.
+    """Seconds since 1970 that do not go back by small steps, which would only make states be folded
+    again.
 
-    A clock that is set back by more than a few seconds was wrong before or is wrong now, and is followed: the order of
-    arrival is kept by `distilrec.engine.order`, in every process and after a restart.
+    A clock that is set back by more than a few seconds was wrong before or is wrong now, and is
+    followed: the order of arrival is kept by `distilrec.engine.order`, in every process and after a
+    restart.
     """
 
     def __init__(self) -> None:
         self._last = 0.0
 
     def now(self) -> float:
-        """Returns the time, or the last one given where the clock of the machine has gone back a little."""
+        """Returns the time, or the last one given where the clock of the machine has gone back a
+        little.
+        """
         now = time.time()
         if not self._last - _SMALL_STEP <= now < self._last:
             self._last = now
@@ -60,8 +66,8 @@ class Clock:
 def to_stored(events: Iterable[EventInput], clock: Clock) -> list[StoredEvent]:
     """Returns events as they are stored.
 
-    Raises ConfigError for a timestamp that is negative, not finite, or in the future, InvalidIdError for an id, an event
-    type or an event id that cannot be kept exactly.
+    Raises ConfigError for a timestamp that is negative, not finite, or in the future,
+    InvalidIdError for an id, an event type or an event id that cannot be kept exactly.
     """
     stored = []
     for place, event in enumerate(events):
@@ -69,15 +75,22 @@ def to_stored(events: Iterable[EventInput], clock: Clock) -> list[StoredEvent]:
         when = event.timestamp
         if when is not None and not 0 <= when <= now + MAX_CLOCK_SKEW:
             raise ConfigError(
-                f"the timestamp {when} of event {place} is not a time between 1970 and now (seconds)",
-                fix="set the clock of the sender, convert milliseconds to seconds, or leave the timestamp out",
+                f"the timestamp {when} of event {place} is not a time between 1970 and now "
+                "(seconds)",
+                fix="set the clock of the sender, convert milliseconds to seconds, or leave the "
+                "timestamp out",
                 parameter=f"events[{place}].timestamp",
             )
         where = f"events[{place}]."
-        user, item = as_id(event.user_id, where + "user_id"), as_id(event.item_id, where + "item_id")
+        user, item = (
+            as_id(event.user_id, where + "user_id"),
+            as_id(event.item_id, where + "item_id"),
+        )
         kind = as_label(event.event_type, where + "event_type", MAX_EVENT_TYPE)
         given = event.event_id
-        identity = uuid4().hex if given is None else as_label(given, where + "event_id", MAX_EVENT_ID)
+        identity = (
+            uuid4().hex if given is None else as_label(given, where + "event_id", MAX_EVENT_ID)
+        )
         stored.append(StoredEvent(user, item, kind, now if when is None else when, now, identity))
     return stored
 
@@ -92,7 +105,9 @@ def bring_up_to_date(recommender: Recommender, store: Store, user_ids: Sequence[
 
 
 def follow_item(recommender: Recommender, record: ItemRecord) -> list[DistilrecError]:
-    """Applies a stored record of an item as far as that is possible; returns what stood against the rest."""
+    """Applies a stored record of an item as far as that is possible; returns what stood against the
+    rest.
+    """
     try:
         return recommender.follow_item(record)
     except InvalidIdError as problem:
@@ -100,7 +115,8 @@ def follow_item(recommender: Recommender, record: ItemRecord) -> list[DistilrecE
 
 
 def forget_erased(recommender: Recommender, store: Store) -> int:
-    """Takes users whom the store remembers as erased out of what a recommender knows from its bundle.
+    """Takes users whom the store remembers as erased out of what a recommender knows from its
+    bundle.
 
     Returns the store's number of erasures: as long as that stays, there is nothing to do.
     """
@@ -113,13 +129,16 @@ def forget_erased(recommender: Recommender, store: Store) -> int:
 class StoredRecommender:
     """`Recommender` over a `Store`: the same answers, durable events.
 
-    Any thread may call any method; what a thread has stored is in its next answer. Users in memory are answered while the
-    store works for others, unless other processes share the store. A forked process opens a store of its own.
+    Any thread may call any method; what a thread has stored is in its next answer. Users in memory
+    are answered while the store works for others, unless other processes share the store. A forked
+    process opens a store of its own.
     """
 
     def __init__(self, recommender: Recommender, store: Store) -> None:
         self.recommender, self.store = recommender, store
-        self._lock = fork_safe_lock()  # no thread reads a user between an event's storing and following
+        self._lock = (
+            fork_safe_lock()
+        )  # no thread reads a user between an event's storing and following
         self._process = os.getpid()
         self._clock = Clock()
         self._item_changes = 0
@@ -158,9 +177,11 @@ class StoredRecommender:
             return answer()
 
     def update(self, events: Iterable[EventInput | Mapping[str, object]]) -> list[bool]:
-        """Stores events, durably, and follows them; says of each whether it is new (not a repeated event id).
+        """Stores events, durably, and follows them; says of each whether it is new (not a repeated
+        event id).
 
-        Raises ConfigError for an event that is not valid, InvalidIdError, and StoreError; then none has been stored.
+        Raises ConfigError for an event that is not valid, InvalidIdError, and StoreError; then none
+        has been stored.
         """
         given = [_as_input(event) for event in events]
         with self._lock:
@@ -173,7 +194,9 @@ class StoredRecommender:
         return [position > 0 for position in positions]
 
     def set_user(self, user_id: Id, features: Mapping[str, object]) -> None:
-        """Stores the features of a user. Raises ConfigError for a feature that the bundle does not have."""
+        """Stores the features of a user. Raises ConfigError for a feature that the bundle does not
+        have.
+        """
         name = as_id(user_id, "user_id")
         self.recommender.user_features(features)
         with self._lock:
@@ -182,16 +205,21 @@ class StoredRecommender:
             self.recommender.forget(name)
 
     def put_item(self, record: ItemRecord) -> None:
-        """Stores and applies what is said about an item. Raises ConfigError and InvalidIdError; then nothing changed."""
+        """Stores and applies what is said about an item. Raises ConfigError and InvalidIdError;
+        then nothing changed.
+        """
         with self._lock:
             self.recommender.check_item(record)
-            self.store.put_item(msgspec.structs.replace(record, item_id=as_id(record.item_id, "item_id")))
+            self.store.put_item(
+                msgspec.structs.replace(record, item_id=as_id(record.item_id, "item_id"))
+            )
             self.refresh_items()
 
     def refresh_items(self) -> None:
         """Applies what was said about items, here or by other processes.
 
-        What this bundle cannot take of it, such as features of another bundle, is left out and logged.
+        What this bundle cannot take of it, such as features of another bundle, is left out and
+        logged.
         """
         with self._lock:
             records, self._item_changes = self.store.items(self._item_changes)
@@ -200,7 +228,9 @@ class StoredRecommender:
                     _log.warning("item %r: left out: %s", record.item_id, problem.message)
 
     def erase(self, user_id: Id) -> int:
-        """Removes a user from the store and from memory; the bundle's history of them is not used any more."""
+        """Removes a user from the store and from memory; the bundle's history of them is not used
+        any more.
+        """
         name = as_id(user_id, "user_id")
         with self._lock:
             with self._writing([name]):
@@ -209,14 +239,17 @@ class StoredRecommender:
         return removed
 
     def clean(self) -> str:
-        """Goes on taking erased users out of the store's files; returns what is left to be done, empty where nothing is."""
+        """Goes on taking erased users out of the store's files; returns what is left to be done,
+        empty where nothing is.
+        """
         with self._lock:
             return self.store.clean()
 
     @contextmanager
     def _writing(self, users: Iterable[str]) -> Iterator[None]:
-        """A write that failed may have happened all the same: the next answer asks the store about these users. And where
-        the store may lack what it once said, nothing that was read before is used any more.
+        """A write that failed may have happened all the same: the next answer asks the store about
+        these users. And where the store may lack what it once said, nothing that was read before is
+        used any more.
         """
         try:
             yield

@@ -1,4 +1,6 @@
-"""The users in memory: their states, bounded in number, the least recently used ones leaving first."""
+"""The users in memory: their states, bounded in number, the least recently used ones
+leaving first.
+"""
 
 from __future__ import annotations
 
@@ -19,10 +21,11 @@ _FIRST_ROOM = 16
 class User:
     """One user in memory.
 
-    state: what the runtime folds events into; features: U f_u, (dim,); log: (2, capacity) int32, items and event types;
-    last: time of the latest event; received: when the last one to arrive did; epoch, position: up to where the user's
-    log in the store is folded in; unmatched: events (item, type) of the bundle's history, from around its end, that no
-    stored event has been found to be.
+    state: what the runtime folds events into; features: U f_u, (dim,); log: (2, capacity) int32,
+    items and event types;
+    last: time of the latest event; received: when the last one to arrive did; epoch, position: up
+    to where the user's log in the store is folded in; unmatched: events (item, type) of the
+    bundle's history, from around its end, that no stored event has been found to be.
     """
 
     state: Floats
@@ -53,9 +56,11 @@ class User:
 
 
 class Users:
-    """Users by id. At most `max_users` of them, and of each the latest `max_events` events; the states forget nothing.
+    """Users by id. At most `max_users` of them, and of each the latest `max_events` events; the
+    states forget nothing.
 
-    Any thread may call the methods; a `User` itself may only be read and changed by a thread that holds `lock`.
+    Any thread may call the methods; a `User` itself may only be read and changed by a thread that
+    holds `lock`.
     """
 
     def __init__(self, max_users: int | None, max_events: int) -> None:
@@ -114,7 +119,9 @@ class Users:
     def recent(self, count: int) -> list[str]:
         """The most recently used users, latest first."""
         with self.lock:
-            return [user_id for user_id, _ in zip(reversed(self._users), range(count), strict=False)]
+            return [
+                user_id for user_id, _ in zip(reversed(self._users), range(count), strict=False)
+            ]
 
     def remember(self, user: User, item: int, event: int) -> None:
         """Adds an event to the log of a user who is held here, or is about to be."""
@@ -130,6 +137,10 @@ class Users:
 
     def remember_all(self, user: User, items: NDArray[np.int32], events: NDArray[np.int32]) -> None:
         """Adds many events to the log of a user who is not held here yet."""
-        whole = np.stack([np.concatenate([user.items, items]), np.concatenate([user.events, events])])
-        user.log = whole if whole.shape[1] <= self.max_events else whole[:, -self.max_events :].copy()
+        whole = np.stack(
+            [np.concatenate([user.items, items]), np.concatenate([user.events, events])]
+        )
+        user.log = (
+            whole if whole.shape[1] <= self.max_events else whole[:, -self.max_events :].copy()
+        )
         user.length = user.log.shape[1]

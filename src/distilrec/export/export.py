@@ -1,4 +1,6 @@
-"""From a trained student to a bundle. The training side of the format: this module may import torch."""
+"""From a trained student to a bundle. The training side of the format: this module may import
+torch.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,14 @@ from numpy.typing import NDArray
 from torch.nn import functional
 
 from distilrec._version import __version__
-from distilrec.bundle.format import Arrays, Bundle, read_bundle, read_manifest, write_bundle, write_manifest
+from distilrec.bundle.format import (
+    Arrays,
+    Bundle,
+    read_bundle,
+    read_manifest,
+    write_bundle,
+    write_manifest,
+)
 from distilrec.bundle.manifest import GRAPH, Golden, Manifest, SearchInfo, SearchKind, StudentKind
 from distilrec.data.dataset import UNKNOWN_ITEM, Dataset, Histories
 from distilrec.engine.order import TAIL
@@ -49,7 +58,8 @@ class BundleConfig(Settings, frozen=True):
     """How the served student finds the best items."""
 
     search: SearchKind | Literal["auto"] = "auto"
-    """`exact`, `quantised` (a scan in 8 bits), `graph` (HNSW), or `auto`, by the number of items."""
+    """`exact`, `quantised` (a scan in 8 bits), `graph` (HNSW), or `auto`, by the number of items.
+    """
     connectivity: Count = 32
     """Neighbours of an item in the graph; more finds more and takes longer."""
     expansion_add: Count = 128
@@ -71,10 +81,11 @@ def export_bundle(
 ) -> Manifest:
     """Writes a bundle; `with_history=False` leaves all user data out.
 
-    teacher: whom the student learned from; its best items for every user go with the history, to be compared with.
+    teacher: whom the student learned from; its best items for every user go with the history, to be
+    compared with.
     before: is called with the whole manifest before it is written: until then there is no bundle.
-    Raises ConfigError for a model that is no student and for a search that this kind of student cannot do, and
-    MissingExtraError where a graph is asked for and usearch is not installed.
+    Raises ConfigError for a model that is no student and for a search that this kind of student
+    cannot do, and MissingExtraError where a graph is asked for and usearch is not installed.
     """
     student = trained.model
     knows = None if teacher is None else as_teacher(teacher)
@@ -110,11 +121,15 @@ def export_bundle(
         privacy=trained.record.privacy,
     )
     catalogue = pack_texts("ids", info.item_ids) | pack_texts("titles", info.titles)
-    popularity = dataset.popularity() * (trained.record.privacy is None)  # exact counts are not private
+    popularity = dataset.popularity() * (
+        trained.record.privacy is None
+    )  # exact counts are not private
     catalogue |= {"popularity": popularity} | pack_attributes(dataset.attributes)
     if search.kind != "exact":
         graph = next_graph if search.kind == "graph" else None
-        recall, queries = search_recall(Bundle(folder, manifest, weights, catalogue, {}, graph), dataset)
+        recall, queries = search_recall(
+            Bundle(folder, manifest, weights, catalogue, {}, graph), dataset
+        )
         search = msgspec.structs.replace(search, recall=recall, queries=queries)
         manifest = msgspec.structs.replace(manifest, search=search)
     history = _history(dataset, knows) if with_history else None
@@ -122,7 +137,9 @@ def export_bundle(
 
 
 def choose_search(config: BundleConfig, kind: StudentKind, items: int) -> SearchInfo:
-    """What `auto` stands for. Raises ConfigError for a search that this kind of student cannot do."""
+    """What `auto` stands for. Raises ConfigError for a search that this kind of student
+    cannot do.
+    """
     chosen = config.search
     if chosen == "auto":
         chosen = "exact"
@@ -140,12 +157,16 @@ def choose_search(config: BundleConfig, kind: StudentKind, items: int) -> Search
 
 
 def bias_unit(outer_norm: NDArray[np.float32]) -> float:
-    """Half of the length of a query, which the last norm of a recurrent student gives (RMSNorm: about |gains|)."""
+    """Half of the length of a query, which the last norm of a recurrent student gives (RMSNorm:
+    about |gains|).
+    """
     return max(float(np.linalg.norm(outer_norm)) / 2, 1e-6)
 
 
 def search_recall(bundle: Bundle, dataset: Dataset) -> tuple[float, int]:
-    """Share of the exact ten best unseen items that the search of a bundle finds, and for how many users this was asked."""
+    """Share of the exact ten best unseen items that the search of a bundle finds, and for how many
+    users this was asked.
+    """
     asked, exact = make_runtime(bundle), make_runtime(bundle, "exact")
     rng = np.random.default_rng(0)
     users = rng.choice(dataset.users, min(_RECALL_USERS, dataset.users), replace=False)
@@ -157,7 +178,8 @@ def search_recall(bundle: Bundle, dataset: Dataset) -> tuple[float, int]:
         rows = slice(histories.offsets[k], histories.offsets[k + 1])
         exact.fold(state, histories.items[rows], histories.events[rows])
         known = embed_bag(
-            zip(features.columns[user], features.weights[user], strict=True), bundle.weights["user_table"]
+            zip(features.columns[user], features.weights[user], strict=True),
+            bundle.weights["user_table"],
         )
         seen = np.zeros(0, np.int32) if dataset.info.repeats else histories.of(k)
         depth = min(_RECALL_DEPTH, dataset.catalogue_size)
@@ -169,7 +191,9 @@ def search_recall(bundle: Bundle, dataset: Dataset) -> tuple[float, int]:
 
 
 def record_metrics(
-    folder: Path, metrics: dict[str, float], before: Callable[[Manifest], None] = lambda manifest: None
+    folder: Path,
+    metrics: dict[str, float],
+    before: Callable[[Manifest], None] = lambda manifest: None,
 ) -> Manifest:
     """Writes measured metrics into the manifest of a bundle, which gets a new model version.
 
@@ -183,7 +207,9 @@ def record_metrics(
 def holds(folder: Path, trained: TrainedModel) -> bool:
     """Returns whether the weights in a bundle are those of this student."""
     weights, own = read_bundle(folder).weights, _weights(trained.model)
-    return all(name in weights and np.array_equal(weights[name], array) for name, array in own.items())
+    return all(
+        name in weights and np.array_equal(weights[name], array) for name, array in own.items()
+    )
 
 
 def _kind(student: SequenceModel) -> StudentKind:
@@ -239,14 +265,19 @@ def _weights(student: SequenceModel) -> Arrays:
                 "log_totals": student.log_totals(),
                 "decays": student.decays[:, 0],
                 # U f_u moves the gates: it takes the first channels of a user vector.
-                "user_table": functional.pad(student.user_features.table, (0, 1 + student.item_inputs.shape[1])),
+                "user_table": functional.pad(
+                    student.user_features.table, (0, 1 + student.item_inputs.shape[1])
+                ),
             }
         case _:
             raise ConfigError(
-                f"{type(student).__name__} is a teacher; only students can be exported", fix="distil a student first"
+                f"{type(student).__name__} is a teacher; only students can be exported",
+                fix="distil a student first",
             )
     own["item_table"] = student.items.features.table
-    if isinstance(student, SoftTree):  # features give a new item its channels in the leaves and its inputs
+    if isinstance(
+        student, SoftTree
+    ):  # features give a new item its channels in the leaves and its inputs
         width, inputs = len(own["item_table"]), student.item_inputs.shape[1]
         own["item_table"] = torch.cat([own["item_table"], torch.eye(width, inputs)], dim=1)
     return {name: _array(tensor) for name, tensor in own.items()}
@@ -256,14 +287,19 @@ def _history(dataset: Dataset, teacher: Teacher | None) -> Arrays:
     everyone = np.arange(dataset.users)
     histories = dataset.histories(everyone, dataset.offsets[1:])
     lists = (
-        {"teacher_items": teacher_lists(teacher, histories, dataset.info.repeats, dataset.catalogue_size)}
+        {
+            "teacher_items": teacher_lists(
+                teacher, histories, dataset.info.repeats, dataset.catalogue_size
+            )
+        }
         if teacher
         else {}
     )
     end = min(float(dataset.times.max(initial=0.0)), time.time())
     return {
         **lists,
-        # Events that a service received long before this moment (seconds since 1970) are in the histories; those from
+        # Events that a service received long before this moment (seconds since 1970) are in the
+        # histories; those from
         # around it are compared with each user's last events, of which there are `recent`.
         "end": np.array([end]),
         "recent": recent_events(dataset, end - TAIL),
@@ -284,8 +320,12 @@ def recent_events(dataset: Dataset, since: float) -> NDArray[np.int32]:
     return recent
 
 
-def teacher_lists(teacher: Teacher, histories: Histories, repeats: bool, catalogue_size: int) -> NDArray[np.int32]:
-    """The teacher's best items for these users, best first, (users, depth) int32; -1 where there are fewer."""
+def teacher_lists(
+    teacher: Teacher, histories: Histories, repeats: bool, catalogue_size: int
+) -> NDArray[np.int32]:
+    """The teacher's best items for these users, best first, (users, depth) int32; -1 where there
+    are fewer.
+    """
     chunks = []
     step = max(1, _SCORES // catalogue_size)
     for start in range(0, len(histories), step):
@@ -298,15 +338,22 @@ def teacher_lists(teacher: Teacher, histories: Histories, repeats: bool, catalog
         top = np.sort(np.argpartition(-scores, depth - 1, axis=1)[:, :depth], axis=1)
         order = np.argsort(-np.take_along_axis(scores, top, 1), axis=1, kind="stable")
         top = np.take_along_axis(top, order, 1)
-        chunks.append(np.where(np.isneginf(np.take_along_axis(scores, top, 1)), -1, top).astype(np.int32))
+        chunks.append(
+            np.where(np.isneginf(np.take_along_axis(scores, top, 1)), -1, top).astype(np.int32)
+        )
     return np.concatenate(chunks)
 
 
 def _golden(student: SequenceModel, dataset: Dataset) -> list[Golden]:
-    """Questions about made-up users (no user data goes into the manifest), answered by the training model."""
+    """Questions about made-up users (no user data goes into the manifest), answered by the training
+    model.
+    """
     rng = np.random.default_rng(0)
     lengths = [min(length, dataset.catalogue_size // 2) for length in _GOLDEN_LENGTHS]
-    items = [rng.choice(dataset.catalogue_size, length, replace=False).astype(np.int32) for length in lengths]
+    items = [
+        rng.choice(dataset.catalogue_size, length, replace=False).astype(np.int32)
+        for length in lengths
+    ]
     width = dataset.user_features.width
     columns = rng.integers(max(width, 1), size=(len(lengths), 2 if width else 0)).astype(np.int32)
     bags = FeatureMatrix(columns, np.ones(columns.shape, np.float32), width)
@@ -322,7 +369,9 @@ def _golden(student: SequenceModel, dataset: Dataset) -> list[Golden]:
     projection.weights = torch.from_numpy(bags.weights)
     scorer = TorchScorer(stand_in)
     depth = min(_GOLDEN_DEPTH, dataset.catalogue_size - max(lengths))
-    asked = Questions(histories, np.arange(len(lengths) + 1), np.zeros(len(lengths), np.int32), True, 0)
+    asked = Questions(
+        histories, np.arange(len(lengths) + 1), np.zeros(len(lengths), np.int32), True, 0
+    )
     top = rank(scorer, asked, depth).top
     scores = np.take_along_axis(scorer.scores(histories), top.astype(np.int64), 1)
     return [

@@ -1,10 +1,11 @@
 """Features as numbers: the fitted encoders, and how one row is encoded.
 
-Both sides use this module: training encodes whole tables with it, the engine encodes a new user or item with it,
-so the two can never drift apart. It needs numpy and msgspec only. Fitting is in `distilrec.data.features`.
+Both sides use this module: training encodes whole tables with it, the engine encodes a new user or
+item with it, so the two can never drift apart. It needs numpy and msgspec only. Fitting is in
+`distilrec.data.features`.
 
-A row becomes a *bag*: pairs (column, weight) into one wide vector of `width` columns. Column 0 of each
-categorical or multi-valued feature is its unknown slot.
+A row becomes a *bag*: pairs (column, weight) into one wide vector of `width` columns. Column 0 of
+each categorical or multi-valued feature is its unknown slot.
 """
 
 from __future__ import annotations
@@ -39,7 +40,9 @@ class CategoricalEncoding(msgspec.Struct, frozen=True, tag="categorical", tag_fi
 
 
 class MultiEncoding(msgspec.Struct, frozen=True, tag="multi", tag_field="kind", omit_defaults=True):
-    """Several values; n of them weigh 1/sqrt(n) each, so that every row has length 1. Text is split at `separator`."""
+    """Several values; n of them weigh 1/sqrt(n) each, so that every row has length 1. Text is split
+    at `separator`.
+    """
 
     name: str
     values: tuple[str, ...]
@@ -51,7 +54,9 @@ class MultiEncoding(msgspec.Struct, frozen=True, tag="multi", tag_field="kind", 
 
 
 class NumericEncoding(msgspec.Struct, frozen=True, tag="numeric", tag_field="kind"):
-    """A number as its quantile, scaled to [-1, 1]; a missing one sets the second column to 1 instead."""
+    """A number as its quantile, scaled to [-1, 1]; a missing one sets the second column to 1
+    instead.
+    """
 
     name: str
     quantiles: tuple[float, ...]
@@ -72,8 +77,12 @@ class TextEncoding(msgspec.Struct, frozen=True, tag="text", tag_field="kind"):
         return self.buckets
 
 
-class VectorEncoding(msgspec.Struct, frozen=True, tag="vector", tag_field="kind", omit_defaults=True):
-    """A list of `width` numbers as they are; a missing one is all zeros. Text is split at `separator`."""
+class VectorEncoding(
+    msgspec.Struct, frozen=True, tag="vector", tag_field="kind", omit_defaults=True
+):
+    """A list of `width` numbers as they are; a missing one is all zeros. Text is split at
+    `separator`.
+    """
 
     name: str
     width: int
@@ -138,10 +147,11 @@ class FeatureEncoder(msgspec.Struct, frozen=True, dict=True):
         return names
 
     def encode(self, row: Mapping[str, object]) -> list[tuple[int, float]]:
-        """The bag of one row: (column, weight) pairs. A key that is absent counts as a missing value.
+        """The bag of one row: (column, weight) pairs. A key that is absent counts as a missing
+        value.
 
-        Raises InvalidValueError for a NaN or infinite number and for a vector of another length, ColumnTypeError for text
-        where a number belongs.
+        Raises InvalidValueError for a NaN or infinite number and for a vector of another length,
+        ColumnTypeError for text where a number belongs.
         """
         bag: list[tuple[int, float]] = []
         start = 0
@@ -158,7 +168,10 @@ class FeatureEncoder(msgspec.Struct, frozen=True, dict=True):
                 case NumericEncoding():
                     bag.append((start + 1, 1.0) if value is None else (start, _quantile(e, value)))
                 case TextEncoding():
-                    words = {zlib.crc32(w.encode()) % e.buckets for w in _TOKEN.findall(str(value or "").lower())}
+                    words = {
+                        zlib.crc32(w.encode()) % e.buckets
+                        for w in _TOKEN.findall(str(value or "").lower())
+                    }
                     bag += [(start + word, 1 / math.sqrt(len(words))) for word in sorted(words)]
                 case VectorEncoding() if e.width:  # 0: no training row had one
                     bag += list(enumerate(as_vector(e.name, value, e.width, e.separator), start))
@@ -179,12 +192,16 @@ class FeatureEncoder(msgspec.Struct, frozen=True, dict=True):
 
 
 def _flags_as_before(slots: dict[str, int]) -> dict[str, int]:
-    """Slots under which flags are found too where they were learned as `True` and `False`, as distilrec 0.1 did."""
+    """Slots under which flags are found too where they were learned as `True` and `False`, as
+    distilrec 0.1 did.
+    """
     return {text.lower(): slot for text, slot in slots.items() if text in ("True", "False")} | slots
 
 
 def as_category(value: object) -> str:
-    """The text of a categorical value: `1.0` and `1` are the same category, a flag is `true` or `false`."""
+    """The text of a categorical value: `1.0` and `1` are the same category, a flag is `true` or
+    `false`.
+    """
     if isinstance(value, bool | np.bool_):
         return "true" if value else "false"
     if isinstance(value, float | np.floating) and value.is_integer():
@@ -193,8 +210,8 @@ def as_category(value: object) -> str:
 
 
 def as_parts(value: object, separator: str = "|") -> list[str]:
-    """The values of a multi-valued cell: a list as it is, also one that was printed as text; other text split at the
-    separator, anything else is one value.
+    """The values of a multi-valued cell: a list as it is, also one that was printed as text; other
+    text split at the separator, anything else is one value.
     """
     if value is None:
         return []
@@ -204,7 +221,9 @@ def as_parts(value: object, separator: str = "|") -> list[str]:
 
 
 def split_text(text: str, separator: str) -> list[str]:
-    """The values in a cell of text: those of a list that was printed, and other text split at the separator."""
+    """The values in a cell of text: those of a list that was printed, and other text split at the
+    separator.
+    """
     try:
         listed = parse_list(text)
     except ValueError:
@@ -225,13 +244,19 @@ def as_number(name: str, value: object) -> float:
         ) from None
     if not math.isfinite(number):
         raise InvalidValueError(
-            f"feature {name!r} holds {number}", fix="leave the value empty where it is not known", column=name
+            f"feature {name!r} holds {number}",
+            fix="leave the value empty where it is not known",
+            column=name,
         )
     return number
 
 
-def as_vector(name: str, value: object, width: int | None = None, separator: str = "|") -> list[float]:
-    """The numbers of a vector, none where it is missing; text is split at the separator. width: how many there must be."""
+def as_vector(
+    name: str, value: object, width: int | None = None, separator: str = "|"
+) -> list[float]:
+    """The numbers of a vector, none where it is missing; text is split at the separator. width: how
+    many there must be.
+    """
     if value is None:
         return []
     if isinstance(value, str):

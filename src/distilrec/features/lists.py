@@ -1,4 +1,6 @@
-"""Lists that were written as text, as Python, JSON and numpy print them: `['red', 'blue']`, `["red"]`, `[0.1 0.2]`."""
+"""Lists that were written as text, as Python, JSON and numpy print them: `['red', 'blue']`,
+`["red"]`, `[0.1 0.2]`.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,8 @@ _WRAPPERS = re.compile(r"(?:frozenset|set|array|list|tuple)\((.*)\)", re.DOTALL)
 
 
 def parse_list(text: str) -> list[str] | None:
-    """The texts of a list, a tuple or a set that was printed; None for any other text. Missing elements are left out.
+    """The texts of a list, a tuple or a set that was printed; None for any other text. Missing
+    elements are left out.
 
     Raises ValueError for text that is such a list by its looks and cannot be read as one.
     """
@@ -31,7 +34,9 @@ def parse_list(text: str) -> list[str] | None:
     inside = text[1:-1]
     if not inside.strip():
         return []
-    if text[0] == "[" and _NUMBERS.fullmatch(inside) and len(inside.split()) > 1:  # as numpy prints them
+    if (
+        text[0] == "[" and _NUMBERS.fullmatch(inside) and len(inside.split()) > 1
+    ):  # as numpy prints them
         return inside.split()
     found, place = [], 0
     while element := _ELEMENT.match(inside, place):
@@ -45,7 +50,8 @@ def parse_list(text: str) -> list[str] | None:
         place += 1
         if not inside[place:].strip():  # a comma after the last, as in a tuple of one
             return found
-    # Brackets around one word are nothing special; a quote, a comma or a colon in square or curly ones is.
+    # Brackets around one word are nothing special; a quote, a comma or a colon in square or curly
+    # ones is.
     if text[0] in "[{" and re.search(r"""['",:]""", inside) and _closes_at_end(text):
         raise ValueError("it looks like a list, and cannot be read as one")
     return None
@@ -57,7 +63,9 @@ def _text(element: re.Match[str]) -> str:
             return str(json.loads(element["json"], strict=False))
         except ValueError:
             return _unescaped(element["json"][1:-1])
-    return _unescaped(element["python"][1:-1]) if element["python"] is not None else element[0].strip()
+    return (
+        _unescaped(element["python"][1:-1]) if element["python"] is not None else element[0].strip()
+    )
 
 
 def _unescaped(text: str) -> str:
@@ -76,7 +84,9 @@ def _unescaped(text: str) -> str:
 
 
 def _closes_at_end(text: str) -> bool:
-    """Whether the bracket at the beginning is closed by the one at the end, not by an earlier one."""
+    """Whether the bracket at the beginning is closed by the one at the end, not by an
+    earlier one.
+    """
     opening, closing, depth = text[0], _PAIRS[text[0]], 0
     for place, character in enumerate(text):
         depth += (character == opening) - (character == closing)

@@ -1,4 +1,6 @@
-"""Texts as arrays: one UTF-8 blob and the offsets of each text in it, to be stored as safetensors."""
+"""Texts as arrays: one UTF-8 blob and the offsets of each text in it, to be stored as
+safetensors.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,9 @@ def pack_texts(name: str, texts: Sequence[str]) -> dict[str, NDArray[Any]]:
     encoded = [text.encode() for text in texts]
     return {
         f"{name}.text": np.frombuffer(b"".join(encoded), np.uint8),
-        f"{name}.offsets": np.concatenate([[0], np.cumsum([len(each) for each in encoded])]).astype(np.int64),
+        f"{name}.offsets": np.concatenate([[0], np.cumsum([len(each) for each in encoded])]).astype(
+            np.int64
+        ),
     }
 
 

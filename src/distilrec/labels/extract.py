@@ -38,7 +38,8 @@ _BATCH = 32
 _BATCHES_PER_SHARD = 16
 _LOGITS = 2**26  # of the teacher at once
 _LARGEST = 60_000.0  # about what float16 holds; a masked item has the logit -_LARGEST
-LARGEST_SPAN = 49_000.0  # of a teacher's scores of one row: what lies 50,000 below the best is masked to the losses
+# Of a teacher's scores of one row: what lies 50,000 below the best is masked to the losses
+LARGEST_SPAN = 49_000.0
 
 
 class LabelConfig(Settings, frozen=True):
@@ -51,7 +52,8 @@ class LabelConfig(Settings, frozen=True):
     states: bool = False
     """Whether the teacher's hidden layer is kept too, for the hint."""
     cold_items: bool = False
-    """Whether labels cover items without training rows, which the teacher knows by their features."""
+    """Whether labels cover items without training rows, which the teacher knows by their features.
+    """
 
 
 def extract_labels(
@@ -65,26 +67,31 @@ def extract_labels(
     on_shard: Callable[[int, int], None] = lambda done, total: None,
     workers: Workers | None = None,
 ) -> LabelStore:
-    """Labels of all training rows whose item is in the catalogue; labels already there are used again.
+    """Labels of all training rows whose item is in the catalogue; labels already there are used
+    again.
 
-    An extraction that was interrupted goes on after the last whole shard. A teacher that says the same about all events of
-    a user is asked once per user.
+    An extraction that was interrupted goes on after the last whole shard. A teacher that says the
+    same about all events of a user is asked once per user.
 
-    on_shard: is called with the number of finished and of all shards. workers: who works on the shards, this process if
-    left out; the labels are the same.
-    Raises TeacherError when the teacher's logits are not finite, and ConfigError when it has no states to keep.
+    on_shard: is called with the number of finished and of all shards. workers: who works on the
+    shards, this process if left out; the labels are the same.
+    Raises TeacherError when the teacher's logits are not finite, and ConfigError when it has no
+    states to keep.
     """
     reuse_freed_memory()
     teacher = as_teacher(teacher)
     mask_seen = mask_seen and not dataset.info.repeats and not teacher.per_user
     items = dataset.catalogue_size if config.cold_items else dataset.info.warm_items
-    # Half of each window is context: no label comes from a teacher that saw only a few events of a long history.
+    # Half of each window is context: no label comes from a teacher that saw only a few events of a
+    # long history.
     windows = training_windows(dataset, teacher.max_history, context=teacher.max_history // 2)
     units = dataset.info.warm_users if teacher.per_user else len(windows.starts)
     states = teacher.state_dim if config.states else 0
     if config.states and not states:
         raise ConfigError(
-            "this teacher has no hidden layer to keep", fix="set labels.states = false", parameter="labels.states"
+            "this teacher has no hidden layer to keep",
+            fix="set labels.states = false",
+            parameter="labels.states",
         )
     manifest = LabelManifest(
         teacher.identity,
@@ -106,10 +113,25 @@ def extract_labels(
     path, begun = folder / LABELS.file, folder / "unfinished"
     if path.is_file() or not (begun.is_file() and begun.read_bytes() == made_from.encode()):
         remove([path, begun])  # first, so that nothing names the shards when they go
-        remove([*folder.glob("labels-*.parquet"), folder / "extraction.json", folder / "unfinished.json"])
+        remove(
+            [
+                *folder.glob("labels-*.parquet"),
+                folder / "extraction.json",
+                folder / "unfinished.json",
+            ]
+        )
         write_whole(begun, made_from.encode())
     began = time.perf_counter()
-    task = _Task(teacher, dataset, folder.absolute(), manifest, windows, units, _BATCH, _BATCH * _BATCHES_PER_SHARD)
+    task = _Task(
+        teacher,
+        dataset,
+        folder.absolute(),
+        manifest,
+        windows,
+        units,
+        _BATCH,
+        _BATCH * _BATCHES_PER_SHARD,
+    )
     missing = [shard for shard in range(manifest.shards) if not shard_path(folder, shard).is_file()]
     on_shard(manifest.shards - len(missing), manifest.shards)
     for done, _ in enumerate((workers or InProcess()).map(_extract_shard, task, missing), start=1):
@@ -137,8 +159,8 @@ def _rows(shard: Path) -> int:
 
 @dataclass(frozen=True)
 class _Task:
-    """What a worker must know to make any shard. units: how many windows (or users) there are; batch: how many are asked
-    for at once; per_shard: how many are in one shard.
+    """What a worker must know to make any shard. units: how many windows (or users) there are;
+    batch: how many are asked for at once; per_shard: how many are in one shard.
     """
 
     teacher: Teacher
@@ -152,7 +174,9 @@ class _Task:
 
 
 def _extract_shard(task: _Task, shard: int) -> None:
-    """Writes one shard; its randomness comes from (seed, shard) alone, so it does not matter who makes it and when."""
+    """Writes one shard; its randomness comes from (seed, shard) alone, so it does not matter who
+    makes it and when.
+    """
     answers = _of_users if task.manifest.key == "user" else _of_events
     rng = np.random.default_rng([task.manifest.seed, shard])
     first, stop = shard * task.per_shard, min((shard + 1) * task.per_shard, task.units)
@@ -168,12 +192,16 @@ def _extract_shard(task: _Task, shard: int) -> None:
 
 
 def _of_events(task: _Task, some: NDArray[np.int64]) -> Iterator[tuple[torch.Tensor, Answer]]:
-    """The rows of the events of some windows, and the teacher's answers before them, in parts that fit into memory."""
+    """The rows of the events of some windows, and the teacher's answers before them, in parts that
+    fit into memory.
+    """
     dataset, items = task.dataset, task.manifest.catalogue
     at_once = max(1, _LOGITS // items)
     batch = batch_of(dataset, task.windows, some)
     every_window, every_position = (batch.targets >= 0).nonzero(as_tuple=True)
-    for window, position in zip(torch.split(every_window, at_once), torch.split(every_position, at_once), strict=True):
+    for window, position in zip(
+        torch.split(every_window, at_once), torch.split(every_position, at_once), strict=True
+    ):
         answer = task.teacher.answer(batch, window, position, items)
         seen = (
             seen_items(batch, dataset.catalogue_size, window, position, slice(items))
@@ -184,7 +212,9 @@ def _of_events(task: _Task, some: NDArray[np.int64]) -> Iterator[tuple[torch.Ten
 
 
 def _of_users(task: _Task, some: NDArray[np.int64]) -> Iterator[tuple[torch.Tensor, Answer]]:
-    """Some users, and the teacher's answers after all their training events, in parts that fit into memory."""
+    """Some users, and the teacher's answers after all their training events, in parts that fit into
+    memory.
+    """
     dataset = task.dataset
     at_once = max(1, _LOGITS // dataset.catalogue_size)
     for start in range(0, len(some), at_once):
@@ -194,11 +224,15 @@ def _of_users(task: _Task, some: NDArray[np.int64]) -> Iterator[tuple[torch.Tens
         yield torch.from_numpy(users), _relative(answer, None, torch.from_numpy(users), dataset)
 
 
-def _relative(answer: Answer, seen: torch.Tensor | None, users: torch.Tensor, dataset: Dataset) -> Answer:
-    """The same answer with logits z - max z, over the items that are not masked, in float32; masked ones get MASKED_LOGIT.
+def _relative(
+    answer: Answer, seen: torch.Tensor | None, users: torch.Tensor, dataset: Dataset
+) -> Answer:
+    """The same answer with logits z - max z, over the items that are not masked, in float32; masked
+    ones get MASKED_LOGIT.
 
-    seen: (positions, items) of bool, which items are masked. Raises TeacherError for NaN, infinities, and scores of so
-    different sizes that float16 would make them equal or take them for masked.
+    seen: (positions, items) of bool, which items are masked. Raises TeacherError for NaN,
+    infinities, and scores of so different sizes that float16 would make them equal or take them for
+    masked.
     """
     logits = answer.logits
     if not torch.isfinite(logits).all():
@@ -208,13 +242,16 @@ def _relative(answer: Answer, seen: torch.Tensor | None, users: torch.Tensor, da
         )
     if answer.states is not None and (answer.states.abs() > _LARGEST).any():
         raise TeacherError(
-            f"the teacher's hidden layer holds {float(answer.states.abs().max()):,.0f}; labels keep at most {_LARGEST:,.0f}",
+            f"the teacher's hidden layer holds {float(answer.states.abs().max()):,.0f}; labels "
+            f"keep at most {_LARGEST:,.0f}",
             fix="set labels.states = false, or train the teacher with smaller weights",
         )
     seen = None if seen is None else seen.to(logits.device)
     allowed = logits if seen is None else logits.masked_fill(seen, -torch.inf)
     highest = allowed.amax(1, keepdim=True)
-    shifted = logits - torch.where(torch.isfinite(highest), highest, 0.0)  # infinite where a user has had every item
+    shifted = logits - torch.where(
+        torch.isfinite(highest), highest, 0.0
+    )  # infinite where a user has had every item
     if seen is not None:
         shifted = shifted.masked_fill(seen, 0.0)
     lowest, item = shifted.min(1)
@@ -222,21 +259,28 @@ def _relative(answer: Answer, seen: torch.Tensor | None, users: torch.Tensor, da
         row = int(lowest.argmin())
         user = dataset.info.user_ids[int(users[row])]
         raise TeacherError(
-            f"the teacher's scores for user {user!r} span {-float(lowest[row]):,.0f}, from the best to item "
-            f"{dataset.info.item_ids[int(item[row])]!r}; labels keep what is at most {LARGEST_SPAN:,.0f} below the best",
-            fix="divide the scores by a constant: a softmax over them should be what the teacher believes; or give ranks",
+            f"the teacher's scores for user {user!r} span {-float(lowest[row]):,.0f}, from the "
+            "best to item "
+            f"{dataset.info.item_ids[int(item[row])]!r}; labels keep what is at most "
+            f"{LARGEST_SPAN:,.0f} below the best",
+            fix="divide the scores by a constant: a softmax over them should be what the teacher "
+            "believes; or give ranks",
             user=user,
         )
     shifted = shifted if seen is None else shifted.masked_fill(seen, MASKED_LOGIT)
     return Answer(shifted.float(), answer.states)
 
 
-def _label_table(keys: torch.Tensor, answer: Answer, manifest: LabelManifest, rng: np.random.Generator) -> pl.DataFrame:
+def _label_table(
+    keys: torch.Tensor, answer: Answer, manifest: LabelManifest, rng: np.random.Generator
+) -> pl.DataFrame:
     """One label per key. Masked items keep a very low logit: no label falls on them."""
     logits = answer.logits.float().cpu()
     top = torch.topk(logits, manifest.top_k)
     rest = logits.scatter(1, top.indices, -torch.inf).logsumexp(1)
-    sample = torch.from_numpy(rng.integers(manifest.catalogue, size=(len(logits), manifest.samples)))
+    sample = torch.from_numpy(
+        rng.integers(manifest.catalogue, size=(len(logits), manifest.samples))
+    )
     item_type = (np.uint16, pl.UInt16) if manifest.catalogue <= 2**16 else (np.uint32, pl.UInt32)
     data: dict[str, NDArray[np.generic]] = {
         "key": keys.numpy(),

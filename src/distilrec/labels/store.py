@@ -1,7 +1,9 @@
-"""The label store: a teacher's soft and hard labels on disk, independent of temperature, made once, used by many students.
+"""The label store: a teacher's soft and hard labels on disk, independent of temperature, made once,
+used by many students.
 
-A folder with `manifest.json` and Parquet shards. One row per training event, or per user where the teacher says the same
-about all events of a user; the labels are what the teacher expected before that event.
+A folder with `manifest.json` and Parquet shards. One row per training event, or per user where the
+teacher says the same about all events of a user; the labels are what the teacher expected before
+that event.
 
 | column | type |
 |---|---|
@@ -11,10 +13,11 @@ about all events of a user; the labels are what the teacher expected before that
 | sample_items, sample_logits | M items drawn uniformly from the candidates, as above |
 | state | the teacher's last hidden layer, float16; only where asked for |
 
-Logits are stored minus the highest of the row, which changes no softmax and no order, and leaves float16 most precise where
-probabilities are. Masked items have the lowest.
+Logits are stored minus the highest of the row, which changes no softmax and no order, and leaves
+float16 most precise where probabilities are. Masked items have the lowest.
 
-The manifest is a record (`distilrec.files`): it names the shards with their hashes, and says how long the extraction took.
+The manifest is a record (`distilrec.files`): it names the shards with their hashes, and says how
+long the extraction took.
 """
 
 from __future__ import annotations
@@ -38,8 +41,9 @@ LabelKey = Literal["event", "user"]
 
 
 class LabelManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Whose labels these are, and of what. catalogue: the first so many items were scored (those with training rows, or
-    all); key: one label per event, or per user; states: channels of the teacher's hidden layer that are kept, 0 for none.
+    """Whose labels these are, and of what. catalogue: the first so many items were scored (those
+    with training rows, or all); key: one label per event, or per user; states: channels of the
+    teacher's hidden layer that are kept, 0 for none.
     """
 
     teacher: str
@@ -55,7 +59,9 @@ class LabelManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Extraction(msgspec.Struct, frozen=True):
-    """What the extraction cost. labels: rows in the store; events: training events that they stand for; bytes: on disk."""
+    """What the extraction cost. labels: rows in the store; events: training events that they stand
+    for; bytes: on disk.
+    """
 
     labels: int
     events: int
@@ -86,8 +92,9 @@ LABELS = RecordKind(
 class StoredLabels:
     """What the label store keeps of a teacher's logits.
 
-    top_items: (positions, K) int64; top_logits: (positions, K) float32; rest_log_sum: (positions,) float32, log-sum-exp
-    of all other logits; sample_items: (positions, M) int64, drawn uniformly; sample_logits: (positions, M) float32.
+    top_items: (positions, K) int64; top_logits: (positions, K) float32; rest_log_sum: (positions,)
+    float32, log-sum-exp of all other logits; sample_items: (positions, M) int64, drawn uniformly;
+    sample_logits: (positions, M) float32.
     """
 
     top_items: torch.Tensor
@@ -100,7 +107,9 @@ class StoredLabels:
 class LabelStore:
     """All labels of one teacher in memory, looked up by data set row."""
 
-    def __init__(self, manifest: LabelManifest, table: pl.DataFrame, dataset: Dataset, extraction: Extraction) -> None:
+    def __init__(
+        self, manifest: LabelManifest, table: pl.DataFrame, dataset: Dataset, extraction: Extraction
+    ) -> None:
         self.manifest, self.extraction = manifest, extraction
         keys = table["key"].to_numpy()
         if manifest.key == "event":
@@ -134,16 +143,21 @@ class LabelStore:
         )
 
     def states_at(self, rows: torch.Tensor, device: torch.device | None = None) -> torch.Tensor:
-        """The teacher's states at these data set rows, (positions, states) float32. Raises LabelStoreError."""
+        """The teacher's states at these data set rows, (positions, states) float32. Raises
+        LabelStoreError.
+        """
         self.state_width()
-        return torch.from_numpy(self._arrays["state"][self._places(rows)].astype(np.float32)).to(device)
+        return torch.from_numpy(self._arrays["state"][self._places(rows)].astype(np.float32)).to(
+            device
+        )
 
     def state_width(self) -> int:
         """Channels of the teacher's states. Raises LabelStoreError when none are stored."""
         if not self.manifest.states:
             raise LabelStoreError(
                 "these labels hold no states of the teacher, which the hint needs",
-                fix="set labels.states = true, with one trained network as the teacher (not an ensemble or scores)",
+                fix="set labels.states = true, with one trained network as the teacher (not an "
+                "ensemble or scores)",
             )
         return self.manifest.states
 
@@ -168,22 +182,27 @@ def shard_path(folder: Path, shard: int) -> Path:
 
 
 def open_labels(folder: Path, dataset: Dataset) -> LabelStore:
-    """Returns the labels in a folder. Raises FileMissingError, and LabelStoreError when they are of another data set, of
-    another format, or damaged.
+    """Returns the labels in a folder. Raises FileMissingError, and LabelStoreError when they are of
+    another data set, of another format, or damaged.
     """
     record = LABELS.read(folder)
     manifest, extraction = record.about.labels, record.about.extraction
     if manifest.dataset_fingerprint != dataset.fingerprint():
         raise LabelStoreError(
-            f"the labels in {folder} are of another data set", fix="extract them again", file=str(folder)
+            f"the labels in {folder} are of another data set",
+            fix="extract them again",
+            file=str(folder),
         )
     try:
         shards = [record.path(shard_path(folder, shard).name) for shard in range(manifest.shards)]
         table = pl.concat([pl.read_parquet(shard) for shard in shards])
     except (pl.exceptions.PolarsError, OSError) as problem:
-        raise LABELS.damaged(folder / LABELS.file, f"names shards that cannot be read: {problem}") from None
+        raise LABELS.damaged(
+            folder / LABELS.file, f"names shards that cannot be read: {problem}"
+        ) from None
     if table.height != extraction.labels:
         raise LABELS.damaged(
-            folder / LABELS.file, f"counts {extraction.labels:,} labels, its shards hold {table.height:,}"
+            folder / LABELS.file,
+            f"counts {extraction.labels:,} labels, its shards hold {table.height:,}",
         )
     return LabelStore(manifest, table, dataset, extraction)

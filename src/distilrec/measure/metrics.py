@@ -1,8 +1,9 @@
 """Every metric with its definition. Quality metrics are (users,) float64: their mean is the metric.
 
-R is the set of held-out items of a user, rank counts from 0, K is the length of the list. Where items have equal scores, a
-metric is its expected value over all orders of these: a model that knows nothing measures as a random one does.
-Cross-checked against `rectools` and `ranx`, and against random orders of ties, in `tests/test_metrics.py`.
+R is the set of held-out items of a user, rank counts from 0, K is the length of the list. Where
+items have equal scores, a metric is its expected value over all orders of these: a model that knows
+nothing measures as a random one does. Cross-checked against `rectools` and `ranx`, and against
+random orders of ties, in `tests/test_metrics.py`.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ PerUser = NDArray[np.float64]
 
 
 def _sum_per_user(ranking: Ranking, values: NDArray[np.float64]) -> PerUser:
-    total: PerUser = np.bincount(ranking.owners(), weights=values, minlength=ranking.users).astype(np.float64)
+    total: PerUser = np.bincount(ranking.owners(), weights=values, minlength=ranking.users).astype(
+        np.float64
+    )
     return total
 
 
@@ -35,8 +38,8 @@ def _hits(ranking: Ranking, k: int) -> PerUser:
 def _first_hit(ranking: Ranking, k: int) -> PerUser:
     """The probability that the first item of R stands at each of the first k ranks, (users, k).
 
-    It is one of the m items of R in the best group of ties that has any. With t items in that group, it stands at place j
-    of the group with probability m / (t - j) where none stood before.
+    It is one of the m items of R in the best group of ties that has any. With t items in that
+    group, it stands at place j of the group with probability m / (t - j) where none stood before.
     """
     starts, sizes = ranking.asked.offsets[:-1], np.diff(ranking.asked.offsets)
     best = np.minimum.reduceat(ranking.above, starts)
@@ -79,7 +82,9 @@ def recall_capped(ranking: Ranking, k: int) -> PerUser:
 
 
 def ndcg(ranking: Ranking, k: int) -> PerUser:
-    """DCG / ideal DCG; DCG sums 1 / log2(rank + 2) over hits, the ideal has min(|R|, K) of them (Järvelin 2002, binary)."""
+    """DCG / ideal DCG; DCG sums 1 / log2(rank + 2) over hits, the ideal has min(|R|, K) of them
+    (Järvelin 2002, binary).
+    """
     discounts = 1 / np.log2(np.arange(k) + 2)
     ideal = np.concatenate([[0.0], np.cumsum(discounts)])
     gains = _sum_per_user(ranking, ranking.chances(k) @ discounts)
@@ -94,20 +99,26 @@ def mrr(ranking: Ranking, k: int) -> PerUser:
 
 
 def average_precision(ranking: Ranking, k: int) -> PerUser:
-    """Mean over R of the precision at each hit's rank, over min(|R|, K): the MAP@K of ranking campaigns, capped.
+    """Mean over R of the precision at each hit's rank, over min(|R|, K): the MAP@K of ranking
+    campaigns, capped.
 
-    An item at place j of its group of t ties has (m - 1) j / (t - 1) of the group's other m - 1 items of R before it.
+    An item at place j of its group of t ties has (m - 1) j / (t - 1) of the group's other m - 1
+    items of R before it.
     """
     better, level = _companions(ranking)
     place = np.arange(k) - ranking.above[:, None]  # inside the group, (targets, k)
-    before = better[:, None] + (level - 1)[:, None] * place / np.maximum(ranking.tied - 1, 1)[:, None]
+    before = (
+        better[:, None] + (level - 1)[:, None] * place / np.maximum(ranking.tied - 1, 1)[:, None]
+    )
     precisions = (ranking.chances(k) * (1 + before) / np.arange(1, k + 1)).sum(1)
     mean: PerUser = _sum_per_user(ranking, precisions) / np.minimum(_relevant(ranking), k)
     return mean
 
 
 def _companions(ranking: Ranking) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Of every target: how many of the user's targets have a higher score, and how many the same, with itself."""
+    """Of every target: how many of the user's targets have a higher score, and how many the same,
+    with itself.
+    """
     keys = ranking.owners() * (ranking.above.max(initial=0) + 1) + ranking.above
     ordered = np.sort(keys)
     low, high = np.searchsorted(ordered, keys), np.searchsorted(ordered, keys, side="right")
@@ -115,10 +126,14 @@ def _companions(ranking: Ranking) -> tuple[NDArray[np.int64], NDArray[np.int64]]
 
 
 def auc(ranking: Ranking) -> PerUser:
-    """Share of pairs (item of R, other candidate) in the right order; an unknown item of R loses every pair."""
+    """Share of pairs (item of R, other candidate) in the right order; an unknown item of R loses
+    every pair.
+    """
     better, level = _companions(ranking)
     others = ranking.candidates - _sum_per_user(ranking, ranking.known.astype(np.float64))
-    above = ranking.above - better + (ranking.tied - level) / 2  # of the others, a tie is half of one
+    above = (
+        ranking.above - better + (ranking.tied - level) / 2
+    )  # of the others, a tie is half of one
     wrong = _sum_per_user(ranking, np.where(ranking.known, above, others[ranking.owners()]))
     pairs = _relevant(ranking) * others
     lost: PerUser = np.divide(wrong, pairs, out=np.zeros_like(wrong), where=pairs > 0)
@@ -172,7 +187,9 @@ def entropy(ranking: Ranking, k: int, catalogue_size: int) -> float:
 
 
 def novelty(ranking: Ranking, k: int, popularity: NDArray[np.int64], users: int) -> float:
-    """Mean self-information -log2(share of users who know the item) of shown items (Zhou et al. 2010), in bits."""
+    """Mean self-information -log2(share of users who know the item) of shown items (Zhou et al.
+    2010), in bits.
+    """
     shown = ranking.top[:, :k]
     share = np.maximum(popularity[shown[shown != UNKNOWN_ITEM]], 1) / users
     return float(-np.log2(np.minimum(share, 1)).mean())
@@ -185,7 +202,9 @@ def average_popularity(ranking: Ranking, k: int, popularity: NDArray[np.int64]) 
 
 
 def intra_list_distance(ranking: Ranking, k: int, vectors: NDArray[np.float32]) -> float:
-    """Mean over users of the mean pairwise cosine distance of the shown items; vectors: (items, dim)."""
+    """Mean over users of the mean pairwise cosine distance of the shown items; vectors: (items,
+    dim).
+    """
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)
     unit = np.divide(vectors, norms, out=np.zeros_like(vectors), where=norms > 0)
     distances = []
@@ -198,7 +217,9 @@ def intra_list_distance(ranking: Ranking, k: int, vectors: NDArray[np.float32]) 
 
 
 def calibration_error(ranking: Ranking, bins: int = 10) -> float:
-    """Expected calibration error of the first item's probability (Guo et al. 2017, eq. 3), equal-width bins."""
+    """Expected calibration error of the first item's probability (Guo et al. 2017, eq. 3),
+    equal-width bins.
+    """
     confidence, right = ranking.top_probability, accuracy(ranking)
     place = np.minimum((confidence * bins).astype(np.int64), bins - 1)
     count = np.bincount(place, minlength=bins)

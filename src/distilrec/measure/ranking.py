@@ -1,4 +1,6 @@
-"""Full-catalogue ranking of held-out items: what every metric is computed from. Needs numpy only."""
+"""Full-catalogue ranking of held-out items: what every metric is computed from. Needs
+numpy only.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ class Scorer(Protocol):
     """Anything that scores the whole catalogue for some histories."""
 
     def scores(self, histories: Histories) -> NDArray[np.float32]:
-        """(batch, items) float32, higher is better, finite; row k belongs to user k of the histories."""
+        """(batch, items) float32, higher is better, finite; row k belongs to user k of the
+        histories.
+        """
         ...
 
 
@@ -26,9 +30,11 @@ class Scorer(Protocol):
 class Questions:
     """Who is asked for in a part, with what history, and what the right answers are.
 
-    offsets: (users + 1,); targets: (n,) int32, the held-out items of one user after the other, without repetitions;
-    UNKNOWN_ITEM stands for items outside the catalogue, which nobody can get right and which count as misses.
-    repeated: held-out events left out because the item was already in the history and seen items are masked.
+    offsets: (users + 1,); targets: (n,) int32, the held-out items of one user after the other,
+    without repetitions; UNKNOWN_ITEM stands for items outside the catalogue, which nobody can get
+    right and which count as misses.
+    repeated: held-out events left out because the item was already in the history and seen items
+    are masked.
     """
 
     histories: Histories
@@ -50,7 +56,8 @@ class Questions:
 
 
 def questions(dataset: Dataset, part: Part, exclude_seen: bool | None = None) -> Questions:
-    """The evaluation questions of a part; `exclude_seen=None` masks seen items unless the log has repeats.
+    """The evaluation questions of a part; `exclude_seen=None` masks seen items unless the log has
+    repeats.
 
     Raises NothingToEvaluateError when no held-out item is in the catalogue.
     """
@@ -61,9 +68,13 @@ def questions(dataset: Dataset, part: Part, exclude_seen: bool | None = None) ->
         held_out = dataset.items[starts[user] : stops[user]]
         distinct = held_out[np.sort(np.unique(held_out, return_index=True)[1])]
         if exclude:
-            fresh = distinct[~np.isin(distinct, dataset.items[dataset.offsets[user] : starts[user]])]
+            fresh = distinct[
+                ~np.isin(distinct, dataset.items[dataset.offsets[user] : starts[user]])
+            ]
             # Unknown items are never "seen": one unknown item says nothing about another.
-            fresh = np.concatenate([fresh[fresh != UNKNOWN_ITEM], distinct[distinct == UNKNOWN_ITEM]])
+            fresh = np.concatenate(
+                [fresh[fresh != UNKNOWN_ITEM], distinct[distinct == UNKNOWN_ITEM]]
+            )
             repeated += len(distinct) - len(fresh)
             distinct = fresh
         if len(distinct):
@@ -72,7 +83,8 @@ def questions(dataset: Dataset, part: Part, exclude_seen: bool | None = None) ->
     flat = np.concatenate(targets) if targets else np.zeros(0, np.int32)
     if not (flat != UNKNOWN_ITEM).any():
         raise NothingToEvaluateError(
-            f"the {part} part has no item that any model could recommend: all are unknown, already seen, or there are none",
+            f"the {part} part has no item that any model could recommend: all are unknown, "
+            "already seen, or there are none",
             fix="give more data, a larger share for this part, or an item table with the new items",
         )
     chosen = np.array(users, np.int64)
@@ -89,12 +101,13 @@ def questions(dataset: Dataset, part: Part, exclude_seen: bool | None = None) ->
 class Ranking:
     """How a model ranked the held-out items.
 
-    above: (targets,) int64, how many items have a higher score, the catalogue size where the item is unknown; tied:
-    (targets,) int64, how many have the same score, with the item itself. A model says nothing about the order of ties, so
-    every order is as likely: metrics are expected values over it, and so is the rank.
-    candidates: (users,) int64, how many items were ranked; top: (users, depth) int32, the best items in order, of equal ones
-    the one listed first, UNKNOWN_ITEM where there were fewer; top_probability: (users,) float64, softmax probability of the
-    first item.
+    above: (targets,) int64, how many items have a higher score, the catalogue size where the item
+    is unknown; tied: (targets,) int64, how many have the same score, with the item itself. A model
+    says nothing about the order of ties, so every order is as likely: metrics are expected values
+    over it, and so is the rank.
+    candidates: (users,) int64, how many items were ranked; top: (users, depth) int32, the best
+    items in order, of equal ones the one listed first, UNKNOWN_ITEM where there were fewer;
+    top_probability: (users,) float64, softmax probability of the first item.
     """
 
     asked: Questions
@@ -124,7 +137,9 @@ class Ranking:
         """The probability that a target stands at each of the first k ranks, (targets, k)."""
         places = np.arange(k)
         first, tied = self.above[:, None], self.tied[:, None]
-        chances: NDArray[np.float64] = ((places >= first) & (places < first + tied) & self.known[:, None]) / tied
+        chances: NDArray[np.float64] = (
+            (places >= first) & (places < first + tied) & self.known[:, None]
+        ) / tied
         return chances
 
     def owners(self) -> NDArray[np.int64]:
@@ -143,13 +158,16 @@ def rank(scorer: Scorer, asked: Questions, depth: int = 10) -> Ranking:
         scores = np.array(scorer.scores(some), np.float32)
         if scores.ndim != 2 or len(scores) != len(some) or not np.isfinite(scores).all():
             raise InvalidValueError(
-                f"{type(scorer).__name__} gave scores of shape {scores.shape} for {len(some)} users, or NaN or infinity",
+                f"{type(scorer).__name__} gave scores of shape {scores.shape} for {len(some)} "
+                "users, or NaN or infinity",
                 fix="return one finite float per user and item",
             )
         if asked.exclude_seen:
             scores[np.repeat(np.arange(len(some)), np.diff(some.offsets)), some.items] = -np.inf
         low, high = asked.offsets[start], asked.offsets[start + len(some)]
-        owners = np.repeat(np.arange(len(some)), np.diff(asked.offsets[start : start + len(some) + 1]))
+        owners = np.repeat(
+            np.arange(len(some)), np.diff(asked.offsets[start : start + len(some) + 1])
+        )
         higher, equal = _standing(scores, owners, asked.targets[low:high])
         above.append(higher)
         tied.append(equal)

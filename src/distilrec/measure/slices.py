@@ -13,7 +13,8 @@ _FEWEST_USERS = 20
 
 
 def item_groups(popular: NDArray[np.int64], count: int = 3) -> NDArray[np.int64]:
-    """The group of every item, (items,), the most popular first: each had the same share of the training interactions.
+    """The group of every item, (items,), the most popular first: each had the same share of the
+    training interactions.
 
     Of three groups, 0 is head, 1 middle and 2 tail.
     """
@@ -23,7 +24,9 @@ def item_groups(popular: NDArray[np.int64], count: int = 3) -> NDArray[np.int64]
 
 
 def user_slices(dataset: Dataset, users: NDArray[np.int64]) -> dict[str, NDArray[np.bool_]]:
-    """Groups of users by the length of their training history and by their features, (users,) bool each."""
+    """Groups of users by the length of their training history and by their features, (users,) bool
+    each.
+    """
     history = (dataset.train_end - dataset.offsets[:-1])[users]
     low, high = np.quantile(history, [1 / 3, 2 / 3]) if len(history) else (0.0, 0.0)
     return {
@@ -38,7 +41,8 @@ def user_slices(dataset: Dataset, users: NDArray[np.int64]) -> dict[str, NDArray
 def _feature_groups(dataset: Dataset, users: NDArray[np.int64]) -> dict[str, NDArray[np.bool_]]:
     """Users by the value of each categorical feature with few values, and by thirds of each number.
 
-    Groups of fewer than 20 users are left out: what is said of them would be chance, and about people.
+    Groups of fewer than 20 users are left out: what is said of them would be chance, and about
+    people.
     """
     columns, weights = dataset.user_features.columns[users], dataset.user_features.weights[users]
     groups: dict[str, NDArray[np.bool_]] = {}
@@ -47,7 +51,9 @@ def _feature_groups(dataset: Dataset, users: NDArray[np.int64]) -> dict[str, NDA
         match encoding:
             case CategoricalEncoding() if len(encoding.values) <= _MOST_VALUES:
                 for slot, value in enumerate(("unknown", *encoding.values), start=start):
-                    groups[f"{encoding.name} {value}"] = ((columns == slot) & (weights > 0)).any(axis=1)
+                    groups[f"{encoding.name} {value}"] = ((columns == slot) & (weights > 0)).any(
+                        axis=1
+                    )
             case NumericEncoding():
                 quantile = np.where(columns == start, weights, 0).sum(axis=1)
                 missing = ((columns == start + 1) & (weights > 0)).any(axis=1)
@@ -58,4 +64,8 @@ def _feature_groups(dataset: Dataset, users: NDArray[np.int64]) -> dict[str, NDA
             case _:
                 pass
         start += encoding.width
-    return {name: inside for name, inside in groups.items() if len(np.unique(users[inside])) >= _FEWEST_USERS}
+    return {
+        name: inside
+        for name, inside in groups.items()
+        if len(np.unique(users[inside])) >= _FEWEST_USERS
+    }

@@ -25,7 +25,9 @@ class Interval(msgspec.Struct, frozen=True):
 
 
 class Difference(msgspec.Struct, frozen=True):
-    """a minus b on the same users: mean, 95% interval, and the p-value of the paired randomisation test."""
+    """a minus b on the same users: mean, 95% interval, and the p-value of the paired randomisation
+    test.
+    """
 
     metric: str
     a: str
@@ -35,7 +37,9 @@ class Difference(msgspec.Struct, frozen=True):
 
 
 def bootstrap(values: NDArray[np.float64], seed: int = 0, resamples: int = RESAMPLES) -> Interval:
-    """Percentile bootstrap of the mean (Efron & Tibshirani 1993, ch. 13); values: (seeds, users)."""
+    """Percentile bootstrap of the mean (Efron & Tibshirani 1993, ch. 13); values:
+    (seeds, users).
+    """
     rng = np.random.default_rng(seed)
     seeds, users = values.shape
     means = np.empty(resamples)
@@ -46,8 +50,11 @@ def bootstrap(values: NDArray[np.float64], seed: int = 0, resamples: int = RESAM
     return Interval(float(values.mean()), float(low), float(high))
 
 
-def randomisation_test(differences: NDArray[np.float64], seed: int = 0, resamples: int = RESAMPLES) -> float:
-    """Two-sided p-value that the mean difference is zero: signs of users flipped at random (Smucker et al. 2007, sec. 3.2).
+def randomisation_test(
+    differences: NDArray[np.float64], seed: int = 0, resamples: int = RESAMPLES
+) -> float:
+    """Two-sided p-value that the mean difference is zero: signs of users flipped at random (Smucker
+    et al. 2007, sec. 3.2).
 
     differences: (users,), averaged over seeds.
     """
@@ -63,6 +70,8 @@ def randomisation_test(differences: NDArray[np.float64], seed: int = 0, resample
 def paired_difference(
     metric: str, a: str, values_a: NDArray[np.float64], b: str, values_b: NDArray[np.float64]
 ) -> Difference:
-    """Compares two models on the same users; values: (seeds, users) each, seeds paired by position."""
+    """Compares two models on the same users; values: (seeds, users) each, seeds paired
+    by position.
+    """
     difference = values_a - values_b
     return Difference(metric, a, b, bootstrap(difference), randomisation_test(difference.mean(0)))

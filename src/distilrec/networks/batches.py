@@ -16,12 +16,13 @@ from distilrec.data.dataset import UNKNOWN_ITEM, Dataset, Histories
 class Batch:
     """A right-padded batch of windows over histories.
 
-    Position t has seen the inputs 0..t; input 0 of a whole history is the start token, so that position t predicts
-    the t-th event. The size of the catalogue is the index of both the start token and the padding.
+    Position t has seen the inputs 0..t; input 0 of a whole history is the start token, so that
+    position t predicts the t-th event. The size of the catalogue is the index of both the start
+    token and the padding.
 
-    users: (batch,); items, events: (batch, length), the inputs; targets: (batch, length), the next item, -1 where
-    there is none to score; rows: (batch, length), the row of the target in the dataset; earlier: (batch, n), the items
-    from before the window, padded. All int64.
+    users: (batch,); items, events: (batch, length), the inputs; targets: (batch, length), the next
+    item, -1 where there is none to score; rows: (batch, length), the row of the target in the
+    dataset; earlier: (batch, n), the items from before the window, padded. All int64.
     """
 
     users: torch.Tensor
@@ -38,7 +39,8 @@ class Batch:
 
 @dataclass(frozen=True)
 class Windows:
-    """Training rows cut into windows; window w covers rows starts[w]:stops[w] of one user and scores those from scored[w].
+    """Training rows cut into windows; window w covers rows starts[w]:stops[w] of one user and
+    scores those from scored[w].
 
     All (windows,) int64. The rows before scored[w] are context: another window scores them.
     """
@@ -52,8 +54,8 @@ class Windows:
 def training_windows(dataset: Dataset, length: int, context: int = 0) -> Windows:
     """Windows of at most `length` rows that score every training row once.
 
-    context: every scored row has at least this many rows before it in its window, or all there are. Long histories are
-    cut from their end, so the newest window is full.
+    context: every scored row has at least this many rows before it in its window, or all there are.
+    Long histories are cut from their end, so the newest window is full.
     """
     starts, scored, stops, users = [], [], [], []
     for user in range(dataset.info.warm_users):
@@ -76,9 +78,11 @@ def training_batches(
     rng: np.random.Generator | None,
     place: tuple[int, int] = (0, 1),
 ) -> Iterator[Batch]:
-    """The windows in batches of similar length; `rng` shuffles both the windows and the batches, None keeps order.
+    """The windows in batches of similar length; `rng` shuffles both the windows and the batches,
+    None keeps order.
 
-    place: of this process among all (`parallel.place`), each of which gets its share of every batch; that may be empty.
+    place: of this process among all (`parallel.place`), each of which gets its share of every
+    batch; that may be empty.
     """
     lengths = windows.stops - windows.starts
     order = np.arange(len(lengths))
@@ -96,14 +100,22 @@ def batch_of(dataset: Dataset, windows: Windows, chunk: NDArray[np.int64]) -> Ba
     """These windows, given by number, (batch,)."""
     start_token = dataset.catalogue_size
     longest = int((windows.stops - windows.starts)[chunk].max(initial=0))
-    before = windows.starts - 1 - dataset.offsets[windows.users]  # rows before the first input, -1 at the beginning
+    before = (
+        windows.starts - 1 - dataset.offsets[windows.users]
+    )  # rows before the first input, -1 at the beginning
     items = np.full((len(chunk), longest), start_token, np.int64)
     events = np.zeros((len(chunk), longest), np.int64)
     targets = np.full((len(chunk), longest), -1, np.int64)
     rows = np.full((len(chunk), longest), -1, np.int64)
-    earlier = np.full((len(chunk), max(0, int(before[chunk].max(initial=0)))), start_token, np.int64)
+    earlier = np.full(
+        (len(chunk), max(0, int(before[chunk].max(initial=0)))), start_token, np.int64
+    )
     for place, window in enumerate(chunk):
-        start, scored, stop = int(windows.starts[window]), int(windows.scored[window]), int(windows.stops[window])
+        start, scored, stop = (
+            int(windows.starts[window]),
+            int(windows.scored[window]),
+            int(windows.stops[window]),
+        )
         first_target = scored - start
         targets[place, first_target : stop - start] = dataset.items[scored:stop]
         rows[place, first_target : stop - start] = np.arange(scored, stop)
@@ -114,11 +126,14 @@ def batch_of(dataset: Dataset, windows: Windows, chunk: NDArray[np.int64]) -> Ba
             earlier[place, : before[window]] = dataset.items[start - 1 - before[window] : start - 1]
     for known in (items, earlier):
         known[known == UNKNOWN_ITEM] = start_token
-    return Batch(*map(torch.from_numpy, (windows.users[chunk], items, events, targets, rows, earlier)))
+    return Batch(
+        *map(torch.from_numpy, (windows.users[chunk], items, events, targets, rows, earlier))
+    )
 
 
 def prediction_batch(histories: Histories, catalogue_size: int, length: int) -> Batch:
-    """The newest events of each history behind a start token; predictions stand at `last_positions`.
+    """The newest events of each history behind a start token; predictions stand at
+    `last_positions`.
 
     A history that is longer than `length` loses its oldest events and, with them, the start token.
     """
@@ -135,4 +150,6 @@ def prediction_batch(histories: Histories, catalogue_size: int, length: int) -> 
         events[place, first : first + kept] = histories.events[stop - kept : stop]
         targets[place, first + kept - 1] = 0  # marks the last position
     nothing = np.zeros((len(histories), 0), np.int64)
-    return Batch(*map(torch.from_numpy, (histories.users, items, events, targets, targets, nothing)))
+    return Batch(
+        *map(torch.from_numpy, (histories.users, items, events, targets, targets, nothing))
+    )

@@ -1,4 +1,6 @@
-"""The networks by their configuration: from a row of `StudentConfig` or `ModelConfig` to a model with fresh weights."""
+"""The networks by their configuration: from a row of `StudentConfig` or `ModelConfig` to a model
+with fresh weights.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,8 @@
-"""The `dnn` teacher: a deep network over user features and the history, against item vectors with item features.
+"""The `dnn` teacher: a deep network over user features and the history, against item vectors with
+item features.
 
-The tower of Covington et al. 2016 (candidate generation): averaged history beside user features, then dense layers.
+The tower of Covington et al. 2016 (candidate generation): averaged history beside user features,
+then dense layers.
 """
 
 from __future__ import annotations
@@ -13,7 +15,13 @@ from torch.nn import functional
 
 from distilrec.data.dataset import Dataset
 from distilrec.networks.batches import Batch
-from distilrec.networks.sequence import FeatureProjection, ItemTower, SequenceModel, causal_mean, with_padding
+from distilrec.networks.sequence import (
+    FeatureProjection,
+    ItemTower,
+    SequenceModel,
+    causal_mean,
+    with_padding,
+)
 from distilrec.settings import Count, Settings, Share
 
 
@@ -46,7 +54,9 @@ class Dnn(SequenceModel):
         layers: list[nn.Module] = []
         for width_in, width_out in pairwise(widths):
             layers += [nn.Linear(width_in, width_out), nn.ReLU(), nn.Dropout(config.dropout)]
-        self.dense = nn.Sequential(*layers, nn.Linear(widths[-1], config.dim), nn.LayerNorm(config.dim))
+        self.dense = nn.Sequential(
+            *layers, nn.Linear(widths[-1], config.dim), nn.LayerNorm(config.dim)
+        )
 
     def encode(self, batch: Batch, vectors: torch.Tensor) -> torch.Tensor:
         x = functional.embedding(batch.items, with_padding(vectors))  # (batch, length, dim)

@@ -2,7 +2,8 @@
 
     u = mean of the history's v_i + U f_u,   s_i = w . relu(A u + B v_i + c) + b_i,   v_i = E_i + F f_i
 
-`B v_i` is computed for all items at export, so that serving costs one pass over an (items, hidden) matrix.
+`B v_i` is computed for all items at export, so that serving costs one pass over an (items, hidden)
+matrix.
 """
 
 from __future__ import annotations
@@ -13,7 +14,13 @@ from torch.nn import functional
 
 from distilrec.data.dataset import Dataset
 from distilrec.networks.batches import Batch
-from distilrec.networks.sequence import FeatureProjection, ItemTower, SequenceModel, causal_mean, with_padding
+from distilrec.networks.sequence import (
+    FeatureProjection,
+    ItemTower,
+    SequenceModel,
+    causal_mean,
+    with_padding,
+)
 from distilrec.settings import Count, Settings, Share
 
 
@@ -45,7 +52,9 @@ class Mlp(SequenceModel):
     def encode(self, batch: Batch, vectors: torch.Tensor) -> torch.Tensor:
         x = functional.embedding(batch.items, with_padding(vectors))  # (batch, length, dim)
         x = functional.dropout(x, self.dropout, self.training)
-        user = causal_mean(x, batch, self.items.catalogue_size) + self.user_features(batch.users).unsqueeze(1)
+        user = causal_mean(x, batch, self.items.catalogue_size) + self.user_features(
+            batch.users
+        ).unsqueeze(1)
         hidden: torch.Tensor = self.user_layer(user)
         return hidden  # (batch, length, hidden)
 
@@ -53,10 +62,16 @@ class Mlp(SequenceModel):
         """Keeps the (positions, items, hidden) tensor of `score` at about 2^25 floats (128 MiB)."""
         return max(32, 2**25 // (self.items.catalogue_size * len(self.readout)))
 
-    def score(self, hidden: torch.Tensor, vectors: torch.Tensor, biases: torch.Tensor) -> torch.Tensor:
-        pairs = torch.relu(hidden.unsqueeze(1) + self.item_layer(vectors))  # (positions, items, hidden)
+    def score(
+        self, hidden: torch.Tensor, vectors: torch.Tensor, biases: torch.Tensor
+    ) -> torch.Tensor:
+        pairs = torch.relu(
+            hidden.unsqueeze(1) + self.item_layer(vectors)
+        )  # (positions, items, hidden)
         return pairs @ self.readout + biases
 
-    def score_own(self, hidden: torch.Tensor, vectors: torch.Tensor, biases: torch.Tensor) -> torch.Tensor:
+    def score_own(
+        self, hidden: torch.Tensor, vectors: torch.Tensor, biases: torch.Tensor
+    ) -> torch.Tensor:
         own: torch.Tensor = torch.relu(hidden + self.item_layer(vectors)) @ self.readout + biases
         return own

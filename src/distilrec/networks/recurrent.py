@@ -1,13 +1,15 @@
-"""The `recurrent` student (the default): S decaying averages of item vectors per user, updated in O(S d) per event.
+"""The `recurrent` student (the default): S decaying averages of item vectors per user, updated in
+O(S d) per event.
 
     h_t = a * h_{t-1} + sqrt(1 - a^2) * (g_e * x_i),  a = sigmoid(theta)      the state
     c   = [h, x_last + U f_u]                                                  what is known of the user
     q   = norm(W h + x_last + U f_u + MLP(norm(c)))                            the query (z)
     s_i = q . v_i + b_i,          v_i = E_i + F f_i                            the score (W2 z + b2)
 
-A diagonal linear recurrence as in LRU (Orvieto et al. 2023, eq. 5 to 7, real-valued); norm is RMSNorm. The MLP reads
-every time scale by itself: reading only their sum cost .012 to .015 of validation NDCG@10 on ML-1M (docs/quality.md).
-Training runs the recurrence in parallel over time; the engine runs it one event at a time.
+A diagonal linear recurrence as in LRU (Orvieto et al. 2023, eq. 5 to 7, real-valued); norm is
+RMSNorm. The MLP reads every time scale by itself: reading only their sum cost .012 to .015 of
+validation NDCG@10 on ML-1M (docs/quality.md). Training runs the recurrence in parallel over time;
+the engine runs it one event at a time.
 """
 
 from __future__ import annotations
@@ -22,7 +24,8 @@ from distilrec.networks.sequence import FeatureProjection, ItemTower, SequenceMo
 from distilrec.settings import Count, Settings, Share
 
 NORM_EPSILON = 1e-6
-_LONGEST = 128.0  # events, the time constant of the slowest scale before training; that of the fastest is one event
+# Events, the time constant of the slowest scale before training; that of the fastest is one event
+_LONGEST = 128.0
 
 
 class RecurrentConfig(Settings, frozen=True, tag="recurrent", tag_field="kind"):
@@ -50,9 +53,13 @@ class Recurrent(SequenceModel):
         self.items = ItemTower(dataset, dim)
         self.user_features = FeatureProjection(dataset.user_features, dim)
         self.gain = nn.Parameter(torch.ones(len(dataset.info.event_types), dim))
-        exponents = torch.linspace(0, 1, config.scales) if config.scales > 1 else torch.tensor([0.5])
+        exponents = (
+            torch.linspace(0, 1, config.scales) if config.scales > 1 else torch.tensor([0.5])
+        )
         steps = (_LONGEST**exponents).unsqueeze(1).expand(-1, dim)  # (scales, dim), in events
-        self.theta = nn.Parameter(torch.logit(torch.exp(-1 / steps)) + 0.1 * torch.randn(config.scales, dim))
+        self.theta = nn.Parameter(
+            torch.logit(torch.exp(-1 / steps)) + 0.1 * torch.randn(config.scales, dim)
+        )
         self.mix = nn.Linear(config.scales * dim, dim, bias=False)
         known = (config.scales + 1) * dim
         self.inner_norm = nn.RMSNorm(known, eps=NORM_EPSILON)
@@ -64,23 +71,30 @@ class Recurrent(SequenceModel):
         x = functional.embedding(batch.items, with_padding(vectors))  # (batch, length, dim)
         x = functional.dropout(x, self.dropout, self.training)
         decay = torch.sigmoid(self.theta)  # (scales, dim)
-        inputs = (self.gain[batch.events] * x).unsqueeze(2) * torch.sqrt(1 - decay**2)  # (batch, length, scales, dim)
+        inputs = (self.gain[batch.events] * x).unsqueeze(2) * torch.sqrt(
+            1 - decay**2
+        )  # (batch, length, scales, dim)
         state = scan(inputs, decay).flatten(2)  # (batch, length, scales * dim)
         latest = x + self.user_features(batch.users).unsqueeze(1)
         r = functional.dropout(self.mix(state) + latest, self.dropout, self.training)
         known = functional.dropout(torch.cat([state, latest], dim=-1), self.dropout, self.training)
-        q: torch.Tensor = self.outer_norm(r + self.narrow(functional.silu(self.widen(self.inner_norm(known)))))
+        q: torch.Tensor = self.outer_norm(
+            r + self.narrow(functional.silu(self.widen(self.inner_norm(known))))
+        )
         return q
 
 
 def scan(inputs: torch.Tensor, decay: torch.Tensor) -> torch.Tensor:
-    """h_t = decay * h_{t-1} + inputs_t for all t, in log2(length) steps (Blelloch 1990, the doubling form).
+    """h_t = decay * h_{t-1} + inputs_t for all t, in log2(length) steps (Blelloch 1990, the
+    doubling form).
 
     inputs: (batch, length, scales, dim); decay: (scales, dim) in (0, 1).
     """
     state, power, step = inputs, decay, 1
     while step < inputs.shape[1]:
-        earlier = functional.pad(state[:, :-step], (0, 0, 0, 0, step, 0))  # the state `step` events ago
+        earlier = functional.pad(
+            state[:, :-step], (0, 0, 0, 0, step, 0)
+        )  # the state `step` events ago
         state = state + power * earlier
         power = power * power
         step *= 2

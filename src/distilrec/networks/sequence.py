@@ -1,4 +1,6 @@
-"""What teachers and students have in common: a catalogue of item vectors and a state after each event."""
+"""What teachers and students have in common: a catalogue of item vectors and a state after each
+event.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,9 @@ class FeatureProjection(nn.Module):
 
     def __init__(self, features: FeatureMatrix, dim: int) -> None:
         super().__init__()
-        self.register_buffer("columns", torch.from_numpy(features.columns.astype(np.int64)), persistent=False)
+        self.register_buffer(
+            "columns", torch.from_numpy(features.columns.astype(np.int64)), persistent=False
+        )
         self.register_buffer("weights", torch.from_numpy(features.weights), persistent=False)
         self.table = nn.Parameter(0.02 * torch.randn(features.width, dim))
 
@@ -35,11 +39,15 @@ class FeatureProjection(nn.Module):
             columns, weights = columns[rows], weights[rows]
         if columns.shape[1] == 0:
             return self.table.new_zeros(columns.shape[0], self.table.shape[1])
-        return functional.embedding_bag(columns, self.table, per_sample_weights=weights, mode="sum")  # (rows, dim)
+        return functional.embedding_bag(
+            columns, self.table, per_sample_weights=weights, mode="sum"
+        )  # (rows, dim)
 
 
 class ItemTower(nn.Module):
-    """Item vectors `v_i = E_i + F f_i` and biases `b_i`; an item without training rows has v_i = F f_i, b_i = min b."""
+    """Item vectors `v_i = E_i + F f_i` and biases `b_i`; an item without training rows has v_i = F
+    f_i, b_i = min b.
+    """
 
     def __init__(self, dataset: Dataset, dim: int) -> None:
         super().__init__()
@@ -48,13 +56,16 @@ class ItemTower(nn.Module):
         self.embedding = nn.Parameter(0.05 * torch.randn(self.warm_items, dim))
         self.features = FeatureProjection(dataset.item_features, dim)
         counts = torch.from_numpy(dataset.popularity()[: self.warm_items].astype(np.float32))
-        self.bias = nn.Parameter(torch.log(counts / counts.sum()) - torch.log(counts / counts.sum()).mean())
+        self.bias = nn.Parameter(
+            torch.log(counts / counts.sum()) - torch.log(counts / counts.sum()).mean()
+        )
 
     def vectors(self, left_out: float = 0.0) -> torch.Tensor:
         """(items, dim) float32, the whole catalogue.
 
-        left_out: the share of items, drawn anew, whose E_i is left out, as if they had no training rows; then the features
-        learn to stand for an item (DropoutNet, Volkovs et al. 2017, sec. 4).
+        left_out: the share of items, drawn anew, whose E_i is left out, as if they had no training
+        rows; then the features learn to stand for an item (DropoutNet, Volkovs et al. 2017, sec.
+        4).
         """
         own: torch.Tensor = self.embedding
         if left_out:
@@ -70,18 +81,23 @@ class ItemTower(nn.Module):
 
 
 def with_padding(vectors: torch.Tensor) -> torch.Tensor:
-    """A zero vector behind the last item: what the start token and padding look up. (items + 1, dim)"""
+    """A zero vector behind the last item: what the start token and padding look up. (items + 1,
+    dim)
+    """
     return functional.pad(vectors, (0, 0, 0, 1))
 
 
 def causal_mean(x: torch.Tensor, batch: Batch, padding: int) -> torch.Tensor:
-    """The mean of the item vectors seen up to each position, (batch, length, dim); zero before the first item."""
+    """The mean of the item vectors seen up to each position, (batch, length, dim); zero before the
+    first item.
+    """
     seen = (batch.items != padding).unsqueeze(-1).to(x.dtype).cumsum(1)
     return x.cumsum(1) / seen.clamp(min=1.0)
 
 
 class SequenceModel(nn.Module, ABC):
-    """f(x) = sigma(W1 h1 + b1): `encode` gives h1 after each event, `score` gives the logits over items.
+    """f(x) = sigma(W1 h1 + b1): `encode` gives h1 after each event, `score` gives the logits over
+    items.
 
     Subclasses implement `encode` and may replace `score`; `items` is the tower that both share.
     """
@@ -92,14 +108,22 @@ class SequenceModel(nn.Module, ABC):
 
     @abstractmethod
     def encode(self, batch: Batch, vectors: torch.Tensor) -> torch.Tensor:
-        """The state at every position, (batch, length, dim); `vectors` is `items.vectors()`, (items, dim)."""
+        """The state at every position, (batch, length, dim); `vectors` is `items.vectors()`,
+        (items, dim).
+        """
 
-    def score(self, hidden: torch.Tensor, vectors: torch.Tensor, biases: torch.Tensor) -> torch.Tensor:
+    def score(
+        self, hidden: torch.Tensor, vectors: torch.Tensor, biases: torch.Tensor
+    ) -> torch.Tensor:
         """Logits of the given items, (positions, items), from states (positions, dim)."""
         return functional.linear(hidden, vectors, biases)
 
-    def score_own(self, hidden: torch.Tensor, vectors: torch.Tensor, biases: torch.Tensor) -> torch.Tensor:
-        """Logits of items that differ by state: states and vectors are (…, dim), biases (…), which broadcast."""
+    def score_own(
+        self, hidden: torch.Tensor, vectors: torch.Tensor, biases: torch.Tensor
+    ) -> torch.Tensor:
+        """Logits of items that differ by state: states and vectors are (…, dim), biases (…), which
+        broadcast.
+        """
         return (hidden * vectors).sum(-1) + biases
 
     def penalty(self) -> torch.Tensor:
@@ -121,7 +145,9 @@ class SequenceModel(nn.Module, ABC):
 
 
 class TorchScorer:
-    """Scores of a model over the whole catalogue, in inference mode; item vectors are computed once, when it is made."""
+    """Scores of a model over the whole catalogue, in inference mode; item vectors are computed
+    once, when it is made.
+    """
 
     def __init__(self, model: SequenceModel) -> None:
         self.model = model
@@ -137,8 +163,14 @@ class TorchScorer:
         with torch.inference_mode():
             for start in range(0, len(histories), _PREDICTION_BATCH):
                 some = histories.select(start, start + _PREDICTION_BATCH)
-                batch = prediction_batch(some, model.items.catalogue_size, model.max_history).to(model.device)
+                batch = prediction_batch(some, model.items.catalogue_size, model.max_history).to(
+                    model.device
+                )
                 hidden = model.encode(batch, self.vectors)[batch.targets == 0]  # (batch, dim)
                 parts.append(model.score(hidden, self.vectors, self.biases).float().cpu().numpy())
         model.train(was_training)
-        return np.concatenate(parts) if parts else np.zeros((0, model.items.catalogue_size), np.float32)
+        return (
+            np.concatenate(parts)
+            if parts
+            else np.zeros((0, model.items.catalogue_size), np.float32)
+        )

@@ -1,4 +1,5 @@
-"""The `soft_tree` student: a soft decision tree over readable inputs, for people who must read the model.
+"""The `soft_tree` student: a soft decision tree over readable inputs, for people who must read the
+model.
 
     h_t = a h_{t-1} + (1 - a) X_i     what the user had lately and in general (two fixed decays), X_i: the features of an
                                       item and, for the most popular items, the item itself
@@ -6,9 +7,9 @@
     pi_l = product over the path to leaf l of p_n or 1 - p_n    z, the path probabilities
     s_i = log sum_l pi_l softmax_i(phi_l + b)                   every leaf holds one distribution over the catalogue
 
-Frosst & Hinton 2017, eq. 1, 2 and 5 (their inverse temperature is part of w). The penalty on gates that send everybody one
-way is their eq. 8. phi is an item tower with one channel per leaf, so that new items have a place in every leaf by their
-features.
+Frosst & Hinton 2017, eq. 1, 2 and 5 (their inverse temperature is part of w). The penalty on gates
+that send everybody one way is their eq. 8. phi is an item tower with one channel per leaf, so that
+new items have a place in every leaf by their features.
 """
 
 from __future__ import annotations
@@ -60,7 +61,9 @@ class SoftTree(SequenceModel):
         self.items = ItemTower(dataset, self.leaves)
         nn.init.normal_(self.items.embedding, std=0.5)
         self.user_features = FeatureProjection(dataset.user_features, self.leaves - 1)
-        self.register_buffer("item_inputs", torch.from_numpy(item_inputs(dataset, config.inputs)), persistent=False)
+        self.register_buffer(
+            "item_inputs", torch.from_numpy(item_inputs(dataset, config.inputs)), persistent=False
+        )
         self.register_buffer("decays", torch.tensor(DECAYS).unsqueeze(1), persistent=False)
         width = 2 * self.item_inputs.shape[1]
         self.gates = nn.Parameter(torch.randn(self.leaves - 1, width))
@@ -85,14 +88,19 @@ class SoftTree(SequenceModel):
             gate = right[..., 2**level - 1 : 2 ** (level + 1) - 1]  # (batch, length, 2^level)
             if self.training and self.balance:
                 reached = paths * counted
-                share = ((reached * gate).sum((0, 1)) / reached.sum((0, 1)).clamp(min=1e-6)).clamp(1e-4, 1 - 1e-4)
-                penalty = penalty - 0.5**level * 0.5 * (torch.log(share) + torch.log(1 - share)).mean()
+                share = ((reached * gate).sum((0, 1)) / reached.sum((0, 1)).clamp(min=1e-6)).clamp(
+                    1e-4, 1 - 1e-4
+                )
+                penalty = (
+                    penalty - 0.5**level * 0.5 * (torch.log(share) + torch.log(1 - share)).mean()
+                )
             paths = torch.stack([paths * (1 - gate), paths * gate], dim=-1).flatten(-2)
         self._penalty = self.balance * penalty
         return paths  # (batch, length, leaves)
 
     def penalty(self) -> torch.Tensor:
-        """-balance sum over levels d of 2^-d mean over gates of 0.5 log alpha + 0.5 log(1 - alpha) (eq. 8).
+        """-balance sum over levels d of 2^-d mean over gates of 0.5 log alpha + 0.5 log(1 - alpha)
+        (eq. 8).
 
         alpha: the share of the requests that reach a gate and go right. Each batch counts once.
         """
@@ -105,18 +113,26 @@ class SoftTree(SequenceModel):
         return torch.logsumexp(self.items.vectors()[:warm] + self.items.bias.unsqueeze(1), dim=0)
 
     def likely(self, vectors: torch.Tensor, biases: torch.Tensor) -> torch.Tensor:
-        """The probability of these items in every leaf, (…, leaves), of vectors (…, leaves) and biases (…)."""
+        """The probability of these items in every leaf, (…, leaves), of vectors (…, leaves) and
+        biases (…).
+        """
         return torch.exp(vectors + biases.unsqueeze(-1) - self.log_totals())
 
-    def score(self, hidden: torch.Tensor, vectors: torch.Tensor, biases: torch.Tensor) -> torch.Tensor:
+    def score(
+        self, hidden: torch.Tensor, vectors: torch.Tensor, biases: torch.Tensor
+    ) -> torch.Tensor:
         return torch.log(hidden @ self.likely(vectors, biases).T + _SMALLEST)
 
-    def score_own(self, hidden: torch.Tensor, vectors: torch.Tensor, biases: torch.Tensor) -> torch.Tensor:
+    def score_own(
+        self, hidden: torch.Tensor, vectors: torch.Tensor, biases: torch.Tensor
+    ) -> torch.Tensor:
         return torch.log((hidden * self.likely(vectors, biases)).sum(-1) + _SMALLEST)
 
 
 def item_inputs(dataset: Dataset, most_popular: int) -> NDArray[np.float32]:
-    """X, (items, C) float32: the encoded features of every item, then one column for each of the most popular items."""
+    """X, (items, C) float32: the encoded features of every item, then one column for each of the
+    most popular items.
+    """
     features = dataset.item_features.dense()
     own = np.zeros((dataset.catalogue_size, min(most_popular, dataset.info.warm_items)), np.float32)
     np.fill_diagonal(own, 1.0)  # items are ordered by popularity
@@ -124,14 +140,17 @@ def item_inputs(dataset: Dataset, most_popular: int) -> NDArray[np.float32]:
 
 
 def input_names(dataset: Dataset, inputs: int) -> list[str]:
-    """A name people can read for each column of X: "genres=Drama", or the title of an item in quotes."""
+    """A name people can read for each column of X: "genres=Drama", or the title of an item in
+    quotes.
+    """
     titles = dataset.info.titles[: inputs - dataset.item_features.width]
     return [*dataset.info.item_encoder.column_names(), *(f"“{title}”" for title in titles)]
 
 
 class TreeNode(msgspec.Struct, frozen=True):
-    """A gate or a leaf, to be read. share: of requests that get here; questions: what pulls to the right (+) or to the
-    left (-), strongest first, gates only; items: what is typical here; children: left, right.
+    """A gate or a leaf, to be read. share: of requests that get here; questions: what pulls to the
+    right (+) or to the left (-), strongest first, gates only; items: what is typical here;
+    children: left, right.
     """
 
     share: float
@@ -140,10 +159,14 @@ class TreeNode(msgspec.Struct, frozen=True):
     children: tuple[TreeNode, ...] = ()
 
 
-def describe_tree(model: SoftTree, dataset: Dataset, batch: Batch, questions: int = 4, items: int = 4) -> TreeNode:
-    """The tree in words. batch: for whom the shares are counted, such as all users at the end of their history.
+def describe_tree(
+    model: SoftTree, dataset: Dataset, batch: Batch, questions: int = 4, items: int = 4
+) -> TreeNode:
+    """The tree in words. batch: for whom the shares are counted, such as all users at the end of
+    their history.
 
-    An input's pull is its weight times its standard deviation over these users: what makes a difference in practice.
+    An input's pull is its weight times its standard deviation over these users: what makes a
+    difference in practice.
     """
     warm = model.items.warm_items
     with torch.inference_mode():
@@ -161,9 +184,13 @@ def describe_tree(model: SoftTree, dataset: Dataset, batch: Batch, questions: in
 
     def node(number: int, first: int, count: int) -> TreeNode:
         share = shares[first : first + count]
-        mixed = (share[:, None] * likely[first : first + count]).sum(0) / max(float(share.sum()), 1e-12)
+        mixed = (share[:, None] * likely[first : first + count]).sum(0) / max(
+            float(share.sum()), 1e-12
+        )
         # Typical of this place: likely here, and more so than elsewhere.
-        typical = np.argsort(-(mixed * np.log(np.maximum(mixed, 1e-12) / np.maximum(popular, 1e-12))))[:items]
+        typical = np.argsort(
+            -(mixed * np.log(np.maximum(mixed, 1e-12) / np.maximum(popular, 1e-12)))
+        )[:items]
         titles = tuple(dataset.info.titles[item] for item in typical)
         if count == 1:
             return TreeNode(float(share.sum()), (), titles)

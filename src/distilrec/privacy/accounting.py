@@ -29,11 +29,21 @@ class PrivateTrainingConfig(Settings, frozen=True):
 
 
 def noise_of_one_release(epsilon: float, delta: float) -> float:
-    """The noise, in units of the sensitivity, with which the Gaussian mechanism spends (epsilon, delta) at once."""
-    from opacus.accountants.utils import get_noise_multiplier  # an extra of its own, which serving does not have
+    """The noise, in units of the sensitivity, with which the Gaussian mechanism spends (epsilon,
+    delta) at once.
+    """
+    from opacus.accountants.utils import (
+        get_noise_multiplier,
+    )  # an extra of its own, which serving does not have
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the accountant takes logarithms of 0 on purpose
         return float(
-            get_noise_multiplier(target_epsilon=epsilon, target_delta=delta, sample_rate=1.0, steps=1, accountant="prv")
+            get_noise_multiplier(
+                target_epsilon=epsilon,
+                target_delta=delta,
+                sample_rate=1.0,
+                steps=1,
+                accountant="prv",
+            )
         )

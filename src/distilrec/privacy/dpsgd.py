@@ -1,13 +1,16 @@
-"""Differentially private training of a student: DP-SGD (Abadi et al. 2016, algorithm 1) with users as the examples.
+"""Differentially private training of a student: DP-SGD (Abadi et al. 2016, algorithm 1) with users
+as the examples.
 
     g = 1/L (sum over the drawn users of g_u min(1, C / |g_u|) + N(0, sigma^2 C^2 I))
 
-Every step draws each user with the same probability (Poisson sampling), clips the gradient of the user's mean loss, and adds
-noise. Clipping, noise and accounting are those of Opacus (Yousefpour et al. 2021); the noise multiplier is the smallest one
-whose steps, together with the noisy item counts that the biases begin with, spend no more than the epsilon asked for.
+Every step draws each user with the same probability (Poisson sampling), clips the gradient of the
+user's mean loss, and adds noise. Clipping, noise and accounting are those of Opacus (Yousefpour et
+al. 2021); the noise multiplier is the smallest one whose steps, together with the noisy item counts
+that the biases begin with, spend no more than the epsilon asked for.
 
-What is covered, and what is not, says docs/privacy.md. Labels of a teacher that was trained on the same users carry what it
-learned from them, so there are none here: the student learns from the ground truth.
+What is covered, and what is not, says docs/privacy.md. Labels of a teacher that was trained on the
+same users carry what it learned from them, so there are none here: the student learns from the
+ground truth.
 """
 
 from __future__ import annotations
@@ -62,11 +65,13 @@ def train_private(
 ) -> TrainedModel:
     """A student whose weights are differentially private; its record says what was spent.
 
-    No step is chosen on validation: the mean of the last weights is kept, and its validation NDCG@10 is for information.
-    start: a student of the same catalogue whose weights to begin with, of users who need no protection; without it the
-    biases begin with noisy item counts, which cost a little of epsilon. on_epoch: is called ten times, and at the end with
-    the figure.
-    Raises ConfigError for a student that is not recurrent, and for data with features that are derived from the log.
+    No step is chosen on validation: the mean of the last weights is kept, and its validation
+    NDCG@10 is for information.
+    start: a student of the same catalogue whose weights to begin with, of users who need no
+    protection; without it the biases begin with noisy item counts, which cost a little of epsilon.
+    on_epoch: is called ten times, and at the end with the figure.
+    Raises ConfigError for a student that is not recurrent, and for data with features that are
+    derived from the log.
     """
     _check(config, dataset)
     assert isinstance(config, RecurrentConfig)
@@ -99,13 +104,18 @@ def train_private(
     mean_loss = 0.0
     for step in range(training.steps):
         for group in optimizer.param_groups:
-            group["lr"] = training.learning_rate * (0.55 + 0.45 * math.cos(math.pi * step / training.steps))
+            group["lr"] = training.learning_rate * (
+                0.55 + 0.45 * math.cos(math.pi * step / training.steps)
+            )
         drawn = np.flatnonzero(rng.random(users) < rate)
-        parts = [drawn[start : start + at_once] for start in range(0, len(drawn), at_once)] or [drawn]
+        parts = [drawn[start : start + at_once] for start in range(0, len(drawn), at_once)] or [
+            drawn
+        ]
         for place, part in enumerate(parts):
             values, gradients = _user_gradients(loss, parameters, dataset, latest, part)
             for name, parameter in parameters.items():
-                parameter.grad_sample = gradients[name]  # type: ignore[attr-defined]  # what Opacus reads
+                # What Opacus reads
+                parameter.grad_sample = gradients[name]  # type: ignore[attr-defined]
             recent += values.tolist()
             optimizer.signal_skip_step(do_skip=place + 1 < len(parts))
             optimizer.step()
@@ -135,15 +145,20 @@ def train_private(
 
 
 class Spent(msgspec.Struct, frozen=True):
-    """Noise multipliers of the steps and of the item counts, and the epsilon that both spend together."""
+    """Noise multipliers of the steps and of the item counts, and the epsilon that both spend
+    together.
+    """
 
     noise_multiplier: float
     count_noise: float
     epsilon: float
 
 
-def noise_for(epsilon: float, delta: float, rate: float, steps: int, *, with_counts: bool = True) -> Spent:
-    """The smallest noise that keeps to epsilon, found by bisection with the PRV accountant (Gopi et al. 2021).
+def noise_for(
+    epsilon: float, delta: float, rate: float, steps: int, *, with_counts: bool = True
+) -> Spent:
+    """The smallest noise that keeps to epsilon, found by bisection with the PRV accountant (Gopi et
+    al. 2021).
 
     rate: how likely a user is drawn in a step; with_counts: item counts are told as well.
     Raises ConfigError where no amount of noise does, or none is needed.
@@ -180,7 +195,9 @@ def _noise_for(epsilon: float, delta: float, rate: float, steps: int, with_count
     while epsilon - value > _CLOSE * epsilon and high - low > 1e-3 * high:
         middle = (low + high) / 2
         of_middle = spent(middle)
-        low, high, value = (middle, high, value) if of_middle > epsilon else (low, middle, of_middle)
+        low, high, value = (
+            (middle, high, value) if of_middle > epsilon else (low, middle, of_middle)
+        )
     return Spent(high, counts, value)
 
 
@@ -194,7 +211,8 @@ def _check(config: StudentConfig, dataset: Dataset) -> None:
     names = {encoding.name for encoding in dataset.info.item_encoder.encodings}
     if names & {feature.name for feature in derived_features(dataset.info.schema)}:
         raise ConfigError(
-            "the popularity of the items, which is a feature of this data set, comes from the log without noise",
+            "the popularity of the items, which is a feature of this data set, comes from the log "
+            "without noise",
             fix="set derived_features = false in the [data] section and prepare again",
             parameter="data.derived_features",
         )
@@ -209,11 +227,17 @@ def _latest_windows(dataset: Dataset, length: int) -> Windows:
 
 
 def _begin_with_counts(
-    model: SequenceModel, dataset: Dataset, latest: Windows, noise: float, generator: torch.Generator
+    model: SequenceModel,
+    dataset: Dataset,
+    latest: Windows,
+    noise: float,
+    generator: torch.Generator,
 ) -> None:
     """Sets the biases to the logarithm of noisy item counts."""
     counts = _counts(dataset, latest, model.items.warm_items)
-    noisy = torch.from_numpy(counts) + noise * torch.randn(len(counts), generator=generator, dtype=torch.float64)
+    noisy = torch.from_numpy(counts) + noise * torch.randn(
+        len(counts), generator=generator, dtype=torch.float64
+    )
     logarithm = torch.log(noisy.clamp(min=max(noise, 0.1)))
     with torch.no_grad():
         model.items.bias.copy_((logarithm - logarithm.mean()).float())
@@ -225,13 +249,16 @@ def _begin_with(model: SequenceModel, start: TrainedModel) -> None:
     except RuntimeError:  # torch's word for names or shapes that do not fit
         raise ConfigError(
             "the student to begin with is of another shape",
-            fix="train it with the same [student] section on the same catalogue (`Dataset.select_users` keeps it)",
+            fix="train it with the same [student] section on the same catalogue "
+            "(`Dataset.select_users` keeps it)",
             parameter="start",
         ) from None
 
 
 def _counts(dataset: Dataset, latest: Windows, items: int) -> NDArray[np.float64]:
-    """How often each item was had, (items,); the n items of a user count 1/sqrt(n) each, which is of length 1 in all."""
+    """How often each item was had, (items,); the n items of a user count 1/sqrt(n) each, which is
+    of length 1 in all.
+    """
     counts = np.zeros(items)
     for start, stop in zip(latest.starts, latest.stops, strict=True):
         own = np.unique(dataset.items[start:stop])
@@ -248,11 +275,18 @@ class _UserLoss(nn.Module):
         self.model = model
 
     def forward(
-        self, user: torch.Tensor, items: torch.Tensor, events: torch.Tensor, targets: torch.Tensor, seen: torch.Tensor
+        self,
+        user: torch.Tensor,
+        items: torch.Tensor,
+        events: torch.Tensor,
+        targets: torch.Tensor,
+        seen: torch.Tensor,
     ) -> torch.Tensor:
         """items, events, targets: (length,); seen: (length, items) bool."""
         tower = self.model.items
-        one = Batch(user[None], items[None], events[None], targets[None], targets[None], items[None, :0])
+        one = Batch(
+            user[None], items[None], events[None], targets[None], targets[None], items[None, :0]
+        )
         vectors = tower.vectors()
         states = self.model.encode(one, vectors)[0]
         logits = self.model.score(states, vectors[: tower.warm_items], tower.bias)
@@ -263,11 +297,17 @@ class _UserLoss(nn.Module):
 
 
 def _user_gradients(
-    loss: _UserLoss, parameters: dict[str, nn.Parameter], dataset: Dataset, latest: Windows, some: NDArray[np.int64]
+    loss: _UserLoss,
+    parameters: dict[str, nn.Parameter],
+    dataset: Dataset,
+    latest: Windows,
+    some: NDArray[np.int64],
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """The loss of every user drawn, (users,), and its gradients, (users, *shape) by name."""
     if not len(some):
-        return torch.zeros(0), {name: each.new_zeros(0, *each.shape) for name, each in parameters.items()}
+        return torch.zeros(0), {
+            name: each.new_zeros(0, *each.shape) for name, each in parameters.items()
+        }
     warm = loss.model.items.warm_items
     batch = batch_of(dataset, latest, some)
     length = batch.items.shape[1]
@@ -276,9 +316,13 @@ def _user_gradients(
     else:
         window = torch.arange(len(some)).repeat_interleave(length)
         position = torch.arange(length).repeat(len(some))
-        seen = seen_items(batch, dataset.catalogue_size, window, position, slice(warm)).view(len(some), length, warm)
+        seen = seen_items(batch, dataset.catalogue_size, window, position, slice(warm)).view(
+            len(some), length, warm
+        )
         own = batch.targets.clamp(0, warm - 1).unsqueeze(-1)
-        seen = seen.scatter(2, own, value=False)  # an event that repeats an earlier one is still scored
+        seen = seen.scatter(
+            2, own, value=False
+        )  # an event that repeats an earlier one is still scored
 
     def of_user(
         values: dict[str, torch.Tensor],

@@ -1,10 +1,12 @@
-"""Private labels from many teachers: each teacher knows its own users only, and what is told is their noisy vote.
+"""Private labels from many teachers: each teacher knows its own users only, and what is told is
+their noisy vote.
 
     n_u = sum over teachers of v_t(u) + N(0, sigma^2 I),   v_t(u) = 1/sqrt(k) for the teacher's k best items, else 0
 
-In the manner of PATE (Papernot et al. 2018, sec. 4): one user sits with one teacher, so a user more or less changes each
-histogram by at most sqrt(2) in length, and all of them together spend what the Gaussian mechanism spends. The student learns
-from the winners, about users whose own data are not to be protected (volunteers, staff, an older public log).
+In the manner of PATE (Papernot et al. 2018, sec. 4): one user sits with one teacher, so a user more
+or less changes each histogram by at most sqrt(2) in length, and all of them together spend what the
+Gaussian mechanism spends. The student learns from the winners, about users whose own data are not
+to be protected (volunteers, staff, an older public log).
 """
 
 from __future__ import annotations
@@ -46,8 +48,8 @@ class VoteConfig(Settings, frozen=True):
 
 @dataclass(frozen=True)
 class Votes:
-    """items: (users, top) int64, the winners for each user with training rows, best first; counts: their noisy votes, the
-    same shape; sigma: of the noise.
+    """items: (users, top) int64, the winners for each user with training rows, best first; counts:
+    their noisy votes, the same shape; sigma: of the noise.
     """
 
     items: NDArray[np.int64]
@@ -55,12 +57,16 @@ class Votes:
     sigma: float
 
     def teacher(self, dataset: Dataset) -> UserScores:
-        """The winners as a teacher of the data set they were voted for: `extract_labels` and `distil` do the rest."""
+        """The winners as a teacher of the data set they were voted for: `extract_labels` and
+        `distil` do the rest.
+        """
         users, top = self.items.shape
         ids = np.array(dataset.info.item_ids, dtype=object)
         table = pl.DataFrame(
             {
-                "user_id": np.repeat(np.array(dataset.info.user_ids[:users], dtype=object), top).tolist(),
+                "user_id": np.repeat(
+                    np.array(dataset.info.user_ids[:users], dtype=object), top
+                ).tolist(),
                 "item_id": ids[self.items.ravel()].tolist(),
                 "rank": np.tile(np.arange(1.0, top + 1), users),
             }
@@ -73,23 +79,33 @@ def sigma_for(config: VoteConfig, questions: int) -> float:
     if config.epsilon is None:
         return 0.0
     alone = noise_of_one_release(config.epsilon, config.delta)
-    return alone * math.sqrt(2 * questions)  # Gaussian noise composes as one question of that sensitivity
+    return alone * math.sqrt(
+        2 * questions
+    )  # Gaussian noise composes as one question of that sensitivity
 
 
 def private_votes(
-    voters: Sequence[Voter], dataset: Dataset, config: VoteConfig, *, candidates: NDArray[np.int64], seed: int
+    voters: Sequence[Voter],
+    dataset: Dataset,
+    config: VoteConfig,
+    *,
+    candidates: NDArray[np.int64],
+    seed: int,
 ) -> Votes:
     """The winners for every user of a data set, after the training history.
 
-    voters: teachers of disjoint groups of users over this catalogue, none of whom is in this data set. candidates: (users
-    with training rows, n) items that can be voted for, chosen without the voters' data; the fewer, the less noise wins.
+    voters: teachers of disjoint groups of users over this catalogue, none of whom is in this data
+    set. candidates: (users with training rows, n) items that can be voted for, chosen without the
+    voters' data; the fewer, the less noise wins.
     Raises TeacherError where there are fewer than two voters or fewer candidates than winners.
     """
     users = np.arange(dataset.info.warm_users)
     if len(voters) < 2 or candidates.shape[0] != len(users) or candidates.shape[1] < config.top:
         raise TeacherError(
-            f"{len(voters)} voters on {candidates.shape} candidates for {len(users)} users cannot choose {config.top} items",
-            fix="train at least two teachers, and give every user at least as many candidates as winners",
+            f"{len(voters)} voters on {candidates.shape} candidates for {len(users)} users cannot "
+            f"choose {config.top} items",
+            fix="train at least two teachers, and give every user at least as many candidates as "
+            "winners",
         )
     histories = dataset.histories(users, dataset.train_end[users])
     counts = np.zeros(candidates.shape)
@@ -100,8 +116,12 @@ def private_votes(
                 scores[k, histories.of(k)] = -np.inf
         own = np.take_along_axis(scores, candidates, 1)
         best = np.argpartition(-own, config.top - 1, axis=1)[:, : config.top]
-        np.put_along_axis(counts, best, np.take_along_axis(counts, best, 1) + 1 / math.sqrt(config.top), 1)
+        np.put_along_axis(
+            counts, best, np.take_along_axis(counts, best, 1) + 1 / math.sqrt(config.top), 1
+        )
     sigma = sigma_for(config, len(users))
     counts += np.random.default_rng(seed).normal(0.0, sigma, counts.shape) if sigma else 0.0
     order = np.argsort(-counts, axis=1, kind="stable")[:, : config.top]
-    return Votes(np.take_along_axis(candidates, order, 1), np.take_along_axis(counts, order, 1), sigma)
+    return Votes(
+        np.take_along_axis(candidates, order, 1), np.take_along_axis(counts, order, 1), sigma
+    )

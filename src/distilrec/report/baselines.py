@@ -1,4 +1,6 @@
-"""Baselines that any recommender should beat: popularity, item neighbours, EASE. numpy, fitted on training rows only."""
+"""Baselines that any recommender should beat: popularity, item neighbours, EASE. numpy, fitted on
+training rows only.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,9 @@ class Popularity:
 
 @dataclass(frozen=True)
 class ItemWeights:
-    """Scores by the sum of the weights of the items in the history: s = sum_j B[j, :]. B: (items, items) float32."""
+    """Scores by the sum of the weights of the items in the history: s = sum_j B[j, :]. B: (items,
+    items) float32.
+    """
 
     weights: NDArray[np.float32]
 
@@ -79,7 +83,9 @@ def ease(dataset: Dataset, ridge: float) -> ItemWeights:
 
 
 def fitted_baselines(dataset: Dataset) -> dict[str, Scorer]:
-    """The baselines by name, their one parameter chosen on validation; the dense ones only where they fit in memory."""
+    """The baselines by name, their one parameter chosen on validation; the dense ones only where
+    they fit in memory.
+    """
     chosen: dict[str, Scorer] = {"popularity": popularity(dataset)}
     if dataset.catalogue_size <= LARGEST_DENSE_CATALOGUE:
         chosen["ItemKNN"] = _best(dataset, item_knn, NEIGHBOURS)
@@ -87,6 +93,8 @@ def fitted_baselines(dataset: Dataset) -> dict[str, Scorer]:
     return chosen
 
 
-def _best(dataset: Dataset, fit: Callable[[Dataset, Any], ItemWeights], values: Sequence[float]) -> ItemWeights:
+def _best(
+    dataset: Dataset, fit: Callable[[Dataset, Any], ItemWeights], values: Sequence[float]
+) -> ItemWeights:
     fitted = [fit(dataset, value) for value in values]
     return max(fitted, key=lambda model: validation_ndcg(model, dataset))

@@ -1,4 +1,6 @@
-"""One table: teacher, student, the same student without distillation, baselines. Same users, same questions."""
+"""One table: teacher, student, the same student without distillation, baselines. Same users, same
+questions.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,9 @@ class BundleScorer:
         self._runtime = make_runtime(bundle := read_bundle(folder))
         table = bundle.weights["user_table"]
         features = dataset.user_features
-        self._users = np.einsum("uc,ucd->ud", features.weights, table[features.columns]).astype(np.float32)
+        self._users = np.einsum("uc,ucd->ud", features.weights, table[features.columns]).astype(
+            np.float32
+        )
 
     def scores(self, histories: Histories) -> NDArray[np.float32]:
         """(batch, items) float32."""
@@ -54,8 +58,9 @@ class BundleScorer:
 class Candidate:
     """A model to be measured: one scorer per seed, and what is known about its cost.
 
-    size: bytes of the weights (of the exported bundle for a student); latency: of one request; logits: whether a softmax
-    of its scores is meant as probabilities (only then is a calibration error measured).
+    size: bytes of the weights (of the exported bundle for a student); latency: of one request;
+    logits: whether a softmax of its scores is meant as probabilities (only then is a calibration
+    error measured).
     """
 
     name: str
@@ -69,9 +74,11 @@ class Candidate:
 
 
 class Row(msgspec.Struct, frozen=True):
-    """One model of the table. quality: @10 metrics with intervals over users (and seeds); lists: what it shows to people;
-    slices: share of held-out items found in the first 10; retention: quality / teacher's quality; agreement: share of
-    users whose first item is also the teacher's first; ndcg_by_seed: NDCG@10 of each scorer.
+    """One model of the table. quality: @10 metrics with intervals over users (and seeds); lists:
+    what it shows to people;
+    slices: share of held-out items found in the first 10; retention: quality / teacher's quality;
+    agreement: share of users whose first item is also the teacher's first; ndcg_by_seed: NDCG@10 of
+    each scorer.
     """
 
     name: str
@@ -93,7 +100,9 @@ class Row(msgspec.Struct, frozen=True):
 
 
 class StageCost(msgspec.Struct, frozen=True):
-    """What a stage of the run cost. peak_bytes: most memory of the process; 0 where the system does not say."""
+    """What a stage of the run cost. peak_bytes: most memory of the process; 0 where the system does
+    not say.
+    """
 
     stage: str
     seconds: float
@@ -101,7 +110,8 @@ class StageCost(msgspec.Struct, frozen=True):
 
 
 class Comparison(msgspec.Struct, frozen=True):
-    """Everything the report shows. costs, tree, privacy: filled in by the run; tree: of a student that is one;
+    """Everything the report shows. costs, tree, privacy: filled in by the run; tree: of a student
+    that is one;
     privacy: of a student that was trained with differential privacy.
     """
 
@@ -133,19 +143,26 @@ def compare(
 ) -> Comparison:
     """Measures all candidates on the test part. Raises NothingToEvaluateError.
 
-    vectors: (items, dim) float32, such as the teacher's item vectors: diversity is measured on them as well as on features.
+    vectors: (items, dim) float32, such as the teacher's item vectors: diversity is measured on them
+    as well as on features.
     """
     asked = questions_of(dataset, "test")
-    slices = _slices(dataset, asked.targets, np.repeat(asked.histories.users, np.diff(asked.offsets)))
+    slices = _slices(
+        dataset, asked.targets, np.repeat(asked.histories.users, np.diff(asked.offsets))
+    )
     rankings: dict[str, list[Ranking]] = {}
     quality: dict[str, dict[str, NDArray[np.float64]]] = {}
     for candidate in candidates:
         on_model(candidate.name)
-        once = {id(scorer): scorer for scorer in candidate.scorers}  # a teacher of several students is ranked once
+        once = {
+            id(scorer): scorer for scorer in candidate.scorers
+        }  # a teacher of several students is ranked once
         known = {key: rank(scorer, asked, K) for key, scorer in once.items()}
         ranked = rankings[candidate.name] = [known[id(scorer)] for scorer in candidate.scorers]
         each = [{**quality_of(r), "accuracy": metrics.accuracy(r)} for r in ranked]
-        quality[candidate.name] = {name: np.stack([values[name] for values in each]) for name in each[0]}
+        quality[candidate.name] = {
+            name: np.stack([values[name] for values in each]) for name in each[0]
+        }
     rows = []
     for candidate in candidates:
         ranked, own = rankings[candidate.name], quality[candidate.name]
@@ -166,7 +183,11 @@ def compare(
                 ndcg_by_seed=tuple(own[f"ndcg@{K}"].mean(axis=1).tolist()),
                 quality={name: bootstrap(values) for name, values in own.items()},
                 lists=_list_metrics(ranked, dataset, candidate.logits, vectors),
-                slices={name: float(found[inside].mean()) for name, inside in slices.items() if inside.any()},
+                slices={
+                    name: float(found[inside].mean())
+                    for name, inside in slices.items()
+                    if inside.any()
+                },
                 retention=retention,
                 agreement=agreement,
                 parameters=candidate.parameters,
@@ -227,11 +248,17 @@ def _list_metrics(
         measures["diversity (vectors)"] = lambda r: metrics.intra_list_distance(r, K, vectors)
     if logits:
         measures["calibration error"] = metrics.calibration_error
-    return {name: float(np.mean([measure(r) for r in rankings])) for name, measure in measures.items()}
+    return {
+        name: float(np.mean([measure(r) for r in rankings])) for name, measure in measures.items()
+    }
 
 
-def _slices(dataset: Dataset, targets: NDArray[np.int32], users: NDArray[np.int64]) -> dict[str, NDArray[np.bool_]]:
-    """Groups of held-out items. Head, middle and tail items each had a third of the training interactions."""
+def _slices(
+    dataset: Dataset, targets: NDArray[np.int32], users: NDArray[np.int64]
+) -> dict[str, NDArray[np.bool_]]:
+    """Groups of held-out items. Head, middle and tail items each had a third of the training
+    interactions.
+    """
     third = item_groups(dataset.popularity())
     known = targets != UNKNOWN_ITEM
     warm = known & (targets < dataset.info.warm_items)

@@ -16,7 +16,9 @@ _GROUPS = 10
 
 @dataclass(frozen=True)
 class Drift:
-    """One thing that may have moved. value: a share, or a population stability index; limit: from where it is too much."""
+    """One thing that may have moved. value: a share, or a population stability index; limit: from
+    where it is too much.
+    """
 
     what: str
     value: float
@@ -31,12 +33,14 @@ class Drift:
         return f"{verdict:>6}  {self.what}: {self.value:.3f} (limit {self.limit:g})"
 
 
-def drift(dataset: Dataset, live: pl.DataFrame, *, stability: float = 0.25, unknown: float = 0.2) -> list[Drift]:
+def drift(
+    dataset: Dataset, live: pl.DataFrame, *, stability: float = 0.25, unknown: float = 0.2
+) -> list[Drift]:
     """Compares events of today with the log that the data set was made of.
 
-    live: a clean log (`distilrec.data.cleaning.clean_log`). stability: the limit of each population stability index, of
-    which .25 is commonly called a major shift (Siddiqi 2006); unknown: the limit of each share of events whose user, item
-    or type the training did not know.
+    live: a clean log (`distilrec.data.cleaning.clean_log`). stability: the limit of each population
+    stability index, of which .25 is commonly called a major shift (Siddiqi 2006); unknown: the
+    limit of each share of events whose user, item or type the training did not know.
     """
     users = set(dataset.info.user_ids[: dataset.info.warm_users])
     place = {item: n for n, item in enumerate(dataset.info.item_ids[: dataset.info.warm_items])}
@@ -65,15 +69,20 @@ def drift(dataset: Dataset, live: pl.DataFrame, *, stability: float = 0.25, unkn
         Drift(
             "types of events (stability index)",
             stability_index(
-                np.bincount(dataset.events[training], minlength=len(types)), np.bincount(kinds, minlength=len(types))
+                np.bincount(dataset.events[training], minlength=len(types)),
+                np.bincount(kinds, minlength=len(types)),
             ),
             stability,
         ),
         Drift(
             "events per user, in units of their mean (stability index)",
             stability_index(
-                np.bincount(np.searchsorted(levels, before / before.mean()), minlength=len(levels) + 1),
-                np.bincount(np.searchsorted(levels, per_user / per_user.mean()), minlength=len(levels) + 1),
+                np.bincount(
+                    np.searchsorted(levels, before / before.mean()), minlength=len(levels) + 1
+                ),
+                np.bincount(
+                    np.searchsorted(levels, per_user / per_user.mean()), minlength=len(levels) + 1
+                ),
             ),
             stability,
         ),
@@ -81,7 +90,8 @@ def drift(dataset: Dataset, live: pl.DataFrame, *, stability: float = 0.25, unkn
 
 
 def stability_index(before: NDArray[np.int64], now: NDArray[np.int64]) -> float:
-    """Sum (p - q) log(p / q) over groups, the population stability index; before, now: (groups,) counts.
+    """Sum (p - q) log(p / q) over groups, the population stability index; before, now: (groups,)
+    counts.
 
     Half a count is added to every group, so that an empty one is no infinity.
     """

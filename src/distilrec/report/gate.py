@@ -1,4 +1,6 @@
-"""The gate: thresholds in a small TOML file that an exported bundle must meet before it goes anywhere."""
+"""The gate: thresholds in a small TOML file that an exported bundle must meet before it goes
+anywhere.
+"""
 
 from __future__ import annotations
 
@@ -47,26 +49,44 @@ class Check(msgspec.Struct, frozen=True):
 
 
 def read_thresholds(path: Path | str) -> Thresholds:
-    """The thresholds of a TOML file. Raises FileMissingError, and ConfigError for anything unknown or an empty file."""
-    thresholds = read_settings(path, Thresholds, fix="check the path, or write one: docs/commands.md shows how")
+    """The thresholds of a TOML file. Raises FileMissingError, and ConfigError for anything unknown
+    or an empty file.
+    """
+    thresholds = read_settings(
+        path, Thresholds, fix="check the path, or write one: docs/commands.md shows how"
+    )
     if not any(getattr(thresholds, name) for name in Thresholds.__struct_fields__):
-        raise ConfigError(f"{path} has no threshold", fix='for example [quality] and "ndcg@10" = 0.1', file=str(path))
+        raise ConfigError(
+            f"{path} has no threshold",
+            fix='for example [quality] and "ndcg@10" = 0.1',
+            file=str(path),
+        )
     return thresholds
 
 
 def check(thresholds: Thresholds, measured: Mapping[str, Mapping[str, float]]) -> list[Check]:
-    """Compares; measured: section -> name -> value. Raises ConfigError for a name that is not measured."""
+    """Compares; measured: section -> name -> value. Raises ConfigError for a name that is not
+    measured.
+    """
     checks = []
     for section in Thresholds.__struct_fields__:
         for name, threshold in getattr(thresholds, section).items():
             if name not in measured[section]:
-                known = ", ".join(measured[section]) or "nothing, because there is nothing to compare with"
+                known = (
+                    ", ".join(measured[section])
+                    or "nothing, because there is nothing to compare with"
+                )
                 raise ConfigError(
                     f"the gate has a threshold for {section}.{name}, which is not measured",
                     fix=f"measured under {section}: {known}",
                     parameter=f"{section}.{name}",
                 )
             checks.append(
-                Check(f"{section} {name}", measured[section][name], threshold, section not in ("latency", "size"))
+                Check(
+                    f"{section} {name}",
+                    measured[section][name],
+                    threshold,
+                    section not in ("latency", "size"),
+                )
             )
     return checks

@@ -1,4 +1,6 @@
-"""What changed on the way from the teacher to the student: where the lists differ, and how popular they are."""
+"""What changed on the way from the teacher to the student: where the lists differ, and how popular
+they are.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +16,18 @@ from distilrec.measure.ranking import Ranking
 from distilrec.measure.slices import item_groups, user_slices
 
 _SHOWN = 10  # items listed on each side
-_GROUPS, _LISTED, _FEWEST = 5, 5, 5  # groups of people, items for each, and people in the smallest group that is shown
+_GROUPS, _LISTED, _FEWEST = (
+    5,
+    5,
+    5,
+)  # groups of people, items for each, and people in the smallest group that is shown
 HELD_OUT = "held-out items"
 
 
 class ItemShift(msgspec.Struct, frozen=True):
-    """An item and to how many users (of one seed, on average) each model shows it among the first K."""
+    """An item and to how many users (of one seed, on average) each model shows it among the first
+    K.
+    """
 
     item_id: str
     title: str
@@ -28,7 +36,9 @@ class ItemShift(msgspec.Struct, frozen=True):
 
 
 class ChangedList(msgspec.Struct, frozen=True):
-    """What people whose latest item was this one are shown most often, by titles; overlap: share that both lists have."""
+    """What people whose latest item was this one are shown most often, by titles; overlap: share
+    that both lists have.
+    """
 
     after: str
     users: int
@@ -40,9 +50,10 @@ class ChangedList(msgspec.Struct, frozen=True):
 class KnowledgeLoss(msgspec.Struct, frozen=True):
     """overlap: model -> slice of users -> share of the teacher's first K that the model shows too.
 
-    popularity: model (and the held-out items themselves) -> mean training interactions of what is shown, and the share of it
-    that goes to head items; more, less: items that the student shows more, or less, often than the teacher; changed: groups
-    of people (never less than five) whose lists differ most.
+    popularity: model (and the held-out items themselves) -> mean training interactions of what is
+    shown, and the share of it that goes to head items; more, less: items that the student shows
+    more, or less, often than the teacher; changed: groups of people (never less than five) whose
+    lists differ most.
     """
 
     overlap: dict[str, dict[str, float]]
@@ -66,9 +77,17 @@ def knowledge_loss(
     for name, of_seeds in rankings.items():
         if name != teacher:
             pairs = zip(of_seeds, cycle(rankings[teacher]), strict=False)
-            shares = np.mean([_overlap(a.top[:, :k], b.top[:, :k]) for a, b in pairs], axis=0)  # (users,)
-            overlap[name] = {each: float(shares[inside].mean()) for each, inside in slices.items() if inside.any()}
-        popularity[name] = _popularity(np.concatenate([r.top[:, :k].ravel() for r in of_seeds]), popular, head)
+            shares = np.mean(
+                [_overlap(a.top[:, :k], b.top[:, :k]) for a, b in pairs], axis=0
+            )  # (users,)
+            overlap[name] = {
+                each: float(shares[inside].mean())
+                for each, inside in slices.items()
+                if inside.any()
+            }
+        popularity[name] = _popularity(
+            np.concatenate([r.top[:, :k].ravel() for r in of_seeds]), popular, head
+        )
     popularity[HELD_OUT] = _popularity(asked.targets, popular, head)
     shown = {
         name: np.mean([_counts(r.top[:, :k], dataset.catalogue_size) for r in of_seeds], axis=0)
@@ -97,8 +116,12 @@ def knowledge_loss(
     )
 
 
-def _changed(dataset: Dataset, teacher: Ranking, student: Ranking, k: int) -> tuple[ChangedList, ...]:
-    """The groups by latest item, of the first seed, whose most frequent recommendations differ most."""
+def _changed(
+    dataset: Dataset, teacher: Ranking, student: Ranking, k: int
+) -> tuple[ChangedList, ...]:
+    """The groups by latest item, of the first seed, whose most frequent recommendations differ
+    most.
+    """
     histories, titles = teacher.asked.histories, dataset.info.titles
     there = np.diff(histories.offsets) > 0
     latest = np.full(len(histories), UNKNOWN_ITEM)
@@ -122,16 +145,23 @@ def _changed(dataset: Dataset, teacher: Ranking, student: Ranking, k: int) -> tu
 
 def _overlap(own: NDArray[np.int32], other: NDArray[np.int32]) -> NDArray[np.float64]:
     there = (other != UNKNOWN_ITEM).sum(1)
-    both = ((own[:, :, None] == other[:, None, :]) & (other != UNKNOWN_ITEM)[:, None, :]).any(1).sum(1)
+    both = (
+        ((own[:, :, None] == other[:, None, :]) & (other != UNKNOWN_ITEM)[:, None, :]).any(1).sum(1)
+    )
     share: NDArray[np.float64] = both / np.maximum(there, 1)
     return share
 
 
-def _popularity(items: NDArray[np.int32], popular: NDArray[np.int64], head: NDArray[np.bool_]) -> dict[str, float]:
+def _popularity(
+    items: NDArray[np.int32], popular: NDArray[np.int64], head: NDArray[np.bool_]
+) -> dict[str, float]:
     known = items[items != UNKNOWN_ITEM]
     if not len(known):
         return {}
-    return {"average popularity": float(popular[known].mean()), "share of head items": float(head[known].mean())}
+    return {
+        "average popularity": float(popular[known].mean()),
+        "share of head items": float(head[known].mean()),
+    }
 
 
 def _counts(top: NDArray[np.int32], catalogue_size: int) -> NDArray[np.int64]:

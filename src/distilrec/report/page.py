@@ -13,7 +13,14 @@ from distilrec._version import __version__
 from distilrec.files import write_whole
 from distilrec.measure.statistics import Difference
 from distilrec.report.comparison import ALONE, STUDENT, TEACHER, Comparison, Row
-from distilrec.report.plots import draw_curves, draw_differences, draw_slices, draw_trade, draw_tree, svg
+from distilrec.report.plots import (
+    draw_curves,
+    draw_differences,
+    draw_slices,
+    draw_trade,
+    draw_tree,
+    svg,
+)
 
 _QUALITY = ("model", "NDCG@10 [95%]", "HR@10", "MRR@10", "AUC", "retention", "agreement")
 _COST = ("parameters", "size", "training", "per request", "p99")
@@ -60,7 +67,8 @@ def verdict(comparison: Comparison) -> list[str]:
     lines = []
     if comparison.privacy is not None:
         lines.append(
-            f"The student's weights are differentially private ({comparison.privacy}), learned without the teacher's "
+            f"The student's weights are differentially private ({comparison.privacy}), learned "
+            "without the teacher's "
             "labels; the student without distillation is the same without privacy."
         )
     for difference in comparison.differences:
@@ -68,10 +76,13 @@ def verdict(comparison: Comparison) -> list[str]:
             lines.append(_sentence(difference))
     if {TEACHER, STUDENT} <= names:
         teacher, student = comparison.row(TEACHER), comparison.row(STUDENT)
-        lines.append(f"The student keeps {student.retention['ndcg@10']:.0%} of the teacher's NDCG@10.")
+        lines.append(
+            f"The student keeps {student.retention['ndcg@10']:.0%} of the teacher's NDCG@10."
+        )
         if teacher.latency and student.latency:
             lines.append(
-                f"One request takes {_microseconds(student.latency.p50)} instead of {_microseconds(teacher.latency.p50)}: "
+                f"One request takes {_microseconds(student.latency.p50)} instead of "
+                f"{_microseconds(teacher.latency.p50)}: "
                 f"{teacher.latency.p50 / student.latency.p50:,.0f} times less."
             )
         if teacher.size and student.size:
@@ -80,7 +91,9 @@ def verdict(comparison: Comparison) -> list[str]:
 
 
 def headline(comparison: Comparison) -> str:
-    """The verdict in one sentence: what was lost against the teacher, and what distillation brought."""
+    """The verdict in one sentence: what was lost against the teacher, and what distillation
+    brought.
+    """
     kept = {
         -1: "The student is below its teacher",
         0: "No loss against the teacher could be shown",
@@ -99,11 +112,15 @@ def headline(comparison: Comparison) -> str:
 def _against(comparison: Comparison, other: str) -> Difference | None:
     """The student's NDCG@10 minus that of another model."""
     wanted = (STUDENT, other, "ndcg@10")
-    return next((one for one in comparison.differences if (one.a, one.b, one.metric) == wanted), None)
+    return next(
+        (one for one in comparison.differences if (one.a, one.b, one.metric) == wanted), None
+    )
 
 
 def _side(difference: Difference | None) -> int | None:
-    """Whether the first model is above (1) or below (-1) the second, as far as the interval says."""
+    """Whether the first model is above (1) or below (-1) the second, as far as the
+    interval says.
+    """
     if difference is None:
         return None
     interval = difference.interval
@@ -123,10 +140,17 @@ def figures(comparison: Comparison) -> list[Figure]:
     found = []
     if {TEACHER, STUDENT} <= names:
         teacher, student = comparison.row(TEACHER), comparison.row(STUDENT)
-        found.append(Figure(f"{student.retention['ndcg@10']:.0%}", "of the teacher's NDCG@10 is kept"))
+        found.append(
+            Figure(f"{student.retention['ndcg@10']:.0%}", "of the teacher's NDCG@10 is kept")
+        )
         if teacher.latency and student.latency:
             times = teacher.latency.p50 / student.latency.p50
-            found.append(Figure(f"{times:,.0f}\N{MULTIPLICATION SIGN}", "faster than the teacher, for one request"))
+            found.append(
+                Figure(
+                    f"{times:,.0f}\N{MULTIPLICATION SIGN}",
+                    "faster than the teacher, for one request",
+                )
+            )
         if teacher.size and student.size:
             times = teacher.size / student.size
             found.append(Figure(f"{times:,.1f}\N{MULTIPLICATION SIGN}", "smaller than the teacher"))
@@ -139,8 +163,12 @@ def figures(comparison: Comparison) -> list[Figure]:
 
 def _sentence(difference: Difference) -> str:
     interval = difference.interval
-    judgement = {-1: "worse than", 0: "not distinguishable from", 1: "better than"}[_side(difference) or 0]
-    other = "the same student without distillation" if difference.b == ALONE else f"the {difference.b}"
+    judgement = {-1: "worse than", 0: "not distinguishable from", 1: "better than"}[
+        _side(difference) or 0
+    ]
+    other = (
+        "the same student without distillation" if difference.b == ALONE else f"the {difference.b}"
+    )
     return (
         f"The student is {judgement} {other}: {interval.mean:+.4f} NDCG@10, 95% interval "
         f"[{interval.low:+.4f}, {interval.high:+.4f}], p = {difference.p_value:.3g}."
@@ -164,12 +192,17 @@ def write_report(comparison: Comparison, path: Path) -> None:
         figures=figures(comparison),
         verdict=verdict(comparison),
         quality=[_QUALITY, *([row.name, *_quality_cells(row)] for row in rows)],
-        cost=[("model", *_COST), *([row.name, *cells] for row in rows if any(cells := _cost_cells(row)))],
+        cost=[
+            ("model", *_COST),
+            *([row.name, *cells] for row in rows if any(cells := _cost_cells(row))),
+        ],
         quality_names=list(rows[0].quality),
         list_names=list(dict.fromkeys(name for row in rows for name in row.lists)),
         slice_names=[name for name, size in comparison.slice_sizes.items() if size],
         plots=_plots(comparison),
-        tree=svg("The tree", partial(draw_tree, tree=comparison.tree), (14, 6)) if comparison.tree else "",
+        tree=svg("The tree", partial(draw_tree, tree=comparison.tree), (14, 6))
+        if comparison.tree
+        else "",
     )
     write_whole(path, page.encode())
 
@@ -178,14 +211,23 @@ def _plots(comparison: Comparison) -> list[tuple[Markup, str]]:
     """Each plot with what stands below it; those without anything to show are left out."""
     rows, found = comparison.rows, []
     if differences := [one for one in comparison.differences if one.metric == "ndcg@10"]:
-        plot = svg("Differences of NDCG@10 with 95% intervals", partial(draw_differences, differences=differences))
-        found.append((plot, "What the differences are worth: an interval across the line means not shown."))
+        plot = svg(
+            "Differences of NDCG@10 with 95% intervals",
+            partial(draw_differences, differences=differences),
+        )
+        found.append(
+            (plot, "What the differences are worth: an interval across the line means not shown.")
+        )
     if timed := [row for row in rows if row.latency]:
         plot = svg("NDCG@10 against time per request", partial(draw_trade, rows=timed))
         found.append((plot, "Quality against time per request."))
     if curves := [row for row in rows if row.curve]:
         plot = svg("Validation NDCG@10 by epoch", partial(draw_curves, rows=curves))
         found.append((plot, "Learning curves; the marker is the epoch that was kept."))
-    plot = svg("Held-out items found in the first 10, by popularity", partial(draw_slices, rows=rows))
-    found.append((plot, "Head, middle and tail items had a third of the training interactions each."))
+    plot = svg(
+        "Held-out items found in the first 10, by popularity", partial(draw_slices, rows=rows)
+    )
+    found.append(
+        (plot, "Head, middle and tail items had a third of the training interactions each.")
+    )
     return found

@@ -1,4 +1,6 @@
-"""The plots of the report: SVG with real text, in the colours of the page around it, be it light or dark."""
+"""The plots of the report: SVG with real text, in the colours of the page around it, be it light or
+dark.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,8 @@ from distilrec.measure.statistics import Difference
 from distilrec.networks.soft_tree import TreeNode
 from distilrec.report.comparison import Row
 
-# What matplotlib draws with, and the variable of the page's style sheet that takes its place. Lines and markers differ too:
+# What matplotlib draws with, and the variable of the page's style sheet that takes its place. Lines
+# and markers differ too:
 # nobody has to tell colours apart.
 _SERIES = ("#010203", "#010204", "#010205", "#010206", "#010207", "#010208", "#010209")
 _INK, _BOX, _LEAF = "#000000", "#01020a", "#01020b"
@@ -31,7 +34,9 @@ _HATCHES = ("", "//", "\\\\", "xx", "++", "--", "||")
 
 def svg(title: str, draw: Callable[[Axes], None], size: tuple[float, float] = (5, 3.2)) -> Markup:
     """One plot; title: what a screen reader says."""
-    with matplotlib.rc_context({"svg.fonttype": "none", "font.family": "sans-serif", "hatch.linewidth": 0.5}):
+    with matplotlib.rc_context(
+        {"svg.fonttype": "none", "font.family": "sans-serif", "hatch.linewidth": 0.5}
+    ):
         figure = Figure(figsize=size, layout="constrained")
         axes = figure.add_subplot()
         axes.spines[["top", "right"]].set_visible(False)
@@ -60,7 +65,8 @@ def draw_differences(axes: Axes, differences: Sequence[Difference]) -> None:
         axes.errorbar(interval.mean, place, xerr=reach, fmt="o", color=_SERIES[0], capsize=4)
     axes.axvline(0, color=_INK, linewidth=1)
     axes.set_yticks(
-        range(len(differences)), [textwrap.fill(f"{d.a} \N{MINUS SIGN} {d.b}", 24) for d in reversed(differences)]
+        range(len(differences)),
+        [textwrap.fill(f"{d.a} \N{MINUS SIGN} {d.b}", 24) for d in reversed(differences)],
     )
     axes.set(xlabel="difference of NDCG@10, 95% interval", ylim=(-0.5, len(differences) - 0.5))
 
@@ -72,7 +78,13 @@ def draw_curves(axes: Axes, rows: Sequence[Row]) -> None:
         values = [point.validation_ndcg for point in row.curve]
         best = max(range(len(values)), key=values.__getitem__)
         axes.plot(
-            epochs, values, label=row.name, color=_SERIES[n], linestyle=_LINES[n], marker=_MARKERS[n], markevery=[best]
+            epochs,
+            values,
+            label=row.name,
+            color=_SERIES[n],
+            linestyle=_LINES[n],
+            marker=_MARKERS[n],
+            markevery=[best],
         )
     axes.set(xlabel="epoch", ylabel="validation NDCG@10")
     axes.legend(frameon=False, fontsize="small")
@@ -84,9 +96,19 @@ def draw_trade(axes: Axes, rows: Sequence[Row]) -> None:
         assert row.latency is not None
         ndcg = row.quality["ndcg@10"]
         reach = [[ndcg.mean - ndcg.low], [ndcg.high - ndcg.mean]]
-        axes.errorbar(row.latency.p50, ndcg.mean, reach, fmt=_MARKERS[n], color=_SERIES[n], capsize=4, label=row.name)
+        axes.errorbar(
+            row.latency.p50,
+            ndcg.mean,
+            reach,
+            fmt=_MARKERS[n],
+            color=_SERIES[n],
+            capsize=4,
+            label=row.name,
+        )
     axes.set_xscale("log")
-    axes.set(xlabel="microseconds per request (p50, logarithmic)", ylabel="test NDCG@10, 95% interval")
+    axes.set(
+        xlabel="microseconds per request (p50, logarithmic)", ylabel="test NDCG@10, 95% interval"
+    )
     axes.margins(0.2)
     axes.legend(frameon=False, fontsize="small")
 
@@ -99,7 +121,14 @@ def draw_slices(axes: Axes, rows: Sequence[Row]) -> None:
         positions = [group + place * width for group in range(len(names))]
         values = [row.slices.get(name, 0.0) for name in names]
         axes.bar(
-            positions, values, width, label=row.name, color=_SERIES[n], hatch=_HATCHES[n], edgecolor=_INK, linewidth=0.3
+            positions,
+            values,
+            width,
+            label=row.name,
+            color=_SERIES[n],
+            hatch=_HATCHES[n],
+            edgecolor=_INK,
+            linewidth=0.3,
         )
     axes.set_xticks([group + 0.4 - width / 2 for group in range(len(names))], names)
     axes.set(ylabel="share found")
@@ -110,19 +139,32 @@ _DRAWN_LEVELS = 3
 
 
 def draw_tree(axes: Axes, tree: TreeNode) -> None:
-    """Gates with what pulls to either side; below the last level drawn, what is typical there. Left is -, right is +."""
+    """Gates with what pulls to either side; below the last level drawn, what is typical there. Left
+    is -, right is +.
+    """
     axes.axis("off")
 
     def node(one: TreeNode, level: int, left: float, right: float) -> tuple[float, float]:
         x, y = (left + right) / 2, -float(level)
         last = level == _DRAWN_LEVELS or not one.children
         lines = one.items[:3] if last else one.questions[:3]
-        text = "\n".join(line for each in lines for line in textwrap.wrap(each, 20 if last else 32)[:2])
+        text = "\n".join(
+            line for each in lines for line in textwrap.wrap(each, 20 if last else 32)[:2]
+        )
         if not last:
             middle = (left + right) / 2
-            for child, bounds, sign in zip(one.children, ((left, middle), (middle, right)), "-+", strict=True):
+            for child, bounds, sign in zip(
+                one.children, ((left, middle), (middle, right)), "-+", strict=True
+            ):
                 cx, cy = node(child, level + 1, *bounds)
-                axes.plot([x, cx], [y, cy], color=_INK, alpha=0.5, linewidth=0.5 + 6 * child.share, zorder=0)
+                axes.plot(
+                    [x, cx],
+                    [y, cy],
+                    color=_INK,
+                    alpha=0.5,
+                    linewidth=0.5 + 6 * child.share,
+                    zorder=0,
+                )
                 axes.text(
                     (x + cx) / 2,
                     (y + cy) / 2,

@@ -1,15 +1,13 @@
 """A run folder and what is done in it, stage by stage.
 
-runs/ml-100k/
-config.json       all choices of the run
-data/             the prepared data set
-teacher/          the trained teacher        checkpoints/   unfinished trainings (resumed, then removed)
-labels/           its soft and hard labels (of each member of an ensemble, for a curriculum)
-student/          the distilled student      alone/         the same student without distillation
-bundle/           what is served             bundle-alone/  the same, of the student without distillation
-seen/             which users each exported model was trained on (`distilrec seen`)
-erased-users.txt  whom `prepare` leaves out from now on (`distilrec forget`); unfinished-erasure.json is there meanwhile
-costs.json        time and memory of each stage
+runs/ml-100k/ config.json       all choices of the run data/             the prepared data set
+teacher/          the trained teacher        checkpoints/   unfinished trainings (resumed, then
+removed) labels/           its soft and hard labels (of each member of an ensemble, for a
+curriculum) student/          the distilled student      alone/         the same student without
+distillation bundle/           what is served             bundle-alone/  the same, of the student
+without distillation seen/             which users each exported model was trained on (`distilrec
+seen`) erased-users.txt  whom `prepare` leaves out from now on (`distilrec forget`);
+unfinished-erasure.json is there meanwhile costs.json        time and memory of each stage
 comparison.json   report.html
 """
 

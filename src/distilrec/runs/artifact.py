@@ -26,7 +26,8 @@ def trained_once(
     task: object,
     make: Callable[..., TrainedModel],
 ) -> TrainedModel:
-    """A model that is trained unless the folder already has it from the same data, configuration and seed.
+    """A model that is trained unless the folder already has it from the same data, configuration
+    and seed.
 
     make: of `checkpoint` and `on_epoch`.
     """
@@ -46,10 +47,14 @@ def trained_once(
     save_model(trained, folder, made_from)
     drop_checkpoint(checkpoint)
     curve = trained.record.curve
-    run.progress.advance(name, curve[-1].epoch, curve[-1].epoch, f"best validation NDCG@10 {trained.best_ndcg:.4f}")
+    run.progress.advance(
+        name, curve[-1].epoch, curve[-1].epoch, f"best validation NDCG@10 {trained.best_ndcg:.4f}"
+    )
     run.progress.say(
-        f"{name}: {type(trained.model).__name__.lower()}, {trained.model.parameter_count():,} parameters, "
-        f"best epoch {trained.record.best_epoch} of {len(curve)}, validation NDCG@10 {trained.best_ndcg:.4f}, "
+        f"{name}: {type(trained.model).__name__.lower()}, {trained.model.parameter_count():,} "
+        "parameters, "
+        f"best epoch {trained.record.best_epoch} of {len(curve)}, validation NDCG@10 "
+        f"{trained.best_ndcg:.4f}, "
         f"{trained.seconds:.0f} s"
     )
     return trained
@@ -69,7 +74,8 @@ class Stage:
 
 @contextmanager
 def measured_stage(run: Run, name: str) -> Iterator[Stage]:
-    """Writes time and peak memory of a stage into costs.json; a stage that did nothing leaves what is there.
+    """Writes time and peak memory of a stage into costs.json; a stage that did nothing leaves what
+    is there.
 
     Time and memory are those of this process; workers of a cluster are not counted.
     """

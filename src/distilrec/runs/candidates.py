@@ -31,17 +31,25 @@ _ENGINE_REQUESTS, _TORCH_REQUESTS = 2_000, 100
 
 
 def tree_of(run: Run, dataset: Dataset) -> TreeNode | None:
-    """The student in words, where it is a tree; the shares are those of all users after their training history."""
+    """The student in words, where it is a tree; the shares are those of all users after their
+    training history.
+    """
     student = load_model(run.folder / "student", dataset).model
     if not isinstance(student, SoftTree):
         return None
     everyone = np.arange(dataset.info.warm_users)
     histories = dataset.histories(everyone, dataset.train_end[everyone])
-    return describe_tree(student, dataset, prediction_batch(histories, dataset.catalogue_size, student.max_history))
+    return describe_tree(
+        student, dataset, prediction_batch(histories, dataset.catalogue_size, student.max_history)
+    )
 
 
-def teacher_candidates(config: TeacherConfig | None, teacher: Teacher, dataset: Dataset) -> list[Candidate]:
-    """The teacher with what it costs through torch, and the members of an ensemble, each by itself."""
+def teacher_candidates(
+    config: TeacherConfig | None, teacher: Teacher, dataset: Dataset
+) -> list[Candidate]:
+    """The teacher with what it costs through torch, and the members of an ensemble, each
+    by itself.
+    """
     found = [teacher_candidate(TEACHER, teacher, dataset)]
     if isinstance(config, EnsembleConfig):
         for number, (member, of_member) in enumerate(
@@ -53,7 +61,9 @@ def teacher_candidates(config: TeacherConfig | None, teacher: Teacher, dataset: 
 
 
 def teacher_candidate(name: str, teacher: Teacher, dataset: Dataset) -> Candidate:
-    """Return a teacher as one row of the comparison, with its parameters and the time of its requests."""
+    """Return a teacher as one row of the comparison, with its parameters and the time of its
+    requests.
+    """
     parameters = teacher.cost.parameters
     return Candidate(
         name,
@@ -66,7 +76,9 @@ def teacher_candidate(name: str, teacher: Teacher, dataset: Dataset) -> Candidat
     )
 
 
-def student_candidate(run: Run, dataset: Dataset, name: str, folder: str, bundle: Path) -> Candidate:
+def student_candidate(
+    run: Run, dataset: Dataset, name: str, folder: str, bundle: Path
+) -> Candidate:
     """A student as its bundle serves it."""
     trained = load_model(run.folder / folder, dataset)
     if not holds(bundle, trained):
@@ -88,7 +100,9 @@ def student_candidate(run: Run, dataset: Dataset, name: str, folder: str, bundle
 
 
 def model_bytes(manifest: Manifest) -> int:
-    """Bytes of the model in a bundle: weights and catalogue. The users' history is data, not model."""
+    """Bytes of the model in a bundle: weights and catalogue. The users' history is data,
+    not model.
+    """
     return manifest.files[WEIGHTS].bytes + manifest.files[CATALOGUE].bytes
 
 
@@ -101,7 +115,9 @@ def engine_latency(recommender: Recommender, dataset: Dataset) -> Latency:
 
 
 def torch_latency(scorer: Scorer, dataset: Dataset) -> Latency:
-    """Of the same answer through torch: the history in, the ten best unseen items out, one user at a time."""
+    """Of the same answer through torch: the history in, the ten best unseen items out, one user at
+    a time.
+    """
     everyone = np.arange(dataset.info.warm_users)
     histories = dataset.histories(everyone, dataset.offsets[1 : len(everyone) + 1])
 

@@ -1,4 +1,6 @@
-"""One run, described: a TOML file with a section per stage. Unknown keys are errors, never ignored."""
+"""One run, described: a TOML file with a section per stage. Unknown keys are errors,
+never ignored.
+"""
 
 from __future__ import annotations
 
@@ -91,7 +93,9 @@ class DataConfig(Settings, frozen=True):
             )
 
     def text(self) -> TextFormat:
-        """How files of text are written. Raises ConfigError for what is no encoding or no character."""
+        """How files of text are written. Raises ConfigError for what is no encoding or no
+        character.
+        """
         return TextFormat(self.encoding, self.quote, self.escape)
 
 
@@ -131,7 +135,9 @@ class RunConfig(Settings, frozen=True):
 
 
 def read_config(path: Path | str) -> RunConfig:
-    """A run from a TOML file, its data paths made absolute. Raises FileMissingError and ConfigError."""
+    """A run from a TOML file, its data paths made absolute. Raises FileMissingError and
+    ConfigError.
+    """
     path = Path(path)
     config = read_settings(path, RunConfig, fix="check the path of the configuration file")
     found = {
@@ -140,11 +146,15 @@ def read_config(path: Path | str) -> RunConfig:
         if (value := getattr(config.data, name)) is not None
     }
     data = msgspec.structs.replace(config.data, **found)
-    return msgspec.structs.replace(config, data=data, teacher=_absolute(config.teacher, path.parent))
+    return msgspec.structs.replace(
+        config, data=data, teacher=_absolute(config.teacher, path.parent)
+    )
 
 
 def _absolute(teacher: TeacherConfig, folder: Path) -> TeacherConfig:
-    """The same teacher with the paths of its files relative to the configuration file made absolute."""
+    """The same teacher with the paths of its files relative to the configuration file made
+    absolute.
+    """
     match teacher:
         case ScoresConfig():
             return msgspec.structs.replace(teacher, file=str((folder / teacher.file).resolve()))

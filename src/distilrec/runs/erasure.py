@@ -1,7 +1,9 @@
-"""Taking a user out of a run folder: out of the prepared data, what was made from them, and the histories of the bundles.
+"""Taking a user out of a run folder: out of the prepared data, what was made from them, and the
+histories of the bundles.
 
-Who is to be forgotten is written down first, in `unfinished-erasure.json`, and crossed out last. A process that was killed
-in between leaves that note: the next command on the run, whichever it is, finishes the work before it does anything else.
+Who is to be forgotten is written down first, in `unfinished-erasure.json`, and crossed out last. A
+process that was killed in between leaves that note: the next command on the run, whichever it is,
+finishes the work before it does anything else.
 """
 
 from __future__ import annotations
@@ -43,8 +45,9 @@ def unfinished_erasures(run: Path) -> list[str]:
 def forget(run: Path, names: Sequence[str], *, missing_ok: bool = False) -> list[str]:
     """Takes a user out of a run; returns what was done, nothing where the user is out already.
 
-    names: the id, and the pseudonym where there is one; the first that the run knows is taken. missing_ok: put the user on
-    the list even if the run knows none of them. Raises UnknownUserError otherwise.
+    names: the id, and the pseudonym where there is one; the first that the run knows is taken.
+    missing_ok: put the user on the list even if the run knows none of them. Raises UnknownUserError
+    otherwise.
     """
     waiting, before = unfinished_erasures(run), erased_before(run)
     data = load_dataset(run / "data") if (run / "data" / PREPARED.file).is_file() else None
@@ -57,7 +60,8 @@ def forget(run: Path, names: Sequence[str], *, missing_ok: bool = False) -> list
         raise unknown_user(
             names[0],
             f"the run {run}",
-            "check the id; with --missing-ok, `prepare` leaves the user out from now on in any case",
+            "check the id; with --missing-ok, `prepare` leaves the user out from now on in any "
+            "case",
         )
     name = names[-1] if name is None else name
     if name in there and name not in waiting:
@@ -89,7 +93,10 @@ def _erase(run: Path, data: Dataset | None, users: Sequence[str]) -> list[str]:
         if (run / name).exists():
             shutil.rmtree(run / name)
             lines.append(f"{name}: deleted, made again when needed")
-    scores = [*(run / "teacher").rglob("scores.json"), *(run / "teacher").rglob("scores*.safetensors")]
+    scores = [
+        *(run / "teacher").rglob("scores.json"),
+        *(run / "teacher").rglob("scores*.safetensors"),
+    ]
     scores += (run / "teacher").rglob("scores*.safetensors.new")
     if remove(scores):
         lines.append("teacher: scores deleted, read again by `distilrec train`")
@@ -106,14 +113,20 @@ def _erase(run: Path, data: Dataset | None, users: Sequence[str]) -> list[str]:
         shutil.rmtree(run / "data" / "parts")
     for name in _BUNDLES:
         if not (run / name / "manifest.json").is_file():  # of an export that was killed
-            remove([*(run / name).glob("history*.safetensors"), *(run / name).glob("history*.safetensors.new")])
+            remove(
+                [
+                    *(run / name).glob("history*.safetensors"),
+                    *(run / name).glob("history*.safetensors.new"),
+                ]
+            )
     for bundle in _bundles(run):
         if any([erase_user(bundle, user) for user in users]):
             lines.append(f"{bundle}: history erased")
     remove([run / _NOTE])
     if lines:
         lines.append(
-            "a comparison and models of this run are of the data before: train them again with `distilrec run`"
+            "a comparison and models of this run are of the data before: train them again with "
+            "`distilrec run`"
         )
     return lines
 

@@ -1,15 +1,13 @@
 """The whole line, stage by stage, in one run folder. Every stage reads what the one before wrote.
 
-runs/ml-100k/
-config.json       all choices of the run
-data/             the prepared data set
-teacher/          the trained teacher        checkpoints/   unfinished trainings (resumed, then removed)
-labels/           its soft and hard labels (of each member of an ensemble, for a curriculum)
-student/          the distilled student      alone/         the same student without distillation
-bundle/           what is served             bundle-alone/  the same, of the student without distillation
-seen/             which users each exported model was trained on (`distilrec seen`)
-erased-users.txt  whom `prepare` leaves out from now on (`distilrec forget`); unfinished-erasure.json is there meanwhile
-costs.json        time and memory of each stage
+runs/ml-100k/ config.json       all choices of the run data/             the prepared data set
+teacher/          the trained teacher        checkpoints/   unfinished trainings (resumed, then
+removed) labels/           its soft and hard labels (of each member of an ensemble, for a
+curriculum) student/          the distilled student      alone/         the same student without
+distillation bundle/           what is served             bundle-alone/  the same, of the student
+without distillation seen/             which users each exported model was trained on (`distilrec
+seen`) erased-users.txt  whom `prepare` leaves out from now on (`distilrec forget`);
+unfinished-erasure.json is there meanwhile costs.json        time and memory of each stage
 comparison.json   report.html
 """
 
@@ -35,7 +33,8 @@ from distilrec.workers import InProcess, Workers
 
 @dataclass(frozen=True)
 class Run:
-    """A run folder with its configuration. own_teacher: given from Python, takes the place of the configured one;
+    """A run folder with its configuration. own_teacher: given from Python, takes the place of the
+    configured one;
     workers: who works on what can be cut into shards.
     """
 
@@ -68,21 +67,25 @@ def open_run(folder: Path, progress: Progress | None = None, workers: Workers | 
             fix="check the path; `distilrec prepare` begins a run",
             file=str(path),
         )
-    config = read_json(path, RunConfig, error=ConfigError, fix="begin again with `distilrec prepare`")
+    config = read_json(
+        path, RunConfig, error=ConfigError, fix="begin again with `distilrec prepare`"
+    )
     return Run(folder, config, progress or Silent(), workers=workers or InProcess())
 
 
 def open_data(run: Run) -> Dataset:
     """Returns the prepared data of a run, after finishing an erasure that was interrupted.
 
-    Raises FileMissingError and DataError, also where `prepare` was interrupted between the data and the configuration.
+    Raises FileMissingError and DataError, also where `prepare` was interrupted between the data and
+    the configuration.
     """
     for line in erasure.finish(run.folder):
         run.progress.say(f"finishing an erasure that was interrupted: {line}")
     dataset = load_dataset(run.folder / "data")
     if PREPARED.made_from(run.folder / "data") not in ("", choices_of(run.config)):
         raise DataError(
-            f"the data in {run.folder / 'data'} were prepared with other choices than those in config.json",
+            f"the data in {run.folder / 'data'} were prepared with other choices than those in "
+            "config.json",
             fix="run `distilrec prepare` again, which was interrupted",
             file=str(run.folder / "data"),
         )
@@ -90,9 +93,15 @@ def open_data(run: Run) -> Dataset:
 
 
 def choices_of(config: RunConfig) -> str:
-    """Returns a key of the choices that a preparation depends on, without the paths of the files, which may be moved."""
+    """Returns a key of the choices that a preparation depends on, without the paths of the files,
+    which may be moved.
+    """
     paths = {"interactions", "users", "items", "erased_users", "erased_users_must_exist"}
-    data = {name: value for name, value in msgspec.structs.asdict(config.data).items() if name not in paths}
+    data = {
+        name: value
+        for name, value in msgspec.structs.asdict(config.data).items()
+        if name not in paths
+    }
     return key_of(data, config.cleaning, config.split)
 
 

@@ -1,8 +1,10 @@
-"""The record of which models saw which user: what an erasure has to answer for after rows and histories are gone.
+"""The record of which models saw which user: what an erasure has to answer for after rows and
+histories are gone.
 
-Every export adds one file to `seen/` in the run folder, `MODEL_VERSION.safetensors`: when it was made, of which teacher and
-data set, and a salted hash of every user whose rows the training read. It stays with whoever trains; nothing of it is in the
-bundle, where it would tell strangers who was there.
+Every export adds one file to `seen/` in the run folder, `MODEL_VERSION.safetensors`: when it was
+made, of which teacher and data set, and a salted hash of every user whose rows the training read.
+It stays with whoever trains; nothing of it is in the bundle, where it would tell strangers who was
+there.
 """
 
 from __future__ import annotations
@@ -28,7 +30,9 @@ _META = "seen"
 
 
 class SeenBy(msgspec.Struct, frozen=True):
-    """A model that was trained on a user's rows. exported: seconds since 1970; private: with differential privacy."""
+    """A model that was trained on a user's rows. exported: seconds since 1970; private: with
+    differential privacy.
+    """
 
     model_version: str
     exported: float
@@ -57,17 +61,22 @@ def record_users(
     salt = secrets.token_hex(16)
     about = SeenBy(model_version, time.time(), dataset, dataset_fingerprint, teacher, private, salt)
     digests = np.sort(np.array([_digest(user, salt) for user in users], np.uint64))
-    write_whole(path, save({"users": digests}, metadata={_META: msgspec.json.encode(about).decode()}))
+    write_whole(
+        path, save({"users": digests}, metadata={_META: msgspec.json.encode(about).decode()})
+    )
 
 
 def models_that_saw(runs: Path, user_id: str) -> list[SeenBy]:
-    """Returns every recorded model below a folder that was trained on rows of this user, the oldest first.
+    """Returns every recorded model below a folder that was trained on rows of this user, the oldest
+    first.
 
-    Raises InvalidIdError, FileMissingError and DataError. The chance that somebody else has the same hash is one in 2^64 for
-    each user of a record.
+    Raises InvalidIdError, FileMissingError and DataError. The chance that somebody else has the
+    same hash is one in 2^64 for each user of a record.
     """
     if not runs.is_dir():
-        raise FileMissingError(f"there is no folder {runs}", fix="give the folder that holds the runs", file=str(runs))
+        raise FileMissingError(
+            f"there is no folder {runs}", fix="give the folder that holds the runs", file=str(runs)
+        )
     user_id = as_id(user_id, "user_id")
     found = [about for about, users in _records(runs) if _digest(user_id, about.salt) in users]
     return sorted(found, key=lambda about: about.exported)
@@ -81,7 +90,9 @@ def _records(runs: Path) -> Iterator[tuple[SeenBy, NDArray[np.uint64]]]:
                 yield about, file.get_tensor("users")
         except (SafetensorError, msgspec.MsgspecError, KeyError, TypeError, OSError) as problem:
             raise DataError(
-                f"{path} is no readable record: {problem}", fix="restore it from a backup", file=str(path)
+                f"{path} is no readable record: {problem}",
+                fix="restore it from a backup",
+                file=str(path),
             ) from None
 
 

@@ -59,8 +59,9 @@ def run_all(
 ) -> Comparison:
     """Log -> data -> teacher -> labels -> student -> bundle -> comparison and report.
 
-    teacher: makes your own teacher for the prepared data (`distilrec.teachers.external`, `distilrec.teachers.adapters`), in
-    place of the configured one. workers: such as `distilrec.scale.ray_workers.RayWorkers`.
+    teacher: makes your own teacher for the prepared data (`distilrec.teachers.external`,
+    `distilrec.teachers.adapters`), in place of the configured one. workers: such as
+    `distilrec.scale.ray_workers.RayWorkers`.
     """
     run, dataset = prepare(config, folder, progress, workers)
     if teacher is None:
@@ -74,7 +75,10 @@ def run_all(
 
 
 def prepare(
-    config: RunConfig, folder: Path, progress: Progress | None = None, workers: Workers | None = None
+    config: RunConfig,
+    folder: Path,
+    progress: Progress | None = None,
+    workers: Workers | None = None,
 ) -> tuple[Run, Dataset]:
     """Reads, cleans, splits and encodes the data, and begins the run folder."""
     run = Run(folder, config, progress or Silent(), workers=workers or InProcess())
@@ -117,7 +121,9 @@ def prepare(
                 user_text=data.user_format,
                 item_text=data.item_format,
             )
-    questions(dataset, "validation")  # a run that cannot be evaluated had better fail now than after the training
+    questions(
+        dataset, "validation"
+    )  # a run that cannot be evaluated had better fail now than after the training
     questions(dataset, "test")
     dataset.save(folder / "data", choices_of(config))
     write_json(folder / "config.json", config)
@@ -126,7 +132,8 @@ def prepare(
     for line in (*dataset.info.cleaning_report.lines(), *dataset.info.notes):
         say(line)
     say(
-        f"{dataset.users:,} users, {dataset.catalogue_size:,} items, {int(dataset.is_training().sum()):,} training rows, "
+        f"{dataset.users:,} users, {dataset.catalogue_size:,} items, "
+        f"{int(dataset.is_training().sum()):,} training rows, "
         f"split {config.split.kind}"
     )
     cost = next(cost for cost in read_costs(folder) if cost.stage == "prepare")
@@ -140,13 +147,17 @@ def key_of_pseudonyms(data: DataConfig) -> bytes | None:
 
 
 def _erased_users(data: DataConfig, folder: Path) -> ErasedUsers:
-    """Returns the users in the file of erased users, and those that were erased from this run. Raises DataError."""
+    """Returns the users in the file of erased users, and those that were erased from this run.
+    Raises DataError.
+    """
     before = tuple(erasure.erased_before(folder))
     if data.erased_users is None:
         return ErasedUsers(others=before)
     named = read_erased_users(Path(data.erased_users))
     if data.erased_users_must_exist:
-        return ErasedUsers(tuple(user for user in named if user not in before), before, data.erased_users)
+        return ErasedUsers(
+            tuple(user for user in named if user not in before), before, data.erased_users
+        )
     return ErasedUsers((), (*named, *before), data.erased_users)
 
 
@@ -163,7 +174,9 @@ def train_teacher(run: Run, dataset: Dataset) -> Teacher:
             seed=run.teacher_seed,
             checkpoint=(run.folder / "checkpoints" / "teacher").absolute(),
             workers=run.workers,
-            on_epoch=lambda name, epoch, total: run.progress.advance(name, epoch.epoch, total, epoch_note(epoch)),
+            on_epoch=lambda name, epoch, total: run.progress.advance(
+                name, epoch.epoch, total, epoch_note(epoch)
+            ),
         )
         stage.reused = before != {} and before == _training_stamps(folder)
     if isinstance(teacher, UserScores):
@@ -171,8 +184,12 @@ def train_teacher(run: Run, dataset: Dataset) -> Teacher:
             run.progress.say(note)
     if isinstance(teacher, EnsembleTeacher):
         for member, weight in zip(run.config.teacher.members, teacher.weights, strict=True):  # type: ignore[union-attr]
-            run.progress.say(f"teacher: member {member.model.__struct_config__.tag} has the weight {weight:.3f}")
-    parameters = "" if teacher.cost.parameters is None else f", {teacher.cost.parameters:,} parameters"
+            run.progress.say(
+                f"teacher: member {member.model.__struct_config__.tag} has the weight {weight:.3f}"
+            )
+    parameters = (
+        "" if teacher.cost.parameters is None else f", {teacher.cost.parameters:,} parameters"
+    )
     run.progress.say(
         f"teacher: {run.config.teacher.__struct_config__.tag}{parameters}, "
         f"validation NDCG@10 {validation_ndcg(teacher, dataset):.4f}"
@@ -196,8 +213,14 @@ def _training_stamps(folder: Path) -> dict[str, int]:
 
 
 def distil_student(run: Run, dataset: Dataset) -> TrainedModel:
-    """The labels of the teacher, and the student that learns from them; a private one learns from the log alone."""
-    config, training, distillation = run.config.student, run.config.student_training, run.config.distillation
+    """The labels of the teacher, and the student that learns from them; a private one learns from
+    the log alone.
+    """
+    config, training, distillation = (
+        run.config.student,
+        run.config.student_training,
+        run.config.distillation,
+    )
     if run.config.privacy is not None:
         from distilrec.privacy.dpsgd import train_private  # Opacus is an extra of its own
 
@@ -209,7 +232,9 @@ def distil_student(run: Run, dataset: Dataset) -> TrainedModel:
             (config, run.config.privacy),
             lambda checkpoint, on_epoch: private(on_epoch=on_epoch),
         )
-        run.progress.say(f"student: differentially private, {trained.record.privacy}; no labels of the teacher")
+        run.progress.say(
+            f"student: differentially private, {trained.record.privacy}; no labels of the teacher"
+        )
         return trained
     stores = teacher_labels(run, dataset)
     return trained_once(
@@ -227,7 +252,9 @@ def teacher_labels(run: Run, dataset: Dataset) -> list[LabelStore]:
     folder = run.folder / "labels"
     sources = {folder: teacher}
     if run.config.distillation.curriculum:
-        sources = {folder / f"member-{n}": member for n, member in enumerate(single_teachers(teacher))}
+        sources = {
+            folder / f"member-{n}": member for n, member in enumerate(single_teachers(teacher))
+        }
     stores = []
     with measured_stage(run, "labels") as stage:
         stage.reused = all((place / "manifest.json").is_file() for place in sources)
@@ -247,14 +274,17 @@ def teacher_labels(run: Run, dataset: Dataset) -> list[LabelStore]:
     for store in stores:
         made = store.extraction
         run.progress.say(
-            f"labels: {made.labels:,} for {made.events:,} training events, {made.bytes / 1e6:.1f} MB on disk, "
+            f"labels: {made.labels:,} for {made.events:,} training events, {made.bytes / 1e6:.1f} "
+            "MB on disk, "
             f"{made.seconds:.0f} s"
         )
     return stores
 
 
 def train_alone(run: Run, dataset: Dataset) -> TrainedModel:
-    """The same student without distillation: the comparison that shows what the teacher was good for."""
+    """The same student without distillation: the comparison that shows what the teacher was good
+    for.
+    """
     return _on_ground_truth(run, dataset, "alone", run.config.student, run.config.student_training)
 
 
@@ -266,15 +296,21 @@ def _on_ground_truth(
 
 
 def export(run: Run, dataset: Dataset, *, measured_next: bool = False) -> Manifest:
-    """Writes the bundle of the distilled student, and of the one without distillation where it has been trained.
+    """Writes the bundle of the distilled student, and of the one without distillation where it has
+    been trained.
 
-    measured_next: `evaluate` follows, which writes its metrics into the bundle and says under which version.
+    measured_next: `evaluate` follows, which writes its metrics into the bundle and says under which
+    version.
     """
     teacher = open_teacher(run, dataset)
     student = load_model(run.folder / "student", dataset)
-    told = teacher if run.config.privacy is None else None  # what the teacher would recommend is not private
+    told = (
+        teacher if run.config.privacy is None else None
+    )  # what the teacher would recommend is not private
     record = partial(record_training, run, dataset)
-    manifest = export_bundle(student, dataset, run.bundle, teacher=told, config=run.config.bundle, before=record)
+    manifest = export_bundle(
+        student, dataset, run.bundle, teacher=told, config=run.config.bundle, before=record
+    )
     if (run.folder / "alone" / "model.json").is_file():
         alone = load_model(run.folder / "alone", dataset)
         export_bundle(alone, dataset, run.bundle_alone, config=run.config.bundle, before=record)
@@ -283,15 +319,21 @@ def export(run: Run, dataset: Dataset, *, measured_next: bool = False) -> Manife
         f"bundle in {run.bundle}: "
         + ("" if measured_next else f"model {manifest.model_version}, ")
         + f"{model_bytes(manifest):,} bytes of model"
-        + (f", {search.kind} search with recall@10 {search.recall:.4f}" if search.kind != "exact" else "")
+        + (
+            f", {search.kind} search with recall@10 {search.recall:.4f}"
+            if search.kind != "exact"
+            else ""
+        )
     )
     return manifest
 
 
 def record_training(run: Run, dataset: Dataset, manifest: Manifest) -> None:
-    """Records who was in the training of a model, for `distilrec seen`, before the model is there to be used.
+    """Records who was in the training of a model, for `distilrec seen`, before the model is there
+    to be used.
 
-    Its metrics are a part of its version: what is exported and what was measured are two versions of the same model.
+    Its metrics are a part of its version: what is exported and what was measured are two versions
+    of the same model.
     """
     record_users(
         run.folder,
@@ -305,13 +347,16 @@ def record_training(run: Run, dataset: Dataset, manifest: Manifest) -> None:
 
 
 def forget_user(run: Run, user_id: object, *, missing_ok: bool = False) -> list[str]:
-    """Takes a user out of a run: out of the data, the labels and the histories of the bundles; returns what was done.
+    """Takes a user out of a run: out of the data, the labels and the histories of the bundles;
+    returns what was done.
 
-    user_id: the id or the pseudonym; with pseudonyms, an id needs their key. The user is put on the list of those that
-    `prepare` leaves out of this run from now on. Labels, unfinished trainings and scores of a teacher go as a whole, they
-    are made again when they are needed. Weights stay as they are until they are trained again. Where this is killed, the
-    next command on this run finishes the work.
-    Raises InvalidIdError, and UnknownUserError for a user of whom this run knows nothing, unless `missing_ok` is set.
+    user_id: the id or the pseudonym; with pseudonyms, an id needs their key. The user is put on the
+    list of those that `prepare` leaves out of this run from now on. Labels, unfinished trainings
+    and scores of a teacher go as a whole, they are made again when they are needed. Weights stay as
+    they are until they are trained again. Where this is killed, the next command on this run
+    finishes the work.
+    Raises InvalidIdError, and UnknownUserError for a user of whom this run knows nothing, unless
+    `missing_ok` is set.
     """
     names, key = [as_id(user_id, "user_id")], run.config.data.pseudonym_key
     if key is not None and key in os.environ:
@@ -320,15 +365,22 @@ def forget_user(run: Run, user_id: object, *, missing_ok: bool = False) -> list[
 
 
 def evaluate(run: Run, dataset: Dataset) -> Comparison:
-    """The comparison on the test part, `comparison.json`, `report.html`, and the metrics in the bundle's manifest."""
+    """The comparison on the test part, `comparison.json`, `report.html`, and the metrics in the
+    bundle's manifest.
+    """
     teacher = open_teacher(run, dataset)
     candidates = [
-        *teacher_candidates(run.config.teacher if run.own_teacher is None else None, teacher, dataset),
+        *teacher_candidates(
+            run.config.teacher if run.own_teacher is None else None, teacher, dataset
+        ),
         student_candidate(run, dataset, STUDENT, "student", run.bundle),
     ]
     if run.bundle_alone.is_dir():
         candidates.append(student_candidate(run, dataset, ALONE, "alone", run.bundle_alone))
-    candidates += [Candidate(name, (scorer,), logits=False) for name, scorer in fitted_baselines(dataset).items()]
+    candidates += [
+        Candidate(name, (scorer,), logits=False)
+        for name, scorer in fitted_baselines(dataset).items()
+    ]
     done = iter(range(len(candidates)))
     comparison = compare(
         dataset,
@@ -339,10 +391,14 @@ def evaluate(run: Run, dataset: Dataset) -> Comparison:
     metrics = {name: value.mean for name, value in comparison.row(STUDENT).quality.items()}
     manifest = record_metrics(run.bundle, metrics, partial(record_training, run, dataset))
     costs, tree = read_costs(run.folder), tree_of(run, dataset)
-    comparison = msgspec.structs.replace(comparison, costs=costs, tree=tree, privacy=manifest.privacy)
+    comparison = msgspec.structs.replace(
+        comparison, costs=costs, tree=tree, privacy=manifest.privacy
+    )
     run.progress.advance("evaluate", len(candidates), len(candidates))
     write_json(run.folder / "comparison.json", comparison)
     write_report(comparison, run.folder / "report.html")
-    run.progress.say(f"bundle in {run.bundle}: model {manifest.model_version}, with the metrics just measured")
+    run.progress.say(
+        f"bundle in {run.bundle}: model {manifest.model_version}, with the metrics just measured"
+    )
     run.progress.say(f"report in {run.folder / 'report.html'}")
     return comparison

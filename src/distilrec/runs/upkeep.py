@@ -37,7 +37,8 @@ from distilrec.runs.stages import key_of_pseudonyms, teacher_labels
 def gate(run: Run, dataset: Dataset, thresholds: Thresholds) -> list[Check]:
     """Measures the exported bundle anew, on the test part, against thresholds.
 
-    The teacher's figures are those of the last `evaluate`. Raises ConfigError for a threshold that cannot be measured.
+    The teacher's figures are those of the last `evaluate`. Raises ConfigError for a threshold that
+    cannot be measured.
     """
     asked = questions(dataset, "test")
     quality = quality_of(rank(BundleScorer(run.bundle, dataset), asked, K))
@@ -50,7 +51,9 @@ def gate(run: Run, dataset: Dataset, thresholds: Thresholds) -> list[Check]:
     }
     path = run.folder / "comparison.json"
     if path.is_file():
-        comparison = read_json(path, Comparison, error=ConfigError, fix="run `distilrec evaluate` again")
+        comparison = read_json(
+            path, Comparison, error=ConfigError, fix="run `distilrec evaluate` again"
+        )
         of_teacher = comparison.row(TEACHER).quality
         measured["retention"] = {
             name: value / of_teacher[name].mean
@@ -60,7 +63,9 @@ def gate(run: Run, dataset: Dataset, thresholds: Thresholds) -> list[Check]:
     if thresholds.improvement and run.bundle_alone.is_dir():
         alone = quality_of(rank(BundleScorer(run.bundle_alone, dataset), asked, K))
         measured["improvement"] = {
-            name: paired_difference(name, STUDENT, values[None], ALONE, alone[name][None]).interval.low
+            name: paired_difference(
+                name, STUDENT, values[None], ALONE, alone[name][None]
+            ).interval.low
             for name, values in quality.items()
         }
     recommender = load(run.bundle)
@@ -72,15 +77,26 @@ def gate(run: Run, dataset: Dataset, thresholds: Thresholds) -> list[Check]:
     return check(thresholds, measured)
 
 
-def check_drift(run: Run, dataset: Dataset, log: Path, *, stability: float, unknown: float) -> list[Drift]:
-    """Cleans events of today like the training log, and compares them with it. Raises what `clean_log` raises."""
+def check_drift(
+    run: Run, dataset: Dataset, log: Path, *, stability: float, unknown: float
+) -> list[Drift]:
+    """Cleans events of today like the training log, and compares them with it. Raises what
+    `clean_log` raises.
+    """
     data = run.config.data
     schema = DATASETS[data.dataset].schema if data.dataset is not None else data.schema
     with TemporaryDirectory(prefix="distilrec-") as scratch:
         opened = open_log(log, Path(scratch), data.columns, data.text())
-        cleaning = msgspec.structs.replace(run.config.cleaning, min_user_events=0, min_item_events=0)
+        cleaning = msgspec.structs.replace(
+            run.config.cleaning, min_user_events=0, min_item_events=0
+        )
         clean = clean_log(
-            opened, schema, cleaning, Path(scratch), pseudonym_key=key_of_pseudonyms(data), checks=data.checks
+            opened,
+            schema,
+            cleaning,
+            Path(scratch),
+            pseudonym_key=key_of_pseudonyms(data),
+            checks=data.checks,
         )
         live = pl.concat([clean.part(number) for number in range(len(clean.parts))])
     for line in clean.report.lines():
@@ -107,5 +123,7 @@ def tune_student(run: Run, dataset: Dataset, *, trials: int, minutes: float) -> 
     )
     path = run.folder / "tuned.toml"
     write_whole(path, chosen.toml().encode())
-    run.progress.say(f"best validation NDCG@10 {chosen.validation_ndcg:.4f} in trial {chosen.trial}: see {path}")
+    run.progress.say(
+        f"best validation NDCG@10 {chosen.validation_ndcg:.4f} in trial {chosen.trial}: see {path}"
+    )
     return chosen

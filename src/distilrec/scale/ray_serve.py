@@ -1,7 +1,8 @@
-"""The service as replicas on a Ray cluster: the same application in each, users shared through Redis.
+"""The service as replicas on a Ray cluster: the same application in each, users shared through
+Redis.
 
-Ray Serve starts a proxy on every machine that has a replica, spreads the requests and replaces replicas that die. Every
-machine must see the bundle and the file of keys under the same path.
+Ray Serve starts a proxy on every machine that has a replica, spreads the requests and replaces
+replicas that die. Every machine must see the bundle and the file of keys under the same path.
 """
 
 from __future__ import annotations
@@ -28,10 +29,11 @@ _GRACE_SECONDS = 10.0
 
 
 def serve_on_ray(config: ServiceConfig, address: str) -> None:
-    """Serves by `config.workers` replicas until told to stop; an earlier service of this cluster is replaced.
+    """Serves by `config.workers` replicas until told to stop; an earlier service of this cluster is
+    replaced.
 
-    Raises what `serve` raises before it starts, ConfigError for a store that replicas cannot share, MissingExtraError and
-    ClusterError.
+    Raises what `serve` raises before it starts, ConfigError for a store that replicas cannot share,
+    MissingExtraError and ClusterError.
     """
     if config.store.startswith("sqlite:"):
         raise ConfigError(
@@ -46,14 +48,18 @@ def serve_on_ray(config: ServiceConfig, address: str) -> None:
         raise missing_extra("ray[serve]", "ray") from None
     start_logging()
     read_keys(config.keys)
-    checked = open_service(config)  # what cannot work had better fail here, once and with a clear message
+    checked = open_service(
+        config
+    )  # what cannot work had better fail here, once and with a clear message
     checked.store.close()
     ray = connect(address)
     stop = threading.Event()
     for sign in (signal.SIGTERM, signal.SIGINT):
         signal.signal(sign, lambda *_: stop.set())
     try:
-        serve.start(proxy_location="EveryNode", http_options=HTTPOptions(host=config.host, port=config.port))
+        serve.start(
+            proxy_location="EveryNode", http_options=HTTPOptions(host=config.host, port=config.port)
+        )
         as_deployment: Any = serve.deployment(
             name=_NAME,
             num_replicas=config.workers,

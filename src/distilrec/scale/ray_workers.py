@@ -1,7 +1,8 @@
 """The workers of a Ray cluster: the same functions, on many cores or machines.
 
-Every machine needs distilrec and must see the run folder under the same path (a shared file system). A worker that dies is
-started again and its shard is made again; a training goes on after its last epoch.
+Every machine needs distilrec and must see the run folder under the same path (a shared file
+system). A worker that dies is started again and its shard is made again; a training goes on after
+its last epoch.
 """
 
 from __future__ import annotations
@@ -28,22 +29,32 @@ _RESTARTS = 3  # of a training
 class RayWorkers:
     """The workers of a cluster, one CPU each.
 
-    address: of the cluster (`auto` finds the one that this machine belongs to); "local" starts one on this machine alone.
+    address: of the cluster (`auto` finds the one that this machine belongs to); "local" starts one
+    on this machine alone.
     count: how many workers at most; None is one for each CPU of the cluster.
-    shared: a folder that all machines see, for the notes of Ray Train; where it is left out, one of this machine alone.
+    shared: a folder that all machines see, for the notes of Ray Train; where it is left out, one of
+    this machine alone.
     Raises MissingExtraError without Ray, and ClusterError where the cluster cannot be reached.
     """
 
-    def __init__(self, address: str = LOCAL, count: int | None = None, shared: Path | None = None) -> None:
+    def __init__(
+        self, address: str = LOCAL, count: int | None = None, shared: Path | None = None
+    ) -> None:
         ray = connect(address)
         self.address, self.shared = address, shared
         self.count = max(1, count or int(ray.cluster_resources().get("CPU", 1)))
         self._idle: list[Any] = []
 
-    def map(self, function: Callable[[Task, int], Result], task: Task, shards: Sequence[int]) -> Iterator[Result]:
-        """See `distilrec.workers.Workers.map`. Raises what the function raises, and ClusterError when workers are lost."""
+    def map(
+        self, function: Callable[[Task, int], Result], task: Task, shards: Sequence[int]
+    ) -> Iterator[Result]:
+        """See `distilrec.workers.Workers.map`. Raises what the function raises, and ClusterError
+        when workers are lost.
+        """
         ray = _ray()
-        shared = [ray.put(task)]  # once for each machine; in a list, or Ray would send what it stands for
+        shared = [
+            ray.put(task)
+        ]  # once for each machine; in a list, or Ray would send what it stands for
         waiting = list(reversed(shards))
         busy: dict[Any, Any] = {}
         try:
@@ -68,7 +79,9 @@ class RayWorkers:
                 ray.kill(worker)
 
     def together(self, function: Callable[[Report], Result], report: Report) -> Result:
-        """See `distilrec.workers.Workers.together`. Raises what the function raises, and ClusterError."""
+        """See `distilrec.workers.Workers.together`. Raises what the function raises, and
+        ClusterError.
+        """
         ray = _ray()
         from ray.train import FailureConfig, RunConfig, ScalingConfig
         from ray.train.torch import TorchConfig, TorchTrainer
@@ -82,9 +95,13 @@ class RayWorkers:
             trainer = TorchTrainer(
                 _train,
                 train_loop_config={"function": [ray.put(function)], "mailbox": mailbox},
-                scaling_config=ScalingConfig(num_workers=self.count, resources_per_worker={"CPU": 1}),
+                scaling_config=ScalingConfig(
+                    num_workers=self.count, resources_per_worker={"CPU": 1}
+                ),
                 torch_config=TorchConfig(backend="gloo"),
-                run_config=RunConfig(storage_path=folder, failure_config=FailureConfig(max_failures=_RESTARTS)),
+                run_config=RunConfig(
+                    storage_path=folder, failure_config=FailureConfig(max_failures=_RESTARTS)
+                ),
             )
             problems: list[Exception] = []
             running = threading.Thread(target=_fit, args=(trainer, problems), daemon=True)
@@ -112,7 +129,12 @@ class RayWorkers:
     def _new_worker(self) -> Any:
         ray = _ray()
         environment = {"env_vars": {"POLARS_MAX_THREADS": "1", "NUMBA_NUM_THREADS": "1"}}
-        options = {"num_cpus": 1, "max_restarts": -1, "max_task_retries": -1, "runtime_env": environment}
+        options = {
+            "num_cpus": 1,
+            "max_restarts": -1,
+            "max_task_retries": -1,
+            "runtime_env": environment,
+        }
         return ray.remote(**options)(_Worker).remote()
 
     def close(self) -> None:
@@ -170,7 +192,9 @@ def _allow_shared_arrays() -> None:
 def connect(address: str) -> Any:
     """Ray, connected to this cluster. Raises MissingExtraError and ClusterError."""
     ray = _ray()
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # or Ray warns that it will change its mind
+    os.environ.setdefault(
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0"
+    )  # or Ray warns that it will change its mind
     if ray.is_initialized():
         return ray
     try:
@@ -184,7 +208,8 @@ def connect(address: str) -> Any:
     except (OSError, RuntimeError, ValueError) as problem:
         raise ClusterError(
             f"the Ray cluster {address!r} cannot be reached: {str(problem).splitlines()[0]}",
-            fix="check the address (`ray status` shows the cluster), or use --ray local for this machine alone",
+            fix="check the address (`ray status` shows the cluster), or use --ray local for this "
+            "machine alone",
             address=address,
         ) from None
     return ray
@@ -192,7 +217,8 @@ def connect(address: str) -> Any:
 
 def _lost(problem: Exception) -> ClusterError:
     return ClusterError(
-        f"workers of the Ray cluster were lost: {(str(problem) or type(problem).__name__).splitlines()[0]}",
+        "workers of the Ray cluster were lost: "
+        f"{(str(problem) or type(problem).__name__).splitlines()[0]}",
         fix="run the command again: what has been made is used",
     )
 

@@ -67,7 +67,11 @@ def make_app(service: Service, keys: Keys) -> ASGIApp:
     async def description(call: Call) -> Reply:
         return Reply(described, b"application/json")
 
-    table.append(Endpoint("GET", "/openapi.json", "openapi", "This description.", None, None, None, description))
+    table.append(
+        Endpoint(
+            "GET", "/openapi.json", "openapi", "This description.", None, None, None, description
+        )
+    )
     table += _pages()
     by_path: dict[str, list[Endpoint]] = {}
     for endpoint in table:
@@ -106,7 +110,9 @@ def make_app(service: Service, keys: Keys) -> ASGIApp:
         if scope["type"] != "http":
             await (life if scope["type"] == "lifespan" else nothing)(scope, receive, send)
             return
-        handler: ASGIApp | None = handlers.get((scope["method"], scope.get("raw_path")))  # saves a tenth of a request
+        handler: ASGIApp | None = handlers.get(
+            (scope["method"], scope.get("raw_path"))
+        )  # saves a tenth of a request
         if handler is None:
             handler = nothing
             if found := paths.find(path_of(scope)):
@@ -227,11 +233,34 @@ def _kserve(service: Service) -> list[Endpoint]:
         return await kserve.infer(service, call.body)
 
     table = [
-        Endpoint("GET", "/v2", "kserve_server", "KServe: the server.", None, None, kserve.ServerMetadata, server),
-        Endpoint("GET", "/v2/health/live", "kserve_live", "KServe: alive.", None, None, kserve.Live, live),
-        Endpoint("GET", "/v2/health/ready", "kserve_ready", "KServe: ready.", None, None, kserve.Ready, ready),
+        Endpoint(
+            "GET",
+            "/v2",
+            "kserve_server",
+            "KServe: the server.",
+            None,
+            None,
+            kserve.ServerMetadata,
+            server,
+        ),
+        Endpoint(
+            "GET", "/v2/health/live", "kserve_live", "KServe: alive.", None, None, kserve.Live, live
+        ),
+        Endpoint(
+            "GET",
+            "/v2/health/ready",
+            "kserve_ready",
+            "KServe: ready.",
+            None,
+            None,
+            kserve.Ready,
+            ready,
+        ),
     ]
-    for base, name in (("/v2/models/{name}", "model"), ("/v2/models/{name}/versions/{version}", "version")):
+    for base, name in (
+        ("/v2/models/{name}", "model"),
+        ("/v2/models/{name}/versions/{version}", "version"),
+    ):
         table += [
             Endpoint(
                 "GET", base, f"kserve_{name}", "KServe: inputs and outputs.", "recommend", None, kserve.ModelMetadata,
@@ -281,7 +310,11 @@ def _limit(call: Call) -> int:
 
 def _query(call: Call) -> dict[str, str]:
     try:
-        found = parse_qs(call.query.decode(), keep_blank_values=True, errors="strict", max_num_fields=20)
+        found = parse_qs(
+            call.query.decode(), keep_blank_values=True, errors="strict", max_num_fields=20
+        )
     except (UnicodeDecodeError, ValueError) as problem:
-        raise RequestError(f"the query string cannot be read: {problem}", fix="encode it as UTF-8") from None
+        raise RequestError(
+            f"the query string cannot be read: {problem}", fix="encode it as UTF-8"
+        ) from None
     return {name: values[-1] for name, values in found.items()}

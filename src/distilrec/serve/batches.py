@@ -1,4 +1,6 @@
-"""A thread that takes all waiting jobs at once: how many requests share one commit, or one round trip to the store."""
+"""A thread that takes all waiting jobs at once: how many requests share one commit, or one round
+trip to the store.
+"""
 
 from __future__ import annotations
 
@@ -16,13 +18,19 @@ _Outcome = tuple["asyncio.Future[Result]", Result | BaseException]
 
 
 class Batches(Generic[Job, Result]):
-    """Jobs go in from the event loop, and are worked on in order, in batches, in a thread of their own.
+    """Jobs go in from the event loop, and are worked on in order, in batches, in a thread of their
+    own.
 
-    work: gets the jobs of a batch, gives a result or an exception for each; max_pending: of weight that may wait.
+    work: gets the jobs of a batch, gives a result or an exception for each; max_pending: of weight
+    that may wait.
     """
 
     def __init__(
-        self, name: str, work: Callable[[list[Job]], list[Result | BaseException]], max_pending: int, max_batch: int
+        self,
+        name: str,
+        work: Callable[[list[Job]], list[Result | BaseException]],
+        max_pending: int,
+        max_batch: int,
     ) -> None:
         self._work, self._max_pending, self._max_batch = work, max_pending, max_batch
         self._loop = asyncio.get_running_loop()
@@ -39,9 +47,13 @@ class Batches(Generic[Job, Result]):
         return self._pending
 
     async def submit(self, job: Job, weight: int = 1) -> Result:
-        """The result of a job. Raises what the work raised, OverloadedError when too much is waiting."""
+        """The result of a job. Raises what the work raised, OverloadedError when too much is
+        waiting.
+        """
         if self._stopping:
-            raise NotReadyError("the service is shutting down", fix="send the request again, to another instance")
+            raise NotReadyError(
+                "the service is shutting down", fix="send the request again, to another instance"
+            )
         if self._pending + weight > self._max_pending:
             raise OverloadedError(
                 f"{self._pending:,} events are waiting to be written",
@@ -52,7 +64,9 @@ class Batches(Generic[Job, Result]):
         self._pending += weight
         self._waiting.append((job, future, weight))
         self._wake.set()
-        return await asyncio.shield(future)  # a caller who goes away does not undo what is being stored
+        return await asyncio.shield(
+            future
+        )  # a caller who goes away does not undo what is being stored
 
     async def stop(self) -> None:
         """Finishes what is waiting, then ends the thread."""
@@ -65,14 +79,20 @@ class Batches(Generic[Job, Result]):
             self._wake.wait()
             self._wake.clear()
             while self._waiting:
-                batch = [self._waiting.popleft() for _ in range(min(len(self._waiting), self._max_batch))]
+                batch = [
+                    self._waiting.popleft() for _ in range(min(len(self._waiting), self._max_batch))
+                ]
                 try:
                     results = self._work([job for job, _, _ in batch])
                 except BaseException as problem:
                     results = [problem] * len(batch)
-                outcomes = [(future, result) for (_, future, _), result in zip(batch, results, strict=True)]
+                outcomes = [
+                    (future, result) for (_, future, _), result in zip(batch, results, strict=True)
+                ]
                 try:
-                    self._loop.call_soon_threadsafe(self._deliver, outcomes, sum(weight for _, _, weight in batch))
+                    self._loop.call_soon_threadsafe(
+                        self._deliver, outcomes, sum(weight for _, _, weight in batch)
+                    )
                 except RuntimeError:  # the loop is closed: nobody waits any more
                     return
             if self._stopping and not self._waiting:

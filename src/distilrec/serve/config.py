@@ -42,7 +42,8 @@ class ServiceConfig(Settings, frozen=True):
     max_users: Count = 200_000
     """Maximum number of users in memory."""
     max_events: Count = 10_000
-    """Latest events of a user that count as seen and can be explained; the state is a fold of all."""
+    """Latest events of a user that count as seen and can be explained; the state is a fold of all.
+    """
     max_k: Count = 1_000
     """Maximum number of items in one answer."""
     max_batch: Count = 1_000
@@ -71,7 +72,8 @@ class ServiceConfig(Settings, frozen=True):
         if self.keys is None and not self.without_keys and not _is_loopback(self.host):
             raise ConfigError(
                 f"{self.host} can be reached from other machines, and there are no API keys",
-                fix="give --keys keys.toml (`distilrec key` makes one), or --without-keys if something else guards it",
+                fix="give --keys keys.toml (`distilrec key` makes one), or --without-keys if "
+                "something else guards it",
                 parameter="keys",
             )
 

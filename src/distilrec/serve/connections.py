@@ -1,6 +1,8 @@
-"""The connections of the service: how many there are, how much a head may hold, and how long sending may take.
+"""The connections of the service: how many there are, how much a head may hold, and how long
+sending may take.
 
-uvicorn's protocol has none of these limits. What is refused here has no endpoint yet: it is counted as `connection`.
+uvicorn's protocol has none of these limits. What is refused here has no endpoint yet: it is counted
+as `connection`.
 """
 
 from __future__ import annotations
@@ -37,9 +39,10 @@ STATE = "connections"  # under which the application's state holds the limits
 
 @dataclass(frozen=True)
 class Limits:
-    """max_head: bytes of request line and headers; head_seconds: for sending them; transfer_seconds: for sending a body,
-    and for reading an answer; max_connections: open ones; max_body: bytes of a body, which the application counts; refused:
-    is told the code of what is refused.
+    """max_head: bytes of request line and headers; head_seconds: for sending them;
+    transfer_seconds: for sending a body, and for reading an answer; max_connections: open ones;
+    max_body: bytes of a body, which the application counts; refused: is told the code of what is
+    refused.
     """
 
     max_head: int = 32_768
@@ -51,10 +54,22 @@ class Limits:
 
 
 class LimitedProtocol(HttpToolsProtocol):
-    """One connection. A request that arrives in one piece costs a few comparisons more than without limits."""
+    """One connection. A request that arrives in one piece costs a few comparisons more than without
+    limits.
+    """
 
-    # Slots: with more than 30 attributes in its dictionary an object shares no keys with others, and all become slower.
-    __slots__ = ("_body", "_chunk", "_earlier", "_limits", "_pieces", "_refused", "_stalled", "_timer")
+    # Slots: with more than 30 attributes in its dictionary an object shares no keys with others,
+    # and all become slower.
+    __slots__ = (
+        "_body",
+        "_chunk",
+        "_earlier",
+        "_limits",
+        "_pieces",
+        "_refused",
+        "_stalled",
+        "_timer",
+    )
 
     def __init__(
         self,
@@ -76,7 +91,11 @@ class LimitedProtocol(HttpToolsProtocol):
     def connection_made(self, transport: Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         if len(self.connections) > self._limits.max_connections and not self._close_an_idle_one():
-            self._refuse(OverloadedError("there are too many connections", fix="keep fewer open, and come back later"))
+            self._refuse(
+                OverloadedError(
+                    "there are too many connections", fix="keep fewer open, and come back later"
+                )
+            )
             return
         self._timer = self.loop.call_later(self._limits.head_seconds, self._too_slow)
 
@@ -95,7 +114,9 @@ class LimitedProtocol(HttpToolsProtocol):
             self._after_a_piece()
 
     def _after_a_piece(self) -> None:
-        """Counts bytes and starts or stops the clock, where a request does not come in one piece."""
+        """Counts bytes and starts or stops the clock, where a request does not come in
+        one piece.
+        """
         if self._refused or self.transport.is_closing():
             return
         limits = self._limits
@@ -109,7 +130,9 @@ class LimitedProtocol(HttpToolsProtocol):
         elif self.cycle.more_body:
             self._pieces = True
             self._body += self._chunk
-            if self._body > limits.max_head + 6 * limits.max_body:  # sizes of chunks, extensions, trailers
+            if (
+                self._body > limits.max_head + 6 * limits.max_body
+            ):  # sizes of chunks, extensions, trailers
                 self._refuse(self._too_large())
             elif self._timer is None:
                 self._timer = self.loop.call_later(limits.transfer_seconds, self._too_slow)
@@ -135,7 +158,11 @@ class LimitedProtocol(HttpToolsProtocol):
     def send_400_response(self, msg: str) -> None:
         """Answers what is not HTTP, in the form of all other errors."""
         if not self._refused:
-            self._refuse(MalformedRequestError("this is not a request of HTTP/1.1", fix="check what was sent"))
+            self._refuse(
+                MalformedRequestError(
+                    "this is not a request of HTTP/1.1", fix="check what was sent"
+                )
+            )
 
     def on_response_complete(self) -> None:
         closes = not self.cycle.keep_alive
@@ -143,13 +170,17 @@ class LimitedProtocol(HttpToolsProtocol):
         if not closes or not self.transport.is_closing():
             return
         if self._stalled is None and self.transport.get_write_buffer_size():
-            self._stalled = self.loop.call_later(self._limits.transfer_seconds, self.transport.abort)
+            self._stalled = self.loop.call_later(
+                self._limits.transfer_seconds, self.transport.abort
+            )
 
     def pause_writing(self) -> None:
         """An answer waits for a caller who does not read it."""
         super().pause_writing()
         if self._stalled is None:
-            self._stalled = self.loop.call_later(self._limits.transfer_seconds, self.transport.abort)
+            self._stalled = self.loop.call_later(
+                self._limits.transfer_seconds, self.transport.abort
+            )
 
     def resume_writing(self) -> None:
         super().resume_writing()
@@ -162,7 +193,9 @@ class LimitedProtocol(HttpToolsProtocol):
             self._stalled = None
 
     def timeout_keep_alive_handler(self) -> None:
-        """Closes a connection on which nothing has happened for a while; its answer may not have been read."""
+        """Closes a connection on which nothing has happened for a while; its answer may not have
+        been read.
+        """
         if self.transport.get_write_buffer_size():
             self.transport.abort()
         else:
@@ -184,11 +217,16 @@ class LimitedProtocol(HttpToolsProtocol):
             self.transport.close()
             return
         what = "headers" if self._in_head() else "body"
-        self._refuse(RequestTimeoutError(f"the {what} of the request did not arrive in time", fix="send it faster"))
+        self._refuse(
+            RequestTimeoutError(
+                f"the {what} of the request did not arrive in time", fix="send it faster"
+            )
+        )
 
     def _too_large(self) -> HeadersTooLargeError:
         return HeadersTooLargeError(
-            f"the head of the request has more than {self._limits.max_head:,} bytes or {MAX_HEADERS} headers",
+            f"the head of the request has more than {self._limits.max_head:,} bytes or "
+            f"{MAX_HEADERS} headers",
             fix="send a shorter path and fewer headers",
         )
 
@@ -201,7 +239,9 @@ class LimitedProtocol(HttpToolsProtocol):
         return False
 
     def _is_idle(self) -> bool:
-        return not self._in_head() and self.cycle.response_complete and not self.transport.is_closing()
+        return (
+            not self._in_head() and self.cycle.response_complete and not self.transport.is_closing()
+        )
 
     def _refuse(self, problem: DistilrecError) -> None:
         """Answers with an error, unless an answer is under way, and closes the connection."""
@@ -215,7 +255,9 @@ class LimitedProtocol(HttpToolsProtocol):
         if under_way:
             self.cycle.disconnected = True  # its application, which waits for the body, ends
             self.cycle.message_event.set()
-        body = msgspec.json.encode(ErrorResponse(ErrorDetail(problem.code, problem.message, "", problem.fix)))
+        body = msgspec.json.encode(
+            ErrorResponse(ErrorDetail(problem.code, problem.message, "", problem.fix))
+        )
         head = (
             b"content-type: application/json\r\ncontent-length: %d\r\nx-content-type-options: nosniff\r\n"
             b"cache-control: no-store\r\nconnection: close\r\n\r\n"

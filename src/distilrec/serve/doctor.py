@@ -1,4 +1,6 @@
-"""`distilrec doctor`: everything a service needs, tried out one after the other, for whoever has a broken deploy."""
+"""`distilrec doctor`: everything a service needs, tried out one after the other, for whoever has a
+broken deploy.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,17 @@ if TYPE_CHECKING:
     from distilrec.serve.config import ServiceConfig
 
 Verdict = Literal["ok", "warning", "failed"]
-_PACKAGES = ("numpy", "numba", "msgspec", "safetensors", "starlette", "uvicorn", "uvloop", "prometheus-client", "redis")
+_PACKAGES = (
+    "numpy",
+    "numba",
+    "msgspec",
+    "safetensors",
+    "starlette",
+    "uvicorn",
+    "uvloop",
+    "prometheus-client",
+    "redis",
+)
 _SHOWN_ITEMS = 5
 _SLOW_LOAD = 2.0  # seconds
 
@@ -34,8 +46,14 @@ class Finding:
 
 
 def diagnose(config: ServiceConfig) -> Iterator[Finding]:
-    """Findings, as they come. A failed one means that the service would not start, or not answer."""
-    yield Finding("versions", "ok", f"distilrec {__version__}, Python {platform.python_version()}, {_versions()}")
+    """Findings, as they come. A failed one means that the service would not start, or
+    not answer.
+    """
+    yield Finding(
+        "versions",
+        "ok",
+        f"distilrec {__version__}, Python {platform.python_version()}, {_versions()}",
+    )
     yield from _tried("keys", lambda: _keys(config))
     yield from _tried("kernels", _kernels)
     yield from _tried("bundle", lambda: _bundle(config))
@@ -68,7 +86,13 @@ def _keys(config: ServiceConfig) -> list[Finding]:
 
     keys = read_keys(config.keys)
     return [
-        Finding("keys", "ok", "API keys are required" if keys.required else "no API keys: everybody may do everything")
+        Finding(
+            "keys",
+            "ok",
+            "API keys are required"
+            if keys.required
+            else "no API keys: everybody may do everything",
+        )
     ]
 
 
@@ -99,7 +123,9 @@ def _bundle(config: ServiceConfig) -> list[Finding]:
         hint = "kernels were compiled just now; the next start takes them from the cache"
         findings.append(Finding("bundle", "warning", hint))
     if not os.access(Path(config.bundle), os.W_OK):
-        text = "the folder cannot be written: erased users are ignored, but stay in its history file"
+        text = (
+            "the folder cannot be written: erased users are ignored, but stay in its history file"
+        )
         findings.append(Finding("bundle", "warning", text))
     return findings
 
@@ -135,12 +161,23 @@ def _items(config: ServiceConfig) -> list[Finding]:
     if not records:
         return []
     recommender = load(config.bundle, search=config.search)
-    found = [(record.item_id, problem) for record in records for problem in follow_item(recommender, record)]
+    found = [
+        (record.item_id, problem)
+        for record in records
+        for problem in follow_item(recommender, record)
+    ]
     if not found:
-        return [Finding("items", "ok", f"the bundle takes all that is stored about {len(records):,} items")]
-    shown = "\n".join(f"  item {item_id!r}: {problem.message}" for item_id, problem in found[:_SHOWN_ITEMS])
+        return [
+            Finding(
+                "items", "ok", f"the bundle takes all that is stored about {len(records):,} items"
+            )
+        ]
+    shown = "\n".join(
+        f"  item {item_id!r}: {problem.message}" for item_id, problem in found[:_SHOWN_ITEMS]
+    )
     text = (
-        f"{len(found):,} stored values of items do not fit the bundle and are left out, such as\n{shown}\n"
+        f"{len(found):,} stored values of items do not fit the bundle and are left out, such "
+        f"as\n{shown}\n"
         "  how to fix: PUT the item with a value that fits"
     )
     return [Finding("items", "warning", text)]

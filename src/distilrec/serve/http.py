@@ -1,7 +1,8 @@
-"""From bytes to a request and from an answer to bytes: one small ASGI application per path, with all that every path needs.
+"""From bytes to a request and from an answer to bytes: one small ASGI application per path, with
+all that every path needs.
 
-In this order: request id, where the request comes from, API key with scope and rate, type and size of the body, decoding,
-the rest of the rate, the work, the answer, time and errors for the metrics.
+In this order: request id, where the request comes from, API key with scope and rate, type and size
+of the body, decoding, the rest of the rate, the work, the answer, time and errors for the metrics.
 """
 
 from __future__ import annotations
@@ -53,7 +54,9 @@ _encode = msgspec.json.Encoder().encode
 
 
 class Call:
-    """What a handler gets: the decoded body (None without one), the parameters of the path and the query string."""
+    """What a handler gets: the decoded body (None without one), the parameters of the path and the
+    query string.
+    """
 
     __slots__ = ("body", "path", "query")
 
@@ -74,11 +77,12 @@ class Reply:
 class Endpoint:
     """One method of one path.
 
-    path: as Starlette writes it; name: in metrics and in OpenAPI; scope: that a key needs, None for everybody; takes: type
-    of the body, None for none; gives: type of the answer; query: parameters of the query string and what they mean;
-    gives_type: media type of the answer; read: decodes a body that may have binary tensors behind its JSON, from the body
-    and the header that says where they begin; weight: how many requests a body counts as in the rate of its key, one where
-    it is None.
+    path: as Starlette writes it; name: in metrics and in OpenAPI; scope: that a key needs, None for
+    everybody; takes: type of the body, None for none; gives: type of the answer; query: parameters
+    of the query string and what they mean;
+    gives_type: media type of the answer; read: decodes a body that may have binary tensors behind
+    its JSON, from the body and the header that says where they begin; weight: how many requests a
+    body counts as in the rate of its key, one where it is None.
     """
 
     method: Method
@@ -96,10 +100,18 @@ class Endpoint:
 
 
 class Gate:
-    """What all endpoints share: keys, origins (None where requests from everywhere are answered), limits, metrics."""
+    """What all endpoints share: keys, origins (None where requests from everywhere are answered),
+    limits, metrics.
+    """
 
     def __init__(
-        self, keys: Keys, origins: Origins | None, metrics: Metrics, max_body: int, *, log_requests: bool
+        self,
+        keys: Keys,
+        origins: Origins | None,
+        metrics: Metrics,
+        max_body: int,
+        *,
+        log_requests: bool,
     ) -> None:
         self.keys, self.origins, self.metrics = keys, origins, metrics
         self.max_body, self.log_requests = max_body, log_requests
@@ -107,7 +119,9 @@ class Gate:
         self._count = count(1)
 
     def request_id(self, given: bytes | None) -> bytes:
-        """The request id that a caller gave, or a new one where it gave none or one that is not safe to repeat."""
+        """The request id that a caller gave, or a new one where it gave none or one that is not
+        safe to repeat.
+        """
         if given is not None and _SAFE_ID.fullmatch(given):
             return given
         return b"%b-%x" % (self._run, next(self._count))
@@ -126,7 +140,9 @@ class Resource:
         handler = self.handlers.get("GET" if method == "HEAD" else method)
         if handler is None:
             problem = MethodNotAllowedError(
-                f"this path does not take {method}", fix=f"use one of: {self._allow.decode()}", allow=self._allow
+                f"this path does not take {method}",
+                fix=f"use one of: {self._allow.decode()}",
+                allow=self._allow,
             )
             await refuse(self._gate, "other", scope, send, problem)
             return
@@ -157,7 +173,9 @@ class _Handler:
                 caller = gate.keys.admit(given, endpoint.scope)
             body, media_type = None, given.get(b"content-type")
             if self._decode is not None:
-                _check_type(media_type, given.get(b"content-encoding"), binary=endpoint.read is not None)
+                _check_type(
+                    media_type, given.get(b"content-encoding"), binary=endpoint.read is not None
+                )
                 content = await _read_body(receive, given.get(b"content-length"), gate.max_body)
                 if endpoint.read is None:
                     body = decoded(self._decode, content)
@@ -166,7 +184,9 @@ class _Handler:
                 if endpoint.weight is not None and (more := endpoint.weight(body) - 1) > 0:
                     caller.charge(more)
             elif media_type is not None and endpoint.method == "POST":
-                _check_type(media_type, None, binary=False)  # what the form of a web page sends is none
+                _check_type(
+                    media_type, None, binary=False
+                )  # what the form of a web page sends is none
             parameters = scope.get("path_params")
             path = texts_of(parameters.items()) if parameters else {}
             answer = await endpoint.handle(Call(body, path, scope["query_string"]))
@@ -199,7 +219,9 @@ class _Handler:
 async def _send(scope: Scope, send: Send, status: int, headers: Headers, content: bytes) -> None:
     headers.append((b"content-length", b"%d" % len(content)))
     await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else content})
+    await send(
+        {"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else content}
+    )
 
 
 async def _read_body(receive: Receive, length: bytes | None, limit: int) -> bytes:
@@ -220,39 +242,59 @@ async def _read_body(receive: Receive, length: bytes | None, limit: int) -> byte
 
 
 def _too_large(limit: int) -> BodyTooLargeError:
-    return BodyTooLargeError(f"the body has more than {limit:,} bytes", fix="send less at once, in several requests")
+    return BodyTooLargeError(
+        f"the body has more than {limit:,} bytes", fix="send less at once, in several requests"
+    )
 
 
 def _check_type(media_type: bytes | None, encoding: bytes | None, *, binary: bool) -> None:
-    """Raises MediaTypeError for a body that another site could send, or that is not what is decoded here.
+    """Raises MediaTypeError for a body that another site could send, or that is not what is decoded
+    here.
 
-    binary: for KServe, whose clients say nothing about the type, or that it is bytes; nothing is changed there.
+    binary: for KServe, whose clients say nothing about the type, or that it is bytes; nothing is
+    changed there.
     """
     if encoding not in {None, b"identity"}:
         raise MediaTypeError("the body is compressed", fix="send it without `content-encoding`")
     if binary and (media_type is None or media_type.lower().startswith(BINARY_TYPE)):
         return
     if media_type is None or not media_type.lower().startswith(_JSON):
-        raise MediaTypeError("the body is not declared as JSON", fix="send the header `content-type: application/json`")
+        raise MediaTypeError(
+            "the body is not declared as JSON",
+            fix="send the header `content-type: application/json`",
+        )
 
 
 def decoded(decode: Callable[[bytes], Any], body: bytes) -> Any:
-    """Returns what the body says. Raises MalformedRequestError for what is no JSON, RequestError for another type."""
+    """Returns what the body says. Raises MalformedRequestError for what is no JSON, RequestError
+    for another type.
+    """
     try:
         return decode(body)
     except msgspec.ValidationError as problem:
-        raise RequestError(str(problem), fix="see /openapi.json for what this endpoint takes") from None
+        raise RequestError(
+            str(problem), fix="see /openapi.json for what this endpoint takes"
+        ) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as problem:
-        raise MalformedRequestError(f"the body is not valid JSON: {problem}", fix="correct the JSON") from None
+        raise MalformedRequestError(
+            f"the body is not valid JSON: {problem}", fix="correct the JSON"
+        ) from None
 
 
 def refusal(
-    gate: Gate, endpoint: str, request_id: bytes, problem: Exception, path: str, *, open_to_all: bool = True
+    gate: Gate,
+    endpoint: str,
+    request_id: bytes,
+    problem: Exception,
+    path: str,
+    *,
+    open_to_all: bool = True,
 ) -> tuple[int, Headers, bytes]:
-    """Status, headers and body of an error; what is not ours is logged, and shown as nothing but an internal error.
+    """Status, headers and body of an error; what is not ours is logged, and shown as nothing but an
+    internal error.
 
-    Below /v2 the body is KServe's, one text. open_to_all: whether callers without a key are answered too; then a failure of
-    the store does not say where it is.
+    Below /v2 the body is KServe's, one text. open_to_all: whether callers without a key are
+    answered too; then a failure of the store does not say where it is.
     """
     headers = [*_ALWAYS, (b"x-request-id", request_id), (b"content-type", _JSON)]
     if isinstance(problem, DistilrecError):
@@ -260,31 +302,59 @@ def refusal(
         wait = problem.context.get("retry_after", 1 if status == 503 else None)
         if isinstance(wait, int | float):
             headers.append((b"retry-after", b"%d" % max(1, math.ceil(wait))))
-        if isinstance(problem, MethodNotAllowedError) and isinstance(allow := problem.context.get("allow"), bytes):
+        if isinstance(problem, MethodNotAllowedError) and isinstance(
+            allow := problem.context.get("allow"), bytes
+        ):
             headers.append((b"allow", allow))
         if status == 401:
             headers.append((b"www-authenticate", b"Bearer"))
         if open_to_all and isinstance(problem, StoreError):
-            message, fix = "the store cannot be used", "see the log of the service; send the request again later"
+            message, fix = (
+                "the store cannot be used",
+                "see the log of the service; send the request again later",
+            )
         if isinstance(problem, BodyTooLargeError):
             headers.append((b"connection", b"close"))
     else:
         status, code = 500, "error"
         message, fix = "something unforeseen went wrong", "report it with the request id"
-        log("unforeseen error", logging.ERROR, exception=problem, request_id=request_id.decode(), endpoint=endpoint)
+        log(
+            "unforeseen error",
+            logging.ERROR,
+            exception=problem,
+            request_id=request_id.decode(),
+            endpoint=endpoint,
+        )
     if status >= 500 and isinstance(problem, DistilrecError):
         why = problem.message if isinstance(problem, StoreError) else ""
-        log("refused", logging.WARNING, endpoint=endpoint, code=code, request_id=request_id.decode(), reason=why)
+        log(
+            "refused",
+            logging.WARNING,
+            endpoint=endpoint,
+            code=code,
+            request_id=request_id.decode(),
+            reason=why,
+        )
     gate.metrics.errors.labels(endpoint, code).inc()
     if path == "/v2" or path.startswith("/v2/"):
-        return status, headers, _encode(TextError(f"{message} (how to fix: {fix})" if fix else message))
-    return status, headers, _encode(ErrorResponse(ErrorDetail(code, message, request_id.decode(), fix)))
+        return (
+            status,
+            headers,
+            _encode(TextError(f"{message} (how to fix: {fix})" if fix else message)),
+        )
+    return (
+        status,
+        headers,
+        _encode(ErrorResponse(ErrorDetail(code, message, request_id.decode(), fix))),
+    )
 
 
 async def refuse(gate: Gate, endpoint: str, scope: Scope, send: Send, problem: Exception) -> None:
     """Answers with an error."""
     given = next((value for name, value in scope["headers"] if name == b"x-request-id"), None)
-    await _send(scope, send, *refusal(gate, endpoint, gate.request_id(given), problem, scope["path"]))
+    await _send(
+        scope, send, *refusal(gate, endpoint, gate.request_id(given), problem, scope["path"])
+    )
 
 
 def no_such_path(gate: Gate) -> Callable[[Scope, Receive, Send], Awaitable[None]]:
@@ -294,7 +364,9 @@ def no_such_path(gate: Gate) -> Callable[[Scope, Receive, Send], Awaitable[None]
         if scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1000})
             return
-        problem = NotFoundError("there is no such path", fix="see /openapi.json for those that exist")
+        problem = NotFoundError(
+            "there is no such path", fix="see /openapi.json for those that exist"
+        )
         await refuse(gate, "other", scope, send, problem)
 
     return application

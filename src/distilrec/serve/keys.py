@@ -1,6 +1,8 @@
-"""API keys: kept as hashes in a TOML file, with scopes and a rate limit each; compared in constant time.
+"""API keys: kept as hashes in a TOML file, with scopes and a rate limit each; compared in constant
+time.
 
-The file is read again when it changes: a key that is taken out of it is refused within a second or two.
+The file is read again when it changes: a key that is taken out of it is refused within a second or
+two.
 """
 
 from __future__ import annotations
@@ -18,7 +20,13 @@ from typing import Annotated, Literal, get_args
 import msgspec
 from msgspec import Meta
 
-from distilrec.errors import ConfigError, DistilrecError, ForbiddenError, RateLimitedError, UnauthorizedError
+from distilrec.errors import (
+    ConfigError,
+    DistilrecError,
+    ForbiddenError,
+    RateLimitedError,
+    UnauthorizedError,
+)
 from distilrec.serve.logs import log
 from distilrec.settings import Count, Positive, Settings, read_settings
 
@@ -59,7 +67,9 @@ class Caller:
         """Raises ForbiddenError without the scope, RateLimitedError when the bucket is empty."""
         if scope not in self.scopes:
             raise ForbiddenError(
-                f"the API key {self.name!r} has not the scope {scope!r}", fix="use a key that has it", scope=scope
+                f"the API key {self.name!r} has not the scope {scope!r}",
+                fix="use a key that has it",
+                scope=scope,
             )
         if self._rate is None:
             return
@@ -71,8 +81,9 @@ class Caller:
     def charge(self, more: int) -> None:
         """Takes what a request of several counts as beyond the one that `admit` took.
 
-        The bucket may run into debt by one request, which the next ones wait for: a batch larger than `burst` passes, and
-        the mean rate holds. Raises RateLimitedError where it is in debt already.
+        The bucket may run into debt by one request, which the next ones wait for: a batch larger
+        than `burst` passes, and the mean rate holds. Raises RateLimitedError where it is in debt
+        already.
         """
         if self._rate is None:
             return
@@ -90,14 +101,17 @@ class Caller:
         rate = self._rate or 1.0
         wait = (needed - self._tokens) / rate
         return RateLimitedError(
-            f"the API key {self.name!r} may send {rate:g} requests per second, and each of a batch counts",
+            f"the API key {self.name!r} may send {rate:g} requests per second, and each of a "
+            "batch counts",
             fix=f"come back in {wait:.3f} s",
             retry_after=wait,
         )
 
 
 class Keys:
-    """All callers of a service. Without entries everybody may do everything. path: the file of the entries."""
+    """All callers of a service. Without entries everybody may do everything. path: the file of the
+    entries.
+    """
 
     def __init__(self, entries: Sequence[KeyEntry], path: Path | None = None) -> None:
         self._path, self._seen = path, None if path is None else _state(path)
@@ -105,7 +119,9 @@ class Keys:
         self._anyone = Caller(KeyEntry("anyone", "", SCOPES)) if not entries else None
 
     async def watch(self) -> None:
-        """Reads the file again whenever it changes, until cancelled. One that cannot be read changes nothing."""
+        """Reads the file again whenever it changes, until cancelled. One that cannot be read
+        changes nothing.
+        """
         while self._path is not None:
             await asyncio.sleep(_WATCH_SECONDS)
             state = await asyncio.to_thread(_state, self._path)
@@ -115,7 +131,11 @@ class Keys:
             try:
                 entries = await asyncio.to_thread(_read, self._path)
             except DistilrecError as problem:
-                log("the file of keys cannot be read: the keys stay as they were", logging.ERROR, code=problem.code)
+                log(
+                    "the file of keys cannot be read: the keys stay as they were",
+                    logging.ERROR,
+                    code=problem.code,
+                )
                 continue
             self._replace(entries)
             log("keys read again", keys=len(entries))
@@ -123,7 +143,9 @@ class Keys:
     def _replace(self, entries: Sequence[KeyEntry]) -> None:
         """From now on these entries are valid; the rate of one that stays as it was goes on."""
         before = {caller.entry: caller for _, caller in self._callers}
-        self._callers = [(bytes.fromhex(entry.sha256), before.get(entry) or Caller(entry)) for entry in entries]
+        self._callers = [
+            (bytes.fromhex(entry.sha256), before.get(entry) or Caller(entry)) for entry in entries
+        ]
 
     @property
     def required(self) -> bool:
@@ -131,7 +153,9 @@ class Keys:
         return self._anyone is None
 
     def admit(self, headers: Mapping[bytes, bytes], scope: Scope) -> Caller:
-        """Returns the caller of a request. Raises UnauthorizedError, ForbiddenError or RateLimitedError."""
+        """Returns the caller of a request. Raises UnauthorizedError, ForbiddenError or
+        RateLimitedError.
+        """
         caller = self._anyone or self._find(headers)
         caller.admit(scope)
         return caller
@@ -139,19 +163,25 @@ class Keys:
     def _find(self, headers: Mapping[bytes, bytes]) -> Caller:
         given = _secret(headers)
         if given is None:
-            raise UnauthorizedError("this service needs an API key", fix="send the header `authorization: Bearer KEY`")
+            raise UnauthorizedError(
+                "this service needs an API key", fix="send the header `authorization: Bearer KEY`"
+            )
         digest = hashlib.sha256(given).digest()
         found = None
         for known, caller in self._callers:  # all of them, whatever the first differences are
             if hmac.compare_digest(known, digest):
                 found = caller
         if found is None:
-            raise UnauthorizedError("the API key is not valid", fix="check the key, or ask for a new one")
+            raise UnauthorizedError(
+                "the API key is not valid", fix="check the key, or ask for a new one"
+            )
         return found
 
 
 def _secret(headers: Mapping[bytes, bytes]) -> bytes | None:
-    """Returns the key of a request: what follows the word Bearer, in any case, or the value of x-api-key."""
+    """Returns the key of a request: what follows the word Bearer, in any case, or the value of
+    x-api-key.
+    """
     given = headers.get(b"authorization")
     if given is None:
         return headers.get(b"x-api-key")
@@ -169,7 +199,9 @@ def read_keys(path: Path | str | None) -> Keys:
 def _read(path: Path) -> tuple[KeyEntry, ...]:
     entries = read_settings(path, _KeyFile, fix="make it with `distilrec key`").key
     if not entries:
-        raise ConfigError(f"{path} has no key", fix="make its entries with `distilrec key`", file=str(path))
+        raise ConfigError(
+            f"{path} has no key", fix="make its entries with `distilrec key`", file=str(path)
+        )
     return entries
 
 

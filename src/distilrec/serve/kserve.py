@@ -1,6 +1,8 @@
-"""KServe's Open Inference Protocol, version 2, over the same service: users in, items and scores out.
+"""KServe's Open Inference Protocol, version 2, over the same service: users in, items and scores
+out.
 
-Tensors are JSON or, with the extension `binary_tensor_data`, bytes behind the JSON (`distilrec.serve.tensors`).
+Tensors are JSON or, with the extension `binary_tensor_data`, bytes behind the JSON
+(`distilrec.serve.tensors`).
 
 https://kserve.github.io/website/docs/concepts/architecture/data-plane/v2-protocol
 """
@@ -20,7 +22,14 @@ from distilrec.ids import as_id
 from distilrec.serve.http import Reply, decoded
 from distilrec.serve.schemas import Answer, BatchRequest, RecommendRequest
 from distilrec.serve.service import Service
-from distilrec.serve.tensors import BINARY_TYPE, DATATYPES, INTEGERS, LENGTH_HEADER, from_bytes, to_bytes
+from distilrec.serve.tensors import (
+    BINARY_TYPE,
+    DATATYPES,
+    INTEGERS,
+    LENGTH_HEADER,
+    from_bytes,
+    to_bytes,
+)
 
 MODEL_NAME = "distilrec"
 
@@ -30,7 +39,9 @@ _SEE = "see /v2/models/distilrec for the inputs"
 
 
 class InputTensor(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A named input. data: its values; left out where they are behind the JSON, `binary_data_size` bytes of them."""
+    """A named input. data: its values; left out where they are behind the JSON, `binary_data_size`
+    bytes of them.
+    """
 
     name: str
     shape: list[int]
@@ -40,7 +51,9 @@ class InputTensor(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class OutputTensor(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A named output in row-major order. data: its values; left out where they are behind the JSON."""
+    """A named output in row-major order. data: its values; left out where they are
+    behind the JSON.
+    """
 
     name: str
     shape: list[int]
@@ -71,7 +84,8 @@ class InferRequest(msgspec.Struct, frozen=True):
 class InferResponse(Answer, frozen=True):
     """Outputs: `item_id`, BYTES [n, k], and `score`, FP32 [n, k], best first; `count`, INT32 [n].
 
-    A user with fewer items than k has empty ids and zeros behind them; `count` says how many there are.
+    A user with fewer items than k has empty ids and zeros behind them; `count` says how many there
+    are.
     """
 
     model_name: str
@@ -126,7 +140,8 @@ def check_model(service: Service, name: str, version: str | None) -> None:
     active = service.models.active.version
     if name != MODEL_NAME or version not in {None, active}:
         raise NotFoundError(
-            "there is no such model or version", fix=f"ask for {MODEL_NAME}; its metadata name the version"
+            "there is no such model or version",
+            fix=f"ask for {MODEL_NAME}; its metadata name the version",
         )
 
 
@@ -149,9 +164,11 @@ _decode = msgspec.json.Decoder(InferRequest).decode
 
 
 def read_inference(body: bytes, json_length: bytes | None) -> Inference:
-    """Returns the request in a body. json_length: the header that says where binary data begin; None without them.
+    """Returns the request in a body. json_length: the header that says where binary data begin;
+    None without them.
 
-    Raises MalformedRequestError and RequestError; the bytes behind the JSON are exactly those that the inputs announce.
+    Raises MalformedRequestError and RequestError; the bytes behind the JSON are exactly those that
+    the inputs announce.
     """
     if json_length is None:
         end = len(body)
@@ -170,11 +187,15 @@ def read_inference(body: bytes, json_length: bytes | None) -> Inference:
             continue
         if not isinstance(size, int) or isinstance(size, bool) or not 0 <= size <= len(body) - end:
             raise RequestError(
-                f"binary_data_size of the input {tensor.name!r} is not a number of bytes that follow the JSON",
-                fix=f"give the bytes of each binary input in their order, and the header {LENGTH_HEADER.decode()}",
+                f"binary_data_size of the input {tensor.name!r} is not a number of bytes that "
+                "follow the JSON",
+                fix="give the bytes of each binary input in their order, and the header "
+                f"{LENGTH_HEADER.decode()}",
             )
         if tensor.data is not None:
-            raise RequestError(f"the input {tensor.name!r} has data and binary_data_size", fix="give one of them")
+            raise RequestError(
+                f"the input {tensor.name!r} has data and binary_data_size", fix="give one of them"
+            )
         binary[tensor.name] = body[end : end + size]
         end += size
     if end != len(body):
@@ -186,21 +207,27 @@ def read_inference(body: bytes, json_length: bytes | None) -> Inference:
 
 
 async def infer(service: Service, inference: Inference) -> InferResponse | Reply:
-    """Recommendations for several users. Raises RequestError for other tensors than those of the metadata."""
+    """Recommendations for several users. Raises RequestError for other tensors than those of the
+    metadata.
+    """
     request = inference.request
     _check_names("input", [tensor.name for tensor in request.inputs], _INPUTS)
     _check_names("output", [output.name for output in request.outputs], _OUTPUTS)
     chosen = _chosen_outputs(request)
     tensors = {tensor.name: tensor for tensor in request.inputs}
     if "user_id" not in tensors:
-        raise RequestError("there is no input user_id", fix="give user_id (BYTES) and optionally k (INT64)")
+        raise RequestError(
+            "there is no input user_id", fix="give user_id (BYTES) and optionally k (INT64)"
+        )
     users = [as_id(value, "user_id") for value in _values(tensors["user_id"], inference.binary)]
     k = 10
     if "k" in tensors:
         (k,) = _values(tensors["k"], inference.binary)
         if k < 1:
             raise RequestError(f"k is {k}", fix="give a number from 1")
-    answers = (await service.recommend_batch(BatchRequest([RecommendRequest(user, k) for user in users]))).results
+    answers = (
+        await service.recommend_batch(BatchRequest([RecommendRequest(user, k) for user in users]))
+    ).results
     ids: list[Any] = []
     scores: list[Any] = []
     for each in answers:
@@ -218,7 +245,11 @@ async def infer(service: Service, inference: Inference) -> InferResponse | Reply
         shape, values = made[name]
         if is_binary:
             binary.append(to_bytes(_OUTPUTS[name], values))
-            outputs.append(OutputTensor(name, shape, _OUTPUTS[name], None, {"binary_data_size": len(binary[-1])}))
+            outputs.append(
+                OutputTensor(
+                    name, shape, _OUTPUTS[name], None, {"binary_data_size": len(binary[-1])}
+                )
+            )
         else:
             outputs.append(OutputTensor(name, shape, _OUTPUTS[name], values))
     response = InferResponse(MODEL_NAME, answers[0].model_version, outputs, request.id)
@@ -231,7 +262,9 @@ async def infer(service: Service, inference: Inference) -> InferResponse | Reply
 def _check_names(what: str, given: Sequence[str], known: dict[str, str]) -> None:
     for place, name in enumerate(given):
         if name not in known:
-            raise RequestError(f"there is no {what} {name!r}", fix=f"use some of: {', '.join(known)}")
+            raise RequestError(
+                f"there is no {what} {name!r}", fix=f"use some of: {', '.join(known)}"
+            )
         if name in given[:place]:
             raise RequestError(f"the {what} {name!r} is named twice", fix="name it once")
 
@@ -244,8 +277,13 @@ def _chosen_outputs(request: InferRequest) -> dict[str, bool]:
     for output in request.outputs:
         for refused in ("classification", "shared_memory_region"):
             if refused in output.parameters:
-                raise RequestError(f"the output {output.name!r} asks for {refused}", fix="ask without it")
-    return {each.name: _flag(each.parameters, "binary_data", default=everywhere) for each in request.outputs}
+                raise RequestError(
+                    f"the output {output.name!r} asks for {refused}", fix="ask without it"
+                )
+    return {
+        each.name: _flag(each.parameters, "binary_data", default=everywhere)
+        for each in request.outputs
+    }
 
 
 def _flag(parameters: dict[str, Any], name: str, *, default: bool) -> bool:
@@ -256,24 +294,33 @@ def _flag(parameters: dict[str, Any], name: str, *, default: bool) -> bool:
 
 
 def _values(tensor: InputTensor, binary: dict[str, bytes]) -> list[Any]:
-    """Returns the values of an input that is what its datatype and its shape say. Raises RequestError."""
+    """Returns the values of an input that is what its datatype and its shape say. Raises
+    RequestError.
+    """
     name, datatype = tensor.name, tensor.datatype
     if datatype not in DATATYPES:
-        raise RequestError(f"there is no datatype {datatype!r}", fix=f"use some of: {', '.join(sorted(DATATYPES))}")
+        raise RequestError(
+            f"there is no datatype {datatype!r}", fix=f"use some of: {', '.join(sorted(DATATYPES))}"
+        )
     if (datatype != "BYTES") if name == "user_id" else (datatype not in INTEGERS):
         raise RequestError(f"the input {name!r} is {datatype}, not {_INPUTS[name]}", fix=_SEE)
     if len(tensor.shape) != 1 or tensor.shape[0] < 1 or (name == "k" and tensor.shape != [1]):
         wanted = "[1]" if name == "k" else "[n], with n from 1"
-        raise RequestError(f"the shape of the input {name!r} is {tensor.shape}, not {wanted}", fix=_SEE)
+        raise RequestError(
+            f"the shape of the input {name!r} is {tensor.shape}, not {wanted}", fix=_SEE
+        )
     if name in binary:
         values: Sequence[Any] = from_bytes(name, datatype, binary[name])
     elif tensor.data is None:
-        raise RequestError(f"the input {name!r} has no data", fix="give data, or binary_data_size and bytes")
+        raise RequestError(
+            f"the input {name!r} has no data", fix="give data, or binary_data_size and bytes"
+        )
     else:
         values = tensor.data
     if len(values) != tensor.shape[0]:
         raise RequestError(
-            f"the input {name!r} has {len(values):,} values, its shape says {tensor.shape[0]:,}", fix="give as many"
+            f"the input {name!r} has {len(values):,} values, its shape says {tensor.shape[0]:,}",
+            fix="give as many",
         )
     if datatype == "BYTES":
         fits = all(isinstance(value, str) for value in values)

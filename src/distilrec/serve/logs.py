@@ -1,4 +1,6 @@
-"""Structured logs: one JSON object per line on standard error. No user ids, no bodies, no exception texts of strangers."""
+"""Structured logs: one JSON object per line on standard error. No user ids, no bodies, no exception
+texts of strangers.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,8 @@ class JsonLines(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         facts: dict[str, Any] = {
-            "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z",
+            "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+            + f".{int(record.msecs):03d}Z",
             "level": record.levelname.lower(),
             "event": record.getMessage(),
             **getattr(record, "facts", {}),
@@ -31,7 +34,10 @@ def _where(exc_info: Any) -> dict[str, object]:
     frames = traceback.extract_tb(exc_info[2])
     return {
         "exception": exc_info[0].__name__,
-        "at": [f"{frame.filename.rsplit('/distilrec/', 1)[-1]}:{frame.lineno} {frame.name}" for frame in frames[-8:]],
+        "at": [
+            f"{frame.filename.rsplit('/distilrec/', 1)[-1]}:{frame.lineno} {frame.name}"
+            for frame in frames[-8:]
+        ],
     }
 
 
@@ -46,6 +52,12 @@ def start_logging() -> None:
         logger.setLevel(logging.INFO)
 
 
-def log(event: str, level: int = logging.INFO, *, exception: BaseException | None = None, **facts: object) -> None:
+def log(
+    event: str,
+    level: int = logging.INFO,
+    *,
+    exception: BaseException | None = None,
+    **facts: object,
+) -> None:
     """Writes one line."""
     logging.getLogger("distilrec").log(level, event, extra={"facts": facts}, exc_info=exception)

@@ -1,4 +1,6 @@
-"""What Prometheus is told. Several workers add up theirs through files (PROMETHEUS_MULTIPROC_DIR)."""
+"""What Prometheus is told. Several workers add up theirs through files
+(PROMETHEUS_MULTIPROC_DIR).
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,9 @@ _COUNTS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 5_000)
 
 
 class Durations:
-    """The durations of one endpoint: noted at the price of an append, put into their histogram when somebody looks."""
+    """The durations of one endpoint: noted at the price of an append, put into their histogram when
+    somebody looks.
+    """
 
     def __init__(self, histogram: Histogram) -> None:
         self._histogram = histogram
@@ -51,23 +55,44 @@ class Metrics:
         r = self.registry = CollectorRegistry()
         self._durations: dict[str, Durations] = {}
         self.request_seconds = Histogram(
-            "distilrec_request_seconds", "Time of a request in the service.", ["endpoint"], buckets=_SECONDS, registry=r
+            "distilrec_request_seconds",
+            "Time of a request in the service.",
+            ["endpoint"],
+            buckets=_SECONDS,
+            registry=r,
         )
-        self.errors = Counter("distilrec_errors_total", "Answers from 400 on.", ["endpoint", "code"], registry=r)
-        self.events = Counter("distilrec_events_total", "Events by outcome.", ["outcome"], registry=r)
+        self.errors = Counter(
+            "distilrec_errors_total", "Answers from 400 on.", ["endpoint", "code"], registry=r
+        )
+        self.events = Counter(
+            "distilrec_events_total", "Events by outcome.", ["outcome"], registry=r
+        )
         self.commit_seconds = Histogram(
-            "distilrec_commit_seconds", "Time of a commit to the store.", buckets=_SECONDS, registry=r
+            "distilrec_commit_seconds",
+            "Time of a commit to the store.",
+            buckets=_SECONDS,
+            registry=r,
         )
         self.commit_events = Histogram(
             "distilrec_commit_events", "Events that share a commit.", buckets=_COUNTS, registry=r
         )
-        self.store_errors = Counter("distilrec_store_errors_total", "Failures of the store.", registry=r)
+        self.store_errors = Counter(
+            "distilrec_store_errors_total", "Failures of the store.", registry=r
+        )
         self.users = self._gauge("distilrec_users_in_memory", "Users whose state is in memory.")
-        self.state_bytes = self._gauge("distilrec_state_bytes", "Memory of the users' states and logs.")
-        self.evicted = self._gauge("distilrec_users_evicted", "Users that left memory since the model was loaded.")
+        self.state_bytes = self._gauge(
+            "distilrec_state_bytes", "Memory of the users' states and logs."
+        )
+        self.evicted = self._gauge(
+            "distilrec_users_evicted", "Users that left memory since the model was loaded."
+        )
         self.pending = self._gauge("distilrec_events_pending", "Events that wait to be stored.")
-        self.pending_limit = self._gauge("distilrec_events_pending_limit", "Events that may wait; more are refused.")
-        self.swaps = Counter("distilrec_model_swaps_total", "Changes of the active model.", ["kind"], registry=r)
+        self.pending_limit = self._gauge(
+            "distilrec_events_pending_limit", "Events that may wait; more are refused."
+        )
+        self.swaps = Counter(
+            "distilrec_model_swaps_total", "Changes of the active model.", ["kind"], registry=r
+        )
         self.model = Gauge(
             "distilrec_model_info",
             "1 for the active model.",
@@ -86,7 +111,9 @@ class Metrics:
     def show_model(self, version: str) -> None:
         """Names the active model."""
         if self._shown not in ("", version):
-            self.model.labels(self._shown).set(0)  # the file that workers share keeps what is only removed here
+            self.model.labels(self._shown).set(
+                0
+            )  # the file that workers share keeps what is only removed here
             self.model.remove(self._shown)
         self.model.labels(version).set(1)
         self._shown = version

@@ -1,8 +1,9 @@
-"""The models of a running service: the active one, the one before it, and a candidate that is being tried.
+"""The models of a running service: the active one, the one before it, and a candidate that is being
+tried.
 
-A candidate is verified (files, hashes, golden answers), shadowed by real requests, and then switched in by one assignment
-on the event loop: a request is answered by one model from beginning to end. The states of its users are folded anew from
-the store when they are next asked for.
+A candidate is verified (files, hashes, golden answers), shadowed by real requests, and then
+switched in by one assignment on the event loop: a request is answered by one model from beginning
+to end. The states of its users are folded anew from the store when they are next asked for.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ ACTIVE_BUNDLE = "active_bundle"  # name of the setting in the store
 class Choice(msgspec.Struct, frozen=True):
     """Which bundle answers, kept in the store.
 
-    base: the one that the service was started with; previous: the one before, which a rollback goes back to.
+    base: the one that the service was started with; previous: the one before, which a rollback goes
+    back to.
     """
 
     base: str
@@ -46,7 +48,9 @@ class Choice(msgspec.Struct, frozen=True):
 
 @dataclass
 class Served:
-    """A recommender, and up to which change of items, and which number of erasures, in the store it has followed."""
+    """A recommender, and up to which change of items, and which number of erasures, in the store it
+    has followed.
+    """
 
     recommender: Recommender
     item_changes: int = 0
@@ -60,8 +64,9 @@ class Served:
 class Models:
     """Loads, tries, switches and takes back models.
 
-    earlier: what the store says of the models before this start. catch_up: makes users of a recommender current; follow:
-    applies what the store knows about items and erased users; keep: writes a choice into the store.
+    earlier: what the store says of the models before this start. catch_up: makes users of a
+    recommender current; follow: applies what the store knows about items and erased users; keep:
+    writes a choice into the store.
     """
 
     def __init__(
@@ -91,10 +96,13 @@ class Models:
         return self._earlier.previous_version if self._earlier else None
 
     def remember(self, request: RecommendRequest) -> None:
-        """Keeps a request for shadowing, unless its filter is large: a thousand of those would fill the memory."""
+        """Keeps a request for shadowing, unless its filter is large: a thousand of those would fill
+        the memory.
+        """
         chosen = request.filter
         if chosen is not None and (
-            values_of(chosen) > _REMEMBERED_VALUES or len(msgspec.msgpack.encode(chosen)) > _REMEMBERED_BYTES
+            values_of(chosen) > _REMEMBERED_VALUES
+            or len(msgspec.msgpack.encode(chosen)) > _REMEMBERED_BYTES
         ):
             return
         self.recent.append(request)
@@ -104,17 +112,23 @@ class Models:
         return (each for each in (self.active, self.previous, self.candidate) if each is not None)
 
     def folders(self) -> list[tuple[str, Path]]:
-        """Version and folder of every model in memory, and of the one that a rollback would load."""
+        """Version and folder of every model in memory, and of the one that a rollback
+        would load.
+        """
         found = [(served.version, served.recommender.folder) for served in self.all()]
-        if self.previous is None and self._earlier is not None and self._earlier.previous is not None:
+        if (
+            self.previous is None
+            and self._earlier is not None
+            and self._earlier.previous is not None
+        ):
             found.append((self._earlier.previous_version or "", Path(self._earlier.previous)))
         return [(version, folder) for version, folder in found if folder.is_dir()]
 
     async def load(self, request: LoadRequest) -> LoadResponse:
         """Tries a bundle, and switches to it where it agrees enough.
 
-        Raises BundleErrors, ConfigError, StoreErrors; SwapConflictError where another one is being tried or a rollback
-        ends the trial, NotReadyError where the service stops.
+        Raises BundleErrors, ConfigError, StoreErrors; SwapConflictError where another one is being
+        tried or a rollback ends the trial, NotReadyError where the service stops.
         """
         async with self._alone():
             self._give_up = self._stopped() if self._stopping else None
@@ -122,7 +136,9 @@ class Models:
                 served = await self._prepare(_inside(self._root, request.bundle))
                 before = self.active.version
                 log("trying a model", model_version=served.version)
-                shadow = await self._shadow(served.recommender, request.shadow_requests, request.shadow_seconds)
+                shadow = await self._shadow(
+                    served.recommender, request.shadow_requests, request.shadow_seconds
+                )
                 reason = _objection(shadow, request.min_agreement)
                 self._check_wanted()
                 if not reason:
@@ -132,27 +148,38 @@ class Models:
         return LoadResponse(not reason, served.version, before, shadow, reason)
 
     async def follow(self, choice: Choice) -> None:
-        """Switches to the bundle that another worker has switched to, and remembers which was before it."""
+        """Switches to the bundle that another worker has switched to, and remembers which was
+        before it.
+        """
         if str(self.active.recommender.folder) != choice.active:
             async with self._alone():
-                if self.previous is not None and str(self.previous.recommender.folder) == choice.active:
+                if (
+                    self.previous is not None
+                    and str(self.previous.recommender.folder) == choice.active
+                ):
                     self._switch(self.previous)
                 else:
                     try:
                         self._switch(await self._prepare(Path(choice.active)))
                     finally:
                         self.candidate = None
-        if choice.previous and (self.previous is None or str(self.previous.recommender.folder) != choice.previous):
+        if choice.previous and (
+            self.previous is None or str(self.previous.recommender.folder) != choice.previous
+        ):
             self.previous, self._earlier = None, choice
 
     async def rollback(self) -> LoadResponse:
-        """Back to the model before, also to one from before a restart; ends the trial of a candidate.
+        """Back to the model before, also to one from before a restart; ends the trial of a
+        candidate.
 
-        Raises SwapConflictError where there is no earlier model, BundleErrors where it is gone, StoreErrors.
+        Raises SwapConflictError where there is no earlier model, BundleErrors where it is gone,
+        StoreErrors.
         """
         trial = self._changing.locked()
         if trial:
-            self._give_up = SwapConflictError("a rollback has ended the trial of this bundle", fix="load it again")
+            self._give_up = SwapConflictError(
+                "a rollback has ended the trial of this bundle", fix="load it again"
+            )
         async with self._changing:
             before = self.active.version
             try:
@@ -164,7 +191,9 @@ class Models:
         if previous is not None:
             return LoadResponse(True, self.active.version, before, Shadow(0))
         if trial:
-            return LoadResponse(False, before, before, Shadow(0), "the trial has ended; there is no earlier model")
+            return LoadResponse(
+                False, before, before, Shadow(0), "the trial has ended; there is no earlier model"
+            )
         raise SwapConflictError("there is no earlier model", fix="load the bundle you want")
 
     def stop(self) -> None:
@@ -178,7 +207,9 @@ class Models:
 
     @staticmethod
     def _stopped() -> NotReadyError:
-        return NotReadyError("the service is shutting down", fix="load the bundle again after the restart")
+        return NotReadyError(
+            "the service is shutting down", fix="load the bundle again after the restart"
+        )
 
     async def _earlier_model(self) -> Served | None:
         if self._earlier is None or self._earlier.previous is None:
@@ -186,7 +217,9 @@ class Models:
         return await self._prepare(Path(self._earlier.previous))
 
     async def _store_and_switch(self, served: Served) -> None:
-        """The store first: where it cannot be written, this process goes on with the model that the others have."""
+        """The store first: where it cannot be written, this process goes on with the model that the
+        others have.
+        """
         now = self.active
         folders = str(served.recommender.folder), str(now.recommender.folder)
         await self._keep(Choice(base_of(self._config), *folders, now.version))
@@ -194,13 +227,17 @@ class Models:
 
     def _alone(self) -> asyncio.Lock:
         if self._changing.locked():
-            raise SwapConflictError("another model is being loaded", fix="wait until that has finished")
+            raise SwapConflictError(
+                "another model is being loaded", fix="wait until that has finished"
+            )
         return self._changing
 
     @property
     def _root(self) -> Path:
         config = self._config
-        return Path(config.bundle_root) if config.bundle_root else Path(config.bundle).resolve().parent
+        return (
+            Path(config.bundle_root) if config.bundle_root else Path(config.bundle).resolve().parent
+        )
 
     async def _prepare(self, folder: Path) -> Served:
         recommender = await asyncio.to_thread(load_for, self._config, folder)
@@ -233,11 +270,15 @@ class Models:
                 user_id = str(asked.user_id)
                 try:
                     lists = []
-                    for recommender, spent in zip((self.active.recommender, candidate), times, strict=True):
+                    for recommender, spent in zip(
+                        (self.active.recommender, candidate), times, strict=True
+                    ):
                         await self._catch_up(recommender, [user_id])
                         started = time.perf_counter()
                         lists.append(
-                            recommender.best(user_id, asked.k, asked.exclude_seen, asked.filter, asked.diversity)[0]
+                            recommender.best(
+                                user_id, asked.k, asked.exclude_seen, asked.filter, asked.diversity
+                            )[0]
                         )
                         spent.append((time.perf_counter() - started) * 1e6)
                     overlaps.append(_overlap(*lists))
@@ -247,7 +288,9 @@ class Models:
         if not overlaps:
             return Shadow(0)
         agreement = sum(overlaps) / len(overlaps)
-        return Shadow(len(overlaps), agreement, *(median(spent) if spent else None for spent in times))
+        return Shadow(
+            len(overlaps), agreement, *(median(spent) if spent else None for spent in times)
+        )
 
 
 def _overlap(one: list[str], other: list[str]) -> float:
@@ -266,13 +309,17 @@ def _objection(shadow: Shadow, min_agreement: float) -> str:
 
 
 def _inside(root: Path, folder: str) -> Path:
-    """The folder, absolute. Raises ConfigError outside the bundle root: a request must not open any file it likes."""
+    """The folder, absolute. Raises ConfigError outside the bundle root: a request must not open any
+    file it likes.
+    """
     try:
         found = (root / folder).resolve()
         (found / "manifest.json").is_file()
     except (OSError, ValueError):  # too long, or with characters that no path has
         raise ConfigError(
-            "the name of the bundle cannot be a path", fix="name a folder inside the bundle root", parameter="bundle"
+            "the name of the bundle cannot be a path",
+            fix="name a folder inside the bundle root",
+            parameter="bundle",
         ) from None
     if not found.is_relative_to(root.resolve()):
         raise ConfigError(
@@ -289,7 +336,9 @@ def base_of(config: ServiceConfig) -> str:
 
 
 def switched_to(config: ServiceConfig, setting: str | None) -> Choice | None:
-    """Returns what a service started with this bundle has switched to, by the setting in the store; None for nothing."""
+    """Returns what a service started with this bundle has switched to, by the setting in the store;
+    None for nothing.
+    """
     try:
         choice = msgspec.json.decode(setting, type=Choice) if setting else None
     except msgspec.MsgspecError:  # not ours
@@ -299,11 +348,15 @@ def switched_to(config: ServiceConfig, setting: str | None) -> Choice | None:
 
 def load_for(config: ServiceConfig, folder: Path | str) -> Recommender:
     """A bundle, with the limits of the service. Raises BundleErrors."""
-    return load(folder, max_users=config.max_users, max_events=config.max_events, search=config.search)
+    return load(
+        folder, max_users=config.max_users, max_events=config.max_events, search=config.search
+    )
 
 
 def first_model(config: ServiceConfig, choice: Choice | None) -> Recommender:
-    """The model to begin with: the one switched to before a restart, unless the service is started with another now."""
+    """The model to begin with: the one switched to before a restart, unless the service is started
+    with another now.
+    """
     base = base_of(config)
     if choice is None or choice.active == base:
         return load_for(config, base)
@@ -311,7 +364,12 @@ def first_model(config: ServiceConfig, choice: Choice | None) -> Recommender:
         recommender = load_for(config, choice.active)
     except (DistilrecError, OSError) as problem:
         code = getattr(problem, "code", type(problem).__name__)
-        log("the model switched to earlier cannot be loaded", logging.ERROR, code=code, bundle=choice.active)
+        log(
+            "the model switched to earlier cannot be loaded",
+            logging.ERROR,
+            code=code,
+            bundle=choice.active,
+        )
         return load_for(config, base)
     log("going on with the model switched to earlier", bundle=choice.active)
     return recommender

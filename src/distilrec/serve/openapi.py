@@ -33,14 +33,21 @@ _PARAMETER = re.compile(r"{(\w+)(?::\w+)?}")
 
 def openapi(endpoints: Sequence[Endpoint], *, with_keys: bool) -> dict[str, Any]:
     """The whole description."""
-    types = [each for endpoint in endpoints for each in (endpoint.takes, endpoint.gives) if each is not None]
+    types = [
+        each
+        for endpoint in endpoints
+        for each in (endpoint.takes, endpoint.gives)
+        if each is not None
+    ]
     types += [ErrorResponse, TextError]
-    schemas, components = msgspec.json.schema_components(types, ref_template="#/components/schemas/{name}")
+    schemas, components = msgspec.json.schema_components(
+        types, ref_template="#/components/schemas/{name}"
+    )
     named = dict(zip(types, schemas, strict=True))
     paths: dict[str, Any] = {}
     for endpoint in endpoints:
-        paths.setdefault(_PARAMETER.sub(r"{\1}", endpoint.path), {})[endpoint.method.lower()] = _operation(
-            endpoint, named, with_keys=with_keys
+        paths.setdefault(_PARAMETER.sub(r"{\1}", endpoint.path), {})[endpoint.method.lower()] = (
+            _operation(endpoint, named, with_keys=with_keys)
         )
     security = {
         "key": {"type": "http", "scheme": "bearer"},
@@ -50,13 +57,21 @@ def openapi(endpoints: Sequence[Endpoint], *, with_keys: bool) -> dict[str, Any]
         "openapi": "3.1.0",
         "info": {"title": "distilrec", "version": __version__, "license": {"name": "Apache-2.0"}},
         "paths": paths,
-        "components": {"schemas": components, **({"securitySchemes": security} if with_keys else {})},
+        "components": {
+            "schemas": components,
+            **({"securitySchemes": security} if with_keys else {}),
+        },
     }
 
 
 def _operation(endpoint: Endpoint, named: dict[Any, Any], *, with_keys: bool) -> dict[str, Any]:
     parameters: list[dict[str, Any]] = [
-        {"name": name, "in": "path", "required": True, "schema": {"type": "string", "minLength": 1, "maxLength": 256}}
+        {
+            "name": name,
+            "in": "path",
+            "required": True,
+            "schema": {"type": "string", "minLength": 1, "maxLength": 256},
+        }
         for name in _PARAMETER.findall(endpoint.path)
     ]
     parameters += [
@@ -64,7 +79,9 @@ def _operation(endpoint: Endpoint, named: dict[Any, Any], *, with_keys: bool) ->
             "name": name,
             "in": "query",
             "description": text,
-            "schema": {"type": "integer", "minimum": 1, "maximum": 500} if name == "limit" else {"type": "string"},
+            "schema": {"type": "integer", "minimum": 1, "maximum": 500}
+            if name == "limit"
+            else {"type": "string"},
         }
         for name, text in endpoint.query.items()
     ]
@@ -81,10 +98,20 @@ def _operation(endpoint: Endpoint, named: dict[Any, Any], *, with_keys: bool) ->
         content = {"application/json": {"schema": named[endpoint.takes]}}
         operation["requestBody"] = {"required": True, "content": content}
         if endpoint.read is not None:  # the same with binary tensors behind the JSON
-            begin = {"description": "How many bytes the JSON takes, where binary tensors follow it."}
+            begin = {
+                "description": "How many bytes the JSON takes, where binary tensors follow it."
+            }
             content[BINARY_TYPE.decode()] = success["content"][BINARY_TYPE.decode()] = _BINARY
             integer = {"schema": {"type": "integer", "minimum": 0}}
-            parameters.append({"name": LENGTH_HEADER.decode(), "in": "header", "required": False, **begin, **integer})
+            parameters.append(
+                {
+                    "name": LENGTH_HEADER.decode(),
+                    "in": "header",
+                    "required": False,
+                    **begin,
+                    **integer,
+                }
+            )
             success["headers"] = {LENGTH_HEADER.decode(): {**begin, **integer}}
     if with_keys and endpoint.scope is not None:
         operation["security"] = [{"key": []}, {"header": []}]
@@ -108,4 +135,8 @@ def _failures(endpoint: Endpoint, named: dict[Any, Any], *, with_keys: bool) -> 
         statuses.add("503")
     body = named[TextError if endpoint.path.startswith("/v2") else ErrorResponse]
     content = {"application/json": {"schema": body}}
-    return {status: {"description": text, "content": content} for status, text in _ERRORS.items() if status in statuses}
+    return {
+        status: {"description": text, "content": content}
+        for status, text in _ERRORS.items()
+        if status in statuses
+    }

@@ -1,8 +1,10 @@
-"""Which web pages may ask a service without API keys. With keys, a page that has none can do nothing.
+"""Which web pages may ask a service without API keys. With keys, a page that has none can do
+nothing.
 
-Whoever opens a web page lets its scripts send requests from this machine: to loopback, or to a name of the page's own that
-begins to mean this machine (DNS rebinding). So `Host` must be a name that no stranger can own, and a request that a browser
-sends for a page must come from a page of this service.
+Whoever opens a web page lets its scripts send requests from this machine: to loopback, or to a name
+of the page's own that begins to mean this machine (DNS rebinding). So `Host` must be a name that no
+stranger can own, and a request that a browser sends for a page must come from a page of this
+service.
 """
 
 from __future__ import annotations
@@ -16,14 +18,18 @@ from distilrec.serve.config import ServiceConfig
 
 
 class Origins:
-    """Names of the service and of pages that may ask it. names: those that are allowed besides the obvious ones."""
+    """Names of the service and of pages that may ask it. names: those that are allowed besides the
+    obvious ones.
+    """
 
     def __init__(self, names: Iterable[str]) -> None:
         self._names = frozenset(name.strip().rstrip(".").lower() for name in names)
         self._found: set[bytes] = set()  # hosts that are ours, as the latest callers wrote them
 
     def admit(self, headers: Mapping[bytes, bytes]) -> None:
-        """Raises OriginError for a request to a name of somebody else's, or from a page of another site."""
+        """Raises OriginError for a request to a name of somebody else's, or from a page of another
+        site.
+        """
         host = headers.get(b"host")
         if host in self._found and b"origin" not in headers and b"sec-fetch-site" not in headers:
             return  # no browser, and a name that was found to be ours
@@ -35,13 +41,16 @@ class Origins:
             )
         if origin is None and site is None:
             return  # no browser
-        if site in {b"same-origin", b"none"} or (site is None and origin is not None and _same(origin, host)):
+        if site in {b"same-origin", b"none"} or (
+            site is None and origin is not None and _same(origin, host)
+        ):
             return
         if origin is not None and _name_of(origin.decode("latin-1")) in self._names:
             return
         raise OriginError(
             "a page of another site sent this request, and this service has no API keys",
-            fix="use the playground of the service, API keys, or --allowed-hosts with the name of that site",
+            fix="use the playground of the service, API keys, or --allowed-hosts with the name of "
+            "that site",
         )
 
     def _is_ours(self, host: bytes) -> bool:
@@ -68,7 +77,9 @@ def _same(origin: bytes, host: bytes | None) -> bool:
 
 
 def _cannot_be_owned(name: str) -> bool:
-    """Whether no stranger can make this name mean our address: an address, a name without a dot, or localhost."""
+    """Whether no stranger can make this name mean our address: an address, a name without a dot, or
+    localhost.
+    """
     if name == "localhost" or name.endswith(".localhost"):
         return True
     try:

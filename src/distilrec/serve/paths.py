@@ -1,7 +1,8 @@
 """From the bytes of a request's path to its endpoint and its parameters.
 
-The bytes are what the caller sent, still with their percent signs. Parameters are decoded once, after the path has been
-cut at its slashes, and strictly as UTF-8: nothing is replaced, and every byte of the path is part of the match.
+The bytes are what the caller sent, still with their percent signs. Parameters are decoded once,
+after the path has been cut at its slashes, and strictly as UTF-8: nothing is replaced, and every
+byte of the path is part of the match.
 """
 
 from __future__ import annotations
@@ -22,14 +23,18 @@ Target = TypeVar("Target")
 
 
 class Paths(Generic[Target]):
-    """Finds what serves a path. table: by path, with `{name}` for one part and `{name:path}` for all that follows."""
+    """Finds what serves a path. table: by path, with `{name}` for one part and `{name:path}` for
+    all that follows.
+    """
 
     def __init__(self, table: Mapping[str, Target]) -> None:
         self._fixed = {path.encode(): target for path, target in table.items() if "{" not in path}
         self._patterns = [(_pattern(path), target) for path, target in table.items() if "{" in path]
 
     def find(self, path: bytes) -> tuple[Target, Mapping[str, bytes]] | None:
-        """Returns the target of a path and the bytes of its parameters, None where there is none."""
+        """Returns the target of a path and the bytes of its parameters, None where there
+        is none.
+        """
         if (target := self._fixed.get(path)) is not None:
             return target, {}
         for pattern, target in self._patterns:
@@ -41,26 +46,34 @@ class Paths(Generic[Target]):
 def _pattern(path: str) -> re.Pattern[bytes]:
     text, end = "", 0
     for match in _PARAMETER.finditer(path):
-        text += re.escape(path[end : match.start()]) + f"(?P<{match[1]}>{'.*' if match[2] else '[^/]+'})"
+        text += (
+            re.escape(path[end : match.start()])
+            + f"(?P<{match[1]}>{'.*' if match[2] else '[^/]+'})"
+        )
         end = match.end()
     return re.compile((text + re.escape(path[end:])).encode(), re.DOTALL)
 
 
 def path_of(scope: Scope) -> bytes:
-    """Returns the bytes of the path as they were sent, without the root that the application is mounted at."""
+    """Returns the bytes of the path as they were sent, without the root that the application is
+    mounted at.
+    """
     raw: bytes = scope.get("raw_path") or quote(scope["path"], errors="surrogatepass").encode()
     return raw.removeprefix(scope.get("root_path", "").encode())
 
 
 def texts_of(parameters: Iterable[tuple[str, bytes]]) -> dict[str, str]:
-    """Returns the parameters of a path as text. Raises InvalidIdError for bytes that are not text."""
+    """Returns the parameters of a path as text. Raises InvalidIdError for bytes that are
+    not text.
+    """
     return {name: _text(name, raw) for name, raw in parameters}
 
 
 def _text(name: str, raw: bytes) -> str:
     if _BAD_ESCAPE.search(raw):
         raise InvalidIdError(
-            f"the {name} in the path holds a percent sign that is not followed by two hexadecimal digits",
+            f"the {name} in the path holds a percent sign that is not followed by two hexadecimal "
+            "digits",
             fix="write %25 for a percent sign",
             parameter=name,
         )
@@ -68,5 +81,7 @@ def _text(name: str, raw: bytes) -> str:
         return unquote_to_bytes(raw).decode()
     except UnicodeDecodeError:
         raise InvalidIdError(
-            f"the {name} in the path is not UTF-8", fix="percent-encode the id as UTF-8", parameter=name
+            f"the {name} in the path is not UTF-8",
+            fix="percent-encode the id as UTF-8",
+            parameter=name,
         ) from None

@@ -1,4 +1,6 @@
-"""What goes over the wire. The OpenAPI description is generated from these types; unknown fields are errors."""
+"""What goes over the wire. The OpenAPI description is generated from these types; unknown fields
+are errors.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,8 @@ class Answer(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
 
 
 class RecommendRequest(Request, frozen=True):
-    """The `k` best items for a user. `explain` adds what past events did for each score, `titles` the titles.
+    """The `k` best items for a user. `explain` adds what past events did for each score, `titles`
+    the titles.
 
     `diversity` from 0 to 1 trades score against likeness between the items.
     """
@@ -48,7 +51,9 @@ class BatchRequest(Request, frozen=True):
 
 
 class RankRequest(Request, frozen=True):
-    """These items for a user, best first, seen or not. `skip_unknown` answers without items that nobody knows."""
+    """These items for a user, best first, seen or not. `skip_unknown` answers without items that
+    nobody knows.
+    """
 
     user_id: UserId
     item_ids: Annotated[list[ItemId], Meta(min_length=1)]
@@ -60,7 +65,8 @@ class RankRequest(Request, frozen=True):
 class EventBody(Request, frozen=True):
     """One interaction.
 
-    `timestamp`: when it happened, seconds since 1970, at most five minutes in the future; now where it is left out.
+    `timestamp`: when it happened, seconds since 1970, at most five minutes in the future; now where
+    it is left out.
     `event_id`: unique for its user; sent again, it does not count twice.
     """
 
@@ -78,7 +84,9 @@ class EventsRequest(Request, frozen=True):
 
 
 class ItemRequest(Request, frozen=True):
-    """A new item, or a change: what is not named stays, an attribute with the value null is removed."""
+    """A new item, or a change: what is not named stays, an attribute with the value null is
+    removed.
+    """
 
     title: Annotated[str, Meta(max_length=1024)] | None = None
     features: Features = {}
@@ -95,8 +103,8 @@ class UserRequest(Request, frozen=True):
 class LoadRequest(Request, frozen=True):
     """Which bundle to serve next: a folder inside the service's bundle root.
 
-    It is shadowed by up to `shadow_requests` requests, for at most `shadow_seconds`, and served only when the share of
-    common items is at least `min_agreement`.
+    It is shadowed by up to `shadow_requests` requests, for at most `shadow_seconds`, and served
+    only when the share of common items is at least `min_agreement`.
     """
 
     bundle: Annotated[str, Meta(min_length=1, max_length=4096)]
@@ -124,7 +132,9 @@ class RankedItem(Answer, frozen=True):
 
 
 class RecommendResponse(Answer, frozen=True):
-    """known_user: whether there is a history or features; otherwise this is the prior for everybody."""
+    """known_user: whether there is a history or features; otherwise this is the prior for
+    everybody.
+    """
 
     user_id: str
     known_user: bool
@@ -138,7 +148,9 @@ class BatchResponse(Answer, frozen=True):
 
 
 class EventsResponse(Answer, frozen=True):
-    """accepted: stored now; duplicates: known by their event ids; unknown_items: accepted, but no model knows the item."""
+    """accepted: stored now; duplicates: known by their event ids; unknown_items: accepted, but no
+    model knows the item.
+    """
 
     accepted: int
     duplicates: int
@@ -170,7 +182,8 @@ class NamedItem(Answer, frozen=True):
 
 
 class UserResponse(Answer, frozen=True):
-    """events: the latest stored ones, latest first, of `event_count`; recent: items, with the bundle's history.
+    """events: the latest stored ones, latest first, of `event_count`; recent: items, with the
+    bundle's history.
 
     teacher: what the teacher would recommend after the history in the bundle, best first.
     """
@@ -188,8 +201,9 @@ class UsersResponse(Answer, frozen=True):
 
 
 class ErasedResponse(Answer, frozen=True):
-    """bundle: whether the histories of the loaded bundles are free of the user now: `clean`, or why not; store: whether the
-    store's files are: `clean`, or what the service does in the background until they are.
+    """bundle: whether the histories of the loaded bundles are free of the user now: `clean`, or why
+    not; store: whether the store's files are: `clean`, or what the service does in the background
+    until they are.
     """
 
     user_id: str
@@ -217,7 +231,9 @@ class ModelResponse(Answer, frozen=True):
 
 
 class Shadow(Answer, frozen=True):
-    """How a candidate compares with the active model on the same requests; times are medians in microseconds."""
+    """How a candidate compares with the active model on the same requests; times are medians in
+    microseconds.
+    """
 
     requests: int
     agreement: float | None = None

@@ -22,7 +22,9 @@ from distilrec.serve.workers import ignore_hangup, supervise
 
 _GRACE_SECONDS = 10
 _KEEP_ALIVE = 30
-_SWITCH_INTERVAL = 0.0005  # seconds; the store's threads are woken for microseconds, and must not wait for 5 ms
+_SWITCH_INTERVAL = (
+    0.0005  # seconds; the store's threads are woken for microseconds, and must not wait for 5 ms
+)
 _NOT_STARTED = 3  # exit code
 
 
@@ -44,18 +46,24 @@ class _Server(uvicorn.Server):
         if self._drain_seconds and sig == signal.SIGTERM and not self._service.draining:
             log("draining", seconds=self._drain_seconds)
             self._service.drain()
-            asyncio.get_running_loop().call_later(self._drain_seconds, super().handle_exit, sig, frame)
+            asyncio.get_running_loop().call_later(
+                self._drain_seconds, super().handle_exit, sig, frame
+            )
             return
         self._service.drain()
         super().handle_exit(sig, frame)
 
 
 def serve(config: ServiceConfig) -> None:
-    """Serves until it is told to stop. Raises BundleErrors, StoreErrors, ConfigError and FileMissingError before that."""
+    """Serves until it is told to stop. Raises BundleErrors, StoreErrors, ConfigError and
+    FileMissingError before that.
+    """
     start_logging()
     if config.workers > 1:
         read_keys(config.keys)
-        open_service(config).store.close()  # what cannot work had better fail here, once and with a clear message
+        open_service(
+            config
+        ).store.close()  # what cannot work had better fail here, once and with a clear message
         if code := supervise(config):
             sys.exit(code)
         return
@@ -63,7 +71,9 @@ def serve(config: ServiceConfig) -> None:
 
 
 def run(config: ServiceConfig, sockets: list[socket.socket] | None = None) -> None:
-    """Serves in this process, on sockets that listen already where there are some. Raises what `serve` raises."""
+    """Serves in this process, on sockets that listen already where there are some. Raises what
+    `serve` raises.
+    """
     sys.setswitchinterval(_SWITCH_INTERVAL)
     keys = read_keys(config.keys)
     service = open_service(config)
@@ -80,7 +90,9 @@ def run(config: ServiceConfig, sockets: list[socket.socket] | None = None) -> No
 
 
 def settle() -> None:
-    """Takes what will live as long as the process (catalogue, code) out of the garbage collector's rounds."""
+    """Takes what will live as long as the process (catalogue, code) out of the garbage collector's
+    rounds.
+    """
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 50)

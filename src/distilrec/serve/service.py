@@ -1,4 +1,6 @@
-"""What the service does, without HTTP: one method per endpoint, on the event loop; the store works in threads of its own."""
+"""What the service does, without HTTP: one method per endpoint, on the event loop; the store works
+in threads of its own.
+"""
 
 from __future__ import annotations
 
@@ -86,14 +88,20 @@ class Service:
     """Made by `open_service`; `start` and `stop` belong to the event loop that it lives on."""
 
     def __init__(
-        self, config: ServiceConfig, store: Store, recommender: Recommender, choice: Choice | None = None
+        self,
+        config: ServiceConfig,
+        store: Store,
+        recommender: Recommender,
+        choice: Choice | None = None,
     ) -> None:
         self.config, self.store, self.metrics = config, store, Metrics()
         self._first, self._choice = recommender, choice
         self._clock = Clock()
         self._draining = False
         self._store_checked = 0.0
-        self._own_swaps = 0  # under way here: not to be taken back because the store does not know them yet
+        self._own_swaps = (
+            0  # under way here: not to be taken back because the store does not know them yet
+        )
         self._generation = store.generation
         self._noted = ("", 0.0)  # the latest problem of the store that is in the log
         self._ready = False
@@ -107,10 +115,19 @@ class Service:
             "store-reader", self._read, 100_000, _BATCH_OF_JOBS
         )
         self.models = Models(
-            self.config, self._first, self._choice, self._catch_up, self._follow_store, self._keep_choice
+            self.config,
+            self._first,
+            self._choice,
+            self._catch_up,
+            self._follow_store,
+            self._keep_choice,
         )
         self._following = asyncio.Lock()
-        self._changing_items, self._turns, self._rebuilding = asyncio.Lock(), asyncio.Lock(), asyncio.Lock()
+        self._changing_items, self._turns, self._rebuilding = (
+            asyncio.Lock(),
+            asyncio.Lock(),
+            asyncio.Lock(),
+        )
         await self._follow_store(self.models.active)
         self.metrics.show_model(self.models.active.version)
         self._upkeep = Upkeep(self)
@@ -185,14 +202,20 @@ class Service:
                 self._limit("conditions in a filter", len(chosen.attributes), _MAX_CONDITIONS)
         items = sum(min(each.k, self.config.max_k + 1) for each in requests)
         if items > self.config.max_k:
-            self._limit("items in all answers of a request", items, max(_MAX_ITEMS, self.config.max_k))
+            self._limit(
+                "items in all answers of a request", items, max(_MAX_ITEMS, self.config.max_k)
+            )
         explained = sum(each.k for each in requests if each.explain)
         self._limit("explained items in a request", explained, _MAX_EXPLAINED)
 
-    def _answer(self, recommender: Recommender, user_id: str, request: RecommendRequest) -> RecommendResponse:
+    def _answer(
+        self, recommender: Recommender, user_id: str, request: RecommendRequest
+    ) -> RecommendResponse:
         if request.k > self.config.max_k:
             self._limit("k", request.k, self.config.max_k)
-        best = recommender.best(user_id, request.k, request.exclude_seen, request.filter, request.diversity)
+        best = recommender.best(
+            user_id, request.k, request.exclude_seen, request.filter, request.diversity
+        )
         if request.filter is None:
             self.models.recent.append(request)
         else:
@@ -211,7 +234,11 @@ class Service:
         recommender, user_id = self.models.active.recommender, as_id(request.user_id, "user_id")
         await self._catch_up(recommender, [user_id])
         items = list(dict.fromkeys(as_id(item, "item_id") for item in request.item_ids))
-        unknown = [item for item in items if not recommender.knows_item(item)] if request.skip_unknown else []
+        unknown = (
+            [item for item in items if not recommender.knows_item(item)]
+            if request.skip_unknown
+            else []
+        )
         left_out = set(unknown)
         ranked = recommender.recommend(user_id, [item for item in items if item not in left_out])
         best = [each.item_id for each in ranked], [each.score for each in ranked]
@@ -227,7 +254,10 @@ class Service:
 
     async def events(self, request: EventsRequest) -> EventsResponse:
         self._limit("events", len(request.events), self.config.max_batch)
-        given = (EventInput(e.user_id, e.item_id, e.event_type, e.timestamp, e.event_id) for e in request.events)
+        given = (
+            EventInput(e.user_id, e.item_id, e.event_type, e.timestamp, e.event_id)
+            for e in request.events
+        )
         stored = to_stored(given, self._clock)
         with self._unless_failed({event.user_id for event in stored}):
             positions: list[int] = await self._writer.submit(stored, len(stored))
@@ -238,9 +268,15 @@ class Service:
                     served.recommender.follow(event, position)
         active = self.models.active.recommender
         duplicates = positions.count(0)
-        unknown = sum(not active.knows_item(e.item_id) for e, p in zip(stored, positions, strict=True) if p)
+        unknown = sum(
+            not active.knows_item(e.item_id) for e, p in zip(stored, positions, strict=True) if p
+        )
         accepted = len(stored) - duplicates
-        for outcome, number in (("accepted", accepted), ("duplicate", duplicates), ("unknown_item", unknown)):
+        for outcome, number in (
+            ("accepted", accepted),
+            ("duplicate", duplicates),
+            ("unknown_item", unknown),
+        ):
             if number:
                 self.metrics.events.labels(outcome).inc(number)
         return EventsResponse(accepted, duplicates, unknown)
@@ -248,23 +284,35 @@ class Service:
     # Items
 
     async def put_item(self, item_id: str, request: ItemRequest) -> ItemResponse:
-        record = ItemRecord(item_id, request.title, dict(request.features), dict(request.attributes), request.available)
+        record = ItemRecord(
+            item_id,
+            request.title,
+            dict(request.features),
+            dict(request.attributes),
+            request.available,
+        )
         await self._change_item(record)
         return _item(self.models.active.recommender.item(item_id))
 
     async def delete_item(self, item_id: str) -> StatusResponse:
         recommender = self.models.active.recommender
-        if not recommender.knows_item(item_id):  # as it is: there may be one from before ids followed a rule
+        if not recommender.knows_item(
+            item_id
+        ):  # as it is: there may be one from before ids followed a rule
             item_id = as_id(item_id, "item_id")
         item_id = recommender.item(item_id).item_id  # raises where it is unknown
         await self._change_item(ItemRecord(item_id, available=False, removed=True))
         return StatusResponse("removed")
 
     async def _change_item(self, record: ItemRecord) -> None:
-        """Checks a change against all models in memory, stores it, applies it: all or nothing, and one after the other."""
+        """Checks a change against all models in memory, stores it, applies it: all or nothing, and
+        one after the other.
+        """
         async with self._changing_items:
             for served in self.models.all():
-                served.recommender.check_item(record, foreign_features=served is not self.models.active)
+                served.recommender.check_item(
+                    record, foreign_features=served is not self.models.active
+                )
             await self._writer.submit(partial(self.store.put_item, record))
             for served in self.models.all():
                 await self._follow_items(served)
@@ -275,7 +323,9 @@ class Service:
     async def items(self, search: str, limit: int) -> ItemsResponse:
         recommender = self.models.active.recommender
         found: list[Item] = []
-        for start in range(0, recommender.places, _SEARCHED):  # titles are looked through one by one
+        for start in range(
+            0, recommender.places, _SEARCHED
+        ):  # titles are looked through one by one
             found += recommender.search(search, limit - len(found), start, start + _SEARCHED)
             if len(found) >= limit:
                 break
@@ -290,9 +340,14 @@ class Service:
         await self._catch_up(recommender, [user_id])
         if not record.epoch and not recommender.knows_user(user_id):
             raise UnknownUserError(
-                "nothing is known about this user", fix="send events or features first", user_id=user_id
+                "nothing is known about this user",
+                fix="send events or features first",
+                user_id=user_id,
             )
-        latest = [UserEvent(e.item_id, e.event_type, e.timestamp, e.event_id) for e in record.events[-_SHOWN_EVENTS:]]
+        latest = [
+            UserEvent(e.item_id, e.event_type, e.timestamp, e.event_id)
+            for e in record.events[-_SHOWN_EVENTS:]
+        ]
         features: Any = record.features
         return UserResponse(
             user_id,
@@ -304,7 +359,9 @@ class Service:
         )
 
     async def put_user(self, user_id: str, request: UserRequest) -> StatusResponse:
-        self.models.active.recommender.user_features(request.features)  # raises where they do not fit
+        self.models.active.recommender.user_features(
+            request.features
+        )  # raises where they do not fit
         try:
             await self._writer.submit(lambda: self.store.set_features(user_id, request.features))
         finally:  # also where it failed: it may have been written all the same
@@ -314,8 +371,8 @@ class Service:
     async def delete_user(self, user_id: str) -> ErasedResponse:
         """Events, features and state; and the user's rows in the histories of the loaded bundles.
 
-        What was stored under exactly this text before ids followed a rule is erased too. Raises InvalidIdError for a text
-        that cannot be an id, and was none.
+        What was stored under exactly this text before ids followed a rule is erased too. Raises
+        InvalidIdError for a text that cannot be an id, and was none.
         """
         names = await self._spellings(user_id)
         removed, bundle = 0, "clean"
@@ -337,7 +394,9 @@ class Service:
         return ErasedResponse(names[0], removed, bundle, await self._upkeep.clean())
 
     async def _spellings(self, user_id: str) -> list[str]:
-        """Returns the id that a text means, and the text itself where something is kept under it that is not an id."""
+        """Returns the id that a text means, and the text itself where something is kept under it
+        that is not an id.
+        """
         try:
             names = [as_id(user_id, "user_id")]
         except InvalidIdError:
@@ -359,7 +418,9 @@ class Service:
 
     @contextlib.contextmanager
     def _unless_failed(self, users: Iterable[str]) -> Iterator[None]:
-        """A write that failed may have happened all the same: the next answer asks the store about these users."""
+        """A write that failed may have happened all the same: the next answer asks the store about
+        these users.
+        """
         try:
             yield
         except BaseException:
@@ -435,16 +496,21 @@ class Service:
         return StatusResponse("alive")
 
     async def readiness(self) -> StatusResponse:
-        """Raises NotReadyError while starting and shutting down, StoreError when the store is away."""
+        """Raises NotReadyError while starting and shutting down, StoreError when the
+        store is away.
+        """
         if not self._ready or self._draining:
-            raise NotReadyError("starting" if not self._ready else "shutting down", fix="send requests elsewhere")
+            raise NotReadyError(
+                "starting" if not self._ready else "shutting down", fix="send requests elsewhere"
+            )
         now = time.monotonic()
         if now - self._store_checked > _READY_SECONDS:
             await self._reader.submit([Since("readiness")])
             self._store_checked = now
         if self.store.shared and self._upkeep.behind:
             raise NotReadyError(
-                f"the model that the other workers answer with cannot be loaded ({self._upkeep.behind})",
+                "the model that the other workers answer with cannot be loaded "
+                f"({self._upkeep.behind})",
                 fix="mend or restore its bundle, or load another one",
             )
         return StatusResponse("ready")
@@ -467,7 +533,9 @@ class Service:
 
     def _limit(self, what: str, given: int, limit: int) -> None:
         if given > limit:
-            raise RequestError(f"{what}: {given:,} is more than the limit of {limit:,}", fix="ask for less at once")
+            raise RequestError(
+                f"{what}: {given:,} is more than the limit of {limit:,}", fix="ask for less at once"
+            )
 
     async def _catch_up(self, recommender: Recommender, user_ids: list[str]) -> None:
         """Makes what is in memory about these users equal to what the store says."""
@@ -493,7 +561,9 @@ class Service:
             asked = again
 
     async def _read_here(self, recommender: Recommender, user_id: str) -> None:
-        """Reads a user from a file in the page cache: no thread is needed, unless the log is long."""
+        """Reads a user from a file in the page cache: no thread is needed, unless the
+        log is long.
+        """
         while True:
             since = recommender.since(user_id)
             (record,) = self.store.read([since], _LONG)
@@ -507,7 +577,9 @@ class Service:
                 recommender.forget(user_id)
 
     async def _rebuild(self, recommender: Recommender, since: Since, record: UserRecord) -> None:
-        """Folds a long log in a thread, one at a time: together they would take the processor from all others."""
+        """Folds a long log in a thread, one at a time: together they would take the processor from
+        all others.
+        """
         async with self._rebuilding:
             rebuilt = await asyncio.to_thread(recommender.rebuilt, since.user_id, record)
         recommender.restore(since, record, rebuilt)
@@ -515,7 +587,9 @@ class Service:
     async def _follow_items(self, served: Served) -> None:
         async with self._following:
             if self.store.shared:
-                records, served.item_changes = await asyncio.to_thread(self.store.items, served.item_changes)
+                records, served.item_changes = await asyncio.to_thread(
+                    self.store.items, served.item_changes
+                )
             else:
                 records, served.item_changes = self.store.items(served.item_changes)
             for number, record in enumerate(records, 1):
@@ -532,7 +606,9 @@ class Service:
         await self.follow_erasures(served)
 
     async def follow_erasures(self, served: Served) -> None:
-        """Takes users who were erased, here or elsewhere, out of what a model knows from its bundle."""
+        """Takes users who were erased, here or elsewhere, out of what a model knows from its
+        bundle.
+        """
         number = await asyncio.to_thread(self.store.erasures)
         self.forget_what_the_store_lost()
         if number == served.erasures:
@@ -540,7 +616,9 @@ class Service:
         served.erasures = await asyncio.to_thread(forget_erased, served.recommender, self.store)
 
     def forget_what_the_store_lost(self) -> None:
-        """Where the store may lack what it once said, nothing that was read from it before is used any more."""
+        """Where the store may lack what it once said, nothing that was read from it before is used
+        any more.
+        """
         if self.store.generation == self._generation:
             return
         self._generation = self.store.generation
@@ -555,8 +633,12 @@ class Service:
         await self._follow_items(self.models.active)
 
     async def follow_choice(self) -> None:
-        """Follows the other workers to the bundle that they have switched to. Raises StoreErrors, BundleErrors."""
-        choice = switched_to(self.config, await asyncio.to_thread(self.store.setting, ACTIVE_BUNDLE))
+        """Follows the other workers to the bundle that they have switched to. Raises StoreErrors,
+        BundleErrors.
+        """
+        choice = switched_to(
+            self.config, await asyncio.to_thread(self.store.setting, ACTIVE_BUNDLE)
+        )
         if choice is None or self._own_swaps:
             return
         before = self.models.active
@@ -565,12 +647,16 @@ class Service:
             self.metrics.show_model(self.models.active.version)
 
     async def clean(self) -> str:
-        """Takes erased users out of the files of the store; returns what is left to be done. Raises StoreErrors."""
+        """Takes erased users out of the files of the store; returns what is left to be done. Raises
+        StoreErrors.
+        """
         left: str = await self._writer.submit(self.store.clean)
         return left
 
     def _write(self, jobs: list[_Write]) -> list[Any]:
-        """In the writer's thread: neighbouring events share one commit, everything keeps its order."""
+        """In the writer's thread: neighbouring events share one commit, everything keeps
+        its order.
+        """
         results: list[Any] = []
         place = 0
         while place < len(jobs):
@@ -599,7 +685,9 @@ class Service:
         except Exception as problem:
             if len(groups) == 1:
                 return [self._failed(problem)]
-            return [self._commit([group])[0] for group in groups]  # one of them cannot be stored: not the others' fault
+            return [
+                self._commit([group])[0] for group in groups
+            ]  # one of them cannot be stored: not the others' fault
         self.metrics.commit_seconds.observe(time.perf_counter() - started)
         self.metrics.commit_events.observe(sum(map(len, groups)))
         return [[next(positions) for _ in group] for group in groups]
@@ -610,7 +698,9 @@ class Service:
             records = iter(self.store.read([asked for job in jobs for asked in job]))
         except StoreError as problem:
             if isinstance(problem, StoreCorruptedError) and len(jobs) > 1:
-                return [self._read([job])[0] for job in jobs]  # one of them cannot be read: not the others' fault
+                return [
+                    self._read([job])[0] for job in jobs
+                ]  # one of them cannot be read: not the others' fault
             return [self._failed(problem)] * len(jobs)
         return [[next(records) for _ in job] for job in jobs]
 
@@ -624,7 +714,9 @@ class Service:
 
 
 def open_service(config: ServiceConfig) -> Service:
-    """A service with its store opened and its model loaded and compiled. Raises BundleErrors and StoreErrors."""
+    """A service with its store opened and its model loaded and compiled. Raises BundleErrors and
+    StoreErrors.
+    """
     store = open_store(config.store, config.store_prefix, config.store_password_file)
     try:
         for warning in store.check():
@@ -639,12 +731,19 @@ def open_service(config: ServiceConfig) -> Service:
 def listed(value: int) -> int:
     """A limit of a list, checked. Raises ConfigError."""
     if not 1 <= value <= _MAX_LISTED:
-        raise ConfigError(f"limit is {value}", fix=f"give a number from 1 to {_MAX_LISTED}", parameter="limit")
+        raise ConfigError(
+            f"limit is {value}", fix=f"give a number from 1 to {_MAX_LISTED}", parameter="limit"
+        )
     return value
 
 
 def _ranked(
-    recommender: Recommender, user_id: str, best: tuple[list[str], list[float]], *, explain: bool, titles: bool
+    recommender: Recommender,
+    user_id: str,
+    best: tuple[list[str], list[float]],
+    *,
+    explain: bool,
+    titles: bool,
 ) -> list[RankedItem]:
     items, scores = best
     if not explain and not titles:
@@ -655,10 +754,19 @@ def _ranked(
     found = []
     for rank, item, score, why in zip(count(1), items, scores, whys, strict=False):
         because = [
-            Reason(c.item_id, c.contribution, recommender.title_of_past(c.item_id) if titles else None) for c in why
+            Reason(
+                c.item_id, c.contribution, recommender.title_of_past(c.item_id) if titles else None
+            )
+            for c in why
         ]
         found.append(
-            RankedItem(item, score, rank, recommender.title(item) if titles else None, because if explain else None)
+            RankedItem(
+                item,
+                score,
+                rank,
+                recommender.title(item) if titles else None,
+                because if explain else None,
+            )
         )
     return found
 

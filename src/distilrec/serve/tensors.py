@@ -1,6 +1,8 @@
-"""KServe's binary tensor extension: values of tensors as bytes behind the JSON of a request or an answer.
+"""KServe's binary tensor extension: values of tensors as bytes behind the JSON of a request or an
+answer.
 
-Numbers are little-endian; a text (datatype BYTES) is its length in four little-endian bytes and its UTF-8.
+Numbers are little-endian; a text (datatype BYTES) is its length in four little-endian bytes and its
+UTF-8.
 
 https://github.com/kserve/open-inference-protocol/blob/main/specification/protocol/extension_binary_data.md
 """
@@ -38,12 +40,17 @@ def to_bytes(datatype: str, values: Sequence[Any]) -> bytes:
 
 
 def from_bytes(name: str, datatype: str, content: bytes) -> list[str] | list[int]:
-    """Returns the values of an input. Raises RequestError for bytes that are not whole values of the datatype."""
+    """Returns the values of an input. Raises RequestError for bytes that are not whole values of
+    the datatype.
+    """
     if datatype == "BYTES":
         return _texts(name, content)
     dtype = INTEGERS[datatype]
     if len(content) % dtype.itemsize:
-        raise _unfit(name, f"has {len(content):,} bytes, which are not whole numbers of {dtype.itemsize} bytes")
+        raise _unfit(
+            name,
+            f"has {len(content):,} bytes, which are not whole numbers of {dtype.itemsize} bytes",
+        )
     numbers: list[int] = np.frombuffer(content, dtype).tolist()
     return numbers
 
@@ -66,6 +73,7 @@ def _texts(name: str, content: bytes) -> list[str]:
 def _unfit(name: str, problem: str) -> RequestError:
     return RequestError(
         f"the binary data of the input {name!r} {problem}",
-        fix="send numbers little-endian, and each text as its length in four little-endian bytes and its UTF-8",
+        fix="send numbers little-endian, and each text as its length in four little-endian bytes "
+        "and its UTF-8",
         parameter=name,
     )

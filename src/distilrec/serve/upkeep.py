@@ -1,4 +1,5 @@
-"""What a service does beside answering: it follows what other processes change, and finishes what could not be done at once.
+"""What a service does beside answering: it follows what other processes change, and finishes what
+could not be done at once.
 
 Whatever fails is logged once and tried again; nothing ends it but the service itself.
 """
@@ -63,7 +64,9 @@ class Upkeep:
                 await self._tried("cleaning", self._clean_once)
 
     async def clean(self) -> str:
-        """Takes erased users out of the files of the store: `clean`, or `pending: ` and what goes on in the background."""
+        """Takes erased users out of the files of the store: `clean`, or `pending: ` and what goes
+        on in the background.
+        """
         left = ""
         for _ in range(_CLEAN_ATTEMPTS):
             try:

@@ -1,8 +1,9 @@
 """Several worker processes behind one address, and the process that keeps them alive.
 
-The supervisor opens the socket, hands it to every worker, and starts a worker again that has ended: at once where it had
-lived for a while, later and later where it could not start. It never gives up, since the others go on answering. A worker
-notices the end of the supervisor by a pipe that breaks, and then stops in an orderly way: nothing is left on the port.
+The supervisor opens the socket, hands it to every worker, and starts a worker again that has ended:
+at once where it had lived for a while, later and later where it could not start. It never gives up,
+since the others go on answering. A worker notices the end of the supervisor by a pipe that breaks,
+and then stops in an orderly way: nothing is left on the port.
 """
 
 from __future__ import annotations
@@ -28,7 +29,10 @@ from distilrec.serve.logs import log, start_logging
 
 CONFIG_VARIABLE = "DISTILREC_SERVICE"  # how a worker process learns its configuration
 _STABLE_SECONDS = 10.0  # a worker that lived this long had started well
-_FIRST_DELAY, _LONGEST_DELAY = 0.5, 15.0  # seconds before a worker that could not start is started again
+_FIRST_DELAY, _LONGEST_DELAY = (
+    0.5,
+    15.0,
+)  # seconds before a worker that could not start is started again
 _LOOK_SECONDS = 0.1
 _STOP_SECONDS = 25.0  # beyond the time for draining: then a worker is killed
 
@@ -36,7 +40,9 @@ _STOP_SECONDS = 25.0  # beyond the time for draining: then a worker is killed
 class _Worker:
     """One place for a worker process, which is filled again when the process has ended."""
 
-    def __init__(self, command: list[str], environment: dict[str, str], handles: tuple[int, ...]) -> None:
+    def __init__(
+        self, command: list[str], environment: dict[str, str], handles: tuple[int, ...]
+    ) -> None:
         self._command, self._environment, self._handles = command, environment, handles
         self.process: subprocess.Popen[bytes] | None = None
         self._started = self._next_start = 0.0
@@ -57,13 +63,22 @@ class _Worker:
             return
         mark_process_dead(self.process.pid, metrics)  # type: ignore[no-untyped-call]
         self._failures = 0 if now - self._started > _STABLE_SECONDS else self._failures + 1
-        delay = min(_FIRST_DELAY * 2 ** (self._failures - 1), _LONGEST_DELAY) if self._failures else 0.0
-        log("a worker has ended", logging.WARNING, exit_code=code, worker=self.process.pid, restart_in_seconds=delay)
+        delay = (
+            min(_FIRST_DELAY * 2 ** (self._failures - 1), _LONGEST_DELAY) if self._failures else 0.0
+        )
+        log(
+            "a worker has ended",
+            logging.WARNING,
+            exit_code=code,
+            worker=self.process.pid,
+            restart_in_seconds=delay,
+        )
         self.process, self._next_start = None, now + delay
 
 
 def supervise(config: ServiceConfig) -> int:
-    """Runs the workers until told to stop by SIGTERM or SIGINT; returns the exit code: 0 where all have stopped in order.
+    """Runs the workers until told to stop by SIGTERM or SIGINT; returns the exit code: 0 where all
+    have stopped in order.
 
     Raises ConfigError where the address cannot be used.
     """
@@ -78,8 +93,17 @@ def supervise(config: ServiceConfig) -> int:
         "PROMETHEUS_MULTIPROC_DIR": metrics,
         "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
     }
-    command = [sys.executable, "-P", "-m", "distilrec.serve.workers", str(listener.fileno()), str(lifeline)]
-    workers = [_Worker(command, environment, (listener.fileno(), lifeline)) for _ in range(config.workers)]
+    command = [
+        sys.executable,
+        "-P",
+        "-m",
+        "distilrec.serve.workers",
+        str(listener.fileno()),
+        str(lifeline),
+    ]
+    workers = [
+        _Worker(command, environment, (listener.fileno(), lifeline)) for _ in range(config.workers)
+    ]
     received: list[int] = []
     for sign in (signal.SIGTERM, signal.SIGINT):
         signal.signal(sign, lambda number, _: received.append(number))
@@ -89,7 +113,9 @@ def supervise(config: ServiceConfig) -> int:
             for worker in workers:
                 worker.tend(metrics)
             time.sleep(_LOOK_SECONDS)
-        return _stop([worker.process for worker in workers if worker.process], received, config.drain_seconds)
+        return _stop(
+            [worker.process for worker in workers if worker.process], received, config.drain_seconds
+        )
     finally:
         os.close(held)
         os.close(lifeline)
@@ -97,7 +123,9 @@ def supervise(config: ServiceConfig) -> int:
         shutil.rmtree(metrics, ignore_errors=True)
 
 
-def _stop(processes: list[subprocess.Popen[bytes]], received: list[int], drain_seconds: float) -> int:
+def _stop(
+    processes: list[subprocess.Popen[bytes]], received: list[int], drain_seconds: float
+) -> int:
     """Hands the signals on, waits, and kills what does not end."""
     deadline = time.monotonic() + drain_seconds + _STOP_SECONDS
     forwarded = 0
@@ -112,7 +140,10 @@ def _stop(processes: list[subprocess.Popen[bytes]], received: list[int], drain_s
         log("a worker did not stop and is killed", logging.ERROR, worker=process.pid)
         process.kill()
         process.wait()
-    orderly = {0, *(-number for number in received)}  # a worker that was just starting ends by the signal itself
+    orderly = {
+        0,
+        *(-number for number in received),
+    }  # a worker that was just starting ends by the signal itself
     return 0 if all(process.returncode in orderly for process in processes) else 1
 
 
@@ -135,7 +166,9 @@ def _listen(config: ServiceConfig) -> socket.socket:
 
 
 def ignore_hangup() -> None:
-    """SIGHUP changes nothing: keys are read again by themselves, models are switched over HTTP, SIGTERM stops."""
+    """SIGHUP changes nothing: keys are read again by themselves, models are switched over HTTP,
+    SIGTERM stops.
+    """
 
     def note(number: int, frame: FrameType | None) -> None:
         log("SIGHUP is ignored; SIGTERM stops the service", logging.WARNING)
@@ -144,7 +177,9 @@ def ignore_hangup() -> None:
 
 
 def _watch(lifeline: int) -> None:
-    os.read(lifeline, 1)  # there is never anything to read: it returns when the supervisor has ended
+    os.read(
+        lifeline, 1
+    )  # there is never anything to read: it returns when the supervisor has ended
     log("the supervisor has ended", logging.WARNING)
     os.kill(os.getpid(), signal.SIGTERM)
 

@@ -10,13 +10,17 @@ from distilrec.stores.records import Store
 
 _SQLITE = "sqlite:///"
 _REDIS = ("redis://", "rediss://", "unix://")
-_HOST = re.compile(r"(rediss?://)(?:[^@/?#]*@)?([\w.-]+|\[[0-9a-fA-F:.]+\])(:\d+)?(/\d*)?(?:\?[^#]*)?")
+_HOST = re.compile(
+    r"(rediss?://)(?:[^@/?#]*@)?([\w.-]+|\[[0-9a-fA-F:.]+\])(:\d+)?(/\d*)?(?:\?[^#]*)?"
+)
 _SOCKET = re.compile(r"(unix://)(?:[^@/?#]*@)?(/[^?#@]*)(?:\?[^#]*)?")
 _SCHEME = re.compile(r"[a-z]{1,10}://")
 _SECRET = re.compile(r"://[^/]*@|[?&]\w*password=", re.IGNORECASE)
 
 
-def open_store(address: str, prefix: str = "distilrec:", password_file: Path | str | None = None) -> Store:
+def open_store(
+    address: str, prefix: str = "distilrec:", password_file: Path | str | None = None
+) -> Store:
     """`sqlite:///relative.db`, `sqlite:////absolute.db`, or `redis://host:port/number`.
 
     password_file: holds the password of a Redis server, so that it need not be in the address.
@@ -27,13 +31,17 @@ def open_store(address: str, prefix: str = "distilrec:", password_file: Path | s
 
         if password_file is not None:
             raise ConfigError(
-                "an SQLite file has no password", fix="leave --store-password-file out", parameter="store_password_file"
+                "an SQLite file has no password",
+                fix="leave --store-password-file out",
+                parameter="store_password_file",
             )
         return SqliteStore(address.removeprefix(_SQLITE))
     if address.startswith(_REDIS):
         from distilrec.stores.redis import RedisStore
 
-        return RedisStore(address, prefix, None if password_file is None else _password(Path(password_file)))
+        return RedisStore(
+            address, prefix, None if password_file is None else _password(Path(password_file))
+        )
     raise ConfigError(
         f"{shown(address)!r} is not the address of a store",
         fix="give sqlite:///FILE or redis://HOST:PORT/NUMBER",
@@ -42,7 +50,9 @@ def open_store(address: str, prefix: str = "distilrec:", password_file: Path | s
 
 
 def shown(address: str) -> str:
-    """Returns an address without what could be a user name, a password, or a mistyped one: for messages and logs."""
+    """Returns an address without what could be a user name, a password, or a mistyped one: for
+    messages and logs.
+    """
     if address.startswith(_SQLITE):
         return address
     for known in (_HOST, _SOCKET):
@@ -69,6 +79,8 @@ def _password(path: Path) -> str:
         ) from None
     if not text:
         raise ConfigError(
-            f"the file of the store's password {path} is empty", fix="write the password into it", file=str(path)
+            f"the file of the store's password {path} is empty",
+            fix="write the password into it",
+            file=str(path),
         )
     return text

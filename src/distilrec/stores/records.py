@@ -1,4 +1,5 @@
-"""What a store keeps, and what every store can do. The event log in the store is the truth; a user's state is a fold of it.
+"""What a store keeps, and what every store can do. The event log in the store is the truth; a
+user's state is a fold of it.
 
 `tests/contracts/store.py` holds every implementation to this.
 """
@@ -15,9 +16,11 @@ from distilrec.features.attributes import Value
 
 
 class StoredEvent(msgspec.Struct, frozen=True, gc=False):
-    """One acknowledged event. timestamp: when it happened, received: when the service took it, seconds since 1970.
+    """One acknowledged event. timestamp: when it happened, received: when the service took it,
+    seconds since 1970.
 
-    event_id: unique for its user; the same id again is a repetition of the same event and changes nothing.
+    event_id: unique for its user; the same id again is a repetition of the same event and changes
+    nothing.
     """
 
     user_id: str
@@ -31,7 +34,8 @@ class StoredEvent(msgspec.Struct, frozen=True, gc=False):
 class ItemRecord(msgspec.Struct, frozen=True):
     """What was said about an item while serving: a new one, or a change to one of the bundle.
 
-    A feature or attribute that is not named stays as it was; an attribute with the value None is removed.
+    A feature or attribute that is not named stays as it was; an attribute with the value None is
+    removed.
     """
 
     item_id: str
@@ -43,7 +47,9 @@ class ItemRecord(msgspec.Struct, frozen=True):
 
 
 class Since(NamedTuple):
-    """Which user, and up to where their log is already known. The default means: nothing is known yet."""
+    """Which user, and up to where their log is already known. The default means: nothing is known
+    yet.
+    """
 
     user_id: str
     epoch: str = ""
@@ -53,9 +59,12 @@ class Since(NamedTuple):
 class UserRecord(NamedTuple):
     """What a store has to say about one user.
 
-    epoch: changes whenever anything but the end of the log changed; empty for a user of whom nothing is stored.
-    position: of the last event. restart: `events` is the whole log, not only what came after the position asked for.
-    erased: what the bundle knows of this user must not be used. more: there are more events than were asked for.
+    epoch: changes whenever anything but the end of the log changed; empty for a user of whom
+    nothing is stored.
+    position: of the last event. restart: `events` is the whole log, not only what came after the
+    position asked for.
+    erased: what the bundle knows of this user must not be used. more: there are more events than
+    were asked for.
     """
 
     epoch: str
@@ -68,28 +77,36 @@ class UserRecord(NamedTuple):
 
 
 class Store(Protocol):
-    """One interface, several implementations. Every write is durable, or has failed, when the call returns.
+    """One interface, several implementations. Every write is durable, or has failed, when the call
+    returns.
 
-    All methods raise `StoreUnavailableError` when the store cannot be reached or written, `StoreCorruptedError` when what is
-    in it cannot be read. One thread at a time writes; any thread may read.
+    All methods raise `StoreUnavailableError` when the store cannot be reached or written,
+    `StoreCorruptedError` when what is in it cannot be read. One thread at a time writes; any thread
+    may read.
     """
 
     shared: bool
-    """Whether other processes write to it too: then what is in memory must be compared with it before each answer."""
+    """Whether other processes write to it too: then what is in memory must be compared with it
+    before each answer.
+    """
 
     @property
     def generation(self) -> str:
-        """Changes when the store may have lost what it once said: another server answers, or another program has written to
-        the file. Then nothing that was read before may be used. Every call brings it up to date.
+        """Changes when the store may have lost what it once said: another server answers, or
+        another program has written to the file. Then nothing that was read before may be used.
+        Every call brings it up to date.
         """
         ...
 
     def append(self, events: Sequence[StoredEvent]) -> list[int]:
-        """Adds events in this order, all or none; their positions in the logs, 0 for a repeated event id."""
+        """Adds events in this order, all or none; their positions in the logs, 0 for a repeated
+        event id.
+        """
         ...
 
     def read(self, asked: Sequence[Since], at_most: int | None = None) -> list[UserRecord]:
-        """What is new about each of these users. at_most: events of each; the record says whether there are more.
+        """What is new about each of these users. at_most: events of each; the record says whether
+        there are more.
 
         Reading without `at_most` may take long, and keeps nobody waiting who reads with it.
         """
@@ -100,16 +117,19 @@ class Store(Protocol):
         ...
 
     def erase(self, user_id: str) -> int:
-        """Removes everything about a user and remembers, as a salted hash, not to use the bundle's history of them.
+        """Removes everything about a user and remembers, as a salted hash, not to use the bundle's
+        history of them.
 
-        Gives the number of events removed. Begins to take the bytes out of the files too: `clean` says what is left.
+        Gives the number of events removed. Begins to take the bytes out of the files too: `clean`
+        says what is left.
         """
         ...
 
     def clean(self) -> str:
         """Takes what was erased out of the files as far as that is possible now; does not wait.
 
-        Returns what is left to be done, empty where nothing is: to be called again until then, also after a restart.
+        Returns what is left to be done, empty where nothing is: to be called again until then, also
+        after a restart.
         """
         ...
 
@@ -128,13 +148,15 @@ class Store(Protocol):
     def items(self, after: int = 0) -> tuple[list[ItemRecord], int]:
         """Items changed after this position, in order of change, and the position to ask from next.
 
-        All items where the store has never come as far as this position. A record that cannot be read is logged and left
-        out; the next change of the item replaces it.
+        All items where the store has never come as far as this position. A record that cannot be
+        read is logged and left out; the next change of the item replaces it.
         """
         ...
 
     def setting(self, name: str) -> str | None:
-        """A value that the service keeps across restarts, such as the folder of the active bundle."""
+        """A value that the service keeps across restarts, such as the folder of the
+        active bundle.
+        """
         ...
 
     def set_setting(self, name: str, value: str | None) -> None:
@@ -156,7 +178,9 @@ def decoded_item(raw: bytes, item_id: str) -> ItemRecord | None:
         return msgspec.json.decode(raw, type=ItemRecord)
     except msgspec.MsgspecError as problem:
         facts = {"item_id": item_id, "reason": str(problem)}
-        logging.getLogger("distilrec").warning("an item record cannot be read", extra={"facts": facts})
+        logging.getLogger("distilrec").warning(
+            "an item record cannot be read", extra={"facts": facts}
+        )
         return None
 
 

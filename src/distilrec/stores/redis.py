@@ -1,7 +1,8 @@
-"""The store for several processes: Redis or Valkey (one server, not a cluster). Install with `distilrec[redis]`.
+"""The store for several processes: Redis or Valkey (one server, not a cluster). Install with
+`distilrec[redis]`.
 
-An event is as durable as the server makes it: `appendonly yes` and `appendfsync always` for the guarantee that SQLite
-gives; `check` warns of less.
+An event is as durable as the server makes it: `appendonly yes` and `appendfsync always` for the
+guarantee that SQLite gives; `check` warns of less.
 
 | key (after the prefix) | what |
 |---|---|
@@ -26,15 +27,29 @@ from typing import Any
 
 import msgspec
 
-from distilrec.errors import StoreCorruptedError, StoreError, StoreUnavailableError, StoreVersionError, missing_extra
+from distilrec.errors import (
+    StoreCorruptedError,
+    StoreError,
+    StoreUnavailableError,
+    StoreVersionError,
+    missing_extra,
+)
 from distilrec.stores.opening import shown
-from distilrec.stores.records import ItemRecord, Since, StoredEvent, UserRecord, decoded_item, merged
+from distilrec.stores.records import (
+    ItemRecord,
+    Since,
+    StoredEvent,
+    UserRecord,
+    decoded_item,
+    merged,
+)
 
 SCHEMA_VERSION = 1
 _TIMEOUT = 2.0  # seconds
 _READ_ATTEMPTS = 10
 
-# Several events at once, all or none; ARGV: prefix, then user, event id, epoch of a new user and payload of each.
+# Several events at once, all or none; ARGV: prefix, then user, event id, epoch of a new user and
+# payload of each.
 _APPEND = """
 local positions, prefix = {}, ARGV[1]
 for i = 2, #ARGV, 4 do
@@ -49,7 +64,8 @@ return positions
 """
 
 
-# A user and everything about them; ARGV: prefix, user, hash. Begins with a removal: a server whose memory is full refuses a
+# A user and everything about them; ARGV: prefix, user, hash. Begins with a removal: a server whose
+# memory is full refuses a
 # script only up to its first write.
 _ERASE = """
 local prefix, user = ARGV[1], ARGV[2]
@@ -75,8 +91,8 @@ class _Payload(msgspec.Struct, frozen=True, array_like=True):
 
 
 class RedisStore:
-    """See `distilrec.stores.records.Store`. url: redis://, rediss:// or unix://; prefix: of every key; password: where the
-    url has none.
+    """See `distilrec.stores.records.Store`. url: redis://, rediss:// or unix://; prefix: of every
+    key; password: where the url has none.
 
     Raises MissingExtraError without the package `redis`, StoreUnavailableError, StoreVersionError.
     """
@@ -93,14 +109,18 @@ class RedisStore:
         self._redis, self._prefix = redis, prefix
         self._server = ""
         self._shortened = 0  # how often a log was found to be shorter than it had been
-        self._rewriting: bytes | None = None  # the latest erasure that a rewrite which was started here covers
+        self._rewriting: bytes | None = (
+            None  # the latest erasure that a rewrite which was started here covers
+        )
         try:
             self._client: Any = redis.Redis.from_url(
                 url,
                 password=password,
                 socket_timeout=_TIMEOUT,
                 socket_connect_timeout=_TIMEOUT,
-                retry=Retry(ExponentialBackoff(cap=0.2, base=0.05), 1),  # every write may be repeated: event ids
+                retry=Retry(
+                    ExponentialBackoff(cap=0.2, base=0.05), 1
+                ),  # every write may be repeated: event ids
                 health_check_interval=15,
                 redis_connect_func=self._connected,
             )
@@ -108,18 +128,22 @@ class RedisStore:
         except (ValueError, TypeError):  # whose texts may hold a part of the password
             raise StoreUnavailableError(
                 f"the address of the store, {shown(url)}, is not valid",
-                fix="give redis://host:port/number, and percent-encode a user name and a password in it",
+                fix="give redis://host:port/number, and percent-encode a user name and a password "
+                "in it",
             ) from None
         self._where = shown(url)
         self._append = self._client.register_script(_APPEND)
         with self._errors():
             for name, value in (("schema", str(SCHEMA_VERSION)), ("salt", secrets.token_hex(16))):
-                if not self._client.exists(prefix + name):  # a server whose memory is full refuses even to try
+                if not self._client.exists(
+                    prefix + name
+                ):  # a server whose memory is full refuses even to try
                     self._client.setnx(prefix + name, value)
             version, salt = map(_text, self._client.mget(prefix + "schema", prefix + "salt"))
         if int(version) > SCHEMA_VERSION:
             raise StoreVersionError(
-                f"the store {self._where} has schema version {int(version)}; this distilrec knows up to {SCHEMA_VERSION}",
+                f"the store {self._where} has schema version {int(version)}; this distilrec knows "
+                f"up to {SCHEMA_VERSION}",
                 fix="upgrade distilrec (pip install -U distilrec)",
             )
         self._salt = salt
@@ -131,7 +155,9 @@ class RedisStore:
     def append(self, events: Sequence[StoredEvent]) -> list[int]:
         arguments: list[str | bytes] = [self._prefix]
         for e in events:
-            payload = msgspec.msgpack.encode(_Payload(e.item_id, e.event_type, e.timestamp, e.received, e.event_id))
+            payload = msgspec.msgpack.encode(
+                _Payload(e.item_id, e.event_type, e.timestamp, e.received, e.event_id)
+            )
             arguments += [e.user_id, e.event_id, secrets.token_hex(8), payload]
         with self._errors():
             return [int(position) for position in self._append(args=arguments)] if events else []
@@ -153,11 +179,14 @@ class RedisStore:
             if not waiting:
                 return [record for record in records if record is not None]
         raise StoreUnavailableError(
-            f"the store {self._where} changes faster than it can be read", fix="send the request again"
+            f"the store {self._where} changes faster than it can be read",
+            fix="send the request again",
         )
 
     def _read(self, asked: Sequence[Since], at_most: int | None) -> list[UserRecord | None]:
-        """None for a user who was changed while being read. Not a transaction: a server that is full refuses those."""
+        """None for a user who was changed while being read. Not a transaction: a server that is
+        full refuses those.
+        """
         with self._errors():
             generation = self.generation
             pipe = self._client.pipeline(transaction=False)
@@ -186,7 +215,8 @@ class RedisStore:
             return None
         if stored is None:
             return UserRecord("", 0, True, (), None, bool(erased))
-        epoch = f"{stored.decode()}.{self.generation}"  # another server may lack events that this one had
+        # Another server may lack events that this one had
+        epoch = f"{stored.decode()}.{self.generation}"
         restart = epoch != asked.epoch
         if not restart and length < asked.position:
             self._shortened += 1
@@ -194,7 +224,11 @@ class RedisStore:
         events = []
         for payload in payloads:
             e = msgspec.msgpack.decode(payload, type=_Payload)
-            events.append(StoredEvent(asked.user_id, e.item_id, e.event_type, e.timestamp, e.received, e.event_id))
+            events.append(
+                StoredEvent(
+                    asked.user_id, e.item_id, e.event_type, e.timestamp, e.received, e.event_id
+                )
+            )
         known = None if features is None else msgspec.json.decode(features, type=dict[str, object])
         position = asked.position + len(events)
         return UserRecord(epoch, position, restart, events, known, bool(erased), length > position)
@@ -207,12 +241,16 @@ class RedisStore:
     def erase(self, user_id: str) -> int:
         with self._errors():
             removed = int(self._client.eval(_ERASE, 0, self._prefix, user_id, self._hash(user_id)))
-        with suppress(StoreError):  # the user is erased; the rest is reported, and tried again, by `clean`
+        with suppress(
+            StoreError
+        ):  # the user is erased; the rest is reported, and tried again, by `clean`
             self.clean()
         return removed
 
     def clean(self) -> str:
-        """A rewrite of the append-only file takes the bytes out of it, if it began after the erasure."""
+        """A rewrite of the append-only file takes the bytes out of it, if it began after the
+        erasure.
+        """
         key = self._prefix + "erased:pending"
         with self._errors():
             pending: bytes | None = self._client.get(key)
@@ -268,7 +306,11 @@ class RedisStore:
             start = after if after <= last else 0
             changed = self._client.zrangebyscore(table + ":changes", f"({start}", str(last))
             found = self._client.hmget(table, changed) if changed else []
-        records = [decoded_item(raw, _text(item)) for item, raw in zip(changed, found, strict=True) if raw is not None]
+        records = [
+            decoded_item(raw, _text(item))
+            for item, raw in zip(changed, found, strict=True)
+            if raw is not None
+        ]
         return [record for record in records if record is not None], last
 
     def setting(self, name: str) -> str | None:
@@ -287,21 +329,31 @@ class RedisStore:
         with self._errors():
             self._client.ping()
             try:
-                found: dict[str, str] = self._client.config_get("appendonly", "appendfsync", "maxmemory-policy")
+                found: dict[str, str] = self._client.config_get(
+                    "appendonly", "appendfsync", "maxmemory-policy"
+                )
             except self._redis.ResponseError:
-                return ["the server does not show its configuration: whether events survive its crash is not known"]
+                return [
+                    "the server does not show its configuration: whether events survive its crash "
+                    "is not known"
+                ]
         options = {_text(name): _text(value) for name, value in found.items()}
         warnings = []
         if options.get("appendonly") != "yes":
-            warnings.append("the server has no append-only file: a crash of it loses events (set `appendonly yes`)")
+            warnings.append(
+                "the server has no append-only file: a crash of it loses events (set `appendonly "
+                "yes`)"
+            )
         elif options.get("appendfsync") != "always":
             warnings.append(
-                f"the server writes its file `{options.get('appendfsync')}`: a crash of its machine can lose a second "
+                f"the server writes its file `{options.get('appendfsync')}`: a crash of its "
+                "machine can lose a second "
                 "of events (set `appendfsync always`)"
             )
         if options.get("maxmemory-policy", "noeviction") != "noeviction":
             warnings.append(
-                "the server evicts keys when memory is short: events get lost (set maxmemory-policy noeviction)"
+                "the server evicts keys when memory is short: events get lost (set "
+                "maxmemory-policy noeviction)"
             )
         return warnings
 
@@ -312,8 +364,8 @@ class RedisStore:
         return hashlib.sha256(f"{self._salt}:{user_id}".encode()).hexdigest()
 
     def _connected(self, connection: Any) -> None:
-        """Asks every new connection which server it has reached. A server that was restarted, or a replica that was
-        promoted, may lack events that were read from the one before.
+        """Asks every new connection which server it has reached. A server that was restarted, or a
+        replica that was promoted, may lack events that were read from the one before.
         """
         connection.on_connect()
         connection.send_command("INFO", "server")
@@ -329,18 +381,22 @@ class RedisStore:
             yield
         except self._redis.OutOfMemoryError:
             raise StoreUnavailableError(
-                f"the store {self._where} is full (maxmemory): it can be read, and users can be erased",
-                fix="give the server more memory (maxmemory), or erase users; the same request may be sent again",
+                f"the store {self._where} is full (maxmemory): it can be read, and users can be "
+                "erased",
+                fix="give the server more memory (maxmemory), or erase users; the same request "
+                "may be sent again",
             ) from None
         except self._redis.RedisError as problem:
             raise StoreUnavailableError(
                 f"the store {self._where} cannot be used: {problem}",
-                fix="check that the server runs and accepts writes; the same request may be sent again",
+                fix="check that the server runs and accepts writes; the same request may be sent "
+                "again",
             ) from None
         except msgspec.MsgspecError as problem:
             raise StoreCorruptedError(
                 f"the store {self._where} holds something that distilrec did not write: {problem}",
-                fix="give the service a key prefix of its own (--store-prefix), or restore a backup",
+                fix="give the service a key prefix of its own (--store-prefix), or restore a "
+                "backup",
             ) from None
 
 

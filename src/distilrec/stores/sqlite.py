@@ -1,4 +1,6 @@
-"""The default store: one SQLite file, for one process. Durable (WAL, synchronous=FULL), checked, migrated on opening."""
+"""The default store: one SQLite file, for one process. Durable (WAL, synchronous=FULL), checked,
+migrated on opening.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +17,23 @@ from pathlib import Path
 
 import msgspec
 
-from distilrec.errors import StoreCorruptedError, StoreError, StoreUnavailableError, StoreVersionError
-from distilrec.stores.records import ItemRecord, Since, StoredEvent, UserRecord, decoded_item, merged
+from distilrec.errors import (
+    StoreCorruptedError,
+    StoreError,
+    StoreUnavailableError,
+    StoreVersionError,
+)
+from distilrec.stores.records import (
+    ItemRecord,
+    Since,
+    StoredEvent,
+    UserRecord,
+    decoded_item,
+    merged,
+)
 
-# Step n takes a database from schema version n to n + 1. Released steps are never changed, only followed by new ones.
+# Step n takes a database from schema version n to n + 1. Released steps are never changed, only
+# followed by new ones.
 MIGRATIONS: tuple[str, ...] = (
     """
     CREATE TABLE settings (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -44,7 +59,9 @@ _CORRUPTED = ("malformed", "not a database", "corrupt")
 
 
 class _OwnersLock:
-    """A lock for the process that made it; in one that was forked off, where it may be held for ever, it raises."""
+    """A lock for the process that made it; in one that was forked off, where it may be held for
+    ever, it raises.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path, self._process, self._lock = path, os.getpid(), threading.Lock()
@@ -57,8 +74,10 @@ class _OwnersLock:
     def __enter__(self) -> None:
         if self.elsewhere:
             raise StoreUnavailableError(
-                f"the store {self._path} was opened before this process was forked, and belongs to the other one",
-                fix="open the store after the fork, in one process; use Redis (redis://…) where several share users",
+                f"the store {self._path} was opened before this process was forked, and belongs "
+                "to the other one",
+                fix="open the store after the fork, in one process; use Redis (redis://…) where "
+                "several share users",
                 file=str(self._path),
             )
         self._lock.acquire()
@@ -70,8 +89,8 @@ class _OwnersLock:
 class SqliteStore:
     """See `distilrec.stores.records.Store`.
 
-    Raises StoreUnavailableError where another process has the file or it cannot be made, StoreVersionError for a newer
-    schema, StoreCorruptedError for a file that is no database.
+    Raises StoreUnavailableError where another process has the file or it cannot be made,
+    StoreVersionError for a newer schema, StoreCorruptedError for a file that is no database.
     """
 
     shared = False
@@ -91,7 +110,9 @@ class SqliteStore:
                 undo.callback(self._reader.close)
                 self._scanner = self._connect()
                 self._version = self._data_version()
-            self._files = [(name, self._identity(name)) for name in (self.path, Path(f"{self.path}-wal"))]
+            self._files = [
+                (name, self._identity(name)) for name in (self.path, Path(f"{self.path}-wal"))
+            ]
             undo.pop_all()  # it is open now: nothing to undo
         self._salt = self.setting("salt") or ""
         if not self._salt:
@@ -111,15 +132,25 @@ class SqliteStore:
                 if user is None:
                     user = users[event.user_id] = self._user(db, event.user_id)
                 row = db.execute(
-                    "INSERT INTO events (user, event_id, item_id, event_type, timestamp, received) VALUES (?, ?, ?, ?, ?, ?)"
+                    "INSERT INTO events (user, event_id, item_id, event_type, timestamp, "
+                    "received) VALUES (?, ?, ?, ?, ?, ?)"
                     " ON CONFLICT (user, event_id) DO NOTHING RETURNING position",
-                    (user, event.event_id, event.item_id, event.event_type, event.timestamp, event.received),
+                    (
+                        user,
+                        event.event_id,
+                        event.item_id,
+                        event.event_type,
+                        event.timestamp,
+                        event.received,
+                    ),
                 ).fetchone()
                 positions.append(row[0] if row else 0)
         return positions
 
     def read(self, asked: Sequence[Since], at_most: int | None = None) -> list[UserRecord]:
-        lock, db = (self._scanning, self._scanner) if at_most is None else (self._reading, self._reader)
+        lock, db = (
+            (self._scanning, self._scanner) if at_most is None else (self._reading, self._reader)
+        )
         with lock, self._errors():
             self._check_files()
             db.execute("BEGIN")
@@ -129,8 +160,15 @@ class SqliteStore:
                 db.execute("ROLLBACK")
 
     def _read(self, db: sqlite3.Connection, asked: Since, at_most: int | None) -> UserRecord:
-        erased = db.execute("SELECT 1 FROM erased WHERE hash = ?", (self._hash(asked.user_id),)).fetchone() is not None
-        row = db.execute("SELECT id, epoch, features FROM users WHERE user_id = ?", (asked.user_id,)).fetchone()
+        erased = (
+            db.execute(
+                "SELECT 1 FROM erased WHERE hash = ?", (self._hash(asked.user_id),)
+            ).fetchone()
+            is not None
+        )
+        row = db.execute(
+            "SELECT id, epoch, features FROM users WHERE user_id = ?", (asked.user_id,)
+        ).fetchone()
         if row is None:
             return UserRecord("", 0, True, (), None, erased)
         user, epoch, features = row
@@ -163,19 +201,27 @@ class SqliteStore:
                 removed = db.execute("DELETE FROM events WHERE user = ?", row).rowcount
                 db.execute("DELETE FROM users WHERE id = ?", row)
             db.execute("INSERT OR IGNORE INTO erased VALUES (?)", (self._hash(user_id),))
-        with suppress(StoreError):  # the user is erased; the rest is reported, and tried again, by `clean`
+        with suppress(
+            StoreError
+        ):  # the user is erased; the rest is reported, and tried again, by `clean`
             self.clean()
         return removed
 
     def clean(self) -> str:
-        """Deleted content is overwritten with zeros (secure_delete); this empties the log of earlier page contents."""
+        """Deleted content is overwritten with zeros (secure_delete); this empties the log of
+        earlier page contents.
+        """
         with self._writing, self._errors():
             self._writer.execute("PRAGMA busy_timeout=0")
             try:
                 busy, _, _ = self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
             finally:
                 self._writer.execute(f"PRAGMA busy_timeout={_BUSY_MILLISECONDS}")
-        return "another program reads the database, whose log is emptied when it has finished" if busy else ""
+        return (
+            "another program reads the database, whose log is emptied when it has finished"
+            if busy
+            else ""
+        )
 
     def erasures(self) -> int:
         with self._writing, self._errors():
@@ -189,10 +235,13 @@ class SqliteStore:
 
     def put_item(self, record: ItemRecord) -> None:
         with self._transaction() as db:
-            row = db.execute("SELECT record FROM items WHERE item_id = ?", (record.item_id,)).fetchone()
+            row = db.execute(
+                "SELECT record FROM items WHERE item_id = ?", (record.item_id,)
+            ).fetchone()
             before = decoded_item(row[0], record.item_id) if row else None
             db.execute(
-                "INSERT OR REPLACE INTO items VALUES (?, (SELECT coalesce(max(change), 0) + 1 FROM items), ?)",
+                "INSERT OR REPLACE INTO items VALUES (?, (SELECT coalesce(max(change), 0) + 1 "
+                "FROM items), ?)",
                 (record.item_id, msgspec.json.encode(merged(before, record))),
             )
 
@@ -200,7 +249,8 @@ class SqliteStore:
         with self._reading, self._errors():
             last = self._reader.execute("SELECT coalesce(max(change), 0) FROM items").fetchone()[0]
             rows = self._reader.execute(
-                "SELECT record, item_id FROM items WHERE change > ? AND change <= ? ORDER BY change",
+                "SELECT record, item_id FROM items WHERE change > ? AND change <= ? ORDER BY "
+                "change",
                 (after if after <= last else 0, last),
             ).fetchall()
         records = [decoded_item(record, item_id) for record, item_id in rows]
@@ -208,7 +258,9 @@ class SqliteStore:
 
     def setting(self, name: str) -> str | None:
         with self._reading, self._errors():
-            row = self._reader.execute("SELECT value FROM settings WHERE name = ?", (name,)).fetchone()
+            row = self._reader.execute(
+                "SELECT value FROM settings WHERE name = ?", (name,)
+            ).fetchone()
         return row[0] if row else None
 
     def set_setting(self, name: str, value: str | None) -> None:
@@ -222,10 +274,15 @@ class SqliteStore:
         """Also writes one transaction: a read-only disk is noticed here, not at the first event."""
         self.set_setting("checked", secrets.token_hex(4))
         free = shutil.disk_usage(self.path.parent).free
-        warnings = [f"only {free // 2**20:,} MiB are free on the disk of {self.path}"] if free < _LOW_SPACE else []
+        warnings = (
+            [f"only {free // 2**20:,} MiB are free on the disk of {self.path}"]
+            if free < _LOW_SPACE
+            else []
+        )
         if os.stat(self.path).st_nlink > 1:
             warnings.append(
-                f"{self.path} has other names (hard links): opened by another one, it would lack what is in its log"
+                f"{self.path} has other names (hard links): opened by another one, it would lack "
+                "what is in its log"
             )
         return warnings
 
@@ -243,12 +300,14 @@ class SqliteStore:
             self._reader.close()
             self._scanner.close()
             self._writer.close()
-            for handle in self._locks:  # after the connections: closing the file takes SQLite's own locks from it
+            for handle in (
+                self._locks
+            ):  # after the connections: closing the file takes SQLite's own locks from it
                 os.close(handle)
 
     def _lock(self, undo: ExitStack) -> list[int]:
-        """Locks a file beside the database, which stays when the database is replaced, and the database itself, for the
-        sake of hard links. SQLite does not use this kind of lock.
+        """Locks a file beside the database, which stays when the database is replaced, and the
+        database itself, for the sake of hard links. SQLite does not use this kind of lock.
         """
         handles = []
         for name in (f"{self.path}.lock", self.path):
@@ -268,13 +327,16 @@ class SqliteStore:
             except OSError:
                 raise StoreUnavailableError(
                     f"the store {self.path} is in use by another process",
-                    fix="stop the other service, or use Redis (--store redis://…) where several processes share users",
+                    fix="stop the other service, or use Redis (--store redis://…) where several "
+                    "processes share users",
                     file=str(self.path),
                 ) from None
         return handles
 
     def _connect(self) -> sqlite3.Connection:
-        db = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False, cached_statements=64)
+        db = sqlite3.connect(
+            self.path, isolation_level=None, check_same_thread=False, cached_statements=64
+        )
         for pragma in (
             "journal_mode=WAL",
             "synchronous=FULL",
@@ -282,7 +344,9 @@ class SqliteStore:
             f"busy_timeout={_BUSY_MILLISECONDS}",
         ):
             db.execute(f"PRAGMA {pragma}")
-        db.execute("SELECT count(*) FROM sqlite_master").fetchone()  # now the write-ahead log exists
+        db.execute(
+            "SELECT count(*) FROM sqlite_master"
+        ).fetchone()  # now the write-ahead log exists
         return db
 
     @staticmethod
@@ -294,11 +358,14 @@ class SqliteStore:
         return found.st_dev, found.st_ino
 
     def _check_files(self) -> None:
-        """Raises StoreUnavailableError where the files under the names of the store are not those that are open."""
+        """Raises StoreUnavailableError where the files under the names of the store are not those
+        that are open.
+        """
         for name, identity in self._files:
             if self._identity(name) != identity:
                 raise StoreUnavailableError(
-                    f"{name} has been deleted or replaced while it is in use: nothing can be stored",
+                    f"{name} has been deleted or replaced while it is in use: nothing can be "
+                    "stored",
                     fix="restart the service; to restore a backup, stop it first",
                     file=str(name),
                 )
@@ -307,7 +374,9 @@ class SqliteStore:
         return int(self._writer.execute("PRAGMA data_version").fetchone()[0])
 
     def _look_for_others(self) -> None:
-        """Notices that another program has written to the database, for example restored a backup of it."""
+        """Notices that another program has written to the database, for example restored a backup
+        of it.
+        """
         if (version := self._data_version()) != self._version:
             self._version = version
             self._foreign += 1
@@ -316,18 +385,22 @@ class SqliteStore:
         version = self._writer.execute("PRAGMA user_version").fetchone()[0]
         if version > len(migrations):
             raise StoreVersionError(
-                f"{self.path} has schema version {version}; this distilrec knows up to {len(migrations)}",
+                f"{self.path} has schema version {version}; this distilrec knows up to "
+                f"{len(migrations)}",
                 fix="upgrade distilrec (pip install -U distilrec)",
                 file=str(self.path),
             )
         for step in range(version, len(migrations)):
-            self._writer.executescript(f"BEGIN IMMEDIATE; {migrations[step]} PRAGMA user_version = {step + 1}; COMMIT;")
+            self._writer.executescript(
+                f"BEGIN IMMEDIATE; {migrations[step]} PRAGMA user_version = {step + 1}; COMMIT;"
+            )
 
     def _user(self, db: sqlite3.Connection, user_id: str) -> int:
         row = db.execute("SELECT id FROM users WHERE user_id = ?", (user_id,)).fetchone()
         if row is None:
             row = db.execute(
-                "INSERT INTO users (user_id, epoch) VALUES (?, ?) RETURNING id", (user_id, secrets.token_hex(8))
+                "INSERT INTO users (user_id, epoch) VALUES (?, ?) RETURNING id",
+                (user_id, secrets.token_hex(8)),
             ).fetchone()
         return int(row[0])
 
@@ -359,7 +432,8 @@ class SqliteStore:
                 raise self._corrupted(text) from None
             raise StoreUnavailableError(
                 f"the store {self.path} cannot be used: {text}",
-                fix="check the space and the permissions of its disk; the same request may be sent again",
+                fix="check the space and the permissions of its disk; the same request may be "
+                "sent again",
                 file=str(self.path),
             ) from None
         except msgspec.MsgspecError as problem:

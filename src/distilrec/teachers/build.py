@@ -24,14 +24,22 @@ from distilrec.teachers.external import (
     read_scores,
     save_user_scores,
 )
-from distilrec.teachers.linear import SAVED_LINEAR, LinearConfig, fit_linear, load_linear, save_linear
+from distilrec.teachers.linear import (
+    SAVED_LINEAR,
+    LinearConfig,
+    fit_linear,
+    load_linear,
+    save_linear,
+)
 from distilrec.teachers.teacher import ModelTeacher, Teacher
 from distilrec.training.checkpoints import drop_checkpoint
 from distilrec.training.options import Epoch, TrainingConfig
 from distilrec.training.trained import SAVED, load_model, save_model, train_model
 from distilrec.workers import InProcess, Workers
 
-SingleConfig = TransformerConfig | DnnConfig | RecurrentConfig | LinearConfig | ScoresConfig | FunctionConfig
+SingleConfig = (
+    TransformerConfig | DnnConfig | RecurrentConfig | LinearConfig | ScoresConfig | FunctionConfig
+)
 
 
 class MemberConfig(Settings, frozen=True):
@@ -54,7 +62,9 @@ class EnsembleConfig(Settings, frozen=True, tag="ensemble", tag_field="kind"):
     def __post_init__(self) -> None:
         if not self.members:
             raise ConfigError(
-                "the ensemble has no members", fix="add [[teacher.members]] sections", parameter="members"
+                "the ensemble has no members",
+                fix="add [[teacher.members]] sections",
+                parameter="members",
             )
 
 
@@ -63,7 +73,9 @@ OnEpoch = Callable[[str, Epoch, int], None]
 
 
 class _Weights(msgspec.Struct, frozen=True):
-    """The weights of an ensemble. members: the identities of the teachers for which they were chosen."""
+    """The weights of an ensemble. members: the identities of the teachers for which they were
+    chosen.
+    """
 
     weights: tuple[float, ...]
     members: tuple[str, ...]
@@ -93,13 +105,15 @@ def make_teacher(
     name: str = "teacher",
     workers: Workers | None = None,
 ) -> Teacher:
-    """Trains or reads a teacher and saves it into a folder; what is there already from the same choices is used again.
+    """Trains or reads a teacher and saves it into a folder; what is there already from the same
+    choices is used again.
 
     A file or a function is read anew each time: what it says may have changed.
     """
     made_from = key_of(dataset.fingerprint(), config, training, seed)
     trained = (
-        isinstance(config, TransformerConfig | DnnConfig | RecurrentConfig) and SAVED.made_from(folder) == made_from
+        isinstance(config, TransformerConfig | DnnConfig | RecurrentConfig)
+        and SAVED.made_from(folder) == made_from
     )
     fitted = isinstance(config, LinearConfig) and SAVED_LINEAR.made_from(folder) == made_from
     if trained or fitted:
@@ -125,7 +139,9 @@ def make_teacher(
                     )
                 )
             teacher = calibrated_ensemble(members, dataset, seed)
-            _ENSEMBLE.write(folder, _Weights(teacher.weights, tuple(member.identity for member in members)))
+            _ENSEMBLE.write(
+                folder, _Weights(teacher.weights, tuple(member.identity for member in members))
+            )
             return teacher
         case LinearConfig():
             linear = fit_linear(config, dataset, seed)
@@ -138,9 +154,12 @@ def make_teacher(
         case FunctionConfig():
             return import_function(config, dataset)
         case _:
-            train = partial(train_model, config, dataset, training, seed=seed, checkpoint=checkpoint)
+            train = partial(
+                train_model, config, dataset, training, seed=seed, checkpoint=checkpoint
+            )
             model = (workers or InProcess()).together(
-                lambda report: train(on_epoch=report), lambda epoch, total: on_epoch(name, epoch, total)
+                lambda report: train(on_epoch=report),
+                lambda epoch, total: on_epoch(name, epoch, total),
             )
             save_model(model, folder, made_from)
             if checkpoint is not None:
@@ -149,7 +168,9 @@ def make_teacher(
 
 
 def load_teacher(config: TeacherConfig, folder: Path, dataset: Dataset) -> Teacher:
-    """A teacher that `make_teacher` saved. Raises FileMissingError, TrainingError and TeacherError."""
+    """A teacher that `make_teacher` saved. Raises FileMissingError, TrainingError and
+    TeacherError.
+    """
     match config:
         case EnsembleConfig():
             saved = _ENSEMBLE.read(folder).about
@@ -158,7 +179,9 @@ def load_teacher(config: TeacherConfig, folder: Path, dataset: Dataset) -> Teach
                 for number, member in enumerate(config.members)
             ]
             if saved.members != tuple(member.identity for member in members):
-                raise _ENSEMBLE.damaged(folder / _ENSEMBLE.file, "holds the weights of other members")
+                raise _ENSEMBLE.damaged(
+                    folder / _ENSEMBLE.file, "holds the weights of other members"
+                )
             return EnsembleTeacher(members, saved.weights)
         case LinearConfig():
             linear = load_linear(folder, dataset)

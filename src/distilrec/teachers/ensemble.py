@@ -1,9 +1,10 @@
-"""The `ensemble` teacher: a calibrated average of several teachers, usually better than each of them.
+"""The `ensemble` teacher: a calibrated average of several teachers, usually better than each of
+them.
 
     z = sum over members of w_m z_m,   w >= 0 chosen by the likelihood of the validation items
 
-A logarithmic opinion pool (Heskes 1998, sec. 2): the weights also set each member's temperature, so that members whose
-scores are no logits, such as the linear one, take part as they deserve.
+A logarithmic opinion pool (Heskes 1998, sec. 2): the weights also set each member's temperature, so
+that members whose scores are no logits, such as the linear one, take part as they deserve.
 """
 
 from __future__ import annotations
@@ -33,9 +34,16 @@ class EnsembleTeacher:
 
     def __init__(self, members: Sequence[Teacher], weights: Sequence[float]) -> None:
         self.members, self.weights = tuple(members), tuple(weights)
-        self.max_history = min((each.max_history for each in members if not each.per_user), default=1)
+        self.max_history = min(
+            (each.max_history for each in members if not each.per_user), default=1
+        )
         self.per_user = all(each.per_user for each in members)
-        content = repr([(each.identity, round(weight, 6)) for each, weight in zip(members, weights, strict=True)])
+        content = repr(
+            [
+                (each.identity, round(weight, 6))
+                for each, weight in zip(members, weights, strict=True)
+            ]
+        )
         self.identity = hashlib.sha256(content.encode()).hexdigest()[:16]
         known = [each.cost for each in members]
         self.cost = Cost(
@@ -43,7 +51,9 @@ class EnsembleTeacher:
             sum(each.seconds for each in known if each.seconds is not None),
         )
 
-    def answer(self, batch: Batch, window: torch.Tensor, position: torch.Tensor, items: int) -> Answer:
+    def answer(
+        self, batch: Batch, window: torch.Tensor, position: torch.Tensor, items: int
+    ) -> Answer:
         total = torch.zeros(())
         for member, weight in zip(self.members, self.weights, strict=True):
             if weight:
@@ -60,19 +70,25 @@ class EnsembleTeacher:
 
 
 def calibrated_ensemble(members: Sequence[Teacher], dataset: Dataset, seed: int) -> EnsembleTeacher:
-    """The ensemble whose weights make the validation items most likely; at most 4,000 users are asked.
+    """The ensemble whose weights make the validation items most likely; at most 4,000 users are
+    asked.
 
-    The likelihood is that of a softmax over the items that a user has not had. Its logarithm is concave in the weights.
+    The likelihood is that of a softmax over the items that a user has not had. Its logarithm is
+    concave in the weights.
     """
     asked = questions(dataset, "validation")
     owners = np.repeat(np.arange(len(asked.histories)), np.diff(asked.offsets))
-    usable = np.flatnonzero((asked.targets != UNKNOWN_ITEM) & (asked.targets < dataset.info.warm_items))
+    usable = np.flatnonzero(
+        (asked.targets != UNKNOWN_ITEM) & (asked.targets < dataset.info.warm_items)
+    )
     most = max(1, min(_MOST_QUESTIONS, _MOST_LOGITS // (len(members) * dataset.info.warm_items)))
     if len(usable) > most:
         usable = np.sort(np.random.default_rng(seed).choice(usable, most, replace=False))
     users, targets = owners[usable], torch.from_numpy(asked.targets[usable].astype(np.int64))
     needed, place = np.unique(users, return_inverse=True)
-    histories = dataset.histories(asked.histories.users[needed], dataset.train_end[asked.histories.users[needed]])
+    histories = dataset.histories(
+        asked.histories.users[needed], dataset.train_end[asked.histories.users[needed]]
+    )
     scores = [member.scores(histories)[:, : dataset.info.warm_items] for member in members]
     each = torch.from_numpy(np.stack(scores))  # (members, users, items)
     seen = torch.zeros(each.shape[1:], dtype=torch.bool)
@@ -81,7 +97,9 @@ def calibrated_ensemble(members: Sequence[Teacher], dataset: Dataset, seed: int)
         warm = histories.items < dataset.info.warm_items
         seen[rows[warm], histories.items[warm]] = True
     index = torch.from_numpy(place.reshape(-1))
-    scales = each.masked_fill(seen, 0.0).std((1, 2)).clamp(min=1e-6)  # (members,): all begin with scores of like size
+    scales = (
+        each.masked_fill(seen, 0.0).std((1, 2)).clamp(min=1e-6)
+    )  # (members,): all begin with scores of like size
     raw = torch.full((len(members),), 1.0 / len(members), requires_grad=True)
     optimizer = torch.optim.Adam([raw], lr=0.05)
     for _ in range(_STEPS):

@@ -1,4 +1,6 @@
-"""Your own teacher: a file of scores, or a function. Everything downstream is the same as for a teacher trained here."""
+"""Your own teacher: a file of scores, or a function. Everything downstream is the same as for a
+teacher trained here.
+"""
 
 from __future__ import annotations
 
@@ -31,10 +33,11 @@ _NAMED = 3  # how many offenders a message names
 
 
 class ScoresConfig(Settings, frozen=True, tag="scores", tag_field="kind"):
-    """A file of scores as the teacher, one line for each user and item, with either a column of scores or one of ranks.
+    """A file of scores as the teacher, one line for each user and item, with either a column of
+    scores or one of ranks.
 
-    Scores are taken as logits: a softmax over a user's scores should be the teacher's belief. Ranks become
-    logits of -log2(rank + 1), the discounts of NDCG.
+    Scores are taken as logits: a softmax over a user's scores should be the teacher's belief. Ranks
+    become logits of -log2(rank + 1), the discounts of NDCG.
     """
 
     file: str
@@ -61,7 +64,8 @@ class FunctionConfig(Settings, frozen=True, tag="function", tag_field="kind"):
     """A Python function as the teacher (see `function_teacher`)."""
 
     function: str
-    """The text `module:name` of a function that gets the data set and returns the scoring function."""
+    """The text `module:name` of a function that gets the data set and returns the scoring function.
+    """
     per: Literal["event", "user"] = "event"
     """Whether it is asked for every event or once for each user."""
     version: str = "1"
@@ -71,7 +75,8 @@ class FunctionConfig(Settings, frozen=True, tag="function", tag_field="kind"):
 
 
 class UserScores:
-    """Scores of some items for every user, (user, item, score), minus the user's highest; all other items stand below them.
+    """Scores of some items for every user, (user, item, score), minus the user's highest; all other
+    items stand below them.
 
     offsets: (users + 1,) int64; items: (n,) int32; values: (n,) float32.
     """
@@ -106,7 +111,9 @@ class UserScores:
             out[k, self.items[rows]] = self.values[rows]
         return out
 
-    def answer(self, batch: Batch, window: torch.Tensor, position: torch.Tensor, items: int) -> Answer:
+    def answer(
+        self, batch: Batch, window: torch.Tensor, position: torch.Tensor, items: int
+    ) -> Answer:
         users = batch.users.cpu().numpy()
         nothing = np.zeros(0, np.int32)
         asked = Histories(users, np.zeros(len(users) + 1, np.int64), nothing, nothing)
@@ -114,16 +121,21 @@ class UserScores:
 
 
 def read_scores(config: ScoresConfig, dataset: Dataset) -> UserScores:
-    """The teacher of a scores file. Raises FileMissingError, ColumnMissingError, and TeacherError for scores that are
-    NaN, doubled, of other users or items, or missing for a user.
+    """The teacher of a scores file. Raises FileMissingError, ColumnMissingError, and TeacherError
+    for scores that are NaN, doubled, of other users or items, or missing for a user.
     """
     return user_scores(read_table(config.file), dataset, config, str(config.file))
 
 
 def user_scores(
-    table: object, dataset: Dataset, config: ScoresConfig | None = None, source: str = "the teacher's scores"
+    table: object,
+    dataset: Dataset,
+    config: ScoresConfig | None = None,
+    source: str = "the teacher's scores",
 ) -> UserScores:
-    """A teacher from a table (polars or pandas frame) of user, item and score or rank; raises as `read_scores` does."""
+    """A teacher from a table (polars or pandas frame) of user, item and score or rank; raises as
+    `read_scores` does.
+    """
     config = config or ScoresConfig(file="", score="score")
     column = config.score or config.rank or ""
     frame = read_table(table)
@@ -131,7 +143,8 @@ def user_scores(
         if name not in frame.columns:
             raise ColumnMissingError(
                 f"{source} has no column {name!r}; it has {', '.join(frame.columns)}",
-                fix="name the columns in the [teacher] section: user_id, item_id, and score or rank",
+                fix="name the columns in the [teacher] section: user_id, item_id, and score or "
+                "rank",
                 file=source,
                 column=name,
             )
@@ -163,15 +176,20 @@ def user_scores(
         source,
     )
     if config.rank is not None:
-        _refuse(frame.filter(pl.col("value") < 1), "hold a rank below 1", "count ranks from 1", source)
+        _refuse(
+            frame.filter(pl.col("value") < 1), "hold a rank below 1", "count ranks from 1", source
+        )
         frame = frame.with_columns(value=-(pl.col("value") + 1).log(2))
     users = {user: place for place, user in enumerate(dataset.info.user_ids)}
-    items = {item: place for place, item in enumerate(dataset.info.item_ids[: dataset.info.warm_items])}
+    items = {
+        item: place for place, item in enumerate(dataset.info.item_ids[: dataset.info.warm_items])
+    }
     known = frame.filter(pl.col("user").is_in(list(users)) & pl.col("item").is_in(list(items)))
     if known.is_empty():
         raise TeacherError(
             f"{source} and the log have no user and item in common: the ids do not match "
-            f"({_some(frame['user'].unique().to_list())} there, {_some(dataset.info.user_ids)} in the log)",
+            f"({_some(frame['user'].unique().to_list())} there, {_some(dataset.info.user_ids)} in "
+            "the log)",
             fix="use the ids of the log in the scores file",
             file=source,
         )
@@ -180,19 +198,25 @@ def user_scores(
     missing = [user for user in asked if user not in have]
     if missing:
         raise TeacherError(
-            f"{source} has no scores for {len(missing):,} of the {len(asked):,} users of the log: {_some(missing)}",
+            f"{source} has no scores for {len(missing):,} of the {len(asked):,} users of the log: "
+            f"{_some(missing)}",
             fix="score every user, or leave these users out of the log",
             file=source,
             users=missing[:_NAMED],
         )
     notes = []
     if dropped := frame.height - known.height:
-        notes.append(f"{source}: {dropped:,} of {frame.height:,} lines are about users or items without training rows")
-    known = known.with_columns(  # the difference first: float32 has no room for it beside a large score
-        value=pl.col("value") - pl.col("value").max().over("user"),
-        user=pl.col("user").replace_strict(users, return_dtype=pl.Int64),
-        item=pl.col("item").replace_strict(items, return_dtype=pl.Int32),
-    ).sort("user", "item")
+        notes.append(
+            f"{source}: {dropped:,} of {frame.height:,} lines are about users or items without "
+            "training rows"
+        )
+    known = (
+        known.with_columns(  # the difference first: float32 has no room for it beside a large score
+            value=pl.col("value") - pl.col("value").max().over("user"),
+            user=pl.col("user").replace_strict(users, return_dtype=pl.Int64),
+            item=pl.col("item").replace_strict(items, return_dtype=pl.Int32),
+        ).sort("user", "item")
+    )
     counts = np.bincount(known["user"].to_numpy(), minlength=dataset.users)
     return UserScores(
         np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
@@ -207,7 +231,8 @@ def _refuse(bad: pl.DataFrame, what: str, fix: str, source: str) -> None:
     if not bad.is_empty():
         first = bad.row(0, named=True)
         raise TeacherError(
-            f"{source}: {bad.height:,} lines {what}, the first for user {first['user']!r}, item {first['item']!r}",
+            f"{source}: {bad.height:,} lines {what}, the first for user {first['user']!r}, item "
+            f"{first['item']!r}",
             fix=fix,
             file=source,
         )
@@ -224,23 +249,39 @@ class FunctionTeacher:
     state_dim = 0
 
     def __init__(
-        self, function: ScoreFunction, dataset: Dataset, identity: str, per: Literal["event", "user"], max_history: int
+        self,
+        function: ScoreFunction,
+        dataset: Dataset,
+        identity: str,
+        per: Literal["event", "user"],
+        max_history: int,
     ) -> None:
         self._function, self._dataset = function, dataset
         self.per_user = per == "user"
         self.max_history = max_history
-        self.identity = hashlib.sha256(f"{identity} {per} {dataset.fingerprint()}".encode()).hexdigest()[:16]
+        self.identity = hashlib.sha256(
+            f"{identity} {per} {dataset.fingerprint()}".encode()
+        ).hexdigest()[:16]
         self.cost = Cost()
 
-    def answer(self, batch: Batch, window: torch.Tensor, position: torch.Tensor, items: int) -> Answer:
+    def answer(
+        self, batch: Batch, window: torch.Tensor, position: torch.Tensor, items: int
+    ) -> Answer:
         users = batch.users[window].cpu().numpy()
         rows = batch.rows[window, position].cpu().numpy()
         scores = self.scores(self._dataset.histories(users, rows))
         return Answer(torch.from_numpy(scores[:, :items]))
 
     def scores(self, histories: Histories) -> NDArray[np.float32]:
-        parts = [self._checked(histories.select(start, start + _CHUNK)) for start in range(0, len(histories), _CHUNK)]
-        return np.concatenate(parts) if parts else np.zeros((0, self._dataset.catalogue_size), np.float32)
+        parts = [
+            self._checked(histories.select(start, start + _CHUNK))
+            for start in range(0, len(histories), _CHUNK)
+        ]
+        return (
+            np.concatenate(parts)
+            if parts
+            else np.zeros((0, self._dataset.catalogue_size), np.float32)
+        )
 
     def _checked(self, histories: Histories) -> NDArray[np.float32]:
         scores = np.asarray(self._function(_without_cold(histories, self._dataset.info.warm_items)))
@@ -249,8 +290,10 @@ class FunctionTeacher:
         warm, all_items = self._dataset.info.warm_items, self._dataset.catalogue_size
         if scores.shape not in ((len(histories), warm), (len(histories), all_items)):
             raise TeacherError(
-                f"the teacher's function gave an array of shape {scores.shape} for {len(histories)} histories",
-                fix=f"give one row per history and one column per item of dataset.info.item_ids ({warm:,} with training "
+                f"the teacher's function gave an array of shape {scores.shape} for "
+                f"{len(histories)} histories",
+                fix="give one row per history and one column per item of dataset.info.item_ids "
+                f"({warm:,} with training "
                 f"rows, or all {all_items:,})",
             )
         if not np.isfinite(scores).all():
@@ -270,12 +313,16 @@ class FunctionTeacher:
 
 
 def _without_cold(histories: Histories, warm_items: int) -> Histories:
-    """The same histories without items that have no training rows, which no model of yours can know."""
+    """The same histories without items that have no training rows, which no model of yours can
+    know.
+    """
     warm = histories.items < warm_items
     if warm.all():
         return histories
     before = np.concatenate([[0], np.cumsum(warm)]).astype(np.int64)
-    return Histories(histories.users, before[histories.offsets], histories.items[warm], histories.events[warm])
+    return Histories(
+        histories.users, before[histories.offsets], histories.items[warm], histories.events[warm]
+    )
 
 
 def function_teacher(
@@ -288,10 +335,12 @@ def function_teacher(
 ) -> FunctionTeacher:
     """Any function as a teacher.
 
-    function: gets Histories (positions in `dataset.info.user_ids` and `dataset.info.item_ids`; only items with training
-    rows) and gives logits, (batch, items) floats, one column per item in the order of `dataset.info.item_ids`.
+    function: gets Histories (positions in `dataset.info.user_ids` and `dataset.info.item_ids`; only
+    items with training rows) and gives logits, (batch, items) floats, one column per item in the
+    order of `dataset.info.item_ids`.
     identity: a name for these weights; labels are extracted anew when it changes.
-    per: "event" asks for the history before every training event; "user" asks once, after the whole training history.
+    per: "event" asks for the history before every training event; "user" asks once, after the whole
+    training history.
     """
     return FunctionTeacher(function, dataset, identity, per, max_history)
 
@@ -335,8 +384,14 @@ SAVED_SCORES = RecordKind(
 
 
 def save_user_scores(teacher: UserScores, folder: Path) -> None:
-    """Writes `scores.json` and the arrays that it names: later stages do not need the file that they came from."""
-    arrays: dict[str, NDArray[Any]] = {"offsets": teacher.offsets, "items": teacher.items, "values": teacher.values}
+    """Writes `scores.json` and the arrays that it names: later stages do not need the file that
+    they came from.
+    """
+    arrays: dict[str, NDArray[Any]] = {
+        "offsets": teacher.offsets,
+        "items": teacher.items,
+        "values": teacher.values,
+    }
     SAVED_SCORES.write(folder, _AboutScores(teacher.fingerprint), {"scores": arrays})
 
 
@@ -345,13 +400,21 @@ def load_user_scores(folder: Path, dataset: Dataset) -> UserScores:
     saved = SAVED_SCORES.read(folder)
     if saved.about.fingerprint != dataset.fingerprint():
         raise TeacherError(
-            f"the scores in {folder} are of another data set", fix="run `distilrec train` again", file=str(folder)
+            f"the scores in {folder} are of another data set",
+            fix="run `distilrec train` again",
+            file=str(folder),
         )
     path, arrays = saved.path("scores"), saved.arrays("scores")
     if set(arrays) != {"offsets", "items", "values"}:
-        raise SAVED_SCORES.damaged(path, f"holds {', '.join(sorted(arrays))} instead of offsets, items and values")
+        raise SAVED_SCORES.damaged(
+            path, f"holds {', '.join(sorted(arrays))} instead of offsets, items and values"
+        )
     offsets, items, values = arrays["offsets"], arrays["items"], arrays["values"]
-    fits = len(offsets) == dataset.users + 1 and len(items) == len(values) == offsets[-1] and offsets[0] == 0
+    fits = (
+        len(offsets) == dataset.users + 1
+        and len(items) == len(values) == offsets[-1]
+        and offsets[0] == 0
+    )
     if not fits or (np.diff(offsets) < 0).any() or items.max(initial=0) >= dataset.info.warm_items:
         raise SAVED_SCORES.damaged(path, "does not fit the users and items of the data set")
     return UserScores(offsets, items, values, dataset)

@@ -1,10 +1,11 @@
-"""The `linear` teacher: next items from a weighted sum of past ones, solved in closed form. No gradient, no epochs.
+"""The `linear` teacher: next items from a weighted sum of past ones, solved in closed form. No
+gradient, no epochs.
 
     s = x B,   x = sum over the history of decay^age e_i,   B = (X'X + ridge I)^-1 X'Y
 
-A ridge regression of the next item y on the decayed history x, over training events: the transition model of SLIST (Choi et
-al. 2021, sec. 3.2) with one decay, and with the dense weights of EASE (Steck 2019). It errs in other places than networks
-do, which is what an ensemble needs.
+A ridge regression of the next item y on the decayed history x, over training events: the transition
+model of SLIST (Choi et al. 2021, sec. 3.2) with one decay, and with the dense weights of EASE
+(Steck 2019). It errs in other places than networks do, which is what an ensemble needs.
 """
 
 from __future__ import annotations
@@ -51,17 +52,28 @@ class LinearTeacher:
     state_dim = 0
 
     def __init__(
-        self, config: LinearConfig, weights: NDArray[np.float32], catalogue_size: int, fingerprint: str, seconds: float
+        self,
+        config: LinearConfig,
+        weights: NDArray[np.float32],
+        catalogue_size: int,
+        fingerprint: str,
+        seconds: float,
     ) -> None:
         self.config, self.weights, self.fingerprint = config, weights, fingerprint
         self.max_history = config.max_history
         self.cost = Cost(weights.size, seconds)
-        self.identity = hashlib.sha256(msgspec.json.encode((config, fingerprint)) + weights.tobytes()).hexdigest()[:16]
+        self.identity = hashlib.sha256(
+            msgspec.json.encode((config, fingerprint)) + weights.tobytes()
+        ).hexdigest()[:16]
         self._catalogue_size = catalogue_size
         nothing = np.zeros((catalogue_size + 1 - len(weights), weights.shape[1]), np.float32)
-        self._rows = torch.from_numpy(np.vstack([weights, nothing]))  # cold items, start token and padding add nothing
+        self._rows = torch.from_numpy(
+            np.vstack([weights, nothing])
+        )  # cold items, start token and padding add nothing
 
-    def answer(self, batch: Batch, window: torch.Tensor, position: torch.Tensor, items: int) -> Answer:
+    def answer(
+        self, batch: Batch, window: torch.Tensor, position: torch.Tensor, items: int
+    ) -> Answer:
         batch, window, position = (
             batch.to(self._rows.device),
             window.to(self._rows.device),
@@ -104,7 +116,8 @@ def fit_linear(config: LinearConfig, dataset: Dataset, seed: int) -> LinearTeach
     items = dataset.info.warm_items
     if items > LARGEST_CATALOGUE:
         raise ConfigError(
-            f"the linear teacher holds items x items weights; {items:,} items are more than {LARGEST_CATALOGUE:,}",
+            f"the linear teacher holds items x items weights; {items:,} items are more than "
+            f"{LARGEST_CATALOGUE:,}",
             fix="use another teacher for this catalogue",
             parameter="teacher",
         )
@@ -132,16 +145,23 @@ def fit_linear(config: LinearConfig, dataset: Dataset, seed: int) -> LinearTeach
             state[item] += 1.0
     _accumulate(gram, cross, inputs[:filled], targets[:filled])
     gram[np.diag_indices(items)] += config.ridge
-    weights = np.linalg.solve(gram.astype(np.float64), cross.T.astype(np.float64)).astype(np.float32)
+    weights = np.linalg.solve(gram.astype(np.float64), cross.T.astype(np.float64)).astype(
+        np.float32
+    )
     seconds = time.perf_counter() - began
     return LinearTeacher(config, weights, dataset.catalogue_size, dataset.fingerprint(), seconds)
 
 
 def _accumulate(
-    gram: NDArray[np.float32], cross: NDArray[np.float32], inputs: NDArray[np.float32], targets: NDArray[np.int64]
+    gram: NDArray[np.float32],
+    cross: NDArray[np.float32],
+    inputs: NDArray[np.float32],
+    targets: NDArray[np.int64],
 ) -> None:
     gram += inputs.T @ inputs
-    torch.from_numpy(cross).index_add_(0, torch.from_numpy(targets[: len(inputs)]), torch.from_numpy(inputs))
+    torch.from_numpy(cross).index_add_(
+        0, torch.from_numpy(targets[: len(inputs)]), torch.from_numpy(inputs)
+    )
 
 
 class _Record(msgspec.Struct, frozen=True):
@@ -164,17 +184,33 @@ SAVED_LINEAR = RecordKind(
 
 
 def save_linear(teacher: LinearTeacher, folder: Path, made_from: str = "") -> None:
-    """Writes `linear.json` and the weights that it names, in the place of the teacher that is there."""
-    record = _Record(teacher.config, teacher._catalogue_size, teacher.fingerprint, teacher.cost.seconds or 0.0)
-    SAVED_LINEAR.write(folder, record, {"linear": {"weights": teacher.weights}}, made_from=made_from)
+    """Writes `linear.json` and the weights that it names, in the place of the teacher that is
+    there.
+    """
+    record = _Record(
+        teacher.config, teacher._catalogue_size, teacher.fingerprint, teacher.cost.seconds or 0.0
+    )
+    SAVED_LINEAR.write(
+        folder, record, {"linear": {"weights": teacher.weights}}, made_from=made_from
+    )
 
 
 def load_linear(folder: Path, dataset: Dataset) -> LinearTeacher:
-    """Returns a saved linear teacher. Raises FileMissingError, and TrainingError when it is damaged or of other data."""
+    """Returns a saved linear teacher. Raises FileMissingError, and TrainingError when it is damaged
+    or of other data.
+    """
     saved = SAVED_LINEAR.read(folder)
     record, weights = saved.about, saved.arrays("linear").get("weights")
     if record.fingerprint != dataset.fingerprint():
-        raise TrainingError(f"the teacher in {folder} is of another data set", fix="train it again", file=str(folder))
+        raise TrainingError(
+            f"the teacher in {folder} is of another data set",
+            fix="train it again",
+            file=str(folder),
+        )
     if weights is None or weights.shape != (dataset.info.warm_items, dataset.info.warm_items):
-        raise SAVED_LINEAR.damaged(saved.path("linear"), "does not hold the weights of this data set")
-    return LinearTeacher(record.config, weights, record.catalogue_size, record.fingerprint, record.seconds)
+        raise SAVED_LINEAR.damaged(
+            saved.path("linear"), "does not hold the weights of this data set"
+        )
+    return LinearTeacher(
+        record.config, weights, record.catalogue_size, record.fingerprint, record.seconds
+    )

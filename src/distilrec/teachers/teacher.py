@@ -1,4 +1,6 @@
-"""What a teacher is: whoever says, for any history, how good each item is. Trained here, or yours."""
+"""What a teacher is: whoever says, for any history, how good each item is. Trained here,
+or yours.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,9 @@ class Answer(NamedTuple):
 
 @dataclass(frozen=True)
 class Cost:
-    """What is known of a teacher's cost. parameters: numbers that it learned; seconds: of its training."""
+    """What is known of a teacher's cost. parameters: numbers that it learned; seconds: of its
+    training.
+    """
 
     parameters: int | None = None
     seconds: float | None = None
@@ -33,8 +37,9 @@ class Cost:
 
 
 class Teacher(Protocol):
-    """identity: a hash that changes when the answers do; max_history: events that it looks at; state_dim: channels of its
-    hidden layer, 0 for none; per_user: it says the same about all events of a user.
+    """identity: a hash that changes when the answers do; max_history: events that it looks at;
+    state_dim: channels of its hidden layer, 0 for none; per_user: it says the same about all events
+    of a user.
     """
 
     identity: str
@@ -43,9 +48,12 @@ class Teacher(Protocol):
     per_user: bool
     cost: Cost
 
-    def answer(self, batch: Batch, window: torch.Tensor, position: torch.Tensor, items: int) -> Answer:
-        """Logits of the first so many items of the catalogue (all that have training rows, and perhaps those that have
-        none) before the target events at (window, position) of a batch, (positions,) int64 each.
+    def answer(
+        self, batch: Batch, window: torch.Tensor, position: torch.Tensor, items: int
+    ) -> Answer:
+        """Logits of the first so many items of the catalogue (all that have training rows, and
+        perhaps those that have none) before the target events at (window, position) of a batch,
+        (positions,) int64 each.
         """
         ...
 
@@ -72,7 +80,9 @@ class ModelTeacher:
         self.cost = Cost(trained.model.parameter_count(), trained.seconds, trained.record.curve)
         self._scorer = TorchScorer(trained.model)
 
-    def answer(self, batch: Batch, window: torch.Tensor, position: torch.Tensor, items: int) -> Answer:
+    def answer(
+        self, batch: Batch, window: torch.Tensor, position: torch.Tensor, items: int
+    ) -> Answer:
         model = self.trained.model
         with torch.inference_mode():
             vectors, biases = self._scorer.vectors, self._scorer.biases

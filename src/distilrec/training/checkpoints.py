@@ -51,7 +51,9 @@ def save_checkpoint(
     for place, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer/{place}/{name}": tensor for name, tensor in state.items()}
     _CHECKPOINT.write(
-        folder, progress, {"epoch": {name: tensor.contiguous().numpy() for name, tensor in tensors.items()}}
+        folder,
+        progress,
+        {"epoch": {name: tensor.contiguous().numpy() for name, tensor in tensors.items()}},
     )
 
 
@@ -72,13 +74,16 @@ def load_checkpoint(
     config: TrainingConfig,
     task: str,
 ) -> Progress:
-    """Load a checkpoint into models and optimizer. Raises TrainingError where it is damaged or of another run."""
+    """Load a checkpoint into models and optimizer. Raises TrainingError where it is damaged or of
+    another run.
+    """
     saved = _CHECKPOINT.read(folder)
     progress = saved.about
     tensors = {name: torch.from_numpy(array) for name, array in saved.arrays("epoch").items()}
     if (progress.seed, progress.config, progress.task) != (seed, config, task):
         raise TrainingError(
-            f"the checkpoint in {folder} belongs to a run with another seed, configuration or data set",
+            f"the checkpoint in {folder} belongs to a run with another seed, configuration or "
+            "data set",
             fix=f"delete {folder} to begin again, or use the configuration it was made with",
             file=str(folder),
         )
@@ -97,9 +102,15 @@ def load_checkpoint(
         if name.startswith("optimizer/"):
             _, place, key = name.split("/")
             state.setdefault(int(place), {})[key] = tensor
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    optimizer.load_state_dict(
+        {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
+    )
     return progress
 
 
 def _under(prefix: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    return {
+        name.removeprefix(prefix): tensor
+        for name, tensor in tensors.items()
+        if name.startswith(prefix)
+    }

@@ -13,10 +13,12 @@ _NEVER, _AT_ONCE = 2**31 - 1, 256 * 2**20
 
 @cache
 def reuse_freed_memory() -> bool:
-    """Makes glibc keep freed memory instead of giving it back to the system; whether that could be done.
+    """Makes glibc keep freed memory instead of giving it back to the system; whether that could be
+    done.
 
-    Each training step frees and asks for several tensors of 80 MB (the logits). By default each of them is mapped anew,
-    and the kernel fills it with zeros, page by page: half of the time of a step on ML-1M (docs/quality.md).
+    Each training step frees and asks for several tensors of 80 MB (the logits). By default each of
+    them is mapped anew, and the kernel fills it with zeros, page by page: half of the time of a
+    step on ML-1M (docs/quality.md).
     """
     if not sys.platform.startswith("linux"):
         return False
@@ -36,10 +38,14 @@ def reset_peak_memory() -> None:
 
 
 def peak_memory() -> int:
-    """Most bytes of memory that this process had since `reset_peak_memory`; 0 where the system does not say."""
+    """Most bytes of memory that this process had since `reset_peak_memory`; 0 where the system does
+    not say.
+    """
     try:
         status = Path("/proc/self/status").read_text()
     except OSError:
         return 0
-    peaks = [int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM")]
+    peaks = [
+        int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM")
+    ]
     return peaks[0] if peaks else 0

@@ -33,7 +33,8 @@ class TrainingConfig(Settings, frozen=True):
     positions: ZeroOrMore = 0
     """Maximum number of positions of a batch that are scored, drawn at random; 0 is all."""
     negatives: ZeroOrMore = 0
-    """Items of a sampled softmax, drawn by popularity for each step; 0 scores the whole catalogue."""
+    """Items of a sampled softmax, drawn by popularity for each step; 0 scores the whole catalogue.
+    """
     mask_seen: bool = True
     """Whether items of the history are left out of the softmax; always off where the log has
     repeats.

@@ -1,6 +1,8 @@
-"""Data-parallel training: every process of a `torch.distributed` group has the model and takes its share of each batch.
+"""Data-parallel training: every process of a `torch.distributed` group has the model and takes its
+share of each batch.
 
-A process without a group is a group of one. All processes take the same steps, so their weights stay the same bit for bit.
+A process without a group is a group of one. All processes take the same steps, so their weights
+stay the same bit for bit.
 """
 
 from __future__ import annotations
@@ -24,16 +26,19 @@ def total(values: torch.Tensor) -> torch.Tensor:
 
 
 def share_gradients(model: torch.nn.Module, loss: float, positions: int) -> float:
-    """Gives every process the gradient of the mean over the positions of all of them, and that mean loss.
+    """Gives every process the gradient of the mean over the positions of all of them, and that mean
+    loss.
 
-    Before, each has the gradient of the mean over its own `positions`; one without any has none. All in one message.
+    Before, each has the gradient of the mean over its own `positions`; one without any has none.
+    All in one message.
     """
     if place()[1] == 1:
         return loss
     parameters = list(model.parameters())
     gradients = [torch.zeros_like(each) if each.grad is None else each.grad for each in parameters]
     message = total(
-        torch.cat([*(each.flatten() for each in gradients), gradients[0].new_tensor([loss, 1.0])]) * positions
+        torch.cat([*(each.flatten() for each in gradients), gradients[0].new_tensor([loss, 1.0])])
+        * positions
     )
     message = message / message[-1]
     first = 0

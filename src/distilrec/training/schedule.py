@@ -12,7 +12,9 @@ from distilrec.training.options import TrainingConfig
 
 @torch.no_grad()
 def average(averaged: SequenceModel, model: SequenceModel, share: float, step: int) -> None:
-    """Averaged = share * averaged + (1 - share) * model, with a smaller share in the first steps."""
+    """Averaged = share * averaged + (1 - share) * model, with a smaller share in the
+    first steps.
+    """
     share = min(share, (1 + step) / (10 + step)) if share else 0.0
     for mean, current in zip(averaged.parameters(), model.parameters(), strict=True):
         mean.lerp_(current, 1 - share)
@@ -29,4 +31,7 @@ def parameter_groups(model: SequenceModel, weight_decay: float) -> list[dict[str
     """Weight decay on matrices only; gains and biases stay free."""
     matrices = [parameter for parameter in model.parameters() if parameter.ndim >= 2]
     vectors = [parameter for parameter in model.parameters() if parameter.ndim < 2]
-    return [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    return [
+        {"params": matrices, "weight_decay": weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
+    ]

@@ -1,4 +1,6 @@
-"""The positions that a training step scores, and the logits of the whole catalogue or of a sample."""
+"""The positions that a training step scores, and the logits of the whole catalogue or of
+a sample.
+"""
 
 from __future__ import annotations
 
@@ -15,17 +17,21 @@ from distilrec.training.options import TrainingConfig
 MASKED_LOGIT = -1e9  # finite, so that 0 * log(0) stays 0 in the soft loss
 
 
-NEGATIVE_POWER = 0.75  # negatives are drawn by popularity to this power (Mikolov et al. 2013, sec. 2.2)
+NEGATIVE_POWER = (
+    0.75  # negatives are drawn by popularity to this power (Mikolov et al. 2013, sec. 2.2)
+)
 
 
 @dataclass(frozen=True)
 class Scored:
     """The positions that a step scores, as a loss sees them.
 
-    logits: (positions, items); targets: (positions,) int64, columns of the logits; warm: how many columns are of items that
-    can be a target, the others come behind them; rows: (positions,) int64, of the data set, on the CPU;
+    logits: (positions, items); targets: (positions,) int64, columns of the logits; warm: how many
+    columns are of items that can be a target, the others come behind them; rows: (positions,)
+    int64, of the data set, on the CPU;
     states: (positions, dim); progress: the share of the training that is done.
-    sampled: where the softmax is sampled. Then the logits are those of the target and of the drawn items.
+    sampled: where the softmax is sampled. Then the logits are those of the target and of the drawn
+    items.
     """
 
     logits: torch.Tensor
@@ -41,8 +47,9 @@ class Scored:
 class Sampled:
     """A softmax of which only some columns are there.
 
-    correction: (columns,), what has been added to the logit of each column (0 for the target); catalogue: how many items
-    there are; logits_of: the logits of any items, (positions, n) from (positions, n) int64.
+    correction: (columns,), what has been added to the logit of each column (0 for the target);
+    catalogue: how many items there are; logits_of: the logits of any items, (positions, n) from
+    (positions, n) int64.
     """
 
     correction: torch.Tensor
@@ -68,10 +75,11 @@ def score_positions(
     processes: int = 1,
     cold_items: bool = False,
 ) -> Scored | None:
-    """The logits of the positions of a batch that have a target in the catalogue; None where there is no such position.
+    """The logits of the positions of a batch that have a target in the catalogue; None where there
+    is no such position.
 
-    What depends on the data is drawn and counted on the CPU, where the batch is; all else runs on the model's device, so
-    that the same positions and items are drawn on every device.
+    What depends on the data is drawn and counted on the CPU, where the batch is; all else runs on
+    the model's device, so that the same positions and items are drawn on every device.
     processes: how many share a batch. cold_items: score the items without training rows as well.
     """
     warm = model.items.warm_items
@@ -86,7 +94,11 @@ def score_positions(
         some = torch.randperm(len(window))[:most]
         window, position = window[some], position[some]
     rows = batch.rows[window, position]
-    batch, window, position = batch.to(model.device), window.to(model.device), position.to(model.device)
+    batch, window, position = (
+        batch.to(model.device),
+        window.to(model.device),
+        position.to(model.device),
+    )
     states = model.encode(batch, vectors)[window, position]  # (positions, dim)
     targets = batch.targets[window, position]
     if 0 < config.negatives < warm:
@@ -102,11 +114,15 @@ def score_positions(
             model, batch, config, mask_seen, drawn_by, vectors, states, window, position
         )  # fmt: skip
         sampled = Sampled(correction, warm, logits_of)
-        return Scored(logits, torch.zeros_like(targets), rows, states, logits.shape[1], progress, sampled)
+        return Scored(
+            logits, torch.zeros_like(targets), rows, states, logits.shape[1], progress, sampled
+        )
     items = slice(model.items.catalogue_size if cold_items else warm)
     logits = model.score(states, vectors[items], model.items.biases()[items])
     if mask_seen:
-        logits.masked_fill_(seen_items(batch, model.items.catalogue_size, window, position, items), MASKED_LOGIT)
+        logits.masked_fill_(
+            seen_items(batch, model.items.catalogue_size, window, position, items), MASKED_LOGIT
+        )
     return Scored(logits, targets, rows, states, warm, progress)
 
 
@@ -121,11 +137,12 @@ def _sampled_logits(
     window: torch.Tensor,
     position: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits of the target (column 0) and of the drawn items, (positions, 1 + drawn), and the correction in them.
+    """Logits of the target (column 0) and of the drawn items, (positions, 1 + drawn), and the
+    correction in them.
 
-    A drawn item stands for 1 / (n q) items of its kind: its logit gets log(times drawn / (n q)), so that the sum of
-    exponentials is that of the catalogue in expectation (Bengio & Senecal 2008, eq. 8). The target is always there and
-    gets no correction.
+    A drawn item stands for 1 / (n q) items of its kind: its logit gets log(times drawn / (n q)), so
+    that the sum of exponentials is that of the catalogue in expectation (Bengio & Senecal 2008, eq.
+    8). The target is always there and gets no correction.
     """
     drawn = torch.multinomial(drawn_by, config.negatives, replacement=True)
     items, times = torch.unique(drawn, return_counts=True)
@@ -142,9 +159,14 @@ def _sampled_logits(
 
 
 def seen_items(
-    batch: Batch, catalogue_size: int, window: torch.Tensor, position: torch.Tensor, items: torch.Tensor | slice
+    batch: Batch,
+    catalogue_size: int,
+    window: torch.Tensor,
+    position: torch.Tensor,
+    items: torch.Tensor | slice,
 ) -> torch.Tensor:
-    """Which of `items` each position has had so far, in or before its window, (positions, items) bool.
+    """Which of `items` each position has had so far, in or before its window, (positions, items)
+    bool.
 
     items: the same for all positions, or (positions, n) of each.
     """
@@ -153,8 +175,12 @@ def seen_items(
     places = torch.arange(length, dtype=torch.int16, device=device).expand_as(
         batch.items
     )  # small integers: the gather below is large
-    first_seen = torch.full((len(batch.items), catalogue_size + 1), length, dtype=torch.int16, device=device)
-    first_seen = first_seen.scatter_reduce(1, batch.items, places, "amin").scatter(1, batch.earlier, 0)
+    first_seen = torch.full(
+        (len(batch.items), catalogue_size + 1), length, dtype=torch.int16, device=device
+    )
+    first_seen = first_seen.scatter_reduce(1, batch.items, places, "amin").scatter(
+        1, batch.earlier, 0
+    )
     if isinstance(items, torch.Tensor) and items.ndim == 2:
         first = first_seen[window.unsqueeze(1), items]
     else:

@@ -110,12 +110,16 @@ def save_model(trained: TrainedModel, folder: Path, made_from: str = "") -> None
 
     made_from: a key of everything that the training depends on.
     """
-    tensors = {name: tensor.contiguous().numpy() for name, tensor in trained.model.state_dict().items()}
+    tensors = {
+        name: tensor.contiguous().numpy() for name, tensor in trained.model.state_dict().items()
+    }
     SAVED.write(folder, trained.record, {"model": tensors}, made_from=made_from)
 
 
 def load_model(folder: Path, dataset: Dataset) -> TrainedModel:
-    """Returns a saved model. Raises FileMissingError, and TrainingError when it is damaged or was trained on other data."""
+    """Returns a saved model. Raises FileMissingError, and TrainingError when it is damaged or was
+    trained on other data.
+    """
     saved = SAVED.read(folder)
     record = saved.about
     if record.dataset_fingerprint != dataset.fingerprint():
@@ -126,10 +130,13 @@ def load_model(folder: Path, dataset: Dataset) -> TrainedModel:
         )
     model = build_model(record.config, dataset, record.seed)
     try:
-        model.load_state_dict({name: torch.from_numpy(array) for name, array in saved.arrays("model").items()})
+        model.load_state_dict(
+            {name: torch.from_numpy(array) for name, array in saved.arrays("model").items()}
+        )
     except RuntimeError:  # torch's word for names or shapes that do not fit
         raise TrainingError(
-            f"the model in {folder} was made by another version of distilrec", fix=f"delete {folder} and train it again"
+            f"the model in {folder} was made by another version of distilrec",
+            fix=f"delete {folder} and train it again",
         ) from None
     model.eval()
     return TrainedModel(model, record)

@@ -1,7 +1,9 @@
-"""One training loop for teachers and students: early stopping on validation, checkpoints, exact resumption.
+"""One training loop for teachers and students: early stopping on validation, checkpoints, exact
+resumption.
 
-Each epoch draws its randomness from (seed, epoch) alone, so a run that was interrupted and resumed gives the same
-weights as one that was not. In a group of processes (`distilrec.training.parallel`) each takes its share of every batch.
+Each epoch draws its randomness from (seed, epoch) alone, so a run that was interrupted and resumed
+gives the same weights as one that was not. In a group of processes (`distilrec.training.parallel`)
+each takes its share of every batch.
 """
 
 from __future__ import annotations
@@ -43,7 +45,8 @@ def train(
     """Trains in place and leaves the weights of the best validation epoch in the model.
 
     loss: gives a scalar, a mean over the scored positions.
-    checkpoint: a folder; an unfinished run found there is resumed if seed, config and `task` are the same.
+    checkpoint: a folder; an unfinished run found there is resumed if seed, config and `task` are
+    the same.
     cold_items: the loss wants logits of the items without training rows as well.
     on_epoch: is called with each finished epoch and the total number of epochs.
     Raises TrainingError when the loss is no longer finite or the checkpoint belongs to another run.
@@ -51,7 +54,9 @@ def train(
     reuse_freed_memory()
     windows = training_windows(dataset, model.max_history)
     steps_per_epoch = math.ceil(len(windows.starts) / config.batch_size)
-    optimizer = torch.optim.AdamW(parameter_groups(model, config.weight_decay), lr=config.learning_rate)
+    optimizer = torch.optim.AdamW(
+        parameter_groups(model, config.weight_decay), lr=config.learning_rate
+    )
     mask_seen = config.mask_seen and not dataset.info.repeats
     popular = torch.from_numpy(dataset.popularity()[: dataset.info.warm_items].astype(np.float64))
     drawn_by = popular**NEGATIVE_POWER / (popular**NEGATIVE_POWER).sum()  # (items,)
@@ -72,14 +77,18 @@ def train(
             torch.manual_seed(int(rng.integers(2**31)) + here[0])
             model.train()
             losses = []
-            for place, batch in enumerate(training_batches(dataset, windows, config.batch_size, rng, here)):
+            for place, batch in enumerate(
+                training_batches(dataset, windows, config.batch_size, rng, here)
+            ):
                 step = (number - 1) * steps_per_epoch + place
                 for group in optimizer.param_groups:
                     group["lr"] = learning_rate(config, step, steps_per_epoch)
                 done = step / (config.epochs * steps_per_epoch)
                 optimizer.zero_grad(set_to_none=True)
                 own, positions = 0.0, 0
-                if scored := score_positions(model, batch, config, mask_seen, drawn_by, done, here[1], cold_items):
+                if scored := score_positions(
+                    model, batch, config, mask_seen, drawn_by, done, here[1], cold_items
+                ):
                     whole = loss(scored) + model.penalty()
                     whole.backward()  # type: ignore[no-untyped-call]
                     own, positions = float(whole.detach()), len(scored.targets)
@@ -90,7 +99,9 @@ def train(
         mean_loss = float(np.mean(losses))
         if not math.isfinite(mean_loss):
             raise TrainingError(
-                f"the loss is {mean_loss} in epoch {number}", fix="lower training.learning_rate", epoch=number
+                f"the loss is {mean_loss} in epoch {number}",
+                fix="lower training.learning_rate",
+                epoch=number,
             )
         ndcg = validation_ndcg(TorchScorer(averaged), dataset)
         curve.append(Epoch(number, mean_loss, ndcg, earlier + time.perf_counter() - began))
@@ -99,7 +110,12 @@ def train(
             best = copy.deepcopy(averaged.state_dict())
         if checkpoint is not None and here[0] == 0:
             save_checkpoint(
-                checkpoint, model, averaged, optimizer, best, Progress(seed, config, task, tuple(curve), best_epoch)
+                checkpoint,
+                model,
+                averaged,
+                optimizer,
+                best,
+                Progress(seed, config, task, tuple(curve), best_epoch),
             )
         on_epoch(curve[-1], config.epochs)
     model.load_state_dict(best)

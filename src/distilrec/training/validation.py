@@ -1,4 +1,6 @@
-"""The number that early stopping watches: NDCG@10 on the validation part, never on the test part."""
+"""The number that early stopping watches: NDCG@10 on the validation part, never on the
+test part.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +14,15 @@ from distilrec.training import parallel
 
 
 def validation_ndcg(scorer: Scorer, dataset: Dataset) -> float:
-    """Mean NDCG@10 over validation users, full catalogue. The processes of a group share the users."""
+    """Mean NDCG@10 over validation users, full catalogue. The processes of a group share
+    the users.
+    """
     asked = questions(dataset, "validation")
     number, of = parallel.place()
     users = len(asked.histories)
     mine = asked.select(users * number // of, users * (number + 1) // of)
     values = ndcg(rank(scorer, mine), 10) if len(mine.histories) else np.zeros(0)
-    together = parallel.total(torch.tensor([float(values.sum()), float(len(values))], dtype=torch.float64))
+    together = parallel.total(
+        torch.tensor([float(values.sum()), float(len(values))], dtype=torch.float64)
+    )
     return float(together[0] / together[1])

@@ -36,7 +36,9 @@ class MlpRuntime:
 
     def scores(self, query: Floats) -> Floats:
         out = np.empty(self._items.count, np.float32)
-        kernels.scores_relu(query, self._readout, self._hidden[: self._items.count], self._items.biases, out)
+        kernels.scores_relu(
+            query, self._readout, self._hidden[: self._items.count], self._items.biases, out
+        )
         return out
 
     def scores_of(self, states: Floats, user: Floats, items: Places) -> Floats:
@@ -45,7 +47,9 @@ class MlpRuntime:
         scores: Floats = np.array(rows, np.float32) + self._items.biases[items]
         return scores
 
-    def best(self, state: Floats, user: Floats, seen: Places, mask: Mask, k: int) -> tuple[Places, Floats]:
+    def best(
+        self, state: Floats, user: Floats, seen: Places, mask: Mask, k: int
+    ) -> tuple[Places, Floats]:
         items, scores = np.empty(k, np.int32), np.empty(k, np.float32)
         found = kernels.top_k(self.scores(self.query(state, user)), seen, mask, k, items, scores)
         return items[:found], scores[:found]

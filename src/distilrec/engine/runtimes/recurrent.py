@@ -16,14 +16,17 @@ NORM_EPSILON = np.float32(1e-6)
 class RecurrentRuntime:
     """`distilrec.networks.recurrent`, one event at a time.
 
-    search: how the best items are found. A small catalogue that is searched exactly has a transposed copy for that.
+    search: how the best items are found. A small catalogue that is searched exactly has a
+    transposed copy for that.
     """
 
     def __init__(self, bundle: Bundle, search: SearchKind = "exact") -> None:
         w = bundle.weights
         self._items = ItemTable(w["vectors"], w["biases"])
         self._search = make_search(search, self._items, bundle)
-        self._columns = columns_of(w["vectors"] if self._search is None else w["vectors"][:0])  # (channels, room)
+        self._columns = columns_of(
+            w["vectors"] if self._search is None else w["vectors"][:0]
+        )  # (channels, room)
         self._gain, self._decay = w["gain"], w["decay"]
         self._scale = np.sqrt(1 - self._decay**2)
         self._weights = (
@@ -42,14 +45,18 @@ class RecurrentRuntime:
         return np.zeros((len(self._decay) + 1, self._decay.shape[1]), np.float32)
 
     def fold(self, state: Floats, items: Places, events: Places) -> None:
-        kernels.fold_recurrent(state, items, events, self._items.vectors, self._gain, self._decay, self._scale)
+        kernels.fold_recurrent(
+            state, items, events, self._items.vectors, self._gain, self._decay, self._scale
+        )
 
     def query(self, state: Floats, user: Floats) -> Floats:
         query = np.zeros(len(self._columns), np.float32)
         kernels.query_recurrent(state, user, *self._weights, query[: self._decay.shape[1]])
         return query
 
-    def best(self, state: Floats, user: Floats, seen: Places, mask: Mask, k: int) -> tuple[Places, Floats]:
+    def best(
+        self, state: Floats, user: Floats, seen: Places, mask: Mask, k: int
+    ) -> tuple[Places, Floats]:
         if self._search is not None:
             return self._search.best(self.query(state, user)[: self._decay.shape[1]], seen, mask, k)
         items, scores = np.empty(k, np.int32), np.empty(k, np.float32)

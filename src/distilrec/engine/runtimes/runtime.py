@@ -8,7 +8,9 @@ from distilrec.engine.items import Floats, Mask, Places
 
 
 class Runtime(Protocol):
-    """What the recommender needs of a student. All arrays are float32; items are positions in the catalogue."""
+    """What the recommender needs of a student. All arrays are float32; items are positions in the
+    catalogue.
+    """
 
     def new_state(self) -> Floats:
         """The state of a user without events."""
@@ -30,15 +32,19 @@ class Runtime(Protocol):
         """Scores of these items for several states of one user, (states, items)."""
         ...
 
-    def best(self, state: Floats, user: Floats, seen: Places, mask: Mask, k: int) -> tuple[Places, Floats]:
-        """The k best items that are not in `seen` and pass the mask, with their scores, best first; fewer where there are.
+    def best(
+        self, state: Floats, user: Floats, seen: Places, mask: Mask, k: int
+    ) -> tuple[Places, Floats]:
+        """The k best items that are not in `seen` and pass the mask, with their scores, best first;
+        fewer where there are.
 
         mask: (items,) uint8, empty for all.
         """
         ...
 
     def without_each(self, items: Places, events: Places, state: Floats | None = None) -> Floats:
-        """For each of these events, the state of a user to whom all the others happened, (events, *state shape).
+        """For each of these events, the state of a user to whom all the others happened, (events,
+        *state shape).
 
         state: the user's state, to be given where events older than these are in it.
         """

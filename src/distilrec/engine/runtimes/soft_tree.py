@@ -14,7 +14,8 @@ _SMALLEST = np.float32(1e-30)
 class TreeRuntime:
     """`distilrec.networks.soft_tree`; the distribution of every leaf is computed once.
 
-    An item vector holds its channel of every leaf, then its inputs; a user vector begins with what it adds to the gates.
+    An item vector holds its channel of every leaf, then its inputs; a user vector begins with what
+    it adds to the gates.
     """
 
     def __init__(self, bundle: Bundle) -> None:
@@ -52,10 +53,14 @@ class TreeRuntime:
         return _logarithm(self._probabilities(query))
 
     def scores_of(self, states: Floats, user: Floats, items: Places) -> Floats:
-        queries = np.array([self.query(state, user) for state in states]).reshape(-1, len(self._columns))
+        queries = np.array([self.query(state, user) for state in states]).reshape(
+            -1, len(self._columns)
+        )
         return _logarithm(queries @ self._columns[:, items])
 
-    def best(self, state: Floats, user: Floats, seen: Places, mask: Mask, k: int) -> tuple[Places, Floats]:
+    def best(
+        self, state: Floats, user: Floats, seen: Places, mask: Mask, k: int
+    ) -> tuple[Places, Floats]:
         items, scores = np.empty(k, np.int32), np.empty(k, np.float32)
         probabilities = self._probabilities(self.query(state, user))
         found = kernels.top_k(probabilities, seen, mask, k, items, scores)
@@ -84,7 +89,9 @@ class TreeRuntime:
         if missing := self._items.room - self._columns.shape[1]:
             self._columns = np.pad(self._columns, ((0, 0), (0, missing)))
             self._no_bias = np.zeros(self._columns.shape[1], np.float32)
-        self._columns[: self._leaves, item] = np.exp(vector[: self._leaves] + bias - self._log_totals)
+        self._columns[: self._leaves, item] = np.exp(
+            vector[: self._leaves] + bias - self._log_totals
+        )
 
 
 def _logarithm(probabilities: Floats) -> Floats:

@@ -1,4 +1,6 @@
-"""A model of the `implicit` library (ALS, BPR, logistic matrix factorisation, item neighbours) as a teacher."""
+"""A model of the `implicit` library (ALS, BPR, logistic matrix factorisation, item neighbours) as a
+teacher.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,9 @@ from distilrec.teachers.external import FunctionTeacher, function_teacher
 
 
 def training_matrix(dataset: Dataset) -> Any:
-    """Who had what how often in training: a scipy CSR matrix (users, items with training rows), for `model.fit`."""
+    """Who had what how often in training: a scipy CSR matrix (users, items with training rows), for
+    `model.fit`.
+    """
     from scipy.sparse import csr_matrix
 
     rows = dataset.training_rows()
@@ -21,10 +25,14 @@ def training_matrix(dataset: Dataset) -> Any:
     return csr_matrix((ones, (dataset.user_rows()[rows], dataset.items[rows])), shape=shape)
 
 
-def from_implicit(model: Any, dataset: Dataset, *, identity: str, scale: float = 1.0) -> FunctionTeacher:
-    """A teacher from a fitted implicit model: it knows users, not their order of events, and is asked once per user.
+def from_implicit(
+    model: Any, dataset: Dataset, *, identity: str, scale: float = 1.0
+) -> FunctionTeacher:
+    """A teacher from a fitted implicit model: it knows users, not their order of events, and is
+    asked once per user.
 
-    scale: what its scores are multiplied with to be logits; scores of ALS lie between 0 and 1, so that 10 is reasonable.
+    scale: what its scores are multiplied with to be logits; scores of ALS lie between 0 and 1, so
+    that 10 is reasonable.
     """
     matrix = training_matrix(dataset)
     items = dataset.info.warm_items
@@ -33,7 +41,8 @@ def from_implicit(model: Any, dataset: Dataset, *, identity: str, scale: float =
         ids, values = model.recommend(
             histories.users, matrix[histories.users], N=items, filter_already_liked_items=False
         )
-        # A neighbour model leaves out items without a common user: ids are -1 there, and the lowest score is theirs.
+        # A neighbour model leaves out items without a common user: ids are -1 there, and the lowest
+        # score is theirs.
         out = np.full((len(histories), items), np.nan, np.float32)
         for k in range(len(histories)):
             known = (ids[k] >= 0) & (ids[k] < items) & (values[k] > -1e30)

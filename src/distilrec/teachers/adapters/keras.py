@@ -15,7 +15,9 @@ PADDING = 0  # item i of the catalogue is i + 1
 
 
 def keras_inputs(histories: Histories, length: int) -> NDArray[np.int32]:
-    """The newest `length` items of each history, (batch, length) int32: item + 1, zeros to the left."""
+    """The newest `length` items of each history, (batch, length) int32: item + 1, zeros to the
+    left.
+    """
     out = np.zeros((len(histories), length), np.int32)
     for k in range(len(histories)):
         items = histories.of(k)[-length:]
@@ -24,19 +26,30 @@ def keras_inputs(histories: Histories, length: int) -> NDArray[np.int32]:
     return out
 
 
-def keras_training_data(dataset: Dataset, length: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-    """Training rows as inputs (rows, length) and targets (rows,), both item + 1, for `model.fit`."""
+def keras_training_data(
+    dataset: Dataset, length: int
+) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """Training rows as inputs (rows, length) and targets (rows,), both item + 1, for
+    `model.fit`.
+    """
     rows = dataset.training_rows()
     histories = dataset.histories(dataset.user_rows()[rows], rows)
     return keras_inputs(histories, length), dataset.items[rows] + 1
 
 
 def from_keras(
-    model: Any, dataset: Dataset, *, length: int, identity: str, per: Literal["event", "user"] = "event"
+    model: Any,
+    dataset: Dataset,
+    *,
+    length: int,
+    identity: str,
+    per: Literal["event", "user"] = "event",
 ) -> FunctionTeacher:
-    """A teacher from a Keras model: (batch, length) int32 of item + 1, padded with 0 to the left -> logits.
+    """A teacher from a Keras model: (batch, length) int32 of item + 1, padded with 0 to the left ->
+    logits.
 
-    The model gives (batch, items with training rows), or one column more, in front, for the padding.
+    The model gives (batch, items with training rows), or one column more, in front, for the
+    padding.
     identity: a name of these weights; labels are extracted anew when it changes.
     Raises TeacherError when the output has another shape.
     """
@@ -52,7 +65,8 @@ def from_keras(
         if logits.shape != (len(histories), warm):
             raise TeacherError(
                 f"the Keras model gives {logits.shape} for {len(histories)} histories",
-                fix=f"end it with Dense({warm + 1}) (item 0 is the padding) or Dense({warm}), without softmax",
+                fix=f"end it with Dense({warm + 1}) (item 0 is the padding) or Dense({warm}), "
+                "without softmax",
             )
         return logits
 

@@ -15,7 +15,9 @@ from distilrec.teachers.external import FunctionTeacher, function_teacher
 
 
 def write_atomic_file(dataset: Dataset, folder: Path, name: str) -> Path:
-    """Writes the training rows as `folder/name/name.inter`, RecBole's own format, with the ids of the log."""
+    """Writes the training rows as `folder/name/name.inter`, RecBole's own format, with the ids of
+    the log.
+    """
     rows = dataset.training_rows()
     users = dataset.user_rows()[rows]
     path = folder / name / f"{name}.inter"
@@ -30,16 +32,20 @@ def write_atomic_file(dataset: Dataset, folder: Path, name: str) -> Path:
 def from_recbole(
     model: Any, recbole_dataset: Any, dataset: Dataset, *, identity: str, length: int = 50
 ) -> FunctionTeacher:
-    """A teacher from a trained RecBole model; sequential models are asked per event, others once per user.
+    """A teacher from a trained RecBole model; sequential models are asked per event, others once
+    per user.
 
-    recbole_dataset: the RecBole data set, whose tokens are the ids of the log. length: of the histories that a sequential
-    model was trained on (`MAX_ITEM_LIST_LENGTH`). Items that RecBole does not know get the lowest score.
+    recbole_dataset: the RecBole data set, whose tokens are the ids of the log. length: of the
+    histories that a sequential model was trained on (`MAX_ITEM_LIST_LENGTH`). Items that RecBole
+    does not know get the lowest score.
     Raises TeacherError when a user or all items are unknown to RecBole.
     """
     from recbole.data.interaction import Interaction
 
     item_numbers = recbole_dataset.field2token_id[model.ITEM_ID]
-    items = np.array([item_numbers.get(item, 0) for item in dataset.info.item_ids[: dataset.info.warm_items]])
+    items = np.array(
+        [item_numbers.get(item, 0) for item in dataset.info.item_ids[: dataset.info.warm_items]]
+    )
     if not items.any():
         raise TeacherError(
             "RecBole knows no item of the log: the ids do not match",
@@ -51,14 +57,17 @@ def from_recbole(
     missing = np.flatnonzero(users[: dataset.info.warm_users] < 0)
     if len(missing) and not sequential:
         raise TeacherError(
-            f"RecBole does not know {len(missing):,} users of the log, the first is {dataset.info.user_ids[missing[0]]!r}",
+            f"RecBole does not know {len(missing):,} users of the log, the first is "
+            f"{dataset.info.user_ids[missing[0]]!r}",
             fix="train it on the file of `write_atomic_file(dataset, …)`",
         )
     model.eval()
 
     @torch.inference_mode()
     def scores(histories: Histories) -> NDArray[np.float32]:
-        asked: dict[str, torch.Tensor] = {model.USER_ID: torch.from_numpy(np.maximum(users[histories.users], 0))}
+        asked: dict[str, torch.Tensor] = {
+            model.USER_ID: torch.from_numpy(np.maximum(users[histories.users], 0))
+        }
         if sequential:
             sequences = np.zeros((len(histories), length), np.int64)
             lengths = np.ones(len(histories), np.int64)
@@ -67,7 +76,10 @@ def from_recbole(
                 own = own[own > 0]
                 sequences[k, : len(own)] = own
                 lengths[k] = max(len(own), 1)
-            asked |= {model.ITEM_SEQ: torch.from_numpy(sequences), model.ITEM_SEQ_LEN: torch.from_numpy(lengths)}
+            asked |= {
+                model.ITEM_SEQ: torch.from_numpy(sequences),
+                model.ITEM_SEQ_LEN: torch.from_numpy(lengths),
+            }
         everything = model.full_sort_predict(Interaction(asked)).view(len(histories), -1).numpy()
         found: NDArray[np.float32] = everything[:, items].astype(np.float32)
         unknown = items == 0
@@ -76,5 +88,9 @@ def from_recbole(
         return found
 
     return function_teacher(
-        scores, dataset, identity=identity, per="event" if sequential else "user", max_history=length + 1
+        scores,
+        dataset,
+        identity=identity,
+        per="event" if sequential else "user",
+        max_history=length + 1,
     )

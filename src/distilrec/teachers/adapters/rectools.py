@@ -12,7 +12,9 @@ from distilrec.teachers.external import UserScores, user_scores
 
 
 def training_frame(dataset: Dataset) -> Any:
-    """The training rows as the pandas frame that `rectools.dataset.Dataset.construct` takes, with the ids of the log."""
+    """The training rows as the pandas frame that `rectools.dataset.Dataset.construct` takes, with
+    the ids of the log.
+    """
     import pandas as pd
 
     rows = dataset.training_rows()
@@ -27,10 +29,13 @@ def training_frame(dataset: Dataset) -> Any:
     )
 
 
-def from_rectools(model: Any, rectools_dataset: Any, dataset: Dataset, *, k: int = 200) -> UserScores:
+def from_rectools(
+    model: Any, rectools_dataset: Any, dataset: Dataset, *, k: int = 200
+) -> UserScores:
     """A teacher from a fitted RecTools model: its k best items of every user, with their scores.
 
-    Its scores are taken as logits. Raises TeacherError when the model has nothing to say about a user.
+    Its scores are taken as logits. Raises TeacherError when the model has nothing to say about a
+    user.
     """
     users = np.array(dataset.info.user_ids[: dataset.info.warm_users])
     try:
@@ -38,6 +43,7 @@ def from_rectools(model: Any, rectools_dataset: Any, dataset: Dataset, *, k: int
     except (KeyError, ValueError) as problem:
         raise TeacherError(
             f"the RecTools model cannot recommend to the users of the log: {problem}",
-            fix="build its data set from `training_frame(dataset)`, so that the ids are those of the log",
+            fix="build its data set from `training_frame(dataset)`, so that the ids are those of "
+            "the log",
         ) from None
     return user_scores(table, dataset, source=f"the RecTools model {type(model).__name__}")
