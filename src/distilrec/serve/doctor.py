@@ -56,9 +56,10 @@ def diagnose(config: ServiceConfig) -> Iterator[Finding]:
     )
     yield from _tried("keys", lambda: _keys(config))
     yield from _tried("kernels", _kernels)
-    yield from _tried("bundle", lambda: _bundle(config))
-    yield from _tried("store", lambda: _store(config))
-    yield from _tried("items", lambda: _items(config))
+    opened = [*_tried("bundle", lambda: _bundle(config)), *_tried("store", lambda: _store(config))]
+    yield from opened
+    if all(finding.verdict != "failed" for finding in opened):  # it needs both
+        yield from _tried("items", lambda: _items(config))
     yield from _tried("address", lambda: _address(config))
 
 
