@@ -30,8 +30,8 @@ sys.path.insert(0, str(ROOT))
 
 import httpx  # noqa: E402
 from bundles import ml_1m_bundle  # noqa: E402
+from tests.serve.test_faults import Load, stored_ids  # noqa: E402
 from tests.servers import Server  # noqa: E402
-from tests.test_faults import Load, stored_ids  # noqa: E402
 
 RESULTS = Path(__file__).parent / "results"
 VENV = ROOT / ".venv-service"

@@ -178,7 +178,7 @@ def build() -> None:
         "README.md",
         "CHANGELOG.md",
         "Makefile",
-        "tests/test_cli.py",
+        "tests/cli/test_cli.py",
         "docs/index.md",
     ):
         assert name in inside, f"not in the sdist: {name}"

@@ -35,9 +35,9 @@ from distilrec.serve.service import Service
 from distilrec.settings import converted
 from distilrec.training.options import TrainingConfig
 from distilrec.training.trained import train_model
+from tests import ROOT
 from tests.small_run import tables
 
-ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md")), *sorted(DOCS.glob("decisions/*.md"))]
 TEXTS = {str(page.relative_to(ROOT)): page.read_text(encoding="utf-8") for page in PAGES}

@@ -36,10 +36,11 @@ from distilrec.teachers.external import load_user_scores, save_user_scores, user
 from distilrec.teachers.linear import LinearConfig
 from distilrec.training.options import TrainingConfig
 from distilrec.training.trained import load_model
+from tests import ROOT
 from tests.killed import Killed, dying, killed
 from tests.small_run import small_config, tables, write_tables
 
-SOURCE = Path(__file__).parent.parent / "src" / "distilrec"
+SOURCE = ROOT / "src" / "distilrec"
 
 
 # --- one file ---

@@ -13,8 +13,7 @@ from packaging.requirements import Requirement
 
 import distilrec
 from distilrec import errors
-
-ROOT = Path(__file__).parent.parent
+from tests import ROOT
 
 
 def test_the_exported_names_are_exact():
@@ -267,3 +266,14 @@ def test_the_examples_of_the_quick_start_run(bundle, tmp_path):
     ]
     said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
     assert "rows kept" in said
+
+
+def test_tests_mirror_the_packages():
+    """What is tested in `tests/<package>` lives in `distilrec.<package>`; the rest is about all."""
+    folders = {path.parent for path in (ROOT / "tests").glob("*/test_*.py")}
+    packages = {path.parent.name for path in (ROOT / "src" / "distilrec").glob("*/__init__.py")}
+    assert folders and {folder.name for folder in folders} <= packages | {"cli"}
+    assert all((folder / "__init__.py").exists() for folder in folders)
+    whole = {path.stem for path in (ROOT / "tests").glob("test_*.py")}
+    modules = {f"test_{path.stem}" for path in (ROOT / "src" / "distilrec").glob("*.py")}
+    assert whole <= modules | {"test_documents", "test_package"}

@@ -3,7 +3,7 @@
 R is the set of held-out items of a user, rank counts from 0, K is the length of the list. Where
 items have equal scores, a metric is its expected value over all orders of these: a model that knows
 nothing measures as a random one does. Cross-checked against `rectools` and `ranx`, and against
-random orders of ties, in `tests/test_metrics.py`.
+random orders of ties, in `tests/measure/test_metrics.py`.
 """
 
 from __future__ import annotations

@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import msgspec
 import polars as pl
@@ -18,9 +17,8 @@ import pytest
 
 import distilrec
 from distilrec.runs.config import RunConfig, read_config
-from tests import small_run
+from tests import ROOT, small_run
 
-ROOT = Path(__file__).parent.parent
 TOML = """
 seed = 1
 [data]

@@ -54,9 +54,9 @@ from distilrec.training.options import TrainingConfig
 from distilrec.training.scoring import Scored
 from distilrec.training.trained import train_model
 from distilrec.training.validation import validation_ndcg
+from tests import ROOT
 from tests.small_run import dataset, small_config, tables, write_tables
 
-ROOT = Path(__file__).parent.parent
 TRAINING = TrainingConfig(epochs=2, batch_size=16)
 STUDENT = RecurrentConfig(dim=8, max_history=12)
 TRANSFORMER = TransformerConfig(dim=8, layers=1, feed_forward=16, max_history=12)

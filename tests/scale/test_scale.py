@@ -36,10 +36,11 @@ from distilrec.teachers.external import function_teacher
 from distilrec.training.options import TrainingConfig
 from distilrec.training.trained import train_model
 from distilrec.workers import InProcess
+from tests import ROOT
+from tests.cli.test_cli import TOML
+from tests.serve.test_faults import Load
 from tests.servers import Redis, Server, free_port, until
 from tests.small_run import SCHEMA, tables, write_tables
-from tests.test_cli import TOML
-from tests.test_faults import Load
 
 pytestmark = pytest.mark.filterwarnings("ignore::Warning")  # Ray's own
 
@@ -58,9 +59,7 @@ def cluster():
 
     made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     made.add_node(num_cpus=1)
-    os.environ["PYTHONPATH"] = os.pathsep.join(
-        [str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH", "")]
-    )
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     workers = RayWorkers(made.address)
     yield workers
     ray.shutdown()

@@ -24,8 +24,9 @@ from distilrec.networks.recurrent import RecurrentConfig
 from distilrec.networks.soft_tree import SoftTreeConfig
 from distilrec.training.trained import train_model
 from distilrec.training.trainer import TrainingConfig
+from tests import ROOT
 
-PAGE = (Path(__file__).parent.parent / "docs" / "bundle-format.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs" / "bundle-format.md").read_text(encoding="utf-8")
 (READER,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 KINDS = {
     "recurrent": RecurrentConfig(dim=8, scales=3),

@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import msgspec
 import polars as pl
@@ -19,9 +18,8 @@ from distilrec.errors import ConfigError
 from distilrec.runs.config import read_config
 from distilrec.runs.stages import run_all
 from distilrec.teachers.linear import LinearConfig
-from tests import small_run
+from tests import ROOT, small_run
 
-ROOT = Path(__file__).resolve().parent.parent
 NAME = "Été № {} — 日本 😀"
 ASCII = {"PYTHONIOENCODING": "ascii", "LC_ALL": "C", "PYTHONUTF8": "0"}
 

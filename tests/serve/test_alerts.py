@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import pytest
 import yaml
 
 from distilrec.errors import DistilrecError
+from tests import ROOT
 from tests.servers import Server
 
-ROOT = Path(__file__).parent.parent
 RULES = {
     rule["alert"]: " ".join(rule["expr"].split())
     for group in yaml.safe_load((ROOT / "deploy" / "alerts.yml").read_text())["groups"]

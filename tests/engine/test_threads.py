@@ -19,6 +19,7 @@ from distilrec.engine.stored import StoredRecommender
 from distilrec.errors import StoreUnavailableError
 from distilrec.stores.records import ItemRecord
 from distilrec.stores.sqlite import SqliteStore
+from tests import ROOT
 
 THREADS = 8
 
@@ -200,7 +201,7 @@ from distilrec.engine.stored import StoredRecommender
 from distilrec.errors import DistilrecError
 from distilrec.stores.sqlite import SqliteStore
 sys.path.insert(0, sys.argv[3])
-from tests.test_threads import in_child
+from tests.engine.test_threads import in_child
 
 sys.setswitchinterval(1e-6)
 recommender = distilrec.load(sys.argv[1])  # before the fork, as servers with preloading do
@@ -255,9 +256,8 @@ print(told)
 
 def test_forked_processes_answer_and_do_not_touch_a_store_opened_before(bundle, tmp_path):
     """The fork happens while other threads hold every lock that there is."""
-    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     run = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", FORK, bundle, tmp_path / "store.db", root],
+        [sys.executable, "-W", "ignore", "-c", FORK, bundle, tmp_path / "store.db", ROOT],
         capture_output=True, text=True, check=False, timeout=300,
     )  # fmt: skip
     assert run.returncode == 0, run.stderr
