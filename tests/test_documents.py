@@ -20,7 +20,7 @@ import pytest
 import yaml
 
 from distilrec import errors
-from distilrec.cli import app, serve
+from distilrec.cli import app
 from distilrec.data.fetch import DATASETS
 from distilrec.data.preparation import prepare_dataset
 from distilrec.export.export import export_bundle
@@ -379,7 +379,9 @@ def table_of(page: str, first: str) -> list[list[str]]:
 def test_the_defaults_of_the_service():
     """Every option of `distilrec serve` in docs/serving.md has the default of the code."""
     given = {
-        name: parameter.default for name, parameter in inspect.signature(serve).parameters.items()
+        argument.field_info.name: argument.field_info.default
+        for argument in app["serve"].assemble_argument_collection()
+        if argument.name.startswith("--")
     }
     for options, defaults, _ in table_of("docs/serving.md", "option"):
         names = re.findall(r"`(\w+)`", options)

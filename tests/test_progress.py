@@ -7,7 +7,7 @@ import io
 from rich.console import Console
 from rich.progress import Progress, TimeRemainingColumn
 
-from distilrec.cli import TerminalProgress
+from distilrec.cli.terminal import TerminalProgress
 
 
 def follow(console: Console, times: list[float], monkeypatch) -> str:

@@ -183,7 +183,7 @@ def test_a_stopped_run_goes_on_where_it_was(shop, tmp_path):
         return run.returncode, said
 
     code, said = stop("teacher", signal.SIGINT)
-    assert code == 130 and said.endswith("stopped; the same command goes on where this one was\n")
+    assert code == 130 and said.endswith("Stopped. Run the same command again to resume.\n")
     code, said = stop("student", signal.SIGKILL)
     assert code == -signal.SIGKILL
     again = subprocess.run(

@@ -1,0 +1,307 @@
+"""Commands that serve: they need no torch."""
+
+from __future__ import annotations
+
+import json as json_text
+import logging
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from cyclopts import Parameter
+
+from distilrec.cli.app import Bundle, app, bundle_folder
+from distilrec.errors import ConfigError
+from distilrec.ids import as_id
+
+if TYPE_CHECKING:
+    from distilrec.engine.recommender import Contribution, Recommendation, Recommender
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Service:
+    """What a service works on and where it listens: the options of `serve` and `doctor`."""
+
+    bundle: Bundle = None
+    store: Annotated[
+        str,
+        Parameter(
+            name="--store",
+            env_var="DISTILREC_STORE",
+            help="Where events are kept: sqlite:///FILE or redis://HOST:PORT/NUMBER.",
+        ),
+    ] = "sqlite:///distilrec.db"
+    store_prefix: Annotated[
+        str, Parameter(name="--store-prefix", help="Prefix of every key in Redis.")
+    ] = "distilrec:"
+    store_password_file: Annotated[
+        Path | None,
+        Parameter(
+            name="--store-password-file", help="File that holds the password of the Redis server."
+        ),
+    ] = None
+    host: Annotated[str, Parameter(name="--host", help="Address to listen on.")] = "127.0.0.1"
+    port: Annotated[int, Parameter(name="--port", help="Port to listen on.")] = 8000
+    keys: Annotated[
+        Path | None,
+        Parameter(name="--keys", help="TOML file of API keys; `distilrec key` makes entries."),
+    ] = None
+
+    def settings(self) -> dict[str, Any]:
+        """Return these options as fields of a ServiceConfig, with absolute paths."""
+        return {
+            **asdict(self),
+            "bundle": str(bundle_folder(self.bundle).absolute()),
+            "store_password_file": _absolute(self.store_password_file),
+            "keys": _absolute(self.keys),
+        }
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """Limits and habits of a service: options of `serve` that are fields of the ServiceConfig."""
+
+    max_users: Annotated[int, Parameter(help="Users whose state stays in memory.")] = 200_000
+    max_events: Annotated[
+        int, Parameter(help="Latest events of a user that are remembered as seen.")
+    ] = 10_000
+    max_k: Annotated[int, Parameter(help="Most items in one answer.")] = 1_000
+    max_batch: Annotated[
+        int, Parameter(help="Most events, or recommendations, in one request.")
+    ] = 1_000
+    max_body: Annotated[int, Parameter(help="Most bytes of one request.")] = 1_048_576
+    max_head: Annotated[int, Parameter(help="Most bytes of the path and headers of a request.")] = (
+        32_768
+    )
+    max_connections: Annotated[int, Parameter(help="Most open connections of a worker.")] = 1_000
+    head_seconds: Annotated[float, Parameter(help="Time for sending the headers of a request.")] = (
+        10.0
+    )
+    transfer_seconds: Annotated[
+        float, Parameter(help="Time for sending a body, and for reading an answer.")
+    ] = 60.0
+    max_pending: Annotated[int, Parameter(help="Most events that wait to be stored.")] = 50_000
+    log_requests: Annotated[
+        bool, Parameter(help="Log every request, not only refusals of the service.")
+    ] = False
+    drain_seconds: Annotated[
+        float, Parameter(help="Seconds of answering not ready before closing, on SIGTERM.")
+    ] = 0.0
+
+
+@app.command
+def recommend(
+    *,
+    user_id: Annotated[
+        str, Parameter(name=["--user_id", "--user-id"], help="Who. An unknown user gets the prior.")
+    ],
+    item_ids: Annotated[
+        str | None,
+        Parameter(
+            name=["--item_ids", "--item-ids"],
+            help="Rank these items (separated by commas) instead of all.",
+        ),
+    ] = None,
+    k: Annotated[int, Parameter(help="How many items.")] = 10,
+    bundle: Bundle = None,
+    include_seen: Annotated[
+        bool, Parameter(help="Also items that the user has already had.")
+    ] = False,
+    explain: Annotated[
+        bool, Parameter(help="Say which past events raised or lowered each score most.")
+    ] = False,
+    json: Annotated[bool, Parameter(help="Print JSON.")] = False,
+) -> None:
+    """Recommend items to a user, best first, from a bundle. Needs no torch."""
+    from distilrec.engine.recommender import load
+
+    user_id = as_id(user_id, "--user_id")
+    recommender = load(bundle_folder(bundle))
+    candidates = None
+    if item_ids is not None:
+        candidates = [as_id(item, "--item_ids") for item in item_ids.split(",") if item.strip()]
+        if not candidates:
+            raise ConfigError(
+                "--item_ids names no item",
+                fix="for example --item_ids 456,789",
+                parameter="item_ids",
+            )
+    answers = recommender.recommend(user_id, candidates, k, exclude_seen=not include_seen)
+    because = {
+        answer.item_id: recommender.explain(user_id, answer.item_id, k=3) if explain else None
+        for answer in answers
+    }
+    if json:
+        _print_json(recommender, user_id, answers, because)
+    else:
+        _print_lines(recommender, user_id, answers, because)
+
+
+def _print_json(
+    recommender: Recommender,
+    user_id: str,
+    answers: Sequence[Recommendation],
+    because: Mapping[str, Sequence[Contribution] | None],
+) -> None:
+    import msgspec
+
+    items = []
+    for rank, (item, score) in enumerate(answers, start=1):
+        entry = {"rank": rank, "item_id": item, "score": score, "title": recommender.title(item)}
+        reasons = because[item]
+        if reasons is not None:
+            entry["because"] = [reason._asdict() for reason in reasons]
+        items.append(entry)
+    known_user = recommender.knows_user(user_id)
+    answer = msgspec.json.encode({"user_id": user_id, "known_user": known_user, "items": items})
+    # JSON has escapes of its own, and is ASCII where the terminal may not be UTF-8.
+    utf_8 = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
+    print(answer.decode() if utf_8 else json_text.dumps(msgspec.json.decode(answer)))
+
+
+def _print_lines(
+    recommender: Recommender,
+    user_id: str,
+    answers: Sequence[Recommendation],
+    because: Mapping[str, Sequence[Contribution] | None],
+) -> None:
+    if not recommender.knows_user(user_id):
+        print(f"user {user_id} is unknown: this is the prior for everybody", file=sys.stderr)
+    width = max((len(answer.item_id) for answer in answers), default=0)
+    for item, score in answers:
+        title = recommender.title(item)
+        print(f"{item:>{width}}  {score:8.4f}  {'' if title == item else title}".rstrip())
+        for reason in because[item] or ():
+            cause = recommender.title(reason.item_id)
+            print(f"{'':{width}}  {reason.contribution:+8.4f}    {cause}")
+
+
+@app.command
+def serve(
+    *,
+    service: Service = Service(),
+    without_keys: Annotated[
+        bool, Parameter(help="Listen to other machines without API keys.")
+    ] = False,
+    allowed_hosts: Annotated[
+        tuple[str, ...],
+        Parameter(help="Other names that the service is reached by without API keys."),
+    ] = (),
+    workers: Annotated[
+        int, Parameter(help="Processes; more than one share users through Redis.")
+    ] = 1,
+    bundle_root: Annotated[
+        Path | None,
+        Parameter(
+            help="Folder that bundles may be loaded from; the one that holds the bundle by default."
+        ),
+    ] = None,
+    search: Annotated[
+        Literal["exact", "quantised", "graph"] | None,
+        Parameter(help="How the best items are found, if not as exported."),
+    ] = None,
+    limits: Limits = Limits(),
+    ray: Annotated[
+        str | None,
+        Parameter(
+            help="Run the workers as replicas on a Ray cluster: its address, auto, or local. "
+            "Needs Redis."
+        ),
+    ] = None,
+) -> None:
+    """Serve a bundle over HTTP: recommendations that follow every event, and a playground at /."""
+    from distilrec.serve.config import ServiceConfig
+
+    config = ServiceConfig(
+        **service.settings(),
+        workers=workers,
+        without_keys=without_keys,
+        allowed_hosts=tuple(
+            name.strip() for names in allowed_hosts for name in names.split(",") if name.strip()
+        ),
+        bundle_root=_absolute(bundle_root),
+        search=search,
+        **asdict(limits),
+    )
+    _warn_of_secret(service.store)
+    if ray is not None:
+        from distilrec.scale.ray_serve import serve_on_ray
+
+        serve_on_ray(config, ray)
+        return
+    from distilrec.serve.server import serve as run_service
+
+    run_service(config)
+
+
+@app.command
+def doctor(*, service: Service = Service()) -> None:
+    """Try out everything that `distilrec serve` needs; exit code 1 where it would not work."""
+    from distilrec.serve.config import ServiceConfig
+    from distilrec.serve.doctor import diagnose
+
+    failed = False
+    for finding in diagnose(ServiceConfig(**service.settings(), without_keys=True)):
+        failed |= finding.verdict == "failed"
+        print(f"{finding.verdict:>8}  {finding.what}: {finding.text}")
+    if failed:
+        sys.exit(1)
+
+
+def _absolute(path: Path | None) -> str | None:
+    return None if path is None else str(path.absolute())
+
+
+@app.command
+def key(
+    *,
+    name: Annotated[str, Parameter(help="Whose key it is; messages name it.")],
+    scopes: Annotated[
+        str,
+        Parameter(
+            help="What it may do, separated by commas: recommend, events, items, users, admin, "
+            "metrics."
+        ),
+    ] = "recommend,events",
+    rate: Annotated[
+        float | None, Parameter(help="Requests per second; no limit without it.")
+    ] = None,
+) -> None:
+    """Make an API key: the secret goes to standard error, its entry for the file of keys to
+    standard output.
+    """
+    from distilrec.serve.keys import SCOPES, new_key
+
+    given = [scope.strip() for scope in scopes.split(",")]
+    chosen = [scope for scope in SCOPES if scope in given]
+    if len(chosen) != len(given):
+        raise ConfigError(
+            f"the scopes {scopes!r} are not valid",
+            fix=f"use some of: {', '.join(SCOPES)}",
+            parameter="scopes",
+        )
+    if rate is not None and rate <= 0:
+        raise ConfigError(
+            f"the rate is {rate}", fix="use more than 0, or leave it out", parameter="rate"
+        )
+    secret, entry = new_key(name, chosen, rate)
+    print(f"the key, shown only now: {secret}", file=sys.stderr)
+    print(entry)
+
+
+def _warn_of_secret(store: str) -> None:
+    from distilrec.serve.logs import log, start_logging
+    from distilrec.stores.opening import holds_secret
+
+    if holds_secret(store) and any(store in argument for argument in sys.argv):
+        start_logging()
+        text = (
+            "the command line holds the password of the store, and every user of this machine can "
+            "read it: "
+            "give the address as DISTILREC_STORE, or the password by --store-password-file"
+        )
+        log("store", logging.WARNING, warning=text)

@@ -1,0 +1,236 @@
+"""Commands that train: data, teacher, labels, student, bundle, comparison."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import App, Parameter
+
+from distilrec.cli.app import DEFAULT_RUN, Ray, RunFolder, app, held
+from distilrec.cli.terminal import TerminalProgress, show_comparison, terminal_progress
+from distilrec.errors import ConfigError
+
+if TYPE_CHECKING:
+    from distilrec.data.dataset import Dataset
+    from distilrec.runs.config import RunConfig
+    from distilrec.runs.folder import Run
+    from distilrec.workers import Workers
+
+data_app = App(name="data", help="Public data sets.")
+app.command(data_app)
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Begin:
+    """What a run is begun with: the options of `prepare` and `run`."""
+
+    dataset: Annotated[
+        str | None, Parameter(name="--dataset", help="A public data set, such as ml-100k.")
+    ] = None
+    config: Annotated[
+        Path | None,
+        Parameter(name="--config", help="TOML file that describes data and models."),
+    ] = None
+    run: RunFolder | None = None
+    seed: Annotated[int | None, Parameter(name="--seed", help="Seed of everything random.")] = None
+    ray: Ray = None
+
+
+@data_app.command
+def fetch(name: str) -> None:
+    """Fetch a public data set (ml-100k, ml-1m) into the cache and print its folder.
+
+    Parameters
+    ----------
+    name
+        Which data set.
+
+    """
+    from distilrec.data.fetch import fetch as fetch_dataset
+
+    print(fetch_dataset(name, lambda line: print(line, file=sys.stderr)))
+
+
+@app.command
+def prepare(*, begin: Begin = Begin()) -> None:
+    """Read, clean, split and encode the data, and begin a run folder."""
+    from distilrec import runs
+
+    with _begun(begin) as (chosen, folder, progress, workers):
+        runs.prepare(chosen, folder, progress, workers)
+
+
+@app.command
+def train(*, run: RunFolder = DEFAULT_RUN, ray: Ray = None) -> None:
+    """Train the teacher of a prepared run."""
+    from distilrec import runs
+
+    with _opened(run, ray) as (opened, data):
+        runs.train_teacher(opened, data)
+
+
+@app.command
+def distill(
+    *,
+    run: RunFolder = DEFAULT_RUN,
+    without_comparison: Annotated[
+        bool, Parameter(help="Do not train the same student without distillation for comparison.")
+    ] = False,
+    ray: Ray = None,
+) -> None:
+    """Extract the teacher's labels and train the student on them."""
+    from distilrec import runs
+
+    with _opened(run, ray) as (opened, data):
+        runs.distil_student(opened, data)
+        if not without_comparison:
+            runs.train_alone(opened, data)
+
+
+@app.command
+def export(*, run: RunFolder = DEFAULT_RUN) -> None:
+    """Write the bundle of the student."""
+    from distilrec import runs
+
+    with _opened(run) as (opened, data):
+        runs.export(opened, data)
+
+
+@app.command
+def evaluate(*, run: RunFolder = DEFAULT_RUN) -> None:
+    """Compare teacher, student and baselines on the test part, and write report.html."""
+    from distilrec import runs
+
+    with _opened(run) as (opened, data):
+        comparison = runs.evaluate(opened, data)
+    show_comparison(comparison)
+
+
+@app.command
+def gate(
+    *,
+    run: RunFolder = DEFAULT_RUN,
+    thresholds: Annotated[Path, Parameter(help="TOML file of thresholds.")] = Path("gate.toml"),
+) -> None:
+    """Measure the exported bundle against thresholds; exit code 1 where one is missed."""
+    from distilrec import runs
+    from distilrec.report.gate import read_thresholds
+
+    wanted = read_thresholds(thresholds)
+    with _opened(run) as (opened, data):
+        checks = runs.gate(opened, data, wanted)
+    for check in checks:
+        print(check)
+    if not all(check.passed for check in checks):
+        sys.exit(1)
+
+
+@app.command
+def drift(
+    *,
+    log: Annotated[
+        Path, Parameter(help="Events of today, in a file with the columns of the training log.")
+    ],
+    run: RunFolder = DEFAULT_RUN,
+    stability: Annotated[float, Parameter(help="Limit of each population stability index.")] = 0.25,
+    unknown: Annotated[
+        float, Parameter(help="Limit of the share of events with unknown users, items or types.")
+    ] = 0.2,
+) -> None:
+    """Compare events of today with the log that the student was trained on; exit code 1 where
+    something has moved.
+    """
+    from distilrec import runs
+
+    with _opened(run) as (opened, data):
+        found = runs.check_drift(opened, data, log, stability=stability, unknown=unknown)
+    for index in found:
+        print(index)
+    if not all(index.passed for index in found):
+        sys.exit(1)
+
+
+@app.command
+def tune(
+    *,
+    run: RunFolder = DEFAULT_RUN,
+    trials: Annotated[int, Parameter(help="Maximum number of students to train.")] = 20,
+    minutes: Annotated[float, Parameter(help="Minutes after which no new training begins.")] = 60.0,
+) -> None:
+    """Search for the student's hyper-parameters on the teacher's labels and validation data, and
+    write tuned.toml.
+    """
+    from distilrec import runs
+
+    with _opened(run) as (opened, data):
+        chosen = runs.tune_student(opened, data, trials=trials, minutes=minutes)
+    print(chosen.toml(), end="")
+
+
+@app.command(name="run")
+def run_command(*, begin: Begin = Begin()) -> None:
+    """Run the whole line: prepare, train, distill, export, evaluate. After an interruption, the
+    same command resumes.
+    """
+    from distilrec import runs
+
+    with _begun(begin) as (chosen, folder, progress, workers):
+        comparison = runs.run_all(chosen, folder, progress, workers=workers)
+    show_comparison(comparison)
+
+
+def _config(begin: Begin) -> RunConfig:
+    import msgspec
+
+    from distilrec.runs.config import DataConfig, RunConfig, read_config
+
+    if (begin.dataset is None) == (begin.config is None):
+        raise ConfigError(
+            "say which data: either --dataset or --config",
+            fix="for example `--dataset ml-100k`",
+            parameter="dataset",
+        )
+    given = begin.config
+    chosen = RunConfig(DataConfig(dataset=begin.dataset)) if given is None else read_config(given)
+    return chosen if begin.seed is None else msgspec.structs.replace(chosen, seed=begin.seed)
+
+
+def _folder(run: Path | None, config: RunConfig) -> Path:
+    if run is not None:
+        return run
+    data = config.data
+    return Path("runs") / (data.dataset or data.name or Path(data.interactions or "log").stem)
+
+
+@contextmanager
+def _begun(
+    begin: Begin,
+) -> Iterator[tuple[RunConfig, Path, TerminalProgress, Workers | None]]:
+    chosen = _config(begin)
+    folder = _folder(begin.run, chosen)
+    folder.mkdir(parents=True, exist_ok=True)
+    with terminal_progress() as progress, held(folder):
+        yield chosen, folder, progress, _workers(begin.ray, folder)
+
+
+@contextmanager
+def _opened(folder: Path, ray: str | None = None) -> Iterator[tuple[Run, Dataset]]:
+    from distilrec import runs
+
+    with terminal_progress() as progress, held(folder):
+        run = runs.open_run(folder, progress, _workers(ray, folder))
+        yield run, runs.open_data(run)
+
+
+def _workers(ray: str | None, run: Path) -> Workers | None:
+    if ray is None:
+        return None
+    from distilrec.scale.ray_workers import RayWorkers
+
+    return RayWorkers(ray, shared=run.absolute())
