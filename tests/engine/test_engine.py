@@ -132,7 +132,9 @@ def test_a_changed_item_binds_at_once_also_for_filters_used_before(recommender):
     assert ids(recommender.recommend("u1", [best])) == [
         best
     ]  # ranking given items is not recommending
-    recommender.put_item(ItemRecord(best))
+    recommender.put_item(ItemRecord(best, "Title"))
+    assert not recommender.item(best).available
+    recommender.put_item(ItemRecord(best, available=True))
     assert ids(recommender.recommend("u1", where=cheap))[0] == best
 
 

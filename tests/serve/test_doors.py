@@ -221,9 +221,20 @@ def test_what_was_stored_under_a_text_that_is_no_id_can_be_erased(bundle, tmp_pa
         asked(server, "DELETE", b"/v1/users/%20lines%20")[1]["events_removed"] == 2
     )  # all spellings of one id
     assert "new\nitem" not in server.items("u1", k=99)
+    assert "left out" in server.log.read_text()
+    assert asked(server, "DELETE", b"/v1/items/new%0Aitem") == (200, {"status": "removed"})
+    for gone in (b"new%0Aitem", b"other%0Aitem"):
+        assert asked(server, "DELETE", b"/v1/items/" + gone)[1]["error"]["code"] == "id_invalid"
     assert server.stop() == 0
     with sqlite3.connect(path) as db:
         assert db.execute("SELECT user_id FROM users").fetchall() == []
+    db.close()
+    again = Server(bundle, f"sqlite:///{path}")
+    assert again.stop() == 0
+    assert "left out" not in again.log.read_text()
+    with sqlite3.connect(path) as db:
+        (record,) = db.execute("SELECT record FROM items").fetchone()
+        assert json.loads(record)["removed"] is True
     db.close()
 
 

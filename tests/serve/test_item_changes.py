@@ -110,6 +110,8 @@ def test_a_store_with_wrong_values_is_opened_and_the_rest_applied(bundle, old_st
     assert new.attributes == {"price": 2.0, "shelf": ["top"]}
     assert "item 'i1': left out" in caplog.text and "item 'new': left out" in caplog.text
     opened.put_item(ItemRecord("i1", features={"price": 19.0}))
+    assert recommender.item("i1").available is False
+    opened.put_item(ItemRecord("i1", available=True))
     assert recommender.item("i1").available and recommender.item("i1").attributes["price"] == 19.0
     assert [each.item_id for each in opened.recommend("nobody", where=Filter(allow=("i1",)))] == [
         "i1"
@@ -147,4 +149,33 @@ def test_the_service_and_the_doctor_say_what_is_left_out(bundle, old_store, requ
         ]
         == 19.0
     )
+    assert server.items("nobody", filter={"allow": ["i1"]}) == []
+    server.client.put("/v1/items/i1", json={"available": True})
     assert server.items("nobody", filter={"allow": ["i1"]}) == ["i1"]
+
+
+def test_what_a_change_does_not_name_stays(bundle, tmp_path, request):
+    """An item of the bundle and a new one: title, features, availability; also after a restart."""
+    store = f"sqlite:///{tmp_path / 's.db'}"
+    server = Server(bundle, store)
+    request.addfinalizer(server.stop)
+
+    def said(item, **change):
+        return server.client.put(f"/v1/items/{item}", json=change).json()["available"]
+
+    for item in ("i1", "new"):
+        assert said(item) is True
+        assert said(item, available=False, title="Sold out") is False
+        assert said(item, attributes={"shelf": "top"}) is False
+    server.stop()
+    server = Server(bundle, store)
+    request.addfinalizer(server.stop)
+    for item in ("i1", "new"):
+        assert said(item, features={"price": 3}) is False
+        shown = server.client.get(f"/v1/items/{item}").json()
+        assert (shown["title"], shown["attributes"]["shelf"]) == ("Sold out", ["top"])
+        assert server.items("nobody", filter={"allow": [item]}) == []
+        assert said(item, available=True) is True
+        assert said(item, title="Back") is True
+        assert server.client.delete(f"/v1/items/{item}").status_code == 200
+        assert said(item, title="New") is True  # an item that was removed is put again

@@ -24,7 +24,7 @@ from distilrec.stores.opening import open_store
 from distilrec.stores.records import ItemRecord, Since
 from distilrec.stores.redis import RedisStore
 from distilrec.stores.sqlite import MIGRATIONS, SqliteStore
-from tests.contracts.store import StoreContract, event
+from distilrec.testing.stores import StoreContract, event
 from tests.servers import Redis, until
 
 
@@ -362,7 +362,7 @@ def test_a_full_redis_can_be_read_and_erased(own_redis, client):
     store = RedisStore(own_redis.url)  # a worker that starts now
     assert len(store.read([Since("u")])[0].events) == 20
     assert store.read([Since("u", known.epoch, known.position)])[0].events == []
-    assert store.items()[0] == [ItemRecord("a")]
+    assert store.items()[0] == [ItemRecord("a", available=True)]
     assert store.setting("x") is None and store.erased_among(["u"]) == []
     assert store.erase("u") == 20
     assert store.erased_among(["u"]) == ["u"] and not store.read([Since("u")])[0].events

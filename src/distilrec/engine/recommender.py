@@ -583,11 +583,14 @@ class Recommender:
             if record.title is not None:
                 self._titles[place] = record.title
             self._filters.attributes.change(place, self._attributes_of(record))
+            available = record.available
+            if available is None:  # an item that was removed before is there again
+                available = name in self._removed or self._filters.is_available(place)
             if record.removed:
                 self._removed.add(name)
             else:
                 self._removed.discard(name)
-            self._filters.set_available(place, record.available and not record.removed)
+            self._filters.set_available(place, available and not record.removed)
 
     def _item_vector(self, record: ItemRecord, *, strict: bool = True) -> Floats:
         encoder = self.manifest.item_encoder

@@ -106,12 +106,12 @@ def bring_up_to_date(recommender: Recommender, store: Store, user_ids: Sequence[
 
 def follow_item(recommender: Recommender, record: ItemRecord) -> list[DistilrecError]:
     """Applies a stored record of an item as far as that is possible; returns what stood against the
-    rest.
+    rest. Nothing does where the item was removed.
     """
     try:
         return recommender.follow_item(record)
     except InvalidIdError as problem:
-        return [problem]
+        return [] if record.removed else [problem]
 
 
 def forget_erased(recommender: Recommender, store: Store) -> int:

@@ -13,7 +13,7 @@ from typing import Any
 
 from starlette.types import ASGIApp
 
-from distilrec.errors import ClusterError, ConfigError, missing_extra
+from distilrec.errors import ClusterError, missing_extra
 from distilrec.scale.ray_workers import connect
 from distilrec.serve.app import make_app
 from distilrec.serve.config import ServiceConfig
@@ -21,6 +21,7 @@ from distilrec.serve.keys import read_keys
 from distilrec.serve.logs import log, start_logging
 from distilrec.serve.server import settle
 from distilrec.serve.service import open_service
+from distilrec.stores.opening import check_sharing
 
 _NAME = "distilrec"
 _CHECK_SECONDS = 1.0  # between two looks at a replica
@@ -35,12 +36,7 @@ def serve_on_ray(config: ServiceConfig, address: str) -> None:
     Raises what `serve` raises before it starts, ConfigError for a store that replicas cannot share,
     MissingExtraError and ClusterError.
     """
-    if config.store.startswith("sqlite:"):
-        raise ConfigError(
-            "replicas on a cluster cannot share an SQLite store",
-            fix="give --store redis://HOST:PORT/0",
-            parameter="store",
-        )
+    check_sharing(config.store, "store", "replicas on a cluster")
     try:
         from ray import serve
         from ray.serve.config import HTTPOptions

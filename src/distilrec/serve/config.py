@@ -1,4 +1,4 @@
-"""What a service is told when it starts; every field is an option of `distilrec serve`."""
+"""The settings of a service; every field is an option of `distilrec serve`."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from msgspec import Meta
 from distilrec.bundle.manifest import SearchKind
 from distilrec.errors import ConfigError
 from distilrec.settings import Count, NotNegative, Positive, Settings
+from distilrec.stores.opening import check_sharing
 
 
 class ServiceConfig(Settings, frozen=True):
-    """Limits, addresses and files of a service. Docs: docs/serving.md."""
+    """Limits, addresses and files of a service. See docs/serving.md."""
 
     bundle: str
     """Folder to serve."""
@@ -24,17 +25,19 @@ class ServiceConfig(Settings, frozen=True):
     store_prefix: str = "distilrec:"
     """Prefix of every key in Redis."""
     store_password_file: str | None = None
+    """File that holds the password of the Redis server."""
     host: str = "127.0.0.1"
     """Address to listen at."""
     port: Annotated[int, Meta(ge=0, le=65_535)] = 8000
     """Port to listen at; 0 lets the system choose one."""
     workers: Count = 1
-    """Number of processes; more than one need Redis."""
+    """Number of processes; more than one need a store that they can share, such as Redis."""
     keys: str | None = None
     """File of API keys."""
     without_keys: bool = False
     """Whether the service may be reachable from other machines without keys."""
     allowed_hosts: tuple[str, ...] = ()
+    """Other names that a service without keys may be reached by."""
     bundle_root: str | None = None
     """Folder from which bundles may be loaded; the folder that holds the bundle by default."""
     search: SearchKind | None = None
@@ -42,7 +45,8 @@ class ServiceConfig(Settings, frozen=True):
     max_users: Count = 200_000
     """Maximum number of users in memory."""
     max_events: Count = 10_000
-    """Latest events of a user that count as seen and can be explained; the state is a fold of all.
+    """Number of latest events of a user that count as seen and can be explained; the state is a
+    fold of all.
     """
     max_k: Count = 1_000
     """Maximum number of items in one answer."""
@@ -51,9 +55,15 @@ class ServiceConfig(Settings, frozen=True):
     max_body: Count = 1_048_576
     """Maximum number of bytes of a request."""
     max_head: Count = 32_768
+    """Maximum number of bytes of the path and headers of a request; beyond it the answer is 431."""
     max_connections: Count = 1_000
+    """Maximum number of open connections of a worker; beyond it an idle one is closed, or the new
+    one gets 503.
+    """
     head_seconds: Positive = 10.0
+    """Seconds for sending path and headers, from the connection on; then the answer is 408."""
     transfer_seconds: Positive = 60.0
+    """Seconds for sending a body, and for reading an answer; then the connection is closed."""
     max_pending: Count = 50_000
     """Maximum number of events that wait to be stored; beyond it the answer is 503."""
     log_requests: bool = False
@@ -63,12 +73,8 @@ class ServiceConfig(Settings, frozen=True):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.workers > 1 and self.store.startswith("sqlite:"):
-            raise ConfigError(
-                "several workers cannot share an SQLite store",
-                fix="give --store redis://…, or one worker",
-                parameter="workers",
-            )
+        if self.workers > 1:
+            check_sharing(self.store, "workers", "several workers", ", or one worker")
         if self.keys is None and not self.without_keys and not _is_loopback(self.host):
             raise ConfigError(
                 f"{self.host} can be reached from other machines, and there are no API keys",

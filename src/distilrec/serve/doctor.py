@@ -133,13 +133,11 @@ def _bundle(config: ServiceConfig) -> list[Finding]:
 
 def _store(config: ServiceConfig) -> list[Finding]:
     from distilrec.stores.opening import open_store
-    from distilrec.stores.sqlite import SqliteStore
 
     store = open_store(config.store, config.store_prefix, config.store_password_file)
     try:
         warnings = store.check()
-        if isinstance(store, SqliteStore):
-            store.verify()
+        store.verify()
         name = type(store).__name__
         return [Finding("store", "ok", f"{name} can be read and written")] + [
             Finding("store", "warning", warning) for warning in warnings

@@ -91,7 +91,7 @@ class ItemRequest(Request, frozen=True):
     title: Annotated[str, Meta(max_length=1024)] | None = None
     features: Features = {}
     attributes: Features = {}
-    available: bool = True
+    available: bool | None = None
 
 
 class UserRequest(Request, frozen=True):

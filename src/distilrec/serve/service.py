@@ -296,13 +296,24 @@ class Service:
 
     async def delete_item(self, item_id: str) -> StatusResponse:
         recommender = self.models.active.recommender
-        if not recommender.knows_item(
-            item_id
-        ):  # as it is: there may be one from before ids followed a rule
-            item_id = as_id(item_id, "item_id")
-        item_id = recommender.item(item_id).item_id  # raises where it is unknown
+        try:
+            item_id = recommender.item(item_id).item_id  # raises where it is unknown
+        except InvalidIdError:
+            async with self._changing_items:
+                await self._remove_stored(item_id)
+            return StatusResponse("removed")
         await self._change_item(ItemRecord(item_id, available=False, removed=True))
         return StatusResponse("removed")
+
+    async def _remove_stored(self, item_id: str) -> None:
+        """Remove what the store keeps under a text that cannot be an id any more; no model uses
+        it. Raises InvalidIdError where there is nothing.
+        """
+        records, _ = await asyncio.to_thread(self.store.items)
+        if not any(record.item_id == item_id and not record.removed for record in records):
+            as_id(item_id, "item_id")  # raises
+        record = ItemRecord(item_id, available=False, removed=True)
+        await self._writer.submit(partial(self.store.put_item, record))
 
     async def _change_item(self, record: ItemRecord) -> None:
         """Checks a change against all models in memory, stores it, applies it: all or nothing, and

@@ -1,7 +1,7 @@
 """What a store keeps, and what every store can do. The event log in the store is the truth; a
 user's state is a fold of it.
 
-`tests/contracts/store.py` holds every implementation to this.
+`distilrec.testing.stores.StoreContract` holds every implementation to this.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ class ItemRecord(msgspec.Struct, frozen=True):
     """What was said about an item while serving: a new one, or a change to one of the bundle.
 
     A feature or attribute that is not named stays as it was; an attribute with the value None is
-    removed.
+    removed. The record of a store always says whether the item is available.
     """
 
     item_id: str
     title: str | None = None
     features: dict[str, object] = {}
     attributes: dict[str, Value] = {}
-    available: bool = True
+    available: bool | None = None
     removed: bool = False
 
 
@@ -167,6 +167,10 @@ class Store(Protocol):
         """Warnings about the store, for a person; raises where it cannot be used."""
         ...
 
+    def verify(self) -> None:
+        """Read all that may be damaged, however long that takes; raises StoreCorruptedError."""
+        ...
+
     def close(self) -> None:
         """Writes back what there is to write and lets go of the store."""
         ...
@@ -185,14 +189,21 @@ def decoded_item(raw: bytes, item_id: str) -> ItemRecord | None:
 
 
 def merged(before: ItemRecord | None, now: ItemRecord) -> ItemRecord:
-    """Two things said about the same item, the later one winning."""
+    """Return the record of what was said about an item before and now; what is said now wins.
+
+    Availability that nothing was said about stays; an item that is new, or was removed, is
+    available.
+    """
     if before is None:
-        return now
+        return msgspec.structs.replace(now, available=now.available is not False)
+    available = now.available
+    if available is None:
+        available = before.removed or before.available is not False
     return ItemRecord(
         now.item_id,
         now.title if now.title is not None else before.title,
         {**before.features, **now.features},
         {**before.attributes, **now.attributes},
-        now.available,
+        available,
         now.removed,
     )

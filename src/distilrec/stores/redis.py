@@ -357,6 +357,9 @@ class RedisStore:
             )
         return warnings
 
+    def verify(self) -> None:
+        """Do nothing: a server checks its files when it loads them."""
+
     def close(self) -> None:
         self._client.close()
 

@@ -287,7 +287,7 @@ class SqliteStore:
         return warnings
 
     def verify(self) -> None:
-        """Reads the whole database. Raises StoreCorruptedError."""
+        """Read the whole database. Raises StoreCorruptedError."""
         with self._reading, self._errors():
             problems = [row[0] for row in self._reader.execute("PRAGMA quick_check(5)")]
         if problems != ["ok"]:

@@ -1,10 +1,23 @@
-"""What every store must do; a test class per implementation inherits it and says how to open one."""
+"""Tests that every store must pass; a test class per kind of store inherits them.
+
+They need the packages pytest and hypothesis, and run in the test suite that imports them:
+
+    class TestMyStore(StoreContract):
+        @pytest.fixture
+        def opener(self, tmp_path):
+            return lambda: open_store(f"mine://{tmp_path}")
+
+        def damage_item(self, store, item_id):
+            ...
+"""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,45 +26,60 @@ from hypothesis import strategies as st
 
 from distilrec.errors import StoreUnavailableError
 from distilrec.stores.records import ItemRecord, Since, Store, StoredEvent
-from tests.servers import PATIENCE, until
+
+Opener = Callable[[], Store]
 
 IDS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12)
+_PATIENCE = 120.0  # seconds
 
 
-def event(user="u", item="i", number=0, event_id=None, when=1.5):
+def event(
+    user: str = "u",
+    item: str = "i",
+    number: int = 0,
+    event_id: str | None = None,
+    when: float = 1.5,
+) -> StoredEvent:
+    """Return an event that differs from others by its number."""
     return StoredEvent(user, f"{item}{number}", "view", when, when + 1, event_id or f"e{number}")
 
 
 class StoreContract:
-    """`open_again` closes the store and opens the same one anew, as a restart would."""
+    """The contract of `distilrec.stores.records.Store`.
+
+    A subclass says in `opener` how its store is opened, again after it was closed as after a
+    restart, and in `damage_item` how the record of an item gets unreadable.
+    """
 
     @pytest.fixture
-    def opener(self) -> Callable[[], Store]:
+    def opener(self) -> Opener:
+        """Return a function that opens the store of a test, always the same one."""
         raise NotImplementedError
 
     @pytest.fixture
-    def store(self, opener):
+    def store(self, opener: Opener) -> Iterator[Store]:
+        """Give the store, opened."""
         opened = opener()
         yield opened
         opened.close()
 
-    def test_what_is_appended_is_read_in_order_also_after_a_restart(self, opener):
+    def test_what_is_appended_is_read_in_order_also_after_a_restart(self, opener: Opener) -> None:
         store = opener()
         events = [event(number=n) for n in range(5)] + [event("other", number=9)]
         positions = store.append(events)
         assert all(a < b for a, b in pairwise(positions[:5]))
         store.close()
         store = opener()
-        mine, others, nobody = store.read([Since("u"), Since("other"), Since("nobody")])
+        mine, others, stranger = store.read([Since("u"), Since("other"), Since("stranger")])
         assert list(mine.events) == events[:5]
         assert mine.position == positions[4]
         assert mine.restart and mine.epoch and not mine.erased and mine.features is None
         assert list(others.events) == events[5:]
-        assert (nobody.epoch, nobody.position, nobody.restart) == ("", 0, True)
-        assert (list(nobody.events), nobody.features, nobody.erased) == ([], None, False)
+        assert (stranger.epoch, stranger.position, stranger.restart) == ("", 0, True)
+        assert (list(stranger.events), stranger.features, stranger.erased) == ([], None, False)
         store.close()
 
-    def test_only_what_is_new_is_read(self, store):
+    def test_only_what_is_new_is_read(self, store: Store) -> None:
         store.append([event(number=n) for n in range(3)])
         first = store.read([Since("u")])[0]
         (nothing,) = store.read([Since("u", first.epoch, first.position)])
@@ -65,7 +93,7 @@ class StoreContract:
         assert [e.event_id for e in new.events] == ["e3"]
         assert not new.restart and new.position > first.position
 
-    def test_a_part_of_a_log_says_that_there_is_more(self, store):
+    def test_a_part_of_a_log_says_that_there_is_more(self, store: Store) -> None:
         store.append([event(number=n) for n in range(5)])
         (part,) = store.read([Since("u")], at_most=3)
         assert ([e.event_id for e in part.events], part.more) == (["e0", "e1", "e2"], True)
@@ -79,7 +107,7 @@ class StoreContract:
             not store.read([Since("u")], at_most=5)[0].more and not store.read([Since("u")])[0].more
         )
 
-    def test_an_event_id_counts_once_per_user(self, opener):
+    def test_an_event_id_counts_once_per_user(self, opener: Opener) -> None:
         store = opener()
         assert all(store.append([event(number=1), event("other", number=1)]))
         assert store.append([event(number=1), event(number=2), event(number=2)])[0::2] == [0, 0]
@@ -89,7 +117,7 @@ class StoreContract:
         assert [e.event_id for e in store.read([Since("u")])[0].events] == ["e1", "e2"]
         store.close()
 
-    def test_features_change_the_epoch(self, store):
+    def test_features_change_the_epoch(self, store: Store) -> None:
         store.append([event()])
         before = store.read([Since("u")])[0]
         store.set_features("u", {"age": 31, "tags": ["a", "b"], "none": None})
@@ -100,7 +128,7 @@ class StoreContract:
         store.set_features("only features", {"age": 1})
         assert store.read([Since("only features")])[0].features == {"age": 1}
 
-    def test_erasing_leaves_nothing_but_the_mark(self, opener):
+    def test_erasing_leaves_nothing_but_the_mark(self, opener: Opener) -> None:
         store = opener()
         store.append([event(number=n) for n in range(4)] + [event("other")])
         store.set_features("u", {"age": 31})
@@ -116,7 +144,7 @@ class StoreContract:
         )
         assert store.erase("u") == 0
         assert store.erase("never seen") == 0
-        # Whoever comes back begins anew, and the same event ids count again.
+        # A user who comes back has an empty log, and the same event ids count again.
         assert all(store.append([event(number=1)]))
         back = store.read([Since("u", before.epoch, before.position)])[0]
         assert back.restart and back.erased and len(back.events) == 1 and back.epoch != before.epoch
@@ -126,7 +154,7 @@ class StoreContract:
         assert store.read([Since("u")])[0].erased
         store.close()
 
-    def test_erased_users_are_known_to_other_bundles(self, opener):
+    def test_erased_users_are_known_to_other_bundles(self, opener: Opener) -> None:
         store = opener()
         before = store.erasures()
         assert store.erased_among(["u", "v"]) == []
@@ -141,13 +169,18 @@ class StoreContract:
         assert store.erased_among(["u"]) == ["u"]
         store.close()
 
-    def test_the_bytes_of_erased_users_leave_the_files_in_the_end(self, store):
+    def test_the_bytes_of_erased_users_leave_the_files_in_the_end(self, store: Store) -> None:
         store.append([event()])
         store.erase("u")
-        until(lambda: store.clean() == "", "nothing is left to be done")
+        end = time.monotonic() + _PATIENCE
+        while store.clean():
+            assert time.monotonic() < end, "the store never finishes its cleaning"
+            time.sleep(0.01)
         assert store.clean() == ""
 
-    def test_an_unreadable_item_is_left_out_and_can_be_replaced(self, store, caplog):
+    def test_an_unreadable_item_is_left_out_and_can_be_replaced(
+        self, store: Store, caplog: pytest.LogCaptureFixture
+    ) -> None:
         for item in ("a", "b", "c"):
             store.put_item(ItemRecord(item, item.upper()))
         self.damage_item(store, "b")
@@ -155,17 +188,18 @@ class StoreContract:
         assert [record.item_id for record in records] == ["a", "c"]
         assert "an item record cannot be read" in caplog.text
         store.put_item(ItemRecord("b", "new"))
-        assert store.items(position)[0] == [ItemRecord("b", "new")]
+        assert store.items(position)[0] == [ItemRecord("b", "new", available=True)]
 
     def damage_item(self, store: Store, item_id: str) -> None:
+        """Make the stored record of an item unreadable."""
         raise NotImplementedError
 
-    def test_a_position_that_the_store_never_reached_starts_again(self, store):
+    def test_a_position_that_the_store_never_reached_starts_again(self, store: Store) -> None:
         store.put_item(ItemRecord("a"))
         records, position = store.items(10_000)
         assert [record.item_id for record in records] == ["a"] and position < 10_000
 
-    def test_items_are_merged_and_told_once(self, opener):
+    def test_items_are_merged_and_told_once(self, opener: Opener) -> None:
         store = opener()
         store.put_item(ItemRecord("a", "A", {"price": 1.0}, {"shelf": "x"}))
         store.put_item(ItemRecord("b"))
@@ -183,7 +217,24 @@ class StoreContract:
         assert [record.item_id for record in store.items()[0]] == ["b", "a"]
         store.close()
 
-    def test_settings(self, opener):
+    def test_availability_that_is_not_named_stays(self, store: Store) -> None:
+        def said(**change: Any) -> bool | None:
+            store.put_item(ItemRecord("a", **change))
+            (record,) = store.items()[0]
+            return record.available and not record.removed
+
+        assert said() is True
+        assert said(available=False) is False
+        assert said(title="A") is False
+        assert said(available=True) is True
+        assert said(removed=True) is False
+        assert said(title="B") is True
+
+    def test_the_whole_store_can_be_verified(self, store: Store) -> None:
+        store.append([event()])
+        store.verify()
+
+    def test_settings(self, opener: Opener) -> None:
         store = opener()
         assert store.setting("x") is None
         store.set_setting("x", "1")
@@ -195,7 +246,7 @@ class StoreContract:
         assert store.setting("x") is None
         store.close()
 
-    def test_nothing_to_do(self, store):
+    def test_nothing_to_do(self, store: Store) -> None:
         assert store.append([]) == []
         assert store.read([]) == []
         assert isinstance(store.check(), list)
@@ -209,8 +260,8 @@ class StoreContract:
         ],
     )
     @given(data=st.data())
-    def test_a_store_behaves_like_a_list_per_user(self, store, data):
-        """Against a plain model, with any ids, repeated event ids and several readers at different places."""
+    def test_a_store_behaves_like_a_list_per_user(self, store: Store, data: Any) -> None:
+        """Compare with a plain model: any ids, repeated event ids, readers at several positions."""
         users = data.draw(st.lists(IDS, min_size=1, max_size=3, unique=True))
         for user in users:
             store.erase(user)
@@ -239,8 +290,8 @@ class StoreContract:
             assert seen <= record.position == whole.position
             places[user] = Since(user, record.epoch, record.position)
 
-    def test_reading_while_writing(self, store):
-        """A reader in another thread sees the log grow, never a gap, never half a batch."""
+    def test_reading_while_writing(self, store: Store) -> None:
+        """Let a reader in another thread see the log grow, without a gap and by whole batches."""
         batches = [[event(number=n * 10 + k) for k in range(10)] for n in range(30)]
         done = threading.Event()
         lengths: list[int] = []
@@ -260,12 +311,12 @@ class StoreContract:
         for batch in batches:
             store.append(batch)
         done.set()
-        reader.join(PATIENCE)
+        reader.join(_PATIENCE)
         assert not reader.is_alive() and not problems
         assert np.all(np.diff(lengths) >= 0)
         assert set(np.array(lengths) % 10) == {0}
 
-    def test_a_closed_store_is_unavailable(self, opener):
+    def test_a_closed_store_is_unavailable(self, opener: Opener) -> None:
         store = opener()
         store.close()
         if store.shared:  # a Redis client connects again by itself

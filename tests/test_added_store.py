@@ -1,0 +1,207 @@
+"""A kind of store that is added by one row: the contract, the command line's checks and a service."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+
+import httpx
+import pytest
+
+from distilrec.errors import ConfigError, StoreUnavailableError
+from distilrec.serve.app import make_app
+from distilrec.serve.config import ServiceConfig
+from distilrec.serve.keys import Keys
+from distilrec.serve.service import open_service
+from distilrec.stores.opening import SCHEMES, Scheme, open_store, shown
+from distilrec.stores.records import ItemRecord, UserRecord, merged
+from distilrec.testing.stores import StoreContract
+
+
+class Memory:
+    """What a store of this process keeps, also while it is closed."""
+
+    def __init__(self):
+        self.lock = threading.Lock()
+        self.events, self.features, self.epochs, self.erased = {}, {}, {}, {}
+        self.items, self.settings = {}, {}
+        self.changes = self.last_epoch = 0
+
+
+class MemoryStore:
+    """A store in memory; it keeps the contract as long as its process lives."""
+
+    shared = False
+    generation = ""
+
+    def __init__(self, memory):
+        self.memory, self.closed = memory, False
+
+    def append(self, events):
+        with self._open() as memory:
+            positions = []
+            for event in events:
+                log = memory.events.setdefault(event.user_id, [])
+                if any(event.event_id == other.event_id for other in log):
+                    positions.append(0)
+                    continue
+                if event.user_id not in memory.epochs:
+                    self._new_epoch(event.user_id)
+                log.append(event)
+                positions.append(len(log))
+            return positions
+
+    def read(self, asked, at_most=None):
+        with self._open() as memory:
+            records = []
+            for user, epoch, position in asked:
+                now, log = memory.epochs.get(user, ""), memory.events.get(user, [])
+                restart = not epoch or epoch != now
+                new = log if restart else log[position:]
+                part = new[:at_most]
+                last = (0 if restart else position) + len(part)
+                records.append(
+                    UserRecord(
+                        now, last, restart, list(part), memory.features.get(user),
+                        user in memory.erased, len(part) < len(new),
+                    )
+                )  # fmt: skip
+            return records
+
+    def set_features(self, user_id, features):
+        with self._open() as memory:
+            memory.features[user_id] = dict(features)
+            self._new_epoch(user_id)
+
+    def erase(self, user_id):
+        with self._open() as memory:
+            for table in (memory.features, memory.epochs):
+                table.pop(user_id, None)
+            memory.erased.pop(user_id, None)
+            memory.erased[user_id] = memory.changes = memory.changes + 1
+            return len(memory.events.pop(user_id, []))
+
+    def clean(self):
+        return ""
+
+    def erasures(self):
+        return max(self.memory.erased.values(), default=0)
+
+    def erased_among(self, user_ids):
+        return [user for user in user_ids if user in self.memory.erased]
+
+    def put_item(self, record):
+        with self._open() as memory:
+            memory.changes += 1
+            before = memory.items.pop(record.item_id, (0, None))[1]
+            before = before if isinstance(before, ItemRecord) else None
+            memory.items[record.item_id] = memory.changes, merged(before, record)
+
+    def items(self, after=0):
+        with self._open() as memory:
+            last = max((change for change, _ in memory.items.values()), default=0)
+            after = after if after <= last else 0
+            new = [record for change, record in memory.items.values() if change > after]
+        for record in new:
+            if not isinstance(record, ItemRecord):
+                import logging
+
+                logging.getLogger("distilrec").warning("an item record cannot be read")
+        return [record for record in new if isinstance(record, ItemRecord)], last
+
+    def setting(self, name):
+        return self.memory.settings.get(name)
+
+    def set_setting(self, name, value):
+        self.memory.settings[name] = value
+
+    def check(self):
+        return []
+
+    def verify(self):
+        pass
+
+    def close(self):
+        self.closed = True
+
+    def _new_epoch(self, user):
+        self.memory.last_epoch += 1
+        self.memory.epochs[user] = str(self.memory.last_epoch)
+
+    def _open(self):
+        if self.closed:
+            raise StoreUnavailableError("the store is closed", fix="open it again")
+        return _Locked(self.memory)
+
+
+class _Locked:
+    def __init__(self, memory):
+        self.memory = memory
+
+    def __enter__(self):
+        self.memory.lock.acquire()
+        return self.memory
+
+    def __exit__(self, *error):
+        self.memory.lock.release()
+
+
+@pytest.fixture
+def row(monkeypatch):
+    """The row that adds the kind of store."""
+    memories = {}
+    scheme = Scheme(
+        lambda address, prefix, password: MemoryStore(memories.setdefault(address, Memory())),
+        "a store in memory",
+        "memory://NAME",
+        several_processes=False,
+    )
+    monkeypatch.setitem(SCHEMES, "memory://", scheme)
+
+
+class TestMemory(StoreContract):
+    @pytest.fixture
+    def opener(self, row):
+        return lambda: open_store("memory://one")
+
+    def damage_item(self, store, item_id):
+        store.memory.items[item_id] = store.memory.items[item_id][0], "not a record"
+
+
+def test_the_row_is_known_everywhere(bundle, row):
+    assert shown("memory://one") == "memory://one"
+    with pytest.raises(ConfigError, match="or memory://NAME"):
+        open_store("mysql://x")
+    with pytest.raises(ConfigError, match="several workers cannot share a store in memory"):
+        ServiceConfig(str(bundle), store="memory://one", workers=2)
+    with pytest.raises(ConfigError, match="a store in memory has no password"):
+        open_store("memory://one", password_file="somewhere")
+
+
+def test_a_service_over_the_added_store(bundle, row):
+    config = ServiceConfig(str(bundle), store="memory://one")
+
+    async def ask(*, restart):
+        service = open_service(config)
+        await service.start()
+        try:
+            transport = httpx.ASGITransport(make_app(service, Keys(())))
+            async with httpx.AsyncClient(
+                transport=transport, base_url="http://localhost"
+            ) as client:
+                if not restart:
+                    event = {"user_id": "of memory", "item_id": "i2", "event_id": "1"}
+                    sent = await client.post("/v1/events", json={"events": [event]})
+                    assert sent.json()["accepted"] == 1
+                    await client.put("/v1/items/i3", json={"available": False})
+                answer = await client.post("/v1/recommend", json={"user_id": "of memory", "k": 99})
+                user = await client.get("/v1/users/of%20memory")
+                assert (await client.get("/readyz")).status_code == 200
+        finally:
+            await service.stop()
+        items = [item["item_id"] for item in answer.json()["items"]]
+        assert user.json()["event_count"] == 1 and answer.json()["known_user"]
+        assert items and not {"i2", "i3"} & set(items)
+        return answer.json()
+
+    assert asyncio.run(ask(restart=False)) == asyncio.run(ask(restart=True))
