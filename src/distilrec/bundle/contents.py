@@ -20,14 +20,17 @@ from distilrec.features.encoding import FeatureEncoder, NumericEncoding
 from distilrec.features.texts import unpack_texts
 
 Arrays = Mapping[str, NDArray[Any]]
+Shapes = Mapping[str, tuple[int, ...]]
 
 
 def check_manifest(manifest: Manifest) -> None:
     """Raises ValueError for sizes, encoders or golden questions that fit nothing."""
     m = manifest
-    _true(m.dim >= 1 and m.items >= 1 and m.parameters >= 0, "has sizes below 1")
-    _true(len(m.event_types) >= 1 and _distinct(m.event_types), "has no event types, or one twice")
-    _true(
+    require(m.dim >= 1 and m.items >= 1 and m.parameters >= 0, "has sizes below 1")
+    require(
+        len(m.event_types) >= 1 and _distinct(m.event_types), "has no event types, or one twice"
+    )
+    require(
         m.search.bias_unit > 0
         and math.isfinite(m.search.bias_unit)
         and m.search.expansion_search >= 0,
@@ -41,16 +44,16 @@ def check_manifest(manifest: Manifest) -> None:
 
 def _check_encoder(encoder: FeatureEncoder) -> None:
     names = [each.name for each in encoder.encodings]
-    _true(_distinct(names), "encodes a feature twice")
+    require(_distinct(names), "encodes a feature twice")
     for each in encoder.encodings:
-        _true(each.width >= 0, f"gives feature {each.name!r} a negative width")
+        require(each.width >= 0, f"gives feature {each.name!r} a negative width")
         if isinstance(each, NumericEncoding):
             levels = np.array(each.quantiles)
-            _true(
+            require(
                 len(levels) >= 1 and bool(np.isfinite(levels).all()),
                 f"has no quantiles of feature {each.name!r}",
             )
-            _true(
+            require(
                 bool((np.diff(levels) >= 0).all()),
                 f"has unsorted quantiles of feature {each.name!r}",
             )
@@ -58,7 +61,7 @@ def _check_encoder(encoder: FeatureEncoder) -> None:
 
 def _check_golden(golden: Golden, m: Manifest) -> None:
     columns = [column for column, _ in golden.user_features]
-    _true(
+    require(
         len(golden.items) == len(golden.events)
         and len(golden.top_items) == len(golden.top_scores)
         and _inside(golden.items, m.items)
@@ -70,59 +73,32 @@ def _check_golden(golden: Golden, m: Manifest) -> None:
 
 
 def check_weights(m: Manifest, weights: Arrays) -> None:
-    """Raises ValueError for arrays of other shapes than the student's, and for NaN and infinity."""
-    shapes: dict[str, tuple[int, ...]] = {
+    """Check the arrays that every kind of student has; the engine checks those of the kind, where it
+    makes a runtime of them.
+
+    Raises ValueError for other shapes, and for NaN and infinity.
+    """
+    shapes = {
         "vectors": (m.items, m.dim),
         "biases": (m.items,),
         "user_table": (m.user_encoder.width, m.dim),
         "item_table": (m.item_encoder.width, m.dim),
-        **_own_shapes(m, weights),
     }
+    check_shapes(weights, shapes)
+
+
+def check_shapes(weights: Arrays, shapes: Shapes) -> None:
+    """Check that these arrays are there, float32, of these shapes and finite; raises ValueError."""
     for name, shape in shapes.items():
         found = _array(weights, name, np.float32, shape)
-        _true(bool(np.isfinite(found).all()), f"array {name!r} holds NaN or infinity")
-
-
-def _own_shapes(m: Manifest, weights: Arrays) -> dict[str, tuple[int, ...]]:
-    """The shapes of the arrays that only this kind of student has."""
-    dim = m.dim
-    if m.kind == "recurrent":
-        scales, wide = _length(weights, "decay"), _length(weights, "widen")
-        return {
-            "gain": (len(m.event_types), dim),
-            "decay": (scales, dim),
-            "mix": (dim, scales * dim),
-            "inner_norm": ((scales + 1) * dim,),
-            "widen": (wide, (scales + 1) * dim),
-            "widen_bias": (wide,),
-            "narrow": (dim, wide),
-            "narrow_bias": (dim,),
-            "outer_norm": (dim,),
-        }
-    if m.kind == "soft_tree":
-        nodes = _length(weights, "gate_bias")
-        inputs = dim - nodes - 1  # an item vector holds its channel of every leaf, then its inputs
-        _true(nodes & (nodes + 1) == 0 and inputs >= 0, f"has a tree of {nodes} gates")
-        return {
-            "gates": (nodes, 2 * inputs),
-            "gate_bias": (nodes,),
-            "log_totals": (nodes + 1,),
-            "decays": (2,),
-        }
-    hidden = _length(weights, "readout")
-    return {
-        "user_layer": (hidden, dim),
-        "user_layer_bias": (hidden,),
-        "item_layer": (hidden, dim),
-        "readout": (hidden,),
-    }
+        require(bool(np.isfinite(found).all()), f"array {name!r} holds NaN or infinity")
 
 
 def check_catalogue(m: Manifest, catalogue: Arrays) -> None:
     """Raises ValueError for ids, titles and attributes that are not those of the
     manifest's items.
     """
-    _true(_distinct(_texts("ids", catalogue, m.items)), "holds an item twice")
+    require(_distinct(_texts("ids", catalogue, m.items)), "holds an item twice")
     _texts("titles", catalogue, m.items)
     try:
         attributes = unpack_attributes(catalogue, m.items)
@@ -130,7 +106,7 @@ def check_catalogue(m: Manifest, catalogue: Arrays) -> None:
         raise ValueError(f"holds attributes that do not fit: {problem}") from None
     for name, categories in attributes.categories.items():
         for members in categories.values():
-            _true(
+            require(
                 members.ndim == 1 and bool((np.diff(members) > 0).all()),
                 f"attribute {name!r} has unsorted items",
             )
@@ -140,45 +116,45 @@ def check_history(m: Manifest, history: Arrays) -> None:
     """Raises ValueError for histories outside the catalogue, or that are cut at the
     wrong places.
     """
-    users = _length(history, "users.offsets") - 1
-    _true(_distinct(_texts("users", history, users)), "holds a user twice")
-    items = _array(history, "items", np.int32, (_length(history, "items"),))
+    users = length_of(history, "users.offsets") - 1
+    require(_distinct(_texts("users", history, users)), "holds a user twice")
+    items = _array(history, "items", np.int32, (length_of(history, "items"),))
     events = _array(history, "events", np.int32, items.shape)
-    _true(_inside(items, m.items), "holds items outside the catalogue")
-    _true(_inside(events, len(m.event_types)), "holds events of unknown types")
+    require(_inside(items, m.items), "holds items outside the catalogue")
+    require(_inside(events, len(m.event_types)), "holds events of unknown types")
     _check_offsets("offsets", _array(history, "offsets", np.int64, (users + 1,)), len(items))
     end = _array(history, "end", np.float64, (1,))
-    _true(bool(np.isfinite(end).all()), "does not say when it ends")
+    require(bool(np.isfinite(end).all()), "does not say when it ends")
     if "recent" in history:  # bundles of distilrec 0.1 do not say it
         recent = _array(history, "recent", np.int32, (users,))
-        _true(
+        require(
             bool(((recent >= 0) & (recent <= np.diff(history["offsets"]))).all()),
             "has more recent events than events",
         )
     columns = history.get("user_columns", np.zeros(0))
-    _true(columns.ndim == 2, "has no features of the users")
+    require(columns.ndim == 2, "has no features of the users")
     columns = _array(history, "user_columns", np.int32, (users, columns.shape[1]))
     weights = _array(history, "user_weights", np.float32, columns.shape)
-    _true(_inside(columns, m.user_encoder.width), "holds features that are not encoded")
-    _true(bool(np.isfinite(weights).all()), "holds features that are NaN or infinite")
+    require(_inside(columns, m.user_encoder.width), "holds features that are not encoded")
+    require(bool(np.isfinite(weights).all()), "holds features that are NaN or infinite")
     if "teacher_items" in history:
         lists = history["teacher_items"]
-        _true(
+        require(
             lists.ndim == 2 and lists.dtype == np.int32 and len(lists) == users,
             "has other lists of the teacher",
         )
-        _true(_inside(lists + 1, m.items + 1), "holds recommendations outside the catalogue")
+        require(_inside(lists + 1, m.items + 1), "holds recommendations outside the catalogue")
 
 
 def _texts(name: str, arrays: Arrays, count: int) -> list[str]:
     offsets = _array(arrays, f"{name}.offsets", np.int64, (count + 1,))
-    text = _array(arrays, f"{name}.text", np.uint8, (_length(arrays, f"{name}.text"),))
+    text = _array(arrays, f"{name}.text", np.uint8, (length_of(arrays, f"{name}.text"),))
     _check_offsets(f"{name}.offsets", offsets, len(text))
     return unpack_texts(name, arrays)  # UnicodeDecodeError is a ValueError
 
 
 def _check_offsets(name: str, offsets: NDArray[np.int64], length: int) -> None:
-    _true(
+    require(
         len(offsets) >= 1
         and offsets[0] == 0
         and offsets[-1] == length
@@ -188,16 +164,17 @@ def _check_offsets(name: str, offsets: NDArray[np.int64], length: int) -> None:
 
 
 def _array(arrays: Arrays, name: str, dtype: type, shape: tuple[int, ...]) -> NDArray[Any]:
-    _true(name in arrays, f"has no array {name!r}")
+    require(name in arrays, f"has no array {name!r}")
     found = arrays[name]
-    _true(
+    require(
         found.dtype == dtype and found.shape == shape,
         f"array {name!r} is {found.shape} {found.dtype}, expected {shape} {np.dtype(dtype)}",
     )
     return found
 
 
-def _length(arrays: Arrays, name: str) -> int:
+def length_of(arrays: Arrays, name: str) -> int:
+    """Return the length of the first axis of an array, 0 where there is none."""
     found = arrays.get(name)
     return 0 if found is None or found.ndim == 0 else len(found)
 
@@ -212,6 +189,7 @@ def _distinct(texts: Iterable[str]) -> bool:
     return len(set(listed)) == len(listed)
 
 
-def _true(holds: bool, what: str) -> None:
+def require(holds: bool, what: str) -> None:
+    """Raise ValueError where something that must hold of a file does not."""
     if not holds:
         raise ValueError(what)

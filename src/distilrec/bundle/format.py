@@ -53,8 +53,8 @@ Arrays = dict[str, NDArray[Any]]
 
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle in memory, checked: hashes, shapes and finite weights. `history` is empty when there
-    is none.
+    """A bundle in memory, checked: hashes, and the shapes of all arrays but those that only this kind
+    of student has, which `make_runtime` checks. `history` is empty when there is none.
 
     graph: the file of the graph over the items, where there is one.
     """
@@ -149,7 +149,7 @@ def read_bundle(folder: Path | str) -> Bundle:
                 folder / (manifest.files[name].name or name), manifest.files[name]
             )
         elif name != HISTORY:
-            raise _corrupted(path, f"does not list {name}")
+            raise corrupted(path, f"does not list {name}")
     graph = None
     if GRAPH in manifest.files:
         graph = folder / GRAPH
@@ -166,7 +166,7 @@ def read_bundle(folder: Path | str) -> Bundle:
             try:
                 check(manifest, arrays)
             except ValueError as problem:
-                raise _corrupted(folder / name, str(problem)) from None
+                raise corrupted(folder / name, str(problem)) from None
     return bundle
 
 
@@ -248,26 +248,26 @@ def read_manifest(path: Path) -> Manifest:
             )
         manifest = msgspec.json.decode(data, type=Manifest)
     except (msgspec.MsgspecError, UnicodeDecodeError) as problem:
-        raise _corrupted(path, f"is not a manifest: {problem}") from None
+        raise corrupted(path, f"is not a manifest: {problem}") from None
     if manifest.hashed() != manifest.model_version:
-        raise _corrupted(path, "has been edited: its content does not match its model version")
+        raise corrupted(path, "has been edited: its content does not match its model version")
     try:
         check_manifest(manifest)
     except (ValueError, OverflowError) as problem:
-        raise _corrupted(path, str(problem)) from None
+        raise corrupted(path, str(problem)) from None
     return manifest
 
 
 def _check_file(path: Path, entry: FileEntry) -> None:
     if not path.is_file():
-        raise _corrupted(path, "is missing")
+        raise corrupted(path, "is missing")
     size = path.stat().st_size
     if size != entry.bytes:
-        raise _corrupted(
+        raise corrupted(
             path, f"has {size} bytes instead of {entry.bytes}: it is truncated or has been replaced"
         )
     if hash_of(path) != entry.sha256:
-        raise _corrupted(path, "has been edited: its hash is not the one in the manifest")
+        raise corrupted(path, "has been edited: its hash is not the one in the manifest")
 
 
 _DTYPES = {
@@ -303,11 +303,12 @@ def _read_arrays(path: Path, entry: FileEntry) -> Arrays:
             )
             arrays[name] = flat.reshape(tensor["shape"])
     except (msgspec.MsgspecError, ValueError, TypeError, KeyError, OverflowError) as problem:
-        raise _corrupted(path, f"cannot be read: {problem}") from None
+        raise corrupted(path, f"cannot be read: {problem}") from None
     return arrays
 
 
-def _corrupted(path: Path, what: str) -> BundleCorruptedError:
+def corrupted(path: Path, what: str) -> BundleCorruptedError:
+    """Return the error of a file of a bundle that cannot be used."""
     return BundleCorruptedError(
         f"{path} {what}", fix="copy or export the bundle again", file=str(path)
     )

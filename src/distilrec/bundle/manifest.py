@@ -13,7 +13,6 @@ from distilrec.features.encoding import FeatureEncoder
 FORMAT_VERSION = 4
 WEIGHTS, CATALOGUE, HISTORY = "weights.safetensors", "catalogue.safetensors", "history.safetensors"
 GRAPH = "items.usearch"
-StudentKind = Literal["recurrent", "mlp", "soft_tree"]
 SearchKind = Literal["exact", "quantised", "graph"]
 
 
@@ -56,10 +55,11 @@ class Golden(msgspec.Struct, frozen=True):
 class Manifest(msgspec.Struct, frozen=True):
     """`model_version` is a hash over all other fields, which hold the hashes of the files.
 
-    privacy: what was spent, where the weights were trained with differential privacy.
+    kind: of the student, a row of the engine's table. privacy: what was spent, where the weights
+    were trained with differential privacy.
     """
 
-    kind: StudentKind
+    kind: str
     dim: int
     items: int
     parameters: int

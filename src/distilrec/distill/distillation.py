@@ -21,7 +21,6 @@ from distilrec.labels.store import LabelStore, StoredLabels
 from distilrec.measure.slices import item_groups
 from distilrec.networks.build import StudentConfig, build_model
 from distilrec.networks.sequence import SequenceModel
-from distilrec.networks.soft_tree import SoftTreeConfig
 from distilrec.settings import Count, NotNegative, Positive, Settings, Share
 from distilrec.training.options import TrainingConfig
 from distilrec.training.scoring import Loss, Scored, ground_truth
@@ -101,7 +100,7 @@ def distil(
             fix="set negatives = 0 in student_training, or cold_items = false in labels",
             parameter="negatives",
         )
-    if not isinstance(config, SoftTreeConfig):
+    if "dropout" in config.__struct_fields__:
         config = msgspec.structs.replace(config, dropout=distillation.dropout)
     model = build_model(config, dataset, seed)
     if distillation.hint_weight:

@@ -17,10 +17,7 @@ from distilrec.data.dataset import Dataset
 from distilrec.distill.distillation import DistillationConfig, distil
 from distilrec.errors import ConfigError, TrainingError
 from distilrec.labels.store import LabelStore
-from distilrec.networks.build import StudentConfig
-from distilrec.networks.mlp import MlpConfig
-from distilrec.networks.recurrent import RecurrentConfig
-from distilrec.networks.soft_tree import SoftTreeConfig
+from distilrec.networks.build import StudentConfig, student_class
 from distilrec.training.options import Epoch, TrainingConfig
 
 if TYPE_CHECKING:
@@ -147,17 +144,9 @@ def _as_parameters(
         "soft_weight": distillation.soft_weight,
         "temperature": distillation.temperature,
     }
-    match student:
-        case RecurrentConfig():
-            wanted |= {
-                "dropout": distillation.dropout,
-                "scales": student.scales,
-                "expansion": student.expansion,
-            }
-        case MlpConfig():
-            wanted |= {"dropout": distillation.dropout, "hidden": student.hidden}
-        case SoftTreeConfig():
-            wanted |= {"depth": student.depth, "balance": student.balance}
+    if "dropout" in student.__struct_fields__:
+        wanted["dropout"] = distillation.dropout
+    wanted |= {name: getattr(student, name) for name in student_class(student).space}
     return wanted
 
 
@@ -168,27 +157,12 @@ def _suggest(
     learning_rate = trial.suggest_float("learning_rate", 5e-4, 2e-2, log=True)
     soft_weight = trial.suggest_float("soft_weight", 0.0, 1.0)
     temperature = trial.suggest_float("temperature", 0.5, 4.0, log=True)
-    dropout = (
-        0.0 if isinstance(student, SoftTreeConfig) else trial.suggest_float("dropout", 0.0, 0.6)
+    has_dropout = "dropout" in student.__struct_fields__
+    dropout = trial.suggest_float("dropout", 0.0, 0.6) if has_dropout else 0.0
+    space = student_class(student).space
+    changed = msgspec.structs.replace(
+        student, **{name: values.suggest(trial, name) for name, values in space.items()}
     )
-    changed: StudentConfig
-    match student:
-        case RecurrentConfig():
-            changed = msgspec.structs.replace(
-                student,
-                scales=trial.suggest_int("scales", 1, 6),
-                expansion=trial.suggest_int("expansion", 1, 8),
-            )
-        case MlpConfig():
-            changed = msgspec.structs.replace(
-                student, hidden=trial.suggest_int("hidden", 8, 128, log=True)
-            )
-        case SoftTreeConfig():
-            changed = msgspec.structs.replace(
-                student,
-                depth=trial.suggest_int("depth", 2, 8),
-                balance=trial.suggest_float("balance", 1e-3, 1.0, log=True),
-            )
     return (
         changed,
         msgspec.structs.replace(training, learning_rate=learning_rate),

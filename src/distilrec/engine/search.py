@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from distilrec.bundle.format import Bundle
-from distilrec.bundle.manifest import SearchInfo, SearchKind, StudentKind
+from distilrec.bundle.manifest import SearchInfo, SearchKind
 from distilrec.engine import kernels
 from distilrec.engine.items import Floats, ItemTable, Mask, Places, channels_of
 from distilrec.errors import BundleCorruptedError, ConfigError, MissingExtraError
@@ -38,16 +38,6 @@ class Search(Protocol):
     def put_item(self, item: int) -> None:
         """The vector of this item is new."""
         ...
-
-
-def check_search(search: str, student: StudentKind, parameter: str) -> None:
-    """Raises ConfigError for a student that can only be searched exactly."""
-    if search != "exact" and student != "recurrent":
-        raise ConfigError(
-            f"a student of kind {student} is always searched exactly, not by {search!r}",
-            fix=f'leave {parameter} out, or use "exact"',
-            parameter=parameter,
-        )
 
 
 def make_search(kind: SearchKind, items: ItemTable, bundle: Bundle) -> Search | None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
@@ -15,7 +15,6 @@ import msgspec
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.nn import functional
 
 from distilrec._version import __version__
 from distilrec.bundle.format import (
@@ -26,22 +25,20 @@ from distilrec.bundle.format import (
     write_bundle,
     write_manifest,
 )
-from distilrec.bundle.manifest import GRAPH, Golden, Manifest, SearchInfo, SearchKind, StudentKind
+from distilrec.bundle.manifest import GRAPH, Golden, Manifest, SearchInfo, SearchKind
 from distilrec.data.dataset import UNKNOWN_ITEM, Dataset, Histories
 from distilrec.engine.order import TAIL
 from distilrec.engine.recommender import embed_bag
-from distilrec.engine.runtimes.kinds import make_runtime
-from distilrec.engine.search import build_graph, check_search
+from distilrec.engine.runtimes.kinds import check_search, make_runtime, runtime_of
+from distilrec.engine.search import build_graph
 from distilrec.errors import ConfigError
 from distilrec.features.attributes import pack_attributes
 from distilrec.features.encoding import FeatureMatrix
 from distilrec.features.texts import pack_texts
 from distilrec.files import locked
 from distilrec.measure.ranking import Questions, rank
-from distilrec.networks.mlp import Mlp
-from distilrec.networks.recurrent import Recurrent
-from distilrec.networks.sequence import FeatureProjection, SequenceModel, TorchScorer
-from distilrec.networks.soft_tree import SoftTree
+from distilrec.networks.sequence import TorchScorer
+from distilrec.networks.student import Student
 from distilrec.settings import Count, Settings
 from distilrec.teachers.teacher import Teacher, as_teacher
 from distilrec.training.trained import TrainedModel
@@ -87,19 +84,18 @@ def export_bundle(
     Raises ConfigError for a model that is no student and for a search that this kind of student
     cannot do, and MissingExtraError where a graph is asked for and usearch is not installed.
     """
-    student = trained.model
+    student, kind = _student(trained), _kind(trained)
     knows = None if teacher is None else as_teacher(teacher)
     weights = _weights(student)
     info = dataset.info
     with torch.inference_mode():
-        weights["vectors"] = _item_vectors(student)
+        weights["vectors"] = student.item_vectors().numpy()
         weights["biases"] = student.items.biases().numpy()
-    kind = _kind(student)
     search = choose_search(config or BundleConfig(), kind, dataset.catalogue_size)
     folder.mkdir(parents=True, exist_ok=True)
     next_graph = folder / f"{GRAPH}.next"  # the old one belongs to the bundle that is there
     if search.kind == "graph":
-        search = msgspec.structs.replace(search, bias_unit=bias_unit(weights["outer_norm"]))
+        search = msgspec.structs.replace(search, bias_unit=bias_unit(kind, weights))
         build_graph(weights["vectors"], weights["biases"], search, next_graph)
     manifest = Manifest(
         kind=kind,
@@ -136,15 +132,13 @@ def export_bundle(
     return write_bundle(folder, manifest, weights, catalogue, history, before, next_graph)
 
 
-def choose_search(config: BundleConfig, kind: StudentKind, items: int) -> SearchInfo:
+def choose_search(config: BundleConfig, kind: str, items: int) -> SearchInfo:
     """What `auto` stands for. Raises ConfigError for a search that this kind of student
     cannot do.
     """
     chosen = config.search
     if chosen == "auto":
-        chosen = "exact"
-        if kind == "recurrent" and items > _EXACT_UP_TO:
-            chosen = "graph" if items > _QUANTISED_UP_TO and find_spec("usearch") else "quantised"
+        chosen = _search_for(items, runtime_of(kind).searches)
     check_search(chosen, kind, "bundle.search")
     if chosen != "graph":
         return SearchInfo(chosen)
@@ -156,11 +150,15 @@ def choose_search(config: BundleConfig, kind: StudentKind, items: int) -> Search
     )
 
 
-def bias_unit(outer_norm: NDArray[np.float32]) -> float:
-    """Half of the length of a query, which the last norm of a recurrent student gives (RMSNorm:
-    about |gains|).
-    """
-    return max(float(np.linalg.norm(outer_norm)) / 2, 1e-6)
+def _search_for(items: int, searches: Sequence[SearchKind]) -> SearchKind:
+    if items > _QUANTISED_UP_TO and "graph" in searches and find_spec("usearch"):
+        return "graph"
+    return "quantised" if items > _EXACT_UP_TO and "quantised" in searches else "exact"
+
+
+def bias_unit(kind: str, weights: Arrays) -> float:
+    """Return half of the length of a query, `SearchInfo.bias_unit`."""
+    return max(runtime_of(kind).query_length(weights) / 2, 1e-6)
 
 
 def search_recall(bundle: Bundle, dataset: Dataset) -> tuple[float, int]:
@@ -206,81 +204,33 @@ def record_metrics(
 
 def holds(folder: Path, trained: TrainedModel) -> bool:
     """Returns whether the weights in a bundle are those of this student."""
-    weights, own = read_bundle(folder).weights, _weights(trained.model)
+    weights, own = read_bundle(folder).weights, _weights(_student(trained))
     return all(
         name in weights and np.array_equal(weights[name], array) for name, array in own.items()
     )
 
 
-def _kind(student: SequenceModel) -> StudentKind:
-    match student:
-        case Recurrent():
-            return "recurrent"
-        case SoftTree():
-            return "soft_tree"
-        case _:
-            return "mlp"
+def _student(trained: TrainedModel) -> Student:
+    model = trained.model
+    if not isinstance(model, Student):
+        raise ConfigError(
+            f"{type(model).__name__} is a teacher; only students can be exported",
+            fix="distil a student first",
+        )
+    return model
 
 
-def _item_vectors(student: SequenceModel) -> NDArray[np.float32]:
-    """v_i; for a tree, its channel of every leaf and then its inputs X_i, (items, leaves + C)."""
-    vectors = student.items.vectors()
-    if isinstance(student, SoftTree):
-        vectors = torch.cat([vectors, student.item_inputs], dim=1)
-    return vectors.numpy()
+def _kind(trained: TrainedModel) -> str:
+    return str(trained.record.config.__struct_config__.tag)
 
 
-def _array(tensor: torch.Tensor) -> NDArray[np.float32]:
-    array: NDArray[np.float32] = tensor.detach().contiguous().numpy()
-    return array
-
-
-def _weights(student: SequenceModel) -> Arrays:
-    match student:
-        case Recurrent():
-            own = {
-                "gain": student.gain,
-                "decay": torch.sigmoid(student.theta),
-                "mix": student.mix.weight,
-                "inner_norm": student.inner_norm.weight,
-                "widen": student.widen.weight,
-                "widen_bias": student.widen.bias,
-                "narrow": student.narrow.weight,
-                "narrow_bias": student.narrow.bias,
-                "outer_norm": student.outer_norm.weight,
-                "user_table": student.user_features.table,
-            }
-        case Mlp():
-            own = {
-                "user_layer": student.user_layer.weight,
-                "user_layer_bias": student.user_layer.bias,
-                "item_layer": student.item_layer.weight,
-                "readout": student.readout,
-                "user_table": student.user_features.table,
-            }
-        case SoftTree():
-            own = {
-                "gates": student.gates,
-                "gate_bias": student.gate_bias,
-                "log_totals": student.log_totals(),
-                "decays": student.decays[:, 0],
-                # U f_u moves the gates: it takes the first channels of a user vector.
-                "user_table": functional.pad(
-                    student.user_features.table, (0, 1 + student.item_inputs.shape[1])
-                ),
-            }
-        case _:
-            raise ConfigError(
-                f"{type(student).__name__} is a teacher; only students can be exported",
-                fix="distil a student first",
-            )
-    own["item_table"] = student.items.features.table
-    if isinstance(
-        student, SoftTree
-    ):  # features give a new item its channels in the leaves and its inputs
-        width, inputs = len(own["item_table"]), student.item_inputs.shape[1]
-        own["item_table"] = torch.cat([own["item_table"], torch.eye(width, inputs)], dim=1)
-    return {name: _array(tensor) for name, tensor in own.items()}
+def _weights(student: Student) -> Arrays:
+    tensors = {
+        **student.arrays(),
+        "user_table": student.user_table(),
+        "item_table": student.item_table(),
+    }
+    return {name: tensor.detach().contiguous().numpy() for name, tensor in tensors.items()}
 
 
 def _history(dataset: Dataset, teacher: Teacher | None) -> Arrays:
@@ -344,7 +294,7 @@ def teacher_lists(
     return np.concatenate(chunks)
 
 
-def _golden(student: SequenceModel, dataset: Dataset) -> list[Golden]:
+def _golden(student: Student, dataset: Dataset) -> list[Golden]:
     """Questions about made-up users (no user data goes into the manifest), answered by the training
     model.
     """
@@ -364,7 +314,6 @@ def _golden(student: SequenceModel, dataset: Dataset) -> list[Golden]:
     stand_in = copy.deepcopy(student)
     stand_in.max_history = max(lengths) + 1
     projection = stand_in.user_features
-    assert isinstance(projection, FeatureProjection)
     projection.columns = torch.from_numpy(bags.columns.astype(np.int64))
     projection.weights = torch.from_numpy(bags.weights)
     scorer = TorchScorer(stand_in)

@@ -8,6 +8,8 @@ matrix.
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import nn
 from torch.nn import functional
@@ -17,14 +19,14 @@ from distilrec.networks.batches import Batch
 from distilrec.networks.sequence import (
     FeatureProjection,
     ItemTower,
-    SequenceModel,
     causal_mean,
     with_padding,
 )
-from distilrec.settings import Count, Settings, Share
+from distilrec.networks.student import Range, Student, StudentSettings
+from distilrec.settings import Count, Share
 
 
-class MlpConfig(Settings, frozen=True, tag="mlp", tag_field="kind"):
+class MlpConfig(StudentSettings, frozen=True, tag="mlp"):
     """A small network over user features and the averaged history."""
 
     dim: Count = 16
@@ -37,9 +39,12 @@ class MlpConfig(Settings, frozen=True, tag="mlp", tag_field="kind"):
     """Latest events of a user that the model looks at."""
 
 
-class Mlp(SequenceModel):
+class Mlp(Student):
+    settings = MlpConfig
+    space: ClassVar = {"hidden": Range(8, 128, log=True)}
+
     def __init__(self, dataset: Dataset, config: MlpConfig) -> None:
-        super().__init__()
+        super().__init__(dataset, config)
         self.max_history = config.max_history
         self.state_dim = config.hidden
         self.dropout = config.dropout
@@ -75,3 +80,11 @@ class Mlp(SequenceModel):
     ) -> torch.Tensor:
         own: torch.Tensor = torch.relu(hidden + self.item_layer(vectors)) @ self.readout + biases
         return own
+
+    def arrays(self) -> dict[str, torch.Tensor]:
+        return {
+            "user_layer": self.user_layer.weight,
+            "user_layer_bias": self.user_layer.bias,
+            "item_layer": self.item_layer.weight,
+            "readout": self.readout,
+        }

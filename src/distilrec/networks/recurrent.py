@@ -14,21 +14,24 @@ the engine runs it one event at a time.
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import nn
 from torch.nn import functional
 
 from distilrec.data.dataset import Dataset
 from distilrec.networks.batches import Batch
-from distilrec.networks.sequence import FeatureProjection, ItemTower, SequenceModel, with_padding
-from distilrec.settings import Count, Settings, Share
+from distilrec.networks.sequence import FeatureProjection, ItemTower, with_padding
+from distilrec.networks.student import Range, Student, StudentSettings
+from distilrec.settings import Count, Share
 
 NORM_EPSILON = 1e-6
 # Events, the time constant of the slowest scale before training; that of the fastest is one event
 _LONGEST = 128.0
 
 
-class RecurrentConfig(Settings, frozen=True, tag="recurrent", tag_field="kind"):
+class RecurrentConfig(StudentSettings, frozen=True, tag="recurrent"):
     """A linear recurrence over the events, with a query by an MLP."""
 
     dim: Count = 32
@@ -43,9 +46,12 @@ class RecurrentConfig(Settings, frozen=True, tag="recurrent", tag_field="kind"):
     """Latest events of a user that the model looks at."""
 
 
-class Recurrent(SequenceModel):
+class Recurrent(Student):
+    settings = RecurrentConfig
+    space: ClassVar = {"scales": Range(1, 6), "expansion": Range(1, 8)}
+
     def __init__(self, dataset: Dataset, config: RecurrentConfig) -> None:
-        super().__init__()
+        super().__init__(dataset, config)
         dim = config.dim
         self.max_history = config.max_history
         self.state_dim = config.dim
@@ -82,6 +88,19 @@ class Recurrent(SequenceModel):
             r + self.narrow(functional.silu(self.widen(self.inner_norm(known))))
         )
         return q
+
+    def arrays(self) -> dict[str, torch.Tensor]:
+        return {
+            "gain": self.gain,
+            "decay": torch.sigmoid(self.theta),
+            "mix": self.mix.weight,
+            "inner_norm": self.inner_norm.weight,
+            "widen": self.widen.weight,
+            "widen_bias": self.widen.bias,
+            "narrow": self.narrow.weight,
+            "narrow_bias": self.narrow.bias,
+            "outer_norm": self.outer_norm.weight,
+        }
 
 
 def scan(inputs: torch.Tensor, decay: torch.Tensor) -> torch.Tensor:

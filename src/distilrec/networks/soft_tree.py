@@ -14,27 +14,28 @@ new items have a place in every leaf by their features.
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, ClassVar
 
-import msgspec
 import numpy as np
 import torch
 from msgspec import Meta
 from numpy.typing import NDArray
 from torch import nn
+from torch.nn import functional
 
 from distilrec.data.dataset import Dataset
-from distilrec.networks.batches import Batch
+from distilrec.networks.batches import Batch, prediction_batch
 from distilrec.networks.recurrent import scan
-from distilrec.networks.sequence import FeatureProjection, ItemTower, SequenceModel, with_padding
-from distilrec.settings import Count, Settings, Share
+from distilrec.networks.sequence import FeatureProjection, ItemTower, with_padding
+from distilrec.networks.student import Range, Student, StudentSettings, TreeNode
+from distilrec.settings import Count, Share
 
 DECAYS = (0.7, 0.98)
 DECAY_NAMES = ("lately", "in general")
 _SMALLEST = 1e-30
 
 
-class SoftTreeConfig(Settings, frozen=True, tag="soft_tree", tag_field="kind"):
+class SoftTreeConfig(StudentSettings, frozen=True, tag="soft_tree"):
     """A soft decision tree over readable inputs."""
 
     depth: Annotated[int, Meta(ge=1, le=10)] = 5
@@ -47,14 +48,16 @@ class SoftTreeConfig(Settings, frozen=True, tag="soft_tree", tag_field="kind"):
     """Latest events of a user that the model looks at."""
 
 
-class SoftTree(SequenceModel):
+class SoftTree(Student):
     """gates: (nodes, 2 C), breadth first: the children of gate n are 2n + 1 (left) and 2n + 2."""
 
+    settings = SoftTreeConfig
+    space: ClassVar = {"depth": Range(2, 8), "balance": Range(1e-3, 1.0, log=True)}
     item_inputs: torch.Tensor
     decays: torch.Tensor
 
     def __init__(self, dataset: Dataset, config: SoftTreeConfig) -> None:
-        super().__init__()
+        super().__init__(dataset, config)
         self.max_history = config.max_history
         self.depth, self.balance = config.depth, config.balance
         self.leaves = self.state_dim = 2**config.depth
@@ -128,6 +131,37 @@ class SoftTree(SequenceModel):
     ) -> torch.Tensor:
         return torch.log((hidden * self.likely(vectors, biases)).sum(-1) + _SMALLEST)
 
+    def arrays(self) -> dict[str, torch.Tensor]:
+        return {
+            "gates": self.gates,
+            "gate_bias": self.gate_bias,
+            "log_totals": self.log_totals(),
+            "decays": self.decays[:, 0],
+        }
+
+    def item_vectors(self) -> torch.Tensor:
+        """Return the channel of every leaf, then the inputs X_i, (items, leaves + C)."""
+        return torch.cat([self.items.vectors(), self.item_inputs], dim=1)
+
+    def item_table(self) -> torch.Tensor:
+        """Return a table by which features give a new item its channels in the leaves and its
+        inputs.
+        """
+        table, inputs = self.items.features.table, self.item_inputs.shape[1]
+        return torch.cat([table, torch.eye(len(table), inputs)], dim=1)
+
+    def user_table(self) -> torch.Tensor:
+        """Return a table in which U f_u takes the first channels of a user vector, one for each
+        gate.
+        """
+        return functional.pad(self.user_features.table, (0, 1 + self.item_inputs.shape[1]))
+
+    def in_words(self, dataset: Dataset) -> TreeNode:
+        everyone = np.arange(dataset.info.warm_users)
+        histories = dataset.histories(everyone, dataset.train_end[everyone])
+        batch = prediction_batch(histories, dataset.catalogue_size, self.max_history)
+        return describe_tree(self, dataset, batch)
+
 
 def item_inputs(dataset: Dataset, most_popular: int) -> NDArray[np.float32]:
     """X, (items, C) float32: the encoded features of every item, then one column for each of the
@@ -145,18 +179,6 @@ def input_names(dataset: Dataset, inputs: int) -> list[str]:
     """
     titles = dataset.info.titles[: inputs - dataset.item_features.width]
     return [*dataset.info.item_encoder.column_names(), *(f"“{title}”" for title in titles)]
-
-
-class TreeNode(msgspec.Struct, frozen=True):
-    """A gate or a leaf, to be read. share: of requests that get here; questions: what pulls to the
-    right (+) or to the left (-), strongest first, gates only; items: what is typical here;
-    children: left, right.
-    """
-
-    share: float
-    questions: tuple[str, ...]
-    items: tuple[str, ...]
-    children: tuple[TreeNode, ...] = ()
 
 
 def describe_tree(

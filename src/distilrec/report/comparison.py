@@ -23,7 +23,7 @@ from distilrec.measure.ranking import Ranking, Scorer, rank
 from distilrec.measure.ranking import questions as questions_of
 from distilrec.measure.slices import item_groups, user_slices
 from distilrec.measure.statistics import Difference, Interval, bootstrap, paired_difference
-from distilrec.networks.soft_tree import TreeNode
+from distilrec.networks.student import TreeNode
 from distilrec.report.knowledge_loss import KnowledgeLoss, knowledge_loss
 from distilrec.training.options import Epoch
 

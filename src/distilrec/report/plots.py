@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from distilrec.measure.statistics import Difference
-from distilrec.networks.soft_tree import TreeNode
+from distilrec.networks.student import TreeNode
 from distilrec.report.comparison import Row
 
 # What matplotlib draws with, and the variable of the page's style sheet that takes its place. Lines

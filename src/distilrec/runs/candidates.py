@@ -13,8 +13,7 @@ from distilrec.errors import BundleError
 from distilrec.export.export import holds
 from distilrec.measure.latency import Latency, measure
 from distilrec.measure.ranking import Scorer
-from distilrec.networks.batches import prediction_batch
-from distilrec.networks.soft_tree import SoftTree, TreeNode, describe_tree
+from distilrec.networks.student import Student, TreeNode
 from distilrec.report.comparison import (
     MEMBER,
     TEACHER,
@@ -35,13 +34,7 @@ def tree_of(run: Run, dataset: Dataset) -> TreeNode | None:
     training history.
     """
     student = load_model(run.folder / "student", dataset).model
-    if not isinstance(student, SoftTree):
-        return None
-    everyone = np.arange(dataset.info.warm_users)
-    histories = dataset.histories(everyone, dataset.train_end[everyone])
-    return describe_tree(
-        student, dataset, prediction_batch(histories, dataset.catalogue_size, student.max_history)
-    )
+    return student.in_words(dataset) if isinstance(student, Student) else None
 
 
 def teacher_candidates(

@@ -2,26 +2,61 @@
 
 from __future__ import annotations
 
-from distilrec.bundle.format import Bundle
-from distilrec.bundle.manifest import SearchKind
+from distilrec.bundle.contents import check_shapes
+from distilrec.bundle.format import Bundle, corrupted
+from distilrec.bundle.manifest import WEIGHTS, SearchKind
 from distilrec.engine.runtimes.mlp import MlpRuntime
 from distilrec.engine.runtimes.recurrent import RecurrentRuntime
 from distilrec.engine.runtimes.runtime import Runtime
 from distilrec.engine.runtimes.soft_tree import TreeRuntime
-from distilrec.engine.search import check_search
+from distilrec.errors import BundleVersionError, ConfigError
+
+# A row for each kind of student; `distilrec.networks.kinds` has the same rows for training.
+RUNTIMES: dict[str, type[Runtime]] = {
+    "recurrent": RecurrentRuntime,
+    "mlp": MlpRuntime,
+    "soft_tree": TreeRuntime,
+}
+
+
+def runtime_of(kind: str, source: str = "the model") -> type[Runtime]:
+    """Return the runtime of a kind of student. source: what has that kind, for the message.
+
+    Raises BundleVersionError for a kind that is not in the table.
+    """
+    if kind not in RUNTIMES:
+        raise BundleVersionError(
+            f"{source} has a student of kind {kind!r}; this distilrec can run: {', '.join(RUNTIMES)}",
+            fix="upgrade distilrec (pip install -U distilrec), or add the kind to the table RUNTIMES "
+            "of distilrec.engine.runtimes.kinds",
+            file=source,
+        )
+    return RUNTIMES[kind]
+
+
+def check_search(search: SearchKind, kind: str, parameter: str) -> None:
+    """Check that students of this kind can be searched this way; raises ConfigError."""
+    searches = runtime_of(kind).searches
+    if search not in searches:
+        only = ", ".join(f'"{name}"' for name in searches)
+        raise ConfigError(
+            f"a student of kind {kind} cannot be searched by {search!r}",
+            fix=f"leave {parameter} out, or use one of: {only}",
+            parameter=parameter,
+        )
 
 
 def make_runtime(bundle: Bundle, search: SearchKind | None = None) -> Runtime:
-    """The runtime of a bundle's kind of student. search: in place of the bundle's own.
+    """Return the runtime of a bundle's kind of student. search: in place of the bundle's own.
 
-    Raises ConfigError where this bundle or kind cannot be searched that way.
+    Raises BundleVersionError for an unknown kind, BundleCorruptedError for arrays that are not those
+    of the kind, and ConfigError where this bundle or kind cannot be searched that way.
     """
     search = search or bundle.manifest.search.kind
+    kind = runtime_of(bundle.manifest.kind, str(bundle.folder))
     check_search(search, bundle.manifest.kind, "search")
-    match bundle.manifest.kind:
-        case "recurrent":
-            return RecurrentRuntime(bundle, search)
-        case "soft_tree":
-            return TreeRuntime(bundle)
-        case "mlp":
-            return MlpRuntime(bundle)
+    try:
+        check_shapes(bundle.weights, kind.shapes(bundle.manifest, bundle.weights))
+    except ValueError as problem:
+        raise corrupted(bundle.folder / WEIGHTS, str(problem)) from None
+    return kind(bundle, search)

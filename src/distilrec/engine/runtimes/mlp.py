@@ -4,20 +4,33 @@ from __future__ import annotations
 
 import numpy as np
 
+from distilrec.bundle.contents import Arrays, Shapes, length_of
 from distilrec.bundle.format import Bundle
+from distilrec.bundle.manifest import Manifest, SearchKind
 from distilrec.engine import kernels
 from distilrec.engine.items import Floats, ItemTable, Mask, Places
+from distilrec.engine.runtimes.runtime import Runtime
 
 
-class MlpRuntime:
+class MlpRuntime(Runtime):
     """`distilrec.networks.mlp`; the hidden layer of the items is computed once."""
 
-    def __init__(self, bundle: Bundle) -> None:
+    def __init__(self, bundle: Bundle, search: SearchKind = "exact") -> None:
         w = bundle.weights
         self._user_layer, self._user_layer_bias = w["user_layer"], w["user_layer_bias"]
         self._item_layer, self._readout = w["item_layer"], w["readout"]
         self._items = ItemTable(w["vectors"], w["biases"])
         self._hidden = np.ascontiguousarray(w["vectors"] @ self._item_layer.T)  # (room, hidden)
+
+    @staticmethod
+    def shapes(manifest: Manifest, weights: Arrays) -> Shapes:
+        hidden, dim = length_of(weights, "readout"), manifest.dim
+        return {
+            "user_layer": (hidden, dim),
+            "user_layer_bias": (hidden,),
+            "item_layer": (hidden, dim),
+            "readout": (hidden,),
+        }
 
     def new_state(self) -> Floats:
         return np.zeros(self._items.vectors.shape[1] + 1, np.float32)

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import numpy as np
 
+from distilrec.bundle.contents import Arrays, Shapes, length_of
 from distilrec.bundle.format import Bundle
-from distilrec.bundle.manifest import SearchKind
+from distilrec.bundle.manifest import Manifest, SearchKind
 from distilrec.engine import kernels
 from distilrec.engine.items import Floats, ItemTable, Mask, Places, columns_of
+from distilrec.engine.runtimes.runtime import Runtime
 from distilrec.engine.search import make_search
 
 NORM_EPSILON = np.float32(1e-6)
 
 
-class RecurrentRuntime:
+class RecurrentRuntime(Runtime):
     """`distilrec.networks.recurrent`, one event at a time.
 
     search: how the best items are found. A small catalogue that is searched exactly has a
     transposed copy for that.
     """
+
+    searches = ("exact", "quantised", "graph")
 
     def __init__(self, bundle: Bundle, search: SearchKind = "exact") -> None:
         w = bundle.weights
@@ -40,6 +44,27 @@ class RecurrentRuntime:
         )
         self._query = np.zeros(len(self._columns), np.float32)  # reused
         self._scores = np.empty_like(w["biases"])
+
+    @staticmethod
+    def shapes(manifest: Manifest, weights: Arrays) -> Shapes:
+        scales, wide = length_of(weights, "decay"), length_of(weights, "widen")
+        dim = manifest.dim
+        return {
+            "gain": (len(manifest.event_types), dim),
+            "decay": (scales, dim),
+            "mix": (dim, scales * dim),
+            "inner_norm": ((scales + 1) * dim,),
+            "widen": (wide, (scales + 1) * dim),
+            "widen_bias": (wide,),
+            "narrow": (dim, wide),
+            "narrow_bias": (dim,),
+            "outer_norm": (dim,),
+        }
+
+    @staticmethod
+    def query_length(weights: Arrays) -> float:
+        """Return the length that the last norm gives (RMSNorm: about |gains|)."""
+        return float(np.linalg.norm(weights["outer_norm"]))
 
     def new_state(self) -> Floats:
         return np.zeros((len(self._decay) + 1, self._decay.shape[1]), np.float32)

@@ -2,58 +2,86 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from abc import ABC, abstractmethod
+from typing import ClassVar
 
+from distilrec.bundle.contents import Arrays, Shapes
+from distilrec.bundle.format import Bundle
+from distilrec.bundle.manifest import Manifest, SearchKind
 from distilrec.engine.items import Floats, Mask, Places
 
 
-class Runtime(Protocol):
+class Runtime(ABC):
     """What the recommender needs of a student. All arrays are float32; items are positions in the
     catalogue.
+
+    A bundle has the arrays `vectors`, `biases`, `user_table` and `item_table` for every kind of
+    student, and those of `shapes`; all are checked before a runtime is made.
     """
 
+    searches: ClassVar[tuple[SearchKind, ...]] = ("exact",)
+    """How the best items can be found."""
+
+    @abstractmethod
+    def __init__(self, bundle: Bundle, search: SearchKind) -> None:
+        """Make a runtime of a bundle. search: one of `searches`."""
+
+    @staticmethod
+    @abstractmethod
+    def shapes(manifest: Manifest, weights: Arrays) -> Shapes:
+        """Return the shapes of the arrays that only this kind has; sizes that the manifest does not
+        have come from the arrays. Raises ValueError for sizes that cannot be.
+        """
+
+    @staticmethod
+    def query_length(weights: Arrays) -> float:
+        """Return about how long queries are, where `graph` is one of `searches`."""
+        raise NotImplementedError("a student that is searched by a graph has a query_length")
+
+    @abstractmethod
     def new_state(self) -> Floats:
-        """The state of a user without events."""
-        ...
+        """Return the state of a user without events."""
 
+    @abstractmethod
     def fold(self, state: Floats, items: Places, events: Places) -> None:
-        """Updates the state in place by these events, oldest first."""
-        ...
+        """Update the state in place by these events, oldest first."""
 
+    @abstractmethod
     def query(self, state: Floats, user: Floats) -> Floats:
-        """The query of a user, to be given to `scores`; user: U f_u, (dim,)."""
-        ...
+        """Return the query of a user, to be given to `scores`: what `encode` gives in training, with
+        zeros behind it where the kernels need them. user: U f_u, (dim,).
+        """
 
+    @abstractmethod
     def scores(self, query: Floats) -> Floats:
-        """Scores of the whole catalogue, (items,), a new array."""
-        ...
+        """Return the scores of the whole catalogue, (items,), a new array."""
 
+    @abstractmethod
     def scores_of(self, states: Floats, user: Floats, items: Places) -> Floats:
-        """Scores of these items for several states of one user, (states, items)."""
-        ...
+        """Return the scores of these items for several states of one user, (states, items)."""
 
+    @abstractmethod
     def best(
         self, state: Floats, user: Floats, seen: Places, mask: Mask, k: int
     ) -> tuple[Places, Floats]:
-        """The k best items that are not in `seen` and pass the mask, with their scores, best first;
-        fewer where there are.
+        """Return the k best items that are not in `seen` and pass the mask, with their scores, best
+        first; fewer where there are fewer.
 
         mask: (items,) uint8, empty for all.
         """
-        ...
 
+    @abstractmethod
     def without_each(self, items: Places, events: Places, state: Floats | None = None) -> Floats:
-        """For each of these events, the state of a user to whom all the others happened, (events,
+        """Return for each of these events the state of a user who has all the others, (events,
         *state shape).
 
         state: the user's state, to be given where events older than these are in it.
         """
-        ...
 
+    @abstractmethod
     def item_vectors(self, items: Places) -> Floats:
-        """The vectors of these items, (n, dim)."""
-        ...
+        """Return the vectors of these items, (n, dim)."""
 
+    @abstractmethod
     def put_item(self, item: int, vector: Floats, bias: float) -> None:
-        """Sets the vector of an item, or adds one behind the last."""
-        ...
+        """Set the vector of an item, or add one behind the last."""

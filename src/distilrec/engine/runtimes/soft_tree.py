@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import numpy as np
 
+from distilrec.bundle.contents import Arrays, Shapes, length_of, require
 from distilrec.bundle.format import Bundle
+from distilrec.bundle.manifest import Manifest, SearchKind
 from distilrec.engine import kernels
 from distilrec.engine.items import Floats, ItemTable, Mask, Places, columns_of
+from distilrec.engine.runtimes.runtime import Runtime
 
 _SMALLEST = np.float32(1e-30)
 
 
-class TreeRuntime:
+class TreeRuntime(Runtime):
     """`distilrec.networks.soft_tree`; the distribution of every leaf is computed once.
 
     An item vector holds its channel of every leaf, then its inputs; a user vector begins with what
     it adds to the gates.
     """
 
-    def __init__(self, bundle: Bundle) -> None:
+    def __init__(self, bundle: Bundle, search: SearchKind = "exact") -> None:
         w = bundle.weights
         self._items = ItemTable(w["vectors"], w["biases"])
         self._gates, self._gate_bias, self._log_totals = w["gates"], w["gate_bias"], w["log_totals"]
@@ -28,6 +31,19 @@ class TreeRuntime:
             np.exp(self._items.vectors[:, : self._leaves] + w["biases"][:, None] - self._log_totals)
         )
         self._no_bias = np.zeros(self._columns.shape[1], np.float32)
+
+    @staticmethod
+    def shapes(manifest: Manifest, weights: Arrays) -> Shapes:
+        nodes = length_of(weights, "gate_bias")
+        # An item vector holds its channel of every leaf, then its inputs.
+        inputs = manifest.dim - nodes - 1
+        require(nodes & (nodes + 1) == 0 and inputs >= 0, f"has a tree of {nodes} gates")
+        return {
+            "gates": (nodes, 2 * inputs),
+            "gate_bias": (nodes,),
+            "log_totals": (nodes + 1,),
+            "decays": (2,),
+        }
 
     def new_state(self) -> Floats:
         return np.zeros((2, self._items.vectors.shape[1] - self._leaves), np.float32)
