@@ -36,7 +36,7 @@ from sklearn.metrics import roc_auc_score, roc_curve
 from distilrec import prepare_dataset
 from distilrec.data.cleaning import Cleaning
 from distilrec.data.dataset import Dataset, load_dataset
-from distilrec.data.fetch import DATASETS, fetch
+from distilrec.data.fetch import DATASETS, fetch_dataset
 from distilrec.distill.distillation import DistillationConfig, distil
 from distilrec.labels.extract import LabelConfig, extract_labels
 from distilrec.measure.metrics import ndcg
@@ -76,7 +76,7 @@ def people(folder: Path) -> People:
     no secret).
     """
     if not (folder / "dataset.json").is_file():
-        source, schema = fetch("ml-1m", print), DATASETS["ml-1m"].schema
+        source, schema = fetch_dataset("ml-1m", print), DATASETS["ml-1m"].schema
         prepare_dataset(
             source / "interactions.csv", schema, users=source / "users.csv", name="ml-1m",
             cleaning=Cleaning(min_item_events=200), derived_features=False,

@@ -15,8 +15,8 @@ from pathlib import Path
 import polars as pl
 
 from distilrec import load, runs
-from distilrec.report.page import table, verdict
-from distilrec.runs.config import read_config
+from distilrec.report import table, verdict
+from distilrec.runs import read_config
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared" / "data"

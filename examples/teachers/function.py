@@ -9,9 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from shop import distil_from
 
-from distilrec.data.dataset import Dataset, Histories
-from distilrec.teachers.external import function_teacher
-from distilrec.teachers.teacher import Teacher
+from distilrec.data import Dataset, Histories
+from distilrec.teachers import Teacher, function_teacher
 
 
 def teacher(dataset: Dataset) -> Teacher:

@@ -12,9 +12,8 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # implicit asks for it
 from implicit.als import AlternatingLeastSquares
 from shop import distil_from
 
-from distilrec.data.dataset import Dataset
-from distilrec.teachers.adapters.implicit import from_implicit, training_matrix
-from distilrec.teachers.teacher import Teacher
+from distilrec.data import Dataset
+from distilrec.teachers import Teacher, from_implicit, training_matrix
 
 
 def teacher(dataset: Dataset) -> Teacher:

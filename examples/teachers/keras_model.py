@@ -13,9 +13,8 @@ os.environ.setdefault("KERAS_BACKEND", "torch")
 import keras
 from shop import distil_from
 
-from distilrec.data.dataset import Dataset
-from distilrec.teachers.adapters.keras import from_keras, keras_training_data
-from distilrec.teachers.teacher import Teacher
+from distilrec.data import Dataset
+from distilrec.teachers import Teacher, from_keras, keras_training_data
 
 LENGTH = 20
 

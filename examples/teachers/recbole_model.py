@@ -17,9 +17,8 @@ from recbole.trainer import Trainer
 from recbole.utils import init_seed
 from shop import distil_from
 
-from distilrec.data.dataset import Dataset
-from distilrec.teachers.adapters.recbole import from_recbole, write_atomic_file
-from distilrec.teachers.teacher import Teacher
+from distilrec.data import Dataset
+from distilrec.teachers import Teacher, from_recbole, write_atomic_file
 
 LENGTH = 50
 

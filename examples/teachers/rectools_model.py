@@ -9,9 +9,8 @@ from rectools.dataset import Dataset as RecToolsDataset
 from rectools.models import EASEModel
 from shop import distil_from
 
-from distilrec.data.dataset import Dataset
-from distilrec.teachers.adapters.rectools import from_rectools, training_frame
-from distilrec.teachers.teacher import Teacher
+from distilrec.data import Dataset
+from distilrec.teachers import Teacher, from_rectools, training_frame
 
 
 def teacher(dataset: Dataset) -> Teacher:

@@ -11,10 +11,9 @@ import numpy as np
 import polars as pl
 from shop import distil_from
 
-from distilrec.data.dataset import Dataset
-from distilrec.report.baselines import ease
-from distilrec.teachers.external import ScoresConfig, read_scores
-from distilrec.teachers.teacher import Teacher
+from distilrec.data import Dataset
+from distilrec.report import ease
+from distilrec.teachers import ScoresConfig, Teacher, read_scores
 
 
 def write_scores(dataset: Dataset, path: Path, depth: int = 100) -> None:

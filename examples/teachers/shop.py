@@ -11,13 +11,11 @@ from pathlib import Path
 import polars as pl
 
 import distilrec
-from distilrec.data.dataset import Dataset
-from distilrec.data.fetch import DATASETS, fetch
-from distilrec.report.page import table
-from distilrec.runs.config import DataConfig, RunConfig
-from distilrec.runs.stages import run_all
-from distilrec.teachers.teacher import Teacher
-from distilrec.training.options import TrainingConfig
+from distilrec.data import DATASETS, Dataset, fetch_dataset
+from distilrec.report import table
+from distilrec.runs import DataConfig, RunConfig, run_all
+from distilrec.teachers import Teacher
+from distilrec.training import TrainingConfig
 
 
 def distil_from(name: str, teacher: Callable[[Dataset], Teacher]) -> None:
@@ -30,7 +28,7 @@ def distil_from(name: str, teacher: Callable[[Dataset], Teacher]) -> None:
     parser.add_argument("--folder", type=Path, default=Path("runs") / name)
     arguments = parser.parse_args()
 
-    source = fetch("ml-100k")
+    source = fetch_dataset("ml-100k")
     arguments.folder.mkdir(parents=True, exist_ok=True)
     log = pl.read_csv(source / "interactions.csv").filter(pl.col("user_id") <= arguments.users)
     log.write_csv(arguments.folder / "log.csv")

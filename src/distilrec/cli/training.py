@@ -52,7 +52,7 @@ def fetch(name: str) -> None:
         Which data set.
 
     """
-    from distilrec.data.fetch import fetch as fetch_dataset
+    from distilrec.data.fetch import fetch_dataset
 
     print(fetch_dataset(name, lambda line: print(line, file=sys.stderr)))
 

@@ -1,0 +1,45 @@
+"""From a log to a prepared data set."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from distilrec._lazy import lazy_names
+
+if TYPE_CHECKING:
+    from distilrec.data.checks import DataCheck
+    from distilrec.data.cleaning import Cleaning
+    from distilrec.data.dataset import Dataset, Histories, load_dataset
+    from distilrec.data.fetch import DATASETS, fetch_dataset
+    from distilrec.data.preparation import prepare_dataset
+    from distilrec.data.schema import Feature, Schema
+    from distilrec.data.splits import Split
+
+_MODULES = {
+    "Cleaning": "cleaning",
+    "DATASETS": "fetch",
+    "DataCheck": "checks",
+    "Dataset": "dataset",
+    "Feature": "schema",
+    "Histories": "dataset",
+    "Schema": "schema",
+    "Split": "splits",
+    "fetch_dataset": "fetch",
+    "load_dataset": "dataset",
+    "prepare_dataset": "preparation",
+}
+__getattr__ = lazy_names(__name__, _MODULES)
+
+__all__ = [
+    "DATASETS",
+    "Cleaning",
+    "DataCheck",
+    "Dataset",
+    "Feature",
+    "Histories",
+    "Schema",
+    "Split",
+    "fetch_dataset",
+    "load_dataset",
+    "prepare_dataset",
+]

@@ -55,7 +55,7 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "distilrec"
 
 
-def fetch(name: str, say: Callable[[str], None] = lambda line: None) -> Path:
+def fetch_dataset(name: str, say: Callable[[str], None] = lambda line: None) -> Path:
     """The folder with `interactions.csv`, `users.csv` and `items.csv` of a public data set.
 
     say: is told what happens, one line at a time. Raises ConfigError for an unknown name and

@@ -1,0 +1,21 @@
+"""Distillation: the losses, the training of a student from labels, and the search for its hyper-parameters."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from distilrec._lazy import lazy_names
+
+if TYPE_CHECKING:
+    from distilrec.distill.distillation import DistillationConfig, distil
+
+_MODULES = {
+    "DistillationConfig": "distillation",
+    "distil": "distillation",
+}
+__getattr__ = lazy_names(__name__, _MODULES)
+
+__all__ = [
+    "DistillationConfig",
+    "distil",
+]

@@ -13,7 +13,7 @@ import msgspec
 from distilrec.bundle.manifest import Manifest
 from distilrec.data.dataset import Dataset
 from distilrec.data.erased import ErasedUsers, read_erased_users
-from distilrec.data.fetch import DATASETS, fetch
+from distilrec.data.fetch import DATASETS, fetch_dataset
 from distilrec.data.preparation import prepare_dataset
 from distilrec.data.pseudonyms import pseudonym, pseudonym_key
 from distilrec.distill.distillation import distil
@@ -95,7 +95,7 @@ def prepare(
         checks=data.checks,
         erased_users=_erased_users(data, folder),
     )
-    source = None if data.dataset is None else fetch(data.dataset, say)
+    source = None if data.dataset is None else fetch_dataset(data.dataset, say)
     with measured_stage(run, "prepare"):
         if source is not None:
             assert data.dataset is not None
