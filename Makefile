@@ -27,8 +27,9 @@ serve: $(VENV)/train.stamp
 	@echo "the playground is at http://127.0.0.1:8000/"
 	$(VENV)/bin/distilrec serve --bundle $(RUN)/bundle --store sqlite:///$(RUN)/service.db
 
+# Two processes; a file stays in one of them, where its servers and runs are shared.
 test: $(VENV)/dev.stamp system
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest --numprocesses 2 --dist loadfile
 
 # The same with the share of lines that ran, in subprocesses too; fails below what pyproject.toml asks for.
 coverage: $(VENV)/dev.stamp system
