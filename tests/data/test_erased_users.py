@@ -11,6 +11,7 @@ import polars as pl
 import pytest
 
 from distilrec import load, runs
+from distilrec.data.checks import DataCheck
 from distilrec.data.dataset import load_dataset
 from distilrec.data.erased import ErasedUsers, listed, read_erased_users
 from distilrec.data.preparation import prepare_dataset
@@ -177,6 +178,28 @@ def test_users_given_from_python():
         made["log"], SCHEMA, **features, erased_users=ErasedUsers(others=("nobody", "u3"))
     )
     assert dataset.users == 59
+
+
+@pytest.mark.parametrize("key", [None, b"a key of sixteen bytes or more"])
+def test_an_erased_user_whose_rows_break_a_check_is_a_user_of_the_log(key):
+    made = tables()
+    dataset = prepare_dataset(
+        made["log"],
+        SCHEMA,
+        users=made["users"],
+        items=made["items"],
+        checks=[DataCheck("user_id", pattern="u([02-9]|1.).*")],
+        erased_users=["u1", "u2"],
+        pseudonym_key=key,
+    )
+    assert dataset.users == 58
+    rows = {user: made["log"].filter(pl.col("user_id") == user).height for user in ("u1", "u2")}
+    dropped = dataset.info.cleaning_report.dropped
+    assert dropped["erased user"] == rows["u2"]
+    assert dropped["check that user_id matches u([02-9]|1.).*"] == rows["u1"]
+    assert "2 of 2 users to be erased have rows in the log, which are left out" in (
+        dataset.info.notes
+    )
 
 
 def test_a_list_is_read_as_it_was_written(tmp_path):

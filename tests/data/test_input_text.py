@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from distilrec.cli import main
 from distilrec.data.dataset import load_dataset
-from distilrec.data.lines import TextFormat
+from distilrec.data.lines import TextFormat, _blank_lines
 from distilrec.data.preparation import prepare_dataset
 from distilrec.data.readers import open_log, read_table
 from distilrec.data.schema import Schema
@@ -235,6 +235,21 @@ def test_short_lines_are_filled_and_reported(tmp_path, quoted):
 def test_blank_lines_are_no_rows(tmp_path):
     (tmp_path / "log.csv").write_bytes(b"user_id,item_id\r\n\r\na,x\r\n\r\nb,y\r\n\r\n")
     assert read_table(tmp_path / "log.csv").rows() == [("a", "x"), ("b", "y")]
+
+
+@given(st.text("a\r\n", max_size=40), st.integers(1, 9))
+def test_blank_lines_are_counted_in_pieces_of_any_size(text, size):
+    pieces = [text[first : first + size] for first in range(0, len(text), size)]
+    # A piece of a real file is megabytes long; "\r" and "\n" of one line end may be in two pieces.
+    pieces = [piece for piece in pieces if piece]
+    whole = "".join(pieces)
+    if any(one.endswith("\r") for one in pieces[:-1]):
+        return
+    befores = ["\n", *(piece[-1] for piece in pieces)]
+    counted = sum(
+        _blank_lines(piece, before) for piece, before in zip(pieces, befores, strict=False)
+    )
+    assert counted == sum(line in ("", "\r") for line in whole.split("\n")[:-1])
 
 
 def test_line_ends_of_all_systems(tmp_path):

@@ -254,6 +254,7 @@ def _read_slice(task: _Task, number: int) -> tuple[dict[str, int], list[str], di
     """
     schema, cleaning, first = task.schema, task.cleaning, number * task.rows_per_slice
     table = task.log.slice(first, task.rows_per_slice, _log_columns(schema, task.checks))
+    gone = _erased_in(task, table)
     passed, broken = check_table(table, task.checks, "interactions", task.log.name, first)
     log, read = _typed(
         table[passed], schema, task.times, task.log.name, passed + first, task.pseudonym_key
@@ -272,11 +273,7 @@ def _read_slice(task: _Task, number: int) -> tuple[dict[str, int], list[str], di
         keep(f"no {what} id", pl.col(f"{what}_id").is_not_null())
 
     keep_ids("user")
-    gone: list[str] = []
     if len(task.erased):
-        gone = (
-            log.filter(pl.col("user_id").is_in(task.erased.implode()))["user_id"].unique().to_list()
-        )
         keep("erased user", ~pl.col("user_id").is_in(task.erased.implode()))
     keep_ids("item")
     keep("no timestamp", pl.col("timestamp").is_finite().fill_null(value=False))
@@ -295,6 +292,14 @@ def _read_slice(task: _Task, number: int) -> tuple[dict[str, int], list[str], di
     for (part,), rows in log.partition_by("part", as_dict=True, include_key=False).items():
         write_whole(rows, _slice_file(task.scratch, number, part), "lz4")
     return dropped, gone, read
+
+
+def _erased_in(task: _Task, table: pl.DataFrame) -> list[str]:
+    """Return the users of a slice who are to be erased, those of rows that a check drops included."""
+    if not len(task.erased):
+        return []
+    users = _user_ids(table[task.schema.user_id], task.log.name, task.pseudonym_key)
+    return users.filter(users.is_in(task.erased.implode())).unique().to_list()
 
 
 def _kept(

@@ -117,12 +117,7 @@ def plain_text(source: Path, text: TextFormat, scratch: Path) -> PlainText:
                     row=line,
                 )
             lines += piece.count("\n")
-            # A blank line may begin in the piece before.
-            blank += (
-                len(_BLANK.findall(piece))
-                - (before != "\n" and piece[:1] == "\n")
-                - (before != "\n" and piece[:2] == "\r\n")
-            )
+            blank += _blank_lines(piece, before)
             returns = returns or "\r" in piece
             for mark in counted:
                 counts[mark] += piece.count(mark)
@@ -139,6 +134,17 @@ def plain_text(source: Path, text: TextFormat, scratch: Path) -> PlainText:
                 new.write(piece.replace("\r", "\n"))
         return plain_text_of_copy(other, source, text, scratch)
     return PlainText(file, source, lines + (last != "\n"), blank, counts)
+
+
+def _blank_lines(piece: str, before: str) -> int:
+    """Return the number of blank lines in a piece of text that follows the character `before`.
+
+    The search by a pattern is slow, and most files have no blank line.
+    """
+    begins = piece.startswith(("\n", "\r\n"))
+    if not begins and "\n\n" not in piece and "\n\r\n" not in piece:
+        return 0
+    return len(_BLANK.findall(piece)) - (begins and before != "\n")
 
 
 def plain_text_of_copy(copy: Path, source: Path, text: TextFormat, scratch: Path) -> PlainText:

@@ -74,13 +74,19 @@ def time_format(log: Log, schema: Schema) -> TimeFormat:
         else pl.col(column).cast(pl.Float64)
     )
     number = number.fill_nan(None)
-    counted = log.scan().select(
-        numbers=number.count(),
-        others=((text != "") & number.is_null()).sum() if isinstance(dtype, pl.String) else 0,
+    # Column by column, then the figures: in one step, polars makes the numbers once for each figure.
+    columns = log.scan().select(number=number, filled=text != "")
+    figures = columns.select(
+        pl.col("number").count(),
+        pl.col("filled").sum(),
+        pl.col("number").min().alias("first"),
+        pl.col("number").max().alias("last"),
     )
-    numbers, others = counted.collect(engine="streaming").row(0)
-    if others > numbers:
+    numbers, filled, first, last = figures.collect(engine="streaming").row(0)
+    if isinstance(dtype, pl.String) and filled - numbers > numbers:
         return _text_format(log, schema, zone)
+    if numbers and (unit := _only_unit(first, last)) is not None:
+        return TimeFormat("numbers", scale=UNITS[unit])
     return _number_format(log, schema, number, zone)
 
 
@@ -201,6 +207,21 @@ def _notes(zoneless: bool, schema: Schema) -> tuple[str, ...]:
             "local times",
         )
     return (f"the times name no zone and are read as times in {schema.timezone}",)
+
+
+def _only_unit(first: float, last: float) -> str | None:
+    """Return the unit in which all numbers between two are plausible times, None if there is none.
+
+    The ranges of the units and of dates as digits do not overlap: no other reading is plausible
+    then, and the log need not be read again to look for one.
+    """
+    latest = time.time() + _DAY
+    fits = (
+        unit
+        for unit, scale in UNITS.items()
+        if first >= PLAUSIBLE_FROM * scale and last <= latest * scale
+    )
+    return next(fits, None)
 
 
 def _number_format(log: Log, schema: Schema, number: pl.Expr, zone: str) -> TimeFormat:
