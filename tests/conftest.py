@@ -2,19 +2,21 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
-import torch
 from hypothesis import HealthCheck, Phase, settings
-from playwright.sync_api import Browser, expect, sync_playwright
 
-from distilrec.data.dataset import Dataset
-from distilrec.runs.folder import Run, open_run
-from distilrec.runs.stages import run_all
-from tests import small_run
-from tests.servers import PATIENCE, program
+from tests import servers
+
+if TYPE_CHECKING:  # heavy: loaded by the fixtures that need them
+    from playwright.sync_api import Browser
+
+    from distilrec.data import Dataset
+    from distilrec.runs import Run
 
 _CHROMIUM = (
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
@@ -34,6 +36,24 @@ if (
     settings.load_profile("mutation")
 
 
+# What a test needs because of the fixtures that it asks for.
+_MARKS = {"browser": "chromium", "own_redis": "redis", "redis_server": "redis"}
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks the tests whose fixtures need a server or a browser."""
+    for item in items:
+        for name in _MARKS.keys() & set(getattr(item, "fixturenames", ())):
+            item.add_marker(_MARKS[name])
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Tells `tests.servers` what the test is marked with, before its fixtures are made."""
+    servers.marks = {mark.name for mark in item.iter_markers()}
+
+
 @pytest.fixture(autouse=True)
 def _clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """No test sees the user's cache, bundle or working folder."""
@@ -44,17 +64,27 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _few_threads() -> None:
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
+    """Limits the threads of torch where a test module has loaded it."""
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
 
 
 @pytest.fixture(scope="session")
 def small() -> Dataset:
+    from tests import small_run
+
     return small_run.dataset()
 
 
 @pytest.fixture(scope="session")
 def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A whole small run: look, do not touch."""
+    import torch
+
+    from distilrec.runs import open_run, run_all
+    from tests import small_run
+
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
     folder = tmp_path_factory.mktemp("run")
     small_run.write_tables(folder)
     run_all(small_run.small_config(folder), folder)
@@ -69,10 +99,13 @@ def bundle(finished_run: Run, tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    expect.set_options(timeout=1_000 * PATIENCE)
+    from playwright.sync_api import expect, sync_playwright
+
+    servers.needs("chromium")
+    expect.set_options(timeout=1_000 * servers.PATIENCE)
     with sync_playwright() as playwright:
         opened = playwright.chromium.launch(
-            executable_path=program("chromium"), args=list(_CHROMIUM)
+            executable_path=servers.program("chromium"), args=list(_CHROMIUM)
         )
         yield opened
         opened.close()

@@ -19,7 +19,13 @@ import httpx
 import pytest
 
 Found = TypeVar("Found")
+marks: set[str] = set()  # those of the test that runs; tests/conftest.py sets them
 PATIENCE = 120.0  # seconds; what a busy machine may take for what an idle one does at once
+
+
+def needs(mark: str) -> None:
+    """Checks that the running test has the mark by which `make test-fast` leaves it out."""
+    assert mark in marks, f"this test needs @pytest.mark.{mark}"
 
 
 def program(name: str) -> str:
@@ -58,6 +64,7 @@ class Redis:
     """A Redis server of its own, durable, on loopback."""
 
     def __init__(self, folder: Path) -> None:
+        needs("redis")
         self.folder = folder
         for _ in range(20):
             self.port = free_port()
@@ -113,6 +120,7 @@ class Server:
         self, bundle: Path, store: str, *options: object, port: int = 0, wait: bool = True,
         python: Sequence[str] = (sys.executable,), log_folder: Path | None = None, **popen,
     ):  # fmt: skip
+        needs("server")
         self.log = (log_folder or Path(bundle).parent) / f"serve-{time.monotonic_ns()}.log"
         command = [
             *python, "-m", "distilrec.cli", "serve", "--bundle", bundle, "--store", store, "--port", port, *options,

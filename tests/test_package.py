@@ -265,3 +265,37 @@ def test_tests_mirror_the_packages():
     whole = {path.stem for path in (ROOT / "tests").glob("test_*.py")}
     modules = {f"test_{path.stem}" for path in (ROOT / "src" / "distilrec").glob("*.py")}
     assert whole <= modules | {"test_documents", "test_package", "test_public_names", "test_words"}
+
+
+def test_the_quick_tests_leave_out_every_mark():
+    """`make test-fast` is documented, and deselects all marks that pyproject.toml declares."""
+    options = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["pytest"]["ini_options"]
+    marks = {line.split(":")[0] for line in options["markers"]}
+    assert marks == {"adapters", "chromium", "ray", "redis", "server", "slow"}
+    recipe = re.search(
+        r"^test-fast:.*\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text(), re.MULTILINE
+    )
+    assert recipe is not None
+    expression = re.search(r'-m "([^"]+)"', recipe[1])
+    assert expression is not None
+    assert set(re.findall(r"not (\w+)", expression[1])) == marks
+    assert "`make test-fast`" in (ROOT / "CONTRIBUTING.md").read_text()
+    used = set(
+        re.findall(
+            r"pytest\.mark\.(\w+)",
+            "".join(path.read_text() for path in (ROOT / "tests").rglob("*.py")),
+        )
+    )
+    assert marks - {"chromium"} <= used
+
+
+def test_what_all_tests_share_imports_nothing_heavy():
+    """A test of one function starts without torch, polars and a browser."""
+    code = (
+        "import sys, tests.conftest, tests.servers\n"
+        "print(sorted({'torch', 'polars', 'playwright', 'numba', 'redis'} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    assert done.stdout.strip() == "[]"

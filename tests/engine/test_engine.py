@@ -294,7 +294,7 @@ def test_only_the_latest_events_are_remembered_but_all_are_in_the_state(bundle):
 # Memory and stores
 
 
-@pytest.fixture(params=["sqlite", "redis"])
+@pytest.fixture(params=["sqlite", pytest.param("redis", marks=pytest.mark.redis)])
 def store(request, tmp_path):
     if request.param == "sqlite":
         opened = SqliteStore(tmp_path / "store.db")
@@ -427,6 +427,7 @@ def test_a_backup_restored_into_the_file_is_followed(bundle, tmp_path):
     store.close()
 
 
+@pytest.mark.redis
 def test_two_processes_share_users(bundle, tmp_path):
     server = Redis(tmp_path)
     stores = [RedisStore(server.url) for _ in range(2)]

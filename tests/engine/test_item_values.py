@@ -187,6 +187,7 @@ def test_the_separator_goes_with_the_bundle(folder):
         Feature("tags", "multi", "")
 
 
+@pytest.mark.server
 def test_over_http(folder, tmp_path):
     server = Server(folder, f"sqlite:///{tmp_path / 'store.db'}", log_folder=tmp_path)
     for name, body in (

@@ -42,6 +42,8 @@ from tests.serve.test_faults import Load
 from tests.servers import Redis, Server, free_port, until
 from tests.small_run import SCHEMA, tables, write_tables
 
+pytestmark = [pytest.mark.ray, pytest.mark.redis, pytest.mark.server]
+
 pytestmark = pytest.mark.filterwarnings("ignore::Warning")  # Ray's own
 
 

@@ -11,6 +11,8 @@ from distilrec.errors import DistilrecError
 from tests import ROOT
 from tests.servers import Server
 
+pytestmark = pytest.mark.server
+
 RULES = {
     rule["alert"]: " ".join(rule["expr"].split())
     for group in yaml.safe_load((ROOT / "deploy" / "alerts.yml").read_text())["groups"]

@@ -21,6 +21,8 @@ from tritonclient.utils import InferenceServerException
 
 from tests.servers import Server
 
+pytestmark = pytest.mark.server
+
 INFER = "/v2/models/distilrec/infer"
 USERS = ["u16", "nobody", "Zoë"]
 

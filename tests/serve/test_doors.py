@@ -19,6 +19,8 @@ from distilrec.errors import InvalidIdError
 from distilrec.ids import as_id, as_label
 from tests.servers import Redis, Server, until
 
+pytestmark = pytest.mark.server
+
 JSON = {"content-type": "application/json"}
 
 

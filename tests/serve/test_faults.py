@@ -19,6 +19,8 @@ import pytest
 
 from tests.servers import PATIENCE, Redis, Server, until
 
+pytestmark = pytest.mark.server
+
 
 class Load:
     """Threads that ask and report without pause, and remember what was acknowledged and what failed.

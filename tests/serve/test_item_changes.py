@@ -17,6 +17,8 @@ from distilrec.stores.opening import open_store
 from distilrec.stores.records import ItemRecord
 from tests.servers import Server
 
+pytestmark = pytest.mark.server
+
 WRONG = [
     {"features": {"price": "12"}},
     {"features": {"price": True}},

@@ -19,6 +19,8 @@ import pytest
 from distilrec import load
 from tests.servers import Server
 
+pytestmark = pytest.mark.server
+
 REQUEST = (
     b"POST /v1/recommend HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n%s\r\n"
 )

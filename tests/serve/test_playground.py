@@ -14,6 +14,8 @@ from playwright.sync_api import expect
 from distilrec import load
 from tests.servers import PATIENCE, Server, until
 
+pytestmark = [pytest.mark.chromium, pytest.mark.server]
+
 
 @pytest.fixture
 def page(browser):

@@ -17,6 +17,8 @@ from distilrec.errors import RateLimitedError
 from distilrec.serve.keys import Caller, KeyEntry
 from tests.servers import PATIENCE, Server, until
 
+pytestmark = pytest.mark.server
+
 JSON = {"content-type": "application/json"}
 
 

@@ -13,6 +13,8 @@ import redis
 
 from tests.servers import Redis, Server, until
 
+pytestmark = pytest.mark.server
+
 
 @pytest.fixture
 def redis_server(tmp_path):

@@ -418,6 +418,7 @@ def test_a_log_that_became_shorter_on_the_same_server(redis_server):
     store.close()
 
 
+@pytest.mark.redis
 def test_redis_down_and_back(tmp_path):
     server = Redis(tmp_path)
     store = RedisStore(server.url)

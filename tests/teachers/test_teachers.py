@@ -795,6 +795,7 @@ def cache(tmp_path_factory):
     return folder.parent
 
 
+@pytest.mark.adapters
 @pytest.mark.parametrize(
     "example",
     ["scores_file", "function", "keras_model", "implicit_model", "rectools_model", "recbole_model"],

@@ -1,1 +1,19 @@
 """Contract tests for the parts that others can add: stores, students and teachers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from distilrec._lazy import lazy_names
+
+if TYPE_CHECKING:
+    from distilrec.testing.stores import StoreContract
+
+_MODULES = {
+    "StoreContract": "stores",
+}
+__getattr__ = lazy_names(__name__, _MODULES)
+
+__all__ = [
+    "StoreContract",
+]
