@@ -4,7 +4,7 @@ VENV := .venv
 RUN := runs/ml-100k
 PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test coverage lint docs fuzz mutation packages constraints audit serve bench bench-domains clean system keras-tensorflow
+.PHONY: demo test test-fast coverage lint docs fuzz mutation packages constraints audit serve bench bench-domains clean system keras-tensorflow
 EXTRAS ?= train none redis ann tune privacy checks ray texts
 .DELETE_ON_ERROR:
 
@@ -31,7 +31,12 @@ serve: $(VENV)/train.stamp
 test: $(VENV)/dev.stamp system
 	$(VENV)/bin/python -m pytest --numprocesses 2 --dist loadfile
 
-# The same with the share of lines that ran, in subprocesses too; fails below what pyproject.toml asks for.
+# Under a minute on an idle machine: what needs no server, browser, cluster, other library or slow training.
+test-fast: $(VENV)/dev.stamp
+	$(VENV)/bin/python -m pytest --numprocesses 2 --dist loadfile \
+	  -m "not adapters and not chromium and not ray and not redis and not server and not slow"
+
+# All tests with the share of lines that ran, in subprocesses too; fails below what pyproject.toml asks for.
 coverage: $(VENV)/dev.stamp system
 	$(VENV)/bin/coverage erase
 	$(VENV)/bin/coverage run -m pytest

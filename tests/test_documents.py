@@ -102,6 +102,7 @@ def films(tmp_path_factory) -> Path:
 QUICK_START = "runs/mine"  # the block of docs/index.md has a test of its own
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "code", [each for each in blocks("python") if QUICK_START not in each.values[0]]
 )

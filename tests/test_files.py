@@ -40,6 +40,8 @@ from tests import ROOT
 from tests.killed import Killed, dying, killed
 from tests.small_run import small_config, tables, write_tables
 
+pytestmark = pytest.mark.slow
+
 SOURCE = ROOT / "src" / "distilrec"
 
 

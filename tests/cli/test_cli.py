@@ -19,6 +19,8 @@ import distilrec
 from distilrec.runs.config import RunConfig, read_config
 from tests import ROOT, small_run
 
+pytestmark = pytest.mark.slow
+
 TOML = """
 seed = 1
 [data]

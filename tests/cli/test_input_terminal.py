@@ -20,6 +20,8 @@ from distilrec.runs.stages import run_all
 from distilrec.teachers.linear import LinearConfig
 from tests import ROOT, small_run
 
+pytestmark = pytest.mark.slow
+
 NAME = "Été № {} — 日本 😀"
 ASCII = {"PYTHONIOENCODING": "ascii", "LC_ALL": "C", "PYTHONUTF8": "0"}
 

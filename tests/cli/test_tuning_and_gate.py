@@ -20,6 +20,8 @@ from distilrec.report.gate import read_thresholds
 from distilrec.training.options import TrainingConfig
 from distilrec.training.trained import load_model
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def copied(finished_run, tmp_path):

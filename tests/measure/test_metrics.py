@@ -347,6 +347,7 @@ def test_two_right_items_in_one_tie_by_hand():
     assert metrics.auc(ranking) == pytest.approx([1 - (1 + 0.5) / 28])
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=40, derandomize=True)
 @drawn(seed=st.integers(0, 10**6), levels=st.integers(1, 6))
 def test_metrics_of_ties_are_the_means_over_random_orders(seed, levels):

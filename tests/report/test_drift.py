@@ -69,6 +69,7 @@ def test_what_has_moved_is_named(small):
     assert not values(small, one)["events per user, in units of their mean"].passed
 
 
+@pytest.mark.slow
 def test_the_command_fails_where_something_has_moved(finished_run, tmp_path):
     def check(log):
         log.write_csv(tmp_path / "today.csv")

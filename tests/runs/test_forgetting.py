@@ -15,6 +15,8 @@ from distilrec.errors import DataError
 from distilrec.runs.seen import models_that_saw, record_users
 from tests.small_run import small_config, write_tables
 
+pytestmark = pytest.mark.slow
+
 
 def command(*arguments):
     return subprocess.run(

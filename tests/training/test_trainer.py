@@ -37,6 +37,8 @@ from distilrec.training.trainer import train
 from distilrec.training.validation import validation_ndcg
 from tests.small_run import dataset
 
+pytestmark = pytest.mark.slow
+
 STUDENT = RecurrentConfig(dim=8, max_history=12)
 TRAINING = TrainingConfig(epochs=6, patience=6, batch_size=16)
 
