@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 RUN := runs/ml-100k
+TORCH := $(shell grep -m1 "^torch==" release/constraints.txt)
 PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 
 .PHONY: demo test test-fast coverage lint docs fuzz mutation packages constraints audit serve bench bench-domains clean system keras-tensorflow
@@ -121,8 +122,8 @@ system:
 # Optional, not part of CI: the Keras adapter with the TensorFlow backend, in an environment of its own (about 2 GB).
 keras-tensorflow: $(VENV)/bin/python
 	$(PYTHON) -m venv .venv-tensorflow
-	.venv-tensorflow/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
-	.venv-tensorflow/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[train]' keras tensorflow-cpu
+	.venv-tensorflow/bin/python -m pip install --quiet --disable-pip-version-check $(TORCH)
+	.venv-tensorflow/bin/python -m pip install --quiet --disable-pip-version-check $(TORCH) --editable '.[train]' keras tensorflow-cpu
 	KERAS_BACKEND=tensorflow .venv-tensorflow/bin/python examples/teachers/keras_model.py --users 60 --epochs 1 --folder runs/keras-tensorflow
 
 clean:
@@ -131,22 +132,22 @@ clean:
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
-# torch exactly first: a looser wish of another package could pull a larger build.
+# The pinned torch first, and named in each later step: a looser wish could pull another build.
 $(VENV)/train.stamp: pyproject.toml | $(VENV)/bin/python
-	$(PIP) torch==2.13.0
-	$(PIP) --editable '.[train]'
+	$(PIP) $(TORCH)
+	$(PIP) $(TORCH) --editable '.[train]'
 	@touch $@
 
 $(VENV)/dev.stamp: pyproject.toml $(VENV)/train.stamp
-	$(PIP) --editable '.[dev]'
-	$(PIP) --editable '.[adapters]'
+	$(PIP) $(TORCH) --editable '.[dev]'
+	$(PIP) $(TORCH) --editable '.[adapters]'
 	$(PIP) --no-deps recbole==1.2.1
 	@touch $@
 
 $(VENV)/docs.stamp: pyproject.toml $(VENV)/train.stamp
-	$(PIP) --editable '.[docs]'
+	$(PIP) $(TORCH) --editable '.[docs]'
 	@touch $@
 
 $(VENV)/bench.stamp: pyproject.toml $(VENV)/dev.stamp
-	$(PIP) --editable '.[bench]'
+	$(PIP) $(TORCH) --editable '.[bench]'
 	@touch $@

@@ -31,15 +31,14 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 DIST = ROOT / "dist"
 CONSTRAINTS = Path(__file__).with_name("constraints.txt")
+# Asked for exactly and in each step: a looser wish of another package could pull a larger build.
+TORCH = next(line for line in CONSTRAINTS.read_text().splitlines() if line.startswith("torch=="))
 DATA_FILES = (
     "distilrec/py.typed",
     "distilrec/report/report.html",
     "distilrec/serve/playground/index.html",
 )
 NOT_IN_THE_RUNTIME = ("torch", "polars", "pandas", "matplotlib", "jinja2", "redis", "ray")
-# Asked for exactly and first: a looser wish of another package could pull a larger build
-TORCH = "torch==2.13.0"
-
 Answer = dict[str, object]
 
 CONFIG = """
@@ -73,10 +72,11 @@ class Environment:
         self.command = str(folder / "environment" / "bin" / "distilrec")
         venv.create(folder / "environment", with_pip=True)
         pinned = ("--constraint", str(CONSTRAINTS)) if constrained else ()
-        if extra in WITH_TORCH:
-            run(self.interpreter, "-m", "pip", "install", "--quiet", *pinned, TORCH)
+        torch = (TORCH,) if extra in WITH_TORCH else ()
+        if torch:
+            run(self.interpreter, "-m", "pip", "install", "--quiet", *pinned, *torch)
         wish = str(the_wheel()) + ("" if extra == "none" else f"[{TOGETHER.get(extra, extra)}]")
-        run(self.interpreter, "-m", "pip", "install", "--quiet", *pinned, wish)
+        run(self.interpreter, "-m", "pip", "install", "--quiet", *pinned, *torch, wish)
         run(self.interpreter, "-m", "pip", "check")
 
     def distilrec(self, *arguments: str, code: int = 0) -> str:

@@ -122,6 +122,20 @@ def test_the_pinned_versions_are_those_that_are_asked_for():
             )
 
 
+def test_the_pinned_torch_is_named_in_every_step_that_installs_it():
+    """The extra takes any torch from 2.4 on; what is built here has the pinned one, and no other."""
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
+        "optional-dependencies"
+    ]
+    assert "torch>=2.4" in extras["train"]
+    steps = re.findall(
+        r"^\t.*(?:\$\(PIP\)|pip install) .*$", (ROOT / "Makefile").read_text(), re.MULTILINE
+    )
+    assert len(steps) >= 6
+    for step in steps:
+        assert "$(TORCH)" in step or "--no-deps" in step, step
+
+
 def test_every_extra_is_tried_and_documented():
     import importlib.util
 
