@@ -24,7 +24,7 @@ from quality import RESULTS
 
 from distilrec import runs
 from distilrec.data.dataset import Dataset
-from distilrec.distill.distillation import DistillationConfig, distil
+from distilrec.distill.distillation import DistillationConfig, distill_model
 from distilrec.labels.extract import LabelConfig, extract_labels
 from distilrec.labels.store import LabelStore
 from distilrec.measure.metrics import ndcg
@@ -167,7 +167,7 @@ def _train(
         "members" if distillation.curriculum else "hint" if distillation.hint_weight else "ensemble"
     )
     kind = "whole" if name.endswith("all logits") else kind
-    return distil(
+    return distill_model(
         config.student, dataset, labels(kind), config.student_training, distillation, seed=seed
     )  # type: ignore[operator]
 

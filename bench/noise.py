@@ -24,7 +24,7 @@ from distilrec import prepare_dataset
 from distilrec.data.cleaning import clean_log
 from distilrec.data.dataset import Dataset
 from distilrec.data.readers import open_log, read_table
-from distilrec.distill.distillation import distil
+from distilrec.distill.distillation import distill_model
 from distilrec.labels.extract import extract_labels
 from distilrec.measure.metrics import ndcg
 from distilrec.measure.ranking import questions, rank
@@ -129,7 +129,7 @@ def main() -> None:
                     trained = train_model(config.student, data, config.student_training, seed=seed)
                 else:
                     how = msgspec.structs.replace(config.distillation, denoise=denoise)
-                    trained = distil(
+                    trained = distill_model(
                         config.student, data, labels, config.student_training, how, seed=seed
                     )
                 save_model(trained, place)

@@ -37,7 +37,7 @@ from distilrec import prepare_dataset
 from distilrec.data.cleaning import Cleaning
 from distilrec.data.dataset import Dataset, load_dataset
 from distilrec.data.fetch import DATASETS, fetch_dataset
-from distilrec.distill.distillation import DistillationConfig, distil
+from distilrec.distill.distillation import DistillationConfig, distill_model
 from distilrec.labels.extract import LabelConfig, extract_labels
 from distilrec.measure.metrics import ndcg
 from distilrec.measure.ranking import questions, rank
@@ -238,7 +238,7 @@ def main() -> None:
         measure(
             "no privacy, distilled",
             who.members,
-            lambda seed: distil(
+            lambda seed: distill_model(
                 STUDENT, who.members, labels, TRAINING, DistillationConfig(), seed=seed
             ),
         )
@@ -273,7 +273,7 @@ def main() -> None:
             measure(
                 name,
                 who.volunteers,
-                lambda seed: distil(
+                lambda seed: distill_model(
                     STUDENT, who.volunteers, labels, FEW_USERS, DistillationConfig(0.5), seed=seed
                 ),
             )

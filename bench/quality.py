@@ -63,7 +63,7 @@ def main() -> None:
                     (folder / name).symlink_to(Path("..") / "seed-0" / name)
         run, dataset = runs.prepare(config, folder, runs.Lines())
         teacher = runs.train_teacher(run, dataset)
-        runs.distil_student(run, dataset)
+        runs.distill_student(run, dataset)
         runs.train_alone(run, dataset)
         manifest = runs.export(run, dataset)
         if seed == 0 or not arguments.shared_teacher:

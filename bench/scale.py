@@ -281,7 +281,7 @@ def ray_speedup(items: int) -> tuple[list[str], dict[str, object]]:
     from distilrec.networks.recurrent import RecurrentConfig
     from distilrec.networks.transformer import TransformerConfig
     from distilrec.scale.ray_workers import RayWorkers
-    from distilrec.training.options import Epoch, TrainingConfig
+    from distilrec.training.options import Epoch, RunOptions, TrainingConfig
     from distilrec.training.trained import TrainedModel, train_model
 
     os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112
@@ -307,12 +307,23 @@ def ray_speedup(items: int) -> tuple[list[str], dict[str, object]]:
     def labelled(workers: RayWorkers) -> object:
         with tempfile.TemporaryDirectory(dir=RUNS) as folder:
             return extract_labels(
-                teacher, small, Path(folder), LabelConfig(), seed=0, workers=workers
+                teacher,
+                small,
+                Path(folder),
+                LabelConfig(),
+                seed=0,
+                options=RunOptions(workers=workers),
             )
 
     def training(report: Callable[[Epoch, int], None]) -> TrainedModel:
         config = TrainingConfig(epochs=2, batch_size=128)
-        return train_model(RecurrentConfig(max_history=100), small, config, seed=0, on_epoch=report)
+        return train_model(
+            RecurrentConfig(max_history=100),
+            small,
+            config,
+            seed=0,
+            options=RunOptions(on_epoch=report),
+        )
 
     def trained(workers: RayWorkers) -> float:
         """Seconds of the second epoch: the first one warms up."""

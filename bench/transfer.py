@@ -37,7 +37,7 @@ from scipy.sparse.linalg import svds
 from distilrec import Feature, Schema, prepare_dataset
 from distilrec.data.cleaning import Cleaning
 from distilrec.data.dataset import Dataset, Histories
-from distilrec.distill.distillation import DistillationConfig, distil
+from distilrec.distill.distillation import DistillationConfig, distill_model
 from distilrec.labels.extract import LabelConfig, extract_labels
 from distilrec.measure.metrics import ndcg
 from distilrec.measure.ranking import questions, rank
@@ -356,7 +356,7 @@ def measure(pair: Pair, folder: Path, seeds: int) -> tuple[list[str], list[dict[
             kept = place / f"student-{seed}"
             if not (kept / "model.json").is_file():
                 config, how = RecurrentConfig(dim=64), DistillationConfig(0.8)
-                save_model(distil(config, data[way], labels, TRAINING, how, seed=seed), kept)
+                save_model(distill_model(config, data[way], labels, TRAINING, how, seed=seed), kept)
             model = load_model(kept, data[way]).model
             each.append(ndcg(rank(TorchScorer(model), questions(data[way], "test")), 10))
             print(f"{pair.name}, {way}, seed {seed}: {each[-1].mean():.4f}", flush=True)

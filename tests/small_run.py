@@ -15,6 +15,7 @@ from distilrec.data.splits import Split
 from distilrec.labels.extract import LabelConfig
 from distilrec.networks.recurrent import RecurrentConfig
 from distilrec.networks.transformer import TransformerConfig
+from distilrec.progress import Silent
 from distilrec.runs.config import DataConfig, RunConfig
 from distilrec.runs.stages import run_all
 from distilrec.training.options import TrainingConfig
@@ -74,6 +75,16 @@ def tables(seed: int = 0, users: int = 60, items: int = 40) -> dict[str, pl.Data
             }
         ),
     }
+
+
+class Heard(Silent):
+    """Tells a function of every step."""
+
+    def __init__(self, hear) -> None:
+        self._hear = hear
+
+    def advance(self, task: str, done: int, total: int, note: str = "") -> None:
+        self._hear(task, done, total)
 
 
 def dataset(split: str = "leave-one-out", seed: int = 0) -> Dataset:

@@ -379,7 +379,7 @@ def look(folder: Path) -> dict[str, object]:
 
 STAGES = {
     "train": runs.train_teacher,
-    "distil": runs.distil_student,
+    "distill": runs.distill_student,
     "alone": runs.train_alone,
     "export": runs.export,
     "evaluate": runs.evaluate,
@@ -404,7 +404,7 @@ def test_a_stage_that_is_killed_at_any_write_is_done_again(two_runs, tmp_path, m
         if earlier == name:
             break
         stage(earlier, start, config)
-    if name == "distil":  # several shards of labels
+    if name == "distill":  # several shards of labels
         monkeypatch.setattr(extract, "_BATCH", 4)
         monkeypatch.setattr(extract, "_BATCHES_PER_SHARD", 6)
     if name == "evaluate":  # what it measures is the same each time, and takes long

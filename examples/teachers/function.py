@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from shop import distil_from
+from shop import distill_from
 
 from distilrec.data import Dataset, Histories
 from distilrec.teachers import Teacher, function_teacher
@@ -37,4 +37,4 @@ def teacher(dataset: Dataset) -> Teacher:
 
 
 if __name__ == "__main__":
-    distil_from("function", teacher)
+    distill_from("function", teacher)

@@ -10,7 +10,7 @@ import os
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # implicit asks for it
 
 from implicit.als import AlternatingLeastSquares
-from shop import distil_from
+from shop import distill_from
 
 from distilrec.data import Dataset
 from distilrec.teachers import Teacher, from_implicit, training_matrix
@@ -23,4 +23,4 @@ def teacher(dataset: Dataset) -> Teacher:
 
 
 if __name__ == "__main__":
-    distil_from("implicit", teacher)
+    distill_from("implicit", teacher)

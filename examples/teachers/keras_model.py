@@ -11,7 +11,7 @@ import os
 os.environ.setdefault("KERAS_BACKEND", "torch")
 
 import keras
-from shop import distil_from
+from shop import distill_from
 
 from distilrec.data import Dataset
 from distilrec.teachers import Teacher, from_keras, keras_training_data
@@ -39,4 +39,4 @@ def teacher(dataset: Dataset) -> Teacher:
 
 
 if __name__ == "__main__":
-    distil_from("keras", teacher)
+    distill_from("keras", teacher)

@@ -15,7 +15,7 @@ from recbole.data import create_dataset, data_preparation
 from recbole.model.sequential_recommender import GRU4Rec
 from recbole.trainer import Trainer
 from recbole.utils import init_seed
-from shop import distil_from
+from shop import distill_from
 
 from distilrec.data import Dataset
 from distilrec.teachers import Teacher, from_recbole, write_atomic_file
@@ -44,4 +44,4 @@ def teacher(dataset: Dataset) -> Teacher:
 
 
 if __name__ == "__main__":
-    distil_from("recbole", teacher)
+    distill_from("recbole", teacher)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from rectools.dataset import Dataset as RecToolsDataset
 from rectools.models import EASEModel
-from shop import distil_from
+from shop import distill_from
 
 from distilrec.data import Dataset
 from distilrec.teachers import Teacher, from_rectools, training_frame
@@ -20,4 +20,4 @@ def teacher(dataset: Dataset) -> Teacher:
 
 
 if __name__ == "__main__":
-    distil_from("rectools", teacher)
+    distill_from("rectools", teacher)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
-from shop import distil_from
+from shop import distill_from
 
 from distilrec.data import Dataset
 from distilrec.report import ease
@@ -42,4 +42,4 @@ def teacher(dataset: Dataset) -> Teacher:
 
 
 if __name__ == "__main__":
-    distil_from("scores-file", teacher)
+    distill_from("scores-file", teacher)

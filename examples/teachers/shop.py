@@ -18,7 +18,7 @@ from distilrec.teachers import Teacher
 from distilrec.training import TrainingConfig
 
 
-def distil_from(name: str, teacher: Callable[[Dataset], Teacher]) -> None:
+def distill_from(name: str, teacher: Callable[[Dataset], Teacher]) -> None:
     """Distils a student from the teacher that `teacher` makes for the data; prints the comparison
     and some answers.
     """

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from distilrec.data.dataset import load_dataset
     from distilrec.data.preparation import prepare_dataset
     from distilrec.data.schema import Feature, Schema
-    from distilrec.distill.distillation import distil
+    from distilrec.distill.distillation import distill_model
     from distilrec.labels.extract import extract_labels
     from distilrec.report.comparison import compare
     from distilrec.runs.config import RunConfig, read_config
@@ -29,7 +29,7 @@ _MODULES = {
     "RunConfig": "runs.config",
     "Schema": "data.schema",
     "compare": "report.comparison",
-    "distil": "distill.distillation",
+    "distill_model": "distill.distillation",
     "extract_labels": "labels.extract",
     "load_dataset": "data.dataset",
     "prepare_dataset": "data.preparation",
@@ -49,7 +49,7 @@ __all__ = [
     "Schema",
     "__version__",
     "compare",
-    "distil",
+    "distill_model",
     "extract_labels",
     "load",
     "load_dataset",

@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from distilrec.distill.distillation import DistillationConfig, distillation_loss
+from distilrec.distill.losses import Projection
 from distilrec.labels.extract import LabelConfig, extract_labels
 from distilrec.networks.batches import training_batches, training_windows
 from distilrec.networks.build import build_model
@@ -131,7 +132,7 @@ def test_every_loss_with_labels(small, labels, one_device, network, config, nega
     if negatives and (config.rce_weight or config.unkd_weight):
         pytest.skip("these need the whole catalogue")
     model = build_model(network, small, 0)
-    model.add_module("hint", torch.nn.Linear(model.state_dim, labels.state_width(), bias=False))
+    model.add_module("hint", Projection(model.state_dim, labels.state_width()))
     loss = distillation_loss(labels, config, model, small)
     value = loss(scored_on_meta(model, small, TrainingConfig(negatives=negatives)))
     assert value.device.type == "meta"

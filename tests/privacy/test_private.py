@@ -14,7 +14,7 @@ from distilrec import runs
 from distilrec.bundle.format import read_bundle
 from distilrec.data.dataset import load_dataset
 from distilrec.data.preparation import prepare_dataset
-from distilrec.distill.distillation import DistillationConfig, distil
+from distilrec.distill.distillation import DistillationConfig, distill_model
 from distilrec.errors import ConfigError, TeacherError
 from distilrec.labels.extract import LabelConfig, extract_labels
 from distilrec.networks.batches import Windows, batch_of
@@ -27,7 +27,7 @@ from distilrec.privacy.dpsgd import noise_for, train_private
 from distilrec.privacy.votes import VoteConfig, private_votes, sigma_for
 from distilrec.report.comparison import STUDENT
 from distilrec.report.page import verdict
-from distilrec.training.options import TrainingConfig
+from distilrec.training.options import RunOptions, TrainingConfig
 from distilrec.training.trained import load_model, save_model, train_model
 from tests.small_run import SCHEMA, small_config, tables, write_tables
 
@@ -157,7 +157,11 @@ def test_it_does_not_matter_how_many_users_are_taken_at_once(plain, monkeypatch)
 def test_a_private_student_says_what_was_spent(plain, tmp_path):
     said = []
     trained = train_private(
-        STUDENT_CONFIG, plain, TRAINING, seed=0, on_epoch=lambda epoch, total: said.append(total)
+        STUDENT_CONFIG,
+        plain,
+        TRAINING,
+        seed=0,
+        options=RunOptions(on_epoch=lambda epoch, total: said.append(total)),
     )
     record = trained.record.privacy
     assert record.epsilon <= 5.0
@@ -183,7 +187,7 @@ def test_a_private_student_learns(plain):
         plain,
         config,
         seed=0,
-        on_epoch=lambda epoch, total: losses.append(epoch.loss),
+        options=RunOptions(on_epoch=lambda epoch, total: losses.append(epoch.loss)),
     )
     assert losses[-1] < losses[0] - 0.1
 
@@ -335,7 +339,7 @@ def test_a_student_learns_from_votes(plain, tmp_path):
         votes.teacher(plain), plain, tmp_path, LabelConfig(top_k=5, samples=8), seed=0
     )
     assert (labels.hard_labels() == votes.items[:, 0]).all()
-    trained = distil(
+    trained = distill_model(
         STUDENT_CONFIG, plain, labels, TrainingConfig(epochs=2), DistillationConfig(0.5), seed=0
     )
     assert np.isfinite(trained.best_ndcg)

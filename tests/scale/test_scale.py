@@ -33,14 +33,14 @@ from distilrec.scale.ray_workers import RayWorkers
 from distilrec.stores.opening import open_store
 from distilrec.stores.records import Since
 from distilrec.teachers.external import function_teacher
-from distilrec.training.options import TrainingConfig
+from distilrec.training.options import RunOptions, TrainingConfig
 from distilrec.training.trained import train_model
 from distilrec.workers import InProcess
 from tests import ROOT
 from tests.cli.test_cli import TOML
 from tests.serve.test_faults import Load
 from tests.servers import Redis, Server, free_port, until
-from tests.small_run import SCHEMA, tables, write_tables
+from tests.small_run import SCHEMA, Heard, tables, write_tables
 
 pytestmark = [pytest.mark.ray, pytest.mark.redis, pytest.mark.server]
 
@@ -99,8 +99,7 @@ def test_labels_are_the_same_bit_for_bit(cluster, small, tmp_path):
         tmp_path / "there",
         config,
         seed=3,
-        workers=cluster,
-        on_shard=lambda *at: seen.append(at),
+        options=RunOptions(workers=cluster, progress=Heard(lambda task, *at: seen.append(at))),
     )
     assert here.manifest == there.manifest
     assert here.manifest.shards > 3
@@ -135,7 +134,9 @@ def test_workers_that_die_do_not_change_the_labels(cluster, small, tmp_path):
         for users in ((), (3, 40))
     )
     whole = extract_labels(immortal, small, tmp_path / "here", config, seed=0)
-    there = extract_labels(mortal, small, tmp_path / "there", config, seed=0, workers=cluster)
+    there = extract_labels(
+        mortal, small, tmp_path / "there", config, seed=0, options=RunOptions(workers=cluster)
+    )
     assert len(list(tmp_path.glob("died-*"))) == 2
     assert same(whole, there, small)
 
@@ -146,7 +147,9 @@ def test_an_error_of_a_worker_is_our_error(cluster, small, tmp_path):
         lambda histories: np.full((len(histories), items), np.nan), small, identity="nothing"
     )
     with pytest.raises(TeacherError, match="gave nan for user") as caught:
-        extract_labels(teacher, small, tmp_path, LabelConfig(5, 5), seed=0, workers=cluster)
+        extract_labels(
+            teacher, small, tmp_path, LabelConfig(5, 5), seed=0, options=RunOptions(workers=cluster)
+        )
     assert caught.value.fix
 
 
@@ -234,7 +237,11 @@ def trained(small, folder, die_in, on_epoch):
     config = RecurrentConfig(dim=8, dropout=0.0, max_history=12)
     training = TrainingConfig(epochs=4, batch_size=7, learning_rate=1e-3)
     return train_model(
-        config, small, training, seed=0, checkpoint=folder / "checkpoint", on_epoch=after
+        config,
+        small,
+        training,
+        seed=0,
+        options=RunOptions(checkpoint=folder / "checkpoint", on_epoch=after),
     )
 
 

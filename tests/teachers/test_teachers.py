@@ -19,7 +19,7 @@ from distilrec.data.dataset import Histories
 from distilrec.data.preparation import prepare_dataset
 from distilrec.data.schema import Schema
 from distilrec.distill import losses
-from distilrec.distill.distillation import DistillationConfig, distil, distillation_loss
+from distilrec.distill.distillation import DistillationConfig, distill_model, distillation_loss
 from distilrec.errors import (
     ColumnMissingError,
     ConfigError,
@@ -50,12 +50,12 @@ from distilrec.teachers.external import (
 )
 from distilrec.teachers.linear import LinearConfig, fit_linear, load_linear, save_linear
 from distilrec.teachers.teacher import ModelTeacher
-from distilrec.training.options import TrainingConfig
+from distilrec.training.options import RunOptions, TrainingConfig
 from distilrec.training.scoring import Scored
 from distilrec.training.trained import train_model
 from distilrec.training.validation import validation_ndcg
 from tests import ROOT
-from tests.small_run import dataset, small_config, tables, write_tables
+from tests.small_run import Heard, dataset, small_config, tables, write_tables
 
 TRAINING = TrainingConfig(epochs=2, batch_size=16)
 STUDENT = RecurrentConfig(dim=8, max_history=12)
@@ -190,11 +190,19 @@ def test_an_ensemble_is_made_once_and_loaded(small, tmp_path):
         TRAINING,
         tmp_path,
         seed=0,
-        on_epoch=lambda name, epoch, total: epochs.append(name),
+        options=RunOptions(progress=Heard(lambda name, *_: epochs.append(name))),
     )
     assert epochs == ["teacher 1/3"] * 2 + ["teacher 3/3"] * 2
     again = make_teacher(
-        config, small, TRAINING, tmp_path, seed=0, on_epoch=lambda *_: epochs.append("again")
+        config,
+        small,
+        TRAINING,
+        tmp_path,
+        seed=0,
+        options=RunOptions(
+            on_epoch=lambda *_: epochs.append("again"),
+            progress=Heard(lambda *_: epochs.append("again")),
+        ),
     )
     assert "again" not in epochs
     loaded = load_teacher(config, tmp_path, small)
@@ -223,7 +231,7 @@ def test_scores_of_a_file_become_the_teacher(small, tmp_path):
     assert labels.extraction.events == int(small.is_training().sum())
     known = labels.at(torch.arange(3))
     assert known.top_items.tolist() == [[9, 8, 7]] * 3
-    student = distil(STUDENT, small, labels, TRAINING, DistillationConfig(), seed=0)
+    student = distill_model(STUDENT, small, labels, TRAINING, DistillationConfig(), seed=0)
     assert np.isfinite(student.best_ndcg)
 
 
@@ -545,12 +553,19 @@ def test_an_interrupted_extraction_goes_on(small, tmp_path, monkeypatch):
     class Stopped(Exception):
         pass
 
-    def stop(done, total):
+    def stop(task, done, total):
         if done >= 2:
             raise Stopped
 
     with pytest.raises(Stopped):
-        extract_labels(teacher, small, tmp_path / "parts", config, seed=3, on_shard=stop)
+        extract_labels(
+            teacher,
+            small,
+            tmp_path / "parts",
+            config,
+            seed=3,
+            options=RunOptions(progress=Heard(stop)),
+        )
     made = sorted((tmp_path / "parts").glob("labels-*.parquet"))
     assert len(made) == 2
     times = [path.stat().st_mtime_ns for path in made]
@@ -609,8 +624,8 @@ def test_every_loss_trains_every_student(name, small, tmp_path):
         teacher, small, tmp_path, LabelConfig(top_k=8, samples=8, states=True), seed=0
     )
     for config in (STUDENT, SoftTreeConfig(depth=2, inputs=5, max_history=12)):
-        trained = distil(config, small, labels, TRAINING, LOSSES[name], seed=0)
-        plain = distil(config, small, labels, TRAINING, DistillationConfig(0.0), seed=0)
+        trained = distill_model(config, small, labels, TRAINING, LOSSES[name], seed=0)
+        plain = distill_model(config, small, labels, TRAINING, DistillationConfig(0.0), seed=0)
         weights, others = trained.model.state_dict(), plain.model.state_dict()
         assert weights.keys() == others.keys()  # the projection of the hint is gone
         assert any(not torch.equal(weights[key], others[key]) for key in weights)
@@ -622,7 +637,7 @@ def test_the_hint_needs_states(small, tmp_path):
         network(small), small, tmp_path, LabelConfig(top_k=8, samples=8), seed=0
     )
     with pytest.raises(LabelStoreError, match="hold no states"):
-        distil(STUDENT, small, labels, TRAINING, LOSSES["hint"], seed=0)
+        distill_model(STUDENT, small, labels, TRAINING, LOSSES["hint"], seed=0)
     linear = fit_linear(LinearConfig(), small, 0)
     with pytest.raises(ConfigError, match="no hidden layer"):
         extract_labels(linear, small, tmp_path / "linear", LabelConfig(states=True), seed=0)
@@ -633,7 +648,7 @@ def test_a_hint_resumes_from_its_checkpoint(small, tmp_path):
         network(small), small, tmp_path, LabelConfig(top_k=8, samples=8, states=True), seed=0
     )
     training = TrainingConfig(epochs=3, patience=3, batch_size=16)
-    whole = distil(STUDENT, small, labels, training, LOSSES["hint"], seed=0)
+    whole = distill_model(STUDENT, small, labels, training, LOSSES["hint"], seed=0)
 
     class Stopped(Exception):
         pass
@@ -643,18 +658,23 @@ def test_a_hint_resumes_from_its_checkpoint(small, tmp_path):
             raise Stopped
 
     with pytest.raises(Stopped):
-        distil(
+        distill_model(
             STUDENT,
             small,
             labels,
             training,
             LOSSES["hint"],
             seed=0,
-            checkpoint=tmp_path / "c",
-            on_epoch=stop,
+            options=RunOptions(checkpoint=tmp_path / "c", on_epoch=stop),
         )
-    resumed = distil(
-        STUDENT, small, labels, training, LOSSES["hint"], seed=0, checkpoint=tmp_path / "c"
+    resumed = distill_model(
+        STUDENT,
+        small,
+        labels,
+        training,
+        LOSSES["hint"],
+        seed=0,
+        options=RunOptions(checkpoint=tmp_path / "c"),
     )
     for one, two in zip(whole.model.parameters(), resumed.model.parameters(), strict=True):
         assert torch.equal(one, two)
@@ -672,7 +692,7 @@ def test_a_curriculum_of_several_teachers(tmp_path):
     runs.train_teacher(run, small)
     stores = runs.teacher_labels(run, small)
     assert len({store.manifest.teacher for store in stores}) == 2
-    trained = runs.distil_student(run, small)
+    trained = runs.distill_student(run, small)
     assert np.isfinite(trained.best_ndcg)
 
 
@@ -682,7 +702,7 @@ def test_losses_over_the_whole_catalogue_do_without_a_sampled_softmax(small, tmp
         network(small), small, tmp_path, LabelConfig(top_k=8, samples=8), seed=0
     )
     with pytest.raises(ConfigError, match="sampled softmax"):
-        distil(
+        distill_model(
             STUDENT,
             small,
             labels,
@@ -710,7 +730,7 @@ def test_a_student_learns_from_labels_with_a_sampled_softmax(small, tmp_path, st
     training = TrainingConfig(
         epochs=25, patience=25, batch_size=16, negatives=12, learning_rate=2e-2
     )
-    curve = distil(
+    curve = distill_model(
         student, small, labels, training, DistillationConfig(0.9, hard_weight=0.1), seed=0
     ).record.curve
     assert np.mean([epoch.loss for epoch in curve[-3:]]) < curve[0].loss - 0.1
@@ -740,12 +760,12 @@ def test_a_student_learns_about_items_that_nobody_had(small, tmp_path, monkeypat
         config = LabelConfig(top_k=8, samples=8, cold_items=cold_items)
         labels = extract_labels(teacher, small, tmp_path / str(cold_items), config, seed=0)
         assert (labels.hard_labels() == cold).all() == cold_items
-        student = distil(STUDENT, small, labels, training, DistillationConfig(0.9), seed=0)
+        student = distill_model(STUDENT, small, labels, training, DistillationConfig(0.9), seed=0)
         scores = TorchScorer(student.model).scores(asked)
         places.append(float((scores > scores[:, [cold]]).sum(1).mean()))
     assert places[0] < 1 < places[1]
     with pytest.raises(ConfigError, match="draws no items without training rows"):
-        distil(
+        distill_model(
             STUDENT,
             small,
             open_labels(tmp_path / "True", small),

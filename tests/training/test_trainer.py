@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from distilrec.distill.distillation import DistillationConfig, distil, distillation_loss
+from distilrec.distill.distillation import DistillationConfig, distill_model, distillation_loss
 from distilrec.distill.losses import hard_loss, soft_losses_stored
 from distilrec.errors import ConfigError, LabelStoreError, TrainingError
 from distilrec.labels.extract import LabelConfig, extract_labels
@@ -23,7 +23,7 @@ from distilrec.networks.sequence import TorchScorer
 from distilrec.networks.soft_tree import SoftTreeConfig
 from distilrec.training.checkpoints import _CHECKPOINT
 from distilrec.training.memory import peak_memory, reset_peak_memory, reuse_freed_memory
-from distilrec.training.options import Epoch, TrainingConfig, TrainingResult
+from distilrec.training.options import Epoch, RunOptions, TrainingConfig, TrainingResult
 from distilrec.training.scoring import (
     MASKED_LOGIT,
     Sampled,
@@ -63,7 +63,11 @@ def test_a_resumed_run_equals_an_uninterrupted_one(small, tmp_path):
     whole = train_model(STUDENT, small, TRAINING, seed=3)
     with pytest.raises(Interrupted):
         train_model(
-            STUDENT, small, TRAINING, seed=3, checkpoint=tmp_path / "c", on_epoch=interrupt_after(2)
+            STUDENT,
+            small,
+            TRAINING,
+            seed=3,
+            options=RunOptions(checkpoint=tmp_path / "c", on_epoch=interrupt_after(2)),
         )
     epochs = []
     resumed = train_model(
@@ -71,8 +75,9 @@ def test_a_resumed_run_equals_an_uninterrupted_one(small, tmp_path):
         small,
         TRAINING,
         seed=3,
-        checkpoint=tmp_path / "c",
-        on_epoch=lambda epoch, _: epochs.append(epoch.epoch),
+        options=RunOptions(
+            checkpoint=tmp_path / "c", on_epoch=lambda epoch, _: epochs.append(epoch.epoch)
+        ),
     )
     assert epochs == [3, 4, 5, 6]
     assert all(torch.equal(weights(whole)[name], weights(resumed)[name]) for name in weights(whole))
@@ -82,20 +87,24 @@ def test_a_resumed_run_equals_an_uninterrupted_one(small, tmp_path):
 def test_a_checkpoint_of_another_run_is_refused(small, tmp_path):
     with pytest.raises(Interrupted):
         train_model(
-            STUDENT, small, TRAINING, seed=3, checkpoint=tmp_path, on_epoch=interrupt_after(1)
+            STUDENT,
+            small,
+            TRAINING,
+            seed=3,
+            options=RunOptions(checkpoint=tmp_path, on_epoch=interrupt_after(1)),
         )
     with pytest.raises(TrainingError, match="belongs to a run with another seed"):
-        train_model(STUDENT, small, TRAINING, seed=4, checkpoint=tmp_path)
+        train_model(STUDENT, small, TRAINING, seed=4, options=RunOptions(checkpoint=tmp_path))
     saved = _CHECKPOINT.read(tmp_path)
     _CHECKPOINT.write(
         tmp_path, saved.about, {"epoch": saved.arrays("epoch") | {"model/theta": np.zeros((1, 2))}}
     )
     with pytest.raises(TrainingError, match="another version of distilrec"):
-        train_model(STUDENT, small, TRAINING, seed=3, checkpoint=tmp_path)
+        train_model(STUDENT, small, TRAINING, seed=3, options=RunOptions(checkpoint=tmp_path))
     (epoch,) = tmp_path.glob("epoch-*.safetensors")
     epoch.write_bytes(b"half a file")
     with pytest.raises(TrainingError, match=r"epoch-\w+\.safetensors has 11 bytes instead of"):
-        train_model(STUDENT, small, TRAINING, seed=3, checkpoint=tmp_path)
+        train_model(STUDENT, small, TRAINING, seed=3, options=RunOptions(checkpoint=tmp_path))
 
 
 def test_the_best_epoch_is_kept_and_training_stops_early(small):
@@ -155,7 +164,9 @@ def test_a_student_has_a_dropout_of_its_own_while_it_is_distilled(small, tmp_pat
 
     def distilled(config, dropout):
         training = TrainingConfig(epochs=2, patience=2, batch_size=16)
-        return distil(config, small, labels, training, DistillationConfig(dropout=dropout), seed=0)
+        return distill_model(
+            config, small, labels, training, DistillationConfig(dropout=dropout), seed=0
+        )
 
     without = distilled(config, 0.0)
     assert without.record.config == RecurrentConfig(dim=8, max_history=12, dropout=0.0)
@@ -200,9 +211,9 @@ def test_distillation_pulls_the_student_to_the_teacher(config, small, tmp_path):
         labelled = log_softmax(teacher.model)
         train(
             model, small, loss, training, seed=0,
-            on_epoch=lambda *_: distances.append(
+            options=RunOptions(on_epoch=lambda *_: distances.append(
                 float((labelled.exp() * (labelled - log_softmax(model))).sum(-1).mean())
-            ),
+            )),
         )  # fmt: skip
         return distances[-1]
 

@@ -21,6 +21,15 @@ if TYPE_CHECKING:
     from distilrec.runs.folder import Run
     from distilrec.workers import Workers
 
+Device = Annotated[
+    str,
+    Parameter(
+        name="--device",
+        help="Where networks are trained and asked: auto, cpu, cuda, cuda:1 or mps. Without a "
+        "choice CUDA where there is one, else the CPU.",
+    ),
+]
+
 data_app = App(name="data", help="Public data sets.")
 app.command(data_app)
 
@@ -67,11 +76,11 @@ def prepare(*, begin: Begin = Begin()) -> None:
 
 
 @app.command
-def train(*, run: RunFolder = DEFAULT_RUN, ray: Ray = None) -> None:
+def train(*, run: RunFolder = DEFAULT_RUN, ray: Ray = None, device: Device = "auto") -> None:
     """Train the teacher of a prepared run."""
     from distilrec import runs
 
-    with _opened(run, ray) as (opened, data):
+    with _opened(run, ray, device) as (opened, data):
         runs.train_teacher(opened, data)
 
 
@@ -83,12 +92,13 @@ def distill(
         bool, Parameter(help="Do not train the same student without distillation for comparison.")
     ] = False,
     ray: Ray = None,
+    device: Device = "auto",
 ) -> None:
     """Extract the teacher's labels and train the student on them."""
     from distilrec import runs
 
-    with _opened(run, ray) as (opened, data):
-        runs.distil_student(opened, data)
+    with _opened(run, ray, device) as (opened, data):
+        runs.distill_student(opened, data)
         if not without_comparison:
             runs.train_alone(opened, data)
 
@@ -162,26 +172,27 @@ def tune(
     run: RunFolder = DEFAULT_RUN,
     trials: Annotated[int, Parameter(help="Maximum number of students to train.")] = 20,
     minutes: Annotated[float, Parameter(help="Minutes after which no new training begins.")] = 60.0,
+    device: Device = "auto",
 ) -> None:
     """Search for the student's hyper-parameters on the teacher's labels and validation data, and
     write tuned.toml.
     """
     from distilrec import runs
 
-    with _opened(run) as (opened, data):
+    with _opened(run, device=device) as (opened, data):
         chosen = runs.tune_student(opened, data, trials=trials, minutes=minutes)
     print(chosen.toml(), end="")
 
 
 @app.command(name="run")
-def run_command(*, begin: Begin = Begin()) -> None:
+def run_command(*, begin: Begin = Begin(), device: Device = "auto") -> None:
     """Run the whole line: prepare, train, distill, export, evaluate. After an interruption, the
     same command resumes.
     """
     from distilrec import runs
 
     with _begun(begin) as (chosen, folder, progress, workers):
-        comparison = runs.run_all(chosen, folder, progress, workers=workers)
+        comparison = runs.run_all(chosen, folder, progress, workers=workers, device=device)
     show_comparison(comparison)
 
 
@@ -220,11 +231,13 @@ def _begun(
 
 
 @contextmanager
-def _opened(folder: Path, ray: str | None = None) -> Iterator[tuple[Run, Dataset]]:
+def _opened(
+    folder: Path, ray: str | None = None, device: str = "auto"
+) -> Iterator[tuple[Run, Dataset]]:
     from distilrec import runs
 
     with terminal_progress() as progress, held(folder):
-        run = runs.open_run(folder, progress, _workers(ray, folder))
+        run = runs.open_run(folder, progress, _workers(ray, folder), device)
         yield run, runs.open_data(run)
 
 

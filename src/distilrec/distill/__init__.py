@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING
 from distilrec._lazy import lazy_names
 
 if TYPE_CHECKING:
-    from distilrec.distill.distillation import DistillationConfig, distil
+    from distilrec.distill.distillation import DistillationConfig, distill_model
 
 _MODULES = {
     "DistillationConfig": "distillation",
-    "distil": "distillation",
+    "distill_model": "distillation",
 }
 __getattr__ = lazy_names(__name__, _MODULES)
 
 __all__ = [
     "DistillationConfig",
-    "distil",
+    "distill_model",
 ]

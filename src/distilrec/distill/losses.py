@@ -1,4 +1,5 @@
-"""The losses of distillation, one equation each. All are means over positions.
+"""The losses of distillation, one equation each, and `TERMS`, the table of those that a setting
+turns on. All are means over positions.
 
 s: student logits (positions, items); y: index of the true next item; z: teacher logits; T:
 temperature;
@@ -10,11 +11,19 @@ every list.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Literal, NamedTuple
 
 import torch
+from msgspec import Meta
+from torch import nn
 from torch.nn import functional
 
-from distilrec.labels.store import StoredLabels
+from distilrec.labels.store import LabelStore, StoredLabels
+from distilrec.networks.sequence import SequenceModel
+from distilrec.settings import Count, NotNegative, Positive, Settings, Share
+from distilrec.training.scoring import Scored
 
 MASKED_BELOW = -1e8  # a student logit below this belongs to an item that is left out
 _MASKED_TEACHER = -5e4  # masked items keep about the lowest float16 in the store
@@ -245,3 +254,177 @@ def _order_loss(
         behind = torch.logaddexp(behind, torch.logsumexp(others, dim=-1, keepdim=True))
     lost = torch.where(allowed, behind - scores, 0.0)
     return (lost.sum(-1) / allowed.sum(-1).clamp(min=1)).mean()
+
+
+# --- the terms of a distillation: settings, and one row for each weight ---
+
+
+class DistillationConfig(Settings, frozen=True):
+    """L = (1 - soft_weight) L_y + soft_weight L_s + the others, each with its weight. All losses
+    are means over positions.
+
+    The others are the rows of `TERMS`; those beside the soft and the hard loss read the first
+    teacher.
+    """
+
+    soft_weight: Annotated[float, Meta(ge=0, le=1)] = 0.8
+    """Weight of the soft loss, lambda; the ground truth has the rest."""
+    hard_weight: NotNegative = 0.0
+    """Weight of the hard loss, mu."""
+    temperature: Positive = 1.0
+    """Temperature of the soft labels, T."""
+    rd_weight: NotNegative = 0.0
+    """Weight of ranking distillation (RD)."""
+    rrd_weight: NotNegative = 0.0
+    """Weight of relaxed ranking distillation (RRD)."""
+    plackett_luce_weight: NotNegative = 0.0
+    """Weight of the Plackett-Luce loss."""
+    rce_weight: NotNegative = 0.0
+    """Weight of the candidate cross-entropy (RCE)."""
+    unkd_weight: NotNegative = 0.0
+    """Weight of unbiased distillation (UnKD)."""
+    hint_weight: NotNegative = 0.0
+    """Weight of the feature hint."""
+    own_candidates: Count = 50
+    """Best items of the student that are candidates of RCE."""
+    groups: Count = 4
+    """Groups of popularity of UnKD."""
+    curriculum: bool = False
+    """Whether the labels of each member of an ensemble are combined, the easiest first, in place of
+    those of the average.
+    """
+    dropout: Share = 0.0
+    """Dropout of the student while it is distilled; without distillation it has its own. A tree has
+    none.
+    """
+    denoise: Share = 0.0
+    """Share of events whose ground truth is left out, those that the teacher expected least."""
+
+
+class View(NamedTuple):
+    """Student logits (positions, items), log softmax(s / T) of the same shape, and the labels of
+    one teacher, whose items are columns of both.
+    """
+
+    student: torch.Tensor
+    log_student: torch.Tensor
+    labels: StoredLabels
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a term reads: the scored positions of one training step and their labels.
+
+    views: one for each teacher, at the temperature of the settings. plain: returns the view of the
+    first teacher at temperature 1. groups: (items,) int64, the group of popularity of each item,
+    for a term that needs "groups". states: returns the first teacher's states, (positions, dim),
+    for a term that needs "states". modules: the weights of the terms that have some, by name.
+    """
+
+    config: DistillationConfig
+    scored: Scored
+    views: Sequence[View]
+    plain: Callable[[], View]
+    groups: torch.Tensor | None
+    states: Callable[[], torch.Tensor]
+    modules: Mapping[str, nn.Module]
+
+
+Need = Literal["labels", "catalogue", "groups", "states"]
+
+
+@dataclass(frozen=True)
+class Term:
+    """One loss of the sum. Its weight is the setting `<name>_weight`, and 0 leaves it out.
+
+    function: returns the loss of a step, a scalar. needs: "labels" of a teacher, which the
+    distillation always has; logits of the whole "catalogue", which a sampled softmax lacks;
+    "groups" of popularity; "states" of the teacher. module: makes the weights of the term, if it
+    has some, for a student and its labels; they are trained with the student and then left out.
+    """
+
+    name: str
+    function: Callable[[Step], torch.Tensor]
+    needs: frozenset[Need] = frozenset({"labels"})
+    module: Callable[[SequenceModel, LabelStore], nn.Module] | None = None
+
+    @property
+    def setting(self) -> str:
+        """The name of the weight in `DistillationConfig`."""
+        return f"{self.name}_weight"
+
+    def weight(self, config: DistillationConfig) -> float:
+        """Return the weight that the settings give this term."""
+        weight: float = getattr(config, self.setting)
+        return weight
+
+
+class Projection(nn.Module):
+    """P, the projection of the student's states into those of the teacher, learned for the hint."""
+
+    def __init__(self, student_dim: int, teacher_dim: int) -> None:
+        super().__init__()
+        self.weight = nn.Linear(student_dim, teacher_dim, bias=False).weight
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        """Return (positions, teacher dim) from (positions, student dim)."""
+        return functional.linear(states, self.weight)
+
+
+def _soft(step: Step) -> torch.Tensor:
+    sampled = step.scored.sampled
+    catalogue = sampled.catalogue if sampled else None
+    by_teacher = [
+        soft_losses_stored(view.log_student, view.labels, step.config.temperature, catalogue)
+        for view in step.views
+    ]
+    if len(by_teacher) == 1:
+        return by_teacher[0].mean()
+    return curriculum_loss(torch.stack(by_teacher, dim=-1), step.scored.progress)
+
+
+def _hard(step: Step) -> torch.Tensor:
+    plain = step.plain()
+    return hard_loss(plain.log_student, plain.labels.top_items[:, 0])
+
+
+def _ranking_distillation(step: Step) -> torch.Tensor:
+    return ranking_distillation_loss(step.views[0].student, step.views[0].labels)
+
+
+def _relaxed_ranking(step: Step) -> torch.Tensor:
+    return relaxed_ranking_loss(step.views[0].student, step.views[0].labels)
+
+
+def _plackett_luce(step: Step) -> torch.Tensor:
+    return plackett_luce_loss(step.views[0].student, step.views[0].labels)
+
+
+def _candidates(step: Step) -> torch.Tensor:
+    config, view = step.config, step.views[0]
+    return candidates_loss(view.student, view.labels, config.temperature, config.own_candidates)
+
+
+def _unbiased(step: Step) -> torch.Tensor:
+    assert step.groups is not None
+    return unbiased_loss(step.views[0].student, step.views[0].labels, step.groups)
+
+
+def _hint(step: Step) -> torch.Tensor:
+    return hint_loss(step.modules["hint"](step.scored.states), step.states())
+
+
+def _projection(model: SequenceModel, labels: LabelStore) -> nn.Module:
+    return Projection(model.state_dim, labels.state_width())
+
+
+TERMS = (  # summed in this order
+    Term("soft", _soft),
+    Term("hard", _hard),
+    Term("rd", _ranking_distillation),
+    Term("rrd", _relaxed_ranking),
+    Term("plackett_luce", _plackett_luce),
+    Term("rce", _candidates, frozenset({"labels", "catalogue"})),
+    Term("unkd", _unbiased, frozenset({"labels", "catalogue", "groups"})),
+    Term("hint", _hint, frozenset({"labels", "states"}), _projection),
+)

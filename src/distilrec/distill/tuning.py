@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from distilrec.data.dataset import Dataset
-from distilrec.distill.distillation import DistillationConfig, distil
+from distilrec.distill.distillation import DistillationConfig, distill_model
 from distilrec.errors import ConfigError, TrainingError
 from distilrec.labels.store import LabelStore
 from distilrec.networks.build import StudentConfig, student_class
-from distilrec.training.options import Epoch, TrainingConfig
+from distilrec.training.options import Epoch, RunOptions, TrainingConfig
 
 if TYPE_CHECKING:
     import optuna
@@ -52,6 +52,24 @@ class Choice:
         return "\n".join(lines) + "\n"
 
 
+@dataclass(frozen=True)
+class Budget:
+    """The maximum number of students to train, and the minutes after which none is begun. Raises
+    ConfigError for a budget of nothing.
+    """
+
+    trials: int
+    minutes: float
+
+    def __post_init__(self) -> None:
+        if self.trials < 1 or self.minutes <= 0:
+            raise ConfigError(
+                f"a search of {self.trials} trials in {self.minutes} minutes is none",
+                fix="use at least 1 and more than 0",
+                parameter="trials",
+            )
+
+
 def tune(
     student: StudentConfig,
     dataset: Dataset,
@@ -61,29 +79,23 @@ def tune(
     folder: Path,
     *,
     seed: int,
-    trials: int,
-    minutes: float,
+    budget: Budget,
+    device: str = "auto",
     on_trial: Callable[[int, float, float], None] = lambda trial, value, best: None,
 ) -> Choice:
-    """The best of at most `trials` students within `minutes`; every one learns from the same stored
-    labels.
+    """Return the best student that a search finds within a budget; each trial learns from the same
+    stored labels.
 
     The first trial is the given configuration itself. Trials are kept in `folder`: a search that
     was interrupted, or is called again, goes on with what is known; a trial that is behind the
     median is given up early.
     on_trial: is called with the number of each trial, its value and the best one so far.
-    Raises ConfigError for a budget of nothing, and TrainingError when no trial was finished.
+    Raises TrainingError when no trial was finished.
     """
     import optuna
     from optuna.storages import JournalStorage
     from optuna.storages.journal import JournalFileBackend
 
-    if trials < 1 or minutes <= 0:
-        raise ConfigError(
-            f"a search of {trials} trials in {minutes} minutes is none",
-            fix="use at least 1 and more than 0",
-            parameter="trials",
-        )
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     folder.mkdir(parents=True, exist_ok=True)
     task = (
@@ -116,8 +128,9 @@ def tune(
             if trial.should_prune():
                 raise optuna.TrialPruned
 
-        return distil(
-            chosen[0], dataset, labels, chosen[1], chosen[2], seed=seed, on_epoch=on_epoch
+        options = RunOptions(device=device, on_epoch=on_epoch)
+        return distill_model(
+            chosen[0], dataset, labels, chosen[1], chosen[2], seed=seed, options=options
         ).best_ndcg
 
     def after(study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
@@ -126,7 +139,11 @@ def tune(
         on_trial(trial.number + 1, max(trial.intermediate_values.values(), default=0.0), best)
 
     study.optimize(
-        objective, n_trials=trials, timeout=60 * minutes, callbacks=[after], catch=(TrainingError,)
+        objective,
+        n_trials=budget.trials,
+        timeout=60 * budget.minutes,
+        callbacks=[after],
+        catch=(TrainingError,),
     )
     if not study.get_trials(deepcopy=False, states=[optuna.trial.TrialState.COMPLETE]):
         raise TrainingError("no trial of the search was finished", fix="give it more minutes")

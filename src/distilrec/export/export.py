@@ -215,7 +215,7 @@ def _student(trained: TrainedModel) -> Student:
     if not isinstance(model, Student):
         raise ConfigError(
             f"{type(model).__name__} is a teacher; only students can be exported",
-            fix="distil a student first",
+            fix="distill a student first",
         )
     return model
 

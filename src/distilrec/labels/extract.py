@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,11 +28,12 @@ from distilrec.labels.store import (
 )
 from distilrec.networks.batches import Windows, batch_of, training_windows
 from distilrec.settings import Count, Settings
-from distilrec.teachers.teacher import Answer, Teacher, as_teacher
+from distilrec.teachers.teacher import Answer, Teacher, as_teacher, move_teacher
+from distilrec.training.devices import resolve_device
 from distilrec.training.memory import reuse_freed_memory
+from distilrec.training.options import RunOptions
 from distilrec.training.scoring import MASKED_LOGIT, seen_items
 from distilrec.training.trained import TrainedModel
-from distilrec.workers import InProcess, Workers
 
 _BATCH = 32
 _BATCHES_PER_SHARD = 16
@@ -64,51 +65,91 @@ def extract_labels(
     *,
     seed: int,
     mask_seen: bool = True,
-    on_shard: Callable[[int, int], None] = lambda done, total: None,
-    workers: Workers | None = None,
+    options: RunOptions | None = None,
 ) -> LabelStore:
-    """Labels of all training rows whose item is in the catalogue; labels already there are used
-    again.
+    """Make labels of all training rows whose item is in the catalogue; labels already there are
+    used again.
 
     An extraction that was interrupted goes on after the last whole shard. A teacher that says the
     same about all events of a user is asked once per user.
 
-    on_shard: is called with the number of finished and of all shards. workers: who works on the
-    shards, this process if left out; the labels are the same.
+    options: their workers make the shards, on their device where the teacher is a network; their
+    progress hears of the finished shards as "labels".
     Raises TeacherError when the teacher's logits are not finite, and ConfigError when it has no
     states to keep.
     """
     reuse_freed_memory()
+    options = options or RunOptions()
     teacher = as_teacher(teacher)
-    mask_seen = mask_seen and not dataset.info.repeats and not teacher.per_user
-    items = dataset.catalogue_size if config.cold_items else dataset.info.warm_items
     # Half of each window is context: no label comes from a teacher that saw only a few events of a
     # long history.
     windows = training_windows(dataset, teacher.max_history, context=teacher.max_history // 2)
     units = dataset.info.warm_users if teacher.per_user else len(windows.starts)
-    states = teacher.state_dim if config.states else 0
-    if config.states and not states:
+    manifest = _manifest(teacher, dataset, config, seed, mask_seen, units)
+    made_from = key_of(manifest, FORMAT_VERSION)
+
+    def report(done: int) -> None:
+        options.progress.advance("labels", done, manifest.shards)
+
+    if LABELS.made_from(folder) == made_from:
+        report(manifest.shards)
+        return open_labels(folder, dataset)
+    begun = _begin(folder, made_from)
+    began = time.perf_counter()
+    task = _Task(
+        teacher,
+        dataset,
+        folder.absolute(),
+        manifest,
+        windows,
+        units,
+        _BATCH,
+        _BATCH * _BATCHES_PER_SHARD,
+        options.device_of_shards(),
+    )
+    missing = [shard for shard in range(manifest.shards) if not shard_path(folder, shard).is_file()]
+    report(manifest.shards - len(missing))
+    try:
+        for done, _ in enumerate(options.workers.map(_extract_shard, task, missing), start=1):
+            report(manifest.shards - len(missing) + done)
+    finally:
+        move_teacher(teacher, torch.device("cpu"))
+    shards = [shard_path(folder, shard) for shard in range(manifest.shards)]
+    sizes, labels = [shard.stat().st_size for shard in shards], sum(map(_rows, shards))
+    events = len(dataset.training_rows())
+    extraction = Extraction(labels, events, sum(sizes), time.perf_counter() - began)
+    LABELS.write(folder, AboutLabels(manifest, extraction), files=shards, made_from=made_from)
+    remove([begun, *unfinished(folder)])
+    return open_labels(folder, dataset)
+
+
+def _manifest(
+    teacher: Teacher, dataset: Dataset, config: LabelConfig, seed: int, mask_seen: bool, units: int
+) -> LabelManifest:
+    """Return what the labels will be. Raises ConfigError when the teacher has no states to keep."""
+    if config.states and not teacher.state_dim:
         raise ConfigError(
             "this teacher has no hidden layer to keep",
             fix="set labels.states = false",
             parameter="labels.states",
         )
-    manifest = LabelManifest(
+    items = dataset.catalogue_size if config.cold_items else dataset.info.warm_items
+    return LabelManifest(
         teacher.identity,
         dataset.fingerprint(),
         min(config.top_k, items),
         config.samples,
         seed,
-        mask_seen,
+        mask_seen and not dataset.info.repeats and not teacher.per_user,
         items,
         -(-units // (_BATCH * _BATCHES_PER_SHARD)),
         "user" if teacher.per_user else "event",
-        states,
+        teacher.state_dim if config.states else 0,
     )
-    made_from = key_of(manifest, FORMAT_VERSION)
-    if LABELS.made_from(folder) == made_from:
-        on_shard(manifest.shards, manifest.shards)
-        return open_labels(folder, dataset)
+
+
+def _begin(folder: Path, made_from: str) -> Path:
+    """Remove the shards of other labels, note in a file what is being made, and return the file."""
     folder.mkdir(parents=True, exist_ok=True)
     path, begun = folder / LABELS.file, folder / "unfinished"
     if path.is_file() or not (begun.is_file() and begun.read_bytes() == made_from.encode()):
@@ -121,28 +162,7 @@ def extract_labels(
             ]
         )
         write_whole(begun, made_from.encode())
-    began = time.perf_counter()
-    task = _Task(
-        teacher,
-        dataset,
-        folder.absolute(),
-        manifest,
-        windows,
-        units,
-        _BATCH,
-        _BATCH * _BATCHES_PER_SHARD,
-    )
-    missing = [shard for shard in range(manifest.shards) if not shard_path(folder, shard).is_file()]
-    on_shard(manifest.shards - len(missing), manifest.shards)
-    for done, _ in enumerate((workers or InProcess()).map(_extract_shard, task, missing), start=1):
-        on_shard(manifest.shards - len(missing) + done, manifest.shards)
-    shards = [shard_path(folder, shard) for shard in range(manifest.shards)]
-    sizes, labels = [shard.stat().st_size for shard in shards], sum(map(_rows, shards))
-    events = len(dataset.training_rows())
-    extraction = Extraction(labels, events, sum(sizes), time.perf_counter() - began)
-    LABELS.write(folder, AboutLabels(manifest, extraction), files=shards, made_from=made_from)
-    remove([begun, *unfinished(folder)])
-    return open_labels(folder, dataset)
+    return begun
 
 
 def _rows(shard: Path) -> int:
@@ -159,8 +179,10 @@ def _rows(shard: Path) -> int:
 
 @dataclass(frozen=True)
 class _Task:
-    """What a worker must know to make any shard. units: how many windows (or users) there are;
-    batch: how many are asked for at once; per_shard: how many are in one shard.
+    """What a worker must know to make any shard.
+
+    units: number of windows, or users; batch: number that is asked for together; per_shard: number
+    in one shard; device: where a network answers.
     """
 
     teacher: Teacher
@@ -171,12 +193,14 @@ class _Task:
     units: int
     batch: int
     per_shard: int
+    device: str
 
 
 def _extract_shard(task: _Task, shard: int) -> None:
-    """Writes one shard; its randomness comes from (seed, shard) alone, so it does not matter who
-    makes it and when.
+    """Write one shard; its randomness comes from (seed, shard) alone, so that it is the same
+    whichever worker makes it and when.
     """
+    move_teacher(task.teacher, resolve_device(task.device))
     answers = _of_users if task.manifest.key == "user" else _of_events
     rng = np.random.default_rng([task.manifest.seed, shard])
     first, stop = shard * task.per_shard, min((shard + 1) * task.per_shard, task.units)

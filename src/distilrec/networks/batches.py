@@ -81,8 +81,8 @@ def training_batches(
     """The windows in batches of similar length; `rng` shuffles both the windows and the batches,
     None keeps order.
 
-    place: of this process among all (`parallel.place`), each of which gets its share of every
-    batch; that may be empty.
+    place: of this process among all (`parallel.rank_and_size`), each of which gets its share of
+    every batch; that may be empty.
     """
     lengths = windows.stops - windows.starts
     order = np.arange(len(lengths))

@@ -19,7 +19,6 @@ import copy
 import math
 import time
 import warnings
-from collections.abc import Callable
 
 import msgspec
 import numpy as np
@@ -40,7 +39,7 @@ from distilrec.networks.recurrent import RecurrentConfig
 from distilrec.networks.sequence import SequenceModel, TorchScorer
 from distilrec.privacy.accounting import PrivateTrainingConfig, noise_of_one_release
 from distilrec.training.memory import reuse_freed_memory
-from distilrec.training.options import Epoch, TrainingResult
+from distilrec.training.options import Epoch, RunOptions, TrainingResult
 from distilrec.training.schedule import average
 from distilrec.training.scoring import MASKED_LOGIT, seen_items
 from distilrec.training.trained import TrainedModel, finished
@@ -61,7 +60,7 @@ def train_private(
     *,
     seed: int,
     start: TrainedModel | None = None,
-    on_epoch: Callable[[Epoch, int], None] = lambda epoch, total: None,
+    options: RunOptions | None = None,
 ) -> TrainedModel:
     """A student whose weights are differentially private; its record says what was spent.
 
@@ -69,10 +68,12 @@ def train_private(
     NDCG@10 is for information.
     start: a student of the same catalogue whose weights to begin with, of users who need no
     protection; without it the biases begin with noisy item counts, which cost a little of epsilon.
-    on_epoch: is called ten times, and at the end with the figure.
+    options: of them only `on_epoch` counts, which is called ten times, and at the end with the
+    figure; a private training runs on the CPU and keeps no checkpoint.
     Raises ConfigError for a student that is not recurrent, and for data with features that are
     derived from the log.
     """
+    on_epoch = (options or RunOptions()).on_epoch
     _check(config, dataset)
     assert isinstance(config, RecurrentConfig)
     reuse_freed_memory()

@@ -58,7 +58,7 @@ class Votes:
 
     def teacher(self, dataset: Dataset) -> UserScores:
         """The winners as a teacher of the data set they were voted for: `extract_labels` and
-        `distil` do the rest.
+        `distill_model` do the rest.
         """
         users, top = self.items.shape
         ids = np.array(dataset.info.item_ids, dtype=object)

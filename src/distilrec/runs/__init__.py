@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from distilrec.runs.config import DataConfig, RunConfig, read_config
     from distilrec.runs.folder import Run, open_data, open_run, read_costs
     from distilrec.runs.stages import (
-        distil_student,
+        distill_student,
         evaluate,
         export,
         forget_user,
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 _MODULES = {
     "DataConfig": "config", "RunConfig": "config", "read_config": "config",
     "Run": "folder", "open_data": "folder", "open_run": "folder", "read_costs": "folder",
-    "distil_student": "stages", "evaluate": "stages", "export": "stages", "forget_user": "stages", "prepare": "stages",
+    "distill_student": "stages", "evaluate": "stages", "export": "stages", "forget_user": "stages", "prepare": "stages",
     "run_all": "stages", "teacher_labels": "stages", "train_alone": "stages", "train_teacher": "stages",
     "trained_once": "artifact",
     "model_bytes": "candidates", "student_candidate": "candidates", "teacher_candidates": "candidates",
@@ -54,7 +54,7 @@ __all__ = [
     "RunConfig",
     "Silent",
     "check_drift",
-    "distil_student",
+    "distill_student",
     "evaluate",
     "export",
     "forget_user",

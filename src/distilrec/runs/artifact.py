@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from distilrec.data.dataset import Dataset
 from distilrec.files import key_of, write_json
@@ -15,7 +15,6 @@ from distilrec.report.comparison import (
 from distilrec.runs.folder import Run, read_costs
 from distilrec.training.checkpoints import drop_checkpoint
 from distilrec.training.memory import peak_memory, reset_peak_memory
-from distilrec.training.options import Epoch
 from distilrec.training.trained import SAVED, TrainedModel, load_model, save_model
 
 
@@ -29,7 +28,7 @@ def trained_once(
     """A model that is trained unless the folder already has it from the same data, configuration
     and seed.
 
-    make: of `checkpoint` and `on_epoch`.
+    make: trains it, from `options`.
     """
     folder, checkpoint = run.folder / name, (run.folder / "checkpoints" / name).absolute()
     made_from = key_of(dataset.fingerprint(), run.config.seed, task)
@@ -40,9 +39,10 @@ def trained_once(
         return trained
 
     with measured_stage(run, name):
-        trained = run.workers.together(
-            lambda on_epoch: make(checkpoint=checkpoint, on_epoch=on_epoch),
-            lambda epoch, total: run.progress.advance(name, epoch.epoch, total, epoch_note(epoch)),
+        options = replace(run.options, checkpoint=checkpoint)
+        trained = options.train_together(
+            make,
+            lambda epoch, total: run.progress.advance(name, epoch.epoch, total, epoch.note()),
         )
     save_model(trained, folder, made_from)
     drop_checkpoint(checkpoint)
@@ -58,11 +58,6 @@ def trained_once(
         f"{trained.seconds:.0f} s"
     )
     return trained
-
-
-def epoch_note(epoch: Epoch) -> str:
-    """Return the loss and the validation quality of an epoch, to be shown beside the progress."""
-    return f"loss {epoch.loss:.3f}, validation NDCG@10 {epoch.validation_ndcg:.4f}"
 
 
 @dataclass

@@ -28,14 +28,16 @@ from distilrec.report.comparison import (
 from distilrec.runs import erasure
 from distilrec.runs.config import RunConfig
 from distilrec.teachers.teacher import Teacher
+from distilrec.training.devices import resolve_device
+from distilrec.training.options import RunOptions
 from distilrec.workers import InProcess, Workers
 
 
 @dataclass(frozen=True)
 class Run:
     """A run folder with its configuration. own_teacher: given from Python, takes the place of the
-    configured one;
-    workers: who works on what can be cut into shards.
+    configured one; workers: run what can be cut into shards; device: where networks are trained and
+    asked, no part of the configuration.
     """
 
     folder: Path
@@ -43,6 +45,12 @@ class Run:
     progress: Progress
     own_teacher: Teacher | None = None
     workers: Workers = field(default_factory=InProcess)
+    device: str = "auto"
+
+    @property
+    def options(self) -> RunOptions:
+        """The circumstances of every training of this run."""
+        return RunOptions(self.device, workers=self.workers, progress=self.progress)
 
     @property
     def teacher_seed(self) -> int:
@@ -58,8 +66,14 @@ class Run:
         return self.folder / "bundle-alone"
 
 
-def open_run(folder: Path, progress: Progress | None = None, workers: Workers | None = None) -> Run:
-    """A run that `prepare` began. Raises FileMissingError and ConfigError."""
+def open_run(
+    folder: Path,
+    progress: Progress | None = None,
+    workers: Workers | None = None,
+    device: str = "auto",
+) -> Run:
+    """Open a run that `prepare` began. Raises FileMissingError and ConfigError."""
+    resolve_device(device)  # a device that is not there is refused before the work begins
     path = folder / "config.json"
     if not path.is_file():
         raise FileMissingError(
@@ -70,7 +84,7 @@ def open_run(folder: Path, progress: Progress | None = None, workers: Workers | 
     config = read_json(
         path, RunConfig, error=ConfigError, fix="begin again with `distilrec prepare`"
     )
-    return Run(folder, config, progress or Silent(), workers=workers or InProcess())
+    return Run(folder, config, progress or Silent(), workers=workers or InProcess(), device=device)
 
 
 def open_data(run: Run) -> Dataset:

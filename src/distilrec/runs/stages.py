@@ -16,7 +16,7 @@ from distilrec.data.erased import ErasedUsers, read_erased_users
 from distilrec.data.fetch import DATASETS, fetch_dataset
 from distilrec.data.preparation import prepare_dataset
 from distilrec.data.pseudonyms import pseudonym, pseudonym_key
-from distilrec.distill.distillation import distil
+from distilrec.distill.distillation import distill_model
 from distilrec.export.export import export_bundle, record_metrics
 from distilrec.files import write_json
 from distilrec.ids import as_id
@@ -35,7 +35,7 @@ from distilrec.report.comparison import (
 )
 from distilrec.report.page import write_report
 from distilrec.runs import erasure
-from distilrec.runs.artifact import epoch_note, measured_stage, trained_once
+from distilrec.runs.artifact import measured_stage, trained_once
 from distilrec.runs.candidates import model_bytes, student_candidate, teacher_candidates, tree_of
 from distilrec.runs.config import DataConfig, RunConfig
 from distilrec.runs.folder import Run, choices_of, read_costs
@@ -44,6 +44,7 @@ from distilrec.teachers.build import load_teacher, make_teacher, single_teachers
 from distilrec.teachers.ensemble import EnsembleTeacher
 from distilrec.teachers.external import UserScores
 from distilrec.teachers.teacher import ModelTeacher, Teacher
+from distilrec.training.devices import resolve_device
 from distilrec.training.options import TrainingConfig
 from distilrec.training.trained import TrainedModel, load_model, train_model
 from distilrec.training.validation import validation_ndcg
@@ -56,19 +57,21 @@ def run_all(
     progress: Progress | None = None,
     teacher: Callable[[Dataset], Teacher] | None = None,
     workers: Workers | None = None,
+    device: str = "auto",
 ) -> Comparison:
     """Log -> data -> teacher -> labels -> student -> bundle -> comparison and report.
 
     teacher: makes your own teacher for the prepared data (`distilrec.teachers.external`,
     `distilrec.teachers.adapters`), in place of the configured one. workers: such as
-    `distilrec.scale.ray_workers.RayWorkers`.
+    `distilrec.scale.ray_workers.RayWorkers`. device: where networks are trained and asked, "auto",
+    "cpu", "cuda", "cuda:1" or "mps".
     """
-    run, dataset = prepare(config, folder, progress, workers)
+    run, dataset = prepare(config, folder, progress, workers, device)
     if teacher is None:
         train_teacher(run, dataset)
     else:
         run = replace(run, own_teacher=teacher(dataset))
-    distil_student(run, dataset)
+    distill_student(run, dataset)
     train_alone(run, dataset)
     export(run, dataset, measured_next=True)
     return evaluate(run, dataset)
@@ -79,9 +82,11 @@ def prepare(
     folder: Path,
     progress: Progress | None = None,
     workers: Workers | None = None,
+    device: str = "auto",
 ) -> tuple[Run, Dataset]:
     """Reads, cleans, splits and encodes the data, and begins the run folder."""
-    run = Run(folder, config, progress or Silent(), workers=workers or InProcess())
+    resolve_device(device)  # a device that is not there is refused before the work begins
+    run = Run(folder, config, progress or Silent(), workers=workers or InProcess(), device=device)
     data, say = config.data, run.progress.say
     prepared = partial(
         prepare_dataset,
@@ -172,10 +177,8 @@ def train_teacher(run: Run, dataset: Dataset) -> Teacher:
             run.config.teacher_training,
             folder,
             seed=run.teacher_seed,
-            checkpoint=(run.folder / "checkpoints" / "teacher").absolute(),
-            workers=run.workers,
-            on_epoch=lambda name, epoch, total: run.progress.advance(
-                name, epoch.epoch, total, epoch_note(epoch)
+            options=replace(
+                run.options, checkpoint=(run.folder / "checkpoints" / "teacher").absolute()
             ),
         )
         stage.reused = before != {} and before == _training_stamps(folder)
@@ -212,7 +215,7 @@ def _training_stamps(folder: Path) -> dict[str, int]:
     return {str(path): path.stat().st_mtime_ns for path in records}
 
 
-def distil_student(run: Run, dataset: Dataset) -> TrainedModel:
+def distill_student(run: Run, dataset: Dataset) -> TrainedModel:
     """The labels of the teacher, and the student that learns from them; a private one learns from
     the log alone.
     """
@@ -230,7 +233,7 @@ def distil_student(run: Run, dataset: Dataset) -> TrainedModel:
             dataset,
             "student",
             (config, run.config.privacy),
-            lambda checkpoint, on_epoch: private(on_epoch=on_epoch),
+            private,
         )
         run.progress.say(
             f"student: differentially private, {trained.record.privacy}; no labels of the teacher"
@@ -242,7 +245,9 @@ def distil_student(run: Run, dataset: Dataset) -> TrainedModel:
         dataset,
         "student",
         (config, training, distillation, [each.manifest for each in stores]),
-        partial(distil, config, dataset, stores, training, distillation, seed=run.config.seed),
+        partial(
+            distill_model, config, dataset, stores, training, distillation, seed=run.config.seed
+        ),
     )
 
 
@@ -267,8 +272,7 @@ def teacher_labels(run: Run, dataset: Dataset) -> list[LabelStore]:
                     run.config.labels,
                     seed=run.teacher_seed,
                     mask_seen=run.config.student_training.mask_seen,
-                    on_shard=lambda done, total: run.progress.advance("labels", done, total),
-                    workers=run.workers,
+                    options=run.options,
                 )
             )
     for store in stores:

@@ -12,7 +12,7 @@ from distilrec.data.cleaning import clean_log
 from distilrec.data.dataset import Dataset
 from distilrec.data.fetch import DATASETS
 from distilrec.data.readers import open_log
-from distilrec.distill.tuning import Choice, tune
+from distilrec.distill.tuning import Budget, Choice, tune
 from distilrec.engine.recommender import load
 from distilrec.errors import ConfigError
 from distilrec.files import read_json, write_whole
@@ -115,8 +115,8 @@ def tune_student(run: Run, dataset: Dataset, *, trials: int, minutes: float) -> 
         run.config.distillation,
         run.folder / "tuning",
         seed=run.config.seed,
-        trials=trials,
-        minutes=minutes,
+        budget=Budget(trials, minutes),
+        device=run.device,
         on_trial=lambda trial, value, best: run.progress.advance(
             "tune", min(trial, trials), trials, f"{value:.4f}, best validation NDCG@10 {best:.4f}"
         ),

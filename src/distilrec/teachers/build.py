@@ -1,10 +1,12 @@
-"""Teachers by their configuration: train or read, save, load."""
+"""Teachers by their configuration: `TEACHERS` says how each kind is made, saved and loaded."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -33,9 +35,8 @@ from distilrec.teachers.linear import (
 )
 from distilrec.teachers.teacher import ModelTeacher, Teacher
 from distilrec.training.checkpoints import drop_checkpoint
-from distilrec.training.options import Epoch, TrainingConfig
+from distilrec.training.options import RunOptions, TrainingConfig
 from distilrec.training.trained import SAVED, load_model, save_model, train_model
-from distilrec.workers import InProcess, Workers
 
 SingleConfig = (
     TransformerConfig | DnnConfig | RecurrentConfig | LinearConfig | ScoresConfig | FunctionConfig
@@ -68,10 +69,6 @@ class EnsembleConfig(Settings, frozen=True, tag="ensemble", tag_field="kind"):
             )
 
 
-TeacherConfig = SingleConfig | EnsembleConfig
-OnEpoch = Callable[[str, Epoch, int], None]
-
-
 class _Weights(msgspec.Struct, frozen=True):
     """The weights of an ensemble. members: the identities of the teachers for which they were
     chosen.
@@ -93,6 +90,41 @@ _ENSEMBLE = RecordKind(
 )
 
 
+TeacherConfig = SingleConfig | EnsembleConfig
+
+
+@dataclass(frozen=True)
+class Making:
+    """What a teacher is made of and where it is saved, besides its own configuration.
+
+    name: what progress calls it. made_from: a key of all choices, to be saved with the teacher.
+    """
+
+    dataset: Dataset
+    training: TrainingConfig
+    folder: Path
+    seed: int
+    options: RunOptions
+    name: str
+    made_from: str
+
+
+@dataclass(frozen=True)
+class TeacherKind:
+    """One kind of teacher that a configuration can ask for; `TEACHERS` has a row for each.
+
+    configs: the classes of its settings. make: trains or reads it and saves it. load: returns what
+    was saved. saved: the record with the key of the choices, where a teacher from the same choices
+    is used again; None for one that is read each time, because its file or function may have
+    changed.
+    """
+
+    configs: tuple[type[Settings], ...]
+    make: Callable[[Any, Making], Teacher]
+    load: Callable[[Any, Path, Dataset], Teacher]
+    saved: RecordKind[Any] | None = None
+
+
 def make_teacher(
     config: TeacherConfig,
     dataset: Dataset,
@@ -100,101 +132,131 @@ def make_teacher(
     folder: Path,
     *,
     seed: int,
-    checkpoint: Path | None = None,
-    on_epoch: OnEpoch = lambda name, epoch, total: None,
+    options: RunOptions | None = None,
     name: str = "teacher",
-    workers: Workers | None = None,
 ) -> Teacher:
-    """Trains or reads a teacher and saves it into a folder; what is there already from the same
+    """Train or read a teacher and save it into a folder; what is there already from the same
     choices is used again.
 
-    A file or a function is read anew each time: what it says may have changed.
+    A file or a function is read each time: what it says may have changed.
     """
+    options = options or RunOptions()
     made_from = key_of(dataset.fingerprint(), config, training, seed)
-    trained = (
-        isinstance(config, TransformerConfig | DnnConfig | RecurrentConfig)
-        and SAVED.made_from(folder) == made_from
-    )
-    fitted = isinstance(config, LinearConfig) and SAVED_LINEAR.made_from(folder) == made_from
-    if trained or fitted:
-        if checkpoint is not None:
-            drop_checkpoint(checkpoint)
-        return load_teacher(config, folder, dataset)
-    match config:
-        case EnsembleConfig():
-            members = []
-            for number, member in enumerate(config.members):
-                place = folder / f"member-{number}"
-                members.append(
-                    make_teacher(
-                        member.model,
-                        dataset,
-                        member.training or training,
-                        place,
-                        seed=seed + member.seed,
-                        checkpoint=None if checkpoint is None else checkpoint / f"member-{number}",
-                        on_epoch=on_epoch,
-                        name=f"{name} {number + 1}/{len(config.members)}",
-                        workers=workers,
-                    )
-                )
-            teacher = calibrated_ensemble(members, dataset, seed)
-            _ENSEMBLE.write(
-                folder, _Weights(teacher.weights, tuple(member.identity for member in members))
-            )
-            return teacher
-        case LinearConfig():
-            linear = fit_linear(config, dataset, seed)
-            save_linear(linear, folder, made_from)
-            return linear
-        case ScoresConfig():
-            scores = read_scores(config, dataset)
-            save_user_scores(scores, folder)
-            return scores
-        case FunctionConfig():
-            return import_function(config, dataset)
-        case _:
-            train = partial(
-                train_model, config, dataset, training, seed=seed, checkpoint=checkpoint
-            )
-            model = (workers or InProcess()).together(
-                lambda report: train(on_epoch=report),
-                lambda epoch, total: on_epoch(name, epoch, total),
-            )
-            save_model(model, folder, made_from)
-            if checkpoint is not None:
-                drop_checkpoint(checkpoint)
-            return ModelTeacher(model)
+    kind = _kind_of(config)
+    if kind.saved is not None and kind.saved.made_from(folder) == made_from:
+        if options.checkpoint is not None:
+            drop_checkpoint(options.checkpoint)
+        return kind.load(config, folder, dataset)
+    return kind.make(config, Making(dataset, training, folder, seed, options, name, made_from))
 
 
 def load_teacher(config: TeacherConfig, folder: Path, dataset: Dataset) -> Teacher:
-    """A teacher that `make_teacher` saved. Raises FileMissingError, TrainingError and
+    """Return a teacher that `make_teacher` saved. Raises FileMissingError, TrainingError and
     TeacherError.
     """
-    match config:
-        case EnsembleConfig():
-            saved = _ENSEMBLE.read(folder).about
-            members = [
-                load_teacher(member.model, folder / f"member-{number}", dataset)
-                for number, member in enumerate(config.members)
-            ]
-            if saved.members != tuple(member.identity for member in members):
-                raise _ENSEMBLE.damaged(
-                    folder / _ENSEMBLE.file, "holds the weights of other members"
-                )
-            return EnsembleTeacher(members, saved.weights)
-        case LinearConfig():
-            linear = load_linear(folder, dataset)
-            _need_same(linear.config, config, folder)
-            return linear
-        case ScoresConfig():
-            return load_user_scores(folder, dataset)
-        case FunctionConfig():
-            return import_function(config, dataset)
-        case _:
-            model = load_model(folder, dataset)
-            _need_same(model.record.config, config, folder)
-            return ModelTeacher(model)
+    return _kind_of(config).load(config, folder, dataset)
+
+
+def single_teachers(teacher: Teacher) -> list[Teacher]:
+    """Return the members of an ensemble, or the teacher itself in a list."""
+    return list(teacher.members) if isinstance(teacher, EnsembleTeacher) else [teacher]
+
+
+def _kind_of(config: TeacherConfig) -> TeacherKind:
+    return next(kind for kind in TEACHERS if isinstance(config, kind.configs))
+
+
+def _train_network(
+    config: TransformerConfig | DnnConfig | RecurrentConfig, making: Making
+) -> Teacher:
+    options = making.options
+    train = partial(train_model, config, making.dataset, making.training, seed=making.seed)
+    model = options.train_together(
+        train,
+        lambda epoch, total: options.progress.advance(
+            making.name, epoch.epoch, total, epoch.note()
+        ),
+    )
+    save_model(model, making.folder, making.made_from)
+    if options.checkpoint is not None:
+        drop_checkpoint(options.checkpoint)
+    return ModelTeacher(model)
+
+
+def _load_network(
+    config: TransformerConfig | DnnConfig | RecurrentConfig, folder: Path, dataset: Dataset
+) -> Teacher:
+    model = load_model(folder, dataset)
+    _need_same(model.record.config, config, folder)
+    return ModelTeacher(model)
+
+
+def _fit_linear(config: LinearConfig, making: Making) -> Teacher:
+    linear = fit_linear(config, making.dataset, making.seed)
+    save_linear(linear, making.folder, making.made_from)
+    return linear
+
+
+def _load_linear(config: LinearConfig, folder: Path, dataset: Dataset) -> Teacher:
+    linear = load_linear(folder, dataset)
+    _need_same(linear.config, config, folder)
+    return linear
+
+
+def _read_scores(config: ScoresConfig, making: Making) -> Teacher:
+    scores = read_scores(config, making.dataset)
+    save_user_scores(scores, making.folder)
+    return scores
+
+
+def _make_ensemble(config: EnsembleConfig, making: Making) -> Teacher:
+    checkpoint, members = making.options.checkpoint, []
+    for number, member in enumerate(config.members):
+        own_checkpoint = None if checkpoint is None else checkpoint / f"member-{number}"
+        members.append(
+            make_teacher(
+                member.model,
+                making.dataset,
+                member.training or making.training,
+                making.folder / f"member-{number}",
+                seed=making.seed + member.seed,
+                options=replace(making.options, checkpoint=own_checkpoint),
+                name=f"{making.name} {number + 1}/{len(config.members)}",
+            )
+        )
+    teacher = calibrated_ensemble(members, making.dataset, making.seed)
+    _ENSEMBLE.write(
+        making.folder, _Weights(teacher.weights, tuple(member.identity for member in members))
+    )
+    return teacher
+
+
+def _load_ensemble(config: EnsembleConfig, folder: Path, dataset: Dataset) -> Teacher:
+    saved = _ENSEMBLE.read(folder).about
+    members = [
+        load_teacher(member.model, folder / f"member-{number}", dataset)
+        for number, member in enumerate(config.members)
+    ]
+    if saved.members != tuple(member.identity for member in members):
+        raise _ENSEMBLE.damaged(folder / _ENSEMBLE.file, "holds the weights of other members")
+    return EnsembleTeacher(members, saved.weights)
+
+
+TEACHERS = (
+    TeacherKind(
+        (TransformerConfig, DnnConfig, RecurrentConfig), _train_network, _load_network, SAVED
+    ),
+    TeacherKind((LinearConfig,), _fit_linear, _load_linear, SAVED_LINEAR),
+    TeacherKind(
+        (ScoresConfig,), _read_scores, lambda config, folder, data: load_user_scores(folder, data)
+    ),
+    TeacherKind(
+        (FunctionConfig,),
+        lambda config, making: import_function(config, making.dataset),
+        lambda config, folder, dataset: import_function(config, dataset),
+    ),
+    TeacherKind((EnsembleConfig,), _make_ensemble, _load_ensemble),
+)
 
 
 def _need_same(trained: object, wanted: object, folder: Path) -> None:
@@ -204,8 +266,3 @@ def _need_same(trained: object, wanted: object, folder: Path) -> None:
             fix="train it again (distilrec train)",
             file=str(folder),
         )
-
-
-def single_teachers(teacher: Teacher) -> list[Teacher]:
-    """The members of an ensemble, or the teacher itself."""
-    return list(teacher.members) if isinstance(teacher, EnsembleTeacher) else [teacher]

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from distilrec.data.dataset import UNKNOWN_ITEM, Dataset, Histories
 from distilrec.measure.ranking import questions
 from distilrec.networks.batches import Batch
-from distilrec.teachers.teacher import Answer, Cost, Teacher
+from distilrec.teachers.teacher import Answer, Cost, Teacher, move_teacher
 from distilrec.training.scoring import MASKED_LOGIT
 
 _MOST_QUESTIONS = 4_000
@@ -67,6 +67,11 @@ class EnsembleTeacher:
             if weight:
                 total = total + np.float32(weight) * member.scores(histories)
         return total
+
+    def move_to(self, device: torch.device) -> None:
+        """Move the networks among the members to a device."""
+        for member in self.members:
+            move_teacher(member, device)
 
 
 def calibrated_ensemble(members: Sequence[Teacher], dataset: Dataset, seed: int) -> EnsembleTeacher:

@@ -5,7 +5,7 @@ or yours.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -62,9 +62,24 @@ class Teacher(Protocol):
         ...
 
 
+@runtime_checkable
+class Movable(Protocol):
+    """A teacher that can answer on another device."""
+
+    def move_to(self, device: torch.device) -> None:
+        """Move it there, in place."""
+        ...
+
+
 def as_teacher(teacher: Teacher | TrainedModel) -> Teacher:
     """A trained network as a teacher; a teacher stays what it is."""
     return ModelTeacher(teacher) if isinstance(teacher, TrainedModel) else teacher
+
+
+def move_teacher(teacher: Teacher, device: torch.device) -> None:
+    """Move the networks of a teacher to a device. One without networks stays where it is."""
+    if isinstance(teacher, Movable):
+        teacher.move_to(device)
 
 
 class ModelTeacher:
@@ -91,6 +106,11 @@ class ModelTeacher:
 
     def scores(self, histories: Histories) -> NDArray[np.float32]:
         return self._scorer.scores(histories)
+
+    def move_to(self, device: torch.device) -> None:
+        """Move the network, and what was computed from it, to a device."""
+        if self.trained.model.device != device:
+            self._scorer = TorchScorer(self.trained.model.to(device))
 
     def item_vectors(self) -> NDArray[np.float32]:
         """(items, dim) float32."""

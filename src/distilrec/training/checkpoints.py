@@ -23,6 +23,10 @@ class Progress(msgspec.Struct, frozen=True):
     curve: tuple[Epoch, ...]
     best_epoch: int
 
+    def belongs_to(self) -> tuple[int, TrainingConfig, str]:
+        """Return what must be the same where a training is resumed."""
+        return self.seed, self.config, self.task
+
 
 _CHECKPOINT = RecordKind(
     "progress.json",
@@ -44,7 +48,9 @@ def save_checkpoint(
     best: dict[str, torch.Tensor],
     progress: Progress,
 ) -> None:
-    """Write all that an interrupted training needs to go on, whole or not at all."""
+    """Write all that an interrupted training needs to go on, whole or not at all. Tensors of any
+    device are kept as arrays, so that the training can go on on another one.
+    """
     tensors = {f"model/{name}": tensor for name, tensor in model.state_dict().items()}
     tensors |= {f"averaged/{name}": tensor for name, tensor in averaged.state_dict().items()}
     tensors |= {f"best/{name}": tensor for name, tensor in best.items()}
@@ -53,12 +59,17 @@ def save_checkpoint(
     _CHECKPOINT.write(
         folder,
         progress,
-        {"epoch": {name: tensor.contiguous().numpy() for name, tensor in tensors.items()}},
+        {"epoch": {name: tensor.cpu().contiguous().numpy() for name, tensor in tensors.items()}},
     )
 
 
+def is_checkpoint(folder: Path) -> bool:
+    """Return whether an unfinished training was kept in this folder."""
+    return (folder / _CHECKPOINT.file).is_file()
+
+
 def drop_checkpoint(folder: Path) -> None:
-    """Removes a checkpoint that is no longer needed, the file that makes it one first."""
+    """Remove a checkpoint that is no longer needed, the file that makes it one first."""
     if folder.is_dir():
         remove([folder / _CHECKPOINT.file])
         shutil.rmtree(folder)
@@ -70,17 +81,17 @@ def load_checkpoint(
     averaged: SequenceModel,
     optimizer: torch.optim.Optimizer,
     best: dict[str, torch.Tensor],
-    seed: int,
-    config: TrainingConfig,
-    task: str,
+    expected: Progress,
 ) -> Progress:
-    """Load a checkpoint into models and optimizer. Raises TrainingError where it is damaged or of
-    another run.
+    """Load a checkpoint into models and optimizer, on the device where they are.
+
+    Raises TrainingError where it is damaged, or of another seed, configuration or task than
+    `expected`.
     """
     saved = _CHECKPOINT.read(folder)
     progress = saved.about
     tensors = {name: torch.from_numpy(array) for name, array in saved.arrays("epoch").items()}
-    if (progress.seed, progress.config, progress.task) != (seed, config, task):
+    if progress.belongs_to() != expected.belongs_to():
         raise TrainingError(
             f"the checkpoint in {folder} belongs to a run with another seed, configuration or "
             "data set",

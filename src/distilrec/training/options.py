@@ -1,12 +1,17 @@
-"""How a network is trained, and the record of a training."""
+"""How a network is trained, under which circumstances, and the record of a training."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 
+from distilrec.progress import Progress, Silent
 from distilrec.settings import Count, NotNegative, Part, Positive, Settings, Share, ZeroOrMore
+from distilrec.workers import InProcess, Workers
 
 
 class TrainingConfig(Settings, frozen=True):
@@ -52,6 +57,60 @@ class Epoch(msgspec.Struct, frozen=True):
     loss: float
     validation_ndcg: float
     seconds: float
+
+    def note(self) -> str:
+        """Return the loss and the validation quality, to be shown beside the progress."""
+        return f"loss {self.loss:.3f}, validation NDCG@10 {self.validation_ndcg:.4f}"
+
+
+OnEpoch = Callable[[Epoch, int], None]
+Result = TypeVar("Result")
+
+
+def _ignore(epoch: Epoch, total: int) -> None:
+    pass
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """The circumstances of a training or an extraction: where and by which processes it is done,
+    and who follows it. They are never a part of what identifies a model; the seed is, and is an
+    argument of its own.
+
+    device: "auto" (CUDA where there is one, else the CPU), "cpu", "cuda", "cuda:1" or "mps".
+    checkpoint: a folder; an unfinished training found there is resumed. workers: run what can be
+    cut into shards or shared. progress: hears of the stages. on_epoch: is called with each finished
+    epoch and the total number of epochs.
+    """
+
+    device: str = "auto"
+    checkpoint: Path | None = None
+    workers: Workers = field(default_factory=InProcess)
+    progress: Progress = field(default_factory=Silent)
+    on_epoch: OnEpoch = _ignore
+
+    def device_of_shards(self) -> str:
+        """Return the name of the device for the shards of a stage: on the workers of a cluster,
+        which share their machines, "auto" is the CPU.
+        """
+        alone = isinstance(self.workers, InProcess)
+        return self.device if alone or self.device != "auto" else "cpu"
+
+    def train_together(self, make: Callable[..., Result], first: OnEpoch | None = None) -> Result:
+        """Return make(options=...), called on all workers together with the part of these options
+        that can be sent to another process. first: is called here with each epoch, before
+        `on_epoch`.
+        """
+        inside = RunOptions(device=self.device, checkpoint=self.checkpoint)
+
+        def report(epoch: Epoch, total: int) -> None:
+            if first is not None:
+                first(epoch, total)
+            self.on_epoch(epoch, total)
+
+        return self.workers.together(
+            lambda on_epoch: make(options=replace(inside, on_epoch=on_epoch)), report
+        )
 
 
 @dataclass(frozen=True)

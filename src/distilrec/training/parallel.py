@@ -11,33 +11,36 @@ import torch
 from torch import distributed
 
 
-def place() -> tuple[int, int]:
-    """The number of this process in its group, from 0, and how many there are."""
+def rank_and_size() -> tuple[int, int]:
+    """Return the number of this process in its group, from 0, and the size of the group."""
     if not distributed.is_available() or not distributed.is_initialized():
         return 0, 1
     return distributed.get_rank(), distributed.get_world_size()
 
 
 def total(values: torch.Tensor) -> torch.Tensor:
-    """The sum of the tensors of all processes, in place."""
-    if place()[1] > 1:
+    """Return the sum of the tensors of all processes, made in place."""
+    if rank_and_size()[1] > 1:
         distributed.all_reduce(values)
     return values
 
 
 def share_gradients(model: torch.nn.Module, loss: float, positions: int) -> float:
-    """Gives every process the gradient of the mean over the positions of all of them, and that mean
+    """Give every process the gradient of the mean over the positions of all of them, and that mean
     loss.
 
     Before, each has the gradient of the mean over its own `positions`; one without any has none.
     All in one message.
     """
-    if place()[1] == 1:
+    if rank_and_size()[1] == 1:
         return loss
     parameters = list(model.parameters())
-    gradients = [torch.zeros_like(each) if each.grad is None else each.grad for each in parameters]
+    gradients = [
+        torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        for parameter in parameters
+    ]
     message = total(
-        torch.cat([*(each.flatten() for each in gradients), gradients[0].new_tensor([loss, 1.0])])
+        torch.cat([*(grad.flatten() for grad in gradients), gradients[0].new_tensor([loss, 1.0])])
         * positions
     )
     message = message / message[-1]

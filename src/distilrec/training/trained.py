@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,11 +15,9 @@ from distilrec.errors import TrainingError
 from distilrec.files import RecordKind
 from distilrec.networks.build import ModelConfig, build_model
 from distilrec.networks.sequence import SequenceModel
-from distilrec.training.options import Epoch, TrainingConfig, TrainingResult
+from distilrec.training.options import Epoch, RunOptions, TrainingConfig, TrainingResult
 from distilrec.training.scoring import ground_truth
 from distilrec.training.trainer import train
-
-OnEpoch = Callable[[Epoch, int], None]
 
 
 class ModelRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -70,10 +67,9 @@ def train_model(
     training: TrainingConfig,
     *,
     seed: int,
-    checkpoint: Path | None = None,
-    on_epoch: OnEpoch | None = None,
+    options: RunOptions | None = None,
 ) -> TrainedModel:
-    """A teacher, or a student without distillation: trained on the ground truth alone."""
+    """Train a teacher, or a student without distillation, on the ground truth alone."""
     model = build_model(config, dataset, seed)
     result = train(
         model,
@@ -81,9 +77,8 @@ def train_model(
         ground_truth,
         training,
         seed=seed,
-        checkpoint=checkpoint,
         task=training_task(dataset, config),
-        on_epoch=on_epoch or (lambda epoch, total: None),
+        options=options,
     )
     return finished(model, config, seed, dataset, result)
 
@@ -111,7 +106,8 @@ def save_model(trained: TrainedModel, folder: Path, made_from: str = "") -> None
     made_from: a key of everything that the training depends on.
     """
     tensors = {
-        name: tensor.contiguous().numpy() for name, tensor in trained.model.state_dict().items()
+        name: tensor.cpu().contiguous().numpy()
+        for name, tensor in trained.model.state_dict().items()
     }
     SAVED.write(folder, trained.record, {"model": tensors}, made_from=made_from)
 

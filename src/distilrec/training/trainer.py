@@ -11,20 +11,19 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import torch
 
 from distilrec.data.dataset import Dataset
 from distilrec.errors import TrainingError
-from distilrec.networks.batches import training_batches, training_windows
+from distilrec.networks.batches import Batch, training_batches, training_windows
 from distilrec.networks.sequence import SequenceModel, TorchScorer
 from distilrec.training import parallel
-from distilrec.training.checkpoints import Progress, load_checkpoint, save_checkpoint
+from distilrec.training.checkpoints import Progress, is_checkpoint, load_checkpoint, save_checkpoint
+from distilrec.training.devices import resolve_device
 from distilrec.training.memory import reuse_freed_memory
-from distilrec.training.options import Epoch, TrainingConfig, TrainingResult
+from distilrec.training.options import Epoch, RunOptions, TrainingConfig, TrainingResult
 from distilrec.training.schedule import average, learning_rate, parameter_groups
 from distilrec.training.scoring import NEGATIVE_POWER, Loss, score_positions
 from distilrec.training.validation import validation_ndcg
@@ -37,65 +36,100 @@ def train(
     config: TrainingConfig,
     *,
     seed: int,
-    checkpoint: Path | None = None,
     task: str = "",
     cold_items: bool = False,
-    on_epoch: Callable[[Epoch, int], None] = lambda epoch, total: None,
+    options: RunOptions | None = None,
 ) -> TrainingResult:
-    """Trains in place and leaves the weights of the best validation epoch in the model.
+    """Train in place and leave the weights of the best validation epoch in the model, on the CPU.
 
     loss: gives a scalar, a mean over the scored positions.
-    checkpoint: a folder; an unfinished run found there is resumed if seed, config and `task` are
-    the same.
+    task: what a checkpoint belongs to, besides seed and config.
     cold_items: the loss wants logits of the items without training rows as well.
-    on_epoch: is called with each finished epoch and the total number of epochs.
-    Raises TrainingError when the loss is no longer finite or the checkpoint belongs to another run.
+    Raises TrainingError when the loss is no longer finite or the checkpoint belongs to another run,
+    and ConfigError for a device that this machine lacks.
     """
     reuse_freed_memory()
-    windows = training_windows(dataset, model.max_history)
-    steps_per_epoch = math.ceil(len(windows.starts) / config.batch_size)
-    optimizer = torch.optim.AdamW(
-        parameter_groups(model, config.weight_decay), lr=config.learning_rate
+    options = options or RunOptions()
+    training = _Training(
+        model, dataset, loss, config, seed, cold_items, resolve_device(options.device)
     )
-    mask_seen = config.mask_seen and not dataset.info.repeats
-    popular = torch.from_numpy(dataset.popularity()[: dataset.info.warm_items].astype(np.float64))
-    drawn_by = popular**NEGATIVE_POWER / (popular**NEGATIVE_POWER).sum()  # (items,)
-    curve: list[Epoch] = []
-    best_epoch = 0
-    averaged = copy.deepcopy(model)
     best = copy.deepcopy(model.state_dict())
-    if checkpoint is not None and (checkpoint / "progress.json").is_file():
-        progress = load_checkpoint(checkpoint, model, averaged, optimizer, best, seed, config, task)
-        curve, best_epoch = list(progress.curve), progress.best_epoch
+    progress = Progress(seed, config, task, (), 0)
+    checkpoint = options.checkpoint
+    if checkpoint is not None and is_checkpoint(checkpoint):
+        progress = load_checkpoint(
+            checkpoint, model, training.averaged, training.optimizer, best, progress
+        )
+    curve, best_epoch = list(progress.curve), progress.best_epoch
     earlier = curve[-1].seconds if curve else 0.0
-    here = parallel.place()
     began = time.perf_counter()
     while len(curve) < config.epochs and len(curve) - best_epoch < config.patience:
         number = len(curve) + 1
-        rng = np.random.default_rng([seed, number])
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int(rng.integers(2**31)) + here[0])
-            model.train()
-            losses = []
-            for place, batch in enumerate(
-                training_batches(dataset, windows, config.batch_size, rng, here)
-            ):
-                step = (number - 1) * steps_per_epoch + place
-                for group in optimizer.param_groups:
-                    group["lr"] = learning_rate(config, step, steps_per_epoch)
-                done = step / (config.epochs * steps_per_epoch)
-                optimizer.zero_grad(set_to_none=True)
-                own, positions = 0.0, 0
-                if scored := score_positions(
-                    model, batch, config, mask_seen, drawn_by, done, here[1], cold_items
-                ):
-                    whole = loss(scored) + model.penalty()
-                    whole.backward()  # type: ignore[no-untyped-call]
-                    own, positions = float(whole.detach()), len(scored.targets)
-                losses.append(parallel.share_gradients(model, own, positions))
-                torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
-                optimizer.step()
-                average(averaged, model, config.averaging, step)
+        mean_loss = training.train_epoch(number)
+        ndcg = validation_ndcg(TorchScorer(training.averaged), dataset)
+        curve.append(Epoch(number, mean_loss, ndcg, earlier + time.perf_counter() - began))
+        if best_epoch == 0 or ndcg > curve[best_epoch - 1].validation_ndcg:
+            best_epoch = number
+            best = copy.deepcopy(training.averaged.state_dict())
+        if checkpoint is not None and parallel.rank_and_size()[0] == 0:
+            save_checkpoint(
+                checkpoint,
+                model,
+                training.averaged,
+                training.optimizer,
+                best,
+                Progress(seed, config, task, tuple(curve), best_epoch),
+            )
+        options.on_epoch(curve[-1], config.epochs)
+    model.load_state_dict(best)
+    model.cpu().eval()
+    return TrainingResult(tuple(curve), best_epoch)
+
+
+class _Training:
+    """A model on its device with its optimizer and the moving average of its weights."""
+
+    def __init__(
+        self,
+        model: SequenceModel,
+        dataset: Dataset,
+        loss: Loss,
+        config: TrainingConfig,
+        seed: int,
+        cold_items: bool,
+        device: torch.device,
+    ) -> None:
+        self.model, self.device = model.to(device), device
+        self.dataset, self.loss, self.config = dataset, loss, config
+        self.seed, self.cold_items = seed, cold_items
+        self.averaged = copy.deepcopy(model)
+        self.optimizer = torch.optim.AdamW(
+            parameter_groups(model, config.weight_decay), lr=config.learning_rate
+        )
+        self.windows = training_windows(dataset, model.max_history)
+        self.steps_per_epoch = math.ceil(len(self.windows.starts) / config.batch_size)
+        self.mask_seen = config.mask_seen and not dataset.info.repeats
+        popular = torch.from_numpy(
+            dataset.popularity()[: dataset.info.warm_items].astype(np.float64)
+        )
+        self.drawn_by = popular**NEGATIVE_POWER / (popular**NEGATIVE_POWER).sum()  # (items,)
+        self.group = parallel.rank_and_size()
+
+    def train_epoch(self, number: int) -> float:
+        """Take the steps of an epoch, counted from 1, and return the mean loss.
+
+        Raises TrainingError when it is not finite.
+        """
+        rng = np.random.default_rng([self.seed, number])
+        own_generators = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=own_generators):
+            torch.manual_seed(int(rng.integers(2**31)) + self.group[0])
+            self.model.train()
+            batches = training_batches(
+                self.dataset, self.windows, self.config.batch_size, rng, self.group
+            )
+            first = (number - 1) * self.steps_per_epoch
+            losses = [self._step(batch, first + place) for place, batch in enumerate(batches)]
         mean_loss = float(np.mean(losses))
         if not math.isfinite(mean_loss):
             raise TrainingError(
@@ -103,21 +137,31 @@ def train(
                 fix="lower training.learning_rate",
                 epoch=number,
             )
-        ndcg = validation_ndcg(TorchScorer(averaged), dataset)
-        curve.append(Epoch(number, mean_loss, ndcg, earlier + time.perf_counter() - began))
-        if best_epoch == 0 or ndcg > curve[best_epoch - 1].validation_ndcg:
-            best_epoch = number
-            best = copy.deepcopy(averaged.state_dict())
-        if checkpoint is not None and here[0] == 0:
-            save_checkpoint(
-                checkpoint,
-                model,
-                averaged,
-                optimizer,
-                best,
-                Progress(seed, config, task, tuple(curve), best_epoch),
-            )
-        on_epoch(curve[-1], config.epochs)
-    model.load_state_dict(best)
-    model.eval()
-    return TrainingResult(tuple(curve), best_epoch)
+        return mean_loss
+
+    def _step(self, batch: Batch, step: int) -> float:
+        """Take one step, counted from 0 over all epochs, and return its loss."""
+        config, model = self.config, self.model
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(config, step, self.steps_per_epoch)
+        done = step / (config.epochs * self.steps_per_epoch)
+        self.optimizer.zero_grad(set_to_none=True)
+        value, positions = 0.0, 0
+        if scored := score_positions(
+            model,
+            batch,
+            config,
+            self.mask_seen,
+            self.drawn_by,
+            done,
+            self.group[1],
+            self.cold_items,
+        ):
+            whole = self.loss(scored) + model.penalty()
+            whole.backward()  # type: ignore[no-untyped-call]
+            value, positions = float(whole.detach()), len(scored.targets)
+        shared = parallel.share_gradients(model, value, positions)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
+        self.optimizer.step()
+        average(self.averaged, model, config.averaging, step)
+        return shared

@@ -14,13 +14,13 @@ from distilrec.training import parallel
 
 
 def validation_ndcg(scorer: Scorer, dataset: Dataset) -> float:
-    """Mean NDCG@10 over validation users, full catalogue. The processes of a group share
+    """Return the mean NDCG@10 over validation users, full catalogue. The processes of a group share
     the users.
     """
     asked = questions(dataset, "validation")
-    number, of = parallel.place()
+    rank_here, size = parallel.rank_and_size()
     users = len(asked.histories)
-    mine = asked.select(users * number // of, users * (number + 1) // of)
+    mine = asked.select(users * rank_here // size, users * (rank_here + 1) // size)
     values = ndcg(rank(scorer, mine), 10) if len(mine.histories) else np.zeros(0)
     together = parallel.total(
         torch.tensor([float(values.sum()), float(len(values))], dtype=torch.float64)
