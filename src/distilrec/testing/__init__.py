@@ -8,12 +8,15 @@ from distilrec._lazy import lazy_names
 
 if TYPE_CHECKING:
     from distilrec.testing.stores import StoreContract
+    from distilrec.testing.teachers import TeacherContract
 
 _MODULES = {
     "StoreContract": "stores",
+    "TeacherContract": "teachers",
 }
 __getattr__ = lazy_names(__name__, _MODULES)
 
 __all__ = [
     "StoreContract",
+    "TeacherContract",
 ]
