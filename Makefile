@@ -83,7 +83,7 @@ mutation: $(VENV)/dev.stamp
 packages: $(VENV)/dev.stamp
 	$(VENV)/bin/python release/packages.py --build --sbom --extras $(EXTRAS)
 
-# The pinned versions anew, for every Python from 3.11.
+# The newest versions, pinned for every Python from 3.11.
 constraints: $(VENV)/dev.stamp
 	$(VENV)/bin/uv pip compile pyproject.toml --universal --python-version 3.11 --no-annotate --quiet --upgrade \
 	  --extra redis --extra ann --extra train --extra tune --extra privacy --extra checks --extra ray --extra texts \

@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def ml_1m_bundle(dim: int = 64) -> Path:
-    """The folder of the bundle, made on first use (about two minutes)."""
+    """Return the folder of the bundle, made on first use (about two minutes)."""
     folder = ROOT / "runs" / "bench" / f"ml-1m-{dim}"
     bundle = folder / "bundle"
     if (bundle / "manifest.json").is_file():
@@ -43,7 +43,7 @@ def ml_1m_bundle(dim: int = 64) -> Path:
 
 
 def ml_1m_torch_student(dim: int) -> tuple[TorchScorer, Dataset]:
-    """The same student in torch, with the data that it answers about."""
+    """Return the same student in torch, with the data that it answers about."""
     from distilrec.data.dataset import load_dataset
     from distilrec.networks.sequence import TorchScorer
     from distilrec.training.trained import load_model

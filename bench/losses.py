@@ -81,7 +81,7 @@ def main() -> None:
     stores: dict[str, list[LabelStore]] = {}
 
     def labels(kind: str) -> list[LabelStore]:
-        """Extracted when first needed, used by all students."""
+        """Extract the labels when they are first needed; all students use them."""
         if kind not in stores:
             sources = {
                 "ensemble": [teacher],

@@ -46,7 +46,7 @@ TEACHER, ALONE, STUDENT, DENOISED = (
 
 
 def clean(config: RunConfig, folder: Path) -> pl.DataFrame:
-    """The log of a configuration as cleaning leaves it: sorted by user and time."""
+    """Return the log of a configuration as cleaning leaves it: sorted by user and time."""
     assert config.data.interactions is not None
     folder.mkdir(parents=True, exist_ok=True)
     log = open_log(config.data.interactions, folder, config.data.columns)
@@ -55,7 +55,7 @@ def clean(config: RunConfig, folder: Path) -> pl.DataFrame:
 
 
 def noisy(log: pl.DataFrame, rate: float, seed: int) -> pl.DataFrame:
-    """The log with other items in a share of the rows that training will see, the last two of each
+    """Return the log with other items in a share of the rows that training will see, the last two of each
     user untouched.
     """
     rng = np.random.default_rng(seed)
@@ -77,7 +77,7 @@ def noisy(log: pl.DataFrame, rate: float, seed: int) -> pl.DataFrame:
 
 
 def prepared(config: RunConfig, log: pl.DataFrame) -> Dataset:
-    """The noisy log with the side tables of the configuration."""
+    """Return the noisy log with the side tables of the configuration."""
     columns = {
         "user_id": "user_id",
         "item_id": "item_id",

@@ -13,7 +13,7 @@ outsiders, the others members:
   50 items that the volunteers' student puts first.
 
 Quality is NDCG@10 of the outsiders' last film, after all that they did before: people of whom no
-model has learned, for all models alike. The attack: whoever has the weights and the history of a
+model has learned, for all models alike. The attack: anyone who has the weights and the history of a
 person scores how well the model knows that history, by the mean log-likelihood of its films, alone
 or minus that of a model of the volunteers (Watson et al. 2022); AUC of telling members from
 outsiders (.5 is chance), the larger of the two, and how many members are found at 1% false alarms.
@@ -90,7 +90,7 @@ def people(folder: Path) -> People:
 
 
 def log_likelihood(model: SequenceModel, dataset: Dataset) -> NDArray[np.float64]:
-    """The mean of log softmax(s)[y] over the training rows of each user, (users,)."""
+    """Return the mean of log softmax(s)[y] over the training rows of each user, (users,)."""
     windows = training_windows(dataset, model.max_history)
     sums, counts = np.zeros(dataset.users), np.zeros(dataset.users)
     warm = model.items.warm_items
@@ -118,7 +118,7 @@ def log_likelihood(model: SequenceModel, dataset: Dataset) -> NDArray[np.float64
 
 
 def with_features_of(trained: TrainedModel, dataset: Dataset) -> SequenceModel:
-    """The model for other people: their features in the place of those it was trained with."""
+    """Return the model for other people: their features in the place of those it was trained with."""
     model = trained.model
     model.user_features.columns = torch.from_numpy(dataset.user_features.columns.astype(np.int64))  # type: ignore[union-attr]
     model.user_features.weights = torch.from_numpy(dataset.user_features.weights)  # type: ignore[union-attr]

@@ -3,7 +3,7 @@
     python bench/quality.py [--dataset ml-100k] [--seeds 5] [--folder runs/quality] [--config FILE] [--shared-teacher]
 
 Each seed is a whole run (teacher, labels, both students, bundles) in a folder of its own: an
-interrupted benchmark goes on where it was. With --shared-teacher all students learn from the labels
+interrupted benchmark resumes where it stopped. With --shared-teacher all students learn from the labels
 of one teacher, that of seed 0. Students are measured through their exported bundles.
 Hyper-parameters are those of the configuration, the epoch of each model is chosen on validation;
 the test part is only read here. Prints a table, the paired differences and one JSON line, and
@@ -124,7 +124,7 @@ def _bundle(run: runs.Run, name: str) -> Path:
 
 
 def _together(of_seeds: tuple[Candidate, ...] | list[Candidate], seeds: int) -> Candidate:
-    """The candidates of all seeds as one; cost and size are those of the first, training time is
+    """Return the candidates of all seeds as one; cost and size are those of the first, training time is
     the mean.
     """
     first = of_seeds[0]
@@ -142,7 +142,7 @@ def _together(of_seeds: tuple[Candidate, ...] | list[Candidate], seeds: int) -> 
 
 
 def _tables(comparison: Comparison, validation: dict[str, list[float]]) -> list[str]:
-    """The comparison, the paired differences and the figures by seed, as Markdown."""
+    """Return the comparison, the paired differences and the figures by seed, as Markdown."""
     header, *rows = table(comparison)
     lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
     lines += ["| " + " | ".join(row) + " |" for row in rows]

@@ -59,7 +59,7 @@ def times_of(
 
 @njit(cache=True, fastmath=True)
 def sum_of(numbers: NDArray[np.float32]) -> np.float32:
-    """What the memory allows at best: every number is read once."""
+    """Return what the memory allows at best: every number is read once."""
     total = np.float32(0)
     for n in range(numbers.shape[0]):
         total += numbers[n]
@@ -354,7 +354,7 @@ def ray_speedup(items: int) -> tuple[list[str], dict[str, object]]:
 
 
 def _import_all(task: object, shard: int) -> None:
-    """A worker that has done something has imported what it needs."""
+    """Import what a worker has imported once it has worked."""
     import distilrec.data.preparation
     import distilrec.labels.extract  # noqa: F401
 

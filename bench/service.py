@@ -97,7 +97,7 @@ uvicorn.run(app, **(_options(ServiceConfig("x", port=int(sys.argv[1]))) | {"life
 
 
 def installed() -> Path:
-    """The python of an installation without training packages."""
+    """Return the python of an installation without training packages."""
     python = VENV / "bin" / "python"
     if not python.exists():
         subprocess.run([sys.executable, "-m", "venv", VENV], check=True)
@@ -111,7 +111,7 @@ def installed() -> Path:
 def serve(
     python: Path, bundle: Path, folder: Path, *options: object, name: str = "store"
 ) -> Server:
-    """A service on one core."""
+    """Run a service on one core."""
     return Server(
         bundle,
         f"sqlite:///{folder / name}.db",
@@ -125,7 +125,7 @@ def serve(
 def wrk(
     url: str, script: str, seconds: float, folder: Path, connections: int = CONNECTIONS
 ) -> dict[str, float]:
-    """Requests per second, 99th percentile in ms, answers other than 2xx, all requests."""
+    """Return requests per second, 99th percentile in ms, answers other than 2xx, all requests."""
     (folder / "load.lua").write_text(script)
     run = subprocess.run(
         [*_CLIENT, "wrk", "-t1", f"-c{connections}", f"-d{seconds:g}s", "--latency", "--timeout", "10s", "-s",
@@ -379,7 +379,7 @@ def main() -> None:
 
 
 def table(record: dict[str, object]) -> str:
-    """The figures, one line each."""
+    """Return the figures, one line each."""
     lines = ["| what | figure | value |", "|---|---|---|"]
     for name, figures in record.items():
         if isinstance(figures, dict):

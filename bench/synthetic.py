@@ -31,7 +31,7 @@ Ints = NDArray[np.int32]
 
 
 def topics_of(items: int) -> Ints:
-    """The topic of every item, (items,)."""
+    """Return the topic of every item, (items,)."""
     return np.random.default_rng(1).integers(TOPICS, size=items).astype(np.int32)
 
 
@@ -66,7 +66,7 @@ def histories(users: int, items: int, seed: int = 0) -> Iterator[tuple[Ints, Int
 
 
 def synthetic_log(file: Path, events: int, items: int) -> Path:
-    """A Parquet log of about this many events, in order of time, made on first use."""
+    """Return a Parquet log of about this many events, in order of time, made on first use."""
     if file.is_file():
         return file
     import polars as pl
@@ -123,7 +123,7 @@ def synthetic_bundle(
     graph: bool = False,
     gaussian: bool = False,
 ) -> Path:
-    """A bundle with made-up weights, made on first use: its answers mean nothing, its costs are
+    """Return a bundle with made-up weights, made on first use: its answers mean nothing, its costs are
     those of a trained one.
     """
     if (folder / "manifest.json").is_file():
@@ -207,7 +207,7 @@ def synthetic_bundle(
 
 
 def _golden(runtime: Runtime, items: int) -> Golden:
-    """What the exact scan answers to somebody with a short history."""
+    """Return what the exact scan answers to somebody with a short history."""
     seen = np.arange(0, items, max(1, items // 20), dtype=np.int32)
     state = runtime.new_state()
     runtime.fold(state, seen, np.ones(len(seen), np.int32))

@@ -111,7 +111,7 @@ def movielens_100k() -> pl.DataFrame:
 
 
 def movielens_1m() -> pl.DataFrame:
-    """The same, of MovieLens 1M."""
+    """Return the same, of MovieLens 1M."""
     columns = ["user", "item", "rating", "time"]
     lines = pl.read_csv(
         (SHARED / "ml-1m" / "ratings.dat").read_text().replace("::", "\t").encode(),
@@ -137,7 +137,7 @@ def movielens_1m() -> pl.DataFrame:
 
 
 def _film(title: pl.Expr, year: pl.Expr) -> pl.Expr:
-    """The name of a film in both data sets: letters and digits of its title in lower case, without
+    """Return the name of a film in both data sets: letters and digits of its title in lower case, without
     `The`, and its year.
     """
     words = (
@@ -149,7 +149,7 @@ def _film(title: pl.Expr, year: pl.Expr) -> pl.Expr:
 
 
 def complete_journey(department: str, first_half: bool) -> pl.DataFrame:
-    """What households bought of a department in weeks 1 to 26, or from week 27 on: the first time
+    """Return what households bought of a department in weeks 1 to 26, or from week 27 on: the first time
     of each product that was bought 20 times or more.
     """
     folder = SHARED / "complete-journey"
@@ -189,7 +189,7 @@ def read(name: str) -> Pair:
 
 
 def prepared(pair: Pair, features: bool) -> tuple[Dataset, list[str]]:
-    """The target, and its cold users, of whom nothing is known there: a fifth of the people that
+    """Return the target, and its cold users, who are unknown there: a fifth of the people that
     both domains share.
 
     features: what a person did in the source becomes a feature.
@@ -236,7 +236,7 @@ def factors(log: pl.DataFrame) -> pl.DataFrame:
 
 
 def without_training(data: Dataset, users: list[str]) -> Dataset:
-    """The data set without the training rows of some users; what was validation and test is test
+    """Return the data set without the training rows of some users; what was validation and test is test
     then.
     """
     cold = np.isin(data.info.user_ids, users)
@@ -259,7 +259,7 @@ def without_training(data: Dataset, users: list[str]) -> Dataset:
 
 
 def of_target(data: Dataset, alone: LinearTeacher) -> Scores:
-    """What the target's teacher says, and popularity where it says nothing: for users without a
+    """Return what the target's teacher says, and popularity where it says nothing: for users without a
     history.
     """
     popular = 1e-4 * np.log(data.popularity()[: data.info.warm_items]).astype(np.float32)
@@ -329,7 +329,7 @@ def of_both_domains(pair: Pair, data: Dataset, of_target: Scores) -> tuple[Score
 
 
 def measure(pair: Pair, folder: Path, seeds: int) -> tuple[list[str], list[dict[str, object]]]:
-    """The table of one pair, and its figures."""
+    """Return the table of one pair, and its figures."""
     plain, cold_ids = prepared(pair, False)
     with_features = prepared(pair, True)[0] if pair.same_people else plain
     data = {way: with_features if "features" in way else plain for way in pair.ways}

@@ -51,7 +51,7 @@ PYTHON = {
         "distilrec.teachers.external",
         "distilrec.teachers.build",
     ],
-    "Knowledge": ["distilrec.labels.extract", "distilrec.labels.store", "distilrec.privacy.votes"],
+    "Labels": ["distilrec.labels.extract", "distilrec.labels.store", "distilrec.privacy.votes"],
     "Training": [
         "distilrec.training.trained",
         "distilrec.training.trainer",
@@ -175,7 +175,7 @@ SECTIONS: tuple[tuple[str, type], ...] = (
 
 
 def configuration() -> str:
-    """Returns docs/configuration.md with the tables of all settings as they are in the code."""
+    """Return docs/configuration.md with the tables of all settings as they are in the code."""
     tables = "\n".join(line for title, kind in SECTIONS for line in _table(title, kind))
     return _BETWEEN.sub(
         lambda found: f"{found[1]}\n{tables}\n", CONFIGURATION.read_text(encoding="utf-8")
@@ -194,7 +194,7 @@ def _table(title: str, kind: type) -> Iterator[str]:
 
 
 def field_lines(kind: type) -> dict[str, str]:
-    """Returns the text under each field of a settings class. Raises AssertionError for a field
+    """Return the text under each field of a settings class. Raises AssertionError for a field
     without one.
     """
     body = ast.parse(dedent(inspect.getsource(kind))).body[0]
@@ -269,7 +269,7 @@ def _value(value: Any) -> str:
 
 
 def main() -> None:
-    """Writes the three pages and the tables of the configuration."""
+    """Write the three pages and the tables of the configuration."""
     FOLDER.mkdir(exist_ok=True)
     (FOLDER / "cli.md").write_text(app.generate_docs(output_format="markdown"), encoding="utf-8")
     (FOLDER / "http.md").write_text(http(), encoding="utf-8")

@@ -25,7 +25,7 @@ SHARED = ROOT.parent / "shared" / "data"
 def main(
     folder: Path, source: str = "", tables: Callable[[Path], dict[str, pl.DataFrame]] | None = None
 ) -> None:
-    """Makes the tables of a recipe from the folder `source`, trains, compares, and prints answers
+    """Make the tables of a recipe from the folder `source`, train, compare, and print answers
     with their reasons.
 
     tables: none where the configuration names a public data set.

@@ -60,7 +60,7 @@ Provider = Any  # atheris has no types
 
 
 def settings(scratch: Path) -> Target:
-    """A configuration file."""
+    """Read a configuration file."""
     path = scratch / "my.toml"
 
     def run(data: bytes) -> None:
@@ -76,7 +76,7 @@ def settings(scratch: Path) -> Target:
 
 
 def readers(scratch: Path) -> Target:
-    """The first byte chooses the kind of file, the second which table of a data set it is."""
+    """Read a table. The first byte chooses the kind of file, the second the table of a data set."""
     log = [
         {"user_id": u, "item_id": i, "t": 1_600_000_000 + u + i, "e": "view", "w": 1.0}
         for u in (1, 2)
@@ -109,14 +109,14 @@ def readers(scratch: Path) -> Target:
 
 
 def frame(rows: list[dict[str, Any]]) -> Any:
-    """The rows as a table."""
+    """Return the rows as a table."""
     import polars as pl
 
     return pl.DataFrame(rows)
 
 
 def bundle(scratch: Path) -> Target:
-    """A forger changes arrays and the manifest of a bundle and computes all hashes anew."""
+    """Change arrays and the manifest of a bundle as a forger would, and compute all hashes again."""
     original = small_bundle(scratch)
     files = {
         name: (original / name).read_bytes()
@@ -225,7 +225,7 @@ def forge_arrays(provider: Provider, data: bytes) -> bytes:
 
 
 def http(scratch: Path) -> Target:
-    """A request to the service: method, path, headers and body."""
+    """Send a request to the service: method, path, headers and body."""
     logging.disable(logging.CRITICAL)
     service = open_service(
         ServiceConfig(str(small_bundle(scratch)), store=f"sqlite:///{scratch / 'store.db'}")
@@ -292,7 +292,7 @@ def http(scratch: Path) -> Target:
 
 
 def small_bundle(scratch: Path) -> Path:
-    """The bundle of the small run of the tests."""
+    """Return the bundle of the small run of the tests."""
     subprocess.run(
         [sys.executable, "-m", "tests.small_run", str(scratch)],
         check=True,
@@ -303,7 +303,7 @@ def small_bundle(scratch: Path) -> Path:
 
 
 def seeds(name: str, folder: Path) -> None:
-    """A few good inputs to begin with."""
+    """Return a few good inputs to begin with."""
     folder.mkdir(parents=True, exist_ok=True)
     if name == "settings":
         for path in [*ROOT.glob("bench/*.toml"), *ROOT.glob("examples/*/recipe.toml")]:

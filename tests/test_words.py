@@ -20,7 +20,11 @@ WORDS = re.compile(
 ALLOWED = json.loads((ROOT / "tests" / "words.json").read_text(encoding="utf-8"))
 CODE = [
     *sorted((ROOT / "src").rglob("*.py")),
-    *(path for name in ("bench", "examples", "fuzz", "release", "docs") for path in sorted((ROOT / name).rglob("*.py"))),
+    *(
+        path
+        for name in ("bench", "examples", "fuzz", "release", "docs")
+        for path in sorted((ROOT / name).rglob("*.py"))
+    ),
 ]
 TEXTS = [
     *(ROOT / name for name in ("README.md", "SECURITY.md", "CONTRIBUTING.md")),
@@ -68,4 +72,6 @@ def test_the_check_sees_them(text):
 
 
 def test_ordinary_sentences_pass():
-    assert not WORDS.search("There is no bundle yet. It has not been measured. Acknowledged events.")
+    assert not WORDS.search(
+        "There is no bundle yet. It has not been measured. Acknowledged events."
+    )

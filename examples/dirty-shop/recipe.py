@@ -15,7 +15,7 @@ from recipe import main
 
 
 def tables(source: Path) -> dict[str, pl.DataFrame]:
-    """The invoice lines as they are."""
+    """Return the invoice lines as they are."""
     return {"log": pl.read_parquet(source / "online_retail.parquet")}
 
 

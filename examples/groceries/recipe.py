@@ -16,7 +16,7 @@ from recipe import main
 
 
 def tables(source: Path) -> dict[str, pl.DataFrame]:
-    """The log by day, customers by age and area, products by class and price."""
+    """Return the log by day, customers by age and area, products by class and price."""
     bought = pl.read_parquet(source / "ta_feng.parquet")
     price = pl.col("SALES_PRICE").cast(pl.Float64) / pl.col("AMOUNT").cast(pl.Float64).clip(1)
     return {

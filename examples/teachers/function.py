@@ -14,7 +14,7 @@ from distilrec.teachers import Teacher, function_teacher
 
 
 def teacher(dataset: Dataset) -> Teacher:
-    """What followed what: counts of pairs of items at most five events apart, the nearer
+    """Return what followed what: counts of pairs of items at most five events apart, the nearer
     the more.
     """
     items = dataset.info.warm_items

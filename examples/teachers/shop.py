@@ -23,7 +23,9 @@ def distill_from(name: str, teacher: Callable[[Dataset], Teacher]) -> None:
     and some answers.
     """
     parser = argparse.ArgumentParser()
-    parser.add_argument("--users", type=int, default=943, help="only so many users, to try it out")
+    parser.add_argument(
+        "--users", type=int, default=943, help="number of users to keep, for a quick try"
+    )
     parser.add_argument("--epochs", type=int, default=40, help="of the student")
     parser.add_argument("--folder", type=Path, default=Path("runs") / name)
     arguments = parser.parse_args()
