@@ -73,7 +73,7 @@ def soft_losses_stored(
     temperature: float,
     catalogue: int | None = None,
 ) -> torch.Tensor:
-    """The soft loss of each position, (positions,): exact on the teacher's top K,
+    """Return the soft loss of each position, (positions,): exact on the teacher's top K,
     importance-weighted on the rest.
 
     log_student: log softmax(s / T), (positions, items), which the caller may need for another loss
@@ -228,8 +228,8 @@ def curriculum_loss(losses: torch.Tensor, progress: float, sharpness: float = 20
 
 
 def _outside(labels: StoredLabels) -> torch.Tensor:
-    """The uniformly drawn items that are not among the top K and not masked by the teacher, -1
-    elsewhere, (positions, M).
+    """Return the uniformly drawn items that are not among the top K and not masked by the teacher,
+    -1 elsewhere, (positions, M).
     """
     threshold = labels.top_logits.min(-1, keepdim=True).values
     usable = (labels.sample_logits < threshold) & (labels.sample_logits > _MASKED_TEACHER)

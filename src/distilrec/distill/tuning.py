@@ -37,7 +37,7 @@ class Choice:
     trial: int
 
     def toml(self) -> str:
-        """The sections of a configuration file."""
+        """Return the sections of a configuration file."""
         sections = (
             ("student", self.student),
             ("student_training", self.training),
@@ -155,7 +155,7 @@ def tune(
 def _as_parameters(
     student: StudentConfig, training: TrainingConfig, distillation: DistillationConfig
 ) -> dict[str, Any]:
-    """The given configuration as a trial; values outside the space are left to the sampler."""
+    """Return the given configuration as a trial; the sampler chooses values outside the space."""
     wanted: dict[str, Any] = {
         "learning_rate": training.learning_rate,
         "soft_weight": distillation.soft_weight,
@@ -170,7 +170,7 @@ def _as_parameters(
 def _suggest(
     trial: Any, student: StudentConfig, training: TrainingConfig, distillation: DistillationConfig
 ) -> tuple[StudentConfig, TrainingConfig, DistillationConfig]:
-    """The space. The width of the student is the caller's choice of size and stays."""
+    """Return the space. The width of the student is the caller's choice of size and stays."""
     learning_rate = trial.suggest_float("learning_rate", 5e-4, 2e-2, log=True)
     soft_weight = trial.suggest_float("soft_weight", 0.0, 1.0)
     temperature = trial.suggest_float("temperature", 0.5, 4.0, log=True)

@@ -216,8 +216,8 @@ def _extract_shard(task: _Task, shard: int) -> None:
 
 
 def _of_events(task: _Task, some: NDArray[np.int64]) -> Iterator[tuple[torch.Tensor, Answer]]:
-    """The rows of the events of some windows, and the teacher's answers before them, in parts that
-    fit into memory.
+    """Return the rows of the events of some windows, and the teacher's answers before them, in
+    parts that fit into memory.
     """
     dataset, items = task.dataset, task.manifest.catalogue
     at_once = max(1, _LOGITS // items)
@@ -236,8 +236,8 @@ def _of_events(task: _Task, some: NDArray[np.int64]) -> Iterator[tuple[torch.Ten
 
 
 def _of_users(task: _Task, some: NDArray[np.int64]) -> Iterator[tuple[torch.Tensor, Answer]]:
-    """Some users, and the teacher's answers after all their training events, in parts that fit into
-    memory.
+    """Return some users, and the teacher's answers after all their training events, in parts that
+    fit into memory.
     """
     dataset = task.dataset
     at_once = max(1, _LOGITS // dataset.catalogue_size)
@@ -251,8 +251,8 @@ def _of_users(task: _Task, some: NDArray[np.int64]) -> Iterator[tuple[torch.Tens
 def _relative(
     answer: Answer, seen: torch.Tensor | None, users: torch.Tensor, dataset: Dataset
 ) -> Answer:
-    """The same answer with logits z - max z, over the items that are not masked, in float32; masked
-    ones get MASKED_LOGIT.
+    """Return the same answer with logits z - max z, over the items that are not masked, in float32;
+    masked ones get MASKED_LOGIT.
 
     seen: (positions, items) of bool, which items are masked. Raises TeacherError for NaN,
     infinities, and scores of so different sizes that float16 would make them equal or take them for

@@ -143,7 +143,7 @@ class LabelStore:
         )
 
     def states_at(self, rows: torch.Tensor, device: torch.device | None = None) -> torch.Tensor:
-        """The teacher's states at these data set rows, (positions, states) float32. Raises
+        """Return the teacher's states at these data set rows, (positions, states) float32. Raises
         LabelStoreError.
         """
         self.state_width()
@@ -177,12 +177,12 @@ class LabelStore:
 
 
 def shard_path(folder: Path, shard: int) -> Path:
-    """The file of one shard."""
+    """Return the file of one shard."""
     return folder / f"labels-{shard:05d}.parquet"
 
 
 def open_labels(folder: Path, dataset: Dataset) -> LabelStore:
-    """Returns the labels in a folder. Raises FileMissingError, and LabelStoreError when they are of
+    """Return the labels in a folder. Raises FileMissingError, and LabelStoreError when they are of
     another data set, of another format, or damaged.
     """
     record = LABELS.read(folder)

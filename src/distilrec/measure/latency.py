@@ -17,7 +17,7 @@ class Latency(msgspec.Struct, frozen=True):
 
 
 def measure(request: Callable[[int], object], requests: int, warm_up: int = 20) -> Latency:
-    """Calls `request(n)` for n = 0, 1, ... and times each call."""
+    """Call `request(n)` for n = 0, 1, ... and time each call."""
     for n in range(warm_up):
         request(n)
     times = np.empty(requests)

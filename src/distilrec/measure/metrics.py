@@ -31,12 +31,13 @@ def _relevant(ranking: Ranking) -> PerUser:
 
 
 def _hits(ranking: Ranking, k: int) -> PerUser:
-    """Expected number of items of R among the first K."""
+    """Return the expected number of items of R among the first K."""
     return _sum_per_user(ranking, ranking.chances(k).sum(1))
 
 
 def _first_hit(ranking: Ranking, k: int) -> PerUser:
-    """The probability that the first item of R stands at each of the first k ranks, (users, k).
+    """Return the probability that the first item of R stands at each of the first k ranks, (users,
+    k).
 
     It is one of the m items of R in the best group of ties that has any. With t items in that
     group, it stands at place j of the group with probability m / (t - j) where none stood before.
@@ -217,7 +218,8 @@ def intra_list_distance(ranking: Ranking, k: int, vectors: NDArray[np.float32]) 
 
 
 def calibration_error(ranking: Ranking, bins: int = 10) -> float:
-    """Expected calibration error of the first item's probability (Guo et al. 2017, eq. 3),
+    """Return the expected calibration error of the first item's probability (Guo et al. 2017, eq.
+    3),
     equal-width bins.
     """
     confidence, right = ranking.top_probability, accuracy(ranking)

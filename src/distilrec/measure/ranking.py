@@ -44,7 +44,7 @@ class Questions:
     repeated: int
 
     def select(self, start: int, stop: int) -> Questions:
-        """The questions about the users from start to stop."""
+        """Return the questions about the users from start to stop."""
         low, high = self.offsets[start], self.offsets[min(stop, len(self.histories))]
         return Questions(
             self.histories.select(start, stop),
@@ -56,8 +56,8 @@ class Questions:
 
 
 def questions(dataset: Dataset, part: Part, exclude_seen: bool | None = None) -> Questions:
-    """The evaluation questions of a part; `exclude_seen=None` masks seen items unless the log has
-    repeats.
+    """Return the evaluation questions of a part; `exclude_seen=None` masks seen items unless the
+    log has repeats.
 
     Raises NothingToEvaluateError when no held-out item is in the catalogue.
     """
@@ -134,7 +134,7 @@ class Ranking:
         return known
 
     def chances(self, k: int) -> NDArray[np.float64]:
-        """The probability that a target stands at each of the first k ranks, (targets, k)."""
+        """Return the probability of each of the first k ranks for a target, (targets, k)."""
         places = np.arange(k)
         first, tied = self.above[:, None], self.tied[:, None]
         chances: NDArray[np.float64] = (
@@ -143,7 +143,7 @@ class Ranking:
         return chances
 
     def owners(self) -> NDArray[np.int64]:
-        """The user (0..users) of every target, (targets,)."""
+        """Return the user (0..users) of every target, (targets,)."""
         return np.repeat(np.arange(self.users), np.diff(self.asked.offsets))
 
 

@@ -13,8 +13,8 @@ _FEWEST_USERS = 20
 
 
 def item_groups(popular: NDArray[np.int64], count: int = 3) -> NDArray[np.int64]:
-    """The group of every item, (items,), the most popular first: each had the same share of the
-    training interactions.
+    """Return the group of every item, (items,), the most popular first: each had the same share of
+    the training interactions.
 
     Of three groups, 0 is head, 1 middle and 2 tail.
     """
@@ -24,8 +24,8 @@ def item_groups(popular: NDArray[np.int64], count: int = 3) -> NDArray[np.int64]
 
 
 def user_slices(dataset: Dataset, users: NDArray[np.int64]) -> dict[str, NDArray[np.bool_]]:
-    """Groups of users by the length of their training history and by their features, (users,) bool
-    each.
+    """Return the groups of users by the length of their training history and by their features,
+    (users,) bool each.
     """
     history = (dataset.train_end - dataset.offsets[:-1])[users]
     low, high = np.quantile(history, [1 / 3, 2 / 3]) if len(history) else (0.0, 0.0)

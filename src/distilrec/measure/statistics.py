@@ -70,8 +70,6 @@ def randomisation_test(
 def paired_difference(
     metric: str, a: str, values_a: NDArray[np.float64], b: str, values_b: NDArray[np.float64]
 ) -> Difference:
-    """Compares two models on the same users; values: (seeds, users) each, seeds paired
-    by position.
-    """
+    """Compare two models on the same users; values: (seeds, users) each, paired by position."""
     difference = values_a - values_b
     return Difference(metric, a, b, bootstrap(difference), randomisation_test(difference.mean(0)))

@@ -29,8 +29,8 @@ class PrivateTrainingConfig(Settings, frozen=True):
 
 
 def noise_of_one_release(epsilon: float, delta: float) -> float:
-    """The noise, in units of the sensitivity, with which the Gaussian mechanism spends (epsilon,
-    delta) at once.
+    """Return the noise, in units of the sensitivity, with which the Gaussian mechanism spends
+    (epsilon, delta) together.
     """
     from opacus.accountants.utils import (
         get_noise_multiplier,

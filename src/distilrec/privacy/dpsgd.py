@@ -62,7 +62,7 @@ def train_private(
     start: TrainedModel | None = None,
     options: RunOptions | None = None,
 ) -> TrainedModel:
-    """A student whose weights are differentially private; its record says what was spent.
+    """Return a student whose weights are differentially private; its record says what was spent.
 
     No step is chosen on validation: the mean of the last weights is kept, and its validation
     NDCG@10 is for information.
@@ -158,8 +158,8 @@ class Spent(msgspec.Struct, frozen=True):
 def noise_for(
     epsilon: float, delta: float, rate: float, steps: int, *, with_counts: bool = True
 ) -> Spent:
-    """The smallest noise that keeps to epsilon, found by bisection with the PRV accountant (Gopi et
-    al. 2021).
+    """Return the smallest noise that keeps to epsilon, found by bisection with the PRV accountant
+    (Gopi et al. 2021).
 
     rate: how likely a user is drawn in a step; with_counts: item counts are told as well.
     Raises ConfigError where no amount of noise does, or none is needed.
@@ -220,7 +220,7 @@ def _check(config: StudentConfig, dataset: Dataset) -> None:
 
 
 def _latest_windows(dataset: Dataset, length: int) -> Windows:
-    """The latest rows of every user with training rows, one window each."""
+    """Return the latest rows of every user with training rows, one window each."""
     users = np.flatnonzero(dataset.train_end > dataset.offsets[:-1])
     stops = dataset.train_end[users]
     starts = np.maximum(dataset.offsets[users], stops - length)
@@ -234,7 +234,7 @@ def _begin_with_counts(
     noise: float,
     generator: torch.Generator,
 ) -> None:
-    """Sets the biases to the logarithm of noisy item counts."""
+    """Set the biases to the logarithm of noisy item counts."""
     counts = _counts(dataset, latest, model.items.warm_items)
     noisy = torch.from_numpy(counts) + noise * torch.randn(
         len(counts), generator=generator, dtype=torch.float64
@@ -304,7 +304,7 @@ def _user_gradients(
     latest: Windows,
     some: NDArray[np.int64],
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """The loss of every user drawn, (users,), and its gradients, (users, *shape) by name."""
+    """Return the loss of every user drawn, (users,), and its gradients, (users, *shape) by name."""
     if not len(some):
         return torch.zeros(0), {
             name: each.new_zeros(0, *each.shape) for name, each in parameters.items()

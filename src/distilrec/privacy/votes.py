@@ -57,7 +57,7 @@ class Votes:
     sigma: float
 
     def teacher(self, dataset: Dataset) -> UserScores:
-        """The winners as a teacher of the data set they were voted for: `extract_labels` and
+        """Return the winners as a teacher of the data set they were voted for: `extract_labels` and
         `distill_model` do the rest.
         """
         users, top = self.items.shape
@@ -75,7 +75,9 @@ class Votes:
 
 
 def sigma_for(config: VoteConfig, questions: int) -> float:
-    """The noise that lets the votes on so many questions stay within epsilon (PRV accountant)."""
+    """Return the noise that lets the votes on all questions stay within epsilon (PRV
+    accountant).
+    """
     if config.epsilon is None:
         return 0.0
     alone = noise_of_one_release(config.epsilon, config.delta)
@@ -92,7 +94,7 @@ def private_votes(
     candidates: NDArray[np.int64],
     seed: int,
 ) -> Votes:
-    """The winners for every user of a data set, after the training history.
+    """Return the winners for every user of a data set, after the training history.
 
     voters: teachers of disjoint groups of users over this catalogue, none of whom is in this data
     set. candidates: (users with training rows, n) items that can be voted for, chosen without the

@@ -48,7 +48,7 @@ class ItemWeights:
 
 
 def popularity(dataset: Dataset) -> Popularity:
-    """The popularity baseline."""
+    """Return the popularity baseline."""
     return Popularity(dataset.popularity().astype(np.float32))
 
 
@@ -83,8 +83,8 @@ def ease(dataset: Dataset, ridge: float) -> ItemWeights:
 
 
 def fitted_baselines(dataset: Dataset) -> dict[str, Scorer]:
-    """The baselines by name, their one parameter chosen on validation; the dense ones only where
-    they fit in memory.
+    """Return the baselines by name, their one parameter chosen on validation; the dense ones only
+    where they fit in memory.
     """
     chosen: dict[str, Scorer] = {"popularity": popularity(dataset)}
     if dataset.catalogue_size <= LARGEST_DENSE_CATALOGUE:

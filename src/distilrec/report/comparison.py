@@ -131,7 +131,7 @@ class Comparison(msgspec.Struct, frozen=True):
     privacy: PrivacyRecord | None = None
 
     def row(self, name: str) -> Row:
-        """The row of a model."""
+        """Return the row of a model."""
         return next(row for row in self.rows if row.name == name)
 
 
@@ -213,7 +213,7 @@ def compare(
 
 
 def quality_of(ranking: Ranking) -> dict[str, NDArray[np.float64]]:
-    """The quality metrics of a ranking by name, (users,) float64 each."""
+    """Return the quality metrics of a ranking by name, (users,) float64 each."""
     of_lists = {f"{name}@{K}": metric(ranking, K) for name, metric in metrics.QUALITY.items()}
     return of_lists | {"auc": metrics.auc(ranking)}
 
@@ -232,7 +232,7 @@ def _differences(quality: dict[str, dict[str, NDArray[np.float64]]]) -> list[Dif
 def _list_metrics(
     rankings: list[Ranking], dataset: Dataset, logits: bool, vectors: NDArray[np.float32] | None
 ) -> dict[str, float]:
-    """What the first K are like, averaged over seeds."""
+    """Return what the first K are like, averaged over seeds."""
     popular, size = dataset.popularity(), dataset.catalogue_size
     measures: dict[str, Callable[[Ranking], float]] = {
         "coverage": lambda r: metrics.coverage(r, K, size),
@@ -256,7 +256,8 @@ def _list_metrics(
 def _slices(
     dataset: Dataset, targets: NDArray[np.int32], users: NDArray[np.int64]
 ) -> dict[str, NDArray[np.bool_]]:
-    """Groups of held-out items. Head, middle and tail items each had a third of the training
+    """Return the groups of held-out items. Head, middle and tail items each had a third of the
+    training
     interactions.
     """
     third = item_groups(dataset.popularity())

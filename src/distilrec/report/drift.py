@@ -36,7 +36,7 @@ class Drift:
 def drift(
     dataset: Dataset, live: pl.DataFrame, *, stability: float = 0.25, unknown: float = 0.2
 ) -> list[Drift]:
-    """Compares events of today with the log that the data set was made of.
+    """Compare events of today with the log that the data set was made of.
 
     live: a clean log (`distilrec.data.cleaning.clean_log`). stability: the limit of each population
     stability index, of which .25 is commonly called a major shift (Siddiqi 2006); unknown: the

@@ -49,8 +49,8 @@ class Check(msgspec.Struct, frozen=True):
 
 
 def read_thresholds(path: Path | str) -> Thresholds:
-    """The thresholds of a TOML file. Raises FileMissingError, and ConfigError for anything unknown
-    or an empty file.
+    """Return the thresholds of a TOML file. Raises FileMissingError, and ConfigError for anything
+    unknown or an empty file.
     """
     thresholds = read_settings(
         path, Thresholds, fix="check the path, or write one: docs/commands.md shows how"
@@ -65,8 +65,8 @@ def read_thresholds(path: Path | str) -> Thresholds:
 
 
 def check(thresholds: Thresholds, measured: Mapping[str, Mapping[str, float]]) -> list[Check]:
-    """Compares; measured: section -> name -> value. Raises ConfigError for a name that is not
-    measured.
+    """Compare with the thresholds; measured: section -> name -> value. Raises ConfigError for a
+    name that is not measured.
     """
     checks = []
     for section in Thresholds.__struct_fields__:

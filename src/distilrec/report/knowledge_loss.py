@@ -66,7 +66,7 @@ class KnowledgeLoss(msgspec.Struct, frozen=True):
 def knowledge_loss(
     dataset: Dataset, rankings: Mapping[str, Sequence[Ranking]], teacher: str, student: str, k: int
 ) -> KnowledgeLoss | None:
-    """Compares the lists of all models; None without a teacher and a student."""
+    """Compare the lists of all models; None without a teacher and a student."""
     if teacher not in rankings or student not in rankings:
         return None
     asked = rankings[teacher][0].asked
@@ -119,8 +119,8 @@ def knowledge_loss(
 def _changed(
     dataset: Dataset, teacher: Ranking, student: Ranking, k: int
 ) -> tuple[ChangedList, ...]:
-    """The groups by latest item, of the first seed, whose most frequent recommendations differ
-    most.
+    """Return the groups by latest item, of the first seed, whose most frequent recommendations
+    differ most.
     """
     histories, titles = teacher.asked.histories, dataset.info.titles
     there = np.diff(histories.offsets) > 0

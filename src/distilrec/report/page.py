@@ -27,7 +27,7 @@ _COST = ("parameters", "size", "training", "per request", "p99")
 
 
 def table(comparison: Comparison) -> list[list[str]]:
-    """The comparison as rows of text, the first one being the header."""
+    """Return the comparison as rows of text, the first one being the header."""
     return [
         [*_QUALITY, *_COST],
         *([row.name, *_quality_cells(row), *_cost_cells(row)] for row in comparison.rows),
@@ -62,7 +62,7 @@ def _microseconds(value: float) -> str:
 
 
 def verdict(comparison: Comparison) -> list[str]:
-    """What the comparison says, in sentences. Never more than the intervals allow."""
+    """Return what the comparison says, in sentences. Never more than the intervals allow."""
     names = {row.name for row in comparison.rows}
     lines = []
     if comparison.privacy is not None:
@@ -91,7 +91,7 @@ def verdict(comparison: Comparison) -> list[str]:
 
 
 def headline(comparison: Comparison) -> str:
-    """The verdict in one sentence: what was lost against the teacher, and what distillation
+    """Return the verdict in one sentence: what was lost against the teacher, and what distillation
     brought.
     """
     kept = {
@@ -110,7 +110,7 @@ def headline(comparison: Comparison) -> str:
 
 
 def _against(comparison: Comparison, other: str) -> Difference | None:
-    """The student's NDCG@10 minus that of another model."""
+    """Return the student's NDCG@10 minus that of another model."""
     wanted = (STUDENT, other, "ndcg@10")
     return next(
         (one for one in comparison.differences if (one.a, one.b, one.metric) == wanted), None
@@ -135,7 +135,7 @@ class Figure(NamedTuple):
 
 
 def figures(comparison: Comparison) -> list[Figure]:
-    """The few numbers that a decision needs."""
+    """Return the few numbers that a decision needs."""
     names = {row.name for row in comparison.rows}
     found = []
     if {TEACHER, STUDENT} <= names:
@@ -176,7 +176,7 @@ def _sentence(difference: Difference) -> str:
 
 
 def write_report(comparison: Comparison, path: Path) -> None:
-    """Writes the HTML report: one file, no external resources."""
+    """Write the HTML report: one file, no external resources."""
     environment = Environment(
         loader=PackageLoader("distilrec", "report"),
         autoescape=True,

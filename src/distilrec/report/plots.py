@@ -72,7 +72,7 @@ def draw_differences(axes: Axes, differences: Sequence[Difference]) -> None:
 
 
 def draw_curves(axes: Axes, rows: Sequence[Row]) -> None:
-    """Validation NDCG@10 by epoch; a marker where the weights were kept."""
+    """Draw the validation NDCG@10 by epoch; a marker where the weights were kept."""
     for n, row in _series(rows):
         epochs = [point.epoch for point in row.curve]
         values = [point.validation_ndcg for point in row.curve]
@@ -114,7 +114,7 @@ def draw_trade(axes: Axes, rows: Sequence[Row]) -> None:
 
 
 def draw_slices(axes: Axes, rows: Sequence[Row]) -> None:
-    """What is found of popular and of rare items."""
+    """Draw what is found of popular and of rare items."""
     names = ("head items", "middle items", "tail items")
     width = 0.8 / len(rows)
     for place, (n, row) in enumerate(_series(rows)):

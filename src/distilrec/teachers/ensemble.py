@@ -75,8 +75,8 @@ class EnsembleTeacher:
 
 
 def calibrated_ensemble(members: Sequence[Teacher], dataset: Dataset, seed: int) -> EnsembleTeacher:
-    """The ensemble whose weights make the validation items most likely; at most 4,000 users are
-    asked.
+    """Return the ensemble whose weights make the validation items most likely; at most 4,000 users
+    are asked.
 
     The likelihood is that of a softmax over the items that a user has not had. Its logarithm is
     concave in the weights.

@@ -121,8 +121,8 @@ class UserScores:
 
 
 def read_scores(config: ScoresConfig, dataset: Dataset) -> UserScores:
-    """The teacher of a scores file. Raises FileMissingError, ColumnMissingError, and TeacherError
-    for scores that are NaN, doubled, of other users or items, or missing for a user.
+    """Return the teacher of a scores file. Raises FileMissingError, ColumnMissingError, and
+    TeacherError for scores that are NaN, doubled, of other users or items, or missing for a user.
     """
     return user_scores(read_table(config.file), dataset, config, str(config.file))
 
@@ -133,8 +133,8 @@ def user_scores(
     config: ScoresConfig | None = None,
     source: str = "the teacher's scores",
 ) -> UserScores:
-    """A teacher from a table (polars or pandas frame) of user, item and score or rank; raises as
-    `read_scores` does.
+    """Return a teacher from a table (polars or pandas frame) of user, item and score or rank;
+    raises as `read_scores` does.
     """
     config = config or ScoresConfig(file="", score="score")
     column = config.score or config.rank or ""
@@ -313,8 +313,8 @@ class FunctionTeacher:
 
 
 def _without_cold(histories: Histories, warm_items: int) -> Histories:
-    """The same histories without items that have no training rows, which no model of yours can
-    know.
+    """Return the same histories without items that have no training rows, which no model of yours
+    can know.
     """
     warm = histories.items < warm_items
     if warm.all():
@@ -346,7 +346,9 @@ def function_teacher(
 
 
 def import_function(config: FunctionConfig, dataset: Dataset) -> FunctionTeacher:
-    """The teacher of a "module:name" setting. Raises ConfigError when there is no such function."""
+    """Return the teacher of a "module:name" setting. Raises ConfigError when there is no such
+    function.
+    """
     module, _, name = config.function.partition(":")
     try:
         if "" not in sys.path:  # the folder of the command, as for `python -m`
@@ -384,8 +386,8 @@ SAVED_SCORES = RecordKind(
 
 
 def save_user_scores(teacher: UserScores, folder: Path) -> None:
-    """Writes `scores.json` and the arrays that it names: later stages do not need the file that
-    they came from.
+    """Write `scores.json` and the arrays that it names: later stages do not need the file that they
+    came from.
     """
     arrays: dict[str, NDArray[Any]] = {
         "offsets": teacher.offsets,
@@ -396,7 +398,7 @@ def save_user_scores(teacher: UserScores, folder: Path) -> None:
 
 
 def load_user_scores(folder: Path, dataset: Dataset) -> UserScores:
-    """Returns what `save_user_scores` wrote. Raises FileMissingError and TeacherError."""
+    """Return what `save_user_scores` wrote. Raises FileMissingError and TeacherError."""
     saved = SAVED_SCORES.read(folder)
     if saved.about.fingerprint != dataset.fingerprint():
         raise TeacherError(

@@ -107,7 +107,7 @@ class LinearTeacher:
 
 
 def _below(lowest: torch.Tensor) -> torch.Tensor:
-    """What items that nobody had get: less than the lowest of the others."""
+    """Return what items without training rows get: less than the lowest of the others."""
     return lowest.clamp(max=0.0) - 1e-3
 
 
@@ -184,9 +184,7 @@ SAVED_LINEAR = RecordKind(
 
 
 def save_linear(teacher: LinearTeacher, folder: Path, made_from: str = "") -> None:
-    """Writes `linear.json` and the weights that it names, in the place of the teacher that is
-    there.
-    """
+    """Write `linear.json` and the weights that it names, in place of the teacher that is there."""
     record = _Record(
         teacher.config, teacher._catalogue_size, teacher.fingerprint, teacher.cost.seconds or 0.0
     )
@@ -196,7 +194,7 @@ def save_linear(teacher: LinearTeacher, folder: Path, made_from: str = "") -> No
 
 
 def load_linear(folder: Path, dataset: Dataset) -> LinearTeacher:
-    """Returns a saved linear teacher. Raises FileMissingError, and TrainingError when it is damaged
+    """Return a saved linear teacher. Raises FileMissingError, and TrainingError when it is damaged
     or of other data.
     """
     saved = SAVED_LINEAR.read(folder)

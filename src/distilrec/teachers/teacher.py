@@ -72,7 +72,7 @@ class Movable(Protocol):
 
 
 def as_teacher(teacher: Teacher | TrainedModel) -> Teacher:
-    """A trained network as a teacher; a teacher stays what it is."""
+    """Return a trained network as a teacher; a teacher stays what it is."""
     return ModelTeacher(teacher) if isinstance(teacher, TrainedModel) else teacher
 
 

@@ -13,8 +13,8 @@ _NEVER, _AT_ONCE = 2**31 - 1, 256 * 2**20
 
 @cache
 def reuse_freed_memory() -> bool:
-    """Makes glibc keep freed memory instead of giving it back to the system; whether that could be
-    done.
+    """Make glibc keep freed memory instead of giving it back to the system, and return whether that
+    could be done.
 
     Each training step frees and asks for several tensors of 80 MB (the logits). By default each of
     them is mapped anew, and the kernel fills it with zeros, page by page: half of the time of a

@@ -75,8 +75,8 @@ def score_positions(
     processes: int = 1,
     cold_items: bool = False,
 ) -> Scored | None:
-    """The logits of the positions of a batch that have a target in the catalogue; None where there
-    is no such position.
+    """Return the logits of the positions of a batch that have a target in the catalogue; None where
+    there is no such position.
 
     What depends on the data is drawn and counted on the CPU, where the batch is; all else runs on
     the model's device, so that the same positions and items are drawn on every device.

@@ -53,7 +53,7 @@ class TrainedModel:
 def finished(
     model: SequenceModel, config: ModelConfig, seed: int, dataset: Dataset, result: TrainingResult
 ) -> TrainedModel:
-    """A trained model with its identity: a hash of weights, configuration and data set."""
+    """Return a trained model with its identity: a hash of weights, configuration and data set."""
     record = ModelRecord(config, seed, dataset.fingerprint(), result.curve, result.best_epoch)
     digest = hashlib.sha256(msgspec.json.encode((config, record.dataset_fingerprint)))
     for name, tensor in sorted(model.state_dict().items()):
@@ -84,7 +84,7 @@ def train_model(
 
 
 def training_task(dataset: Dataset, config: ModelConfig, more: str = "") -> str:
-    """What a checkpoint belongs to: another data set, configuration or loss is another task."""
+    """Return what a checkpoint belongs to: other data, configuration or losses are another task."""
     return f"{dataset.fingerprint()} {msgspec.json.encode(config).decode()} {more}"
 
 
@@ -101,7 +101,7 @@ SAVED = RecordKind(
 
 
 def save_model(trained: TrainedModel, folder: Path, made_from: str = "") -> None:
-    """Writes `model.json` and the weights that it names, in the place of the model that is there.
+    """Write `model.json` and the weights that it names, in the place of the model that is there.
 
     made_from: a key of everything that the training depends on.
     """
@@ -113,7 +113,7 @@ def save_model(trained: TrainedModel, folder: Path, made_from: str = "") -> None
 
 
 def load_model(folder: Path, dataset: Dataset) -> TrainedModel:
-    """Returns a saved model. Raises FileMissingError, and TrainingError when it is damaged or was
+    """Return a saved model. Raises FileMissingError, and TrainingError when it is damaged or was
     trained on other data.
     """
     saved = SAVED.read(folder)

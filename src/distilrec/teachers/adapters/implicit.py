@@ -28,8 +28,8 @@ def training_matrix(dataset: Dataset) -> Any:
 def from_implicit(
     model: Any, dataset: Dataset, *, identity: str, scale: float = 1.0
 ) -> FunctionTeacher:
-    """A teacher from a fitted implicit model: it knows users, not their order of events, and is
-    asked once per user.
+    """Return a teacher from a fitted implicit model: it knows users, not their order of events, and
+    is asked once per user.
 
     scale: what its scores are multiplied with to be logits; scores of ALS lie between 0 and 1, so
     that 10 is reasonable.

@@ -15,8 +15,8 @@ PADDING = 0  # item i of the catalogue is i + 1
 
 
 def keras_inputs(histories: Histories, length: int) -> NDArray[np.int32]:
-    """The newest `length` items of each history, (batch, length) int32: item + 1, zeros to the
-    left.
+    """Return the newest `length` items of each history, (batch, length) int32: item + 1, zeros to
+    the left.
     """
     out = np.zeros((len(histories), length), np.int32)
     for k in range(len(histories)):
@@ -45,8 +45,8 @@ def from_keras(
     identity: str,
     per: Literal["event", "user"] = "event",
 ) -> FunctionTeacher:
-    """A teacher from a Keras model: (batch, length) int32 of item + 1, padded with 0 to the left ->
-    logits.
+    """Return a teacher from a Keras model: (batch, length) int32 of item + 1, padded with 0 to the
+    left -> logits.
 
     The model gives (batch, items with training rows), or one column more, in front, for the
     padding.

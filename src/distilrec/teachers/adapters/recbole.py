@@ -15,7 +15,7 @@ from distilrec.teachers.external import FunctionTeacher, function_teacher
 
 
 def write_atomic_file(dataset: Dataset, folder: Path, name: str) -> Path:
-    """Writes the training rows as `folder/name/name.inter`, RecBole's own format, with the ids of
+    """Write the training rows as `folder/name/name.inter`, RecBole's own format, with the ids of
     the log.
     """
     rows = dataset.training_rows()
@@ -32,8 +32,8 @@ def write_atomic_file(dataset: Dataset, folder: Path, name: str) -> Path:
 def from_recbole(
     model: Any, recbole_dataset: Any, dataset: Dataset, *, identity: str, length: int = 50
 ) -> FunctionTeacher:
-    """A teacher from a trained RecBole model; sequential models are asked per event, others once
-    per user.
+    """Return a teacher from a trained RecBole model; sequential models are asked per event, others
+    once per user.
 
     recbole_dataset: the RecBole data set, whose tokens are the ids of the log. length: of the
     histories that a sequential model was trained on (`MAX_ITEM_LIST_LENGTH`). Items that RecBole

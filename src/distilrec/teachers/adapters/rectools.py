@@ -12,8 +12,8 @@ from distilrec.teachers.external import UserScores, user_scores
 
 
 def training_frame(dataset: Dataset) -> Any:
-    """The training rows as the pandas frame that `rectools.dataset.Dataset.construct` takes, with
-    the ids of the log.
+    """Return the training rows as the pandas frame that `rectools.dataset.Dataset.construct` takes,
+    with the ids of the log.
     """
     import pandas as pd
 
@@ -32,7 +32,8 @@ def training_frame(dataset: Dataset) -> Any:
 def from_rectools(
     model: Any, rectools_dataset: Any, dataset: Dataset, *, k: int = 200
 ) -> UserScores:
-    """A teacher from a fitted RecTools model: its k best items of every user, with their scores.
+    """Return a teacher from a fitted RecTools model: its k best items of every user, with their
+    scores.
 
     Its scores are taken as logits. Raises TeacherError when the model has nothing to say about a
     user.
