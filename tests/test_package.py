@@ -205,6 +205,7 @@ def test_everything_about_the_service_is_documented(bundle, tmp_path):
         assert scope in text
 
 
+@pytest.mark.slow
 def test_imports_go_one_way():
     """The layers of pyproject.toml, and nothing of the training side in what serves."""
     linter = Path(sys.executable).with_name("lint-imports")
@@ -214,6 +215,7 @@ def test_imports_go_one_way():
     assert done.returncode == 0, done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "recipe", sorted((ROOT / "examples").glob("*/recipe.toml")), ids=lambda path: path.parent.name
 )
@@ -235,6 +237,7 @@ def test_recipes_are_valid_and_documented(recipe):
     assert "nowhere is not there\n  how to fix: give the folder of" in done.stderr
 
 
+@pytest.mark.slow
 def test_the_examples_of_the_quick_start_run(bundle, tmp_path):
     """The Python of docs/index.md, on the bundle of the small run; its configuration, on the tables of the small run."""
     from tests.small_run import tables

@@ -26,6 +26,8 @@ from distilrec.training.trained import train_model
 from distilrec.training.trainer import TrainingConfig
 from tests import ROOT
 
+pytestmark = pytest.mark.slow
+
 PAGE = (ROOT / "docs" / "bundle-format.md").read_text(encoding="utf-8")
 (READER,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 KINDS = {

@@ -21,6 +21,8 @@ from distilrec.data.schema import Schema
 from distilrec.errors import ConfigError
 from tests.small_run import SCHEMA, small_config, tables, write_tables
 
+pytestmark = pytest.mark.slow
+
 KEY = "0123456789abcdef0123456789abcdef"
 
 

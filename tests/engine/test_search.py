@@ -27,6 +27,8 @@ from distilrec.stores.records import ItemRecord
 from distilrec.training.options import TrainingConfig
 from distilrec.training.trained import load_model, train_model
 
+pytestmark = pytest.mark.slow
+
 EVERYTHING = np.zeros(0, np.uint8)
 NOTHING = np.zeros(0, np.int32)
 GRAPH_INFO = SearchInfo("graph", connectivity=16, expansion_add=128, expansion_search=128)

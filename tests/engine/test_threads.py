@@ -21,6 +21,8 @@ from distilrec.stores.records import ItemRecord
 from distilrec.stores.sqlite import SqliteStore
 from tests import ROOT
 
+pytestmark = pytest.mark.slow
+
 THREADS = 8
 
 

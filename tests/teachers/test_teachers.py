@@ -147,6 +147,7 @@ def test_the_ensemble_is_the_weighted_sum(small):
     assert ensemble.cost.parameters == sum(member.cost.parameters for member in members)
 
 
+@pytest.mark.slow
 def test_calibration_finds_the_better_member(small):
     """Beside a member that knows the answer, one of pure noise gets no weight."""
     asked = questions(small, "validation")
@@ -175,6 +176,7 @@ def test_calibration_finds_the_better_member(small):
     assert ensemble.weights[1] < 0.1
 
 
+@pytest.mark.slow
 def test_an_ensemble_is_made_once_and_loaded(small, tmp_path):
     config = EnsembleConfig(
         (
@@ -542,6 +544,7 @@ def test_a_function_that_cannot_be_imported(small):
 # --- labels ---
 
 
+@pytest.mark.slow
 def test_an_interrupted_extraction_goes_on(small, tmp_path, monkeypatch):
     """The labels are the same, and the shards that were there are not made again."""
     monkeypatch.setattr(extract, "_BATCH", 4)
@@ -594,6 +597,7 @@ def test_an_interrupted_extraction_goes_on(small, tmp_path, monkeypatch):
     assert not torch.equal(other.at(rows).top_logits, whole.at(rows).top_logits)
 
 
+@pytest.mark.slow
 def test_labels_are_small(small, tmp_path):
     labels = extract_labels(
         network(small), small, tmp_path, LabelConfig(top_k=10, samples=10), seed=0
@@ -617,6 +621,7 @@ LOSSES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LOSSES)
 def test_every_loss_trains_every_student(name, small, tmp_path):
     teacher = network(small)
@@ -643,6 +648,7 @@ def test_the_hint_needs_states(small, tmp_path):
         extract_labels(linear, small, tmp_path / "linear", LabelConfig(states=True), seed=0)
 
 
+@pytest.mark.slow
 def test_a_hint_resumes_from_its_checkpoint(small, tmp_path):
     labels = extract_labels(
         network(small), small, tmp_path, LabelConfig(top_k=8, samples=8, states=True), seed=0
@@ -680,6 +686,7 @@ def test_a_hint_resumes_from_its_checkpoint(small, tmp_path):
         assert torch.equal(one, two)
 
 
+@pytest.mark.slow
 def test_a_curriculum_of_several_teachers(tmp_path):
     write_tables(tmp_path)
     config = small_config(tmp_path)
@@ -696,6 +703,7 @@ def test_a_curriculum_of_several_teachers(tmp_path):
     assert np.isfinite(trained.best_ndcg)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", ["rce_weight", "unkd_weight"])
 def test_losses_over_the_whole_catalogue_do_without_a_sampled_softmax(small, tmp_path, loss):
     labels = extract_labels(
@@ -712,6 +720,7 @@ def test_losses_over_the_whole_catalogue_do_without_a_sampled_softmax(small, tmp
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "student", [STUDENT, MlpConfig(dim=8, hidden=8), SoftTreeConfig(depth=3, inputs=40)]
 )
@@ -736,6 +745,7 @@ def test_a_student_learns_from_labels_with_a_sampled_softmax(small, tmp_path, st
     assert np.mean([epoch.loss for epoch in curve[-3:]]) < curve[0].loss - 0.1
 
 
+@pytest.mark.slow
 def test_a_student_learns_about_items_that_nobody_had(small, tmp_path, monkeypatch):
     """The teacher puts the last item of the catalogue, which has no training row, first for everybody; the student learns
     it through the item's features. Without labels over cold items it cannot know.
