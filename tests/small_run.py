@@ -13,7 +13,9 @@ from distilrec.data.preparation import prepare_dataset
 from distilrec.data.schema import Feature, Schema
 from distilrec.data.splits import Split
 from distilrec.labels.extract import LabelConfig
+from distilrec.networks.mlp import MlpConfig
 from distilrec.networks.recurrent import RecurrentConfig
+from distilrec.networks.soft_tree import SoftTreeConfig
 from distilrec.networks.transformer import TransformerConfig
 from distilrec.progress import Silent
 from distilrec.runs.config import DataConfig, RunConfig
@@ -33,6 +35,14 @@ SCHEMA = Schema(
         Feature("title", "text"),
     ),
 )
+
+
+# A small student of each kind
+STUDENTS = {
+    "recurrent": RecurrentConfig(dim=8, scales=3),
+    "mlp": MlpConfig(dim=8, hidden=16),
+    "soft_tree": SoftTreeConfig(depth=3, inputs=20),
+}
 
 
 def tables(seed: int = 0, users: int = 60, items: int = 40) -> dict[str, pl.DataFrame]:

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -15,7 +16,6 @@ from hypothesis import strategies as st
 from distilrec import load
 from distilrec.bundle.format import read_bundle
 from distilrec.bundle.manifest import CATALOGUE, FORMAT_VERSION, HISTORY, WEIGHTS
-from distilrec.data.dataset import Histories
 from distilrec.errors import (
     BundleCorruptedError,
     BundleMissingError,
@@ -26,71 +26,21 @@ from distilrec.errors import (
 )
 from distilrec.export.export import export_bundle
 from distilrec.networks.dnn import DnnConfig
-from distilrec.networks.mlp import MlpConfig
-from distilrec.networks.recurrent import RecurrentConfig
-from distilrec.networks.sequence import TorchScorer
-from distilrec.networks.soft_tree import SoftTreeConfig
-from distilrec.report.comparison import BundleScorer
 from distilrec.training.options import TrainingConfig
 from distilrec.training.trained import train_model
+from tests import small_run
 
 LONGEST = 60
 
 
-@pytest.fixture(scope="module", params=["recurrent", "mlp", "soft_tree"])
+@pytest.fixture(scope="module", params=sorted(small_run.STUDENTS))
 def student(request, small, tmp_path_factory):
     """A trained student of each kind, and its bundle."""
-    config = {
-        "recurrent": RecurrentConfig(dim=8, scales=3, max_history=LONGEST + 1),
-        "mlp": MlpConfig(dim=8, hidden=16, max_history=LONGEST + 1),
-        "soft_tree": SoftTreeConfig(depth=3, inputs=20, max_history=LONGEST + 1),
-    }[request.param]
+    config = msgspec.structs.replace(small_run.STUDENTS[request.param], max_history=LONGEST + 1)
     trained = train_model(config, small, TrainingConfig(epochs=3, batch_size=16), seed=0)
     folder = tmp_path_factory.mktemp(request.param)
     export_bundle(trained, small, folder)
     return trained, folder
-
-
-@settings(
-    deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
-@given(data=st.data())
-def test_engine_and_torch_agree(student, small, data):
-    trained, folder = student
-    events = data.draw(
-        st.lists(
-            st.tuples(
-                st.integers(0, small.catalogue_size - 1),
-                st.integers(0, len(small.info.event_types) - 1),
-            ),
-            max_size=LONGEST,
-        )
-    )
-    user = data.draw(st.integers(0, small.users - 1))
-    histories = Histories(
-        np.array([user]),
-        np.array([0, len(events)]),
-        np.array([item for item, _ in events], np.int32),
-        np.array([event for _, event in events], np.int32),
-    )
-    torch_scores = TorchScorer(trained.model).scores(histories)
-    engine_scores = BundleScorer(folder, small).scores(histories)
-    np.testing.assert_allclose(engine_scores, torch_scores, rtol=1e-5, atol=1e-5)
-
-
-def test_recommendations_are_the_top_of_the_scores(student, small):
-    trained, folder = student
-    recommender = load(folder)
-    for user in range(0, small.users, 7):
-        histories = small.histories(np.array([user]), small.offsets[user + 1 : user + 2])
-        scores = TorchScorer(trained.model).scores(histories)[0].astype(np.float64)
-        scores[histories.items] = -np.inf
-        answers = recommender.recommend(small.info.user_ids[user], k=5)
-        expected = [small.info.item_ids[item] for item in np.argsort(-scores, kind="stable")[:5]]
-        assert [answer.item_id for answer in answers] == expected
-        np.testing.assert_allclose(
-            [a.score for a in answers], np.sort(scores)[::-1][:5], rtol=1e-5, atol=1e-5
-        )
 
 
 def test_updates_equal_a_history_from_the_start(student, small):
@@ -118,35 +68,6 @@ def test_updates_equal_a_history_from_the_start(student, small):
         np.testing.assert_allclose(
             [a.score for a in from_bundle], [a.score for a in from_events], rtol=1e-5, atol=1e-5
         )
-
-
-@pytest.mark.parametrize("events", [1, 2, 9])
-def test_explanations_are_exact(student, small, events):
-    """Each contribution is the score minus that of a user who did all the same but this one thing."""
-    recommender = load(student[1])
-    items = small.info.item_ids[3 : 3 + events]
-    done = [
-        {"user_id": "a", "item_id": item, "event_type": "buy" if n % 2 else "view"}
-        for n, item in enumerate(items)
-    ]
-    recommender.update(done)
-    asked = small.info.item_ids[20]
-    (whole,) = recommender.recommend("a", [asked])
-    contributions = recommender.explain("a", asked, k=99)
-    assert sorted(each.place for each in contributions) == list(range(events))
-    for item, contribution, place in contributions:
-        assert item == items[place]
-        other = f"without {place}"
-        recommender.update(
-            {**event, "user_id": other} for n, event in enumerate(done) if n != place
-        )
-        (without,) = recommender.recommend(other, [asked])
-        assert contribution == pytest.approx(whole.score - without.score, abs=2e-5)
-    sizes = [abs(each.contribution) for each in contributions]
-    assert sizes == sorted(sizes, reverse=True)
-    assert recommender.explain("a", asked, k=1) == contributions[:1]
-    assert recommender.explain("nobody", asked) == []
-    assert recommender.explain("u1", asked, k=3)  # a user of the bundle
 
 
 def test_an_event_changes_the_next_answer(student):
@@ -345,8 +266,6 @@ def test_no_bundle(tmp_path):
 
 def test_wrong_golden_answers_are_refused(bundle):
     """A bundle whose hashes are right but whose answers are not those of the training model."""
-    import msgspec
-
     from distilrec.bundle.format import write_bundle
 
     read = read_bundle(bundle)

@@ -19,28 +19,20 @@ from distilrec.bundle.manifest import FORMAT_VERSION, FileEntry, Golden, Manifes
 from distilrec.bundle.privacy import PrivacyRecord
 from distilrec.export.export import BundleConfig, export_bundle
 from distilrec.features import encoding
-from distilrec.networks.mlp import MlpConfig
-from distilrec.networks.recurrent import RecurrentConfig
-from distilrec.networks.soft_tree import SoftTreeConfig
 from distilrec.training.trained import train_model
 from distilrec.training.trainer import TrainingConfig
-from tests import ROOT
+from tests import ROOT, small_run
 
 pytestmark = pytest.mark.slow
 
 PAGE = (ROOT / "docs" / "bundle-format.md").read_text(encoding="utf-8")
 (READER,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
-KINDS = {
-    "recurrent": RecurrentConfig(dim=8, scales=3),
-    "mlp": MlpConfig(dim=8, hidden=16),
-    "soft_tree": SoftTreeConfig(depth=3, inputs=20),
-}
 
 
-@pytest.fixture(scope="module", params=sorted(KINDS))
+@pytest.fixture(scope="module", params=sorted(small_run.STUDENTS))
 def exported(request, small, tmp_path_factory) -> Path:
     trained = train_model(
-        KINDS[request.param], small, TrainingConfig(epochs=2, batch_size=16), seed=0
+        small_run.STUDENTS[request.param], small, TrainingConfig(epochs=2, batch_size=16), seed=0
     )
     folder = tmp_path_factory.mktemp(request.param)
     export_bundle(trained, small, folder, teacher=trained, metrics={"ndcg@10": 1e-05, "é": 0.5})
@@ -87,7 +79,7 @@ def test_the_reader_reads_a_bundle_from_which_a_user_was_erased(copied):
 def test_the_reader_reads_other_searches(small, tmp_path):
     """Fields of the search that have their default are not in the file, and not in the hash."""
     trained = train_model(
-        KINDS["recurrent"], small, TrainingConfig(epochs=1, batch_size=16), seed=0
+        small_run.STUDENTS["recurrent"], small, TrainingConfig(epochs=1, batch_size=16), seed=0
     )
     export_bundle(
         trained, small, tmp_path, config=BundleConfig(search="quantised"), with_history=False

@@ -31,8 +31,8 @@ def kind_of(config: StudentSettings) -> str:
 
 @dataclass(frozen=True)
 class Range:
-    """The values of a setting that `distilrec tune` tries: whole numbers, or floats where `low` is
-    one.
+    """The values of a setting that `distilrec tune` tries: whole numbers up to `high`, or floats
+    below it where `low` is one.
 
     log: values are drawn by their logarithm.
     """

@@ -75,7 +75,8 @@ class Runtime(ABC):
         """Return for each of these events the state of a user who has all the others, (events,
         *state shape).
 
-        state: the user's state, to be given where events older than these are in it.
+        state: the user's state, to be given where events older than these are in it; then these are
+        two or more.
         """
 
     @abstractmethod

@@ -1,0 +1,55 @@
+"""Every kind of student keeps the contract: torch and the engine answer the same."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+
+from distilrec import load
+from distilrec.bundle.format import read_bundle, write_manifest
+from distilrec.engine.runtimes.kinds import RUNTIMES
+from distilrec.errors import BundleVersionError, ConfigError
+from distilrec.networks.build import build_model
+from distilrec.networks.kinds import STUDENTS
+from distilrec.networks.student import StudentSettings
+from distilrec.testing.students import StudentContract
+from tests import small_run
+
+
+class TestRecurrent(StudentContract):
+    config = small_run.STUDENTS["recurrent"]
+
+
+class TestMlp(StudentContract):
+    config = small_run.STUDENTS["mlp"]
+
+
+class TestSoftTree(StudentContract):
+    config = small_run.STUDENTS["soft_tree"]
+
+
+def test_every_kind_keeps_the_contract():
+    tested = {
+        contract.config.__struct_config__.tag for contract in StudentContract.__subclasses__()
+    }
+    assert tested >= set(STUDENTS) == set(RUNTIMES) == set(small_run.STUDENTS)
+
+
+def test_a_bundle_of_an_unknown_kind_is_refused(bundle):
+    manifest = msgspec.structs.replace(read_bundle(bundle).manifest, kind="mystery")
+    write_manifest(bundle, manifest)
+    with pytest.raises(
+        BundleVersionError, match="a student of kind 'mystery'.*recurrent, mlp"
+    ) as caught:
+        load(bundle)
+    assert str(bundle) in str(caught.value)
+    assert "upgrade distilrec" in caught.value.fix
+
+
+def test_settings_of_an_unknown_kind_are_refused(small):
+    class MysteryConfig(StudentSettings, frozen=True, tag="mystery"):
+        max_history: int = 5
+
+    with pytest.raises(ConfigError, match="'mystery' is not a kind of student") as caught:
+        build_model(MysteryConfig(), small, 0)
+    assert "recurrent, mlp, soft_tree" in caught.value.fix
