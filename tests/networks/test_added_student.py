@@ -15,7 +15,8 @@ from distilrec.engine.runtimes.kinds import RUNTIMES
 from distilrec.errors import BundleVersionError
 from distilrec.networks.kinds import STUDENTS
 from distilrec.testing.students import StudentContract
-from tests import added_student, small_run
+from tests import small_run
+from tests.networks import added_student
 from tests.servers import Server
 
 PROGRAM = Path(added_student.__file__)

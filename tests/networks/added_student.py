@@ -1,6 +1,6 @@
 """A kind of student that distilrec does not have: one class in torch, one class for the engine, and a row in each table.
 
-As a program it is the command `distilrec` with this kind: `python tests/added_student.py -m distilrec.cli run ...`.
+As a program it is the command `distilrec` with this kind: `python tests/networks/added_student.py -m distilrec.cli run ...`.
 """
 
 from __future__ import annotations
