@@ -14,7 +14,7 @@ from distilrec import load
 from distilrec.engine.runtimes.kinds import RUNTIMES
 from distilrec.errors import BundleVersionError
 from distilrec.networks.kinds import STUDENTS
-from distilrec.testing.students import StudentContract
+from distilrec.testing import StudentContract
 from tests import small_run
 from tests.networks import added_student
 from tests.servers import Server
@@ -57,6 +57,7 @@ def added():
     del STUDENTS["mean"], RUNTIMES["mean"]
 
 
+@pytest.mark.slow
 class TestMean(StudentContract):
     config = added_student.MeanConfig()
 
@@ -80,6 +81,7 @@ def shop(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_a_run_exports_and_reports_it(shop):
     manifest = json.loads((shop / "run" / "bundle" / "manifest.json").read_text())
     assert manifest["kind"] == "mean"
@@ -87,10 +89,13 @@ def test_a_run_exports_and_reports_it(shop):
     assert "student" in (shop / "run" / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_it_is_tuned(shop):
     assert 'kind = "mean"' in distilrec("tune", "--run", "run", "--trials", "2", cwd=shop)
 
 
+@pytest.mark.server
+@pytest.mark.slow
 def test_the_service_serves_it(shop, tmp_path):
     server = Server(
         shop / "run" / "bundle", f"sqlite:///{tmp_path / 'store.db'}",
@@ -109,6 +114,7 @@ def test_the_service_serves_it(shop, tmp_path):
         server.stop()
 
 
+@pytest.mark.slow
 def test_a_distilrec_without_it_says_so(shop, monkeypatch):
     monkeypatch.delitem(RUNTIMES, "mean")
     with pytest.raises(BundleVersionError, match="a student of kind 'mean'"):

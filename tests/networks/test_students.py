@@ -12,18 +12,21 @@ from distilrec.errors import BundleVersionError, ConfigError
 from distilrec.networks.build import build_model
 from distilrec.networks.kinds import STUDENTS
 from distilrec.networks.student import StudentSettings
-from distilrec.testing.students import StudentContract
+from distilrec.testing import StudentContract
 from tests import small_run
 
 
+@pytest.mark.slow
 class TestRecurrent(StudentContract):
     config = small_run.STUDENTS["recurrent"]
 
 
+@pytest.mark.slow
 class TestMlp(StudentContract):
     config = small_run.STUDENTS["mlp"]
 
 
+@pytest.mark.slow
 class TestSoftTree(StudentContract):
     config = small_run.STUDENTS["soft_tree"]
 
