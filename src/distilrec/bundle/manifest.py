@@ -80,7 +80,7 @@ class Manifest(msgspec.Struct, frozen=True):
     model_version: str = ""
 
     def hashed(self) -> str:
-        """The model version that belongs to this content. The history is user data, not part of the
+        """Return the model version of this content. The history is user data, not part of the
         model.
         """
         files = {name: entry for name, entry in self.files.items() if name != HISTORY}

@@ -52,5 +52,5 @@ def columns_of(vectors: Floats) -> Floats:
 
 
 def channels_of(dim: int) -> int:
-    """The next multiple of what the kernels take at once."""
+    """Return the next multiple of what the kernels take at once."""
     return dim + -dim % kernels.CHANNELS

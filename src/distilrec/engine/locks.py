@@ -19,7 +19,7 @@ _held: list[threading.RLock] = []
 
 
 def fork_safe_lock() -> threading.RLock:
-    """Returns a lock that the thread that holds it may take again."""
+    """Return a lock that the thread that holds it may take again."""
     lock = threading.RLock()
     with _guard:
         _locks[next(_numbers)] = lock

@@ -24,6 +24,6 @@ def pack_texts(name: str, texts: Sequence[str]) -> dict[str, NDArray[Any]]:
 
 
 def unpack_texts(name: str, arrays: Mapping[str, NDArray[Any]]) -> list[str]:
-    """The texts that `pack_texts` stored."""
+    """Return the texts that `pack_texts` stored."""
     blob, offsets = arrays[f"{name}.text"].tobytes(), arrays[f"{name}.offsets"]
     return [blob[start:stop].decode() for start, stop in pairwise(offsets.tolist())]

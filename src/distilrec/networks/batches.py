@@ -97,7 +97,7 @@ def training_batches(
 
 
 def batch_of(dataset: Dataset, windows: Windows, chunk: NDArray[np.int64]) -> Batch:
-    """These windows, given by number, (batch,)."""
+    """Return these windows, given by number, (batch,)."""
     start_token = dataset.catalogue_size
     longest = int((windows.stops - windows.starts)[chunk].max(initial=0))
     before = (

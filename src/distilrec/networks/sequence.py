@@ -140,7 +140,7 @@ class SequenceModel(nn.Module, ABC):
         return 0
 
     def parameter_count(self) -> int:
-        """Number of trained floats."""
+        """Return the number of trained floats."""
         return sum(parameter.numel() for parameter in self.parameters())
 
 
