@@ -80,7 +80,7 @@ class Student(SequenceModel):
 
     @abstractmethod
     def arrays(self) -> dict[str, torch.Tensor]:
-        """Return the arrays that only this kind has; the names are those of the runtime's shapes."""
+        """Return the arrays that only this kind has, named as in the runtime's shapes."""
 
     def item_vectors(self) -> torch.Tensor:
         """Return what a bundle holds for each item, (items, dim)."""
@@ -95,7 +95,7 @@ class Student(SequenceModel):
         return self.user_features.table
 
     def in_words(self, dataset: Dataset) -> TreeNode | None:
-        """Return the student as a tree to be read, None where it is not one. Shares are those of all
-        users after their training history.
+        """Return the student as a tree to be read, None where it is not one. Shares are those of
+        all users after their training history.
         """
         return None

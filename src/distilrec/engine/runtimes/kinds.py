@@ -26,9 +26,10 @@ def runtime_of(kind: str, source: str = "the model") -> type[Runtime]:
     """
     if kind not in RUNTIMES:
         raise BundleVersionError(
-            f"{source} has a student of kind {kind!r}; this distilrec can run: {', '.join(RUNTIMES)}",
-            fix="upgrade distilrec (pip install -U distilrec), or add the kind to the table RUNTIMES "
-            "of distilrec.engine.runtimes.kinds",
+            f"{source} has a student of kind {kind!r}; "
+            f"this distilrec can run: {', '.join(RUNTIMES)}",
+            fix="upgrade distilrec (pip install -U distilrec), or add the kind to the table "
+            "RUNTIMES of distilrec.engine.runtimes.kinds",
             file=source,
         )
     return RUNTIMES[kind]
@@ -49,8 +50,8 @@ def check_search(search: SearchKind, kind: str, parameter: str) -> None:
 def make_runtime(bundle: Bundle, search: SearchKind | None = None) -> Runtime:
     """Return the runtime of a bundle's kind of student. search: in place of the bundle's own.
 
-    Raises BundleVersionError for an unknown kind, BundleCorruptedError for arrays that are not those
-    of the kind, and ConfigError where this bundle or kind cannot be searched that way.
+    Raises BundleVersionError for an unknown kind, BundleCorruptedError for arrays that are not
+    those of the kind, and ConfigError where this bundle or kind cannot be searched that way.
     """
     search = search or bundle.manifest.search.kind
     kind = runtime_of(bundle.manifest.kind, str(bundle.folder))

@@ -48,8 +48,8 @@ class Runtime(ABC):
 
     @abstractmethod
     def query(self, state: Floats, user: Floats) -> Floats:
-        """Return the query of a user, to be given to `scores`: what `encode` gives in training, with
-        zeros behind it where the kernels need them. user: U f_u, (dim,).
+        """Return the query of a user, to be given to `scores`: what `encode` gives in training,
+        with zeros behind it where the kernels need them. user: U f_u, (dim,).
         """
 
     @abstractmethod
