@@ -6,7 +6,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -139,41 +139,54 @@ def clean_log(
         tuple(checks),
         _erased(erased_users, pseudonym_key),
     )
-    workers = workers or InProcess()
-    slices, parts = task.slices, range(len(task.boundaries) + 1)
-    steps = len(slices) + len(parts)
-    dropped: Counter[str] = Counter()
-    read: Counter[str] = Counter()
-    erased: set[str] = set()
-    for done, (counts, gone, notes) in enumerate(workers.map(_read_slice, task, slices), start=1):
-        dropped.update(counts)
-        erased.update(gone)
-        read.update(notes)
+    return _cleaned_log(task, workers or InProcess(), on_step)
+
+
+def _cleaned_log(task: _Task, workers: Workers, on_step: OnStep) -> CleanLog:
+    parts = range(len(task.boundaries) + 1)
+    steps = len(task.slices) + len(parts)
+    read = _Reading()
+    for done, one_slice in enumerate(workers.map(_read_slice, task, task.slices), start=1):
+        read.add(*one_slice)
         on_step(done, steps)
     cleaned: dict[int, _Cleaned] = {}
-    for done, one in enumerate(workers.map(_clean_part, task, parts), start=len(slices) + 1):
-        cleaned[one.part] = one
-        dropped.update(one.dropped)
+    begun = len(task.slices) + 1
+    for done, part in enumerate(workers.map(_clean_part, task, parts), start=begun):
+        cleaned[part.part] = part
+        read.dropped.update(part.dropped)
         on_step(done, steps)
-    for file in scratch.glob("slice-*.parquet"):
+    for file in task.scratch.glob("slice-*.parquet"):
         file.unlink()
-    if cleaning.min_user_events or cleaning.min_item_events:
-        before = sum(one.rows for one in cleaned.values())
+    if task.cleaning.min_user_events or task.cleaning.min_item_events:
+        before = sum(part.rows for part in cleaned.values())
         cleaned = _core(task, workers, cleaned)
-        dropped["user or item with too few events"] = before - sum(
-            one.rows for one in cleaned.values()
-        )
-    rows = tuple(cleaned[part].rows for part in parts)
-    files = tuple(_part_file(scratch, part) for part in parts)
-    told = tuple(f"{count:,} {what}" for what, count in read.items() if count)
-    report = CleaningReport(
-        log.rows,
-        sum(rows),
-        dict(dropped),
-        (*log.notes, *task.times.notes, *told, *_time_notes(task, files)),
-    )
-    _enough(cleaned.values(), report, log.name)
-    return CleanLog(files, rows, report, frozenset(erased))
+        after = sum(part.rows for part in cleaned.values())
+        read.dropped["user or item with too few events"] = before - after
+    rows = tuple(cleaned[number].rows for number in parts)
+    files = tuple(_part_file(task.scratch, number) for number in parts)
+    notes = (*task.log.notes, *task.times.notes, *read.notes(), *_time_notes(task, files))
+    report = CleaningReport(task.log.rows, sum(rows), dict(read.dropped), notes)
+    _enough(cleaned.values(), report, task.log.name)
+    return CleanLog(files, rows, report, frozenset(read.erased))
+
+
+@dataclass
+class _Reading:
+    """What is counted while slices are read: dropped rows, ways to read values, erased users."""
+
+    dropped: Counter[str] = field(default_factory=Counter)
+    ways: Counter[str] = field(default_factory=Counter)
+    erased: set[str] = field(default_factory=set)
+
+    def add(self, dropped: dict[str, int], erased: list[str], ways: dict[str, int]) -> None:
+        """Add the counts of one slice."""
+        self.dropped.update(dropped)
+        self.erased.update(erased)
+        self.ways.update(ways)
+
+    def notes(self) -> list[str]:
+        """Return what a report should say about the ways to read values."""
+        return [f"{count:,} {what}" for what, count in self.ways.items() if count]
 
 
 @dataclass(frozen=True)

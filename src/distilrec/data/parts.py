@@ -1,0 +1,169 @@
+"""The parts of a clean log: split into training, validation and test rows, and encoded as positions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from distilrec.data.cleaning import CleanLog
+from distilrec.data.dataset import UNKNOWN_ITEM
+from distilrec.data.splits import Split, split_moments, split_rows
+from distilrec.workers import Workers
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of the log, split. user_ids, sizes, trains, validations: (users,), how many rows each
+    user has, how many are training rows, and training or validation rows; counts: training rows and
+    their weight by `item_id`.
+    """
+
+    number: int
+    user_ids: pl.Series
+    sizes: NDArray[np.int64]
+    trains: NDArray[np.int64]
+    validations: NDArray[np.int64]
+    counts: pl.DataFrame
+    event_types: frozenset[str]
+    repeats: bool
+
+
+@dataclass(frozen=True)
+class _Splitting:
+    clean: CleanLog
+    moments: tuple[float, float] | None
+
+
+def split_parts(
+    clean: CleanLog, split: Split, workers: Workers, on_step: Callable[[int, int], None]
+) -> list[Part]:
+    """Return the parts of a log, in order, with the rows of each user divided by the split."""
+    moments = None
+    if split.kind == "global-time":
+        times = [
+            pl.read_parquet(part, columns=["timestamp"])["timestamp"].to_numpy()
+            for part in clean.parts
+        ]
+        moments = split_moments(np.concatenate(times), split)
+    parts = []
+    for part in workers.map(_split_part, _Splitting(clean, moments), range(len(clean.parts))):
+        parts.append(part)
+        on_step(len(parts), len(clean.parts))
+    return sorted(parts, key=lambda part: part.number)
+
+
+def _split_part(task: _Splitting, number: int) -> Part:
+    log = task.clean.part(number)
+    user_of_row = log["user_id"].to_numpy()
+    begins = np.flatnonzero(
+        np.concatenate([np.ones(min(1, log.height), bool), user_of_row[1:] != user_of_row[:-1]])
+    )
+    offsets = np.concatenate([begins, [log.height]]).astype(np.int64)
+    train_end, validation_end = split_rows(offsets, log["timestamp"].to_numpy(), task.moments)
+    sizes, trains, validations = (
+        end - offsets[:-1] for end in (offsets[1:], train_end, validation_end)
+    )
+    training = log.filter(
+        pl.Series(np.arange(log.height) < np.repeat(train_end, sizes), dtype=pl.Boolean)
+    )
+    counts = training.group_by("item_id").agg(
+        pl.len().alias("count"), pl.col("weight").sum().alias("volume")
+    )
+    return Part(
+        number,
+        log["user_id"].gather(begins),
+        sizes,
+        trains,
+        validations,
+        counts,
+        frozenset(training["event_type"].unique().to_list()),
+        bool(training.select(pl.struct("user_id", "item_id").is_duplicated().any()).item()),
+    )
+
+
+def training_counts(parts: Sequence[Part]) -> pl.DataFrame:
+    """Training rows and their weight by item, the most popular first. The parts' sums are added in
+    their order.
+    """
+    together = pl.concat([part.counts for part in parts]).group_by("item_id", maintain_order=True)
+    counts = together.agg(pl.col("count").sum(), pl.col("volume").sum())
+    return counts.sort(["count", "item_id"], descending=[True, False])
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """cold: for every part, which of its users have no training rows."""
+
+    clean: CleanLog
+    cold: tuple[NDArray[np.bool_], ...]
+    item_ids: pl.Series
+    event_types: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """items, events: (rows,) int32; times: (rows,) float64; the rows of users without training rows
+    are the last.
+    """
+
+    number: int
+    items: NDArray[np.int32]
+    events: NDArray[np.int32]
+    times: NDArray[np.float64]
+
+
+def encode_parts(
+    task: Encoding, parts: Sequence[Part], workers: Workers, on_step: Callable[[int, int], None]
+) -> Rows:
+    """Return the rows of all parts as positions of items and event types."""
+    cold = [int(part.sizes[part.trains == 0].sum()) for part in parts]  # rows of cold users
+    warm = [int(part.sizes.sum()) - few for part, few in zip(parts, cold, strict=True)]
+    begins = np.concatenate(
+        [[0], np.cumsum([*warm, *cold])]
+    )  # the warm rows of all parts, then the cold ones
+    count = int(begins[-1])
+    whole = Rows(
+        0, np.empty(count, np.int32), np.empty(count, np.int32), np.empty(count, np.float64)
+    )
+    for done, rows in enumerate(workers.map(_encode_part, task, range(len(parts))), start=1):
+        for first, own in (
+            (int(begins[rows.number]), slice(0, warm[rows.number])),
+            (int(begins[len(parts) + rows.number]), slice(warm[rows.number], None)),
+        ):
+            for there, here in (
+                (whole.items, rows.items),
+                (whole.events, rows.events),
+                (whole.times, rows.times),
+            ):
+                there[first : first + len(here[own])] = here[own]
+        on_step(done, len(parts))
+    return whole
+
+
+def _encode_part(task: Encoding, number: int) -> Rows:
+    log, cold = task.clean.part(number), task.cold[number]
+    items = _positions(log["item_id"], task.item_ids, UNKNOWN_ITEM)
+    events = _positions(log["event_type"], pl.Series(task.event_types, dtype=pl.String), 0)
+    times = log["timestamp"].to_numpy().astype(np.float64)
+    if cold.any():
+        sizes = log.group_by("user_id", maintain_order=True).len()["len"].to_numpy()
+        order = np.argsort(np.repeat(cold, sizes), kind="stable")
+        items, events, times = items[order], events[order], times[order]
+    return Rows(number, items, events, times)
+
+
+def _positions(column: pl.Series, values: pl.Series, otherwise: int) -> NDArray[np.int32]:
+    """Where each text of a column stands among `values`, (rows,); `otherwise` for one that is not
+    there.
+    """
+    places: NDArray[np.int32] = column.replace_strict(
+        values,
+        np.arange(len(values), dtype=np.int32),
+        default=otherwise,
+        return_dtype=pl.Int32,
+    ).to_numpy(writable=True)
+    return places
