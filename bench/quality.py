@@ -24,12 +24,13 @@ from distilrec.report.baselines import fitted_baselines
 from distilrec.report.comparison import ALONE, STUDENT, TEACHER, Candidate, Comparison, compare
 from distilrec.report.page import table, write_report
 from distilrec.runs.config import DataConfig, RunConfig, read_config
+from distilrec.runs.places import BASELINE
 from distilrec.teachers.teacher import ModelTeacher
 from distilrec.training.trained import load_model
 from distilrec.training.validation import validation_ndcg
 
 RESULTS = Path(__file__).parent / "results"
-STUDENTS = {STUDENT: "student", ALONE: "alone"}
+STUDENTS = {STUDENT: "student", ALONE: BASELINE}
 
 
 def main() -> None:
@@ -64,7 +65,7 @@ def main() -> None:
         run, dataset = runs.prepare(config, folder, runs.Lines())
         teacher = runs.train_teacher(run, dataset)
         runs.distill_student(run, dataset)
-        runs.train_alone(run, dataset)
+        runs.train_baseline(run, dataset)
         manifest = runs.export(run, dataset)
         if seed == 0 or not arguments.shared_teacher:
             teachers.append(runs.teacher_candidates(config.teacher, teacher, dataset))
@@ -73,7 +74,7 @@ def main() -> None:
             students[name].append(
                 runs.student_candidate(run, dataset, name, kept, _bundle(run, name))
             )
-            validation[name].append(load_model(run.folder / kept, dataset).best_ndcg)
+            validation[name].append(load_model(run.places.model(kept), dataset).best_ndcg)
 
     candidates = [_together(each, arguments.seeds) for each in zip(*teachers, strict=True)]
     candidates += [_together(each, arguments.seeds) for each in students.values()]
@@ -120,7 +121,7 @@ def main() -> None:
 
 
 def _bundle(run: runs.Run, name: str) -> Path:
-    return run.bundle if name == STUDENT else run.bundle_alone
+    return run.bundle if name == STUDENT else run.bundle_baseline
 
 
 def _together(of_seeds: tuple[Candidate, ...] | list[Candidate], seeds: int) -> Candidate:

@@ -371,16 +371,18 @@ def look(folder: Path) -> dict[str, object]:
         "teacher": of_data(lambda dataset: load_model(folder / "teacher", dataset).record.identity),
         "labels": of_data(labels),
         "student": of_data(lambda dataset: load_model(folder / "student", dataset).record.identity),
-        "alone": of_data(lambda dataset: load_model(folder / "alone", dataset).record.identity),
+        "baseline": of_data(
+            lambda dataset: load_model(folder / "baseline", dataset).record.identity
+        ),
         "bundle": seen(lambda: bundle("bundle")),
-        "bundle-alone": seen(lambda: bundle("bundle-alone")),
+        "bundle-baseline": seen(lambda: bundle("bundle-baseline")),
     }
 
 
 STAGES = {
     "train": runs.train_teacher,
     "distill": runs.distill_student,
-    "alone": runs.train_alone,
+    "baseline": runs.train_baseline,
     "export": runs.export,
     "evaluate": runs.evaluate,
 }

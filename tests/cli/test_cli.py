@@ -105,9 +105,9 @@ def test_the_whole_line(shop):
         "teacher",
         "labels",
         "student",
-        "alone",
+        "baseline",
         "bundle",
-        "bundle-alone",
+        "bundle-baseline",
         "checkpoints",
         "comparison.json",
         "report.html",
@@ -192,7 +192,7 @@ def test_a_stopped_run_goes_on_where_it_was(shop, tmp_path):
         [*command, "killed"], cwd=tmp_path, capture_output=True, text=True, check=False
     )
     assert again.returncode == 0, again.stderr
-    for model in ("teacher", "student", "alone"):
+    for model in ("teacher", "student", "baseline"):
         one, two = (
             list((tmp_path / name / model).glob("model-*.safetensors"))
             for name in ("whole", "killed")

@@ -70,7 +70,7 @@ def test_the_gate_measures_the_bundle_itself(copied, tmp_path):
     )
     before = runs.gate(run, dataset, gate)
     shutil.rmtree(copied / "bundle")
-    shutil.copytree(copied / "bundle-alone", copied / "bundle")
+    shutil.copytree(copied / "bundle-baseline", copied / "bundle")
     after = runs.gate(run, dataset, gate)
     assert after[0].measured != before[0].measured
 

@@ -289,7 +289,7 @@ def test_a_mapped_bundle_answers_the_same(searched, kind, monkeypatch):
 def test_a_mapped_bundle_can_be_exported_again_while_it_serves(searched, finished_run, small):
     recommender = load(searched / "exact")
     before = answers(recommender)
-    student = load_model(finished_run.folder / "alone", small)
+    student = load_model(finished_run.folder / "baseline", small)
     other = replace(student, record=msgspec.structs.replace(student.record))
     export_bundle(other, small, searched / "exact", with_history=False)
     recommender.users.clear()

@@ -241,7 +241,7 @@ def test_a_run_with_privacy(tmp_path):
     assert "teacher_items" not in bundle.history
     assert "popularity" not in str(bundle.manifest.item_encoder)
     assert not (tmp_path / "run" / "labels").exists()
-    assert read_bundle(tmp_path / "run" / "bundle-alone").manifest.privacy is None
+    assert read_bundle(tmp_path / "run" / "bundle-baseline").manifest.privacy is None
     assert "differentially private (epsilon" in verdict(comparison)[0]
     assert "differentially private" in (tmp_path / "run" / "report.html").read_text()
     assert 0 < comparison.row(STUDENT).quality["ndcg@10"].mean < 1

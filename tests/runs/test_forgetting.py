@@ -40,7 +40,7 @@ def run(finished_run, tmp_path):
 def test_every_exported_model_has_a_record_of_its_users(run, tmp_path):
     data = load_dataset(run.folder / "data")
     warm, cold = data.info.user_ids[0], "nobody"
-    versions = {load(folder).manifest.model_version for folder in (run.bundle, run.bundle_alone)}
+    versions = {load(folder).manifest.model_version for folder in (run.bundle, run.bundle_baseline)}
     found = models_that_saw(tmp_path / "runs", warm)
     # The student has two versions, as it was exported and with the metrics that `evaluate` measured.
     assert versions < {one.model_version for one in found}
@@ -76,7 +76,7 @@ def test_a_user_is_forgotten_in_a_whole_run(run, tmp_path):
     assert after.info.user_ids == before.info.user_ids[:2] + before.info.user_ids[3:]
     assert len(after.items) == len(before.items) - rows
     assert not (run.folder / "labels").exists()
-    for folder in (run.bundle, run.bundle_alone):
+    for folder in (run.bundle, run.bundle_baseline):
         assert not load(folder).knows_user(user)
     # The weights have seen the user, and the record says so.
     assert len(models_that_saw(tmp_path / "runs", user)) == 3

@@ -142,7 +142,7 @@ def test_an_orderly_stop_under_load_loses_nothing(bundle, tmp_path):
 @pytest.fixture
 def two_bundles(finished_run, tmp_path):
     folder = tmp_path / "bundles"
-    for name, source in (("one", finished_run.bundle), ("two", finished_run.bundle_alone)):
+    for name, source in (("one", finished_run.bundle), ("two", finished_run.bundle_baseline)):
         shutil.copytree(source, folder / name)
     return folder
 

@@ -32,7 +32,7 @@ def redis_server(tmp_path):
 @pytest.fixture
 def bundles(finished_run, tmp_path):
     folder = tmp_path / "bundles"
-    for name, source in (("one", finished_run.bundle), ("two", finished_run.bundle_alone)):
+    for name, source in (("one", finished_run.bundle), ("two", finished_run.bundle_baseline)):
         shutil.copytree(source, folder / name)
     return folder
 

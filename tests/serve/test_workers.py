@@ -165,7 +165,7 @@ def test_an_address_in_use(bundle, redis_server, server):
 
 
 def test_metrics_name_only_the_model_that_answers(bundle, redis_server, finished_run):
-    shutil.copytree(finished_run.bundle_alone, bundle.parent / "other")
+    shutil.copytree(finished_run.bundle_baseline, bundle.parent / "other")
     service = Server(bundle, redis_server.url, "--workers", 2)
     first = service.client.get("/v1/model").json()["model_version"]
     other = service.post("/v1/model/load", bundle="other", shadow_requests=0)["model_version"]

@@ -528,7 +528,7 @@ epochs = 1
         "teacher",
         "labels",
         "student",
-        "alone",
+        "baseline",
     ]
     assert all(cost.seconds > 0 for cost in comparison.costs)
     assert {d.b for d in comparison.differences} >= {"member 1: scores", "member 2: function"}

@@ -100,7 +100,7 @@ def distill(
     with _opened(run, ray, device) as (opened, data):
         runs.distill_student(opened, data)
         if not without_comparison:
-            runs.train_alone(opened, data)
+            runs.train_baseline(opened, data)
 
 
 @app.command

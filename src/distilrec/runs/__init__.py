@@ -1,14 +1,6 @@
 """A run folder and what is done in it, stage by stage.
 
-runs/ml-100k/ config.json       all choices of the run data/             the prepared data set
-teacher/          the trained teacher        checkpoints/   unfinished trainings (resumed, then
-removed) labels/           its soft and hard labels (of each member of an ensemble, for a
-curriculum) student/          the distilled student      alone/         the same student without
-distillation bundle/           what is served             bundle-alone/  the same, of the student
-without distillation seen/             which users each exported model was trained on (`distilrec
-seen`) erased-users.txt  whom `prepare` leaves out from now on (`distilrec forget`);
-unfinished-erasure.json is there meanwhile costs.json        time and memory of each stage
-comparison.json   report.html
+Where everything is: `distilrec.runs.places`.
 """
 
 from __future__ import annotations
@@ -31,7 +23,7 @@ if TYPE_CHECKING:
         prepare,
         run_all,
         teacher_labels,
-        train_alone,
+        train_baseline,
         train_teacher,
     )
     from distilrec.runs.upkeep import check_drift, gate, tune_student
@@ -40,7 +32,7 @@ _MODULES = {
     "DataConfig": "config", "RunConfig": "config", "read_config": "config",
     "Run": "folder", "open_data": "folder", "open_run": "folder", "read_costs": "folder",
     "distill_student": "stages", "evaluate": "stages", "export": "stages", "forget_user": "stages", "prepare": "stages",
-    "run_all": "stages", "teacher_labels": "stages", "train_alone": "stages", "train_teacher": "stages",
+    "run_all": "stages", "teacher_labels": "stages", "train_baseline": "stages", "train_teacher": "stages",
     "trained_once": "artifact",
     "model_bytes": "candidates", "student_candidate": "candidates", "teacher_candidates": "candidates",
     "check_drift": "upkeep", "gate": "upkeep", "tune_student": "upkeep",
@@ -69,7 +61,7 @@ __all__ = [
     "student_candidate",
     "teacher_candidates",
     "teacher_labels",
-    "train_alone",
+    "train_baseline",
     "train_teacher",
     "trained_once",
     "tune_student",

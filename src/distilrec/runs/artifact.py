@@ -30,7 +30,7 @@ def trained_once(
 
     make: trains it, from `options`.
     """
-    folder, checkpoint = run.folder / name, (run.folder / "checkpoints" / name).absolute()
+    folder, checkpoint = run.places.model(name), run.places.checkpoint(name)
     made_from = key_of(dataset.fingerprint(), run.config.seed, task)
     if SAVED.made_from(folder) == made_from:
         trained = load_model(folder, dataset)
@@ -81,4 +81,4 @@ def measured_stage(run: Run, name: str) -> Iterator[Stage]:
     if not (stage.reused and name in costs):
         run.folder.mkdir(parents=True, exist_ok=True)
         costs[name] = StageCost(name, time.perf_counter() - began, peak_memory())
-        write_json(run.folder / "costs.json", list(costs.values()))
+        write_json(run.places.costs, list(costs.values()))

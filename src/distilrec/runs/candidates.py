@@ -33,7 +33,7 @@ def tree_of(run: Run, dataset: Dataset) -> TreeNode | None:
     """The student in words, where it is a tree; the shares are those of all users after their
     training history.
     """
-    student = load_model(run.folder / "student", dataset).model
+    student = load_model(run.places.student, dataset).model
     return student.in_words(dataset) if isinstance(student, Student) else None
 
 
@@ -70,13 +70,13 @@ def teacher_candidate(name: str, teacher: Teacher, dataset: Dataset) -> Candidat
 
 
 def student_candidate(
-    run: Run, dataset: Dataset, name: str, folder: str, bundle: Path
+    run: Run, dataset: Dataset, name: str, folder: Path, bundle: Path
 ) -> Candidate:
     """A student as its bundle serves it."""
-    trained = load_model(run.folder / folder, dataset)
+    trained = load_model(folder, dataset)
     if not holds(bundle, trained):
         raise BundleError(
-            f"the bundle in {bundle} is not of the model in {run.folder / folder}",
+            f"the bundle in {bundle} is not of the model in {folder}",
             fix="export it again (distilrec export)",
             file=str(bundle),
         )

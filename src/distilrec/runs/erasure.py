@@ -20,25 +20,25 @@ from distilrec.data.erased import listed, read_erased_users, unknown_user
 from distilrec.errors import DataError
 from distilrec.features.texts import unpack_texts
 from distilrec.files import read_json, remove, sync_folder, write_json, write_whole
-
-LIST = "erased-users.txt"  # whom `prepare` leaves out from now on
-_NOTE = "unfinished-erasure.json"
-_MADE_AGAIN = ("labels", "checkpoints", "tuning")
-_BUNDLES = ("bundle", "bundle-alone")
+from distilrec.runs.places import Places
 
 
 def erased_before(run: Path) -> list[str]:
     """Returns the users that were erased from a run, or are to be."""
-    users = read_erased_users(run / LIST) if (run / LIST).is_file() else ()
+    places = Places(run)
+    users = read_erased_users(places.erased_users) if places.erased_users.is_file() else ()
     return list(dict.fromkeys([*users, *unfinished_erasures(run)]))
 
 
 def unfinished_erasures(run: Path) -> list[str]:
     """Returns the users whose erasure was begun and not finished."""
-    path = run / _NOTE
+    path = Places(run).unfinished_erasure
     if not path.is_file():
         return []
-    fix = f"forget the users again that were forgotten last (see {LIST}), after deleting {_NOTE}"
+    fix = (
+        f"forget the users again that were forgotten last (see {Places(run).erased_users.name}), "
+        f"after deleting {path.name}"
+    )
     return read_json(path, list[str], error=DataError, fix=fix)
 
 
@@ -50,7 +50,7 @@ def forget(run: Path, names: Sequence[str], *, missing_ok: bool = False) -> list
     otherwise.
     """
     waiting, before = unfinished_erasures(run), erased_before(run)
-    data = load_dataset(run / "data") if (run / "data" / PREPARED.file).is_file() else None
+    data = _prepared(run)
     there = set() if data is None else set(data.info.user_ids)
     for bundle in _bundles(run):
         history = read_bundle(bundle).history
@@ -66,7 +66,7 @@ def forget(run: Path, names: Sequence[str], *, missing_ok: bool = False) -> list
     name = names[-1] if name is None else name
     if name in there and name not in waiting:
         waiting = [*waiting, name]
-        write_json(run / _NOTE, waiting)
+        write_json(Places(run).unfinished_erasure, waiting)
     _list(run, [*before, name])
     return _erase(run, data, waiting) if waiting else []
 
@@ -77,52 +77,41 @@ def finish(run: Path) -> list[str]:
     if not waiting:
         return []
     _list(run, erased_before(run))
-    data = load_dataset(run / "data") if (run / "data" / PREPARED.file).is_file() else None
+    data = _prepared(run)
     return _erase(run, data, waiting)
 
 
+def _prepared(run: Path) -> Dataset | None:
+    data = Places(run).data
+    return load_dataset(data) if (data / PREPARED.file).is_file() else None
+
+
 def _list(run: Path, users: Sequence[str]) -> None:
-    content = listed(list(dict.fromkeys(users)))
-    if not (run / LIST).is_file() or (run / LIST).read_bytes() != content:
-        write_whole(run / LIST, content)
+    path, content = Places(run).erased_users, listed(list(dict.fromkeys(users)))
+    if not path.is_file() or path.read_bytes() != content:
+        write_whole(path, content)
 
 
 def _erase(run: Path, data: Dataset | None, users: Sequence[str]) -> list[str]:
-    lines = []
-    for name in _MADE_AGAIN:
-        if (run / name).exists():
-            shutil.rmtree(run / name)
-            lines.append(f"{name}: deleted, made again when needed")
-    scores = [
-        *(run / "teacher").rglob("scores.json"),
-        *(run / "teacher").rglob("scores*.safetensors"),
-    ]
-    scores += (run / "teacher").rglob("scores*.safetensors.new")
-    if remove(scores):
-        lines.append("teacher: scores deleted, read again by `distilrec train`")
-    sync_folder(run)
+    """Take users out of a run whose erasure is written down; return what was done."""
+    places = Places(run)
+    lines = _delete_what_is_made_again(places)
     if data is not None:
-        gone = np.flatnonzero(np.isin(data.info.user_ids, users))
-        if len(gone):
-            rows = int((data.offsets[gone + 1] - data.offsets[gone]).sum())
-            made_from = PREPARED.made_from(run / "data") or ""
-            data.select_users(np.delete(np.arange(data.users), gone)).save(run / "data", made_from)
-            lines.insert(0, f"prepared data: {rows:,} rows erased")
-        PREPARED.tidy(run / "data")
-    if (run / "data" / "parts").exists():  # of a preparation that was killed
-        shutil.rmtree(run / "data" / "parts")
-    for name in _BUNDLES:
-        if not (run / name / "manifest.json").is_file():  # of an export that was killed
+        lines = [*_erase_from_data(places, data, users), *lines]
+    if places.parts.exists():  # of a preparation that was killed
+        shutil.rmtree(places.parts)
+    for bundle in places.bundles:
+        if not _is_bundle(bundle):  # of an export that was killed
             remove(
                 [
-                    *(run / name).glob("history*.safetensors"),
-                    *(run / name).glob("history*.safetensors.new"),
+                    *bundle.glob("history*.safetensors"),
+                    *bundle.glob("history*.safetensors.new"),
                 ]
             )
     for bundle in _bundles(run):
         if any([erase_user(bundle, user) for user in users]):
             lines.append(f"{bundle}: history erased")
-    remove([run / _NOTE])
+    remove([places.unfinished_erasure])
     if lines:
         lines.append(
             "a comparison and models of this run are of the data before: train them again with "
@@ -131,5 +120,38 @@ def _erase(run: Path, data: Dataset | None, users: Sequence[str]) -> list[str]:
     return lines
 
 
+def _delete_what_is_made_again(places: Places) -> list[str]:
+    lines = []
+    for made in (places.labels, places.checkpoints, places.tuning):
+        if made.exists():
+            shutil.rmtree(made)
+            lines.append(f"{made.name}: deleted, made again when needed")
+    scores = [
+        *places.teacher.rglob("scores.json"),
+        *places.teacher.rglob("scores*.safetensors"),
+        *places.teacher.rglob("scores*.safetensors.new"),
+    ]
+    if remove(scores):
+        lines.append("teacher: scores deleted, read again by `distilrec train`")
+    sync_folder(places.folder)
+    return lines
+
+
+def _erase_from_data(places: Places, data: Dataset, users: Sequence[str]) -> list[str]:
+    lines = []
+    gone = np.flatnonzero(np.isin(data.info.user_ids, users))
+    if len(gone):
+        rows = int((data.offsets[gone + 1] - data.offsets[gone]).sum())
+        made_from = PREPARED.made_from(places.data) or ""
+        data.select_users(np.delete(np.arange(data.users), gone)).save(places.data, made_from)
+        lines.append(f"prepared data: {rows:,} rows erased")
+    PREPARED.tidy(places.data)
+    return lines
+
+
+def _is_bundle(folder: Path) -> bool:
+    return (folder / "manifest.json").is_file()
+
+
 def _bundles(run: Path) -> list[Path]:
-    return [run / name for name in _BUNDLES if (run / name / "manifest.json").is_file()]
+    return [bundle for bundle in Places(run).bundles if _is_bundle(bundle)]

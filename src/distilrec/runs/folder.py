@@ -1,14 +1,6 @@
-"""The whole line, stage by stage, in one run folder. Every stage reads what the one before wrote.
+"""A run: its folder, its configuration, and who works on it.
 
-runs/ml-100k/ config.json       all choices of the run data/             the prepared data set
-teacher/          the trained teacher        checkpoints/   unfinished trainings (resumed, then
-removed) labels/           its soft and hard labels (of each member of an ensemble, for a
-curriculum) student/          the distilled student      alone/         the same student without
-distillation bundle/           what is served             bundle-alone/  the same, of the student
-without distillation seen/             which users each exported model was trained on (`distilrec
-seen`) erased-users.txt  whom `prepare` leaves out from now on (`distilrec forget`);
-unfinished-erasure.json is there meanwhile costs.json        time and memory of each stage
-comparison.json   report.html
+Where everything is: `distilrec.runs.places`.
 """
 
 from __future__ import annotations
@@ -27,6 +19,7 @@ from distilrec.report.comparison import (
 )
 from distilrec.runs import erasure
 from distilrec.runs.config import RunConfig
+from distilrec.runs.places import Places
 from distilrec.teachers.teacher import Teacher
 from distilrec.training.devices import resolve_device
 from distilrec.training.options import RunOptions
@@ -58,12 +51,17 @@ class Run:
         return self.config.seed if seed is None else seed
 
     @property
-    def bundle(self) -> Path:
-        return self.folder / "bundle"
+    def places(self) -> Places:
+        """The files and folders of this run."""
+        return Places(self.folder)
 
     @property
-    def bundle_alone(self) -> Path:
-        return self.folder / "bundle-alone"
+    def bundle(self) -> Path:
+        return self.places.bundle
+
+    @property
+    def bundle_baseline(self) -> Path:
+        return self.places.bundle_baseline
 
 
 def open_run(
@@ -74,7 +72,7 @@ def open_run(
 ) -> Run:
     """Open a run that `prepare` began. Raises FileMissingError and ConfigError."""
     resolve_device(device)  # a device that is not there is refused before the work begins
-    path = folder / "config.json"
+    path = Places(folder).config
     if not path.is_file():
         raise FileMissingError(
             f"{folder} is no run folder (no config.json)",
@@ -95,13 +93,13 @@ def open_data(run: Run) -> Dataset:
     """
     for line in erasure.finish(run.folder):
         run.progress.say(f"finishing an erasure that was interrupted: {line}")
-    dataset = load_dataset(run.folder / "data")
-    if PREPARED.made_from(run.folder / "data") not in ("", choices_of(run.config)):
+    dataset = load_dataset(run.places.data)
+    if PREPARED.made_from(run.places.data) not in ("", choices_of(run.config)):
         raise DataError(
-            f"the data in {run.folder / 'data'} were prepared with other choices than those in "
+            f"the data in {run.places.data} were prepared with other choices than those in "
             "config.json",
             fix="run `distilrec prepare` again, which was interrupted",
-            file=str(run.folder / "data"),
+            file=str(run.places.data),
         )
     return dataset
 
@@ -121,7 +119,7 @@ def choices_of(config: RunConfig) -> str:
 
 def read_costs(folder: Path) -> tuple[StageCost, ...]:
     """Time and memory of the stages of a run so far."""
-    path = folder / "costs.json"
+    path = Places(folder).costs
     if not path.is_file():
         return ()
     fix = "delete it: only the times of the stages so far are lost"

@@ -24,8 +24,8 @@ from safetensors.numpy import save
 from distilrec.errors import DataError, FileMissingError
 from distilrec.files import write_whole
 from distilrec.ids import as_id
+from distilrec.runs.places import SEEN, Places
 
-FOLDER = "seen"
 _META = "seen"
 
 
@@ -54,7 +54,7 @@ def record_users(
     private: bool,
 ) -> None:
     """Writes the record of one exported model; a model that has one keeps it."""
-    path = run / FOLDER / f"{model_version}.safetensors"
+    path = Places(run).seen / f"{model_version}.safetensors"
     if path.is_file():
         return
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -83,7 +83,7 @@ def models_that_saw(runs: Path, user_id: str) -> list[SeenBy]:
 
 
 def _records(runs: Path) -> Iterator[tuple[SeenBy, NDArray[np.uint64]]]:
-    for path in sorted(runs.rglob(f"{FOLDER}/*.safetensors")):
+    for path in sorted(runs.rglob(f"{SEEN}/*.safetensors")):
         try:
             with safe_open(path, "numpy") as file:
                 about = msgspec.json.decode(file.metadata()[_META], type=SeenBy)

@@ -39,6 +39,7 @@ from distilrec.runs.artifact import measured_stage, trained_once
 from distilrec.runs.candidates import model_bytes, student_candidate, teacher_candidates, tree_of
 from distilrec.runs.config import DataConfig, RunConfig
 from distilrec.runs.folder import Run, choices_of, read_costs
+from distilrec.runs.places import BASELINE, TEACHER
 from distilrec.runs.seen import record_users
 from distilrec.teachers.build import load_teacher, make_teacher, single_teachers
 from distilrec.teachers.ensemble import EnsembleTeacher
@@ -46,7 +47,7 @@ from distilrec.teachers.external import UserScores
 from distilrec.teachers.teacher import ModelTeacher, Teacher
 from distilrec.training.devices import resolve_device
 from distilrec.training.options import TrainingConfig
-from distilrec.training.trained import TrainedModel, load_model, train_model
+from distilrec.training.trained import SAVED, TrainedModel, load_model, train_model
 from distilrec.training.validation import validation_ndcg
 from distilrec.workers import InProcess, Workers
 
@@ -72,7 +73,7 @@ def run_all(
     else:
         run = replace(run, own_teacher=teacher(dataset))
     distill_student(run, dataset)
-    train_alone(run, dataset)
+    train_baseline(run, dataset)
     export(run, dataset, measured_next=True)
     return evaluate(run, dataset)
 
@@ -93,7 +94,7 @@ def prepare(
         cleaning=config.cleaning,
         split=config.split,
         workers=run.workers,
-        scratch=folder / "data" / "parts",
+        scratch=run.places.parts,
         on_step=run.progress.advance,
         pseudonym_key=key_of_pseudonyms(data),
         derived_features=data.derived_features,
@@ -130,8 +131,8 @@ def prepare(
         dataset, "validation"
     )  # a run that cannot be evaluated had better fail now than after the training
     questions(dataset, "test")
-    dataset.save(folder / "data", choices_of(config))
-    write_json(folder / "config.json", config)
+    dataset.save(run.places.data, choices_of(config))
+    write_json(run.places.config, config)
     for line in erasure.finish(folder):
         say(f"finishing an erasure that was interrupted: {line}")
     for line in (*dataset.info.cleaning_report.lines(), *dataset.info.notes):
@@ -168,7 +169,7 @@ def _erased_users(data: DataConfig, folder: Path) -> ErasedUsers:
 
 def train_teacher(run: Run, dataset: Dataset) -> Teacher:
     """The teacher, trained on the ground truth, or yours."""
-    folder = run.folder / "teacher"
+    folder = run.places.teacher
     with measured_stage(run, "teacher") as stage:
         before = _training_stamps(folder)
         teacher = make_teacher(
@@ -177,9 +178,7 @@ def train_teacher(run: Run, dataset: Dataset) -> Teacher:
             run.config.teacher_training,
             folder,
             seed=run.teacher_seed,
-            options=replace(
-                run.options, checkpoint=(run.folder / "checkpoints" / "teacher").absolute()
-            ),
+            options=replace(run.options, checkpoint=run.places.checkpoint(TEACHER)),
         )
         stage.reused = before != {} and before == _training_stamps(folder)
     if isinstance(teacher, UserScores):
@@ -206,7 +205,7 @@ def open_teacher(run: Run, dataset: Dataset) -> Teacher:
     """Return the teacher of a run: the one given from Python, or the trained one in its folder."""
     if run.own_teacher is not None:
         return run.own_teacher
-    return load_teacher(run.config.teacher, run.folder / "teacher", dataset)
+    return load_teacher(run.config.teacher, run.places.teacher, dataset)
 
 
 def _training_stamps(folder: Path) -> dict[str, int]:
@@ -254,7 +253,7 @@ def distill_student(run: Run, dataset: Dataset) -> TrainedModel:
 def teacher_labels(run: Run, dataset: Dataset) -> list[LabelStore]:
     """The labels of the teacher; those of each member of an ensemble for a curriculum."""
     teacher = open_teacher(run, dataset)
-    folder = run.folder / "labels"
+    folder = run.places.labels
     sources = {folder: teacher}
     if run.config.distillation.curriculum:
         sources = {
@@ -285,11 +284,11 @@ def teacher_labels(run: Run, dataset: Dataset) -> list[LabelStore]:
     return stores
 
 
-def train_alone(run: Run, dataset: Dataset) -> TrainedModel:
+def train_baseline(run: Run, dataset: Dataset) -> TrainedModel:
     """The same student without distillation: the comparison that shows what the teacher was good
     for.
     """
-    return _on_ground_truth(run, dataset, "alone", run.config.student, run.config.student_training)
+    return _on_ground_truth(run, dataset, BASELINE, run.config.student, run.config.student_training)
 
 
 def _on_ground_truth(
@@ -307,7 +306,7 @@ def export(run: Run, dataset: Dataset, *, measured_next: bool = False) -> Manife
     version.
     """
     teacher = open_teacher(run, dataset)
-    student = load_model(run.folder / "student", dataset)
+    student = load_model(run.places.student, dataset)
     told = (
         teacher if run.config.privacy is None else None
     )  # what the teacher would recommend is not private
@@ -315,9 +314,11 @@ def export(run: Run, dataset: Dataset, *, measured_next: bool = False) -> Manife
     manifest = export_bundle(
         student, dataset, run.bundle, teacher=told, config=run.config.bundle, before=record
     )
-    if (run.folder / "alone" / "model.json").is_file():
-        alone = load_model(run.folder / "alone", dataset)
-        export_bundle(alone, dataset, run.bundle_alone, config=run.config.bundle, before=record)
+    if (run.places.baseline / SAVED.file).is_file():
+        baseline = load_model(run.places.baseline, dataset)
+        export_bundle(
+            baseline, dataset, run.bundle_baseline, config=run.config.bundle, before=record
+        )
     search = manifest.search
     run.progress.say(
         f"bundle in {run.bundle}: "
@@ -377,10 +378,12 @@ def evaluate(run: Run, dataset: Dataset) -> Comparison:
         *teacher_candidates(
             run.config.teacher if run.own_teacher is None else None, teacher, dataset
         ),
-        student_candidate(run, dataset, STUDENT, "student", run.bundle),
+        student_candidate(run, dataset, STUDENT, run.places.student, run.bundle),
     ]
-    if run.bundle_alone.is_dir():
-        candidates.append(student_candidate(run, dataset, ALONE, "alone", run.bundle_alone))
+    if run.bundle_baseline.is_dir():
+        candidates.append(
+            student_candidate(run, dataset, ALONE, run.places.baseline, run.bundle_baseline)
+        )
     candidates += [
         Candidate(name, (scorer,), logits=False)
         for name, scorer in fitted_baselines(dataset).items()
@@ -399,10 +402,10 @@ def evaluate(run: Run, dataset: Dataset) -> Comparison:
         comparison, costs=costs, tree=tree, privacy=manifest.privacy
     )
     run.progress.advance("evaluate", len(candidates), len(candidates))
-    write_json(run.folder / "comparison.json", comparison)
-    write_report(comparison, run.folder / "report.html")
+    write_json(run.places.comparison, comparison)
+    write_report(comparison, run.places.report)
     run.progress.say(
         f"bundle in {run.bundle}: model {manifest.model_version}, with the metrics just measured"
     )
-    run.progress.say(f"report in {run.folder / 'report.html'}")
+    run.progress.say(f"report in {run.places.report}")
     return comparison

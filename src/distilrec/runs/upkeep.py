@@ -49,7 +49,7 @@ def gate(run: Run, dataset: Dataset, thresholds: Thresholds) -> list[Check]:
         "latency": {},
         "size": {},
     }
-    path = run.folder / "comparison.json"
+    path = run.places.comparison
     if path.is_file():
         comparison = read_json(
             path, Comparison, error=ConfigError, fix="run `distilrec evaluate` again"
@@ -60,11 +60,11 @@ def gate(run: Run, dataset: Dataset, thresholds: Thresholds) -> list[Check]:
             for name, value in measured["quality"].items()
             if name in of_teacher and of_teacher[name].mean > 0
         }
-    if thresholds.improvement and run.bundle_alone.is_dir():
-        alone = quality_of(rank(BundleScorer(run.bundle_alone, dataset), asked, K))
+    if thresholds.improvement and run.bundle_baseline.is_dir():
+        baseline = quality_of(rank(BundleScorer(run.bundle_baseline, dataset), asked, K))
         measured["improvement"] = {
             name: paired_difference(
-                name, STUDENT, values[None], ALONE, alone[name][None]
+                name, STUDENT, values[None], ALONE, baseline[name][None]
             ).interval.low
             for name, values in quality.items()
         }
@@ -113,7 +113,7 @@ def tune_student(run: Run, dataset: Dataset, *, trials: int, minutes: float) -> 
         stores,
         run.config.student_training,
         run.config.distillation,
-        run.folder / "tuning",
+        run.places.tuning,
         seed=run.config.seed,
         budget=Budget(trials, minutes),
         device=run.device,
@@ -121,7 +121,7 @@ def tune_student(run: Run, dataset: Dataset, *, trials: int, minutes: float) -> 
             "tune", min(trial, trials), trials, f"{value:.4f}, best validation NDCG@10 {best:.4f}"
         ),
     )
-    path = run.folder / "tuned.toml"
+    path = run.places.tuned
     write_whole(path, chosen.toml().encode())
     run.progress.say(
         f"best validation NDCG@10 {chosen.validation_ndcg:.4f} in trial {chosen.trial}: see {path}"
