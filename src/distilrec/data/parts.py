@@ -1,4 +1,4 @@
-"""The parts of a clean log: split into training, validation and test rows, and encoded as positions."""
+"""The parts of a clean log, split by the time of rows and encoded as positions of items."""
 
 from __future__ import annotations
 

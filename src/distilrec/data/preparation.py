@@ -281,7 +281,8 @@ def _notes(sides: SideRows, users: _Users, words: _Vocabulary, rows: Rows) -> It
         (sides.items, words.item_ids, "item"),
     ):
         if table and (missing := sum(entity not in table for entity in ids)):
-            yield f"{missing:,} {what}s of the log have no row in the {what} table: features unknown"
+            lacks = f"have no row in the {what} table: features unknown"
+            yield f"{missing:,} {what}s of the log {lacks}"
     if unknown := int((rows.items == UNKNOWN_ITEM).sum()):
         yield (
             f"{unknown:,} validation or test rows hold items that no training row and no table "

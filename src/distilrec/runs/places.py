@@ -38,7 +38,7 @@ class Places:
 
     @property
     def labels(self) -> Path:
-        """The soft and hard labels of the teacher; of each member of an ensemble, for a curriculum."""
+        """The labels of the teacher; of each member of an ensemble, for a curriculum."""
         return self.folder / "labels"
 
     @property
