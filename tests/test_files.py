@@ -222,8 +222,8 @@ def reseal(folder: Path, change) -> None:
     [
         (lambda a: a.update(offsets=a["offsets"][:-1]), "offsets is not int64 of length 61"),
         (lambda a: a.update(train_end=a["train_end"][1:]), "train_end is not int64 of length 60"),
-        (lambda a: a.update(items=a["items"][:-3]), "has not one value for each of"),
-        (lambda a: a.update(times=a["times"][:-3]), "times has not one value for each of"),
+        (lambda a: a.update(items=a["items"][:-3]), "lacks one value for each of"),
+        (lambda a: a.update(times=a["times"][:-3]), "times lacks one value for each of"),
         (lambda a: a.update(items=a["items"] + 40), "items go beyond 42"),
         (lambda a: a.update(events=a["events"] + 9), "events go beyond 3"),
         (lambda a: a.update(offsets=a["offsets"] + 1), "offsets do not go from 0"),

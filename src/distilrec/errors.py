@@ -26,9 +26,9 @@
     │   ├── StoreCorruptedError      what is in it cannot be read
     │   └── StoreVersionError        written by a newer distilrec
     ├── RequestError             a request to the service that cannot be answered as it is
-    │   ├── MalformedRequestError    the body is no JSON
+    │   ├── MalformedRequestError    the body is not JSON
     │   ├── UnauthorizedError        no valid API key
-    │   ├── ForbiddenError           the key has not the scope
+    │   ├── ForbiddenError           the key lacks the scope
     │   ├── OriginError              sent by a web page of another site, or to a name that is not ours
     │   ├── NotFoundError            no such path
     │   ├── MethodNotAllowedError    the path exists, not for this method
@@ -267,8 +267,8 @@ class UnknownItemError(DistilrecError):
 
 
 def missing_extra(package: str, extra: str) -> MissingExtraError:
-    """The error for an optional dependency that is not installed, with the exact command to install
-    it.
+    """Return the error for an optional dependency that is not installed, with the exact command to
+    install it.
     """
     return MissingExtraError(
         f"this command needs the package {package!r}, which is not installed",

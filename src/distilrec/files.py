@@ -39,7 +39,7 @@ _DIGITS = 16  # of the hash in the name of a part
 
 @contextmanager
 def replacing(path: Path, *, durable: bool = True, own: str = "") -> Iterator[Path]:
-    """Gives the path at which to write the new file; at the end of the block it takes the place of
+    """Yield the path at which to write the new file; at the end of the block it takes the place of
     `path`.
 
     durable: the new file is on the disk before it takes that place, and the rename before the block
@@ -59,18 +59,18 @@ def replacing(path: Path, *, durable: bool = True, own: str = "") -> Iterator[Pa
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Writes a file whole or not at all; whoever has the old one open keeps it."""
+    """Write a file whole or not at all; a process that has the old one open keeps it."""
     with replacing(path) as new:
         new.write_bytes(data)
 
 
 def write_json(path: Path, content: object) -> None:
-    """Writes JSON that people can read, whole or not at all."""
+    """Write JSON that people can read, whole or not at all."""
     write_whole(path, msgspec.json.format(msgspec.json.encode(content)))
 
 
 def read_json(path: Path, kind: type[T], *, error: type[DistilrecError], fix: str) -> T:
-    """Returns the content of a JSON file. Raises `error`, which names the file."""
+    """Return the content of a JSON file. Raises `error`, which names the file."""
     try:
         return msgspec.json.decode(path.read_bytes(), type=kind)
     except (msgspec.MsgspecError, UnicodeDecodeError, OSError) as problem:
@@ -78,7 +78,7 @@ def read_json(path: Path, kind: type[T], *, error: type[DistilrecError], fix: st
 
 
 def read_arrays(path: Path, *, error: type[DistilrecError], fix: str) -> dict[str, NDArray[Any]]:
-    """Returns the arrays of a safetensors file. Raises `error`, which names the file."""
+    """Return the arrays of a safetensors file. Raises `error`, which names the file."""
     try:
         return load_file(path)
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as problem:
@@ -86,18 +86,18 @@ def read_arrays(path: Path, *, error: type[DistilrecError], fix: str) -> dict[st
 
 
 def hash_of(path: Path) -> str:
-    """Returns the SHA-256 of a file, in hexadecimal digits."""
+    """Return the SHA-256 of a file, in hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def key_of(*content: object) -> str:
-    """Returns a hash of what something is made from."""
+    """Return a hash of what something is made from."""
     return hashlib.sha256(msgspec.json.encode(content)).hexdigest()
 
 
 def remove(paths: Iterable[Path], keep: Iterable[Path] = ()) -> int:
-    """Removes files durably, apart from those in `keep`; returns their number."""
+    """Remove files durably, apart from those in `keep`; return their number."""
     gone = sorted(set(paths) - set(keep))
     for path in gone:
         path.unlink(missing_ok=True)
@@ -107,12 +107,12 @@ def remove(paths: Iterable[Path], keep: Iterable[Path] = ()) -> int:
 
 
 def unfinished(folder: Path) -> list[Path]:
-    """Returns the new files in a folder that a killed process has left behind."""
+    """Return the new files in a folder that a killed process has left behind."""
     return list(folder.glob(f"*{_NEW}"))
 
 
 def sync_folder(folder: Path) -> None:
-    """Makes the renames and removals in a folder durable."""
+    """Make the renames and removals in a folder durable."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -133,8 +133,8 @@ def _sync(path: Path) -> None:
 
 @contextmanager
 def locked(folder: Path, *, wait: bool = True) -> Iterator[None]:
-    """Holds a folder for one process at a time. wait: until another one is done; otherwise that is
-    a StorageError.
+    """Hold a folder for one process at a time. wait: until another one is done; otherwise that is a
+    StorageError.
     """
     handle = os.open(folder, os.O_RDONLY)
     try:
@@ -188,15 +188,15 @@ class Record(Generic[T]):
     parts: dict[str, Part]
 
     def path(self, part: str) -> Path:
-        """Returns the file of a part. Raises the error of this kind of record where it names no
-        such part.
+        """Return the file of a part. Raises the error of this kind of record where it names no such
+        part.
         """
         if part not in self.parts:
             raise self.kind.damaged(self.folder / self.kind.file, f"names no part {part!r}")
         return self.folder / self.parts[part].name
 
     def arrays(self, part: str) -> dict[str, NDArray[Any]]:
-        """Returns the arrays of a part."""
+        """Return the arrays of a part."""
         return read_arrays(
             self.path(part), error=self.kind.error, fix=self.kind.repair(self.folder)
         )
@@ -229,7 +229,7 @@ class RecordKind(Generic[T]):
         files: Iterable[Path] = (),
         made_from: str = "",
     ) -> None:
-        """Replaces the record in a folder, which is made if need be.
+        """Replace the record in a folder, which is made if needed.
 
         arrays: of every part, by its name; files: further parts, which are on the disk already.
         """
@@ -242,8 +242,8 @@ class RecordKind(Generic[T]):
         self.tidy(folder)
 
     def tidy(self, folder: Path) -> int:
-        """Removes what an earlier or a killed `write` has left beside the record; returns the
-        number of files.
+        """Remove what an earlier or a killed `write` has left beside the record; return the number
+        of files.
         """
         there = [folder / f"{self.file}{_NEW}"]
         for name in self.arrays:
@@ -256,7 +256,7 @@ class RecordKind(Generic[T]):
         return remove(there, [folder / part.name for part in named])
 
     def read(self, folder: Path) -> Record[T]:
-        """Returns the record in a folder, checked. Raises FileMissingError and the error of this
+        """Return the record in a folder, checked. Raises FileMissingError and the error of this
         kind of record.
         """
         content = self._content(folder)
@@ -274,7 +274,7 @@ class RecordKind(Generic[T]):
         return Record(folder, self, content.about, content.made_from, content.parts)
 
     def made_from(self, folder: Path) -> str | None:
-        """Returns the key of what the record was made from; None where there is no record that can
+        """Return the key of what the record was made from; None where there is no record that can
         be read.
         """
         try:
@@ -283,11 +283,11 @@ class RecordKind(Generic[T]):
             return None
 
     def damaged(self, path: Path, problem: str) -> DistilrecError:
-        """Returns the error for a file of such a record."""
+        """Return the error for a file of such a record."""
         return self.error(f"{path} {problem}", fix=self.repair(path.parent), file=str(path))
 
     def repair(self, folder: Path) -> str:
-        """Returns what to do about a damaged record."""
+        """Return what to do about a damaged record."""
         return self.again.replace("{folder}", str(folder))
 
     def _content(self, folder: Path) -> _Content[T]:
@@ -315,7 +315,7 @@ class RecordKind(Generic[T]):
 
 
 def _write_part(folder: Path, name: str, arrays: Arrays) -> Part:
-    """Writes the arrays of a part under a name that holds a hash of them."""
+    """Write the arrays of a part under a name that holds a hash of them."""
     new = folder / f"{name}.safetensors{_NEW}"
     save_file({key: np.asarray(array, order="C") for key, array in arrays.items()}, new)
     digest = hash_of(new)

@@ -43,7 +43,7 @@ _WHOLE_FLOAT = re.compile(WHOLE_FLOAT.replace("$", r"\Z"))
 
 
 def as_id(value: object, what: str = "id") -> str:
-    """Returns the text of an id. what: names the id in the error, such as "user_id".
+    """Return the text of an id. what: names the id in the error, such as "user_id".
 
     Raises InvalidIdError for what cannot be an id.
     """
@@ -67,7 +67,7 @@ def as_id(value: object, what: str = "id") -> str:
 
 
 def listed_ids(values: Iterable[Id], what: str) -> list[Id]:
-    """Returns several ids as a list, each as it was given. what: names the list in the error, such
+    """Return several ids as a list, each as it was given. what: names the list in the error, such
     as "item_ids".
 
     Raises InvalidIdError for one id where a list belongs: the characters of a text are no ids.
@@ -86,7 +86,7 @@ def listed_ids(values: Iterable[Id], what: str) -> list[Id]:
 
 
 def as_label(text: str, what: str, most: int) -> str:
-    """Returns a text that names something for a program, such as an event id, exactly as it is.
+    """Return a text that names something for a program, such as an event id, exactly as it is.
 
     Raises InvalidIdError for one that is empty, longer than `most`, or holds a character that no id
     may have.

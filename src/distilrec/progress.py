@@ -1,4 +1,4 @@
-"""Progress of a run: who is told, and how far it is."""
+"""Progress of a run."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ from typing import Protocol
 
 
 class Progress(Protocol):
-    """Who wants to know how far a run is; `cli` shows it as progress bars."""
+    """Receive the progress of a run; `cli` shows it as progress bars."""
 
     def say(self, line: str) -> None:
-        """A finding worth a line."""
+        """Report a finding that is worth a line."""
         ...
 
     def advance(self, task: str, done: int, total: int, note: str = "") -> None:
-        """`done` of `total` steps of a task are finished."""
+        """Report that `done` of `total` steps of a task are finished."""
         ...
 
 
 class Silent:
-    """Nobody."""
+    """Ignore all progress."""
 
     def say(self, line: str) -> None:
         pass
@@ -28,7 +28,7 @@ class Silent:
 
 
 class Lines(Silent):
-    """Somebody who reads a log file: only the findings, one a line."""
+    """Write the findings to standard output, one a line."""
 
     def say(self, line: str) -> None:
         print(line, flush=True)  # noqa: T201

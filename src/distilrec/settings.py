@@ -60,7 +60,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def _ranges(kind: Any) -> list[Meta]:
-    """What `Annotated` says about a type, or about a part of a union."""
+    """Return what `Annotated` says about a type, or about a part of a union."""
     if get_origin(kind) is Annotated:
         return [each for each in kind.__metadata__ if isinstance(each, Meta)]
     return [each for part in get_args(kind) for each in _ranges(part)]
@@ -70,7 +70,7 @@ T = TypeVar("T")
 
 
 def read_settings(path: Path | str, kind: type[T], *, fix: str) -> T:
-    """What a TOML file says, as `kind`. fix: what to do where the file is not there.
+    """Return what a TOML file says, as `kind`. fix: what to do where the file is not there.
 
     Raises FileMissingError, and ConfigError that names the section, the key and what could be
     there.
@@ -88,7 +88,7 @@ def read_settings(path: Path | str, kind: type[T], *, fix: str) -> T:
 
 
 def converted(told: object, kind: type[T], source: str) -> T:
-    """What was read from a file, as `kind`. source: what messages call the file. Raises
+    """Return what was read from a file, as `kind`. source: what messages call the file. Raises
     ConfigError.
 
     A section that may be of several kinds and does not say which is of the kind of its default.
@@ -105,7 +105,7 @@ def converted(told: object, kind: type[T], source: str) -> T:
 
 
 def _with_kinds(told: Any, kind: Any) -> Any:
-    """The same as it was told, and the kinds of the defaults in sections that name none."""
+    """Return the same as it was told, and the kinds of the defaults in sections that name none."""
     structs = _structs([kind])
     if not isinstance(told, dict) or len(structs) != 1:
         return told
@@ -168,7 +168,9 @@ def _inside(told: Any, name: str, number: str) -> Any:
 
 
 def _names(kind: Any, steps: list[str], told: Any) -> list[str]:
-    """What may stand at the end of these steps: the keys of a section, or the values of a key."""
+    """Return what may stand at the end of these steps: the keys of a section, or the values of a
+    key.
+    """
     kinds = _at(kind, steps)
     literals = [
         each for each in _alternatives(kinds) if isinstance(each, msgspec_types.LiteralType)
@@ -186,7 +188,7 @@ def _names(kind: Any, steps: list[str], told: Any) -> list[str]:
 
 
 def _at(kind: Any, steps: list[str]) -> list[Any]:
-    """The types that a value at the end of these steps may have."""
+    """Return the types that a value at the end of these steps may have."""
     kinds = [kind]
     for step in steps:
         inner: list[Any] = []
@@ -199,7 +201,7 @@ def _at(kind: Any, steps: list[str]) -> list[Any]:
 
 
 def _kinds_with(kind: Any, steps: list[str], key: str) -> list[str]:
-    """The kinds of a section that have a key."""
+    """Return the kinds of a section that have a key."""
     structs = _structs(_at(kind, steps))
     return [
         str(each.tag)
@@ -209,7 +211,7 @@ def _kinds_with(kind: Any, steps: list[str], key: str) -> list[str]:
 
 
 def _alternatives(kinds: list[Any]) -> list[Any]:
-    """The types of unions, and what arrays hold, in place of these themselves."""
+    """Return the types of unions, and what arrays hold, in place of these themselves."""
     found: list[Any] = []
     for kind in kinds:
         match kind:

@@ -18,7 +18,7 @@ Report = Callable[..., None]
 
 
 class Workers(Protocol):
-    """Whoever can run a function for many shards, or for all workers at the same time."""
+    """Run a function over shards, or on all workers together."""
 
     def map(
         self, function: Callable[[Task, int], Result], task: Task, shards: Sequence[int]
@@ -41,8 +41,8 @@ class Workers(Protocol):
 def write_whole(
     table: pl.DataFrame, file: Path, compression: Literal["lz4", "zstd"] = "zstd"
 ) -> None:
-    """Writes Parquet, whole or not at all: a worker may die while it writes, and another do the
-    same again.
+    """Write Parquet, whole or not at all: a worker may die while it writes, and another do the same
+    again.
 
     This is for files that are made again after a failure of the machine: they are not forced to the
     disk.
@@ -52,7 +52,7 @@ def write_whole(
 
 
 class InProcess:
-    """Nobody else: one shard after the other, here."""
+    """Run one shard after the other, in this process."""
 
     def map(
         self, function: Callable[[Task, int], Result], task: Task, shards: Sequence[int]

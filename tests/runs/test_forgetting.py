@@ -116,5 +116,5 @@ def test_a_record_that_cannot_be_read_is_no_answer(tmp_path):
     assert models_that_saw(tmp_path, "c") == []
     path = tmp_path / "run" / "seen" / "v1.safetensors"
     path.write_bytes(path.read_bytes()[:40])
-    with pytest.raises(DataError, match="no readable record"):
+    with pytest.raises(DataError, match="not a readable record"):
         models_that_saw(tmp_path, "c")

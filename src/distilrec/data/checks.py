@@ -82,8 +82,8 @@ class DataCheck(Settings, frozen=True):
                 ) from None
 
     def rules(self, dtype: pl.DataType | None = None) -> dict[str, pl.Expr]:
-        """The expression that is true where all is well, by what it demands. dtype: of the column,
-        text if left out.
+        """Return the expression that is true where all is well, by what it demands. dtype: of the
+        column, text if left out.
         """
         value = pl.col(self.column)
         text = value.cast(pl.String, strict=False)
@@ -121,15 +121,15 @@ class DataCheck(Settings, frozen=True):
 
 
 def _same(expression: pl.Expr, schema: object) -> pl.Expr:
-    """What a rule of a dataframely schema is asked for."""
+    """Return what a rule of a dataframely schema is asked for."""
     return expression
 
 
 def check_table(
     rows: pl.DataFrame, checks: Sequence[DataCheck], table: Table, source: str, first: int = 0
 ) -> tuple[pl.Series, dict[str, int]]:
-    """The numbers of the rows that pass, in their order, and how many rows each rule that drops
-    leaves out.
+    """Return the numbers of the rows that pass, in their order, and how many rows each rule that
+    drops leaves out.
 
     source: the name of the table in messages; first: the number of its first row there. A row that
     breaks several rules is counted with the first of them. Raises CheckFailedError where a rule

@@ -105,8 +105,8 @@ def clean_log(
     checks: Sequence[DataCheck] = (),
     erased_users: Sequence[str] = (),
 ) -> CleanLog:
-    """The clean log and the report of what was dropped. No more than about `rows_per_part` rows are
-    read at once.
+    """Return the clean log and the report of what was dropped. No more than about `rows_per_part`
+    rows are read at once.
 
     Slices of the log are checked row by row and divided by user id; then every part is cleaned by
     itself. scratch: a folder for the parts, which all workers see. on_step: is called with the
@@ -230,7 +230,7 @@ def _erased(users: Sequence[str], key: bytes | None) -> pl.Series:
 
 
 def _log_columns(schema: Schema, checks: Sequence[DataCheck]) -> list[str]:
-    """The columns of the log that are read, each once."""
+    """Return the columns of the log that are read, each once."""
     declared = [schema.user_id, schema.item_id, schema.timestamp, schema.event_type, schema.weight]
     declared += [check.column for check in checks if check.table == "interactions"]
     return list(dict.fromkeys(column for column in declared if column is not None))
@@ -260,7 +260,7 @@ def _boundaries(log: Log, column: str, parts: int, key: bytes | None) -> pl.Seri
 
 
 def _read_slice(task: _Task, number: int) -> tuple[dict[str, int], list[str], dict[str, int]]:
-    """Reads a slice, drops what is wrong with single rows, and writes a file for each part.
+    """Read a slice, drop what is wrong with single rows, and write a file for each part.
 
     Returns what was dropped, by reason; the users who are to be erased and are in this slice; and
     how many values were read in a way that a report should say.
@@ -324,7 +324,7 @@ def _kept(
 
 
 def _clean_part(task: _Task, part: int) -> _Cleaned:
-    """Puts the rows of a part together, drops duplicates and bots, sorts and writes them."""
+    """Put the rows of a part together, drop duplicates and bots, sort and write them."""
     files = [_slice_file(task.scratch, number, part) for number in task.slices]
     there = [pl.read_parquet(file) for file in files if file.is_file()]
     log = pl.concat(there) if there else pl.DataFrame(schema=_COLUMNS)
@@ -357,7 +357,7 @@ class _CoreTask:
 
 
 def _core(task: _Task, workers: Workers, cleaned: dict[int, _Cleaned]) -> dict[int, _Cleaned]:
-    """Drops users and items with too few events until all that are left have enough (k-core, the
+    """Drop users and items with too few events until all that are left have enough (k-core, the
     largest such log).
     """
     while True:
@@ -425,8 +425,9 @@ def _typed(
     rows: pl.Series,
     key: bytes | None,
 ) -> tuple[pl.DataFrame, dict[str, int]]:
-    """The five columns, what is wrong with the ids, and the row numbers of some rows; and how many
-    values were read in a way that a report should say. rows: their numbers in the log, from 0.
+    """Return the five columns, what is wrong with the ids, and the row numbers of some rows; and
+    how many values were read in a way that a report should say. rows: their numbers in the log,
+    from 0.
     """
     rows = rows.cast(pl.Int64).alias("row")
     users, items = as_ids(table[schema.user_id], source), as_ids(table[schema.item_id], source)
@@ -463,7 +464,7 @@ def _typed(
 
 
 def _time_notes(task: _Task, parts: Sequence[Path]) -> list[str]:
-    """What a report should say about the times that were kept."""
+    """Return what a report should say about the times that were kept."""
     if task.schema.timestamp is None:
         return []
     time = pl.col("timestamp")

@@ -28,8 +28,8 @@ class Ids:
 
 
 def as_ids(column: pl.Series, source: str) -> Ids:
-    """The ids in a column, by the rule of `distilrec.ids`. Raises ColumnTypeError for a column that
-    cannot hold ids.
+    """Return the ids in a column, by the rule of `distilrec.ids`. Raises ColumnTypeError for a
+    column that cannot hold ids.
     """
     dtype = column.dtype
     nothing = pl.repeat(None, len(column), dtype=pl.String, eager=True)
@@ -100,7 +100,7 @@ def _not_ids(column: pl.Series, what: str, source: str) -> ColumnTypeError:
 
 
 def as_event_types(column: pl.Series, source: str) -> pl.Series:
-    """The types of events as text, null where there is none."""
+    """Return the types of events as text, null where there is none."""
     if column.dtype.is_float() and ((column.floor() != column) & column.is_finite()).any():
         column = column.cast(pl.String)
     if isinstance(column.dtype, pl.Boolean):
@@ -109,7 +109,8 @@ def as_event_types(column: pl.Series, source: str) -> pl.Series:
 
 
 def as_numbers(column: pl.Series, source: str, rows: pl.Series | None = None) -> pl.Series:
-    """A float64 series; empty text is a missing value, other text an error that names its row.
+    """Return a float64 series; empty text is a missing value, other text an error that names its
+    row.
 
     rows: the number of each row in the table, from 0; in order if left out.
     """
@@ -141,5 +142,5 @@ def as_numbers(column: pl.Series, source: str, rows: pl.Series | None = None) ->
 
 
 def row_number(rows: pl.Series | None, place: int) -> int:
-    """The number of a row in its table, counted from 1."""
+    """Return the number of a row in its table, counted from 1."""
     return (place if rows is None else int(rows[place])) + 1

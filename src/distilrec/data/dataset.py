@@ -32,8 +32,8 @@ SALES_VOLUME = Feature("sales_volume", "numeric")
 
 
 def derived_features(schema: Schema) -> tuple[Feature, Feature]:
-    """What is derived from the log for each item: popularity and sales volume, under other names
-    where the schema has columns of these names.
+    """Return what is derived from the log for each item: popularity and sales volume, under other
+    names where the schema has columns of these names.
     """
     taken = {feature.name for feature in (*schema.item_features, *schema.item_attributes)}
     popularity, volume = (
@@ -85,11 +85,11 @@ class Histories:
         return len(self.users)
 
     def of(self, k: int) -> NDArray[np.int32]:
-        """The items of the k-th user of this batch."""
+        """Return the items of the k-th user of this batch."""
         return self.items[self.offsets[k] : self.offsets[k + 1]]
 
     def select(self, start: int, stop: int) -> Histories:
-        """The users from start to stop."""
+        """Return the users from start to stop."""
         low, high = self.offsets[start], self.offsets[min(stop, len(self))]
         return Histories(
             self.users[start:stop],
@@ -128,7 +128,7 @@ class Dataset:
         return len(self.info.item_ids)
 
     def user_rows(self) -> NDArray[np.int64]:
-        """The user of every row, (rows,)."""
+        """Return the user of every row, (rows,)."""
         return np.repeat(np.arange(self.users), np.diff(self.offsets))
 
     def is_training(self) -> NDArray[np.bool_]:
@@ -136,7 +136,7 @@ class Dataset:
         return np.arange(len(self.items)) < np.repeat(self.train_end, np.diff(self.offsets))
 
     def training_rows(self) -> NDArray[np.int64]:
-        """The training rows whose item is in the catalogue, (rows,) row numbers in order."""
+        """Return the training rows whose item is in the catalogue, (rows,) row numbers in order."""
         return np.flatnonzero(self.is_training() & (self.items != UNKNOWN_ITEM))
 
     def part_bounds(self, part: Part) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -146,7 +146,9 @@ class Dataset:
         return self.validation_end, self.offsets[1:]
 
     def histories(self, users: NDArray[np.int64], end: NDArray[np.int64]) -> Histories:
-        """The rows of these users before `end` (a row number per user), without unknown items."""
+        """Return the rows of these users before `end` (a row number per user), without unknown
+        items.
+        """
         chunks = [slice(self.offsets[user], stop) for user, stop in zip(users, end, strict=True)]
         known = [self.items[rows] != UNKNOWN_ITEM for rows in chunks]
         items = [self.items[rows][keep] for rows, keep in zip(chunks, known, strict=True)]
@@ -160,8 +162,8 @@ class Dataset:
         )
 
     def select_users(self, users: NDArray[np.int64]) -> Dataset:
-        """The data set of some users, by position in rising order; the catalogue and the encoders
-        stay as they are.
+        """Return the data set of some users, by position in rising order; the catalogue and the
+        encoders stay as they are.
         """
         rows = np.concatenate(
             [
@@ -199,8 +201,8 @@ class Dataset:
         return np.bincount(rows[rows != UNKNOWN_ITEM], minlength=self.catalogue_size)
 
     def fingerprint(self) -> str:
-        """A hash over everything that a model can learn from: not over the attributes, which only
-        filters use.
+        """Return a hash over everything that a model can learn from: not over the attributes, which
+        only filters use.
         """
         digest = hashlib.sha256(msgspec.json.encode(self.info))
         for name, array in sorted(self._arrays().items()):
@@ -222,7 +224,7 @@ class Dataset:
         }
 
     def save(self, folder: Path, made_from: str = "") -> None:
-        """Writes the data set into a folder, which is made if need be, in the place of the one that
+        """Write the data set into a folder, which is made if needed, in the place of the one that
         is there.
 
         made_from: a key of the choices that led to it.
@@ -244,7 +246,7 @@ PREPARED = RecordKind(
 
 
 def load_dataset(folder: Path | str) -> Dataset:
-    """Returns a data set that `prepare` or `Dataset.save` wrote. Raises FileMissingError and
+    """Return a data set that `prepare` or `Dataset.save` wrote. Raises FileMissingError and
     DataError.
     """
     record = PREPARED.read(Path(folder))
@@ -276,7 +278,7 @@ def load_dataset(folder: Path | str) -> Dataset:
 
 
 def _check(dataset: Dataset) -> None:
-    """Raises ValueError where the parts of a data set do not fit each other."""
+    """Raise ValueError where the parts of a data set do not fit each other."""
     info, users, items = dataset.info, dataset.users, dataset.catalogue_size
     rows, offsets = len(dataset.items), dataset.offsets
     _true(len(info.titles) == items, f"{len(info.titles)} titles for {items} items")
@@ -293,7 +295,7 @@ def _check(dataset: Dataset) -> None:
     for name in ("items", "events", "times"):
         _true(
             getattr(dataset, name).shape == (rows,),
-            f"{name} has not one value for each of {rows} rows",
+            f"{name} lacks one value for each of {rows} rows",
         )
     _true(offsets[0] == 0 and offsets[-1] == rows, f"offsets do not go from 0 to {rows}")
     ends = [offsets[:-1], dataset.train_end, dataset.validation_end, offsets[1:]]

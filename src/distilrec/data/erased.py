@@ -39,12 +39,12 @@ class ErasedUsers:
     source: str = "the list of erased users"
 
     def all(self) -> list[str]:
-        """Returns every id once."""
+        """Return every id once."""
         return list(dict.fromkeys((*self.ids, *self.others)))
 
     def check(self, found: Collection[str], key: bytes | None) -> list[str]:
-        """Returns a note for the report. Raises UnknownUserError where the log has no row of some
-        of `ids`.
+        """Return a note for the report. Raises UnknownUserError where the log has no row of some of
+        `ids`.
 
         found: the users of the log that are on the list, as the log names them; key: of the
         pseudonyms.
@@ -75,12 +75,12 @@ def _names(user: str, key: bytes | None) -> set[str]:
 
 
 def as_erased(users: Iterable[object]) -> tuple[str, ...]:
-    """Returns the ids of users that were given from Python. Raises InvalidIdError."""
+    """Return the ids of users that were given from Python. Raises InvalidIdError."""
     return tuple(as_id(user, "erased user") for user in users)
 
 
 def read_erased_users(path: Path) -> tuple[str, ...]:
-    """Returns the ids in a list, one a line, empty lines left out; quotes around an id, as in CSV,
+    """Return the ids in a list, one a line, empty lines left out; quotes around an id, as in CSV,
     are removed.
 
     The list is UTF-8, or begins with a byte order mark that says otherwise. Raises
@@ -140,15 +140,15 @@ def _one(text: str, path: Path, line: int) -> str:
 
 
 def unknown_user(user_id: str, where: str, fix: str) -> UnknownUserError:
-    """Returns the error for a user that is to be forgotten and is not there."""
+    """Return the error for a user that is to be forgotten and is not there."""
     return UnknownUserError(
         f"{where} holds nothing about the user {user_id!r}", fix=fix, parameter="user_id"
     )
 
 
 def listed(users: Sequence[str]) -> bytes:
-    """Returns the content of a list of users, to be read by `read_erased_users`; ids with quotes
-    are quoted.
+    """Return the content of a list of users, to be read by `read_erased_users`; ids with quotes are
+    quoted.
     """
     lines = [
         '"' + user.replace('"', '""') + '"' if user.startswith('"') else user for user in users

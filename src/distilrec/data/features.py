@@ -37,8 +37,8 @@ def feature_rows(
     source: str,
     numbers: pl.Series | None = None,
 ) -> tuple[dict[str, dict[str, object]], list[str]]:
-    """The declared columns of a feature table as one row per id, and what a report should say about
-    the rows left out.
+    """Return the declared columns of a feature table as one row per id, and what a report should
+    say about the rows left out.
 
     numbers: of the rows in their file, from 0, for messages. Raises ColumnMissingError,
     ColumnTypeError for text in a numeric column, InvalidValueError for NaN and infinities.
@@ -85,7 +85,7 @@ _TITLE = "\0title"  # no column of a text file can have this name
 
 
 def title_of(row: dict[str, object] | None, fallback: str) -> str:
-    """The title of one item row, or the id where there is none."""
+    """Return the title of one item row, or the id where there is none."""
     return str((row or {}).get(_TITLE) or fallback)
 
 
@@ -135,8 +135,8 @@ def _inner(dtype: pl.DataType) -> pl.DataType:
 def _split(
     column: pl.Series, feature: Feature, source: str, rows: pl.Series | None
 ) -> list[object]:
-    """The values in each cell of text. Raises ColumnTypeError for what looks like a list and cannot
-    be read as one.
+    """Return the values in each cell of text. Raises ColumnTypeError for what looks like a list and
+    cannot be read as one.
     """
     found: list[object] = []
     for place, text in enumerate(column.to_list()):
@@ -167,8 +167,8 @@ def _split(
 
 
 def fit_encoder(rows: Sequence[dict[str, object]], features: Sequence[Feature]) -> FeatureEncoder:
-    """The encodings of the declared features, learned from these rows (those of training users or
-    items).
+    """Return the encodings of the declared features, learned from these rows (those of training
+    users or items).
     """
     return FeatureEncoder(
         tuple(_fit(feature, [row.get(feature.name) for row in rows]) for feature in features)

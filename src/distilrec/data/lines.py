@@ -96,7 +96,7 @@ class PlainText:
 
 
 def plain_text(source: Path, text: TextFormat, scratch: Path) -> PlainText:
-    """The text of a file. scratch: a folder for a copy, where one is needed.
+    """Return the text of a file. scratch: a folder for a copy, where one is needed.
 
     Raises DataError that names the first line that is not text in the encoding.
     """
@@ -148,7 +148,7 @@ def _blank_lines(piece: str, before: str) -> int:
 
 
 def plain_text_of_copy(copy: Path, source: Path, text: TextFormat, scratch: Path) -> PlainText:
-    """The same for a copy in UTF-8 that was made of a file."""
+    """Return the same for a copy in UTF-8 that was made of a file."""
     made = plain_text(copy, TextFormat(None, text.quote, text.escape), scratch)
     return PlainText(made.file, source, made.lines, made.blank, made.counts)
 
@@ -160,7 +160,7 @@ def _new_file(scratch: Path) -> Path:
 
 
 def _encoding(source: Path, text: TextFormat) -> tuple[str, bool]:
-    """The encoding, and whether a byte order mark says so."""
+    """Return the encoding, and whether a byte order mark says so."""
     first = next(_pieces(source), b"")
     for mark, encoding in _MARKS:
         if first.startswith(mark):
@@ -201,7 +201,7 @@ def _with_end(pieces: Iterator[bytes]) -> Iterator[tuple[bool, bytes]]:
 
 
 def _pieces(source: Path) -> Iterator[bytes]:
-    """The bytes of a file, unpacked. Raises DataError for a damaged archive."""
+    """Return the bytes of a file, unpacked. Raises DataError for a damaged archive."""
     suffix = source.suffix.lower()
     try:
         if suffix == ".zst":

@@ -353,7 +353,7 @@ def _dataset(source: Source, choices: Choices, sides: SideRows, made: _Prepared)
 
 @contextmanager
 def _folder(scratch: Path | None) -> Iterator[Path]:
-    """A folder that is empty now and gone afterwards."""
+    """Yield an empty folder, which is deleted afterwards."""
     if scratch is None:
         with tempfile.TemporaryDirectory(prefix="distilrec-") as folder:
             yield Path(folder)

@@ -1,7 +1,7 @@
 """Ids of users under another name: HMAC-SHA256 (RFC 2104) with a key that stays outside the data,
 the models and the bundle.
 
-Who has the key can find a person again by computing the pseudonym, and nobody can without it. What
+The key is needed to find a person again, by computing the pseudonym. What
 a person did can still give them away: this is pseudonymisation, not anonymity.
 """
 
@@ -22,12 +22,12 @@ _LENGTH = 32  # hexadecimal digits that are kept, 128 bits
 
 
 def pseudonym(user_id: str, key: bytes) -> str:
-    """The name under which this user is known, 32 hexadecimal digits."""
+    """Return the name under which this user is known, 32 hexadecimal digits."""
     return hmac.new(key, user_id.encode(), hashlib.sha256).hexdigest()[:_LENGTH]
 
 
 def pseudonyms(ids: pl.Series, key: bytes) -> pl.Series:
-    """The same for a column of text; what is missing or empty stays so."""
+    """Return the same for a column of text; what is missing or empty stays so."""
     import polars as pl  # a machine that serves has none, and needs `pseudonym` only
 
     known = ids.drop_nulls().unique()
@@ -37,7 +37,7 @@ def pseudonyms(ids: pl.Series, key: bytes) -> pl.Series:
 
 
 def pseudonym_key(variable: str) -> bytes:
-    """The key from an environment variable. Raises ConfigError where it is missing or short."""
+    """Return the key in an environment variable. Raises ConfigError if it is missing or short."""
     key = os.environ.get(variable, "").encode()
     if len(key) < _SHORTEST:
         raise ConfigError(

@@ -52,7 +52,7 @@ _CANNOT_READ = (pl.exceptions.PolarsError, UnicodeDecodeError, OSError)
 def read_table(
     source: object, columns: Sequence[str] | None = None, text: TextFormat | None = None
 ) -> pl.DataFrame:
-    """A table from a path, a polars frame or a pandas frame.
+    """Return a table from a path, a polars frame or a pandas frame.
 
     columns: the names of the fields of a file without a header (`.dat`, or any separated text).
     text: how text is written.
@@ -100,7 +100,7 @@ class Log:
         return self._scan_file(self.files[0]).collect_schema()
 
     def slice(self, first: int, rows: int, columns: Sequence[str]) -> pl.DataFrame:
-        """These columns of some rows. Raises DataError."""
+        """Return these columns of some rows. Raises DataError."""
         try:
             if self.frame is not None:
                 return self.scan().select(columns).slice(first, rows).collect()
@@ -143,7 +143,8 @@ def open_log(
     columns: Sequence[str] | None = None,
     text: TextFormat | None = None,
 ) -> Log:
-    """A log from whatever `read_table` reads. Parquet is read where it is, frames stay in memory.
+    """Return a log from whatever `read_table` reads. Parquet is read where it is, frames stay in
+    memory.
 
     scratch: a folder; text is written there as Parquet, in one pass that needs little memory.
     Raises what `read_table` raises.
@@ -218,7 +219,7 @@ def _opened(name: str, files: list[Path], notes: tuple[str, ...]) -> Log:
 
 
 def _common(name: str, column: str, types: list[pl.DataType]) -> pl.DataType:
-    """The type that holds a column of several files without a loss."""
+    """Return the type that holds a column of several files without a loss."""
     some = [dtype for dtype in types if not isinstance(dtype, pl.Null)]
     if len(some) == 1:
         return some[0]
@@ -264,7 +265,7 @@ def _unreadable(path: Path, problem: Exception) -> DataError:
 
 
 def _suffix(path: Path) -> str:
-    """The suffix that tells the format: that of the unpacked file."""
+    """Return the suffix that tells the format: that of the unpacked file."""
     suffixes = [suffix.lower() for suffix in path.suffixes]
     if suffixes and suffixes[-1] in COMPRESSED:
         suffixes.pop()
@@ -272,7 +273,7 @@ def _suffix(path: Path) -> str:
 
 
 def _files(path: Path) -> list[Path]:
-    """The files that a path stands for. Raises FileMissingError, NotEnoughDataError and
+    """Return the files that a path stands for. Raises FileMissingError, NotEnoughDataError and
     ConfigError.
     """
     if path.is_file():
@@ -344,8 +345,8 @@ def _atomic(file: Path, rows: Rows) -> Rows:
 
 
 def _plain(scan: pl.LazyFrame, uuids: frozenset[str]) -> pl.LazyFrame:
-    """The same with text in place of categories (dictionaries) and bytes, and UUIDs as they are
-    written.
+    """Return the same with text in place of categories (dictionaries) and bytes, and UUIDs as they
+    are written.
     """
     changed = []
     for name, dtype in scan.collect_schema().items():
@@ -375,7 +376,7 @@ def _decoded(values: pl.Series) -> pl.Series:
 
 
 def _uuids(scans: list[pl.LazyFrame]) -> frozenset[str]:
-    """The columns of bytes that hold UUIDs: 16 bytes everywhere, and not text everywhere."""
+    """Return the columns of bytes that hold UUIDs: 16 bytes everywhere, and not text everywhere."""
     found: set[str] = set()
     for name, dtype in scans[0].collect_schema().items():
         if isinstance(dtype, pl.Binary):
@@ -436,7 +437,7 @@ def _from_pandas_column(name: str, column: Any) -> pl.Series:
 
 
 def _without_objects(frame: pl.DataFrame) -> pl.DataFrame:
-    """A frame whose columns of Python's objects (such as UUIDs) became text."""
+    """Return a frame whose columns of Python's objects (such as UUIDs) became text."""
     objects = [name for name, dtype in frame.schema.items() if isinstance(dtype, pl.Object)]
     return (
         frame.with_columns([_from_objects(name, frame[name].to_list()) for name in objects])
@@ -481,7 +482,7 @@ def _as_text(value: object) -> str:
 
 
 def _without_zone(value: datetime) -> datetime:
-    """A time as polars takes it: pandas' own class as Python's, a zone as UTC."""
+    """Return a time as polars takes it: pandas' own class as Python's, a zone as UTC."""
     plain: datetime = value.to_pydatetime(warn=False) if hasattr(value, "to_pydatetime") else value
     return plain
 

@@ -106,7 +106,7 @@ def _is_zone(name: str) -> bool:
 
 
 def need_column(columns: Sequence[str], column: str, source: str) -> None:
-    """Raises ColumnMissingError that lists the columns there are."""
+    """Raise ColumnMissingError that lists the columns there are."""
     if column not in columns:
         raise ColumnMissingError(
             f"{source} has no column {column!r}; it has: {', '.join(columns)}",

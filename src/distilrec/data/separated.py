@@ -62,8 +62,8 @@ def scan_separated(
     scratch: Path,
     separator: str | None = None,
 ) -> Rows:
-    """The rows of a file with a header line, or without one where `columns` names the fields; all
-    cells are text.
+    """Return the rows of a file with a header line, or without one where `columns` names the
+    fields; all cells are text.
 
     separator: found from the first line if left out. Raises ColumnTypeError that names the line of
     a record that cannot be right, and ConfigError for a wrong number of `columns`.
@@ -97,7 +97,7 @@ def scan_separated(
 
 
 def scan_double_colons(text: PlainText, columns: Sequence[str] | None, scratch: Path) -> Rows:
-    """The rows of a MovieLens file: `::` between the fields, no header, no quotes."""
+    """Return the rows of a MovieLens file: `::` between the fields, no header, no quotes."""
     if columns is None:
         raise ConfigError(
             f"{text.source} has no header line",
@@ -159,7 +159,7 @@ def _dialect(
 def _names(
     text: PlainText, dialect: _Dialect, columns: Sequence[str] | None
 ) -> tuple[list[str], int]:
-    """The names of the columns, and how many lines the header takes."""
+    """Return the names of the columns, and how many lines the header takes."""
     lines = _Lines(text.file)
     try:
         first = next(record for record in dialect.reader(lines) if record)
@@ -182,8 +182,8 @@ def _names(
 
 
 def distinct(names: Sequence[str], source: object) -> list[str]:
-    """The names of columns, those without one numbered. Raises ColumnTypeError for a name that is
-    there twice.
+    """Return the names of columns, those without one numbered. Raises ColumnTypeError for a name
+    that is there twice.
     """
     found: list[str] = []
     for number, name in enumerate(names):
@@ -340,7 +340,7 @@ def _wrong_width(text: PlainText, line: int, fields: int, width: int) -> ColumnT
 
 
 def _stored(records: Iterator[list[str]], names: list[str], scratch: Path) -> pl.LazyFrame:
-    """Records as Parquet files in a folder, a batch each, read lazily."""
+    """Write records as Parquet files in a folder, a batch each, read lazily."""
     store = Batches(scratch)
     batch: list[list[str]] = []
     schema = dict.fromkeys(names, pl.String)

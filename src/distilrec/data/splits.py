@@ -36,7 +36,7 @@ class Split(Settings, frozen=True):
 
 
 def split_moments(times: NDArray[np.float64], split: Split) -> tuple[float, float] | None:
-    """The two moments of a global split of rows with these times, (rows,) seconds; None for
+    """Return the two moments of a global split of rows with these times, (rows,) seconds; None for
     leave-one-out.
     """
     if split.kind == "leave-one-out":

@@ -47,8 +47,8 @@ class TimeFormat:
 
 
 def time_format(log: Log, schema: Schema) -> TimeFormat:
-    """The one format of the time column. Raises ColumnTypeError where there is none or more than
-    one, and ConfigError.
+    """Return the one format of the time column. Raises ColumnTypeError where there is none or more
+    than one, and ConfigError.
     """
     column, zone = schema.timestamp, schema.timezone or "UTC"
     if column is None:
@@ -154,8 +154,8 @@ def _seconds(values: pl.Series, zone: str) -> pl.Series:
 
 
 def _normal(text: pl.Expr) -> pl.Expr:
-    """Times as text, in the form that the patterns have: a blank before the clock, zones as offsets
-    without a blank.
+    """Return times as text, in the form that the patterns have: a blank before the clock, zones as
+    offsets without a blank.
     """
     return (
         text.str.replace(r"^(\d{4}-\d{1,2}-\d{1,2})[Tt](\d)", "${1} ${2}")
@@ -304,7 +304,7 @@ def _two_formats(log: Log, column: str, fits: list[tuple[str, pl.Expr]]) -> Colu
 
 
 def _text_format(log: Log, schema: Schema, zone: str) -> TimeFormat:
-    """The one pattern that fits the text of all rows."""
+    """Return the one pattern that fits the text of all rows."""
     column = str(schema.timestamp)
     text = pl.col(column).str.strip_chars()
     filled = log.scan().select(text).filter(pl.col(column) != "")

@@ -30,8 +30,8 @@ _ENGINE_REQUESTS, _TORCH_REQUESTS = 2_000, 100
 
 
 def tree_of(run: Run, dataset: Dataset) -> TreeNode | None:
-    """The student in words, where it is a tree; the shares are those of all users after their
-    training history.
+    """Return the student in words, where it is a tree; the shares are those of all users after
+    their training history.
     """
     student = load_model(run.places.student, dataset).model
     return student.in_words(dataset) if isinstance(student, Student) else None
@@ -40,8 +40,8 @@ def tree_of(run: Run, dataset: Dataset) -> TreeNode | None:
 def teacher_candidates(
     config: TeacherConfig | None, teacher: Teacher, dataset: Dataset
 ) -> list[Candidate]:
-    """The teacher with what it costs through torch, and the members of an ensemble, each
-    by itself.
+    """Return the teacher with what it costs through torch, and the members of an ensemble, each by
+    itself.
     """
     found = [teacher_candidate(TEACHER, teacher, dataset)]
     if isinstance(config, EnsembleConfig):
@@ -72,7 +72,7 @@ def teacher_candidate(name: str, teacher: Teacher, dataset: Dataset) -> Candidat
 def student_candidate(
     run: Run, dataset: Dataset, name: str, folder: Path, bundle: Path
 ) -> Candidate:
-    """A student as its bundle serves it."""
+    """Return a student as its bundle serves it."""
     trained = load_model(folder, dataset)
     if not holds(bundle, trained):
         raise BundleError(

@@ -135,7 +135,7 @@ class RunConfig(Settings, frozen=True):
 
 
 def read_config(path: Path | str) -> RunConfig:
-    """A run from a TOML file, its data paths made absolute. Raises FileMissingError and
+    """Return a run from a TOML file, its data paths made absolute. Raises FileMissingError and
     ConfigError.
     """
     path = Path(path)
@@ -152,7 +152,7 @@ def read_config(path: Path | str) -> RunConfig:
 
 
 def _absolute(teacher: TeacherConfig, folder: Path) -> TeacherConfig:
-    """The same teacher with the paths of its files relative to the configuration file made
+    """Return the same teacher with the paths of its files relative to the configuration file made
     absolute.
     """
     match teacher:

@@ -24,14 +24,14 @@ from distilrec.runs.places import Places
 
 
 def erased_before(run: Path) -> list[str]:
-    """Returns the users that were erased from a run, or are to be."""
+    """Return the users that were erased from a run, or are to be."""
     places = Places(run)
     users = read_erased_users(places.erased_users) if places.erased_users.is_file() else ()
     return list(dict.fromkeys([*users, *unfinished_erasures(run)]))
 
 
 def unfinished_erasures(run: Path) -> list[str]:
-    """Returns the users whose erasure was begun and not finished."""
+    """Return the users whose erasure was begun and not finished."""
     path = Places(run).unfinished_erasure
     if not path.is_file():
         return []
@@ -43,7 +43,7 @@ def unfinished_erasures(run: Path) -> list[str]:
 
 
 def forget(run: Path, names: Sequence[str], *, missing_ok: bool = False) -> list[str]:
-    """Takes a user out of a run; returns what was done, nothing where the user is out already.
+    """Take a user out of a run; return what was done, nothing where the user is out already.
 
     names: the id, and the pseudonym where there is one; the first that the run knows is taken.
     missing_ok: put the user on the list even if the run knows none of them. Raises UnknownUserError

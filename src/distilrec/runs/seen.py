@@ -3,8 +3,8 @@ histories are gone.
 
 Every export adds one file to `seen/` in the run folder, `MODEL_VERSION.safetensors`: when it was
 made, of which teacher and data set, and a salted hash of every user whose rows the training read.
-It stays with whoever trains; nothing of it is in the bundle, where it would tell strangers who was
-there.
+It stays where the training ran. The bundle holds nothing of it, so that it tells strangers nothing
+about users.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def record_users(
     teacher: str,
     private: bool,
 ) -> None:
-    """Writes the record of one exported model; a model that has one keeps it."""
+    """Write the record of one exported model; a model that has one keeps it."""
     path = Places(run).seen / f"{model_version}.safetensors"
     if path.is_file():
         return
@@ -67,7 +67,7 @@ def record_users(
 
 
 def models_that_saw(runs: Path, user_id: str) -> list[SeenBy]:
-    """Returns every recorded model below a folder that was trained on rows of this user, the oldest
+    """Return every recorded model below a folder that was trained on rows of this user, the oldest
     first.
 
     Raises InvalidIdError, FileMissingError and DataError. The chance that somebody else has the
@@ -90,7 +90,7 @@ def _records(runs: Path) -> Iterator[tuple[SeenBy, NDArray[np.uint64]]]:
                 yield about, file.get_tensor("users")
         except (SafetensorError, msgspec.MsgspecError, KeyError, TypeError, OSError) as problem:
             raise DataError(
-                f"{path} is no readable record: {problem}",
+                f"{path} is not a readable record: {problem}",
                 fix="restore it from a backup",
                 file=str(path),
             ) from None

@@ -35,7 +35,7 @@ from distilrec.runs.stages import key_of_pseudonyms, teacher_labels
 
 
 def gate(run: Run, dataset: Dataset, thresholds: Thresholds) -> list[Check]:
-    """Measures the exported bundle anew, on the test part, against thresholds.
+    """Measure the exported bundle on the test part, against thresholds.
 
     The teacher's figures are those of the last `evaluate`. Raises ConfigError for a threshold that
     cannot be measured.
