@@ -31,9 +31,8 @@ from distilrec.labels.extract import LabelConfig
 from distilrec.networks.build import StudentConfig
 from distilrec.privacy.accounting import PrivateTrainingConfig
 from distilrec.runs.config import DataConfig, RunConfig
-from distilrec.serve.app import _api, _kserve
+from distilrec.serve.app import endpoints
 from distilrec.serve.openapi import openapi
-from distilrec.serve.service import Service
 from distilrec.teachers.build import EnsembleConfig, MemberConfig, SingleConfig
 from distilrec.training.trainer import TrainingConfig
 
@@ -76,7 +75,7 @@ PYTHON = {
 
 def http() -> str:
     """Every endpoint with what it takes and gives, from the service's own description."""
-    table = [*_api(Mock(spec=Service)), *_kserve(Mock(spec=Service))]
+    table = endpoints(Mock())
     described = openapi(table, with_keys=True)
     lines = [
         "# HTTP reference",

@@ -27,11 +27,10 @@ from distilrec.export.export import export_bundle
 from distilrec.networks.recurrent import RecurrentConfig
 from distilrec.report.gate import Thresholds
 from distilrec.runs.config import RunConfig
-from distilrec.serve.app import _api, _kserve
+from distilrec.serve.app import endpoints
 from distilrec.serve.config import ServiceConfig
 from distilrec.serve.http import Endpoint
 from distilrec.serve.schemas import RecommendRequest
-from distilrec.serve.service import Service
 from distilrec.settings import converted
 from distilrec.training.options import TrainingConfig
 from distilrec.training.trained import train_model
@@ -184,8 +183,7 @@ def test_commands_exist_with_their_options(line):
 
 
 def service_table() -> list[Endpoint]:
-    service = Mock(spec=Service)
-    return [*_api(service), *_kserve(service)]
+    return endpoints(Mock())
 
 
 def test_paths_of_the_service_exist():
@@ -435,9 +433,9 @@ def test_the_table_of_endpoints_names_their_scopes():
         for each in service_table()
     }
     said = {}
-    for endpoints, scope, _ in table_of("docs/serving.md", "endpoint"):
+    for names, scope, _ in table_of("docs/serving.md", "endpoint"):
         method = ""
-        for name in re.findall(r"`([^`]+)`", endpoints):
+        for name in re.findall(r"`([^`]+)`", names):
             method, path = name.split() if " " in name else (method, name)
             if method and path.startswith("/"):
                 said[method, path] = scope

@@ -166,15 +166,16 @@ def test_everything_about_the_service_is_documented(bundle, tmp_path):
     """Every endpoint, option and metric is in docs/serving.md."""
     import msgspec
 
-    from distilrec.serve.app import _PAGES, _api, _kserve
+    from distilrec.serve.app import endpoints
     from distilrec.serve.config import ServiceConfig
     from distilrec.serve.keys import SCOPES
+    from distilrec.serve.pages import PAGES
     from distilrec.serve.service import open_service
 
     text = (ROOT / "docs" / "serving.md").read_text()
     service = open_service(ServiceConfig(str(bundle), store=f"sqlite:///{tmp_path / 'store.db'}"))
     try:
-        for endpoint in [*_api(service), *_kserve(service)]:
+        for endpoint in endpoints(service):
             path = endpoint.path.replace(":path", "")
             short = (
                 path.removeprefix("/v2/models/{name}/versions/{version}")
@@ -184,7 +185,7 @@ def test_everything_about_the_service_is_documented(bundle, tmp_path):
             assert f"{short}`" in text or short == "", (
                 f"docs/serving.md lacks {endpoint.method} {path}"
             )
-        for path in _PAGES:
+        for path in PAGES:
             assert f"`{path}`" in text or f" {path}`" in text, f"docs/serving.md lacks {path}"
         names = {metric.name for metric in service.metrics.registry.collect()}
         for name in names:

@@ -9,6 +9,7 @@ https://kserve.github.io/website/docs/concepts/architecture/data-plane/v2-protoc
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +20,7 @@ import numpy as np
 from distilrec._version import __version__
 from distilrec.errors import MalformedRequestError, NotFoundError, RequestError
 from distilrec.ids import as_id
-from distilrec.serve.http import Reply, decoded
+from distilrec.serve.http import Call, Endpoint, Reply, decoded
 from distilrec.serve.schemas import Answer, BatchRequest, RecommendRequest
 from distilrec.serve.service import Service
 from distilrec.serve.tensors import (
@@ -226,7 +227,9 @@ async def infer(service: Service, inference: Inference) -> InferResponse | Reply
         if k < 1:
             raise RequestError(f"k is {k}", fix="give a number from 1")
     answers = (
-        await service.recommend_batch(BatchRequest([RecommendRequest(user, k) for user in users]))
+        await service.answers.recommend_batch(
+            BatchRequest([RecommendRequest(user, k) for user in users])
+        )
     ).results
     ids: list[Any] = []
     scores: list[Any] = []
@@ -330,3 +333,74 @@ def _values(tensor: InputTensor, binary: dict[str, bytes]) -> list[Any]:
     if not fits:
         raise RequestError(f"the input {name!r} holds values that are not {datatype}", fix=_SEE)
     return list(values)
+
+
+def endpoints(service: Service) -> list[Endpoint]:
+    """Return the endpoints of the protocol."""
+
+    async def server(call: Call) -> ServerMetadata:
+        return server_metadata()
+
+    async def live(call: Call) -> Live:
+        return Live(live=True)
+
+    async def ready(call: Call) -> Ready:
+        await service.health.readiness()
+        if "name" in call.path:
+            check_model(service, call.path["name"], call.path.get("version"))
+        return Ready(ready=True)
+
+    async def metadata(call: Call) -> ModelMetadata:
+        check_model(service, call.path["name"], call.path.get("version"))
+        return model_metadata(service)
+
+    def users_of(body: Inference) -> int:
+        """Return the number of users that an inference asks for, by the shape that it declares."""
+        shapes = [tensor.shape for tensor in body.request.inputs if tensor.name == "user_id"]
+        return min(max(map(math.prod, shapes), default=1), service.config.max_batch)
+
+    async def answer(call: Call) -> InferResponse | Reply:
+        check_model(service, call.path["name"], call.path.get("version"))
+        return await infer(service, call.body)
+
+    table = [
+        Endpoint(
+            "GET",
+            "/v2",
+            "kserve_server",
+            "KServe: the server.",
+            None,
+            None,
+            ServerMetadata,
+            server,
+        ),
+        Endpoint("GET", "/v2/health/live", "kserve_live", "KServe: alive.", None, None, Live, live),
+        Endpoint(
+            "GET",
+            "/v2/health/ready",
+            "kserve_ready",
+            "KServe: ready.",
+            None,
+            None,
+            Ready,
+            ready,
+        ),
+    ]
+    for base, name in (
+        ("/v2/models/{name}", "model"),
+        ("/v2/models/{name}/versions/{version}", "version"),
+    ):
+        table += [
+            Endpoint(
+                "GET", base, f"kserve_{name}", "KServe: inputs and outputs.", "recommend", None, ModelMetadata,
+                metadata,
+            ),
+            Endpoint(
+                "GET", f"{base}/ready", f"kserve_{name}_ready", "KServe: ready.", None, None, Ready, ready,
+            ),
+            Endpoint(
+                "POST", f"{base}/infer", f"kserve_{name}_infer", "KServe: recommendations.", "recommend",
+                InferRequest, InferResponse, answer, read=read_inference, weight=users_of,
+            ),
+        ]  # fmt: skip
+    return table

@@ -1,5 +1,5 @@
 """What a service does beside answering: it follows what other processes change, and finishes what
-could not be done at once.
+takes several attempts.
 
 Whatever fails is logged once and tried again; nothing ends it but the service itself.
 """
@@ -7,56 +7,75 @@ Whatever fails is logged once and tried again; nothing ends it but the service i
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable
-from typing import Protocol
 
 from distilrec.errors import StoreError
+from distilrec.serve.config import ServiceConfig
 from distilrec.serve.logs import log
 from distilrec.serve.metrics import Metrics
+from distilrec.serve.models import Models
+from distilrec.serve.storage import Storage
+from distilrec.serve.swap import Swap
 
 _POLL_SECONDS = 0.5
 _CLEAN_SECONDS = 2.0  # between two attempts to take erased users out of files
-_CLEAN_ATTEMPTS, _CLEAN_PAUSE = 20, 0.05  # while the caller who erased somebody waits
+_CLEAN_ATTEMPTS, _CLEAN_PAUSE = 20, 0.05  # while the caller who erased a user waits
 _LONGEST_DELAY = 30.0  # seconds before a bundle that could not be loaded is tried again
 
 
-class Followed(Protocol):
-    """The part of the service that is worked on here."""
-
-    metrics: Metrics
-
-    def set_gauges(self) -> None: ...
-
-    async def follow(self) -> None: ...
-
-    async def follow_choice(self) -> None: ...
-
-    async def clean(self) -> str: ...
-
-
 class Upkeep:
-    """Works on a service in the background, from `run` until that is cancelled."""
+    """Work on a service in the background, between `start` and `stop`."""
 
-    def __init__(self, service: Followed) -> None:
-        self._service = service
+    def __init__(
+        self,
+        config: ServiceConfig,
+        models: Models,
+        storage: Storage,
+        swap: Swap,
+        metrics: Metrics,
+    ) -> None:
+        self._max_pending = config.max_pending
+        self._models, self._storage, self._swap = models, storage, swap
+        self._metrics = metrics
+        self._task: asyncio.Task[None] | None = None
         self._unclean = True  # what was left to be done before a restart
         self._next_cleaning = self._next_choice = 0.0
         self._delay = 0.0
         self._failing: dict[str, str] = {}
+
+    def start(self) -> None:
+        """Begin to work."""
+        self._task = asyncio.create_task(self._run())
+
+    async def stop(self) -> None:
+        """End the work."""
+        if self._task is not None:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+
+    def show_state(self) -> None:
+        """Bring the metrics that are states up to date."""
+        users = self._models.active.recommender.users
+        self._metrics.users.set(len(users))
+        self._metrics.state_bytes.set(users.nbytes)
+        self._metrics.evicted.set(users.evicted)
+        self._metrics.pending.set(self._storage.pending)
+        self._metrics.pending_limit.set(self._max_pending)
 
     @property
     def behind(self) -> str:
         """Why this process does not answer with the model that it should; empty where it does."""
         return self._failing.get("model", "") if self._delay else ""
 
-    async def run(self) -> None:
-        """Works until it is cancelled."""
+    async def _run(self) -> None:
         while True:
             await asyncio.sleep(_POLL_SECONDS)
             await self._tried("metrics", self._show)
-            await self._tried("store", self._service.follow)
+            await self._tried("store", self._storage.follow)
             if time.monotonic() >= self._next_choice:
                 await self._follow_choice()
             if self._unclean and time.monotonic() >= self._next_cleaning:
@@ -64,8 +83,8 @@ class Upkeep:
                 await self._tried("cleaning", self._clean_once)
 
     async def clean(self) -> str:
-        """Takes erased users out of the files of the store: `clean`, or `pending: ` and what goes
-        on in the background.
+        """Take erased users out of the files of the store; return `clean`, or `pending: ` and what
+        goes on in the background.
         """
         left = ""
         for _ in range(_CLEAN_ATTEMPTS):
@@ -80,16 +99,16 @@ class Upkeep:
         return f"pending: {left}"
 
     async def _clean_once(self) -> str:
-        left = await self._service.clean()
+        left = await self._storage.clean()
         self._unclean = bool(left)
         return left
 
     async def _show(self) -> None:
-        self._service.set_gauges()
-        self._service.metrics.flush()
+        self.show_state()
+        self._metrics.flush()
 
     async def _follow_choice(self) -> None:
-        problem = await self._tried("model", self._service.follow_choice)
+        problem = await self._tried("model", self._swap.follow_choice)
         if problem is None or isinstance(problem, StoreError):
             self._delay = 0.0
             return
@@ -97,7 +116,7 @@ class Upkeep:
         self._next_choice = time.monotonic() + self._delay
 
     async def _tried(self, what: str, work: Callable[[], Awaitable[object]]) -> Exception | None:
-        """Does one thing; its problem, which is logged when it is a new one."""
+        """Do one thing; return its problem, which is logged when it is a new one."""
         try:
             await work()
         except Exception as problem:

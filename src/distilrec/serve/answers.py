@@ -1,0 +1,192 @@
+"""Answer with items: recommendations, one or several, and rankings, with reasons and titles where
+they are asked for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from itertools import count
+
+from distilrec.engine.filters import values_of
+from distilrec.engine.recommender import Contribution, Recommender
+from distilrec.ids import as_id
+from distilrec.serve.config import ServiceConfig
+from distilrec.serve.http import Endpoint
+from distilrec.serve.models import Models
+from distilrec.serve.parameters import check_limit
+from distilrec.serve.schemas import (
+    BatchRequest,
+    BatchResponse,
+    RankedItem,
+    RankRequest,
+    Reason,
+    RecommendRequest,
+    RecommendResponse,
+)
+from distilrec.serve.storage import TURN_SECONDS, Storage
+
+_REASONS = 3
+_QUICK = 100  # items of an answer that need not wait for its turn
+_BATCH_PART = 50  # requests of a batch whose users are read together
+# What one request may ask for: more is refused.
+_MAX_ITEMS = 50_000
+_MAX_EXPLAINED = 200
+_MAX_DIVERSIFIED = 200
+_MAX_VALUES = 10_000
+_MAX_CONDITIONS = 32
+
+
+class Answers:
+    """Recommend and rank with the active model."""
+
+    def __init__(self, config: ServiceConfig, models: Models, storage: Storage) -> None:
+        self._max_k, self._max_batch = config.max_k, config.max_batch
+        self._models, self._storage = models, storage
+        self._shared = storage.shared
+        self._turns = asyncio.Lock()
+
+    async def recommend(self, request: RecommendRequest) -> RecommendResponse:
+        recommender, user_id = self._models.active.recommender, request.user_id
+        if self._shared or type(user_id) is not str or user_id not in recommender.users:
+            user_id = as_id(user_id, "user_id")  # of users in memory it has been found to be one
+            await self._storage.catch_up(recommender, [user_id])
+        chosen = request.filter
+        costly = request.explain or request.diversity or request.k > _QUICK
+        if costly or chosen is not None:
+            self._check_cost([request])
+        if costly or (chosen is not None and values_of(chosen) > _QUICK):
+            async with self._turns:  # costly answers are given one at a time, others in between
+                await asyncio.sleep(0)
+                return self._answer(recommender, user_id, request)
+        return self._answer(recommender, user_id, request)
+
+    async def recommend_batch(self, request: BatchRequest) -> BatchResponse:
+        check_limit("requests", len(request.requests), self._max_batch)
+        self._check_cost(request.requests)
+        recommender = self._models.active.recommender
+        results = []
+        for start in range(0, len(request.requests), _BATCH_PART):
+            part = request.requests[start : start + _BATCH_PART]
+            users = [as_id(one.user_id, "user_id") for one in part]
+            await self._storage.catch_up(recommender, list(dict.fromkeys(users)))
+            waiting = list(zip(users, part, strict=True))[::-1]
+            while waiting:
+                async with self._turns:
+                    await asyncio.sleep(0)
+                    until = time.perf_counter() + TURN_SECONDS
+                    while waiting and time.perf_counter() < until:
+                        results.append(self._answer(recommender, *waiting.pop()))
+        return BatchResponse(results)
+
+    async def rank(self, request: RankRequest) -> RecommendResponse:
+        check_limit("item_ids", len(request.item_ids), self._max_k)
+        if request.explain:
+            check_limit("explained items in a request", len(request.item_ids), _MAX_EXPLAINED)
+        recommender, user_id = self._models.active.recommender, as_id(request.user_id, "user_id")
+        await self._storage.catch_up(recommender, [user_id])
+        items = list(dict.fromkeys(as_id(item, "item_id") for item in request.item_ids))
+        unknown = (
+            [item for item in items if not recommender.knows_item(item)]
+            if request.skip_unknown
+            else []
+        )
+        left_out = set(unknown)
+        ranked = recommender.recommend(user_id, [item for item in items if item not in left_out])
+        best = [one.item_id for one in ranked], [one.score for one in ranked]
+        return RecommendResponse(
+            user_id,
+            recommender.knows_user(user_id),
+            recommender.model_version,
+            _ranked(recommender, user_id, best, explain=request.explain, titles=request.titles),
+            unknown,
+        )
+
+    def _answer(
+        self, recommender: Recommender, user_id: str, request: RecommendRequest
+    ) -> RecommendResponse:
+        if request.k > self._max_k:
+            check_limit("k", request.k, self._max_k)
+        best = recommender.best(
+            user_id, request.k, request.exclude_seen, request.filter, request.diversity
+        )
+        if request.filter is None:
+            self._models.recent.append(request)
+        else:
+            self._models.remember(request)
+        return RecommendResponse(
+            user_id,
+            recommender.knows_user(user_id),
+            recommender.model_version,
+            _ranked(recommender, user_id, best, explain=request.explain, titles=request.titles),
+        )
+
+    def _check_cost(self, requests: Sequence[RecommendRequest]) -> None:
+        """Raise RequestError for what would take longer than other requests can wait."""
+        for request in requests:
+            if request.diversity:
+                check_limit("k of a diversified list", request.k, _MAX_DIVERSIFIED)
+            if (chosen := request.filter) is not None:
+                check_limit("ids and categories in a filter", values_of(chosen), _MAX_VALUES)
+                check_limit("conditions in a filter", len(chosen.attributes), _MAX_CONDITIONS)
+        items = sum(min(request.k, self._max_k + 1) for request in requests)
+        if items > self._max_k:
+            check_limit("items in all answers of a request", items, max(_MAX_ITEMS, self._max_k))
+        explained = sum(request.k for request in requests if request.explain)
+        check_limit("explained items in a request", explained, _MAX_EXPLAINED)
+
+
+def endpoints(answers: Answers, config: ServiceConfig) -> list[Endpoint]:
+    """Return the endpoints that answer with items."""
+    return [
+        Endpoint(
+            "POST", "/v1/recommend", "recommend", "The best items for a user.", "recommend",
+            RecommendRequest, RecommendResponse, lambda call: answers.recommend(call.body),
+        ),
+        Endpoint(
+            "POST", "/v1/rank", "rank", "Given items for a user, best first.", "recommend",
+            RankRequest, RecommendResponse, lambda call: answers.rank(call.body),
+        ),
+        Endpoint(
+            "POST", "/v1/recommend/batch", "recommend_batch", "Several recommendations at once.",
+            "recommend", BatchRequest, BatchResponse,
+            lambda call: answers.recommend_batch(call.body),
+            # More than max_batch are refused, and cost no more than that.
+            weight=lambda body: min(len(body.requests), config.max_batch),
+        ),
+    ]  # fmt: skip
+
+
+def _ranked(
+    recommender: Recommender,
+    user_id: str,
+    best: tuple[list[str], list[float]],
+    *,
+    explain: bool,
+    titles: bool,
+) -> list[RankedItem]:
+    items, scores = best
+    if not explain and not titles:
+        return list(map(RankedItem, items, scores, count(1)))
+    whys: list[list[Contribution]] = [[] for _ in items]
+    if explain and items:
+        whys = recommender.explain_many(user_id, items, _REASONS)
+    found = []
+    for rank, item, score, why in zip(count(1), items, scores, whys, strict=False):
+        because = [
+            Reason(
+                c.item_id, c.contribution, recommender.title_of_past(c.item_id) if titles else None
+            )
+            for c in why
+        ]
+        found.append(
+            RankedItem(
+                item,
+                score,
+                rank,
+                recommender.title(item) if titles else None,
+                because if explain else None,
+            )
+        )
+    return found

@@ -1,0 +1,64 @@
+"""Take events: store them, and let the models in memory follow them."""
+
+from __future__ import annotations
+
+from distilrec.engine.stored import Clock, EventInput, to_stored
+from distilrec.serve.config import ServiceConfig
+from distilrec.serve.http import Endpoint
+from distilrec.serve.metrics import Metrics
+from distilrec.serve.models import Models
+from distilrec.serve.parameters import check_limit
+from distilrec.serve.schemas import EventsRequest, EventsResponse
+from distilrec.serve.storage import Storage
+
+
+class Events:
+    """Store events, all of a request or none."""
+
+    def __init__(
+        self, config: ServiceConfig, models: Models, storage: Storage, metrics: Metrics
+    ) -> None:
+        self._max_batch = config.max_batch
+        self._models, self._storage, self._metrics = models, storage, metrics
+        self._clock = Clock()
+
+    async def add(self, request: EventsRequest) -> EventsResponse:
+        check_limit("events", len(request.events), self._max_batch)
+        given = (
+            EventInput(e.user_id, e.item_id, e.event_type, e.timestamp, e.event_id)
+            for e in request.events
+        )
+        stored = to_stored(given, self._clock)
+        with self._storage.unless_failed({event.user_id for event in stored}):
+            positions = await self._storage.append(stored)
+        self._storage.forget_what_the_store_lost()
+        if not self._storage.shared:  # otherwise each answer asks the store what is new
+            for served in self._models.all():
+                for event, position in zip(stored, positions, strict=True):
+                    served.recommender.follow(event, position)
+        active = self._models.active.recommender
+        duplicates = positions.count(0)
+        unknown = sum(
+            not active.knows_item(e.item_id) for e, p in zip(stored, positions, strict=True) if p
+        )
+        accepted = len(stored) - duplicates
+        for outcome, number in (
+            ("accepted", accepted),
+            ("duplicate", duplicates),
+            ("unknown_item", unknown),
+        ):
+            if number:
+                self._metrics.events.labels(outcome).inc(number)
+        return EventsResponse(accepted, duplicates, unknown)
+
+
+def endpoints(events: Events, config: ServiceConfig) -> list[Endpoint]:
+    """Return the endpoint that takes events."""
+    return [
+        Endpoint(
+            "POST", "/v1/events", "events", "Stores events; the next answers follow them.",
+            "events", EventsRequest, EventsResponse, lambda call: events.add(call.body),
+            # More than max_batch are refused, and cost no more than that.
+            weight=lambda body: min(len(body.events), config.max_batch),
+        )
+    ]  # fmt: skip

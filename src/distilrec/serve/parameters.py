@@ -1,0 +1,58 @@
+"""Read and check the parameters of a request that are not in its body, and the limits on both."""
+
+from __future__ import annotations
+
+from urllib.parse import parse_qs
+
+from distilrec.errors import ConfigError, RequestError
+from distilrec.ids import as_id
+from distilrec.serve.http import Call
+
+_MAX_LISTED = 500
+
+
+def id_of(call: Call, name: str) -> str:
+    """Return the id in the path of a request. Raises InvalidIdError."""
+    return as_id(call.path[name], name)
+
+
+def text_of(call: Call, name: str) -> str:
+    """Return a text of the query string, empty without it. Raises RequestError."""
+    return _query(call).get(name, "")
+
+
+def limit_of(call: Call) -> int:
+    """Return the length of a list that the query string asks for. Raises RequestError and
+    ConfigError.
+    """
+    text = _query(call).get("limit", "20")
+    if not (text.isascii() and text.isdigit() and len(text) < 10):
+        raise RequestError("limit is not a number", fix="give for example ?limit=20")
+    if not 1 <= int(text) <= _MAX_LISTED:
+        raise ConfigError(
+            f"limit is {int(text)}",
+            fix=f"give a number from 1 to {_MAX_LISTED}",
+            parameter="limit",
+        )
+    return int(text)
+
+
+def check_limit(what: str, given: int, limit: int) -> None:
+    """Raise RequestError where a request asks for more than the service gives in one answer."""
+    if given > limit:
+        raise RequestError(
+            f"{what}: {given:,} is more than the limit of {limit:,}",
+            fix="ask for less in one request",
+        )
+
+
+def _query(call: Call) -> dict[str, str]:
+    try:
+        found = parse_qs(
+            call.query.decode(), keep_blank_values=True, errors="strict", max_num_fields=20
+        )
+    except (UnicodeDecodeError, ValueError) as problem:
+        raise RequestError(
+            f"the query string cannot be read: {problem}", fix="encode it as UTF-8"
+        ) from None
+    return {name: values[-1] for name, values in found.items()}

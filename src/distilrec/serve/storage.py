@@ -1,0 +1,218 @@
+"""What the service does with its store: read and write it, and keep the models in memory equal to
+what it says about users, items and erasures.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
+
+from distilrec.engine.recommender import Recommender
+from distilrec.engine.stored import follow_item, forget_erased
+from distilrec.serve.config import ServiceConfig
+from distilrec.serve.logs import log
+from distilrec.serve.metrics import Metrics
+from distilrec.serve.models import Models, Served
+from distilrec.serve.writer import StoreThreads
+from distilrec.stores.records import ItemRecord, Since, Store, StoredEvent, UserRecord
+
+TURN_SECONDS = 0.005  # of work on the event loop before others get their turn
+_LONG = 2_000  # events of a log that is folded in a thread
+_ITEMS_BETWEEN_TURNS = 20  # changed items that are applied before requests get their turn
+
+
+class Storage:
+    """The store of a service, its threads, and the models that follow it.
+
+    shared: whether other processes write to the store too.
+    """
+
+    def __init__(
+        self, config: ServiceConfig, store: Store, models: Models, metrics: Metrics
+    ) -> None:
+        self.store, self.shared, self._models = store, store.shared, models
+        self._threads = StoreThreads(store, metrics, config.max_pending)
+        self._generation = store.generation
+        self._following, self._rebuilding = asyncio.Lock(), asyncio.Lock()
+
+    def start(self) -> None:
+        """Start the threads of the store."""
+        self._threads.start()
+
+    async def stop(self) -> None:
+        """Store what was taken, then let go of the store."""
+        await self._threads.stop()
+        self.store.close()
+
+    @property
+    def pending(self) -> int:
+        """Number of events that wait to be stored or are being stored."""
+        return self._threads.pending
+
+    # Writing; one thing after the other, in the thread of the writer.
+
+    async def append(self, events: list[StoredEvent]) -> list[int]:
+        """Store events; return their positions, as `Store.append` does."""
+        positions: list[int] = await self._threads.write(events, len(events))
+        return positions
+
+    async def put_item(self, record: ItemRecord) -> None:
+        await self._threads.write(partial(self.store.put_item, record))
+
+    async def set_features(self, user_id: str, features: Mapping[str, object]) -> None:
+        await self._threads.write(partial(self.store.set_features, user_id, features))
+
+    async def erase(self, user_id: str) -> int:
+        removed: int = await self._threads.write(partial(self.store.erase, user_id))
+        return removed
+
+    async def set_setting(self, name: str, value: str) -> None:
+        await self._threads.write(partial(self.store.set_setting, name, value))
+
+    async def clean(self) -> str:
+        """Take erased users out of the files of the store; return what is left to be done. Raises
+        StoreErrors.
+        """
+        left: str = await self._threads.write(self.store.clean)
+        return left
+
+    # Reading.
+
+    async def read(self, users: list[Since]) -> list[UserRecord]:
+        """Read users, together with all others who are waiting for the store."""
+        return await self._threads.read(users)
+
+    async def whole_user(self, user_id: str) -> UserRecord:
+        """Read everything about a user, which may take long."""
+        (record,) = await asyncio.to_thread(self.store.read, [Since(user_id)])
+        return record
+
+    async def all_items(self) -> list[ItemRecord]:
+        """Read all that was said about items."""
+        records, _ = await asyncio.to_thread(self.store.items)
+        return records
+
+    async def setting(self, name: str) -> str | None:
+        return await asyncio.to_thread(self.store.setting, name)
+
+    # Keeping the memory equal to the store.
+
+    @contextlib.contextmanager
+    def unless_failed(self, users: Iterable[str]) -> Iterator[None]:
+        """Forget these users where a write fails: it may have happened all the same, and the next
+        answer asks the store.
+        """
+        try:
+            yield
+        except BaseException:
+            self.forget(users)
+            for served in self._models.all():
+                served.erasures = -1
+            raise
+
+    def forget(self, users: Iterable[str]) -> None:
+        """Drop the states of users; the next answer asks the store."""
+        for served in self._models.all():
+            for user in users:
+                served.recommender.users.drop(user)
+
+    async def catch_up(self, recommender: Recommender, user_ids: Sequence[str]) -> None:
+        """Make what is in memory about these users equal to what the store says."""
+        if not self.shared:
+            until = time.perf_counter() + TURN_SECONDS
+            for user in user_ids:
+                if user not in recommender.users:
+                    await self._read_here(recommender, user)
+                    if time.perf_counter() > until:
+                        await asyncio.sleep(0)
+                        until = time.perf_counter() + TURN_SECONDS
+            return
+        questions = [recommender.since(user) for user in user_ids]
+        while questions:
+            records = await self._threads.read(questions)
+            again = []
+            for since, record in zip(questions, records, strict=True):
+                if record.restart and len(record.events) > _LONG:
+                    await self._rebuild(recommender, since, record)
+                    again.append(recommender.since(since.user_id))  # with what has come meanwhile
+                elif not recommender.restore(since, record):
+                    again.append(Since(since.user_id))
+            questions = again
+
+    async def _read_here(self, recommender: Recommender, user_id: str) -> None:
+        """Read a user from a file in the page cache: no thread is needed, unless the log is
+        long.
+        """
+        while True:
+            since = recommender.since(user_id)
+            (record,) = self.store.read([since], _LONG)
+            if record.more:
+                await self._rebuild(recommender, Since(user_id), await self.whole_user(user_id))
+            elif recommender.restore(since, record):
+                return
+            else:
+                recommender.forget(user_id)
+
+    async def _rebuild(self, recommender: Recommender, since: Since, record: UserRecord) -> None:
+        """Fold a long log in a thread, one at a time: together they would take the processor from
+        all others.
+        """
+        async with self._rebuilding:
+            rebuilt = await asyncio.to_thread(recommender.rebuilt, since.user_id, record)
+        recommender.restore(since, record, rebuilt)
+
+    async def follow(self) -> None:
+        """Follow what other processes have changed: items, erased users. Raises StoreErrors."""
+        for served in list(self._models.all()):
+            await self.follow_erasures(served)
+        await self.follow_items(self._models.active)
+
+    async def follow_store(self, served: Served) -> None:
+        """Let a model follow all that the store says about items and erased users."""
+        await self.follow_items(served)
+        await self.follow_erasures(served)
+
+    async def follow_items(self, served: Served) -> None:
+        """Apply what the store says about items since a model has followed it last."""
+        async with self._following:
+            if self.shared:
+                records, served.item_changes = await asyncio.to_thread(
+                    self.store.items, served.item_changes
+                )
+            else:
+                records, served.item_changes = self.store.items(served.item_changes)
+            for number, record in enumerate(records, 1):
+                for problem in follow_item(served.recommender, record):
+                    log(
+                        "a part of an item was left out",
+                        logging.WARNING,
+                        code=problem.code,
+                        item_id=record.item_id,
+                        model_version=served.version,
+                        parameter=problem.context.get("parameter"),
+                    )
+                if number % _ITEMS_BETWEEN_TURNS == 0:
+                    await asyncio.sleep(0)
+
+    async def follow_erasures(self, served: Served) -> None:
+        """Take users who were erased, here or elsewhere, out of what a model knows from its
+        bundle.
+        """
+        number = await asyncio.to_thread(self.store.erasures)
+        self.forget_what_the_store_lost()
+        if number == served.erasures:
+            return
+        served.erasures = await asyncio.to_thread(forget_erased, served.recommender, self.store)
+
+    def forget_what_the_store_lost(self) -> None:
+        """Drop all that was read from the store where it may lack what it once said."""
+        if self.store.generation == self._generation:
+            return
+        self._generation = self.store.generation
+        for served in self._models.all():
+            served.recommender.users.clear()
+            served.item_changes, served.erasures = 0, -1

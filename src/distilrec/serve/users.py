@@ -1,0 +1,149 @@
+"""Show, describe and erase users."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from typing import Any
+
+from distilrec.bundle.format import erase_user
+from distilrec.engine.recommender import Recommender
+from distilrec.errors import DistilrecError, InvalidIdError, UnknownUserError
+from distilrec.ids import as_id
+from distilrec.serve.http import Endpoint
+from distilrec.serve.logs import log
+from distilrec.serve.models import Models
+from distilrec.serve.parameters import id_of, limit_of
+from distilrec.serve.schemas import (
+    ErasedResponse,
+    NamedItem,
+    StatusResponse,
+    UserEvent,
+    UserRequest,
+    UserResponse,
+    UsersResponse,
+)
+from distilrec.serve.storage import Storage
+from distilrec.serve.upkeep import Upkeep
+from distilrec.stores.records import Since
+
+_SHOWN_EVENTS = 50
+
+
+class Users:
+    """What the store, the bundles and the memory know about users."""
+
+    def __init__(self, models: Models, storage: Storage, upkeep: Upkeep) -> None:
+        self._models, self._storage, self._upkeep = models, storage, upkeep
+
+    async def some(self, limit: int) -> UsersResponse:
+        await self._storage.follow_erasures(self._models.active)
+        return UsersResponse(self._models.active.recommender.some_users(limit))
+
+    async def get(self, user_id: str) -> UserResponse:
+        record = await self._storage.whole_user(user_id)
+        recommender = self._models.active.recommender
+        await self._storage.catch_up(recommender, [user_id])
+        if not record.epoch and not recommender.knows_user(user_id):
+            raise UnknownUserError(
+                "nothing is known about this user",
+                fix="send events or features first",
+                user_id=user_id,
+            )
+        latest = [
+            UserEvent(e.item_id, e.event_type, e.timestamp, e.event_id)
+            for e in record.events[-_SHOWN_EVENTS:]
+        ]
+        features: Any = record.features
+        return UserResponse(
+            user_id,
+            len(record.events),
+            latest[::-1],
+            _named(recommender, recommender.past(user_id, _SHOWN_EVENTS)),
+            _named(recommender, recommender.teacher_items(user_id)),
+            features,
+        )
+
+    async def put(self, user_id: str, request: UserRequest) -> StatusResponse:
+        """Store the features of a user. Raises ConfigError where the bundle cannot take them."""
+        self._models.active.recommender.user_features(request.features)
+        try:
+            await self._storage.set_features(user_id, request.features)
+        finally:  # also where it failed: it may have been written all the same
+            self._storage.forget([user_id])
+        return StatusResponse("stored")
+
+    async def delete(self, user_id: str) -> ErasedResponse:
+        """Erase events, features and state; and the user's rows in the histories of the loaded
+        bundles.
+
+        What was stored under exactly this text before ids followed a rule is erased too. Raises
+        InvalidIdError for a text that cannot be an id, and was none.
+        """
+        names = await self._spellings(user_id)
+        removed, bundle = 0, "clean"
+        for name in names:
+            with self._storage.unless_failed([name]):
+                removed += await self._storage.erase(name)
+        self._models.forget_requests(names)
+        for served in self._models.all():
+            served.recommender.drop_erased(names)
+        for version, folder in self._models.folders():
+            for name in names:
+                try:
+                    await asyncio.to_thread(erase_user, folder, name)
+                except (DistilrecError, OSError) as problem:
+                    kind = type(problem).__name__
+                    bundle = f"{version}: not used any more, but still in the file ({kind})"
+                    log("a bundle could not be cleaned", logging.WARNING, model_version=version)
+        return ErasedResponse(names[0], removed, bundle, await self._upkeep.clean())
+
+    async def _spellings(self, user_id: str) -> list[str]:
+        """Return the id that a text means, and the text itself where something is kept under it
+        that is not an id.
+        """
+        try:
+            names = [as_id(user_id, "user_id")]
+        except InvalidIdError:
+            if not await self._keeps(user_id):
+                raise
+            return [user_id]
+        if user_id != names[0] and await self._keeps(user_id):
+            names.append(user_id)
+        return names
+
+    async def _keeps(self, user_id: str) -> bool:
+        """Whether the store or a bundle in memory has a user under exactly this text."""
+        (record,) = await self._storage.read([Since(user_id)])
+        if record.epoch or record.erased:
+            return True
+        with contextlib.suppress(InvalidIdError):
+            return any(served.recommender.knows_user(user_id) for served in self._models.all())
+        return False
+
+
+def endpoints(users: Users) -> list[Endpoint]:
+    """Return the endpoints of users."""
+    return [
+        Endpoint(
+            "GET", "/v1/users", "users", "Some users with a history.", "users", None, UsersResponse,
+            lambda call: users.some(limit_of(call)), {"limit": "how many, 20 without it"},
+        ),
+        Endpoint(
+            "GET", "/v1/users/{user_id:path}", "get_user", "What is known about a user.", "users",
+            None, UserResponse, lambda call: users.get(id_of(call, "user_id")),
+        ),
+        Endpoint(
+            "PUT", "/v1/users/{user_id:path}", "put_user", "Sets the features of a user.", "users",
+            UserRequest, StatusResponse, lambda call: users.put(id_of(call, "user_id"), call.body),
+        ),
+        Endpoint(
+            "DELETE", "/v1/users/{user_id:path}", "delete_user", "Erases everything about a user.",
+            "users", None, ErasedResponse, lambda call: users.delete(call.path["user_id"]),
+        ),
+    ]  # fmt: skip
+
+
+def _named(recommender: Recommender, items: list[str]) -> list[NamedItem]:
+    return [NamedItem(item, recommender.title_of_past(item)) for item in items]
