@@ -15,6 +15,7 @@ from cyclopts import Parameter
 from distilrec.cli.app import Bundle, app, bundle_folder
 from distilrec.errors import ConfigError
 from distilrec.ids import as_id
+from distilrec.stores.opening import addresses
 
 if TYPE_CHECKING:
     from distilrec.engine.recommender import Contribution, Recommendation, Recommender
@@ -31,7 +32,7 @@ class Service:
         Parameter(
             name="--store",
             env_var="DISTILREC_STORE",
-            help="Where events are kept: sqlite:///FILE or redis://HOST:PORT/NUMBER.",
+            help=f"Address of the store that keeps events: {addresses()}.",
         ),
     ] = "sqlite:///distilrec.db"
     store_prefix: Annotated[

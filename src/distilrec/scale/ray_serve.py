@@ -30,8 +30,8 @@ _GRACE_SECONDS = 10.0
 
 
 def serve_on_ray(config: ServiceConfig, address: str) -> None:
-    """Serves by `config.workers` replicas until told to stop; an earlier service of this cluster is
-    replaced.
+    """Serve by `config.workers` replicas until told to stop; replace an earlier service of this
+    cluster.
 
     Raises what `serve` raises before it starts, ConfigError for a store that replicas cannot share,
     MissingExtraError and ClusterError.
@@ -79,7 +79,7 @@ def serve_on_ray(config: ServiceConfig, address: str) -> None:
 
 
 def _application(config: ServiceConfig) -> ASGIApp:
-    """What a replica serves; made in its process."""
+    """Return what a replica serves; called in its process."""
     start_logging()
     app = make_app(open_service(config), read_keys(config.keys))
     settle()

@@ -31,7 +31,7 @@ class RayWorkers:
 
     address: of the cluster (`auto` finds the one that this machine belongs to); "local" starts one
     on this machine alone.
-    count: how many workers at most; None is one for each CPU of the cluster.
+    count: maximum number of workers; None is one for each CPU of the cluster.
     shared: a folder that all machines see, for the notes of Ray Train; where it is left out, one of
     this machine alone.
     Raises MissingExtraError without Ray, and ClusterError where the cluster cannot be reached.
@@ -138,7 +138,7 @@ class RayWorkers:
         return ray.remote(**options)(_Worker).remote()
 
     def close(self) -> None:
-        """Gives the CPUs of idle workers back to the cluster."""
+        """Give the CPUs of idle workers back to the cluster."""
         while self._idle:
             _ray().kill(self._idle.pop())
 
@@ -158,7 +158,7 @@ class _Worker:
 
 
 def _train(config: dict[str, Any]) -> None:
-    """What each worker of a training does; the first one sends what comes of it."""
+    """Train as one of several workers; the first one sends what comes of it."""
     from ray.train import get_context
 
     first, mailbox = get_context().get_world_rank() == 0, config["mailbox"]
@@ -185,7 +185,9 @@ def _fit(trainer: Any, problems: list[Exception]) -> None:
 
 
 def _allow_shared_arrays() -> None:
-    """Ray gives workers of one machine the same memory to read; torch warns, nobody writes."""
+    """Silence a warning of torch: Ray lets workers of one machine read the same memory, and none of
+    them writes to it.
+    """
     warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
 
 
@@ -224,7 +226,7 @@ def _lost(problem: Exception) -> ClusterError:
 
 
 def _check(address: str) -> None:
-    """Raises OSError where nobody listens: Ray itself would try for minutes."""
+    """Raise OSError where no server listens: Ray itself would try for minutes."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if host:
         socket.create_connection((host, int(port)), timeout=5).close()

@@ -34,29 +34,7 @@ def make_app(service: Service, keys: Keys) -> ASGIApp:
     config = service.config
     origins = origins_for(config, keys_required=keys.required)
     gate = Gate(keys, origins, service.metrics, config.max_body, log_requests=config.log_requests)
-    table = endpoints(service)
-    described = msgspec.json.encode(openapi(table, with_keys=keys.required))
-
-    async def description(call: Call) -> Reply:
-        return Reply(described, b"application/json")
-
-    table.append(
-        Endpoint(
-            "GET", "/openapi.json", "openapi", "This description.", None, None, None, description
-        )
-    )
-    table += pages.endpoints()
-    by_path: dict[str, list[Endpoint]] = {}
-    for endpoint in table:
-        by_path.setdefault(endpoint.path, []).append(endpoint)
-    resources = {path: Resource(gate, endpoints) for path, endpoints in by_path.items()}
-    paths, nothing = Paths(resources), no_such_path(gate)
-    handlers: dict[tuple[str, bytes | None], ASGIApp] = {
-        (m, path.encode()): handler
-        for path, resource in resources.items()
-        if "{" not in path
-        for m, handler in resource.handlers.items()
-    }
+    limits = _limits(service)
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[dict[str, Limits]]:
@@ -66,10 +44,47 @@ def make_app(service: Service, keys: Keys) -> ASGIApp:
         watching.cancel()
         await service.stop()
 
+    return _application(gate, _table(service, keys), Starlette(lifespan=lifespan))
+
+
+def endpoints(service: Service) -> list[Endpoint]:
+    """Return the endpoints of the service, gathered from the modules that answer them."""
+    config = service.config
+    return [
+        *answers.endpoints(service.answers, config),
+        *events.endpoints(service.events, config),
+        *items.endpoints(service.items),
+        *users.endpoints(service.users),
+        *swap.endpoints(service.swap),
+        *health.endpoints(service.health),
+        *kserve.endpoints(service),
+    ]
+
+
+def _table(service: Service, keys: Keys) -> list[Endpoint]:
+    """Return all endpoints: those of the service, their description, and the playground."""
+    table = endpoints(service)
+    described = msgspec.json.encode(openapi(table, with_keys=keys.required))
+
+    async def description(call: Call) -> Reply:
+        return Reply(described, b"application/json")
+
+    return [
+        *table,
+        Endpoint(
+            "GET", "/openapi.json", "openapi", "This description.", None, None, None, description
+        ),
+        *pages.endpoints(),
+    ]
+
+
+def _limits(service: Service) -> Limits:
+    config = service.config
+
     def count_refused(code: str) -> None:
         service.metrics.errors.labels("connection", code).inc()
 
-    limits = Limits(
+    return Limits(
         config.max_head,
         config.head_seconds,
         config.transfer_seconds,
@@ -77,7 +92,21 @@ def make_app(service: Service, keys: Keys) -> ASGIApp:
         config.max_body,
         count_refused,
     )
-    life = Starlette(lifespan=lifespan)
+
+
+def _application(gate: Gate, table: list[Endpoint], life: ASGIApp) -> ASGIApp:
+    """Return the application that finds the endpoint of a request; life: takes the lifespan."""
+    by_path: dict[str, list[Endpoint]] = {}
+    for endpoint in table:
+        by_path.setdefault(endpoint.path, []).append(endpoint)
+    resources = {path: Resource(gate, methods) for path, methods in by_path.items()}
+    paths, nothing = Paths(resources), no_such_path(gate)
+    handlers: dict[tuple[str, bytes | None], ASGIApp] = {
+        (method, path.encode()): handler
+        for path, resource in resources.items()
+        if "{" not in path
+        for method, handler in resource.handlers.items()
+    }
 
     async def application(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -93,17 +122,3 @@ def make_app(service: Service, keys: Keys) -> ASGIApp:
         await handler(scope, receive, send)
 
     return application
-
-
-def endpoints(service: Service) -> list[Endpoint]:
-    """Return the endpoints of the service, gathered from the modules that answer them."""
-    config = service.config
-    return [
-        *answers.endpoints(service.answers, config),
-        *events.endpoints(service.events, config),
-        *items.endpoints(service.items),
-        *users.endpoints(service.users),
-        *swap.endpoints(service.swap),
-        *health.endpoints(service.health),
-        *kserve.endpoints(service),
-    ]

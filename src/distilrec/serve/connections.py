@@ -114,7 +114,7 @@ class LimitedProtocol(HttpToolsProtocol):
             self._after_a_piece()
 
     def _after_a_piece(self) -> None:
-        """Counts bytes and starts or stops the clock, where a request does not come in
+        """Count bytes and start or stop the clock, where a request does not come in
         one piece.
         """
         if self._refused or self.transport.is_closing():
@@ -156,7 +156,7 @@ class LimitedProtocol(HttpToolsProtocol):
         _begin(self)
 
     def send_400_response(self, msg: str) -> None:
-        """Answers what is not HTTP, in the form of all other errors."""
+        """Answer what is not HTTP, in the form of all other errors."""
         if not self._refused:
             self._refuse(
                 MalformedRequestError(
@@ -175,7 +175,7 @@ class LimitedProtocol(HttpToolsProtocol):
             )
 
     def pause_writing(self) -> None:
-        """An answer waits for a caller who does not read it."""
+        """Note that an answer waits for a caller who does not read it."""
         super().pause_writing()
         if self._stalled is None:
             self._stalled = self.loop.call_later(
@@ -187,13 +187,13 @@ class LimitedProtocol(HttpToolsProtocol):
         self._stop_stalled()
 
     def _stop_stalled(self) -> None:
-        """Stops the clock of a caller who reads."""
+        """Stop the clock of a caller who reads."""
         if self._stalled is not None:
             self._stalled.cancel()
             self._stalled = None
 
     def timeout_keep_alive_handler(self) -> None:
-        """Closes a connection on which nothing has happened for a while; its answer may not have
+        """Close a connection on which nothing has happened for a while; its answer may not have
         been read.
         """
         if self.transport.get_write_buffer_size():
@@ -231,7 +231,7 @@ class LimitedProtocol(HttpToolsProtocol):
         )
 
     def _close_an_idle_one(self) -> bool:
-        """Closes a connection that waits for its next request, where there is one."""
+        """Close a connection that waits for its next request, where there is one."""
         for other in self.connections:
             if isinstance(other, LimitedProtocol) and other is not self and other._is_idle():
                 other.transport.close()
@@ -244,7 +244,7 @@ class LimitedProtocol(HttpToolsProtocol):
         )
 
     def _refuse(self, problem: DistilrecError) -> None:
-        """Answers with an error, unless an answer is under way, and closes the connection."""
+        """Answer with an error, unless an answer is under way, and closes the connection."""
         self._refused = True
         self._stop_timer()
         self._limits.refused(problem.code)
@@ -259,7 +259,8 @@ class LimitedProtocol(HttpToolsProtocol):
             ErrorResponse(ErrorDetail(problem.code, problem.message, "", problem.fix))
         )
         head = (
-            b"content-type: application/json\r\ncontent-length: %d\r\nx-content-type-options: nosniff\r\n"
+            b"content-type: application/json\r\ncontent-length: %d\r\n"
+            b"x-content-type-options: nosniff\r\n"
             b"cache-control: no-store\r\nconnection: close\r\n\r\n"
         )
         self.transport.write(STATUS_LINE[problem.http_status] + head % len(body) + body)

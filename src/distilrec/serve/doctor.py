@@ -1,5 +1,5 @@
-"""`distilrec doctor`: everything a service needs, tried out one after the other, for whoever has a
-broken deploy.
+"""`distilrec doctor`: try out everything that a service needs, one after the other, to find what
+broke a deploy.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ class Finding:
 
 
 def diagnose(config: ServiceConfig) -> Iterator[Finding]:
-    """Findings, as they come. A failed one means that the service would not start, or
-    not answer.
+    """Yield findings as they come. A failed one means that the service would not start, or not
+    answer.
     """
     yield Finding(
         "versions",
@@ -92,7 +92,7 @@ def _keys(config: ServiceConfig) -> list[Finding]:
             "ok",
             "API keys are required"
             if keys.required
-            else "no API keys: everybody may do everything",
+            else "no API keys: every caller may do everything",
         )
     ]
 
@@ -118,7 +118,10 @@ def _bundle(config: ServiceConfig) -> list[Finding]:
     recommender.recommend("doctor")
     seconds = time.perf_counter() - started
     m = recommender.manifest
-    text = f"model {m.model_version} ({m.kind}, {m.items:,} items), verified and answering after {seconds:.2f} s"
+    text = (
+        f"model {m.model_version} ({m.kind}, {m.items:,} items), verified and answering after "
+        f"{seconds:.2f} s"
+    )
     findings = [Finding("bundle", "ok", text)]
     if seconds > _SLOW_LOAD and kernels.CACHED:
         hint = "kernels were compiled just now; the next start takes them from the cache"
@@ -147,7 +150,7 @@ def _store(config: ServiceConfig) -> list[Finding]:
 
 
 def _items(config: ServiceConfig) -> list[Finding]:
-    """What the store says about items, as far as the bundle cannot take it."""
+    """Report what the store says about items and the bundle cannot take."""
     from distilrec.engine.recommender import load
     from distilrec.engine.stored import follow_item
     from distilrec.stores.opening import open_store

@@ -31,7 +31,7 @@ from distilrec.errors import (
     RequestError,
     StoreError,
 )
-from distilrec.serve.keys import Keys
+from distilrec.serve.keys import Caller, Keys
 from distilrec.serve.keys import Scope as KeyScope
 from distilrec.serve.logs import log
 from distilrec.serve.metrics import Metrics
@@ -47,8 +47,8 @@ _SAFE_ID = re.compile(rb"[\w.:-]{1,64}")
 _ALWAYS: Headers = [(b"x-content-type-options", b"nosniff"), (b"cache-control", b"no-store")]
 _JSON = b"application/json"
 _READ = frozenset(
-    (b"content-length", b"content-type", b"x-request-id", b"authorization", b"x-api-key", b"host", b"origin",
-     b"sec-fetch-site", b"content-encoding", LENGTH_HEADER)
+    (b"content-length", b"content-type", b"x-request-id", b"authorization", b"x-api-key", b"host",
+     b"origin", b"sec-fetch-site", b"content-encoding", LENGTH_HEADER)
 )  # fmt: skip
 _encode = msgspec.json.Encoder().encode
 
@@ -119,8 +119,8 @@ class Gate:
         self._count = count(1)
 
     def request_id(self, given: bytes | None) -> bytes:
-        """The request id that a caller gave, or a new one where it gave none or one that is not
-        safe to repeat.
+        """Return the request id that a caller gave, or a new one where it gave none or one that is
+        not safe to repeat.
         """
         if given is not None and _SAFE_ID.fullmatch(given):
             return given
@@ -132,7 +132,7 @@ class Resource:
 
     def __init__(self, gate: Gate, endpoints: list[Endpoint]) -> None:
         self._gate = gate
-        self.handlers = {each.method: _Handler(gate, each) for each in endpoints}
+        self.handlers = {endpoint.method: _Handler(gate, endpoint) for endpoint in endpoints}
         self._allow = ", ".join(self.handlers).encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -172,17 +172,12 @@ class _Handler:
                     gate.origins.admit(given)
                 caller = gate.keys.admit(given, endpoint.scope)
             body, media_type = None, given.get(b"content-type")
-            if self._decode is not None:
+            if (decode := self._decode) is not None:
                 _check_type(
                     media_type, given.get(b"content-encoding"), binary=endpoint.read is not None
                 )
                 content = await _read_body(receive, given.get(b"content-length"), gate.max_body)
-                if endpoint.read is None:
-                    body = decoded(self._decode, content)
-                else:
-                    body = endpoint.read(content, given.get(LENGTH_HEADER))
-                if endpoint.weight is not None and (more := endpoint.weight(body) - 1) > 0:
-                    caller.charge(more)
+                body = self._body(decode, content, given.get(LENGTH_HEADER), caller)
             elif media_type is not None and endpoint.method == "POST":
                 _check_type(
                     media_type, None, binary=False
@@ -215,6 +210,20 @@ class _Handler:
                 request_id=request_id.decode(),
             )  # fmt: skip
 
+    def _body(
+        self,
+        decode: Callable[[bytes], Any],
+        content: bytes,
+        json_length: bytes | None,
+        caller: Caller,
+    ) -> Any:
+        """Return the decoded body; charge its caller for what it counts as beyond one request."""
+        endpoint, read = self._endpoint, self._endpoint.read
+        body = decoded(decode, content) if read is None else read(content, json_length)
+        if endpoint.weight is not None and (more := endpoint.weight(body) - 1) > 0:
+            caller.charge(more)
+        return body
+
 
 async def _send(scope: Scope, send: Send, status: int, headers: Headers, content: bytes) -> None:
     headers.append((b"content-length", b"%d" % len(content)))
@@ -243,12 +252,12 @@ async def _read_body(receive: Receive, length: bytes | None, limit: int) -> byte
 
 def _too_large(limit: int) -> BodyTooLargeError:
     return BodyTooLargeError(
-        f"the body has more than {limit:,} bytes", fix="send less at once, in several requests"
+        f"the body has more than {limit:,} bytes", fix="send it in several requests"
     )
 
 
 def _check_type(media_type: bytes | None, encoding: bytes | None, *, binary: bool) -> None:
-    """Raises MediaTypeError for a body that another site could send, or that is not what is decoded
+    """Raise MediaTypeError for a body that another site could send, or that is not what is decoded
     here.
 
     binary: for KServe, whose clients say nothing about the type, or that it is bytes; nothing is
@@ -266,7 +275,7 @@ def _check_type(media_type: bytes | None, encoding: bytes | None, *, binary: boo
 
 
 def decoded(decode: Callable[[bytes], Any], body: bytes) -> Any:
-    """Returns what the body says. Raises MalformedRequestError for what is no JSON, RequestError
+    """Return what the body says. Raises MalformedRequestError for what is not JSON, RequestError
     for another type.
     """
     try:
@@ -290,31 +299,27 @@ def refusal(
     *,
     open_to_all: bool = True,
 ) -> tuple[int, Headers, bytes]:
-    """Status, headers and body of an error; what is not ours is logged, and shown as nothing but an
-    internal error.
+    """Return status, headers and body of an error; log what is not ours, and show it as an internal
+    error only.
 
     Below /v2 the body is KServe's, one text. open_to_all: whether callers without a key are
     answered too; then a failure of the store does not say where it is.
     """
-    headers = [*_ALWAYS, (b"x-request-id", request_id), (b"content-type", _JSON)]
     if isinstance(problem, DistilrecError):
         status, code, message, fix = problem.http_status, problem.code, problem.message, problem.fix
-        wait = problem.context.get("retry_after", 1 if status == 503 else None)
-        if isinstance(wait, int | float):
-            headers.append((b"retry-after", b"%d" % max(1, math.ceil(wait))))
-        if isinstance(problem, MethodNotAllowedError) and isinstance(
-            allow := problem.context.get("allow"), bytes
-        ):
-            headers.append((b"allow", allow))
-        if status == 401:
-            headers.append((b"www-authenticate", b"Bearer"))
-        if open_to_all and isinstance(problem, StoreError):
-            message, fix = (
-                "the store cannot be used",
-                "see the log of the service; send the request again later",
+        if status >= 500:
+            why = message if isinstance(problem, StoreError) else ""
+            log(
+                "refused",
+                logging.WARNING,
+                endpoint=endpoint,
+                code=code,
+                request_id=request_id.decode(),
+                reason=why,
             )
-        if isinstance(problem, BodyTooLargeError):
-            headers.append((b"connection", b"close"))
+        if open_to_all and isinstance(problem, StoreError):
+            message = "the store cannot be used"
+            fix = "see the log of the service; send the request again later"
     else:
         status, code = 500, "error"
         message, fix = "something unforeseen went wrong", "report it with the request id"
@@ -325,32 +330,36 @@ def refusal(
             request_id=request_id.decode(),
             endpoint=endpoint,
         )
-    if status >= 500 and isinstance(problem, DistilrecError):
-        why = problem.message if isinstance(problem, StoreError) else ""
-        log(
-            "refused",
-            logging.WARNING,
-            endpoint=endpoint,
-            code=code,
-            request_id=request_id.decode(),
-            reason=why,
-        )
     gate.metrics.errors.labels(endpoint, code).inc()
     if path == "/v2" or path.startswith("/v2/"):
-        return (
-            status,
-            headers,
-            _encode(TextError(f"{message} (how to fix: {fix})" if fix else message)),
+        body: TextError | ErrorResponse = TextError(
+            f"{message} (how to fix: {fix})" if fix else message
         )
-    return (
-        status,
-        headers,
-        _encode(ErrorResponse(ErrorDetail(code, message, request_id.decode(), fix))),
-    )
+    else:
+        body = ErrorResponse(ErrorDetail(code, message, request_id.decode(), fix))
+    return status, _headers_of(problem, request_id), _encode(body)
+
+
+def _headers_of(problem: Exception, request_id: bytes) -> Headers:
+    headers = [*_ALWAYS, (b"x-request-id", request_id), (b"content-type", _JSON)]
+    if not isinstance(problem, DistilrecError):
+        return headers
+    wait = problem.context.get("retry_after", 1 if problem.http_status == 503 else None)
+    if isinstance(wait, int | float):
+        headers.append((b"retry-after", b"%d" % max(1, math.ceil(wait))))
+    if isinstance(problem, MethodNotAllowedError) and isinstance(
+        allow := problem.context.get("allow"), bytes
+    ):
+        headers.append((b"allow", allow))
+    if problem.http_status == 401:
+        headers.append((b"www-authenticate", b"Bearer"))
+    if isinstance(problem, BodyTooLargeError):
+        headers.append((b"connection", b"close"))
+    return headers
 
 
 async def refuse(gate: Gate, endpoint: str, scope: Scope, send: Send, problem: Exception) -> None:
-    """Answers with an error."""
+    """Answer with an error."""
     given = next((value for name, value in scope["headers"] if name == b"x-request-id"), None)
     await _send(
         scope, send, *refusal(gate, endpoint, gate.request_id(given), problem, scope["path"])
@@ -358,7 +367,7 @@ async def refuse(gate: Gate, endpoint: str, scope: Scope, send: Send, problem: E
 
 
 def no_such_path(gate: Gate) -> Callable[[Scope, Receive, Send], Awaitable[None]]:
-    """The ASGI application behind all paths that nobody knows."""
+    """Return the ASGI application behind all unknown paths."""
 
     async def application(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":

@@ -107,8 +107,9 @@ def endpoints(items: Items) -> list[Endpoint]:
             lambda call: items.put(id_of(call, "item_id"), call.body),
         ),
         Endpoint(
-            "DELETE", "/v1/items/{item_id:path}", "delete_item", "Removes an item from all answers.",
-            "items", None, StatusResponse, lambda call: items.delete(call.path["item_id"]),
+            "DELETE", "/v1/items/{item_id:path}", "delete_item",
+            "Removes an item from all answers.", "items", None, StatusResponse,
+            lambda call: items.delete(call.path["item_id"]),
         ),
     ]  # fmt: skip
 

@@ -56,7 +56,7 @@ class _KeyFile(Settings, frozen=True):
 
 
 class Caller:
-    """Whoever sends requests with one key: its scopes, and a token bucket."""
+    """The sender of requests with one key: its scopes, and a token bucket."""
 
     def __init__(self, entry: KeyEntry, clock: Callable[[], float] = time.monotonic) -> None:
         self.entry, self.name, self.scopes = entry, entry.name, frozenset(entry.scopes)
@@ -64,10 +64,10 @@ class Caller:
         self._tokens, self._filled = self._burst, clock()
 
     def admit(self, scope: Scope) -> None:
-        """Raises ForbiddenError without the scope, RateLimitedError when the bucket is empty."""
+        """Raise ForbiddenError without the scope, RateLimitedError when the bucket is empty."""
         if scope not in self.scopes:
             raise ForbiddenError(
-                f"the API key {self.name!r} has not the scope {scope!r}",
+                f"the API key {self.name!r} lacks the scope {scope!r}",
                 fix="use a key that has it",
                 scope=scope,
             )
@@ -79,7 +79,7 @@ class Caller:
         self._tokens -= 1
 
     def charge(self, more: int) -> None:
-        """Takes what a request of several counts as beyond the one that `admit` took.
+        """Take what a request of several counts as beyond the one that `admit` took.
 
         The bucket may run into debt by one request, which the next ones wait for: a batch larger
         than `burst` passes, and the mean rate holds. Raises RateLimitedError where it is in debt
@@ -119,7 +119,7 @@ class Keys:
         self._anyone = Caller(KeyEntry("anyone", "", SCOPES)) if not entries else None
 
     async def watch(self) -> None:
-        """Reads the file again whenever it changes, until cancelled. One that cannot be read
+        """Read the file again whenever it changes, until cancelled. One that cannot be read
         changes nothing.
         """
         while self._path is not None:
@@ -153,7 +153,7 @@ class Keys:
         return self._anyone is None
 
     def admit(self, headers: Mapping[bytes, bytes], scope: Scope) -> Caller:
-        """Returns the caller of a request. Raises UnauthorizedError, ForbiddenError or
+        """Return the caller of a request. Raises UnauthorizedError, ForbiddenError or
         RateLimitedError.
         """
         caller = self._anyone or self._find(headers)
@@ -168,8 +168,8 @@ class Keys:
             )
         digest = hashlib.sha256(given).digest()
         found = None
-        for known, caller in self._callers:  # all of them, whatever the first differences are
-            if hmac.compare_digest(known, digest):
+        for stored, caller in self._callers:  # all of them, whatever the first differences are
+            if hmac.compare_digest(stored, digest):
                 found = caller
         if found is None:
             raise UnauthorizedError(
@@ -179,7 +179,7 @@ class Keys:
 
 
 def _secret(headers: Mapping[bytes, bytes]) -> bytes | None:
-    """Returns the key of a request: what follows the word Bearer, in any case, or the value of
+    """Return the key of a request: what follows the word Bearer, in any case, or the value of
     x-api-key.
     """
     given = headers.get(b"authorization")
@@ -190,7 +190,7 @@ def _secret(headers: Mapping[bytes, bytes]) -> bytes | None:
 
 
 def read_keys(path: Path | str | None) -> Keys:
-    """The keys of a file. Raises FileMissingError and ConfigError."""
+    """Return the keys of a file. Raises FileMissingError and ConfigError."""
     if path is None:
         return Keys(())
     return Keys(_read(Path(path)), Path(path))
@@ -206,7 +206,7 @@ def _read(path: Path) -> tuple[KeyEntry, ...]:
 
 
 def _state(path: Path) -> tuple[int, ...] | None:
-    """Returns what changes with the content of a file, None where it is not there."""
+    """Return what changes with the content of a file, None where it is not there."""
     try:
         found = path.stat()
     except OSError:
@@ -215,7 +215,7 @@ def _state(path: Path) -> tuple[int, ...] | None:
 
 
 def new_key(name: str, scopes: Sequence[Scope], rate: float | None) -> tuple[str, str]:
-    """A new secret key, and its entry for the TOML file, which does not hold the secret."""
+    """Return a new secret key, and its entry for the TOML file, which does not hold the secret."""
     secret = _PREFIX + secrets.token_urlsafe(32)
     lines = [
         "[[key]]",

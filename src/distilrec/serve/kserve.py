@@ -21,7 +21,7 @@ from distilrec._version import __version__
 from distilrec.errors import MalformedRequestError, NotFoundError, RequestError
 from distilrec.ids import as_id
 from distilrec.serve.http import Call, Endpoint, Reply, decoded
-from distilrec.serve.schemas import Answer, BatchRequest, RecommendRequest
+from distilrec.serve.schemas import Answer, BatchRequest, RecommendRequest, RecommendResponse
 from distilrec.serve.service import Service
 from distilrec.serve.tensors import (
     BINARY_TYPE,
@@ -85,8 +85,8 @@ class InferRequest(msgspec.Struct, frozen=True):
 class InferResponse(Answer, frozen=True):
     """Outputs: `item_id`, BYTES [n, k], and `score`, FP32 [n, k], best first; `count`, INT32 [n].
 
-    A user with fewer items than k has empty ids and zeros behind them; `count` says how many there
-    are.
+    A user with fewer items than k has empty ids and zeros behind them; `count` is the number of
+    items.
     """
 
     model_name: str
@@ -132,12 +132,12 @@ class Inference:
 
 
 def server_metadata() -> ServerMetadata:
-    """Who answers."""
+    """Return the name and version of the server."""
     return ServerMetadata("distilrec", __version__, ["binary_tensor_data"])
 
 
 def check_model(service: Service, name: str, version: str | None) -> None:
-    """Raises NotFoundError for a model or version that is not the active one."""
+    """Raise NotFoundError for a model or version that is not the active one."""
     active = service.models.active.version
     if name != MODEL_NAME or version not in {None, active}:
         raise NotFoundError(
@@ -147,7 +147,7 @@ def check_model(service: Service, name: str, version: str | None) -> None:
 
 
 def model_metadata(service: Service) -> ModelMetadata:
-    """What goes in and out."""
+    """Return the inputs and outputs of the model."""
     return ModelMetadata(
         MODEL_NAME,
         [service.models.active.version],
@@ -165,7 +165,7 @@ _decode = msgspec.json.Decoder(InferRequest).decode
 
 
 def read_inference(body: bytes, json_length: bytes | None) -> Inference:
-    """Returns the request in a body. json_length: the header that says where binary data begin;
+    """Return the request in a body. json_length: the header that says where binary data begin;
     None without them.
 
     Raises MalformedRequestError and RequestError; the bytes behind the JSON are exactly those that
@@ -208,7 +208,7 @@ def read_inference(body: bytes, json_length: bytes | None) -> Inference:
 
 
 async def infer(service: Service, inference: Inference) -> InferResponse | Reply:
-    """Recommendations for several users. Raises RequestError for other tensors than those of the
+    """Recommend for several users. Raises RequestError for other tensors than those of the
     metadata.
     """
     request = inference.request
@@ -231,17 +231,24 @@ async def infer(service: Service, inference: Inference) -> InferResponse | Reply
             BatchRequest([RecommendRequest(user, k) for user in users])
         )
     ).results
+    return _response(request, chosen, answers, k)
+
+
+def _response(
+    request: InferRequest, chosen: dict[str, bool], answers: list[RecommendResponse], k: int
+) -> InferResponse | Reply:
+    """Return the chosen outputs as tensors of equal rows, in JSON or binary."""
     ids: list[Any] = []
     scores: list[Any] = []
-    for each in answers:
-        missing = k - len(each.items)
-        ids += [item.item_id for item in each.items] + [""] * missing
-        scores += [item.score for item in each.items] + [0.0] * missing
-    n = len(users)
+    for answer in answers:
+        missing = k - len(answer.items)
+        ids += [item.item_id for item in answer.items] + [""] * missing
+        scores += [item.score for item in answer.items] + [0.0] * missing
+    n = len(answers)
     made: dict[str, tuple[list[int], list[Any]]] = {
         "item_id": ([n, k], ids),
         "score": ([n, k], scores),
-        "count": ([n], [len(each.items) for each in answers]),
+        "count": ([n], [len(answer.items) for answer in answers]),
     }
     outputs, binary = [], []
     for name, is_binary in chosen.items():
@@ -262,18 +269,18 @@ async def infer(service: Service, inference: Inference) -> InferResponse | Reply
     return Reply(b"".join([text, *binary]), BINARY_TYPE, [(LENGTH_HEADER, b"%d" % len(text))])
 
 
-def _check_names(what: str, given: Sequence[str], known: dict[str, str]) -> None:
-    for place, name in enumerate(given):
-        if name not in known:
+def _check_names(what: str, given: Sequence[str], names: dict[str, str]) -> None:
+    for index, name in enumerate(given):
+        if name not in names:
             raise RequestError(
-                f"there is no {what} {name!r}", fix=f"use some of: {', '.join(known)}"
+                f"there is no {what} {name!r}", fix=f"use some of: {', '.join(names)}"
             )
-        if name in given[:place]:
+        if name in given[:index]:
             raise RequestError(f"the {what} {name!r} is named twice", fix="name it once")
 
 
 def _chosen_outputs(request: InferRequest) -> dict[str, bool]:
-    """Returns whether each of the wanted outputs is to be binary."""
+    """Return whether each of the wanted outputs is to be binary."""
     everywhere = _flag(request.parameters, "binary_data_output", default=False)
     if not request.outputs:
         return dict.fromkeys(_OUTPUTS, everywhere)
@@ -284,8 +291,8 @@ def _chosen_outputs(request: InferRequest) -> dict[str, bool]:
                     f"the output {output.name!r} asks for {refused}", fix="ask without it"
                 )
     return {
-        each.name: _flag(each.parameters, "binary_data", default=everywhere)
-        for each in request.outputs
+        output.name: _flag(output.parameters, "binary_data", default=everywhere)
+        for output in request.outputs
     }
 
 
@@ -297,7 +304,7 @@ def _flag(parameters: dict[str, Any], name: str, *, default: bool) -> bool:
 
 
 def _values(tensor: InputTensor, binary: dict[str, bytes]) -> list[Any]:
-    """Returns the values of an input that is what its datatype and its shape say. Raises
+    """Return the values of an input that is what its datatype and its shape say. Raises
     RequestError.
     """
     name, datatype = tensor.name, tensor.datatype
@@ -392,15 +399,17 @@ def endpoints(service: Service) -> list[Endpoint]:
     ):
         table += [
             Endpoint(
-                "GET", base, f"kserve_{name}", "KServe: inputs and outputs.", "recommend", None, ModelMetadata,
-                metadata,
+                "GET", base, f"kserve_{name}", "KServe: inputs and outputs.", "recommend", None,
+                ModelMetadata, metadata,
             ),
             Endpoint(
-                "GET", f"{base}/ready", f"kserve_{name}_ready", "KServe: ready.", None, None, Ready, ready,
+                "GET", f"{base}/ready", f"kserve_{name}_ready", "KServe: ready.", None, None, Ready,
+                ready,
             ),
             Endpoint(
-                "POST", f"{base}/infer", f"kserve_{name}_infer", "KServe: recommendations.", "recommend",
-                InferRequest, InferResponse, answer, read=read_inference, weight=users_of,
+                "POST", f"{base}/infer", f"kserve_{name}_infer", "KServe: recommendations.",
+                "recommend", InferRequest, InferResponse, answer,
+                read=read_inference, weight=users_of,
             ),
         ]  # fmt: skip
     return table

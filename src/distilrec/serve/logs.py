@@ -30,7 +30,7 @@ class JsonLines(logging.Formatter):
 
 
 def _where(exc_info: Any) -> dict[str, object]:
-    """Type and place of an exception. Its text could hold what a user sent."""
+    """Return type and line of an exception. Its text could hold what a user sent."""
     frames = traceback.extract_tb(exc_info[2])
     return {
         "exception": exc_info[0].__name__,
@@ -42,7 +42,7 @@ def _where(exc_info: Any) -> dict[str, object]:
 
 
 def start_logging() -> None:
-    """Sends the logs of distilrec and of the server below it to standard error."""
+    """Send the logs of distilrec and of the server below it to standard error."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines())
     for name in ("distilrec", "uvicorn.error"):
@@ -59,5 +59,5 @@ def log(
     exception: BaseException | None = None,
     **facts: object,
 ) -> None:
-    """Writes one line."""
+    """Write one line."""
     logging.getLogger("distilrec").log(level, event, extra={"facts": facts}, exc_info=exception)

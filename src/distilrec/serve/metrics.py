@@ -1,4 +1,4 @@
-"""What Prometheus is told. Several workers add up theirs through files
+"""The metrics for Prometheus. Several workers add up theirs through files
 (PROMETHEUS_MULTIPROC_DIR).
 """
 
@@ -32,7 +32,7 @@ class Durations:
             self.flush()
 
     def flush(self) -> None:
-        """Brings the histogram up to date."""
+        """Bring the histogram up to date."""
         noted, self._noted = self._noted, []
         for seconds in noted:
             self._histogram.observe(seconds)
@@ -103,13 +103,13 @@ class Metrics:
         self._shown = ""
 
     def durations(self, endpoint: str) -> Durations:
-        """Where the durations of an endpoint are noted."""
+        """Return where the durations of an endpoint are noted."""
         if endpoint not in self._durations:
             self._durations[endpoint] = Durations(self.request_seconds.labels(endpoint))
         return self._durations[endpoint]
 
     def show_model(self, version: str) -> None:
-        """Names the active model."""
+        """Name the active model."""
         if self._shown not in ("", version):
             self.model.labels(self._shown).set(
                 0
@@ -119,15 +119,15 @@ class Metrics:
         self._shown = version
 
     def flush(self) -> None:
-        """Brings all histograms up to date."""
-        for each in self._durations.values():
-            each.flush()
+        """Bring all histograms up to date."""
+        for durations in self._durations.values():
+            durations.flush()
 
     def _gauge(self, name: str, text: str) -> Gauge:
         return Gauge(name, text, registry=self.registry, multiprocess_mode="livesum")
 
     def exposition(self) -> bytes:
-        """In the text format of Prometheus."""
+        """Return all metrics in the text format of Prometheus."""
         self.flush()
         if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
             return generate_latest(_AllWorkers())

@@ -32,12 +32,12 @@ _PARAMETER = re.compile(r"{(\w+)(?::\w+)?}")
 
 
 def openapi(endpoints: Sequence[Endpoint], *, with_keys: bool) -> dict[str, Any]:
-    """The whole description."""
+    """Return the whole description."""
     types = [
-        each
+        body
         for endpoint in endpoints
-        for each in (endpoint.takes, endpoint.gives)
-        if each is not None
+        for body in (endpoint.takes, endpoint.gives)
+        if body is not None
     ]
     types += [ErrorResponse, TextError]
     schemas, components = msgspec.json.schema_components(

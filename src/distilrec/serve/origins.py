@@ -1,7 +1,7 @@
 """Which web pages may ask a service without API keys. With keys, a page that has none can do
 nothing.
 
-Whoever opens a web page lets its scripts send requests from this machine: to loopback, or to a name
+To open a web page is to let its scripts send requests from this machine: to loopback, or to a name
 of the page's own that begins to mean this machine (DNS rebinding). So `Host` must be a name that no
 stranger can own, and a request that a browser sends for a page must come from a page of this
 service.
@@ -27,7 +27,7 @@ class Origins:
         self._found: set[bytes] = set()  # hosts that are ours, as the latest callers wrote them
 
     def admit(self, headers: Mapping[bytes, bytes]) -> None:
-        """Raises OriginError for a request to a name of somebody else's, or from a page of another
+        """Raise OriginError for a request to a name of another site, or from a page of another
         site.
         """
         host = headers.get(b"host")
@@ -64,7 +64,7 @@ class Origins:
 
 
 def _name_of(authority: str) -> str:
-    """Returns the name in `name:port` or in an origin, in lower case; empty where there is none."""
+    """Return the name in `name:port` or in an origin, in lower case; empty where there is none."""
     try:
         name = urlsplit(authority if "://" in authority else f"//{authority}").hostname
     except ValueError:
@@ -90,7 +90,7 @@ def _cannot_be_owned(name: str) -> bool:
 
 
 def origins_for(config: ServiceConfig, *, keys_required: bool) -> Origins | None:
-    """Returns what a service checks; None with API keys, where every request must prove itself."""
+    """Return what a service checks; None with API keys, where every request must prove itself."""
     if keys_required:
         return None
     return Origins((config.host, *config.allowed_hosts))

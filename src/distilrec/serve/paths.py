@@ -32,7 +32,7 @@ class Paths(Generic[Target]):
         self._patterns = [(_pattern(path), target) for path, target in table.items() if "{" in path]
 
     def find(self, path: bytes) -> tuple[Target, Mapping[str, bytes]] | None:
-        """Returns the target of a path and the bytes of its parameters, None where there
+        """Return the target of a path and the bytes of its parameters, None where there
         is none.
         """
         if (target := self._fixed.get(path)) is not None:
@@ -55,7 +55,7 @@ def _pattern(path: str) -> re.Pattern[bytes]:
 
 
 def path_of(scope: Scope) -> bytes:
-    """Returns the bytes of the path as they were sent, without the root that the application is
+    """Return the bytes of the path as they were sent, without the root that the application is
     mounted at.
     """
     raw: bytes = scope.get("raw_path") or quote(scope["path"], errors="surrogatepass").encode()
@@ -63,7 +63,7 @@ def path_of(scope: Scope) -> bytes:
 
 
 def texts_of(parameters: Iterable[tuple[str, bytes]]) -> dict[str, str]:
-    """Returns the parameters of a path as text. Raises InvalidIdError for bytes that are
+    """Return the parameters of a path as text. Raises InvalidIdError for bytes that are
     not text.
     """
     return {name: _text(name, raw) for name, raw in parameters}

@@ -45,15 +45,13 @@ class RecommendRequest(Request, frozen=True):
 
 
 class BatchRequest(Request, frozen=True):
-    """Several recommendations at once."""
+    """Several recommendations in one request."""
 
     requests: Annotated[list[RecommendRequest], Meta(min_length=1)]
 
 
 class RankRequest(Request, frozen=True):
-    """These items for a user, best first, seen or not. `skip_unknown` answers without items that
-    nobody knows.
-    """
+    """These items for a user, best first, seen or not. `skip_unknown` leaves unknown items out."""
 
     user_id: UserId
     item_ids: Annotated[list[ItemId], Meta(min_length=1)]
@@ -133,7 +131,7 @@ class RankedItem(Answer, frozen=True):
 
 class RecommendResponse(Answer, frozen=True):
     """known_user: whether there is a history or features; otherwise this is the prior for
-    everybody.
+    all users.
     """
 
     user_id: str

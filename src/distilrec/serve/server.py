@@ -36,7 +36,7 @@ class _Server(uvicorn.Server):
         self._service, self._drain_seconds = service, drain_seconds
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Says where it can be reached: the system chooses the port where 0 was asked for."""
+        """Say where it can be reached: the system chooses the port where 0 was asked for."""
         await super().startup(sockets)
         host = f"[{self.config.host}]" if ":" in self.config.host else self.config.host
         for server in self.servers:
@@ -55,7 +55,7 @@ class _Server(uvicorn.Server):
 
 
 def serve(config: ServiceConfig) -> None:
-    """Serves until it is told to stop. Raises BundleErrors, StoreErrors, ConfigError and
+    """Serve until it is told to stop. Raises BundleErrors, StoreErrors, ConfigError and
     FileMissingError before that.
     """
     start_logging()
@@ -71,7 +71,7 @@ def serve(config: ServiceConfig) -> None:
 
 
 def run(config: ServiceConfig, sockets: list[socket.socket] | None = None) -> None:
-    """Serves in this process, on sockets that listen already where there are some. Raises what
+    """Serve in this process, on sockets that listen already where there are some. Raises what
     `serve` raises.
     """
     sys.setswitchinterval(_SWITCH_INTERVAL)
@@ -90,7 +90,7 @@ def run(config: ServiceConfig, sockets: list[socket.socket] | None = None) -> No
 
 
 def settle() -> None:
-    """Takes what will live as long as the process (catalogue, code) out of the garbage collector's
+    """Take what will live as long as the process (catalogue, code) out of the garbage collector's
     rounds.
     """
     gc.collect()

@@ -29,7 +29,7 @@ _WRITTEN = {"FP32": np.dtype("<f4"), "INT32": np.dtype("<i4")}
 
 
 def to_bytes(datatype: str, values: Sequence[Any]) -> bytes:
-    """Returns the binary form of an output."""
+    """Return the binary form of an output."""
     if datatype != "BYTES":
         return np.asarray(values, _WRITTEN[datatype]).tobytes()
     parts = []
@@ -40,7 +40,7 @@ def to_bytes(datatype: str, values: Sequence[Any]) -> bytes:
 
 
 def from_bytes(name: str, datatype: str, content: bytes) -> list[str] | list[int]:
-    """Returns the values of an input. Raises RequestError for bytes that are not whole values of
+    """Return the values of an input. Raises RequestError for bytes that are not whole values of
     the datatype.
     """
     if datatype == "BYTES":
@@ -57,14 +57,14 @@ def from_bytes(name: str, datatype: str, content: bytes) -> list[str] | list[int
 
 def _texts(name: str, content: bytes) -> list[str]:
     texts: list[str] = []
-    place = 0
-    while place < len(content):
-        start = place + _PREFIX
-        place = start + int.from_bytes(content[place:start], "little")
-        if start > len(content) or place > len(content):
+    end = 0
+    while end < len(content):
+        start = end + _PREFIX
+        end = start + int.from_bytes(content[end:start], "little")
+        if start > len(content) or end > len(content):
             raise _unfit(name, f"ends within its element {len(texts)}")
         try:
-            texts.append(content[start:place].decode())
+            texts.append(content[start:end].decode())
         except UnicodeDecodeError:
             raise _unfit(name, f"is not UTF-8 in its element {len(texts)}") from None
     return texts

@@ -1,9 +1,9 @@
 """Several worker processes behind one address, and the process that keeps them alive.
 
 The supervisor opens the socket, hands it to every worker, and starts a worker again that has ended:
-at once where it had lived for a while, later and later where it could not start. It never gives up,
-since the others go on answering. A worker notices the end of the supervisor by a pipe that breaks,
-and then stops in an orderly way: nothing is left on the port.
+immediately where it had lived for a while, later and later where it could not start. It never
+gives up, since the others go on answering. A worker notices the end of the supervisor by a pipe
+that breaks, and then stops in an orderly way: nothing is left on the port.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _STOP_SECONDS = 25.0  # beyond the time for draining: then a worker is killed
 
 
 class _Worker:
-    """One place for a worker process, which is filled again when the process has ended."""
+    """A worker process, which is started again when it has ended."""
 
     def __init__(
         self, command: list[str], environment: dict[str, str], handles: tuple[int, ...]
@@ -49,7 +49,7 @@ class _Worker:
         self._failures = 0
 
     def tend(self, metrics: str) -> None:
-        """Starts the process where there is none and it is time; takes note where it has ended."""
+        """Start the process where there is none and it is time; take note where it has ended."""
         now = time.monotonic()
         if self.process is None:
             if now >= self._next_start:
@@ -77,7 +77,7 @@ class _Worker:
 
 
 def supervise(config: ServiceConfig) -> int:
-    """Runs the workers until told to stop by SIGTERM or SIGINT; returns the exit code: 0 where all
+    """Run the workers until told to stop by SIGTERM or SIGINT; return the exit code: 0 where all
     have stopped in order.
 
     Raises ConfigError where the address cannot be used.
@@ -126,7 +126,7 @@ def supervise(config: ServiceConfig) -> int:
 def _stop(
     processes: list[subprocess.Popen[bytes]], received: list[int], drain_seconds: float
 ) -> int:
-    """Hands the signals on, waits, and kills what does not end."""
+    """Hand the signals on, wait, and kill what does not end."""
     deadline = time.monotonic() + drain_seconds + _STOP_SECONDS
     forwarded = 0
     while any(process.poll() is None for process in processes) and time.monotonic() < deadline:
@@ -185,7 +185,7 @@ def _watch(lifeline: int) -> None:
 
 
 def _work(listener: int, lifeline: int) -> None:
-    """What a worker process does."""
+    """Work as a worker process, until told to stop."""
     from distilrec.serve.server import run
 
     start_logging()

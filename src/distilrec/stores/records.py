@@ -47,9 +47,7 @@ class ItemRecord(msgspec.Struct, frozen=True):
 
 
 class Since(NamedTuple):
-    """Which user, and up to where their log is already known. The default means: nothing is known
-    yet.
-    """
+    """Which user, and up to where their log has been read. The default means: not at all."""
 
     user_id: str
     epoch: str = ""
@@ -59,8 +57,7 @@ class Since(NamedTuple):
 class UserRecord(NamedTuple):
     """What a store has to say about one user.
 
-    epoch: changes whenever anything but the end of the log changed; empty for a user of whom
-    nothing is stored.
+    epoch: changes whenever anything but the end of the log changed; empty for an unknown user.
     position: of the last event. restart: `events` is the whole log, not only what came after the
     position asked for.
     erased: what the bundle knows of this user must not be used. more: there are more events than
@@ -92,41 +89,41 @@ class Store(Protocol):
 
     @property
     def generation(self) -> str:
-        """Changes when the store may have lost what it once said: another server answers, or
+        """Change when the store may have lost what it once said: another server answers, or
         another program has written to the file. Then nothing that was read before may be used.
         Every call brings it up to date.
         """
         ...
 
     def append(self, events: Sequence[StoredEvent]) -> list[int]:
-        """Adds events in this order, all or none; their positions in the logs, 0 for a repeated
-        event id.
+        """Add events in this order, all or none; return their positions in the logs, 0 for a
+        repeated event id.
         """
         ...
 
-    def read(self, asked: Sequence[Since], at_most: int | None = None) -> list[UserRecord]:
-        """What is new about each of these users. at_most: events of each; the record says whether
-        there are more.
+    def read(self, users: Sequence[Since], at_most: int | None = None) -> list[UserRecord]:
+        """Return what is new about each of these users. at_most: events of each; the record says
+        whether there are more.
 
-        Reading without `at_most` may take long, and keeps nobody waiting who reads with it.
+        Reading without `at_most` may take long, and does not delay those who read with it.
         """
         ...
 
     def set_features(self, user_id: str, features: Mapping[str, object]) -> None:
-        """Sets the features of a user, in place of earlier ones."""
+        """Set the features of a user, in place of earlier ones."""
         ...
 
     def erase(self, user_id: str) -> int:
-        """Removes everything about a user and remembers, as a salted hash, not to use the bundle's
+        """Remove everything about a user and remember, as a salted hash, not to use the bundle's
         history of them.
 
-        Gives the number of events removed. Begins to take the bytes out of the files too: `clean`
+        Return the number of events removed. Begin to take the bytes out of the files too: `clean`
         says what is left.
         """
         ...
 
     def clean(self) -> str:
-        """Takes what was erased out of the files as far as that is possible now; does not wait.
+        """Take what was erased out of the files as far as that is possible now; does not wait.
 
         Returns what is left to be done, empty where nothing is: to be called again until then, also
         after a restart.
@@ -134,19 +131,20 @@ class Store(Protocol):
         ...
 
     def erasures(self) -> int:
-        """Returns a number that changes with every erasure, here or by another process."""
+        """Return a number that changes with every erasure, here or by another process."""
         ...
 
     def erased_among(self, user_ids: Iterable[str]) -> list[str]:
-        """Returns those of whom a bundle's history must not be used."""
+        """Return those of whom a bundle's history must not be used."""
         ...
 
     def put_item(self, record: ItemRecord) -> None:
-        """Keeps what was said about an item, merged with what was said before."""
+        """Keep what was said about an item, merged with what was said before."""
         ...
 
     def items(self, after: int = 0) -> tuple[list[ItemRecord], int]:
-        """Items changed after this position, in order of change, and the position to ask from next.
+        """Return items changed after this position, in order of change, and the position to ask
+        from next.
 
         All items where the store has never come as far as this position. A record that cannot be
         read is logged and left out; the next change of the item replaces it.
@@ -154,30 +152,30 @@ class Store(Protocol):
         ...
 
     def setting(self, name: str) -> str | None:
-        """A value that the service keeps across restarts, such as the folder of the
-        active bundle.
+        """Return a value that the service keeps across restarts, such as the folder of the active
+        bundle.
         """
         ...
 
     def set_setting(self, name: str, value: str | None) -> None:
-        """Sets or (None) removes it."""
+        """Set or (None) remove it."""
         ...
 
     def check(self) -> list[str]:
-        """Warnings about the store, for a person; raises where it cannot be used."""
+        """Return warnings about the store, for a person; raise where it cannot be used."""
         ...
 
     def verify(self) -> None:
-        """Read all that may be damaged, however long that takes; raises StoreCorruptedError."""
+        """Read all that may be damaged, however long that takes. Raises StoreCorruptedError."""
         ...
 
     def close(self) -> None:
-        """Writes back what there is to write and lets go of the store."""
+        """Write back what there is to write and let go of the store."""
         ...
 
 
 def decoded_item(raw: bytes, item_id: str) -> ItemRecord | None:
-    """Returns an item record, or None, with a warning in the log, where it cannot be read."""
+    """Return an item record, or None, with a warning in the log, where it cannot be read."""
     try:
         return msgspec.json.decode(raw, type=ItemRecord)
     except msgspec.MsgspecError as problem:

@@ -11,7 +11,8 @@ guarantee that SQLite gives; `check` warns of less.
 | user:ID | hash: epoch, features |
 | events:ID | list of events, oldest first |
 | ids:ID | set of the event ids of that list |
-| items, items:changes, items:counter | hash of item records; sorted set of items by their last change |
+| items, items:changes | hash of item records; sorted set of items by their last change |
+| items:counter | number of the last change of an item |
 | erased, erased:counter | set of hashes; number of erasures |
 | erased:pending | number of the latest erasure whose user may still be in the append-only file |
 """
@@ -48,7 +49,7 @@ SCHEMA_VERSION = 1
 _TIMEOUT = 2.0  # seconds
 _READ_ATTEMPTS = 10
 
-# Several events at once, all or none; ARGV: prefix, then user, event id, epoch of a new user and
+# Several events together, all or none; ARGV: prefix, then user, event id, epoch of a new user and
 # payload of each.
 _APPEND = """
 local positions, prefix = {}, ARGV[1]
@@ -162,10 +163,10 @@ class RedisStore:
         with self._errors():
             return [int(position) for position in self._append(args=arguments)] if events else []
 
-    def read(self, asked: Sequence[Since], at_most: int | None = None) -> list[UserRecord]:
-        records: list[UserRecord | None] = [None] * len(asked)
-        waiting = list(range(len(asked)))
-        questions = list(asked)
+    def read(self, users: Sequence[Since], at_most: int | None = None) -> list[UserRecord]:
+        records: list[UserRecord | None] = [None] * len(users)
+        waiting = list(range(len(users)))
+        questions = list(users)
         for _ in range(_READ_ATTEMPTS):
             for index, record in zip(
                 waiting, self._read([questions[index] for index in waiting], at_most), strict=True
@@ -174,7 +175,7 @@ class RedisStore:
                 if record is not None and record.restart and questions[index].position:
                     records[index] = None  # their log begins from the start: all of it is needed
                 if records[index] is None:
-                    questions[index] = Since(asked[index].user_id)
+                    questions[index] = Since(users[index].user_id)
             waiting = [index for index in waiting if records[index] is None]
             if not waiting:
                 return [record for record in records if record is not None]
@@ -183,14 +184,14 @@ class RedisStore:
             fix="send the request again",
         )
 
-    def _read(self, asked: Sequence[Since], at_most: int | None) -> list[UserRecord | None]:
+    def _read(self, users: Sequence[Since], at_most: int | None) -> list[UserRecord | None]:
         """None for a user who was changed while being read. Not a transaction: a server that is
         full refuses those.
         """
         with self._errors():
             generation = self.generation
             pipe = self._client.pipeline(transaction=False)
-            for user_id, _, position in asked:
+            for user_id, _, position in users:
                 pipe.hmget(f"{self._prefix}user:{user_id}", "epoch", "features")
                 last = -1 if at_most is None else position + at_most - 1
                 pipe.lrange(f"{self._prefix}events:{user_id}", position, last)
@@ -198,12 +199,12 @@ class RedisStore:
                 pipe.sismember(self._prefix + "erased", self._hash(user_id))
                 pipe.hget(f"{self._prefix}user:{user_id}", "epoch")
             answers: Iterator[Any] = iter(pipe.execute())
-            records = [self._record(each, *(next(answers) for _ in range(5))) for each in asked]
-            return records if generation == self.generation else [None] * len(asked)
+            records = [self._record(since, *(next(answers) for _ in range(5))) for since in users]
+            return records if generation == self.generation else [None] * len(users)
 
     def _record(
         self,
-        asked: Since,
+        since: Since,
         user: Sequence[bytes | None],
         payloads: Sequence[bytes],
         length: int,
@@ -217,8 +218,8 @@ class RedisStore:
             return UserRecord("", 0, True, (), None, bool(erased))
         # Another server may lack events that this one had
         epoch = f"{stored.decode()}.{self.generation}"
-        restart = epoch != asked.epoch
-        if not restart and length < asked.position:
+        restart = epoch != since.epoch
+        if not restart and length < since.position:
             self._shortened += 1
             return None
         events = []
@@ -226,12 +227,16 @@ class RedisStore:
             e = msgspec.msgpack.decode(payload, type=_Payload)
             events.append(
                 StoredEvent(
-                    asked.user_id, e.item_id, e.event_type, e.timestamp, e.received, e.event_id
+                    since.user_id, e.item_id, e.event_type, e.timestamp, e.received, e.event_id
                 )
             )
-        known = None if features is None else msgspec.json.decode(features, type=dict[str, object])
-        position = asked.position + len(events)
-        return UserRecord(epoch, position, restart, events, known, bool(erased), length > position)
+        decoded = (
+            None if features is None else msgspec.json.decode(features, type=dict[str, object])
+        )
+        position = since.position + len(events)
+        return UserRecord(
+            epoch, position, restart, events, decoded, bool(erased), length > position
+        )
 
     def set_features(self, user_id: str, features: Mapping[str, object]) -> None:
         values = {"features": msgspec.json.encode(features), "epoch": secrets.token_hex(8)}
@@ -248,8 +253,8 @@ class RedisStore:
         return removed
 
     def clean(self) -> str:
-        """A rewrite of the append-only file takes the bytes out of it, if it began after the
-        erasure.
+        """Let the server rewrite its append-only file: that takes the bytes out of it, if it
+        began after the erasure.
         """
         key = self._prefix + "erased:pending"
         with self._errors():

@@ -37,7 +37,8 @@ from distilrec.stores.records import (
 MIGRATIONS: tuple[str, ...] = (
     """
     CREATE TABLE settings (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
-    CREATE TABLE users (id INTEGER PRIMARY KEY, user_id TEXT NOT NULL UNIQUE, epoch TEXT NOT NULL, features BLOB);
+    CREATE TABLE users (id INTEGER PRIMARY KEY, user_id TEXT NOT NULL UNIQUE, \
+epoch TEXT NOT NULL, features BLOB);
     CREATE TABLE events (
         position INTEGER PRIMARY KEY AUTOINCREMENT,
         user INTEGER NOT NULL REFERENCES users (id),
@@ -49,7 +50,8 @@ MIGRATIONS: tuple[str, ...] = (
     );
     CREATE UNIQUE INDEX events_once ON events (user, event_id);
     CREATE INDEX events_in_order ON events (user, position);
-    CREATE TABLE items (item_id TEXT PRIMARY KEY, change INTEGER NOT NULL UNIQUE, record BLOB NOT NULL) WITHOUT ROWID;
+    CREATE TABLE items (item_id TEXT PRIMARY KEY, change INTEGER NOT NULL UNIQUE, \
+record BLOB NOT NULL) WITHOUT ROWID;
     CREATE TABLE erased (hash BLOB PRIMARY KEY) WITHOUT ROWID;
     """,
 )
@@ -90,7 +92,7 @@ class SqliteStore:
     """See `distilrec.stores.records.Store`.
 
     Raises StoreUnavailableError where another process has the file or it cannot be made,
-    StoreVersionError for a newer schema, StoreCorruptedError for a file that is no database.
+    StoreVersionError for a newer schema, StoreCorruptedError for a file that is not a database.
     """
 
     shared = False
@@ -147,7 +149,7 @@ class SqliteStore:
                 positions.append(row[0] if row else 0)
         return positions
 
-    def read(self, asked: Sequence[Since], at_most: int | None = None) -> list[UserRecord]:
+    def read(self, users: Sequence[Since], at_most: int | None = None) -> list[UserRecord]:
         lock, db = (
             (self._scanning, self._scanner) if at_most is None else (self._reading, self._reader)
         )
@@ -155,35 +157,37 @@ class SqliteStore:
             self._check_files()
             db.execute("BEGIN")
             try:
-                return [self._read(db, each, at_most) for each in asked]
+                return [self._read(db, since, at_most) for since in users]
             finally:
                 db.execute("ROLLBACK")
 
-    def _read(self, db: sqlite3.Connection, asked: Since, at_most: int | None) -> UserRecord:
+    def _read(self, db: sqlite3.Connection, since: Since, at_most: int | None) -> UserRecord:
         erased = (
             db.execute(
-                "SELECT 1 FROM erased WHERE hash = ?", (self._hash(asked.user_id),)
+                "SELECT 1 FROM erased WHERE hash = ?", (self._hash(since.user_id),)
             ).fetchone()
             is not None
         )
         row = db.execute(
-            "SELECT id, epoch, features FROM users WHERE user_id = ?", (asked.user_id,)
+            "SELECT id, epoch, features FROM users WHERE user_id = ?", (since.user_id,)
         ).fetchone()
         if row is None:
             return UserRecord("", 0, True, (), None, erased)
         user, epoch, features = row
-        restart = epoch != asked.epoch
+        restart = epoch != since.epoch
         rows = db.execute(
             "SELECT position, item_id, event_type, timestamp, received, event_id FROM events"
             " WHERE user = ? AND position > ? ORDER BY position LIMIT ?",
-            (user, 0 if restart else asked.position, -1 if at_most is None else at_most + 1),
+            (user, 0 if restart else since.position, -1 if at_most is None else at_most + 1),
         ).fetchall()
         more = at_most is not None and len(rows) > at_most
         rows = rows[:at_most]
-        events = [StoredEvent(asked.user_id, *rest) for _, *rest in rows]
-        position = rows[-1][0] if rows else (0 if restart else asked.position)
-        known = None if features is None else msgspec.json.decode(features, type=dict[str, object])
-        return UserRecord(epoch, position, restart, events, known, erased, more)
+        events = [StoredEvent(since.user_id, *rest) for _, *rest in rows]
+        position = rows[-1][0] if rows else (0 if restart else since.position)
+        decoded = (
+            None if features is None else msgspec.json.decode(features, type=dict[str, object])
+        )
+        return UserRecord(epoch, position, restart, events, decoded, erased, more)
 
     def set_features(self, user_id: str, features: Mapping[str, object]) -> None:
         with self._transaction() as db:
@@ -208,8 +212,8 @@ class SqliteStore:
         return removed
 
     def clean(self) -> str:
-        """Deleted content is overwritten with zeros (secure_delete); this empties the log of
-        earlier page contents.
+        """Empty the log of earlier page contents; in the database itself, deleted content is
+        overwritten with zeros (secure_delete).
         """
         with self._writing, self._errors():
             self._writer.execute("PRAGMA busy_timeout=0")
@@ -358,7 +362,7 @@ class SqliteStore:
         return found.st_dev, found.st_ino
 
     def _check_files(self) -> None:
-        """Raises StoreUnavailableError where the files under the names of the store are not those
+        """Raise StoreUnavailableError where the files under the names of the store are not those
         that are open.
         """
         for name, identity in self._files:
