@@ -37,7 +37,7 @@ if (
 
 
 # What a test needs because of the fixtures that it asks for.
-_MARKS = {"browser": "chromium", "own_redis": "redis", "redis_server": "redis"}
+_MARKS = {"browser": "chromium", "own_redis": "redis", "redis": "redis", "redis_server": "redis"}
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -309,6 +309,7 @@ def replicas():
     return found
 
 
+@pytest.mark.redis
 def test_a_replica_that_is_killed_loses_no_acknowledged_event(cluster, finished_run, tmp_path):
     (tmp_path / "redis").mkdir()
     redis_server = Redis(tmp_path / "redis")
