@@ -310,6 +310,7 @@ def replicas():
 
 
 @pytest.mark.redis
+@pytest.mark.server
 def test_a_replica_that_is_killed_loses_no_acknowledged_event(cluster, finished_run, tmp_path):
     (tmp_path / "redis").mkdir()
     redis_server = Redis(tmp_path / "redis")
