@@ -71,10 +71,11 @@ def main() -> None:
             teachers.append(runs.teacher_candidates(config.teacher, teacher, dataset))
         validation[TEACHER].append(validation_ndcg(teacher, dataset))
         for name, kept in STUDENTS.items():
+            trained = run.places.model(kept)
             students[name].append(
-                runs.student_candidate(run, dataset, name, kept, _bundle(run, name))
+                runs.student_candidate(dataset, name, trained, _bundle(run, name))
             )
-            validation[name].append(load_model(run.places.model(kept), dataset).best_ndcg)
+            validation[name].append(load_model(trained, dataset).best_ndcg)
 
     candidates = [_together(each, arguments.seeds) for each in zip(*teachers, strict=True)]
     candidates += [_together(each, arguments.seeds) for each in students.values()]

@@ -69,9 +69,7 @@ def teacher_candidate(name: str, teacher: Teacher, dataset: Dataset) -> Candidat
     )
 
 
-def student_candidate(
-    run: Run, dataset: Dataset, name: str, folder: Path, bundle: Path
-) -> Candidate:
+def student_candidate(dataset: Dataset, name: str, folder: Path, bundle: Path) -> Candidate:
     """Return a student as its bundle serves it."""
     trained = load_model(folder, dataset)
     if not holds(bundle, trained):

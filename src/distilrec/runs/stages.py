@@ -378,11 +378,11 @@ def evaluate(run: Run, dataset: Dataset) -> Comparison:
         *teacher_candidates(
             run.config.teacher if run.own_teacher is None else None, teacher, dataset
         ),
-        student_candidate(run, dataset, STUDENT, run.places.student, run.bundle),
+        student_candidate(dataset, STUDENT, run.places.student, run.bundle),
     ]
     if run.bundle_baseline.is_dir():
         candidates.append(
-            student_candidate(run, dataset, ALONE, run.places.baseline, run.bundle_baseline)
+            student_candidate(dataset, ALONE, run.places.baseline, run.bundle_baseline)
         )
     candidates += [
         Candidate(name, (scorer,), logits=False)
