@@ -276,3 +276,10 @@ def missing_extra(package: str, extra: str) -> MissingExtraError:
         package=package,
         extra=extra,
     )
+
+
+def unknown_user(user_id: str, where: str, fix: str) -> UnknownUserError:
+    """Return the error for a user that is to be forgotten and is not there."""
+    return UnknownUserError(
+        f"{where} holds nothing about the user {user_id!r}", fix=fix, parameter="user_id"
+    )

@@ -86,6 +86,7 @@ def test_every_way_to_write_a_list_erases_the_same_users(tmp_path, content):
             DataError,
             r"erased.txt, line 2: byte 0xe9 is not UTF-8\n.*save the list as UTF-8",
         ),
+        (b"\xef\xbb\xbfu1\nRen\xe9\n", DataError, "erased.txt, line 2: byte 0xe9 is not UTF-8"),
         (
             "u1\nu2".encode("utf-16") + b"\x00",
             DataError,

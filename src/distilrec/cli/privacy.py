@@ -9,7 +9,7 @@ from cyclopts import Parameter
 
 from distilrec.cli.app import Bundle, UserId, app, bundle_folder, held
 from distilrec.cli.terminal import terminal_progress
-from distilrec.errors import InvalidIdError, UnknownUserError
+from distilrec.errors import InvalidIdError, unknown_user
 from distilrec.ids import as_id
 
 
@@ -57,10 +57,8 @@ def forget(
     elif missing_ok:
         print("this bundle holds nothing about that user")
     else:
-        raise UnknownUserError(
-            f"the bundle {folder} holds nothing about the user {user_id!r}",
-            fix="check the id; --missing-ok makes this no error",
-            parameter="user_id",
+        raise unknown_user(
+            user_id, f"the bundle {folder}", "check the id; --missing-ok makes this no error"
         )
 
 

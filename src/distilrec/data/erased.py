@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import codecs
 import re
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from distilrec.data.lines import MARKS
 from distilrec.data.pseudonyms import pseudonym
 from distilrec.errors import (
     DataError,
@@ -19,13 +19,6 @@ from distilrec.errors import (
 from distilrec.ids import SPACES, as_id
 
 _NAMED = 5  # ids in a message
-_ENCODINGS = (  # by their byte order mark, the longer ones first
-    (codecs.BOM_UTF32_LE, "utf-32"),
-    (codecs.BOM_UTF32_BE, "utf-32"),
-    (codecs.BOM_UTF16_LE, "utf-16"),
-    (codecs.BOM_UTF16_BE, "utf-16"),
-    (codecs.BOM_UTF8, "utf-8-sig"),
-)
 
 
 @dataclass(frozen=True)
@@ -102,14 +95,14 @@ def read_erased_users(path: Path) -> tuple[str, ...]:
 
 def _decoded(path: Path) -> str:
     data = path.read_bytes()
-    encoding = next((name for mark, name in _ENCODINGS if data.startswith(mark)), "utf-8")
+    encoding = next((name for mark, name in MARKS if data.startswith(mark)), "utf-8")
     try:
-        return data.decode(encoding)
+        return data.decode("utf-8-sig" if encoding == "utf-8" else encoding)
     except UnicodeDecodeError as problem:
-        line = data[: problem.start].decode(encoding, errors="replace").count("\n") + 1
+        read = problem.object  # without a mark of UTF-8
+        line = read[: problem.start].decode(encoding, errors="replace").count("\n") + 1
         raise DataError(
-            f"{path}, line {line}: byte {data[problem.start]:#04x} is not "
-            f"{encoding.removesuffix('-sig').upper()}",
+            f"{path}, line {line}: byte {read[problem.start]:#04x} is not {encoding.upper()}",
             fix="save the list as UTF-8, for example: iconv -f LATIN1 -t UTF-8 LIST > NEW",
             file=str(path),
             row=line,
@@ -137,13 +130,6 @@ def _one(text: str, path: Path, line: int) -> str:
             file=str(path),
             row=line,
         ) from None
-
-
-def unknown_user(user_id: str, where: str, fix: str) -> UnknownUserError:
-    """Return the error for a user that is to be forgotten and is not there."""
-    return UnknownUserError(
-        f"{where} holds nothing about the user {user_id!r}", fix=fix, parameter="user_id"
-    )
 
 
 def listed(users: Sequence[str]) -> bytes:

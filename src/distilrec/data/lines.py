@@ -26,7 +26,7 @@ from distilrec.settings import Settings
 COMPRESSED = {".gz", ".zst"}
 _CHUNK = 1 << 22
 _COUNTED = "\t,; "
-_MARKS = (  # the longer ones first: one of UTF-32 begins like one of UTF-16
+MARKS = (  # of byte order; the longer ones first: one of UTF-32 begins like one of UTF-16
     (codecs.BOM_UTF8, "utf-8"),
     (codecs.BOM_UTF32_LE, "utf-32"),
     (codecs.BOM_UTF32_BE, "utf-32"),
@@ -162,7 +162,7 @@ def _new_file(scratch: Path) -> Path:
 def _encoding(source: Path, text: TextFormat) -> tuple[str, bool]:
     """Return the encoding, and whether a byte order mark says so."""
     first = next(_pieces(source), b"")
-    for mark, encoding in _MARKS:
+    for mark, encoding in MARKS:
         if first.startswith(mark):
             return encoding, True
     name = codecs.lookup(text.encoding or "utf-8").name

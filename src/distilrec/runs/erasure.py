@@ -16,8 +16,8 @@ import numpy as np
 
 from distilrec.bundle.format import erase_user, read_bundle
 from distilrec.data.dataset import PREPARED, Dataset, load_dataset
-from distilrec.data.erased import listed, read_erased_users, unknown_user
-from distilrec.errors import DataError
+from distilrec.data.erased import listed, read_erased_users
+from distilrec.errors import DataError, unknown_user
 from distilrec.features.texts import unpack_texts
 from distilrec.files import read_json, remove, sync_folder, write_json, write_whole
 from distilrec.runs.places import Places
