@@ -283,3 +283,10 @@ def unknown_user(user_id: str, where: str, fix: str) -> UnknownUserError:
     return UnknownUserError(
         f"{where} holds nothing about the user {user_id!r}", fix=fix, parameter="user_id"
     )
+
+
+def first_line(problem: Exception) -> str:
+    """Return the first line of what another library says; the kind of its error where it says
+    nothing.
+    """
+    return (str(problem).strip() or type(problem).__name__).splitlines()[0]

@@ -20,12 +20,12 @@ from pathlib import Path
 
 import polars as pl
 
-from distilrec.errors import ConfigError, DataError
+from distilrec.errors import ConfigError, DataError, first_line
 from distilrec.settings import Settings
 
 COMPRESSED = {".gz", ".zst"}
 _CHUNK = 1 << 22
-_COUNTED = "\t,; "
+SEPARATORS = "\t,; "  # of cells, the likelier ones first
 MARKS = (  # of byte order; the longer ones first: one of UTF-32 begins like one of UTF-16
     (codecs.BOM_UTF8, "utf-8"),
     (codecs.BOM_UTF32_LE, "utf-32"),
@@ -103,8 +103,8 @@ def plain_text(source: Path, text: TextFormat, scratch: Path) -> PlainText:
     encoding, marked = _encoding(source, text)
     as_it_is = encoding == "utf-8" and not marked and source.suffix.lower() not in COMPRESSED
     file = source if as_it_is else _new_file(scratch)
-    counted = _COUNTED + (text.quote or '"') + (text.escape or "")
-    lines, blank, counts, last, before = 0, 0, Counter[str](), "\n", "\n"
+    counted = SEPARATORS + (text.quote or '"') + (text.escape or "")
+    lines, blank, counts, last = 0, 0, Counter[str](), "\n"
     returns = False
     with open(os.devnull if as_it_is else file, "w", encoding="utf-8", newline="") as copy:
         for piece in _decoded(source, encoding):
@@ -117,11 +117,11 @@ def plain_text(source: Path, text: TextFormat, scratch: Path) -> PlainText:
                     row=line,
                 )
             lines += piece.count("\n")
-            blank += _blank_lines(piece, before)
+            blank += _blank_lines(piece, last)
             returns = returns or "\r" in piece
             for mark in counted:
                 counts[mark] += piece.count(mark)
-            before, last = piece[-1], piece[-1]
+            last = piece[-1]
             if not as_it_is:
                 copy.write(piece)
     if returns and lines == 0:  # line ends of an old Macintosh
@@ -214,10 +214,9 @@ def _pieces(source: Path) -> Iterator[bytes]:
             while piece := file.read(_CHUNK):
                 yield piece
     except (EOFError, zlib.error, gzip.BadGzipFile, pl.exceptions.PolarsError) as problem:
-        first = (str(problem).strip() or type(problem).__name__).splitlines()[0]
         fix = "check that the file is complete"
         if suffix == ".zst":
             fix += ", and in UTF-8: unpack text in another encoding first"
         raise DataError(
-            f"{source} cannot be unpacked: {first}", fix=fix, file=str(source)
+            f"{source} cannot be unpacked: {first_line(problem)}", fix=fix, file=str(source)
         ) from None

@@ -37,6 +37,7 @@ from distilrec.errors import (
     DataError,
     FileMissingError,
     NotEnoughDataError,
+    first_line,
 )
 from distilrec.ids import REFUSED
 
@@ -64,8 +65,7 @@ def read_table(
     ):
         return source
     with TemporaryDirectory(prefix="distilrec-") as scratch:
-        log = open_log(source, Path(scratch), columns, text)
-        return log.slice(0, log.rows, log.schema().names())
+        return open_log(source, Path(scratch), columns, text).read()
 
 
 @dataclass(frozen=True)
@@ -99,6 +99,10 @@ class Log:
             return self.scan().collect_schema()
         return self._scan_file(self.files[0]).collect_schema()
 
+    def read(self) -> pl.DataFrame:
+        """Return the whole table. Raises DataError."""
+        return self.slice(0, self.rows, self.schema().names())
+
     def slice(self, first: int, rows: int, columns: Sequence[str]) -> pl.DataFrame:
         """Return these columns of some rows. Raises DataError."""
         try:
@@ -128,12 +132,8 @@ class Log:
                 _converted(name, there[name], wanted) for name, wanted in self.types
             )
         if len(self.files) > 1 and file != self.files[0]:
-            names = (
-                _plain(pl.scan_parquet(self.files[0], glob=False), frozenset())
-                .collect_schema()
-                .names()
-            )
-            scan = scan.select(names)
+            first = pl.scan_parquet(self.files[0], glob=False).collect_schema()
+            scan = scan.select(first.names())
         return scan
 
 
@@ -256,9 +256,8 @@ def _converted(name: str, there: pl.DataType, wanted: pl.DataType) -> pl.Expr:
 
 
 def _unreadable(path: Path, problem: Exception) -> DataError:
-    first = (str(problem).strip() or type(problem).__name__).splitlines()[0]
     return DataError(
-        f"{path} cannot be read as {_suffix(path)[1:]}: {first}",
+        f"{path} cannot be read as {_suffix(path)[1:]}: {first_line(problem)}",
         fix="check that the file is complete",
         file=str(path),
     )
@@ -401,17 +400,11 @@ def _from_pandas(source: object) -> pl.DataFrame:
             fix="convert it with polars.DataFrame(...)",
         )
     frame: Any = source
-    if any(name is not None for name in frame.index.names):
-        levels = [
-            name for name in frame.index.names if name is not None and name not in frame.columns
-        ]
+    levels = [name for name in frame.index.names if name is not None and name not in frame.columns]
+    if levels:
         others = [name for name in frame.index.names if name not in levels]
-        frame = (
-            frame.reset_index(level=others, drop=True)
-            if others and len(frame.index.names) > len(others)
-            else frame
-        )
-        frame = frame.reset_index() if levels else frame
+        frame = frame.reset_index(level=others, drop=True) if others else frame
+        frame = frame.reset_index()
     names = [str(name) for name in frame.columns]
     distinct(names, "the frame")
     return pl.DataFrame(

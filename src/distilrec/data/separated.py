@@ -11,12 +11,13 @@ from __future__ import annotations
 import csv
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import polars as pl
 
-from distilrec.data.lines import PlainText, TextFormat
-from distilrec.errors import ColumnTypeError, ConfigError, DataError, NotEnoughDataError
+from distilrec.data.lines import SEPARATORS, PlainText, TextFormat
+from distilrec.errors import ColumnTypeError, ConfigError, NotEnoughDataError
 
 _BATCH = 100_000
 _LONGEST_CELL = 1 << 24
@@ -72,17 +73,18 @@ def scan_separated(
     first = _first_line(text)
     dialect = _dialect(first, form, columns, separator)
     names, header_lines = _names(text, dialect, columns)
+    strictly = partial(_strictly, text, dialect, names, header_lines, scratch)
     simple = (
         (dialect.quote is None or not text.counts[dialect.quote])
         and (dialect.escape is None or not text.counts[dialect.escape])
         and not text.blank
     )
     if not simple:
-        return _strictly(text, dialect, names, header_lines, scratch)
+        return strictly()
     rows = text.lines - header_lines
     cells = text.counts[dialect.separator] - (first.count(dialect.separator) if header_lines else 0)
     if not rows or cells != rows * (len(names) - 1):
-        return _strictly(text, dialect, names, header_lines, scratch)
+        return strictly()
     scan = pl.scan_csv(
         text.file,
         separator=dialect.separator,
@@ -93,7 +95,7 @@ def scan_separated(
         glob=False,
     )
     # A line with too many fields may hide behind one with too few.
-    return Rows(scan, (), rows, lambda: _strictly(text, dialect, names, header_lines, scratch))
+    return Rows(scan, (), rows, strictly)
 
 
 def scan_double_colons(text: PlainText, columns: Sequence[str] | None, scratch: Path) -> Rows:
@@ -138,10 +140,9 @@ def _first_line(text: PlainText) -> str:
 def _dialect(
     first: str, form: TextFormat, columns: Sequence[str] | None, separator: str | None
 ) -> _Dialect:
-    outside = (
-        "".join(first.split('"')[::2]) if form.quote != "" else first
-    )  # separators in quoted names do not count
-    marks = [mark for mark in "\t,; " if mark in outside]
+    # Separators in quoted names do not count.
+    outside = "".join(first.split('"')[::2]) if form.quote != "" else first
+    marks = [mark for mark in SEPARATORS if mark in outside]
     if columns is not None:  # the one that gives as many fields as there are names
         marks = [mark for mark in marks if outside.count(mark) == len(columns) - 1] or marks
     chosen = separator or (marks[0] if marks else ",")
@@ -176,9 +177,7 @@ def _names(
                 parameter="columns",
             )
         return distinct(columns, text.source), 0
-    return distinct(
-        [name.strip() if name.strip() else "" for name in first], text.source
-    ), lines.number
+    return distinct([name.strip() for name in first], text.source), lines.number
 
 
 def distinct(names: Sequence[str], source: object) -> list[str]:
@@ -362,18 +361,17 @@ def _stored(records: Iterator[list[str]], names: list[str], scratch: Path) -> pl
 
 @dataclass
 class Batches:
-    """Tables with the same columns, written one after the other as Parquet files."""
+    """Tables with the same columns, written one after the other as Parquet files of a folder that
+    holds no others.
+    """
 
     folder: Path
     files: list[Path] = field(default_factory=list)
 
     def write(self, frame: pl.DataFrame) -> None:
-        number = sum(1 for _ in self.folder.glob("batch-*.parquet"))
-        file = self.folder / f"batch-{number:06d}.parquet"
+        file = self.folder / f"batch-{len(self.files):06d}.parquet"
         frame.write_parquet(file, compression="lz4")
         self.files.append(file)
 
     def scan(self) -> pl.LazyFrame:
-        if not self.files:
-            raise DataError("nothing was read", fix="give a file with at least a few rows")
         return pl.scan_parquet(self.files, glob=False)

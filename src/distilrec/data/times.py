@@ -16,7 +16,7 @@ import polars as pl
 from distilrec.data.columns import as_numbers, row_number
 from distilrec.data.readers import Log
 from distilrec.data.schema import UNITS, Schema
-from distilrec.errors import ColumnTypeError, ConfigError
+from distilrec.errors import ColumnTypeError, ConfigError, first_line
 
 PLAUSIBLE_FROM = 788_918_400.0  # 1995-01-01: no log of users is older
 _DAY = 86_400.0
@@ -176,9 +176,8 @@ def _parsed(text: pl.Series, pattern: str) -> pl.Series:
     try:
         return text.to_frame("text").select(_parse(pl.col("text"), pattern)).to_series()
     except pl.exceptions.PolarsError as problem:
-        first = str(problem).strip().splitlines()[0]
         raise ConfigError(
-            f"times cannot be read as {pattern!r}: {first}",
+            f"times cannot be read as {pattern!r}: {first_line(problem)}",
             fix='for example timestamp_format = "%d/%m/%Y %H:%M"',
             parameter="timestamp_format",
         ) from None

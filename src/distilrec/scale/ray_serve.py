@@ -13,7 +13,7 @@ from typing import Any
 
 from starlette.types import ASGIApp
 
-from distilrec.errors import ClusterError, missing_extra
+from distilrec.errors import ClusterError, first_line, missing_extra
 from distilrec.scale.ray_workers import connect
 from distilrec.serve.app import make_app
 from distilrec.serve.config import ServiceConfig
@@ -72,7 +72,7 @@ def serve_on_ray(config: ServiceConfig, address: str) -> None:
         serve.shutdown()  # type: ignore[no-untyped-call]
     except (RuntimeError, ray.exceptions.RayError) as problem:
         raise ClusterError(
-            f"the service cannot run on the Ray cluster: {str(problem).splitlines()[0]}",
+            f"the service cannot run on the Ray cluster: {first_line(problem)}",
             fix="see `serve status` and the logs of Ray; each replica needs one free CPU",
             address=address,
         ) from None

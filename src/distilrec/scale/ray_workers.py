@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from distilrec.errors import ClusterError, DistilrecError, missing_extra
+from distilrec.errors import ClusterError, DistilrecError, first_line, missing_extra
 from distilrec.workers import Report
 
 Task = TypeVar("Task")
@@ -209,7 +209,7 @@ def connect(address: str) -> Any:
         )
     except (OSError, RuntimeError, ValueError) as problem:
         raise ClusterError(
-            f"the Ray cluster {address!r} cannot be reached: {str(problem).splitlines()[0]}",
+            f"the Ray cluster {address!r} cannot be reached: {first_line(problem)}",
             fix="check the address (`ray status` shows the cluster), or use --ray local for this "
             "machine alone",
             address=address,
@@ -219,8 +219,7 @@ def connect(address: str) -> Any:
 
 def _lost(problem: Exception) -> ClusterError:
     return ClusterError(
-        "workers of the Ray cluster were lost: "
-        f"{(str(problem) or type(problem).__name__).splitlines()[0]}",
+        f"workers of the Ray cluster were lost: {first_line(problem)}",
         fix="run the command again: what has been made is used",
     )
 
