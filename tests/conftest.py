@@ -27,9 +27,8 @@ _CHROMIUM = (
 # A busy machine may be slow at any moment: how long an example takes says nothing.
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("patient")
-if (
-    "MUTANT_UNDER_TEST" in os.environ
-):  # `make mutation`: that a test fails is enough, nobody reads the smallest example
+# `make mutation`: that a test fails is enough, its smallest example is not needed.
+if "MUTANT_UNDER_TEST" in os.environ:
     settings.register_profile(
         "mutation", max_examples=40, deadline=None, phases=[Phase.explicit, Phase.generate]
     )
@@ -37,7 +36,7 @@ if (
 
 
 # What a test needs because of the fixtures that it asks for.
-_MARKS = {"browser": "chromium", "own_redis": "redis", "redis": "redis", "redis_server": "redis"}
+_MARKS = {"browser": "chromium", "redis_server": "redis", "shared_redis": "redis"}
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -95,6 +94,22 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 def bundle(finished_run: Run, tmp_path: Path) -> Path:
     """A copy of the small run's bundle that a test may damage."""
     return Path(shutil.copytree(finished_run.bundle, tmp_path / "bundle"))
+
+
+@pytest.fixture(scope="module")
+def bundle_copy(finished_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the small run's bundle that the tests of a module share."""
+    return Path(shutil.copytree(finished_run.bundle, tmp_path_factory.mktemp("shared") / "bundle"))
+
+
+@pytest.fixture
+def redis_server(tmp_path: Path) -> Iterator[servers.Redis]:
+    """A Redis server of the test's own."""
+    folder = tmp_path / "redis"
+    folder.mkdir()
+    server = servers.Redis(folder)
+    yield server
+    server.stop()
 
 
 @pytest.fixture(scope="module")

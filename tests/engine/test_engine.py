@@ -427,10 +427,8 @@ def test_a_backup_restored_into_the_file_is_followed(bundle, tmp_path):
     store.close()
 
 
-@pytest.mark.redis
-def test_two_processes_share_users(bundle, tmp_path):
-    server = Redis(tmp_path)
-    stores = [RedisStore(server.url) for _ in range(2)]
+def test_two_processes_share_users(bundle, redis_server):
+    stores = [RedisStore(redis_server.url) for _ in range(2)]
     one, two = (StoredRecommender(load(bundle), store) for store in stores)
     alone = load(bundle)
     for n, item in enumerate(alone.item_ids[:10]):
@@ -448,7 +446,6 @@ def test_two_processes_share_users(bundle, tmp_path):
     assert one.recommend("u1", ["i1", "i2"]) == two.recommend("u1", ["i1", "i2"]) == stranger
     for store in stores:
         store.close()
-    server.stop()
 
 
 def test_an_erased_user_is_a_stranger_also_to_another_bundle(bundle, tmp_path):

@@ -39,7 +39,7 @@ from distilrec.workers import InProcess
 from tests import ROOT
 from tests.cli.test_cli import TOML
 from tests.serve.test_faults import Load
-from tests.servers import Redis, Server, free_port, until
+from tests.servers import Server, free_port, until
 from tests.small_run import SCHEMA, Heard, tables, write_tables
 
 pytestmark = [pytest.mark.ray, pytest.mark.redis, pytest.mark.server]
@@ -309,11 +309,10 @@ def replicas():
     return found
 
 
-@pytest.mark.redis
 @pytest.mark.server
-def test_a_replica_that_is_killed_loses_no_acknowledged_event(cluster, finished_run, tmp_path):
-    (tmp_path / "redis").mkdir()
-    redis_server = Redis(tmp_path / "redis")
+def test_a_replica_that_is_killed_loses_no_acknowledged_event(
+    cluster, finished_run, redis_server, tmp_path
+):
     cluster.close()
     server = Server(
         finished_run.bundle, redis_server.url, "--ray", cluster.address, "--workers", 2, log_folder=tmp_path,
@@ -349,7 +348,6 @@ def test_a_replica_that_is_killed_loses_no_acknowledged_event(cluster, finished_
             assert f"i{n}" not in server.items("shared", k=99)
     finally:
         assert server.stop() == 0, server.log.read_text()
-        redis_server.stop()
 
 
 def test_replicas_need_a_store_that_they_can_share(cluster, finished_run, tmp_path):

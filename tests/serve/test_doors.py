@@ -5,13 +5,11 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import socket
 import sqlite3
 import subprocess
 import sys
 from functools import partial
-from pathlib import Path
 
 import pytest
 
@@ -46,11 +44,6 @@ def asked(server: Server, method: str, path: bytes, body: object = None) -> tupl
     kind = b"" if body is None else b"content-type: application/json\r\n"
     head = b"%s %s HTTP/1.1\r\nhost: localhost\r\n%scontent-length: %d\r\n\r\n"
     return answered(server, head % (method.encode(), path, kind, len(content)) + content)
-
-
-@pytest.fixture(scope="module")
-def bundle_copy(finished_run, tmp_path_factory) -> Path:
-    return Path(shutil.copytree(finished_run.bundle, tmp_path_factory.mktemp("doors") / "bundle"))
 
 
 @pytest.fixture(scope="module")
@@ -265,16 +258,9 @@ def test_ids_on_the_command_line_follow_the_same_rule(bundle, command, wrong):
 # Where the store is
 
 
-@pytest.fixture
-def redis(tmp_path):
-    server = Redis(tmp_path)
-    yield server
-    server.kill()
-
-
-def set_password(redis: Redis) -> None:
+def set_password(redis_server: Redis) -> None:
     subprocess.run(
-        ["redis-cli", "-p", str(redis.port), "config", "set", "requirepass", "tops3cret"],
+        ["redis-cli", "-p", str(redis_server.port), "config", "set", "requirepass", "tops3cret"],
         check=True,
     )
 
@@ -283,12 +269,12 @@ def set_password(redis: Redis) -> None:
     "form",
     ["redis://127.0.0.1:{}/0?password=tops3cret", "redis://default:tops3cret@127.0.0.1:{}/0"],
 )
-def test_secrets_of_the_address_are_shown_nowhere(bundle, redis, form, request):
-    set_password(redis)
-    server = Server(bundle, form.format(redis.port))
+def test_secrets_of_the_address_are_shown_nowhere(bundle, redis_server, form, request):
+    set_password(redis_server)
+    server = Server(bundle, form.format(redis_server.port))
     request.addfinalizer(server.stop)
     assert "the command line holds the password" in server.log.read_text()
-    redis.kill()
+    redis_server.kill()
     until(
         lambda: server.client.get("/readyz").status_code == 503,
         "the service notices that its store is gone",
@@ -298,18 +284,18 @@ def test_secrets_of_the_address_are_shown_nowhere(bundle, redis, form, request):
     text = response.text + server.client.post("/v1/recommend", json={"user_id": "u1"}).text
     assert "127.0.0.1" not in text
     assert server.stop() == 0
-    assert f"redis://127.0.0.1:{redis.port}/0 cannot be used" in server.log.read_text()
+    assert f"redis://127.0.0.1:{redis_server.port}/0 cannot be used" in server.log.read_text()
     assert "tops3cret" not in text + server.log.read_text()
 
 
-def test_the_password_need_not_be_on_the_command_line(bundle, redis, tmp_path):
-    set_password(redis)
+def test_the_password_need_not_be_on_the_command_line(bundle, redis_server, tmp_path):
+    set_password(redis_server)
     (tmp_path / "password").write_text("tops3cret\n")
     command = [sys.executable, "-m", "distilrec.cli", "doctor", "--bundle", bundle, "--port", "0"]
-    plain = f"redis://127.0.0.1:{redis.port}/0"
+    plain = f"redis://127.0.0.1:{redis_server.port}/0"
     for more, environment in (
         (["--store", plain, "--store-password-file", tmp_path / "password"], {}),
-        ([], {"DISTILREC_STORE": f"redis://:tops3cret@127.0.0.1:{redis.port}/0"}),
+        ([], {"DISTILREC_STORE": f"redis://:tops3cret@127.0.0.1:{redis_server.port}/0"}),
         (["--store-password-file", tmp_path / "password"], {"DISTILREC_STORE": plain}),
     ):
         environment = {**os.environ, **environment}

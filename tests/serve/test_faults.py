@@ -17,7 +17,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.servers import PATIENCE, Redis, Server, until
+from tests.servers import PATIENCE, Server, until
 
 pytestmark = pytest.mark.server
 
@@ -282,15 +282,6 @@ def test_a_database_damaged_while_it_is_served(bundle, tmp_path):
     assert "[store_corrupted]" in server.log.read_text()
     assert "restore it from a backup" in server.log.read_text()
     server.client.close()
-
-
-@pytest.fixture
-def redis_server(tmp_path):
-    folder = tmp_path / "redis"
-    folder.mkdir()
-    server = Redis(folder)
-    yield server
-    server.stop()
 
 
 def test_redis_lost_and_back(bundle, redis_server):

@@ -6,7 +6,6 @@ import contextlib
 import http.client
 import json
 import re
-import shutil
 import socket
 import sqlite3
 import threading
@@ -25,11 +24,6 @@ REQUEST = (
     b"POST /v1/recommend HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n%s\r\n"
 )
 BODY = b'{"user_id": "u1"}'
-
-
-@pytest.fixture(scope="module")
-def bundle_copy(finished_run, tmp_path_factory) -> Path:
-    return Path(shutil.copytree(finished_run.bundle, tmp_path_factory.mktemp("limits") / "bundle"))
 
 
 @pytest.fixture(scope="module")

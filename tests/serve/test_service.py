@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -20,11 +19,6 @@ from tests.servers import PATIENCE, Server, until
 pytestmark = pytest.mark.server
 
 JSON = {"content-type": "application/json"}
-
-
-@pytest.fixture(scope="module")
-def bundle_copy(finished_run, tmp_path_factory) -> Path:
-    return Path(shutil.copytree(finished_run.bundle, tmp_path_factory.mktemp("service") / "bundle"))
 
 
 @pytest.fixture(scope="module")

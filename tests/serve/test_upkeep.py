@@ -15,18 +15,9 @@ import httpx
 import pytest
 import redis
 
-from tests.servers import Redis, Server, until
+from tests.servers import Server, until
 
 pytestmark = pytest.mark.server
-
-
-@pytest.fixture
-def redis_server(tmp_path):
-    folder = tmp_path / "redis"
-    folder.mkdir()
-    server = Redis(folder)
-    yield server
-    server.stop()
 
 
 @pytest.fixture

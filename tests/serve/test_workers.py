@@ -17,15 +17,6 @@ pytestmark = pytest.mark.server
 
 
 @pytest.fixture
-def redis_server(tmp_path):
-    folder = tmp_path / "redis"
-    folder.mkdir()
-    server = Redis(folder)
-    yield server
-    server.stop()
-
-
-@pytest.fixture
 def server(bundle, redis_server):
     service = started(bundle, redis_server)
     yield service

@@ -40,7 +40,7 @@ class TestSqlite(StoreContract):
 
 
 @pytest.fixture(scope="module")
-def redis_server(tmp_path_factory):
+def shared_redis(tmp_path_factory):
     server = Redis(tmp_path_factory.mktemp("redis"))
     yield server
     server.stop()
@@ -48,8 +48,8 @@ def redis_server(tmp_path_factory):
 
 class TestRedis(StoreContract):
     @pytest.fixture
-    def opener(self, redis_server, request):
-        return lambda: open_store(redis_server.url, prefix=f"{request.node.name}:")
+    def opener(self, shared_redis, request):
+        return lambda: open_store(shared_redis.url, prefix=f"{request.node.name}:")
 
     def damage_item(self, store, item_id):
         store._client.hset(store._prefix + "items", item_id, b'{"item_id": 7')
@@ -277,14 +277,14 @@ def test_no_byte_of_an_erased_user_is_left_in_the_files(tmp_path):
     assert found() == set()
 
 
-def test_no_key_of_an_erased_user_is_left_in_redis(redis_server):
+def test_no_key_of_an_erased_user_is_left_in_redis(shared_redis):
     import redis
 
-    store = RedisStore(redis_server.url, "erasure:")
+    store = RedisStore(shared_redis.url, "erasure:")
     secret = "Zaphod-Beeblebrox-7"
     store.append([event(secret, number=n) for n in range(50)] + [event("neighbour")])
     store.set_features(secret, {"address": "Betelgeuse-5"})
-    client = redis.Redis.from_url(redis_server.url)
+    client = redis.Redis.from_url(shared_redis.url)
     assert any(secret.encode() in key for key in client.scan_iter("erasure:*"))
     assert store.erase(secret) == 50
     assert not any(secret.encode() in key for key in client.scan_iter())
@@ -292,7 +292,7 @@ def test_no_key_of_an_erased_user_is_left_in_redis(redis_server):
         lambda: store.clean() == "", "the file has been rewritten"
     )  # the rewrite of the append-only file takes a moment
     on_disk = b"".join(
-        file.read_bytes() for file in redis_server.folder.rglob("*") if file.is_file()
+        file.read_bytes() for file in shared_redis.folder.rglob("*") if file.is_file()
     )
     assert b"neighbour" in on_disk
     assert secret.encode() not in on_disk and b"Betelgeuse-5" not in on_disk
@@ -301,30 +301,22 @@ def test_no_key_of_an_erased_user_is_left_in_redis(redis_server):
 
 
 @pytest.fixture
-def own_redis(tmp_path):
-    (tmp_path / "redis").mkdir()
-    server = Redis(tmp_path / "redis")
-    yield server
-    server.stop()
-
-
-@pytest.fixture
-def client(own_redis):
+def client(redis_server):
     import redis
 
-    with closing(redis.Redis.from_url(own_redis.url)) as client:
+    with closing(redis.Redis.from_url(redis_server.url)) as client:
         yield client
 
 
-def test_erasing_while_the_append_only_file_is_rewritten(own_redis, client):
+def test_erasing_while_the_append_only_file_is_rewritten(redis_server, client):
     """The rewrite under way began before the erasure: the user is in its result, and another one has to follow."""
-    store = RedisStore(own_redis.url)
+    store = RedisStore(redis_server.url)
     secret = "Zaphod-Beeblebrox-7"
     for n in range(30):
         store.append([event(secret, number=n), event(f"neighbour-{n}", number=n)])
 
     def found() -> bool:
-        files = [file for file in own_redis.folder.rglob("*") if file.is_file()]
+        files = [file for file in redis_server.folder.rglob("*") if file.is_file()]
         return any(secret.encode() in file.read_bytes() for file in files)
 
     client.config_set("rdb-key-save-delay", 20_000)  # microseconds: 93 keys
@@ -334,7 +326,7 @@ def test_erasing_while_the_append_only_file_is_rewritten(own_redis, client):
     assert "rewriting its append-only file" in store.clean()
     client.config_set("rdb-key-save-delay", 0)
     another = RedisStore(
-        own_redis.url
+        redis_server.url
     )  # what is left to be done is known after a restart, and to other processes
     assert "rewriting its append-only file" in another.clean()
     store.close()
@@ -344,8 +336,8 @@ def test_erasing_while_the_append_only_file_is_rewritten(own_redis, client):
     another.close()
 
 
-def test_a_full_redis_can_be_read_and_erased(own_redis, client):
-    store = RedisStore(own_redis.url)
+def test_a_full_redis_can_be_read_and_erased(redis_server, client):
+    store = RedisStore(redis_server.url)
     store.append([event(number=n) for n in range(20)] + [event("other")])
     store.put_item(ItemRecord("a"))
     known = store.read([Since("u")])[0]
@@ -359,7 +351,7 @@ def test_a_full_redis_can_be_read_and_erased(own_redis, client):
         with pytest.raises(StoreUnavailableError, match="full"):
             write()
     store.close()
-    store = RedisStore(own_redis.url)  # a worker that starts now
+    store = RedisStore(redis_server.url)  # a worker that starts now
     assert len(store.read([Since("u")])[0].events) == 20
     assert store.read([Since("u", known.epoch, known.position)])[0].events == []
     assert store.items()[0] == [ItemRecord("a", available=True)]
@@ -372,22 +364,22 @@ def test_a_full_redis_can_be_read_and_erased(own_redis, client):
     store.close()
 
 
-def test_a_redis_that_lost_its_newest_events_is_read_from_the_start(own_redis):
+def test_a_redis_that_lost_its_newest_events_is_read_from_the_start(redis_server):
     """A promoted replica or a restored backup: positions go back, and the same positions hold other events."""
-    store = RedisStore(own_redis.url)
+    store = RedisStore(redis_server.url)
     store.append([event(number=n) for n in range(3)])
-    own_redis.kill()
-    shutil.copytree(own_redis.folder, own_redis.folder.with_name("backup"))
-    own_redis.start()
+    redis_server.kill()
+    shutil.copytree(redis_server.folder, redis_server.folder.with_name("backup"))
+    redis_server.start()
     store.append([event(number=n) for n in range(3, 6)])
     store.put_item(ItemRecord("a"))
     generation = store.generation
     known = store.read([Since("u")])[0]
     assert known.position == 6
-    own_redis.kill()
-    shutil.rmtree(own_redis.folder)
-    shutil.copytree(own_redis.folder.with_name("backup"), own_redis.folder)
-    own_redis.start()
+    redis_server.kill()
+    shutil.rmtree(redis_server.folder)
+    shutil.copytree(redis_server.folder.with_name("backup"), redis_server.folder)
+    redis_server.start()
     for number in range(10, 15):  # as long as before, and longer, in the end
         store.append([event(number=number)])
         (now,) = store.read([Since("u", known.epoch, known.position)])
@@ -404,8 +396,8 @@ def test_a_redis_that_lost_its_newest_events_is_read_from_the_start(own_redis):
     store.close()
 
 
-def test_a_log_that_became_shorter_on_the_same_server(redis_server):
-    store = RedisStore(redis_server.url, "shorter:")
+def test_a_log_that_became_shorter_on_the_same_server(shared_redis):
+    store = RedisStore(shared_redis.url, "shorter:")
     store.append([event(number=n) for n in range(4)])
     known = store.read([Since("u")])[0]
     store._client.rpop("shorter:events:u")
@@ -439,12 +431,12 @@ def test_redis_down_and_back(tmp_path):
     server.stop()
 
 
-def test_redis_says_how_durable_it_is(redis_server):
+def test_redis_says_how_durable_it_is(shared_redis):
     import redis
 
-    store = RedisStore(redis_server.url)
+    store = RedisStore(shared_redis.url)
     assert store.check() == []
-    client = redis.Redis.from_url(redis_server.url)
+    client = redis.Redis.from_url(shared_redis.url)
     client.config_set("appendfsync", "everysec")
     assert "can lose a second of events" in store.check()[0]
     client.config_set("maxmemory-policy", "allkeys-lru")
@@ -455,14 +447,14 @@ def test_redis_says_how_durable_it_is(redis_server):
     store.close()
 
 
-def test_redis_of_a_newer_version_or_with_strange_content(redis_server):
+def test_redis_of_a_newer_version_or_with_strange_content(shared_redis):
     import redis
 
-    client = redis.Redis.from_url(redis_server.url)
+    client = redis.Redis.from_url(shared_redis.url)
     client.set("newer:schema", 9)
     with pytest.raises(StoreVersionError, match="has schema version 9"):
-        RedisStore(redis_server.url, "newer:")
-    store = RedisStore(redis_server.url, "strange:")
+        RedisStore(shared_redis.url, "newer:")
+    store = RedisStore(shared_redis.url, "strange:")
     store.append([event()])
     client.rpush("strange:events:u", b"\xc1")
     with pytest.raises(StoreCorruptedError, match="holds something that distilrec did not write"):

@@ -21,11 +21,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from distilrec.errors import StoreUnavailableError
 from distilrec.stores.records import ItemRecord, Since, Store, StoredEvent
+from distilrec.testing.properties import of_contract
 
 Opener = Callable[[], Store]
 
@@ -251,14 +252,7 @@ class StoreContract:
         assert store.read([]) == []
         assert isinstance(store.check(), list)
 
-    @settings(
-        deadline=None,
-        max_examples=25,
-        suppress_health_check=[
-            HealthCheck.function_scoped_fixture,
-            HealthCheck.differing_executors,
-        ],
-    )
+    @of_contract
     @given(data=st.data())
     def test_a_store_behaves_like_a_list_per_user(self, store: Store, data: Any) -> None:
         """Compare with a plain model: any ids, repeated event ids, readers at several positions."""

@@ -19,7 +19,7 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -38,6 +38,7 @@ from distilrec.networks.batches import prediction_batch
 from distilrec.networks.kinds import STUDENTS
 from distilrec.networks.sequence import TorchScorer
 from distilrec.networks.student import Student, StudentSettings, kind_of
+from distilrec.testing.properties import of_contract
 from distilrec.training.options import TrainingConfig
 from distilrec.training.trained import TrainedModel, train_model
 
@@ -153,14 +154,7 @@ class StudentContract:
 
     # Torch equals engine
 
-    @settings(
-        deadline=None,
-        max_examples=25,
-        suppress_health_check=[
-            HealthCheck.function_scoped_fixture,
-            HealthCheck.differing_executors,
-        ],
-    )
+    @of_contract
     @given(data=st.data())
     def test_states_and_scores(
         self, student: Student, dataset: Dataset, bundle: Bundle, runtime: Runtime, data: Any
@@ -189,14 +183,7 @@ class StudentContract:
             runtime.fold(stepwise, one.items[n : n + 1], one.events[n : n + 1])
         np.testing.assert_allclose(stepwise, state, _TOLERANCE, _TOLERANCE)
 
-    @settings(
-        deadline=None,
-        max_examples=25,
-        suppress_health_check=[
-            HealthCheck.function_scoped_fixture,
-            HealthCheck.differing_executors,
-        ],
-    )
+    @of_contract
     @given(data=st.data())
     def test_the_best_are_the_top_of_the_scores(
         self, student: Student, dataset: Dataset, bundle: Bundle, runtime: Runtime, data: Any
