@@ -11,7 +11,7 @@ from distilrec.engine.runtimes.kinds import RUNTIMES
 from distilrec.errors import BundleVersionError, ConfigError
 from distilrec.networks.build import build_model
 from distilrec.networks.kinds import STUDENTS
-from distilrec.networks.student import StudentSettings
+from distilrec.networks.student import StudentSettings, kind_of
 from distilrec.testing import StudentContract
 from tests import small_run
 
@@ -32,9 +32,7 @@ class TestSoftTree(StudentContract):
 
 
 def test_every_kind_keeps_the_contract():
-    tested = {
-        contract.config.__struct_config__.tag for contract in StudentContract.__subclasses__()
-    }
+    tested = {kind_of(contract.config) for contract in StudentContract.__subclasses__()}
     assert tested >= set(STUDENTS) == set(RUNTIMES) == set(small_run.STUDENTS)
 
 

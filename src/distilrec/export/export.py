@@ -33,12 +33,11 @@ from distilrec.engine.runtimes.kinds import check_search, make_runtime, runtime_
 from distilrec.engine.search import build_graph
 from distilrec.errors import ConfigError
 from distilrec.features.attributes import pack_attributes
-from distilrec.features.encoding import FeatureMatrix
 from distilrec.features.texts import pack_texts
 from distilrec.files import locked
 from distilrec.measure.ranking import Questions, rank
 from distilrec.networks.sequence import TorchScorer
-from distilrec.networks.student import Student
+from distilrec.networks.student import Student, kind_of
 from distilrec.settings import Count, Settings
 from distilrec.teachers.teacher import Teacher, as_teacher
 from distilrec.training.trained import TrainedModel
@@ -84,7 +83,7 @@ def export_bundle(
     Raises ConfigError for a model that is no student and for a search that this kind of student
     cannot do, and MissingExtraError where a graph is asked for and usearch is not installed.
     """
-    student, kind = _student(trained), _kind(trained)
+    student, kind = _student(trained), kind_of(trained.record.config)
     knows = None if teacher is None else as_teacher(teacher)
     weights = _weights(student)
     info = dataset.info
@@ -220,10 +219,6 @@ def _student(trained: TrainedModel) -> Student:
     return model
 
 
-def _kind(trained: TrainedModel) -> str:
-    return str(trained.record.config.__struct_config__.tag)
-
-
 def _weights(student: Student) -> Arrays:
     tensors = {
         **student.arrays(),
@@ -236,21 +231,17 @@ def _weights(student: Student) -> Arrays:
 def _history(dataset: Dataset, teacher: Teacher | None) -> Arrays:
     everyone = np.arange(dataset.users)
     histories = dataset.histories(everyone, dataset.offsets[1:])
-    lists = (
-        {
-            "teacher_items": teacher_lists(
-                teacher, histories, dataset.info.repeats, dataset.catalogue_size
-            )
-        }
-        if teacher
-        else {}
-    )
+    lists = {}
+    if teacher:
+        lists["teacher_items"] = teacher_lists(
+            teacher, histories, dataset.info.repeats, dataset.catalogue_size
+        )
     end = min(float(dataset.times.max(initial=0.0)), time.time())
     return {
         **lists,
         # Events that a service received long before this moment (seconds since 1970) are in the
-        # histories; those from
-        # around it are compared with each user's last events, of which there are `recent`.
+        # histories; those from around it are compared with each user's last events, of which there
+        # are `recent`.
         "end": np.array([end]),
         "recent": recent_events(dataset, end - TAIL),
         **pack_texts("users", dataset.info.user_ids),
@@ -306,7 +297,6 @@ def _golden(student: Student, dataset: Dataset) -> list[Golden]:
     ]
     width = dataset.user_features.width
     columns = rng.integers(max(width, 1), size=(len(lengths), 2 if width else 0)).astype(np.int32)
-    bags = FeatureMatrix(columns, np.ones(columns.shape, np.float32), width)
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     flat = np.concatenate(items)
     events = rng.integers(len(dataset.info.event_types), size=len(flat)).astype(np.int32)
@@ -314,8 +304,8 @@ def _golden(student: Student, dataset: Dataset) -> list[Golden]:
     stand_in = copy.deepcopy(student)
     stand_in.max_history = max(lengths) + 1
     projection = stand_in.user_features
-    projection.columns = torch.from_numpy(bags.columns.astype(np.int64))
-    projection.weights = torch.from_numpy(bags.weights)
+    projection.columns = torch.from_numpy(columns.astype(np.int64))
+    projection.weights = torch.ones(columns.shape)
     scorer = TorchScorer(stand_in)
     depth = min(_GOLDEN_DEPTH, dataset.catalogue_size - max(lengths))
     asked = Questions(

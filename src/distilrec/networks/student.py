@@ -24,7 +24,7 @@ class StudentSettings(Settings, frozen=True, tag_field="kind"):
     """
 
 
-def kind_of(config: StudentSettings) -> str:
+def kind_of(config: Settings) -> str:
     """Return the kind of student that these settings are of."""
     return str(config.__struct_config__.tag)
 
