@@ -4,7 +4,6 @@ only (Optuna).
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ import msgspec
 from distilrec.data.dataset import Dataset
 from distilrec.distill.distillation import DistillationConfig, distill_model
 from distilrec.errors import ConfigError, TrainingError
+from distilrec.files import key_of
 from distilrec.labels.store import LabelStore
 from distilrec.networks.build import StudentConfig, student_class
 from distilrec.training.options import Epoch, RunOptions, TrainingConfig
@@ -98,7 +98,7 @@ def tune(
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     folder.mkdir(parents=True, exist_ok=True)
-    task = (
+    task = key_of(
         dataset.fingerprint(),
         [each.manifest for each in labels],
         student,
@@ -108,7 +108,7 @@ def tune(
     )
     study = optuna.create_study(
         storage=JournalStorage(JournalFileBackend(str(folder / "trials.jsonl"))),
-        study_name=hashlib.sha256(msgspec.json.encode(task)).hexdigest()[:16],
+        study_name=task[:16],
         load_if_exists=True,
         direction="maximize",
         sampler=optuna.samplers.TPESampler(seed=seed, n_startup_trials=_BEFORE_PRUNING),
