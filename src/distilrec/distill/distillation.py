@@ -91,7 +91,6 @@ def distillation_loss(
         groups = torch.from_numpy(
             item_groups(dataset.popularity()[: dataset.info.warm_items], config.groups)
         )
-    all_items = None if dataset is None else torch.from_numpy(dataset.items.astype(np.int64))
 
     def loss(scored: Scored) -> torch.Tensor:
         device = scored.logits.device
@@ -103,8 +102,9 @@ def distillation_loss(
 
         kept = None
         if config.denoise:
-            assert all_items is not None
-            kept = believed(stored[0], all_items[scored.rows].to(device), config.denoise)
+            assert dataset is not None
+            items = torch.from_numpy(dataset.items[scored.rows.numpy()].astype(np.int64))
+            kept = believed(stored[0], items.to(device), config.denoise)
         step = Step(
             config,
             scored,
