@@ -63,22 +63,17 @@ def one_device():
 
 
 @pytest.fixture(scope="module")
-def labels(small_module, tmp_path_factory):
+def labels(small, tmp_path_factory):
     teacher = train_model(
-        RecurrentConfig(dim=8, max_history=16), small_module, TrainingConfig(epochs=1), seed=0
+        RecurrentConfig(dim=8, max_history=16), small, TrainingConfig(epochs=1), seed=0
     )
     return extract_labels(
         teacher,
-        small_module,
+        small,
         tmp_path_factory.mktemp("labels"),
         LabelConfig(top_k=5, samples=5, states=True),
         seed=0,
     )
-
-
-@pytest.fixture(scope="module")
-def small_module(small):
-    return small
 
 
 def scored_on_meta(model, dataset, config, cold_items=False):
