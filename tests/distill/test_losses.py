@@ -151,9 +151,8 @@ def test_the_rest_at_other_temperatures_by_hand(catalogue):
 def test_rest_is_exact_at_temperature_1():
     teacher = np.array([[3.0, 2.0, 1.0, 0.0, -1.0, -1.0]])
     student = np.zeros((1, 6))
-    labels = stored(
-        teacher, 2, [4, 5]
-    )  # the sample misses items 2 and 3, but their mass is in the log-sum
+    # The sample misses items 2 and 3, but their mass is in the log-sum
+    labels = stored(teacher, 2, [4, 5])
     # Student is even, so the loss is (total mass = 1) * ln 6 whatever the split of the mass.
     assert float(stored_loss(tensor(student), labels, 1.0)) == pytest.approx(np.log(6), abs=1e-9)
 
@@ -335,9 +334,8 @@ def test_hint_golden_value():
 
 def test_the_curriculum_goes_from_the_easiest_teacher_to_all():
     losses = tensor([[1.0, 3.0], [4.0, 2.0]])
-    assert float(curriculum_loss(losses, 0.0)) == pytest.approx(
-        1.5, abs=1e-6
-    )  # the smaller one of each row
+    # The smaller one of each row
+    assert float(curriculum_loss(losses, 0.0)) == pytest.approx(1.5, abs=1e-6)
     assert float(curriculum_loss(losses, 1.0)) == pytest.approx(2.5)
     assert float(
         curriculum_loss(tensor([[1.0, 3.0], [4.0, 2.0], [0.0, 1.0]]), 1.0)
@@ -362,9 +360,8 @@ def test_masked_items_take_no_part(loss):
     rng = np.random.default_rng(0)
     student, teacher = rng.normal(size=(5, 12)), rng.normal(size=(5, 12))
     seen = torch.zeros(5, 12, dtype=torch.bool)
-    seen[torch.arange(5), stored(teacher, 4, [0]).top_items[:, 1]] = (
-        True  # the teacher's second best
-    )
+    # The teacher's second best
+    seen[torch.arange(5), stored(teacher, 4, [0]).top_items[:, 1]] = True
     values = []
     for shift in (0.0, 5.0):
         s = tensor(student + shift * seen.numpy()).requires_grad_()

@@ -155,9 +155,8 @@ def test_novelty_and_diversity_are_those_of_rectools(seed):
             return 1 - (unit[first] * unit[second]).sum(1)
 
     expected = rectools_metrics.IntraListDiversity(k=K, distance_calculator=Cosine()).calc(reco)
-    assert metrics.intra_list_distance(ranking, K, vectors) == pytest.approx(
-        expected, abs=1e-6
-    )  # float32
+    # The vectors are float32
+    assert metrics.intra_list_distance(ranking, K, vectors) == pytest.approx(expected, abs=1e-6)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -265,11 +264,8 @@ def test_lists_by_hand():
 def test_distance_inside_lists_by_hand():
     vectors = np.array([[1, 0], [0, 2], [3, 3], [0, 0]], np.float32)
     ranking = given([[0, 1], [0, 2], [3, 0], [1, UNKNOWN_ITEM]], [1] * 4, [[0]] * 4)
-    distances = [
-        1.0,
-        1 - 1 / np.sqrt(2),
-        1.0,
-    ]  # a vector of zeros is like nothing; one item has no distance
+    # A vector of zeros is like nothing; one item has no distance
+    distances = [1.0, 1 - 1 / np.sqrt(2), 1.0]
     assert metrics.intra_list_distance(ranking, 2, vectors) == pytest.approx(np.mean(distances))
     assert metrics.intra_list_distance(ranking, 1, vectors) == 0.0
     three = given([[0, 1, 2]], [1], [[0]])
@@ -323,12 +319,10 @@ def test_a_model_that_knows_nothing_measures_as_a_random_one():
         )
     assert metrics.auc(ranking).tolist() == [0.5] * 3
     assert metrics.accuracy(ranking) == pytest.approx([1 / ITEMS] * 3)
-    assert metrics.calibration_error(ranking) == pytest.approx(
-        0
-    )  # it says 1 / 30, and is right as often
-    seen = rank(
-        Fixed(np.ones((1, ITEMS))), ask([[0]], [list(range(1, 21))]), K
-    )  # ten candidates are left
+    # It says 1 / 30, and is right as often
+    assert metrics.calibration_error(ranking) == pytest.approx(0)
+    # Ten candidates are left
+    seen = rank(Fixed(np.ones((1, ITEMS))), ask([[0]], [list(range(1, 21))]), K)
     assert metrics.hit_rate(seen, 5) == pytest.approx([0.5])
 
 
@@ -442,9 +436,8 @@ def test_randomisation_test_tells_noise_from_difference():
 
 def test_the_p_value_by_hand():
     """(extreme + 1) / (resamples + 1), ties count as extreme."""
-    assert (
-        randomisation_test(np.array([2.0]), resamples=99) == 1.0
-    )  # one sign: every draw is as extreme as what was seen
+    # One sign: every draw is as extreme as what was seen
+    assert randomisation_test(np.array([2.0]), resamples=99) == 1.0
     assert randomisation_test(np.zeros(4), resamples=9) == 1.0
     assert randomisation_test(np.ones(40), resamples=99) == 1 / 100  # no draw has all signs alike
     assert randomisation_test(np.ones(40), resamples=199) == 1 / 200

@@ -156,9 +156,8 @@ def test_windows_score_every_training_row_once(small, length, context):
     seen = torch.cat([batch.rows[batch.rows >= 0] for batch in batches])
     assert sorted(seen.tolist()) == sorted(rows)
     padding = small.catalogue_size
-    for batch in (
-        batches
-    ):  # the inputs up to each place, and the earlier ones, are exactly the rows before the target
+    # The inputs up to each place, and the earlier ones, are exactly the rows before the target
+    for batch in batches:
         for place, position in (batch.rows >= 0).nonzero().tolist():
             row = int(batch.rows[place, position])
             before = small.items[small.offsets[batch.users[place]] : row].tolist()

@@ -319,9 +319,8 @@ def test_noise_grows_with_the_questions_and_with_the_privacy(plain):
     assert sigma_for(VoteConfig(2.0), 10) > sigma_for(VoteConfig(8.0), 10)
     assert sigma_for(VoteConfig(8.0), 40) == pytest.approx(2 * sigma_for(VoteConfig(8.0), 10))
     accountant = PRVAccountant()
-    accountant.history = [
-        (sigma_for(VoteConfig(8.0), 10) / np.sqrt(2), 1.0, 10)
-    ]  # asked one by one
+    # Asked one by one
+    accountant.history = [(sigma_for(VoteConfig(8.0), 10) / np.sqrt(2), 1.0, 10)]
     assert accountant.get_epsilon(1e-5) == pytest.approx(8.0, rel=0.05)
 
 

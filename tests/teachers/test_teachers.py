@@ -222,9 +222,8 @@ def test_scores_of_a_file_become_the_teacher(small, tmp_path):
     teacher = read_scores(ScoresConfig(str(tmp_path / "scores.parquet"), score="score"), small)
     scores = teacher.scores(small.histories(np.arange(4), small.train_end[:4]))
     assert scores.shape == (4, small.catalogue_size)
-    np.testing.assert_allclose(
-        scores[:, :10], np.tile(np.arange(10.0) - 9, (4, 1))
-    )  # the differences count
+    # The differences count
+    np.testing.assert_allclose(scores[:, :10], np.tile(np.arange(10.0) - 9, (4, 1)))
     assert (scores[:, 10:] < -9).all()
     labels = extract_labels(
         teacher, small, tmp_path / "labels", LabelConfig(top_k=3, samples=4), seed=0
@@ -448,9 +447,8 @@ def test_a_function_is_asked_for_every_event(small, tmp_path):
     for user in range(5):
         first, end = int(small.offsets[user]), int(small.train_end[user])
         known = labels.at(torch.arange(first + 1, end))
-        assert (
-            known.top_items[:, 0].tolist() == small.items[first : end - 1].tolist()
-        )  # the newest item of the prefix
+        # The newest item of the prefix
+        assert known.top_items[:, 0].tolist() == small.items[first : end - 1].tolist()
 
 
 def test_a_function_never_sees_items_without_training_rows(small):
@@ -750,9 +748,8 @@ def test_a_student_learns_about_items_that_nobody_had(small, tmp_path, monkeypat
     """The teacher puts the last item of the catalogue, which has no training row, first for everybody; the student learns
     it through the item's features. Without labels over cold items it cannot know.
     """
-    rising = (
-        itertools.count()
-    )  # the last epoch is kept: nobody had the new item in the validation part either
+    # The last epoch is kept: nobody had the new item in the validation part either
+    rising = itertools.count()
     monkeypatch.setattr(
         "distilrec.training.trainer.validation_ndcg", lambda scorer, dataset: float(next(rising))
     )

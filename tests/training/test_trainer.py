@@ -182,9 +182,8 @@ def test_distillation_pulls_the_student_to_the_teacher(config, small, tmp_path):
     teacher = train_model(
         DnnConfig(dim=8, hidden=32, layers=1, max_history=12), small, TRAINING, seed=0
     )
-    with (
-        torch.no_grad()
-    ):  # a teacher with opinions that the data does not support: only its labels can pass them on
+    # A teacher with opinions that the data does not support: only its labels can pass them on
+    with torch.no_grad():
         torch.manual_seed(0)
         teacher.model.items.bias += torch.randn(small.info.warm_items)
     labels = extract_labels(

@@ -181,9 +181,8 @@ def _views(scored: Scored, stored: list[StoredLabels], temperature: float) -> li
     """
     sampled, t = scored.sampled, temperature
     if sampled is None:
-        log_student = torch.log_softmax(
-            scored.logits / t, dim=-1
-        )  # (positions, items), the costly step
+        # (positions, items), the costly step
+        log_student = torch.log_softmax(scored.logits / t, dim=-1)
         return [View(scored.logits, log_student, labels) for labels in stored]
     total = torch.logsumexp(
         (scored.logits - sampled.correction) / t + sampled.correction, -1, keepdim=True

@@ -85,9 +85,8 @@ def soft_losses_stored(
     the same sample.
     """
     t = temperature
-    allowed = (
-        log_student.gather(-1, labels.top_items) > MASKED_BELOW
-    )  # labels of a whole user know no "seen so far"
+    # Labels of a whole user know no "seen so far"
+    allowed = log_student.gather(-1, labels.top_items) > MASKED_BELOW
     top = torch.where(allowed, labels.top_logits / t, -torch.inf)  # (positions, K)
     threshold = labels.top_logits.min(-1, keepdim=True).values
     outside = labels.sample_logits < threshold  # (positions, M): not among the top K
@@ -102,9 +101,8 @@ def soft_losses_stored(
         )
     spread = torch.softmax(sample, -1).nan_to_num(0.0)  # the share of each sampled item in the rest
     total = torch.logaddexp(torch.logsumexp(top, -1, keepdim=True), rest)
-    probabilities = torch.cat(
-        [torch.exp(top - total), torch.exp(rest - total) * spread], -1
-    )  # (positions, K + M)
+    # (positions, K + M)
+    probabilities = torch.cat([torch.exp(top - total), torch.exp(rest - total) * spread], -1)
     items = torch.cat([labels.top_items, labels.sample_items], -1)
     return -(t**2) * (probabilities * log_student.gather(-1, items)).sum(-1)
 
@@ -151,12 +149,10 @@ def candidates_loss(
     first, log(exp(rest) / (items - K)).
     """
     t = temperature
-    own = (
-        student.detach().topk(min(own_candidates, student.shape[-1]), dim=-1).indices
-    )  # (positions, L)
-    known = (own.unsqueeze(-1) == labels.top_items.unsqueeze(-2)).any(
-        -1
-    )  # (positions, L): in the teacher's list too
+    # (positions, L)
+    own = student.detach().topk(min(own_candidates, student.shape[-1]), dim=-1).indices
+    # (positions, L): in the teacher's list too
+    known = (own.unsqueeze(-1) == labels.top_items.unsqueeze(-2)).any(-1)
     masked = student.gather(-1, own) < MASKED_BELOW
     others = max(student.shape[-1] - labels.top_items.shape[-1], 1)
     outside = (labels.rest_log_sum - math.log(others)).unsqueeze(-1).expand(-1, own.shape[-1])
@@ -189,9 +185,8 @@ def unbiased_loss(
     usable = scores > MASKED_BELOW
     usable[:, ranked:] &= sample >= 0
     place = torch.arange(items.shape[-1], device=items.device)
-    before = (place.unsqueeze(1) < place) & (place < ranked).unsqueeze(
-        1
-    )  # (n, n): the first one is in pi
+    # (n, n): the first one is in pi
+    before = (place.unsqueeze(1) < place) & (place < ranked).unsqueeze(1)
     group = groups[items]
     pairs = (
         before
@@ -245,9 +240,8 @@ def _order_loss(
     scores = student.gather(-1, ranked)  # (positions, K)
     allowed = scores > MASKED_BELOW
     rest = torch.where(allowed, scores, _NOTHING)
-    behind = torch.logcumsumexp(rest.flip(-1), dim=-1).flip(
-        -1
-    )  # (positions, K): over the items from k on
+    # (positions, K): over the items from k on
+    behind = torch.logcumsumexp(rest.flip(-1), dim=-1).flip(-1)
     if below is not None:
         others = student.gather(-1, below.clamp(min=0))
         others = torch.where((below >= 0) & (others > MASKED_BELOW), others, _NOTHING)

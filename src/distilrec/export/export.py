@@ -116,9 +116,8 @@ def export_bundle(
         privacy=trained.record.privacy,
     )
     catalogue = pack_texts("ids", info.item_ids) | pack_texts("titles", info.titles)
-    popularity = dataset.popularity() * (
-        trained.record.privacy is None
-    )  # exact counts are not private
+    # Exact counts are not private
+    popularity = dataset.popularity() * (trained.record.privacy is None)
     catalogue |= {"popularity": popularity} | pack_attributes(dataset.attributes)
     if search.kind != "exact":
         graph = next_graph if search.kind == "graph" else None

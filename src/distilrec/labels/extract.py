@@ -209,9 +209,8 @@ def _extract_shard(task: _Task, shard: int) -> None:
         for start in range(first, stop, task.batch):
             for keys, answer in answers(task, np.arange(start, min(start + task.batch, stop))):
                 tables.append(_label_table(keys, answer, task.manifest, rng))
-    with replacing(
-        shard_path(task.folder, shard), own=f".{os.getpid()}"
-    ) as new:  # another worker may do the same again
+    # Another worker may do the same again
+    with replacing(shard_path(task.folder, shard), own=f".{os.getpid()}") as new:
         pl.concat(tables).write_parquet(new, compression="zstd")
 
 
@@ -273,9 +272,8 @@ def _relative(
     seen = None if seen is None else seen.to(logits.device)
     allowed = logits if seen is None else logits.masked_fill(seen, -torch.inf)
     highest = allowed.amax(1, keepdim=True)
-    shifted = logits - torch.where(
-        torch.isfinite(highest), highest, 0.0
-    )  # infinite where a user has had every item
+    # Infinite where a user has had every item
+    shifted = logits - torch.where(torch.isfinite(highest), highest, 0.0)
     if seen is not None:
         shifted = shifted.masked_fill(seen, 0.0)
     lowest, item = shifted.min(1)

@@ -132,9 +132,8 @@ def auc(ranking: Ranking) -> PerUser:
     """
     better, level = _companions(ranking)
     others = ranking.candidates - _sum_per_user(ranking, ranking.known.astype(np.float64))
-    above = (
-        ranking.above - better + (ranking.tied - level) / 2
-    )  # of the others, a tie is half of one
+    # Of the others, a tie is half of one
+    above = ranking.above - better + (ranking.tied - level) / 2
     wrong = _sum_per_user(ranking, np.where(ranking.known, above, others[ranking.owners()]))
     pairs = _relevant(ranking) * others
     lost: PerUser = np.divide(wrong, pairs, out=np.zeros_like(wrong), where=pairs > 0)

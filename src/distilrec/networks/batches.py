@@ -100,9 +100,8 @@ def batch_of(dataset: Dataset, windows: Windows, chunk: NDArray[np.int64]) -> Ba
     """Return these windows, given by number, (batch,)."""
     start_token = dataset.catalogue_size
     longest = int((windows.stops - windows.starts)[chunk].max(initial=0))
-    before = (
-        windows.starts - 1 - dataset.offsets[windows.users]
-    )  # rows before the first input, -1 at the beginning
+    # Rows before the first input, -1 at the beginning
+    before = windows.starts - 1 - dataset.offsets[windows.users]
     items = np.full((len(chunk), longest), start_token, np.int64)
     events = np.zeros((len(chunk), longest), np.int64)
     targets = np.full((len(chunk), longest), -1, np.int64)

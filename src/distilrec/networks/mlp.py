@@ -70,9 +70,8 @@ class Mlp(Student):
     def score(
         self, hidden: torch.Tensor, vectors: torch.Tensor, biases: torch.Tensor
     ) -> torch.Tensor:
-        pairs = torch.relu(
-            hidden.unsqueeze(1) + self.item_layer(vectors)
-        )  # (positions, items, hidden)
+        # (positions, items, hidden)
+        pairs = torch.relu(hidden.unsqueeze(1) + self.item_layer(vectors))
         return pairs @ self.readout + biases
 
     def score_own(

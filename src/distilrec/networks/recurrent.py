@@ -77,9 +77,8 @@ class Recurrent(Student):
         x = functional.embedding(batch.items, with_padding(vectors))  # (batch, length, dim)
         x = functional.dropout(x, self.dropout, self.training)
         decay = torch.sigmoid(self.theta)  # (scales, dim)
-        inputs = (self.gain[batch.events] * x).unsqueeze(2) * torch.sqrt(
-            1 - decay**2
-        )  # (batch, length, scales, dim)
+        # (batch, length, scales, dim)
+        inputs = (self.gain[batch.events] * x).unsqueeze(2) * torch.sqrt(1 - decay**2)
         state = scan(inputs, decay).flatten(2)  # (batch, length, scales * dim)
         latest = x + self.user_features(batch.users).unsqueeze(1)
         r = functional.dropout(self.mix(state) + latest, self.dropout, self.training)
@@ -111,9 +110,8 @@ def scan(inputs: torch.Tensor, decay: torch.Tensor) -> torch.Tensor:
     """
     state, power, step = inputs, decay, 1
     while step < inputs.shape[1]:
-        earlier = functional.pad(
-            state[:, :-step], (0, 0, 0, 0, step, 0)
-        )  # the state `step` events ago
+        # The state `step` events ago
+        earlier = functional.pad(state[:, :-step], (0, 0, 0, 0, step, 0))
         state = state + power * earlier
         power = power * power
         step *= 2

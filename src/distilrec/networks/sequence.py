@@ -39,9 +39,8 @@ class FeatureProjection(nn.Module):
             columns, weights = columns[rows], weights[rows]
         if columns.shape[1] == 0:
             return self.table.new_zeros(columns.shape[0], self.table.shape[1])
-        return functional.embedding_bag(
-            columns, self.table, per_sample_weights=weights, mode="sum"
-        )  # (rows, dim)
+        # (rows, dim)
+        return functional.embedding_bag(columns, self.table, per_sample_weights=weights, mode="sum")
 
 
 class ItemTower(nn.Module):

@@ -81,9 +81,10 @@ class SoftTree(Student):
 
     def encode(self, batch: Batch, vectors: torch.Tensor) -> torch.Tensor:
         state = self.state(batch)
+        # (batch, length, nodes)
         right = torch.sigmoid(
             state @ self.gates.T + self.user_features(batch.users).unsqueeze(1) + self.gate_bias
-        )  # (batch, length, nodes)
+        )
         paths = torch.ones_like(right[..., :1])
         penalty = paths.new_zeros(())
         counted = (batch.targets >= 0).unsqueeze(-1)

@@ -83,9 +83,8 @@ class Block(nn.Module):
         packed = self.query_key_value(self.attention_norm(x)).view(
             batch, length, 3, self.heads, dim // self.heads
         )
-        query, key, value = packed.permute(
-            2, 0, 3, 1, 4
-        )  # each (batch, heads, length, dim / heads)
+        # Each (batch, heads, length, dim / heads)
+        query, key, value = packed.permute(2, 0, 3, 1, 4)
         mixed = functional.scaled_dot_product_attention(
             query, key, value, attn_mask=recency_bias(self.slopes, length)
         )

@@ -32,9 +32,8 @@ def noise_of_one_release(epsilon: float, delta: float) -> float:
     """Return the noise, in units of the sensitivity, with which the Gaussian mechanism spends
     (epsilon, delta) together.
     """
-    from opacus.accountants.utils import (
-        get_noise_multiplier,
-    )  # an extra of its own, which serving does not have
+    # An extra of its own, which serving does not have
+    from opacus.accountants.utils import get_noise_multiplier
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the accountant takes logarithms of 0 on purpose

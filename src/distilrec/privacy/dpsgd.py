@@ -321,9 +321,8 @@ def _user_gradients(
             len(some), length, warm
         )
         own = batch.targets.clamp(0, warm - 1).unsqueeze(-1)
-        seen = seen.scatter(
-            2, own, value=False
-        )  # an event that repeats an earlier one is still scored
+        # An event that repeats an earlier one is still scored
+        seen = seen.scatter(2, own, value=False)
 
     def of_user(
         values: dict[str, torch.Tensor],

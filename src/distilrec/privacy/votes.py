@@ -81,9 +81,8 @@ def sigma_for(config: VoteConfig, questions: int) -> float:
     if config.epsilon is None:
         return 0.0
     alone = noise_of_one_release(config.epsilon, config.delta)
-    return alone * math.sqrt(
-        2 * questions
-    )  # Gaussian noise composes as one question of that sensitivity
+    # Gaussian noise composes as one question of that sensitivity
+    return alone * math.sqrt(2 * questions)
 
 
 def private_votes(

@@ -102,9 +102,8 @@ def calibrated_ensemble(members: Sequence[Teacher], dataset: Dataset, seed: int)
         warm = histories.items < dataset.info.warm_items
         seen[rows[warm], histories.items[warm]] = True
     index = torch.from_numpy(place.reshape(-1))
-    scales = (
-        each.masked_fill(seen, 0.0).std((1, 2)).clamp(min=1e-6)
-    )  # (members,): all begin with scores of like size
+    # (members,): all begin with scores of like size
+    scales = each.masked_fill(seen, 0.0).std((1, 2)).clamp(min=1e-6)
     raw = torch.full((len(members),), 1.0 / len(members), requires_grad=True)
     optimizer = torch.optim.Adam([raw], lr=0.05)
     for _ in range(_STEPS):

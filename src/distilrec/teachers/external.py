@@ -210,13 +210,12 @@ def user_scores(
             f"{source}: {dropped:,} of {frame.height:,} lines are about users or items without "
             "training rows"
         )
-    known = (
-        known.with_columns(  # the difference first: float32 has no room for it beside a large score
-            value=pl.col("value") - pl.col("value").max().over("user"),
-            user=pl.col("user").replace_strict(users, return_dtype=pl.Int64),
-            item=pl.col("item").replace_strict(items, return_dtype=pl.Int32),
-        ).sort("user", "item")
-    )
+    # The difference first: float32 has no room for it beside a large score
+    known = known.with_columns(
+        value=pl.col("value") - pl.col("value").max().over("user"),
+        user=pl.col("user").replace_strict(users, return_dtype=pl.Int64),
+        item=pl.col("item").replace_strict(items, return_dtype=pl.Int32),
+    ).sort("user", "item")
     counts = np.bincount(known["user"].to_numpy(), minlength=dataset.users)
     return UserScores(
         np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),

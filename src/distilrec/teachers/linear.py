@@ -67,9 +67,8 @@ class LinearTeacher:
         ).hexdigest()[:16]
         self._catalogue_size = catalogue_size
         nothing = np.zeros((catalogue_size + 1 - len(weights), weights.shape[1]), np.float32)
-        self._rows = torch.from_numpy(
-            np.vstack([weights, nothing])
-        )  # cold items, start token and padding add nothing
+        # Cold items, start token and padding add nothing
+        self._rows = torch.from_numpy(np.vstack([weights, nothing]))
 
     def answer(
         self, batch: Batch, window: torch.Tensor, position: torch.Tensor, items: int

@@ -15,11 +15,8 @@ from distilrec.networks.sequence import SequenceModel
 from distilrec.training.options import TrainingConfig
 
 MASKED_LOGIT = -1e9  # finite, so that 0 * log(0) stays 0 in the soft loss
-
-
-NEGATIVE_POWER = (
-    0.75  # negatives are drawn by popularity to this power (Mikolov et al. 2013, sec. 2.2)
-)
+# Negatives are drawn by popularity to this power (Mikolov et al. 2013, sec. 2.2)
+NEGATIVE_POWER = 0.75
 
 
 @dataclass(frozen=True)
@@ -112,7 +109,7 @@ def score_positions(
 
         logits, correction = _sampled_logits(
             model, batch, config, mask_seen, drawn_by, vectors, states, window, position
-        )  # fmt: skip
+        )
         sampled = Sampled(correction, warm, logits_of)
         return Scored(
             logits, torch.zeros_like(targets), rows, states, logits.shape[1], progress, sampled
@@ -172,9 +169,8 @@ def seen_items(
     """
     length = batch.items.shape[1]
     device = batch.items.device
-    places = torch.arange(length, dtype=torch.int16, device=device).expand_as(
-        batch.items
-    )  # small integers: the gather below is large
+    # Small integers: the gather below is large
+    places = torch.arange(length, dtype=torch.int16, device=device).expand_as(batch.items)
     first_seen = torch.full(
         (len(batch.items), catalogue_size + 1), length, dtype=torch.int16, device=device
     )
