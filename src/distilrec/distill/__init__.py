@@ -1,4 +1,6 @@
-"""Distillation: the losses, the training of a student from labels, and the search for its hyper-parameters."""
+"""Distillation: the losses, the training of a student from labels, and the search for its
+hyper-parameters.
+"""
 
 from __future__ import annotations
 

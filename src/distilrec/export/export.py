@@ -75,7 +75,7 @@ def export_bundle(
     config: BundleConfig | None = None,
     before: Callable[[Manifest], None] = lambda manifest: None,
 ) -> Manifest:
-    """Writes a bundle; `with_history=False` leaves all user data out.
+    """Write a bundle; `with_history=False` leaves all user data out.
 
     teacher: whom the student learned from; its best items for every user go with the history, to be
     compared with.
@@ -131,7 +131,7 @@ def export_bundle(
 
 
 def choose_search(config: BundleConfig, kind: str, items: int) -> SearchInfo:
-    """What `auto` stands for. Raises ConfigError for a search that this kind of student
+    """Return what `auto` stands for. Raises ConfigError for a search that this kind of student
     cannot do.
     """
     chosen = config.search
@@ -191,7 +191,7 @@ def record_metrics(
     metrics: dict[str, float],
     before: Callable[[Manifest], None] = lambda manifest: None,
 ) -> Manifest:
-    """Writes measured metrics into the manifest of a bundle, which gets a new model version.
+    """Write measured metrics into the manifest of a bundle, which gets a new model version.
 
     before: is called with the whole manifest before it is written.
     """
@@ -201,7 +201,7 @@ def record_metrics(
 
 
 def holds(folder: Path, trained: TrainedModel) -> bool:
-    """Returns whether the weights in a bundle are those of this student."""
+    """Return whether the weights in a bundle are those of this student."""
     weights, own = read_bundle(folder).weights, _weights(_student(trained))
     return all(
         name in weights and np.array_equal(weights[name], array) for name, array in own.items()
@@ -253,7 +253,7 @@ def _history(dataset: Dataset, teacher: Teacher | None) -> Arrays:
 
 
 def recent_events(dataset: Dataset, since: float) -> NDArray[np.int32]:
-    """Returns how many events of each user's history have a time after `since`, (users,) int32."""
+    """Return how many events of each user's history have a time after `since`, (users,) int32."""
     counted = (dataset.times > since) & (dataset.items != UNKNOWN_ITEM)
     before = np.concatenate([[0], np.cumsum(counted)])
     recent: NDArray[np.int32] = np.diff(before[dataset.offsets]).astype(np.int32)
@@ -263,8 +263,8 @@ def recent_events(dataset: Dataset, since: float) -> NDArray[np.int32]:
 def teacher_lists(
     teacher: Teacher, histories: Histories, repeats: bool, catalogue_size: int
 ) -> NDArray[np.int32]:
-    """The teacher's best items for these users, best first, (users, depth) int32; -1 where there
-    are fewer.
+    """Return the teacher's best items for these users, best first, (users, depth) int32; -1 where
+    there are fewer.
     """
     chunks = []
     step = max(1, _SCORES // catalogue_size)

@@ -218,8 +218,7 @@ def intra_list_distance(ranking: Ranking, k: int, vectors: NDArray[np.float32]) 
 
 def calibration_error(ranking: Ranking, bins: int = 10) -> float:
     """Return the expected calibration error of the first item's probability (Guo et al. 2017, eq.
-    3),
-    equal-width bins.
+    3), equal-width bins.
     """
     confidence, right = ranking.top_probability, accuracy(ranking)
     place = np.minimum((confidence * bins).astype(np.int64), bins - 1)

@@ -148,7 +148,7 @@ class Ranking:
 
 
 def rank(scorer: Scorer, asked: Questions, depth: int = 10) -> Ranking:
-    """Ranks the catalogue for every question.
+    """Rank the catalogue for every question.
 
     Raises InvalidValueError when the scores have the wrong shape or are not finite.
     """

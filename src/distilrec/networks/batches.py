@@ -78,8 +78,8 @@ def training_batches(
     rng: np.random.Generator | None,
     place: tuple[int, int] = (0, 1),
 ) -> Iterator[Batch]:
-    """The windows in batches of similar length; `rng` shuffles both the windows and the batches,
-    None keeps order.
+    """Yield the windows in batches of similar length; `rng` shuffles both the windows and the
+    batches, None keeps order.
 
     place: of this process among all (`parallel.rank_and_size`), each of which gets its share of
     every batch; that may be empty.
@@ -131,8 +131,8 @@ def batch_of(dataset: Dataset, windows: Windows, chunk: NDArray[np.int64]) -> Ba
 
 
 def prediction_batch(histories: Histories, catalogue_size: int, length: int) -> Batch:
-    """The newest events of each history behind a start token; predictions stand at
-    `last_positions`.
+    """Return the newest events of each history behind a start token; the target is 0 at the last
+    one, where predictions stand, and -1 elsewhere.
 
     A history that is longer than `length` loses its oldest events and, with them, the start token.
     """

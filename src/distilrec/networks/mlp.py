@@ -64,7 +64,7 @@ class Mlp(Student):
         return hidden  # (batch, length, hidden)
 
     def most_positions(self) -> int:
-        """Keeps the (positions, items, hidden) tensor of `score` at about 2^25 floats (128 MiB)."""
+        """Keep the (positions, items, hidden) tensor of `score` at about 2^25 floats (128 MiB)."""
         return max(32, 2**25 // (self.items.catalogue_size * len(self.readout)))
 
     def score(

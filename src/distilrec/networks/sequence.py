@@ -80,15 +80,15 @@ class ItemTower(nn.Module):
 
 
 def with_padding(vectors: torch.Tensor) -> torch.Tensor:
-    """A zero vector behind the last item: what the start token and padding look up. (items + 1,
-    dim)
+    """Return the vectors with a zero vector behind the last item, (items + 1, dim): it is what the
+    start token and padding look up.
     """
     return functional.pad(vectors, (0, 0, 0, 1))
 
 
 def causal_mean(x: torch.Tensor, batch: Batch, padding: int) -> torch.Tensor:
-    """The mean of the item vectors seen up to each position, (batch, length, dim); zero before the
-    first item.
+    """Return the mean of the item vectors seen up to each position, (batch, length, dim); zero
+    before the first item.
     """
     seen = (batch.items != padding).unsqueeze(-1).to(x.dtype).cumsum(1)
     return x.cumsum(1) / seen.clamp(min=1.0)
@@ -107,8 +107,8 @@ class SequenceModel(nn.Module, ABC):
 
     @abstractmethod
     def encode(self, batch: Batch, vectors: torch.Tensor) -> torch.Tensor:
-        """The state at every position, (batch, length, dim); `vectors` is `items.vectors()`,
-        (items, dim).
+        """Return the state at every position, (batch, length, dim); `vectors` is
+        `items.vectors()`, (items, dim).
         """
 
     def score(
@@ -126,7 +126,7 @@ class SequenceModel(nn.Module, ABC):
         return (hidden * vectors).sum(-1) + biases
 
     def penalty(self) -> torch.Tensor:
-        """What training adds to the loss of the batch that was encoded last, a scalar."""
+        """Return what training adds to the loss of the batch that was encoded last, a scalar."""
         return torch.zeros((), device=self.device)
 
     @property

@@ -74,7 +74,7 @@ class SoftTree(Student):
         self._penalty = torch.zeros(())
 
     def state(self, batch: Batch) -> torch.Tensor:
-        """What was had lately and in general, at every position, (batch, length, 2 C)."""
+        """Return what was had lately and in general, at every position, (batch, length, 2 C)."""
         inputs = with_padding(self.item_inputs)[batch.items].unsqueeze(2)  # (batch, length, 1, C)
         decays = self.decays.expand(-1, inputs.shape[-1])  # (2, C)
         return scan((1 - decays) * inputs, decays).flatten(2)
@@ -117,8 +117,8 @@ class SoftTree(Student):
         return torch.logsumexp(self.items.vectors()[:warm] + self.items.bias.unsqueeze(1), dim=0)
 
     def likely(self, vectors: torch.Tensor, biases: torch.Tensor) -> torch.Tensor:
-        """The probability of these items in every leaf, (…, leaves), of vectors (…, leaves) and
-        biases (…).
+        """Return the probability of these items in every leaf, (…, leaves), of vectors (…, leaves)
+        and biases (…).
         """
         return torch.exp(vectors + biases.unsqueeze(-1) - self.log_totals())
 
@@ -175,8 +175,8 @@ def item_inputs(dataset: Dataset, most_popular: int) -> NDArray[np.float32]:
 
 
 def input_names(dataset: Dataset, inputs: int) -> list[str]:
-    """A name people can read for each column of X: "genres=Drama", or the title of an item in
-    quotes.
+    """Return a name people can read for each column of X: "genres=Drama", or the title of an item
+    in quotes.
     """
     titles = dataset.info.titles[: inputs - dataset.item_features.width]
     return [*dataset.info.item_encoder.column_names(), *(f"“{title}”" for title in titles)]
@@ -185,8 +185,8 @@ def input_names(dataset: Dataset, inputs: int) -> list[str]:
 def describe_tree(
     model: SoftTree, dataset: Dataset, batch: Batch, questions: int = 4, items: int = 4
 ) -> TreeNode:
-    """The tree in words. batch: for whom the shares are counted, such as all users at the end of
-    their history.
+    """Return the tree in words. batch: for whom the shares are counted, such as all users at the
+    end of their history.
 
     An input's pull is its weight times its standard deviation over these users: what makes a
     difference in practice.

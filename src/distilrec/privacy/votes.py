@@ -1,7 +1,8 @@
 """Private labels from many teachers: each teacher knows its own users only, and what is told is
 their noisy vote.
 
-    n_u = sum over teachers of v_t(u) + N(0, sigma^2 I),   v_t(u) = 1/sqrt(k) for the teacher's k best items, else 0
+    n_u = sum over teachers of v_t(u) + N(0, sigma^2 I)
+    v_t(u) = 1/sqrt(k) for the teacher's k best items, else 0
 
 In the manner of PATE (Papernot et al. 2018, sec. 4): one user sits with one teacher, so a user more
 or less changes each histogram by at most sqrt(2) in length, and all of them together spend what the

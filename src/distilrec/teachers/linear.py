@@ -111,7 +111,7 @@ def _below(lowest: torch.Tensor) -> torch.Tensor:
 
 
 def fit_linear(config: LinearConfig, dataset: Dataset, seed: int) -> LinearTeacher:
-    """Solves for B. Raises ConfigError when the catalogue is too large for dense weights."""
+    """Solve for B. Raises ConfigError when the catalogue is too large for dense weights."""
     items = dataset.info.warm_items
     if items > LARGEST_CATALOGUE:
         raise ConfigError(

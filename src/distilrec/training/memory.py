@@ -30,7 +30,7 @@ def reuse_freed_memory() -> bool:
 
 
 def reset_peak_memory() -> None:
-    """Begins a new measurement of `peak_memory`, where the system can (Linux)."""
+    """Begin a new measurement of `peak_memory`, where the system can (Linux)."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:  # the peak of the whole process is reported then

@@ -12,8 +12,8 @@ from distilrec.training.options import TrainingConfig
 
 @torch.no_grad()
 def average(averaged: SequenceModel, model: SequenceModel, share: float, step: int) -> None:
-    """Averaged = share * averaged + (1 - share) * model, with a smaller share in the
-    first steps.
+    """Set `averaged` to share * averaged + (1 - share) * model, with a smaller share in the first
+    steps.
     """
     share = min(share, (1 + step) / (10 + step)) if share else 0.0
     for mean, current in zip(averaged.parameters(), model.parameters(), strict=True):
