@@ -35,7 +35,7 @@ def derived_features(schema: Schema) -> tuple[Feature, Feature]:
     """Return what is derived from the log for each item: popularity and sales volume, under other
     names where the schema has columns of these names.
     """
-    taken = {feature.name for feature in (*schema.item_features, *schema.item_attributes)}
+    taken = {feature.name for feature in schema.item_columns}
     popularity, volume = (
         Feature(each.name if each.name not in taken else f"{each.name}_in_log", each.kind)
         for each in (POPULARITY, SALES_VOLUME)

@@ -59,7 +59,7 @@ def prepare_dataset(
     workers: Workers | None = None,
     scratch: Path | None = None,
     rows_per_part: int = ROWS_PER_PART,
-    on_step: Callable[[str, int, int], None] = lambda what, done, total: None,
+    on_step: OnStep = lambda what, done, total: None,
 ) -> Dataset:
     """Read, clean, split and encode a log and its feature tables.
 
@@ -229,7 +229,7 @@ def _item_table(
 ) -> _ItemTable:
     popularity, volume = derived_names(schema)
     added = (popularity, *((volume,) if schema.weight else ())) if derived else ()
-    taken = {feature.name for feature in (*schema.item_features, *schema.item_attributes)}
+    taken = {feature.name for feature in schema.item_columns}
     for feature in added:
         if feature.name in taken:
             raise ConfigError(

@@ -83,10 +83,9 @@ class Schema(Settings, frozen=True):
                 fix='use a name such as "UTC" or "Europe/Berlin"',
                 parameter="timezone",
             )
-        item_columns = (*self.item_features, *self.item_attributes)
         for declared, features in (
             ("user_features", self.user_features),
-            ("item_features (with item_attributes)", item_columns),
+            ("item_features (with item_attributes)", self.item_columns),
         ):
             names = [feature.name for feature in features]
             if twice := sorted({name for name in names if names.count(name) > 1}):
@@ -95,6 +94,11 @@ class Schema(Settings, frozen=True):
                     fix="keep one of them",
                     parameter=twice[0],
                 )
+
+    @property
+    def item_columns(self) -> tuple[Feature, ...]:
+        """The features and attributes of the item table."""
+        return (*self.item_features, *self.item_attributes)
 
 
 def _is_zone(name: str) -> bool:

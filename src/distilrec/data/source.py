@@ -70,9 +70,8 @@ def read_sides(source: Source) -> SideRows:
     )
     if source.pseudonym_key is not None:
         users = {pseudonym(user, source.pseudonym_key): row for user, row in users.items()}
-    of_items = (*schema.item_features, *schema.item_attributes)
     items, item_notes = _read_side(
-        source, "items", source.items, schema.item_key, of_items, schema.title
+        source, "items", source.items, schema.item_key, schema.item_columns, schema.title
     )
     return SideRows(users, items, (*user_notes, *item_notes))
 
