@@ -9,9 +9,7 @@ from dataclasses import dataclass, replace
 
 from distilrec.data.dataset import Dataset
 from distilrec.files import key_of, write_json
-from distilrec.report.comparison import (
-    StageCost,
-)
+from distilrec.report.comparison import StageCost
 from distilrec.runs.folder import Run, read_costs
 from distilrec.training.checkpoints import drop_checkpoint
 from distilrec.training.memory import peak_memory, reset_peak_memory

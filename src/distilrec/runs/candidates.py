@@ -14,13 +14,7 @@ from distilrec.export.export import holds
 from distilrec.measure.latency import Latency, measure
 from distilrec.measure.ranking import Scorer
 from distilrec.networks.student import Student, TreeNode
-from distilrec.report.comparison import (
-    MEMBER,
-    TEACHER,
-    BundleScorer,
-    Candidate,
-    K,
-)
+from distilrec.report.comparison import MEMBER, TEACHER, BundleScorer, Candidate, K
 from distilrec.runs.folder import Run
 from distilrec.teachers.build import EnsembleConfig, TeacherConfig, single_teachers
 from distilrec.teachers.teacher import Teacher

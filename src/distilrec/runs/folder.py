@@ -14,9 +14,7 @@ from distilrec.data.dataset import PREPARED, Dataset, load_dataset
 from distilrec.errors import ConfigError, DataError, FileMissingError
 from distilrec.files import key_of, read_json
 from distilrec.progress import Progress, Silent
-from distilrec.report.comparison import (
-    StageCost,
-)
+from distilrec.report.comparison import StageCost
 from distilrec.runs import erasure
 from distilrec.runs.config import RunConfig
 from distilrec.runs.places import Places
@@ -91,8 +89,7 @@ def open_data(run: Run) -> Dataset:
     Raises FileMissingError and DataError, also where `prepare` was interrupted between the data and
     the configuration.
     """
-    for line in erasure.finish(run.folder):
-        run.progress.say(f"finishing an erasure that was interrupted: {line}")
+    finish_erasure(run)
     dataset = load_dataset(run.places.data)
     if PREPARED.made_from(run.places.data) not in ("", choices_of(run.config)):
         raise DataError(
@@ -102,6 +99,12 @@ def open_data(run: Run) -> Dataset:
             file=str(run.places.data),
         )
     return dataset
+
+
+def finish_erasure(run: Run) -> None:
+    """Finish an erasure that was interrupted, and say so."""
+    for line in erasure.finish(run.folder):
+        run.progress.say(f"finishing an erasure that was interrupted: {line}")
 
 
 def choices_of(config: RunConfig) -> str:

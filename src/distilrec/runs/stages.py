@@ -23,22 +23,15 @@ from distilrec.ids import as_id
 from distilrec.labels.extract import extract_labels
 from distilrec.labels.store import LabelStore
 from distilrec.measure.ranking import questions
-from distilrec.networks.build import ModelConfig
 from distilrec.progress import Progress, Silent
 from distilrec.report.baselines import fitted_baselines
-from distilrec.report.comparison import (
-    ALONE,
-    STUDENT,
-    Candidate,
-    Comparison,
-    compare,
-)
+from distilrec.report.comparison import ALONE, STUDENT, Candidate, Comparison, compare
 from distilrec.report.page import write_report
 from distilrec.runs import erasure
 from distilrec.runs.artifact import measured_stage, trained_once
 from distilrec.runs.candidates import model_bytes, student_candidate, teacher_candidates, tree_of
 from distilrec.runs.config import DataConfig, RunConfig
-from distilrec.runs.folder import Run, choices_of, read_costs
+from distilrec.runs.folder import Run, choices_of, finish_erasure, read_costs
 from distilrec.runs.places import BASELINE, TEACHER
 from distilrec.runs.seen import record_users
 from distilrec.teachers.build import load_teacher, make_teacher, single_teachers
@@ -46,7 +39,6 @@ from distilrec.teachers.ensemble import EnsembleTeacher
 from distilrec.teachers.external import UserScores
 from distilrec.teachers.teacher import ModelTeacher, Teacher
 from distilrec.training.devices import resolve_device
-from distilrec.training.options import TrainingConfig
 from distilrec.training.trained import SAVED, TrainedModel, load_model, train_model
 from distilrec.training.validation import validation_ndcg
 from distilrec.workers import InProcess, Workers
@@ -127,14 +119,12 @@ def prepare(
                 user_text=data.user_format,
                 item_text=data.item_format,
             )
-    questions(
-        dataset, "validation"
-    )  # a run that cannot be evaluated had better fail now than after the training
+    # A run that cannot be evaluated had better fail now than after the training.
+    questions(dataset, "validation")
     questions(dataset, "test")
     dataset.save(run.places.data, choices_of(config))
     write_json(run.places.config, config)
-    for line in erasure.finish(folder):
-        say(f"finishing an erasure that was interrupted: {line}")
+    finish_erasure(run)
     for line in (*dataset.info.cleaning_report.lines(), *dataset.info.notes):
         say(line)
     say(
@@ -288,14 +278,9 @@ def train_baseline(run: Run, dataset: Dataset) -> TrainedModel:
     """The same student without distillation: the comparison that shows what the teacher was good
     for.
     """
-    return _on_ground_truth(run, dataset, BASELINE, run.config.student, run.config.student_training)
-
-
-def _on_ground_truth(
-    run: Run, dataset: Dataset, name: str, config: ModelConfig, training: TrainingConfig
-) -> TrainedModel:
+    config, training = run.config.student, run.config.student_training
     make = partial(train_model, config, dataset, training, seed=run.config.seed)
-    return trained_once(run, dataset, name, (config, training), make)
+    return trained_once(run, dataset, BASELINE, (config, training), make)
 
 
 def export(run: Run, dataset: Dataset, *, measured_next: bool = False) -> Manifest:
@@ -307,9 +292,8 @@ def export(run: Run, dataset: Dataset, *, measured_next: bool = False) -> Manife
     """
     teacher = open_teacher(run, dataset)
     student = load_model(run.places.student, dataset)
-    told = (
-        teacher if run.config.privacy is None else None
-    )  # what the teacher would recommend is not private
+    # What the teacher would recommend is not private.
+    told = teacher if run.config.privacy is None else None
     record = partial(record_training, run, dataset)
     manifest = export_bundle(
         student, dataset, run.bundle, teacher=told, config=run.config.bundle, before=record
