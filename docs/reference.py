@@ -1,8 +1,9 @@
 """Writes what is generated in the documents: the reference pages of the site, and the tables of
 docs/configuration.md.
 
-python docs/reference.py      # docs/reference/{cli,http,python}.md, docs/configuration.md; `make
-docs` runs it
+    python docs/reference.py
+
+The pages are docs/reference/{cli,http,python}.md. `make docs` runs this.
 """
 
 from __future__ import annotations
@@ -33,8 +34,9 @@ from distilrec.privacy.accounting import PrivateTrainingConfig
 from distilrec.runs.config import DataConfig, RunConfig
 from distilrec.serve.app import endpoints
 from distilrec.serve.openapi import openapi
+from distilrec.settings import BOUNDS
 from distilrec.teachers.build import EnsembleConfig, MemberConfig, SingleConfig
-from distilrec.training.trainer import TrainingConfig
+from distilrec.training.options import TrainingConfig
 
 FOLDER = Path(__file__).parent / "reference"
 PYTHON = {
@@ -153,7 +155,6 @@ def _tagged(section: str, kinds: Any) -> Iterator[tuple[str, type]]:
 
 CONFIGURATION = FOLDER.parent / "configuration.md"
 _BETWEEN = re.compile(r"(<!-- settings: .*? -->\n).*?(?=<!-- end of settings -->)", re.DOTALL)
-_LIMITS = {"ge": "at least", "gt": "more than", "le": "at most", "lt": "less than"}
 SECTIONS: tuple[tuple[str, type], ...] = (
     ("The top of the file", RunConfig),
     ("`[data]`", DataConfig),
@@ -212,7 +213,7 @@ def _type_of_setting(kind: Any) -> str:
     match kind:
         case msgspec_types.IntType() | msgspec_types.FloatType():
             name = "integer" if isinstance(kind, msgspec_types.IntType) else "number"
-            bounds = ((words, getattr(kind, bound)) for bound, words in _LIMITS.items())
+            bounds = ((words, getattr(kind, bound)) for bound, words, _ in BOUNDS)
             limits = " and ".join(
                 f"{words} {value:g}" for words, value in bounds if value is not None
             )

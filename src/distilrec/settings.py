@@ -26,7 +26,7 @@ Share = Annotated[float, Meta(ge=0, lt=1)]
 Part = Annotated[float, Meta(gt=0, lt=1)]
 Seed = Annotated[int, Meta(ge=0, lt=2**32)]
 
-_BOUNDS: tuple[tuple[str, str, Callable[[float, float], bool]], ...] = (
+BOUNDS: tuple[tuple[str, str, Callable[[float, float], bool]], ...] = (
     ("gt", "more than", operator.gt),
     ("ge", "at least", operator.ge),
     ("lt", "less than", operator.lt),
@@ -47,7 +47,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             for meta in _ranges(field.type) if isinstance(value, int | float) else ():
                 bounds = [
                     (words, of, bound)
-                    for name, words, of in _BOUNDS
+                    for name, words, of in BOUNDS
                     if (bound := getattr(meta, name)) is not None
                 ]
                 if not all(of(value, bound) for _, of, bound in bounds):
