@@ -199,9 +199,8 @@ def users(items: int, users: int) -> tuple[list[str], dict[str, object]]:
     one = recommender.users.peek("user-0")
     assert one is not None
     events = int(recommender._bundle.history["offsets"][-1])
-    theory = (
-        one.state.nbytes + events * 8 / users
-    )  # these users have no features: they share one vector of zeros
+    # These users have no features: they share one vector of zeros.
+    theory = one.state.nbytes + events * 8 / users
     each = (after - before) / users
     row = {
         "items": items,

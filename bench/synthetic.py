@@ -47,9 +47,8 @@ def histories(users: int, items: int, seed: int = 0) -> Iterator[tuple[Ints, Int
         some = min(_CHUNK, users - first)
         lengths = np.clip(rng.lognormal(np.log(20), 1.0, some), 3, LONGEST).astype(np.int32)
         owner = np.repeat(np.arange(some), lengths)
-        own = rng.integers(TOPICS, size=(some, 3))[
-            owner, rng.integers(3, size=len(owner))
-        ]  # (events,)
+        topics = rng.integers(TOPICS, size=(some, 3))
+        own = topics[owner, rng.integers(3, size=len(owner))]  # (events,)
         size = starts[own + 1] - starts[own]
         # An index that falls as 1 / rank within n: n^u - 1 for u uniform in [0, 1).
         within = (np.exp(rng.random(len(owner)) * np.log(np.maximum(size, 1) + 1)) - 1).astype(

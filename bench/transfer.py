@@ -101,13 +101,13 @@ def movielens_100k() -> pl.DataFrame:
     log = log.join(
         films, left_on="item_id:token", right_on="item", how="left", maintain_order="left"
     )
-    return log.select(
+    log = log.select(
         user_id=pl.format("100k {}", "user_id:token"),
         item_id="item_id",
         timestamp="timestamp:float",
-    ).unique(
-        ["user_id", "item_id"], keep="first", maintain_order=True
-    )  # a few films are there under two numbers
+    )
+    # A few films are there under two numbers.
+    return log.unique(["user_id", "item_id"], keep="first", maintain_order=True)
 
 
 def movielens_1m() -> pl.DataFrame:

@@ -1,10 +1,11 @@
 """Builds sdist and wheel, and tries the wheel in an empty environment for each extra.
 
-python release/packages.py --build                      dist/: sdist, and the wheel made from it
-python release/packages.py --extras train none redis    an environment for each; `train` makes the
-bundle that others serve python release/packages.py --extras none --bundle B     needs nothing but a
-Python from 3.11 on python release/packages.py --extras train none --sbom   and the bill of
-materials of each (CycloneDX), in dist/
+    python release/packages.py --build                      dist/: sdist, and the wheel made from it
+    python release/packages.py --extras train none redis    an environment for each
+    python release/packages.py --extras none --bundle B     needs nothing but a Python from 3.11 on
+    python release/packages.py --extras train none --sbom   and the bill of materials (CycloneDX)
+
+`train` makes the bundle that the others serve. The bills of materials lie in dist/ too.
 """
 
 from __future__ import annotations
@@ -303,10 +304,8 @@ TRIALS: dict[str, Callable[[Environment, Path], None]] = {
     "texts": try_texts,
 }
 WITH_TORCH = {"train", "tune", "privacy", "checks", "ann", "ray"}
-TOGETHER = {
-    "ann": "train,ann",
-    "ray": "train,ray",
-}  # of use to who serves, too: these do not bring `train`
+# Of use to who serves, too: these do not bring `train`.
+TOGETHER = {"ann": "train,ann", "ray": "train,ray"}
 
 
 def bill_of_materials(environment: Environment, extra: str) -> None:

@@ -50,9 +50,8 @@ def as_id(value: object, what: str = "id") -> str:
     if isinstance(value, str):
         return _checked(value, what)
     if isinstance(value, Integral) and not isinstance(value, bool):
-        if (
-            abs(int(value)) >= _TOO_LARGE
-        ):  # Python refuses to write out integers of thousands of digits
+        # Python refuses to write out integers of thousands of digits.
+        if abs(int(value)) >= _TOO_LARGE:
             raise _invalid("…", what, f"is a number of more than {MAX_CHARACTERS} digits")
         return _checked(str(int(value)), what)
     if isinstance(value, float):

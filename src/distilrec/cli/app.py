@@ -17,12 +17,12 @@ from distilrec.errors import ConfigError, DistilrecError, StorageError, missing_
 from distilrec.files import locked
 
 DEFAULT_RUN = Path("runs/ml-100k")
-_EXTRAS = {
+_EXTRAS = {  # which extra brings a package
     **dict.fromkeys(("torch", "polars", "jinja2", "matplotlib", "markupsafe"), "train"),
     "optuna": "tune",
     "opacus": "privacy",
     "dataframely": "checks",
-}  # which extra brings a package
+}
 
 app = App(
     name="distilrec",

@@ -71,9 +71,8 @@ class DataCheck(Settings, frozen=True):
         if self.pattern is not None:
             try:
                 re.compile(self.pattern)
-                pl.Series([""]).str.contains(
-                    f"^(?:{self.pattern})$"
-                )  # which knows fewer kinds of expression
+                # polars knows fewer kinds of expression.
+                pl.Series([""]).str.contains(f"^(?:{self.pattern})$")
             except (re.error, pl.exceptions.PolarsError) as problem:
                 raise ConfigError(
                     f"the pattern of column {self.column!r} is no regular expression: {problem}",

@@ -122,9 +122,8 @@ def encode_parts(
     """Return the rows of all parts as positions of items and event types."""
     cold = [int(part.sizes[part.trains == 0].sum()) for part in parts]  # rows of cold users
     warm = [int(part.sizes.sum()) - few for part, few in zip(parts, cold, strict=True)]
-    begins = np.concatenate(
-        [[0], np.cumsum([*warm, *cold])]
-    )  # the warm rows of all parts, then the cold ones
+    # The warm rows of all parts, then the cold ones.
+    begins = np.concatenate([[0], np.cumsum([*warm, *cold])])
     count = int(begins[-1])
     whole = Rows(
         0, np.empty(count, np.int32), np.empty(count, np.int32), np.empty(count, np.float64)

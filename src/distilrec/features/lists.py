@@ -34,9 +34,8 @@ def parse_list(text: str) -> list[str] | None:
     inside = text[1:-1]
     if not inside.strip():
         return []
-    if (
-        text[0] == "[" and _NUMBERS.fullmatch(inside) and len(inside.split()) > 1
-    ):  # as numpy prints them
+    # As numpy prints them.
+    if text[0] == "[" and _NUMBERS.fullmatch(inside) and len(inside.split()) > 1:
         return inside.split()
     found, place = [], 0
     while element := _ELEMENT.match(inside, place):

@@ -75,10 +75,9 @@ class Candidate:
 
 class Row(msgspec.Struct, frozen=True):
     """One model of the table. quality: @10 metrics with intervals over users (and seeds); lists:
-    what it shows to people;
-    slices: share of held-out items found in the first 10; retention: quality / teacher's quality;
-    agreement: share of users whose first item is also the teacher's first; ndcg_by_seed: NDCG@10 of
-    each scorer.
+    what it shows to people; slices: share of held-out items found in the first 10; retention:
+    quality / teacher's quality; agreement: share of users whose first item is also the teacher's
+    first; ndcg_by_seed: NDCG@10 of each scorer.
     """
 
     name: str
@@ -111,8 +110,7 @@ class StageCost(msgspec.Struct, frozen=True):
 
 class Comparison(msgspec.Struct, frozen=True):
     """Everything the report shows. costs, tree, privacy: filled in by the run; tree: of a student
-    that is one;
-    privacy: of a student that was trained with differential privacy.
+    that is one; privacy: of a student that was trained with differential privacy.
     """
 
     dataset: str
@@ -154,9 +152,8 @@ def compare(
     quality: dict[str, dict[str, NDArray[np.float64]]] = {}
     for candidate in candidates:
         on_model(candidate.name)
-        once = {
-            id(scorer): scorer for scorer in candidate.scorers
-        }  # a teacher of several students is ranked once
+        # A teacher of several students is ranked once.
+        once = {id(scorer): scorer for scorer in candidate.scorers}
         known = {key: rank(scorer, asked, K) for key, scorer in once.items()}
         ranked = rankings[candidate.name] = [known[id(scorer)] for scorer in candidate.scorers]
         each = [{**quality_of(r), "accuracy": metrics.accuracy(r)} for r in ranked]
@@ -257,8 +254,7 @@ def _slices(
     dataset: Dataset, targets: NDArray[np.int32], users: NDArray[np.int64]
 ) -> dict[str, NDArray[np.bool_]]:
     """Return the groups of held-out items. Head, middle and tail items each had a third of the
-    training
-    interactions.
+    training interactions.
     """
     third = item_groups(dataset.popularity())
     known = targets != UNKNOWN_ITEM

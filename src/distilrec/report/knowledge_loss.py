@@ -16,11 +16,8 @@ from distilrec.measure.ranking import Ranking
 from distilrec.measure.slices import item_groups, user_slices
 
 _SHOWN = 10  # items listed on each side
-_GROUPS, _LISTED, _FEWEST = (
-    5,
-    5,
-    5,
-)  # groups of people, items for each, and people in the smallest group that is shown
+_GROUPS, _LISTED = 5, 5  # groups of people, and items for each
+_FEWEST = 5  # people in the smallest group that is shown
 HELD_OUT = "held-out items"
 
 
@@ -77,9 +74,8 @@ def knowledge_loss(
     for name, of_seeds in rankings.items():
         if name != teacher:
             pairs = zip(of_seeds, cycle(rankings[teacher]), strict=False)
-            shares = np.mean(
-                [_overlap(a.top[:, :k], b.top[:, :k]) for a, b in pairs], axis=0
-            )  # (users,)
+            each_seed = [_overlap(a.top[:, :k], b.top[:, :k]) for a, b in pairs]
+            shares = np.mean(each_seed, axis=0)  # (users,)
             overlap[name] = {
                 each: float(shares[inside].mean())
                 for each, inside in slices.items()
