@@ -168,6 +168,7 @@ class Recommender:
         self._live: dict[str, ItemRecord] = {}  # items that the bundle does not have
         self._removed: set[str] = set()
         self._no_features = np.zeros(bundle.manifest.dim, np.float32)  # of all users without
+        self._one_event = np.empty(1, np.int32), np.empty(1, np.int32)  # reused: item and type
         self._users = Users(max_users, max_events)
         self.lock = self._users.lock
         known = unpack_texts("users", bundle.history) if bundle.history else []
@@ -290,7 +291,8 @@ class Recommender:
     def knows_user(self, user_id: Id) -> bool:
         """Whether anything is known of this user: history, features or events since the start."""
         with self.lock:
-            return self._is_known(self._user_id(user_id))
+            known = type(user_id) is str and self._is_known(user_id)
+            return known or self._is_known(as_id(user_id, "user_id"))
 
     def past(self, user_id: Id, limit: int) -> list[str]:
         """The latest items of a user, latest first."""
@@ -397,9 +399,10 @@ class Recommender:
             scores = self._runtime.scores_of(
                 user.state[None], user.features, np.array(asked, np.int32)
             )[0]
-            ids = [self._item_ids[place] for place in asked]
+            ids = self._item_ids
         order = np.argsort(-scores, kind="stable")
-        return [Recommendation(ids[n], float(scores[n])) for n in order]
+        best = [ids[asked[n]] for n in order.tolist()], scores[order].tolist()
+        return list(map(_recommendation, zip(*best, strict=True)))
 
     def _diversified(self, places: Places, scores: Floats, k: int, diversity: float) -> Places:
         chosen = np.empty(k, np.int32)
@@ -763,7 +766,9 @@ class Recommender:
 
     def _fold(self, user: User, place: int, event_type: str) -> None:
         kind = self._event_index.get(event_type, 0)
-        self._runtime.fold(user.state, np.array([place], np.int32), np.array([kind], np.int32))
+        item, event = self._one_event
+        item[0], event[0] = place, kind
+        self._runtime.fold(user.state, item, event)
         self._users.remember(user, place, kind)
 
     def _embed(
