@@ -661,14 +661,15 @@ class Recommender:
                 return True
             if current:
                 return True  # another answer came first
+            events = placed(record.events)
             if (
                 user is None
                 or (user.epoch, user.position) != asked[1:]
-                or not _in_order(user, record.events)
+                or not _in_order(user, events)
             ):
                 self._users.drop(user_id)
                 return False
-            for event in placed(record.events):
+            for event in events:
                 self._follow(user, event)
             user.position = record.position
             return True
@@ -902,10 +903,10 @@ class Recommender:
                 )
 
 
-def _in_order(user: User, events: Sequence[StoredEvent]) -> bool:
+def _in_order(user: User, events: Sequence[Placed]) -> bool:
     """Whether new events can be folded as they come, after those that the user has."""
     last, received = user.last, user.received
-    for event in placed(events):
+    for event in events:
         if event.received != event.event.received or not follows(event.event, last, received):
             return False
         last, received = event.when, event.received
