@@ -19,7 +19,7 @@ from distilrec.serve.app import make_app
 from distilrec.serve.config import ServiceConfig
 from distilrec.serve.keys import read_keys
 from distilrec.serve.logs import log, start_logging
-from distilrec.serve.server import settle
+from distilrec.serve.server import settle, try_out
 from distilrec.serve.service import open_service
 from distilrec.stores.opening import check_sharing
 
@@ -43,11 +43,7 @@ def serve_on_ray(config: ServiceConfig, address: str) -> None:
     except ImportError:
         raise missing_extra("ray[serve]", "ray") from None
     start_logging()
-    read_keys(config.keys)
-    checked = open_service(
-        config
-    )  # what cannot work had better fail here, once and with a clear message
-    checked.store.close()
+    try_out(config)
     ray = connect(address)
     stop = threading.Event()
     for sign in (signal.SIGTERM, signal.SIGINT):

@@ -18,13 +18,12 @@ from distilrec.serve.connections import LimitedProtocol
 from distilrec.serve.keys import read_keys
 from distilrec.serve.logs import log, start_logging
 from distilrec.serve.service import Service, open_service
-from distilrec.serve.workers import ignore_hangup, supervise
+from distilrec.serve.workers import address_of, ignore_hangup, supervise
 
 _GRACE_SECONDS = 10
 _KEEP_ALIVE = 30
-_SWITCH_INTERVAL = (
-    0.0005  # seconds; the store's threads are woken for microseconds, and must not wait for 5 ms
-)
+# Seconds; the store's threads are woken for microseconds, and must not wait for 5 ms.
+_SWITCH_INTERVAL = 0.0005
 _NOT_STARTED = 3  # exit code
 
 
@@ -38,9 +37,8 @@ class _Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Say where it can be reached: the system chooses the port where 0 was asked for."""
         await super().startup(sockets)
-        host = f"[{self.config.host}]" if ":" in self.config.host else self.config.host
         for server in self.servers:
-            log("listening", address=f"http://{host}:{server.sockets[0].getsockname()[1]}")
+            log("listening", address=address_of(self.config.host, server.sockets[0]))
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self._drain_seconds and sig == signal.SIGTERM and not self._service.draining:
@@ -60,14 +58,19 @@ def serve(config: ServiceConfig) -> None:
     """
     start_logging()
     if config.workers > 1:
-        read_keys(config.keys)
-        open_service(
-            config
-        ).store.close()  # what cannot work had better fail here, once and with a clear message
+        try_out(config)
         if code := supervise(config):
             sys.exit(code)
         return
     run(config)
+
+
+def try_out(config: ServiceConfig) -> None:
+    """Open all that a worker will open, and let go of it: what cannot work had better fail here,
+    once and with a clear message. Raises what `serve` raises.
+    """
+    read_keys(config.keys)
+    open_service(config).store.close()
 
 
 def run(config: ServiceConfig, sockets: list[socket.socket] | None = None) -> None:

@@ -160,9 +160,14 @@ def _listen(config: ServiceConfig) -> socket.socket:
             fix="stop what uses it, or choose another --port",
             parameter="port",
         ) from None
-    host = f"[{config.host}]" if ":" in config.host else config.host
-    log("supervising", address=f"http://{host}:{listener.getsockname()[1]}", workers=config.workers)
+    log("supervising", address=address_of(config.host, listener), workers=config.workers)
     return listener
+
+
+def address_of(host: str, listener: socket.socket) -> str:
+    """Return the URL of a socket that listens at this host."""
+    shown = f"[{host}]" if ":" in host else host
+    return f"http://{shown}:{listener.getsockname()[1]}"
 
 
 def ignore_hangup() -> None:
