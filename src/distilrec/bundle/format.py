@@ -284,8 +284,7 @@ def _read_arrays(path: Path, entry: FileEntry) -> Arrays:
     _check_file(path, entry)
     with path.open("rb") as file:
         # A private map: what is written to it stays in this process. Both kinds can be written, so
-        # that the kernels are
-        # compiled for one kind of array only.
+        # that the kernels are compiled for one kind of array only.
         data: Any = (
             mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
             if entry.bytes >= MAPPED_FROM

@@ -93,10 +93,8 @@ class Filters:
             return self._open
         try:
             key = msgspec.msgpack.encode(chosen, enc_hook=repr)
-        except (
-            UnicodeError,
-            OverflowError,
-        ):  # characters and integers that cannot be written: seldom, and not kept
+        except (UnicodeError, OverflowError):
+            # Characters and integers that cannot be written: seldom, and not kept.
             return self._compile(chosen)
         mask = self._masks.get(key)
         if mask is None:

@@ -56,10 +56,8 @@ from distilrec.stores.records import ItemRecord, Since, StoredEvent, UserRecord,
 
 _GOLDEN_TOLERANCE = 1e-4
 _NO_ITEMS = np.zeros(0, np.int32)
-_DERIVED = (
-    "popularity",
-    "sales_volume",
-)  # 0 for a new item, under another name where the catalogue has such a column
+# 0 for a new item, under another name where the catalogue has such a column.
+_DERIVED = "popularity", "sales_volume"
 _POOL, _POOL_FACTOR = 50, 5  # candidates of a diversified list of k: max(50, 5 k)
 _EXPLAINED = 1_000
 _FOLDED = 500  # events of a long log that are folded before others get their turn
@@ -76,9 +74,10 @@ class Recommendation(NamedTuple):
     score: float
 
 
+# The fast way to make one.
 _recommendation: Callable[[tuple[str, float]], Recommendation] = partial(
     tuple.__new__, Recommendation
-)  # the fast way
+)
 
 
 class Event(msgspec.Struct, frozen=True):
@@ -359,9 +358,8 @@ class Recommender:
             )
         pool = max(_POOL, _POOL_FACTOR * k) if diversity else k
         with self.lock:
-            user = (
-                self._users.use(user_id) if type(user_id) is str else None
-            )  # what `_find` does first: most are there
+            # What `_find` does first: most are there.
+            user = self._users.use(user_id) if type(user_id) is str else None
             if user is None:
                 user = self._find(user_id) or self._stranger
             places, best = self._runtime.best(
@@ -456,9 +454,8 @@ class Recommender:
             runtime = self._runtime
             start = max(0, user.length - _EXPLAINED)
             items, kinds = user.items[start:].copy(), user.events[start:]
-            older = (
-                start or user.length == self._users.max_events
-            )  # events that are in the state, but not among these
+            # Events that are in the state, but not among these.
+            older = start or user.length == self._users.max_events
             states = runtime.without_each(items, kinds, user.state if older else None)
             scores = runtime.scores_of(user.state[None], user.features, asked)  # (1, asked)
             effects = scores - runtime.scores_of(states, user.features, asked)  # (events, asked)
@@ -546,9 +543,8 @@ class Recommender:
                         )
                     except DistilrecError as problem:
                         problems.append(problem)
-                        if (
-                            len(problems) > _MAX_PROBLEMS
-                        ):  # of many fields, the rest is not worth the time
+                        # Of many fields, the rest is not worth the time.
+                        if len(problems) > _MAX_PROBLEMS:
                             return msgspec.structs.replace(record, **parts), problems
                     else:
                         kept[name] = value
@@ -571,9 +567,8 @@ class Recommender:
                 place = len(self._item_ids)
             name = self._item_ids[place] if known else as_id(record.item_id, "item_id")
             if not known or name in self._live:
-                record, _ = self._usable(
-                    merged(self._live.get(name), record)
-                )  # an attribute may have got a kind since
+                # An attribute may have got a kind since.
+                record, _ = self._usable(merged(self._live.get(name), record))
                 self._runtime.put_item(
                     place, self._item_vector(record), float(self._bundle.weights["biases"].min())
                 )
@@ -682,9 +677,8 @@ class Recommender:
             user = self._users.peek(event.user_id)
             if user is None or position <= user.position:
                 return
-            if not follows(
-                event, user.last, user.received
-            ):  # late: the next answer folds the log again, in order
+            if not follows(event, user.last, user.received):
+                # Late: the next answer folds the log again, in order.
                 self._users.drop(event.user_id)
                 return
             self._follow(user, placed([event])[0])
@@ -723,9 +717,8 @@ class Recommender:
             user.features = self._embed(
                 record.features, self.manifest.user_encoder, self._user_table, "user", strict=False
             )
-        new = [
-            event for event in events if not self._is_history(user, event)
-        ]  # compared in order of arrival
+        # Compared in order of arrival.
+        new = [event for event in events if not self._is_history(user, event)]
         new.sort(key=lambda event: event.when)  # stable: equal times in order of arrival
         known = [each.event for each in new if each.event.item_id in self._item_index]
         items = np.array([self._item_index[event.item_id] for event in known], np.int32)

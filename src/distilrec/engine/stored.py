@@ -136,9 +136,8 @@ class StoredRecommender:
 
     def __init__(self, recommender: Recommender, store: Store) -> None:
         self.recommender, self.store = recommender, store
-        self._lock = (
-            fork_safe_lock()
-        )  # no thread reads a user between an event's storing and following
+        # No thread reads a user between an event's storing and following.
+        self._lock = fork_safe_lock()
         self._process = os.getpid()
         self._clock = Clock()
         self._item_changes = 0

@@ -52,9 +52,8 @@ class RayWorkers:
         when workers are lost.
         """
         ray = _ray()
-        shared = [
-            ray.put(task)
-        ]  # once for each machine; in a list, or Ray would send what it stands for
+        # Once for each machine; in a list, or Ray would send what it stands for.
+        shared = [ray.put(task)]
         waiting = list(reversed(shards))
         busy: dict[Any, Any] = {}
         try:
@@ -194,9 +193,8 @@ def _allow_shared_arrays() -> None:
 def connect(address: str) -> Any:
     """Ray, connected to this cluster. Raises MissingExtraError and ClusterError."""
     ray = _ray()
-    os.environ.setdefault(
-        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0"
-    )  # or Ray warns that it will change its mind
+    # Or Ray warns that it will change its mind.
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     if ray.is_initialized():
         return ray
     try:

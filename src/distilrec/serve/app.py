@@ -112,9 +112,8 @@ def _application(gate: Gate, table: list[Endpoint], life: ASGIApp) -> ASGIApp:
         if scope["type"] != "http":
             await (life if scope["type"] == "lifespan" else nothing)(scope, receive, send)
             return
-        handler: ASGIApp | None = handlers.get(
-            (scope["method"], scope.get("raw_path"))
-        )  # saves a tenth of a request
+        # Looked up by the whole path first: that saves a tenth of a request.
+        handler: ASGIApp | None = handlers.get((scope["method"], scope.get("raw_path")))
         if handler is None:
             handler = nothing
             if found := paths.find(path_of(scope)):

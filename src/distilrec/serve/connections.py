@@ -130,9 +130,8 @@ class LimitedProtocol(HttpToolsProtocol):
         elif self.cycle.more_body:
             self._pieces = True
             self._body += self._chunk
-            if (
-                self._body > limits.max_head + 6 * limits.max_body
-            ):  # sizes of chunks, extensions, trailers
+            # Beside the body itself: sizes of chunks, extensions, trailers.
+            if self._body > limits.max_head + 6 * limits.max_body:
                 self._refuse(self._too_large())
             elif self._timer is None:
                 self._timer = self.loop.call_later(limits.transfer_seconds, self._too_slow)

@@ -179,9 +179,8 @@ class _Handler:
                 content = await _read_body(receive, given.get(b"content-length"), gate.max_body)
                 body = self._body(decode, content, given.get(LENGTH_HEADER), caller)
             elif media_type is not None and endpoint.method == "POST":
-                _check_type(
-                    media_type, None, binary=False
-                )  # what the form of a web page sends is none
+                # What the form of a web page sends is no JSON.
+                _check_type(media_type, None, binary=False)
             parameters = scope.get("path_params")
             path = texts_of(parameters.items()) if parameters else {}
             answer = await endpoint.handle(Call(body, path, scope["query_string"]))

@@ -111,9 +111,8 @@ class Metrics:
     def show_model(self, version: str) -> None:
         """Name the active model."""
         if self._shown not in ("", version):
-            self.model.labels(self._shown).set(
-                0
-            )  # the file that workers share keeps what is only removed here
+            # The file that workers share keeps what is only removed here.
+            self.model.labels(self._shown).set(0)
             self.model.remove(self._shown)
         self.model.labels(version).set(1)
         self._shown = version

@@ -29,10 +29,8 @@ from distilrec.serve.logs import log, start_logging
 
 CONFIG_VARIABLE = "DISTILREC_SERVICE"  # how a worker process learns its configuration
 _STABLE_SECONDS = 10.0  # a worker that lived this long had started well
-_FIRST_DELAY, _LONGEST_DELAY = (
-    0.5,
-    15.0,
-)  # seconds before a worker that could not start is started again
+# Seconds before a worker that could not start is started again.
+_FIRST_DELAY, _LONGEST_DELAY = 0.5, 15.0
 _LOOK_SECONDS = 0.1
 _STOP_SECONDS = 25.0  # beyond the time for draining: then a worker is killed
 
@@ -83,9 +81,8 @@ def supervise(config: ServiceConfig) -> int:
     Raises ConfigError where the address cannot be used.
     """
     listener = _listen(config)
-    lifeline, held = (
-        os.pipe()
-    )  # the workers read from it, and only this process can write: it breaks when this one ends
+    # The workers read from it, and only this process can write: it breaks when this one ends.
+    lifeline, held = os.pipe()
     metrics = tempfile.mkdtemp(prefix="distilrec-metrics-")
     environment = {
         **os.environ,
@@ -140,10 +137,8 @@ def _stop(
         log("a worker did not stop and is killed", logging.ERROR, worker=process.pid)
         process.kill()
         process.wait()
-    orderly = {
-        0,
-        *(-number for number in received),
-    }  # a worker that was just starting ends by the signal itself
+    # A worker that was just starting ends by the signal itself.
+    orderly = {0, *(-number for number in received)}
     return 0 if all(process.returncode in orderly for process in processes) else 1
 
 
@@ -182,9 +177,7 @@ def ignore_hangup() -> None:
 
 
 def _watch(lifeline: int) -> None:
-    os.read(
-        lifeline, 1
-    )  # there is never anything to read: it returns when the supervisor has ended
+    os.read(lifeline, 1)  # there is never anything: it returns when the supervisor has ended
     log("the supervisor has ended", logging.WARNING)
     os.kill(os.getpid(), signal.SIGTERM)
 

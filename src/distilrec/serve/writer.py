@@ -75,9 +75,8 @@ class Batches(Generic[Job, Result]):
         self._pending += weight
         self._waiting.append((job, future, weight))
         self._wake.set()
-        return await asyncio.shield(
-            future
-        )  # a caller who goes away does not undo what is being stored
+        # A caller who goes away does not undo what is being stored.
+        return await asyncio.shield(future)
 
     async def stop(self) -> None:
         """Finish what is waiting, then end the thread."""
@@ -197,9 +196,8 @@ class StoreThreads:
         except Exception as problem:
             if len(groups) == 1:
                 return [self._failed(problem)]
-            return [
-                self._commit([group])[0] for group in groups
-            ]  # one of them cannot be stored: not the others' fault
+            # One of them cannot be stored: not the others' fault.
+            return [self._commit([group])[0] for group in groups]
         self._metrics.commit_seconds.observe(time.perf_counter() - started)
         self._metrics.commit_events.observe(sum(map(len, groups)))
         return [[next(positions) for _ in group] for group in groups]
@@ -210,9 +208,8 @@ class StoreThreads:
             records = iter(self._store.read([since for job in jobs for since in job]))
         except StoreError as problem:
             if isinstance(problem, StoreCorruptedError) and len(jobs) > 1:
-                return [
-                    self._read([job])[0] for job in jobs
-                ]  # one of them cannot be read: not the others' fault
+                # One of them cannot be read: not the others' fault.
+                return [self._read([job])[0] for job in jobs]
             return [self._failed(problem)] * len(jobs)
         return [[next(records) for _ in job] for job in jobs]
 

@@ -66,8 +66,7 @@ return positions
 
 
 # A user and everything about them; ARGV: prefix, user, hash. Begins with a removal: a server whose
-# memory is full refuses a
-# script only up to its first write.
+# memory is full refuses a script only up to its first write.
 _ERASE = """
 local prefix, user = ARGV[1], ARGV[2]
 local removed = redis.call('LLEN', prefix .. 'events:' .. user)
@@ -110,18 +109,16 @@ class RedisStore:
         self._redis, self._prefix = redis, prefix
         self._server = ""
         self._shortened = 0  # how often a log was found to be shorter than it had been
-        self._rewriting: bytes | None = (
-            None  # the latest erasure that a rewrite which was started here covers
-        )
+        # The latest erasure that a rewrite which was started here covers.
+        self._rewriting: bytes | None = None
         try:
             self._client: Any = redis.Redis.from_url(
                 url,
                 password=password,
                 socket_timeout=_TIMEOUT,
                 socket_connect_timeout=_TIMEOUT,
-                retry=Retry(
-                    ExponentialBackoff(cap=0.2, base=0.05), 1
-                ),  # every write may be repeated: event ids
+                # Every write may be repeated: event ids.
+                retry=Retry(ExponentialBackoff(cap=0.2, base=0.05), 1),
                 health_check_interval=15,
                 redis_connect_func=self._connected,
             )
@@ -136,9 +133,8 @@ class RedisStore:
         self._append = self._client.register_script(_APPEND)
         with self._errors():
             for name, value in (("schema", str(SCHEMA_VERSION)), ("salt", secrets.token_hex(16))):
-                if not self._client.exists(
-                    prefix + name
-                ):  # a server whose memory is full refuses even to try
+                # A server whose memory is full refuses even to try.
+                if not self._client.exists(prefix + name):
                     self._client.setnx(prefix + name, value)
             version, salt = map(_text, self._client.mget(prefix + "schema", prefix + "salt"))
         if int(version) > SCHEMA_VERSION:
@@ -246,9 +242,8 @@ class RedisStore:
     def erase(self, user_id: str) -> int:
         with self._errors():
             removed = int(self._client.eval(_ERASE, 0, self._prefix, user_id, self._hash(user_id)))
-        with suppress(
-            StoreError
-        ):  # the user is erased; the rest is reported, and tried again, by `clean`
+        # The user is erased; the rest is reported, and tried again, by `clean`.
+        with suppress(StoreError):
             self.clean()
         return removed
 

@@ -205,9 +205,8 @@ class SqliteStore:
                 removed = db.execute("DELETE FROM events WHERE user = ?", row).rowcount
                 db.execute("DELETE FROM users WHERE id = ?", row)
             db.execute("INSERT OR IGNORE INTO erased VALUES (?)", (self._hash(user_id),))
-        with suppress(
-            StoreError
-        ):  # the user is erased; the rest is reported, and tried again, by `clean`
+        # The user is erased; the rest is reported, and tried again, by `clean`.
+        with suppress(StoreError):
             self.clean()
         return removed
 
@@ -304,9 +303,8 @@ class SqliteStore:
             self._reader.close()
             self._scanner.close()
             self._writer.close()
-            for handle in (
-                self._locks
-            ):  # after the connections: closing the file takes SQLite's own locks from it
+            # After the connections: closing the file takes SQLite's own locks from it.
+            for handle in self._locks:
                 os.close(handle)
 
     def _lock(self, undo: ExitStack) -> list[int]:

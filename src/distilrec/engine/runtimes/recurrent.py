@@ -28,9 +28,8 @@ class RecurrentRuntime(Runtime):
         w = bundle.weights
         self._items = ItemTable(w["vectors"], w["biases"])
         self._search = make_search(search, self._items, bundle)
-        self._columns = columns_of(
-            w["vectors"] if self._search is None else w["vectors"][:0]
-        )  # (channels, room)
+        # (channels, room)
+        self._columns = columns_of(w["vectors"] if self._search is None else w["vectors"][:0])
         self._gain, self._decay = w["gain"], w["decay"]
         self._scale = np.sqrt(1 - self._decay**2)
         self._weights = (
