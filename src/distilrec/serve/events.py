@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from distilrec.engine.stored import Clock, EventInput, to_stored
+from distilrec.engine.stored import Clock, to_stored
 from distilrec.serve.config import ServiceConfig
 from distilrec.serve.http import Endpoint
 from distilrec.serve.metrics import Metrics
@@ -24,11 +24,7 @@ class Events:
 
     async def add(self, request: EventsRequest) -> EventsResponse:
         check_limit("events", len(request.events), self._max_batch)
-        given = (
-            EventInput(e.user_id, e.item_id, e.event_type, e.timestamp, e.event_id)
-            for e in request.events
-        )
-        stored = to_stored(given, self._clock)
+        stored = to_stored(request.events, self._clock)
         with self._storage.unless_failed({event.user_id for event in stored}):
             positions = await self._storage.append(stored)
         self._storage.forget_what_the_store_lost()

@@ -10,7 +10,7 @@ import msgspec
 from msgspec import Meta
 
 from distilrec.engine.filters import Filter
-from distilrec.engine.stored import MAX_EVENT_ID, MAX_EVENT_TYPE
+from distilrec.engine.stored import MAX_EVENT_ID, MAX_EVENT_TYPE, EventInput
 
 UserId = Annotated[str, Meta(extra_json_schema={"minLength": 1, "maxLength": 256})] | int | float
 """What may stand for an id; `distilrec.ids.as_id` says which of these are ids."""
@@ -60,7 +60,7 @@ class RankRequest(Request, frozen=True):
     skip_unknown: bool = False
 
 
-class EventBody(Request, frozen=True):
+class EventBody(EventInput, frozen=True):
     """One interaction.
 
     `timestamp`: when it happened, seconds since 1970, at most five minutes in the future; now where
