@@ -188,4 +188,7 @@ class Server:
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
         self.client.close()
-        return self.process.wait(PATIENCE)
+        code = self.process.wait(PATIENCE)
+        if code:
+            print(self.log.read_text()[-10_000:])  # noqa: T201 - what a failing test shows
+        return code

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib
 import json
+import os
 import shutil
 import struct
 import subprocess
@@ -397,12 +398,14 @@ def generated(guarded, tmp_path, monkeypatch):
     described = guarded[0].client.get("/openapi.json").content
     assert not list(OpenAPIV31SpecValidator(json.loads(described)).iter_errors())
     (tmp_path / "openapi.json").write_bytes(described)
+    # The generator calls ruff by its name, and nobody has said that our environment is an active one.
     run = subprocess.run(
         [
             sys.executable, "-m", "openapi_python_client", "generate", "--path", tmp_path / "openapi.json",
             "--output-path", tmp_path / "made" / "made_client", "--meta", "none", "--fail-on-warning",
         ],
         capture_output=True, text=True, check=False,
+        env=os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
     )  # fmt: skip
     assert run.returncode == 0, run.stdout + run.stderr
     monkeypatch.syspath_prepend(tmp_path / "made")

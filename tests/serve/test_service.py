@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -647,6 +648,23 @@ def test_restarts_keep_everything(bundle, tmp_path):
     with pytest.raises(AssertionError, match="in use by another process"):
         Server(bundle, store)
     second.stop()
+
+
+def test_a_signal_that_comes_just_before_the_server_listens_to_signals(bundle, tmp_path):
+    """It must not get lost: a worker that is told to stop while it starts would be killed at last."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, signal, uvicorn\n"
+        "run = uvicorn.Server.run\n"
+        "def interrupted(*arguments):\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    run(*arguments)\n"
+        "uvicorn.Server.run = interrupted\n"
+    )
+    path = os.pathsep.join(filter(None, [str(tmp_path), *sys.path]))
+    store = f"sqlite:///{tmp_path / 'store.db'}"
+    service = Server(bundle, store, wait=False, env=os.environ | {"PYTHONPATH": path})
+    assert service.process.wait(PATIENCE) == 0
+    service.client.close()
 
 
 def test_draining(bundle, tmp_path):

@@ -40,6 +40,13 @@ class _Server(uvicorn.Server):
         for server in self.servers:
             log("listening", address=address_of(self.config.host, server.sockets[0]))
 
+    def end(self, sig: int, frame: FrameType | None) -> None:
+        """Handle a signal outside uvicorn's own care: one that comes just before it ends the server
+        as soon as that has started; one that uvicorn raises again after an orderly stop changes
+        nothing any more, least of all the exit code.
+        """
+        self.should_exit = True
+
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self._drain_seconds and sig == signal.SIGTERM and not self._service.draining:
             log("draining", seconds=self._drain_seconds)
@@ -82,11 +89,10 @@ def run(config: ServiceConfig, sockets: list[socket.socket] | None = None) -> No
     service = open_service(config)
     app = make_app(service, keys)
     settle()
-    # After an orderly stop uvicorn raises the signal again: that must not change the exit code.
-    for sign in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(sign, lambda *_: None)
-    ignore_hangup()
     server = _Server(uvicorn.Config(app, **_options(config)), service, config.drain_seconds)
+    for sign in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(sign, server.end)
+    ignore_hangup()
     server.run(sockets)
     if not server.started:
         sys.exit(_NOT_STARTED)
