@@ -1,7 +1,8 @@
 """Every loss of `distilrec.distill.losses` on ML-100K: the same student, the same teacher, the same
 seeds.
 
-    python bench/losses.py [--config bench/ml-100k.toml] [--seeds 3] [--folder runs/losses] [--only NAME ...]
+    python bench/losses.py [--config bench/ml-100k.toml] [--seeds 3] [--folder runs/losses]
+        [--only NAME ...]
 
 "All logits" keeps the logits of the whole catalogue, which is what a teacher in the same process
 would give.

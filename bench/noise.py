@@ -1,6 +1,7 @@
 """What noise in the log costs, with and without distillation and denoising.
 
-    python bench/noise.py [--config examples/films-and-trust/recipe.toml] [--seeds 3] [--folder runs/noise]
+    python bench/noise.py [--config examples/films-and-trust/recipe.toml] [--seeds 3]
+        [--folder runs/noise]
 
 At each rate that share of the events that become training rows gets another item, drawn uniformly
 among those that the user has not had; validation and test events stay as they are. Everything is
@@ -55,8 +56,9 @@ def clean(config: RunConfig, folder: Path) -> pl.DataFrame:
 
 
 def noisy(log: pl.DataFrame, rate: float, seed: int) -> pl.DataFrame:
-    """Return the log with other items in a share of the rows that training will see, the last two of each
-    user untouched.
+    """Return the log with other items in a share of the rows that training will see.
+
+    The last two rows of each user stay as they are.
     """
     rng = np.random.default_rng(seed)
     items = log["item_id"].unique().sort().to_list()

@@ -6,11 +6,12 @@ each student.
 MovieLens 1M, films with 200 ratings or more. A tenth of the people are volunteers, a fifth
 outsiders, the others members:
 
-- plain: students of the members, without distillation and with the labels of a linear teacher of the members;
-- private: students of the members by DP-SGD (ground truth alone), at several epsilons, from nothing (one seed) and from the
-  weights of the volunteers' student;
-- votes: students of the volunteers alone, and with the noisy votes of 200 teachers of disjoint groups of members, among the
-  50 items that the volunteers' student puts first.
+- plain: students of the members, without distillation and with the labels of a linear teacher of
+  the members;
+- private: students of the members by DP-SGD (ground truth alone), at several epsilons, from nothing
+  (one seed) and from the weights of the volunteers' student;
+- votes: students of the volunteers alone, and with the noisy votes of 200 teachers of disjoint
+  groups of members, among the 50 items that the volunteers' student puts first.
 
 Quality is NDCG@10 of the outsiders' last film, after all that they did before: people of whom no
 model has learned, for all models alike. The attack: anyone who has the weights and the history of a
@@ -24,7 +25,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
@@ -62,6 +63,7 @@ FROM_VOLUNTEERS = PrivateTrainingConfig(delta=1e-5, steps=60, events=30, learnin
 EPSILONS = (1.0, 4.0, 16.0, 64.0)
 VOTE_EPSILONS = (2.0, 8.0, 32.0, None)
 VOTERS, CANDIDATES = 200, 50
+PARTS = ("plain", "private", "votes")
 
 
 @dataclass(frozen=True)
@@ -72,8 +74,8 @@ class People:
 
 
 def people(folder: Path) -> People:
-    """MovieLens 1M in three groups of people; items and encoders are those of all (a catalogue is
-    no secret).
+    """Return MovieLens 1M in three groups of people; items and encoders are those of all, because
+    a catalogue is no secret.
     """
     if not (folder / "dataset.json").is_file():
         source, schema = fetch_dataset("ml-1m", print), DATASETS["ml-1m"].schema
@@ -109,16 +111,16 @@ def log_likelihood(model: SequenceModel, dataset: Dataset) -> NDArray[np.float64
             )
             seen = seen_items(batch, dataset.catalogue_size, window, position, slice(warm))
             seen[torch.arange(len(targets)), targets] = False
-            each = torch.log_softmax(logits.masked_fill(seen, MASKED_LOGIT), -1)[
+            found = torch.log_softmax(logits.masked_fill(seen, MASKED_LOGIT), -1)[
                 torch.arange(len(targets)), targets
             ]
-            np.add.at(sums, batch.users[window].numpy(), each.double().numpy())
+            np.add.at(sums, batch.users[window].numpy(), found.double().numpy())
             np.add.at(counts, batch.users[window].numpy(), 1)
     return sums / np.maximum(counts, 1)
 
 
 def with_features_of(trained: TrainedModel, dataset: Dataset) -> SequenceModel:
-    """Return the model for other people: their features in the place of those it was trained with."""
+    """Return the model for other people: their features instead of those in training."""
     model = trained.model
     model.user_features.columns = torch.from_numpy(dataset.user_features.columns.astype(np.int64))  # type: ignore[union-attr]
     model.user_features.weights = torch.from_numpy(dataset.user_features.weights)  # type: ignore[union-attr]
@@ -130,11 +132,180 @@ def of_users(trained: TrainedModel, dataset: Dataset) -> NDArray[np.float64]:
 
 
 def attack(inside: NDArray[np.float64], outside: NDArray[np.float64]) -> tuple[float, float]:
-    """AUC, and the share of members found at 1% false alarms."""
+    """Return the AUC, and the share of members found at 1% false alarms."""
     truth = np.concatenate([np.ones(len(inside)), np.zeros(len(outside))])
     scores = np.concatenate([inside, outside])
     alarms, found, _ = roc_curve(truth, scores)
     return float(roc_auc_score(truth, scores)), float(found[alarms <= 0.01].max())
+
+
+@dataclass
+class Measurements:
+    """Train and measure the students of each kind; each student is kept in the folder."""
+
+    people: People
+    folder: Path
+    seeds: int
+    reference: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None
+    """What the volunteers' student says of members and of outsiders, once it is trained."""
+    rows: list[dict[str, object]] = field(default_factory=list)
+
+    def measure(
+        self,
+        name: str,
+        dataset: Dataset,
+        make: Callable[[int], TrainedModel],
+        seeds: int | None = None,
+    ) -> list[TrainedModel]:
+        """Add a row for the students of one kind, and return them."""
+        outsiders, test = self.people.outsiders, questions(self.people.outsiders, "test")
+        values, attacks, spent, models = [], [], None, []
+        for seed in range(self.seeds if seeds is None else seeds):
+            folder = self.folder / name.replace(" ", "-").replace(",", "") / f"seed-{seed}"
+            if not (folder / "model.json").is_file():
+                save_model(make(seed), folder)
+            trained = load_model(folder, dataset)
+            models.append(trained)
+            spent = trained.record.privacy
+            scorer = TorchScorer(with_features_of(trained, outsiders))
+            values.append(ndcg(rank(scorer, test), 10))
+            attacks.append(self._attack(trained))
+            print(
+                f"{name}, seed {seed}: NDCG@10 {values[-1].mean():.4f}, attack {attacks[-1]}",
+                flush=True,
+            )
+        self.rows.append(
+            {
+                "model": name,
+                "ndcg": str(bootstrap(np.stack(values))),
+                "ndcg_by_seed": [float(by_user.mean()) for by_user in values],
+                "auc_by_seed": [auc for auc, _ in attacks],
+                "found_by_seed": [found for _, found in attacks],
+                "privacy": None if spent is None else msgspec.to_builtins(spent),
+            }
+        )
+        return models
+
+    def _attack(self, trained: TrainedModel) -> tuple[float, float]:
+        """Return the result of the stronger of the two attacks."""
+        inside = of_users(trained, self.people.members)
+        outside = of_users(trained, self.people.outsiders)
+        found = [attack(inside, outside)]
+        if self.reference is not None:
+            found.append(attack(inside - self.reference[0], outside - self.reference[1]))
+        return max(found)
+
+
+def measure_volunteers(work: Measurements) -> list[TrainedModel]:
+    """Measure the students of the volunteers alone; the first is the reference of the attacks."""
+    who = work.people
+    students = work.measure(
+        "volunteers alone",
+        who.volunteers,
+        lambda seed: train_model(STUDENT, who.volunteers, FEW_USERS, seed=seed),
+    )
+    work.reference = of_users(students[0], who.members), of_users(students[0], who.outsiders)
+    return students
+
+
+def measure_private(work: Measurements, of_volunteers: list[TrainedModel]) -> None:
+    """Measure the students that DP-SGD trains, from the volunteers' student and from nothing."""
+    members = work.people.members
+    for epsilon in EPSILONS:
+        further = msgspec.structs.replace(FROM_VOLUNTEERS, epsilon=epsilon)
+        work.measure(
+            f"DP-SGD from the volunteers' student, epsilon {epsilon:g}",
+            members,
+            lambda seed: train_private(
+                STUDENT, members, further, seed=seed, start=of_volunteers[seed]
+            ),
+        )
+    for epsilon in EPSILONS:
+        config = msgspec.structs.replace(PRIVATE, epsilon=epsilon)
+        work.measure(
+            f"DP-SGD, epsilon {epsilon:g}",
+            members,
+            lambda seed: train_private(STUDENT, members, config, seed=seed),
+            seeds=1,
+        )
+
+
+def measure_plain(work: Measurements) -> None:
+    """Measure the students of the members without privacy, from the log and from labels."""
+    members = work.people.members
+    work.measure(
+        "no privacy", members, lambda seed: train_model(STUDENT, members, TRAINING, seed=seed)
+    )
+    teacher = fit_linear(LinearConfig(), members, 0)
+    labels = extract_labels(teacher, members, work.folder / "labels", LabelConfig(), seed=0)
+    work.measure(
+        "no privacy, distilled",
+        members,
+        lambda seed: distill_model(
+            STUDENT, members, labels, TRAINING, DistillationConfig(), seed=seed
+        ),
+    )
+
+
+def measure_votes(work: Measurements, of_volunteers: list[TrainedModel]) -> None:
+    """Measure the students of the volunteers that learn from noisy votes of the members."""
+    volunteers, members = work.people.volunteers, work.people.members
+    groups = np.array_split(np.random.default_rng(1).permutation(members.users), VOTERS)
+    voters = [
+        fit_linear(LinearConfig(), members.select_users(np.sort(group)), 0) for group in groups
+    ]
+    candidates = _candidates(of_volunteers[0], volunteers)
+    for epsilon in VOTE_EPSILONS:
+        name = "votes, no noise" if epsilon is None else f"votes, epsilon {epsilon:g}"
+        votes = private_votes(
+            voters, volunteers, VoteConfig(epsilon), candidates=candidates, seed=0
+        )
+        print(
+            f"{name}: sigma {votes.sigma:.1f}, largest count {votes.counts.max():.1f}",
+            flush=True,
+        )
+        teacher, folder = votes.teacher(volunteers), work.folder / f"labels-{epsilon}"
+        labels = extract_labels(teacher, volunteers, folder, LabelConfig(), seed=0)
+        work.measure(
+            name,
+            volunteers,
+            lambda seed: distill_model(
+                STUDENT, volunteers, labels, FEW_USERS, DistillationConfig(0.5), seed=seed
+            ),
+        )
+
+
+def _candidates(trained: TrainedModel, dataset: Dataset) -> NDArray[np.int64]:
+    """Return the unseen items that a student puts first for each user, (users, CANDIDATES)."""
+    users = np.arange(dataset.info.warm_users)
+    histories = dataset.histories(users, dataset.train_end[users])
+    scores = TorchScorer(with_features_of(trained, dataset)).scores(histories)
+    for user in range(len(histories)):
+        scores[user, histories.of(user)] = -np.inf
+    return np.argsort(-scores, axis=1)[:, :CANDIDATES].astype(np.int64)
+
+
+def write_results(work: Measurements, parts: tuple[str, ...]) -> None:
+    """Print the table and the JSON line, and write both into `bench/results/`."""
+    who = work.people
+    lines = [
+        f"MovieLens 1M, films with 200 ratings or more, {work.seeds} seeds; "
+        f"{who.members.users:,} members, "
+        f"{who.volunteers.users:,} volunteers, quality on "
+        f"{len(questions(who.outsiders, 'test').histories):,} outsiders",
+        "",
+        "| student | NDCG@10 of outsiders | attack: AUC | found at 1% false alarms |",
+        "|---|---|---|---|",
+    ]
+    for row in work.rows:
+        auc, found = np.mean(row["auc_by_seed"]), np.mean(row["found_by_seed"])  # type: ignore[arg-type]
+        lines.append(f"| {row['model']} | {row['ndcg']} | {auc:.3f} | {found:.1%} |")
+    line = json.dumps({"bench": "privacy", "seeds": work.seeds, "rows": work.rows})
+    print("\n".join(lines) + "\n" + line)
+    RESULTS.mkdir(exist_ok=True)
+    name = "privacy" if set(parts) == set(PARTS) else f"privacy-{'-'.join(parts)}"
+    (RESULTS / f"{name}.md").write_text("\n".join(lines) + "\n")
+    (RESULTS / f"{name}.json").write_text(line + "\n")
 
 
 def main() -> None:
@@ -143,162 +314,23 @@ def main() -> None:
     )
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--folder", type=Path, default=Path("runs/privacy"))
-    parser.add_argument(
-        "--only",
-        nargs="+",
-        choices=("plain", "private", "votes"),
-        default=("plain", "private", "votes"),
-    )
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
     arguments = parser.parse_args()
     who = people(arguments.folder / "data")
-    asked = questions(who.outsiders, "test")
     print(
         f"{who.volunteers.users:,} volunteers, {who.members.users:,} members, "
         f"{who.outsiders.users:,} outsiders",
         flush=True,
     )
-    reference: list[tuple[NDArray[np.float64], NDArray[np.float64]]] = []
-    rows: list[dict[str, object]] = []
-
-    def measure(
-        name: str,
-        dataset: Dataset,
-        make: Callable[[int], TrainedModel],
-        seeds: int = arguments.seeds,
-    ) -> list[TrainedModel]:
-        """Trains and measures the students of one kind; each is kept in the folder."""
-        values, attacks, spent, models = [], [], None, []
-        for seed in range(seeds):
-            place = arguments.folder / name.replace(" ", "-").replace(",", "") / f"seed-{seed}"
-            if not (place / "model.json").is_file():
-                save_model(make(seed), place)
-            trained = load_model(place, dataset)
-            models.append(trained)
-            spent = trained.record.privacy
-            values.append(
-                ndcg(rank(TorchScorer(with_features_of(trained, who.outsiders)), asked), 10)
-            )
-            inside, outside = of_users(trained, who.members), of_users(trained, who.outsiders)
-            found = [attack(inside, outside)]
-            if reference:
-                found.append(attack(inside - reference[0][0], outside - reference[0][1]))
-            attacks.append(max(found))
-            print(
-                f"{name}, seed {seed}: NDCG@10 {values[-1].mean():.4f}, attack {attacks[-1]}",
-                flush=True,
-            )
-        rows.append(
-            {
-                "model": name,
-                "ndcg": str(bootstrap(np.stack(values))),
-                "ndcg_by_seed": [float(each.mean()) for each in values],
-                "auc_by_seed": [auc for auc, _ in attacks],
-                "found_by_seed": [found for _, found in attacks],
-                "privacy": None if spent is None else msgspec.to_builtins(spent),
-            }
-        )
-        return models
-
-    of_volunteers = measure(
-        "volunteers alone",
-        who.volunteers,
-        lambda seed: train_model(STUDENT, who.volunteers, FEW_USERS, seed=seed),
-    )
-    reference.append(
-        (of_users(of_volunteers[0], who.members), of_users(of_volunteers[0], who.outsiders))
-    )
+    work = Measurements(who, arguments.folder, arguments.seeds)
+    of_volunteers = measure_volunteers(work)
     if "private" in arguments.only:
-        for epsilon in EPSILONS:
-            further = msgspec.structs.replace(FROM_VOLUNTEERS, epsilon=epsilon)
-            measure(
-                f"DP-SGD from the volunteers' student, epsilon {epsilon:g}",
-                who.members,
-                lambda seed: train_private(
-                    STUDENT, who.members, further, seed=seed, start=of_volunteers[seed]
-                ),
-            )
-        for epsilon in EPSILONS:
-            config = msgspec.structs.replace(PRIVATE, epsilon=epsilon)
-            measure(
-                f"DP-SGD, epsilon {epsilon:g}",
-                who.members,
-                lambda seed: train_private(STUDENT, who.members, config, seed=seed),
-                seeds=1,
-            )
+        measure_private(work, of_volunteers)
     if "plain" in arguments.only:
-        measure(
-            "no privacy",
-            who.members,
-            lambda seed: train_model(STUDENT, who.members, TRAINING, seed=seed),
-        )
-        teacher = fit_linear(LinearConfig(), who.members, 0)
-        labels = extract_labels(
-            teacher, who.members, arguments.folder / "labels", LabelConfig(), seed=0
-        )
-        measure(
-            "no privacy, distilled",
-            who.members,
-            lambda seed: distill_model(
-                STUDENT, who.members, labels, TRAINING, DistillationConfig(), seed=seed
-            ),
-        )
+        measure_plain(work)
     if "votes" in arguments.only:
-        groups = np.array_split(np.random.default_rng(1).permutation(who.members.users), VOTERS)
-        voters = [
-            fit_linear(LinearConfig(), who.members.select_users(np.sort(group)), 0)
-            for group in groups
-        ]
-        everyone = np.arange(who.volunteers.info.warm_users)
-        histories = who.volunteers.histories(everyone, who.volunteers.train_end[everyone])
-        first = TorchScorer(with_features_of(of_volunteers[0], who.volunteers)).scores(histories)
-        for k in range(len(histories)):
-            first[k, histories.of(k)] = -np.inf
-        candidates = np.argsort(-first, axis=1)[:, :CANDIDATES].astype(np.int64)
-        for epsilon in VOTE_EPSILONS:
-            name = "votes, no noise" if epsilon is None else f"votes, epsilon {epsilon:g}"
-            votes = private_votes(
-                voters, who.volunteers, VoteConfig(epsilon), candidates=candidates, seed=0
-            )
-            print(
-                f"{name}: sigma {votes.sigma:.1f}, largest count {votes.counts.max():.1f}",
-                flush=True,
-            )
-            labels = extract_labels(
-                votes.teacher(who.volunteers),
-                who.volunteers,
-                arguments.folder / f"labels-{epsilon}",
-                LabelConfig(),
-                seed=0,
-            )
-            measure(
-                name,
-                who.volunteers,
-                lambda seed: distill_model(
-                    STUDENT, who.volunteers, labels, FEW_USERS, DistillationConfig(0.5), seed=seed
-                ),
-            )
-    lines = [
-        f"MovieLens 1M, films with 200 ratings or more, {arguments.seeds} seeds; "
-        f"{who.members.users:,} members, "
-        f"{who.volunteers.users:,} volunteers, quality on {len(asked.histories):,} outsiders",
-        "",
-        "| student | NDCG@10 of outsiders | attack: AUC | found at 1% false alarms |",
-        "|---|---|---|---|",
-        *(
-            f"| {row['model']} | {row['ndcg']} | {np.mean(row['auc_by_seed']):.3f} | {np.mean(row['found_by_seed']):.1%} |"  # type: ignore[arg-type]
-            for row in rows
-        ),
-    ]
-    line = json.dumps({"bench": "privacy", "seeds": arguments.seeds, "rows": rows})
-    print("\n".join(lines) + "\n" + line)
-    RESULTS.mkdir(exist_ok=True)
-    name = (
-        "privacy"
-        if set(arguments.only) == {"plain", "private", "votes"}
-        else f"privacy-{'-'.join(arguments.only)}"
-    )
-    (RESULTS / f"{name}.md").write_text("\n".join(lines) + "\n")
-    (RESULTS / f"{name}.json").write_text(line + "\n")
+        measure_votes(work, of_volunteers)
+    write_results(work, arguments.only)
 
 
 if __name__ == "__main__":

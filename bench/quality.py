@@ -1,10 +1,11 @@
 """Teacher, student, the same student without distillation, and baselines, over several seeds.
 
-    python bench/quality.py [--dataset ml-100k] [--seeds 5] [--folder runs/quality] [--config FILE] [--shared-teacher]
+    python bench/quality.py [--dataset ml-100k] [--seeds 5] [--folder runs/quality] [--config FILE]
+        [--shared-teacher]
 
 Each seed is a whole run (teacher, labels, both students, bundles) in a folder of its own: an
-interrupted benchmark resumes where it stopped. With --shared-teacher all students learn from the labels
-of one teacher, that of seed 0. Students are measured through their exported bundles.
+interrupted benchmark resumes where it stopped. With --shared-teacher all students learn from the
+labels of one teacher, that of seed 0. Students are measured through their exported bundles.
 Hyper-parameters are those of the configuration, the epoch of each model is chosen on validation;
 the test part is only read here. Prints a table, the paired differences and one JSON line, and
 writes both into `bench/results/`.
@@ -126,8 +127,9 @@ def _bundle(run: runs.Run, name: str) -> Path:
 
 
 def _together(of_seeds: tuple[Candidate, ...] | list[Candidate], seeds: int) -> Candidate:
-    """Return the candidates of all seeds as one; cost and size are those of the first, training time is
-    the mean.
+    """Return the candidates of all seeds as one.
+
+    Cost and size are those of the first; training time is the mean.
     """
     first = of_seeds[0]
     scorers = tuple(scorer for each in of_seeds for scorer in each.scorers)

@@ -47,7 +47,10 @@ _ROUNDS = 15
 RECOMMEND = """
 wrk.method = "POST"; wrk.headers["content-type"] = "application/json"
 local n = 0
-request = function() n = n + 1; return wrk.format(nil, "/v1/recommend", nil, '{"user_id":"' .. (n % 6040 + 1) .. '"}') end
+request = function()
+  n = n + 1
+  return wrk.format(nil, "/v1/recommend", nil, '{"user_id":"' .. (n % 6040 + 1) .. '"}')
+end
 """
 EVENTS = """
 wrk.method = "POST"; wrk.headers["content-type"] = "application/json"
@@ -55,7 +58,8 @@ local n = 0
 request = function()
   n = n + 1
   return wrk.format(nil, "/v1/events", nil,
-    '{"events":[{"user_id":"' .. (n % 6040 + 1) .. '","item_id":"Toy Story (1995)","event_id":"RUN' .. n .. '"}]}')
+    '{"events":[{"user_id":"' .. (n % 6040 + 1)
+    .. '","item_id":"Toy Story (1995)","event_id":"RUN' .. n .. '"}]}')
 end
 """
 MIXED = """
@@ -128,8 +132,8 @@ def wrk(
     """Return requests per second, 99th percentile in ms, answers other than 2xx, all requests."""
     (folder / "load.lua").write_text(script)
     run = subprocess.run(
-        [*_CLIENT, "wrk", "-t1", f"-c{connections}", f"-d{seconds:g}s", "--latency", "--timeout", "10s", "-s",
-         folder / "load.lua", url],
+        [*_CLIENT, "wrk", "-t1", f"-c{connections}", f"-d{seconds:g}s", "--latency",
+         "--timeout", "10s", "-s", folder / "load.lua", url],
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     number, unit = re.search(r"99%\s+([\d.]+)(us|ms|s)", run.stdout).groups()  # type: ignore[union-attr]
@@ -269,10 +273,15 @@ def bench_events(python: Path, folder: Path) -> dict[str, object]:
     server.stop()
     stored = len(stored_ids(folder / "events.db"))
     return {
-        "events_per_s": sorted(each["rps"] for each in rounds)[1], "p99_ms": sorted(each["p99_ms"] for each in rounds)[1],
-        "failed": sum(each["failed"] for each in rounds), "events_per_commit": events / commits,
-        "stored": stored, "accepted": events, "read_your_writes_checked": checked, "read_your_writes_broken": behind,
-    }  # fmt: skip
+        "events_per_s": sorted(result["rps"] for result in rounds)[1],
+        "p99_ms": sorted(result["p99_ms"] for result in rounds)[1],
+        "failed": sum(result["failed"] for result in rounds),
+        "events_per_commit": events / commits,
+        "stored": stored,
+        "accepted": events,
+        "read_your_writes_checked": checked,
+        "read_your_writes_broken": behind,
+    }
 
 
 def bench_kill(python: Path, folder: Path, times: int = 20) -> dict[str, object]:
@@ -286,9 +295,11 @@ def bench_kill(python: Path, folder: Path, times: int = 20) -> dict[str, object]
         acknowledged += load.acknowledged
     stored = stored_ids(folder / "kill.db")
     return {
-        "kills": times, "acknowledged": len(acknowledged), "lost": len(set(acknowledged) - set(stored)),
+        "kills": times,
+        "acknowledged": len(acknowledged),
+        "lost": len(set(acknowledged) - set(stored)),
         "duplicated": len(stored) - len(set(stored)),
-    }  # fmt: skip
+    }
 
 
 def bench_swap(python: Path, folder: Path) -> dict[str, object]:
@@ -311,9 +322,12 @@ def bench_swap(python: Path, folder: Path) -> dict[str, object]:
     load.join()
     server.stop()
     return {
-        "swaps": len(reports), "requests": result["requests"], "failed": result["failed"], "p99_ms": result["p99_ms"],
+        "swaps": len(reports),
+        "requests": result["requests"],
+        "failed": result["failed"],
+        "p99_ms": result["p99_ms"],
         "shadow": reports[0]["shadow"],
-    }  # fmt: skip
+    }
 
 
 def bench_soak(python: Path, folder: Path, requests: int) -> dict[str, object]:
@@ -331,7 +345,7 @@ def bench_soak(python: Path, folder: Path, requests: int) -> dict[str, object]:
         memory.append(rss_mib(server))
     server.stop()
     return {
-        "requests": done, "failed": failed, "rss_mib": [round(each, 1) for each in memory],
+        "requests": done, "failed": failed, "rss_mib": [round(mib, 1) for mib in memory],
         "growth": memory[-1] / memory[0] - 1, "largest": max(memory) / memory[0] - 1,
     }  # fmt: skip
 
@@ -346,8 +360,11 @@ def main() -> None:
     for dim in (32, 64):
         ml_1m_bundle(dim)
     python = installed()
-    subprocess.run([python, "-m", "distilrec.cli", "recommend", "--bundle", ml_1m_bundle(32), "--user-id", "1"],
-                   stdout=subprocess.DEVNULL, check=True)  # fmt: skip
+    subprocess.run(
+        [python, "-m", "distilrec.cli", "recommend", "--bundle", ml_1m_bundle(32),
+         "--user-id", "1"],
+        stdout=subprocess.DEVNULL, check=True,
+    )  # fmt: skip
     path = RESULTS / "service.json"
     record: dict[str, object] = (
         json.loads(path.read_text()) if path.exists() else {"benchmark": "service"}

@@ -122,8 +122,9 @@ def synthetic_bundle(
     graph: bool = False,
     gaussian: bool = False,
 ) -> Path:
-    """Return a bundle with made-up weights, made on first use: its answers mean nothing, its costs are
-    those of a trained one.
+    """Return a bundle with made-up weights, written on first use.
+
+    Its answers mean nothing; its costs are those of a trained one.
     """
     if (folder / "manifest.json").is_file():
         return folder

@@ -8,8 +8,10 @@ sets by their titles, whose people are others. For each pair up to four students
 the target, with the same split:
 
 - no transfer: labels of a linear teacher that knows the target domain alone;
-- labels: those of a mixture of that teacher and a linear teacher of both domains, the share chosen on validation;
-- features (same people): labels as without transfer, and the student knows 16 factors of what a user did in the source;
+- labels: those of a mixture of that teacher and a linear teacher of both domains, the share chosen
+  on validation;
+- features (same people): labels as without transfer, and the student knows 16 factors of what a
+  user did in the source;
 - labels and features: both.
 
 A fifth of the people whom both domains share have no training rows in the target: cold users, asked
@@ -137,8 +139,9 @@ def movielens_1m() -> pl.DataFrame:
 
 
 def _film(title: pl.Expr, year: pl.Expr) -> pl.Expr:
-    """Return the name of a film in both data sets: letters and digits of its title in lower case, without
-    `The`, and its year.
+    """Return the name of a film in both data sets.
+
+    It holds the letters and digits of its title in lower case, without `The`, and its year.
     """
     words = (
         title.str.to_lowercase()
@@ -149,8 +152,9 @@ def _film(title: pl.Expr, year: pl.Expr) -> pl.Expr:
 
 
 def complete_journey(department: str, first_half: bool) -> pl.DataFrame:
-    """Return what households bought of a department in weeks 1 to 26, or from week 27 on: the first time
-    of each product that was bought 20 times or more.
+    """Return what households bought of a department in weeks 1 to 26, or from week 27 on.
+
+    Kept is the first time of each product that was bought 20 times or more.
     """
     folder = SHARED / "complete-journey"
     products = pl.scan_parquet(folder / "products.parquet").filter(
@@ -236,8 +240,9 @@ def factors(log: pl.DataFrame) -> pl.DataFrame:
 
 
 def without_training(data: Dataset, users: list[str]) -> Dataset:
-    """Return the data set without the training rows of some users; what was validation and test is test
-    then.
+    """Return the data set without the training rows of some users.
+
+    Their validation and test rows both become test rows.
     """
     cold = np.isin(data.info.user_ids, users)
     kept = ~(np.repeat(cold, np.diff(data.offsets)) & data.is_training())
@@ -259,9 +264,7 @@ def without_training(data: Dataset, users: list[str]) -> Dataset:
 
 
 def of_target(data: Dataset, alone: LinearTeacher) -> Scores:
-    """Return what the target's teacher says, and popularity where it says nothing: for users without a
-    history.
-    """
+    """Return the scores of the target's teacher, with popularity for users without a history."""
     popular = 1e-4 * np.log(data.popularity()[: data.info.warm_items]).astype(np.float32)
     return lambda histories: alone.scores(histories)[:, : data.info.warm_items] + popular
 

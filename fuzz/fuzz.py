@@ -1,8 +1,10 @@
-"""Fuzzing with atheris: whatever comes in, the answer is a DistilrecError or an HTTP status below
-500, never a crash.
+"""Fuzzing with atheris: any input leads to a DistilrecError or an HTTP status below 500, never to a
+crash.
 
-python fuzz/fuzz.py readers --seconds 60      # one of: settings readers bundle http; inputs that
-fail are kept in runs/fuzz python fuzz/fuzz.py readers runs/fuzz/readers/crash-…   # one input again
+    python fuzz/fuzz.py readers --seconds 60                   # settings, readers, bundle or http
+    python fuzz/fuzz.py readers runs/fuzz/readers/crash-…      # one input again
+
+Inputs that fail are kept in runs/fuzz.
 """
 
 from __future__ import annotations
@@ -55,6 +57,48 @@ SCHEMA = Schema(
         Feature("vector", "vector"),
     ),
 )
+PATHS = [
+    "/v1/recommend",
+    "/v1/recommend/batch",
+    "/v1/rank",
+    "/v1/events",
+    "/v1/items",
+    "/v1/items/i1",
+    "/v1/users",
+    "/v1/users/u1",
+    "/v1/model",
+    "/v1/model/load",
+    "/v1/model/rollback",
+    "/v2/models/distilrec/infer",
+    "/metrics",
+    "/",
+]
+EVENT = {
+    "user_id": "u1",
+    "item_id": "i1",
+    "event_type": "view",
+    "timestamp": 1e9,
+    "event_id": "1",
+}
+BODIES = [
+    {
+        "user_id": "u1",
+        "k": 3,
+        "filter": {"attributes": {"genres": {"any_of": ["g1"]}, "price": {"min": 1}}},
+    },
+    {"requests": [{"user_id": "u1"}]},
+    {"user_id": "u1", "item_ids": ["i1", "i2"], "skip_unknown": True},
+    {"events": [EVENT]},
+    {
+        "title": "x",
+        "features": {"price": 3.0, "genres": ["g1"]},
+        "attributes": {"a": "b"},
+        "available": True,
+    },
+    {"features": {"age": 3, "country": "de"}},
+    {"bundle": "x", "shadow_requests": 1, "shadow_seconds": 0.0},
+    {"inputs": [{"name": "user_id", "shape": [1], "datatype": "BYTES", "data": ["u1"]}]},
+]
 Target = Callable[[bytes], None]
 Provider = Any  # atheris has no types
 
@@ -116,7 +160,7 @@ def frame(rows: list[dict[str, Any]]) -> Any:
 
 
 def bundle(scratch: Path) -> Target:
-    """Change arrays and the manifest of a bundle as a forger would, and compute all hashes again."""
+    """Change arrays and the manifest of a bundle like a forger, and compute all hashes again."""
     original = small_bundle(scratch)
     files = {
         name: (original / name).read_bytes()
@@ -234,20 +278,6 @@ def http(scratch: Path) -> Target:
     loop = asyncio.new_event_loop()
     asyncio.set_event_loop(loop)
     loop.run_until_complete(service.start())
-    paths = [
-        "/v1/recommend", "/v1/recommend/batch", "/v1/rank", "/v1/events", "/v1/items", "/v1/items/i1", "/v1/users",
-        "/v1/users/u1", "/v1/model", "/v1/model/load", "/v1/model/rollback", "/v2/models/distilrec/infer", "/metrics", "/",
-    ]  # fmt: skip
-    bodies = [
-        {"user_id": "u1", "k": 3, "filter": {"attributes": {"genres": {"any_of": ["g1"]}, "price": {"min": 1}}}},
-        {"requests": [{"user_id": "u1"}]},
-        {"user_id": "u1", "item_ids": ["i1", "i2"], "skip_unknown": True},
-        {"events": [{"user_id": "u1", "item_id": "i1", "event_type": "view", "timestamp": 1e9, "event_id": "1"}]},
-        {"title": "x", "features": {"price": 3.0, "genres": ["g1"]}, "attributes": {"a": "b"}, "available": True},
-        {"features": {"age": 3, "country": "de"}},
-        {"bundle": "x", "shadow_requests": 1, "shadow_seconds": 0.0},
-        {"inputs": [{"name": "user_id", "shape": [1], "datatype": "BYTES", "data": ["u1"]}]},
-    ]  # fmt: skip
 
     async def ask(scope: dict[str, Any], body: bytes) -> int:
         status = 0
@@ -263,32 +293,44 @@ def http(scratch: Path) -> Target:
         return status
 
     def run(data: bytes) -> None:
-        provider = atheris.FuzzedDataProvider(data)
-        method = provider.PickValueInList(["POST", "POST", "POST", "GET", "PUT", "DELETE", "HEAD"])
-        path = provider.PickValueInList(paths)
-        if provider.ConsumeProbability() < 0.2:
-            path += "/" + provider.ConsumeUnicodeNoSurrogates(12)
-        query = provider.ConsumeBytes(12)
-        content = json.loads(json.dumps(provider.PickValueInList(bodies)))
-        if provider.ConsumeBool():
-            forge_json(provider, content)
-            body = json.dumps(content).encode()
-        else:
-            body = provider.ConsumeBytes(4_000)
-        headers = [
+        scope, body = forged_request(atheris.FuzzedDataProvider(data))
+        status = loop.run_until_complete(ask(scope, body))
+        assert 200 <= status < 500 or status == 503, (status, scope, body)
+
+    return run
+
+
+def forged_request(provider: Provider) -> tuple[dict[str, Any], bytes]:
+    """Return the scope and the body of a request: a valid one, changed, or arbitrary bytes."""
+    method = provider.PickValueInList(["POST", "POST", "POST", "GET", "PUT", "DELETE", "HEAD"])
+    path = provider.PickValueInList(PATHS)
+    if provider.ConsumeProbability() < 0.2:
+        path += "/" + provider.ConsumeUnicodeNoSurrogates(12)
+    query = provider.ConsumeBytes(12)
+    content = json.loads(json.dumps(provider.PickValueInList(BODIES)))
+    if provider.ConsumeBool():
+        forge_json(provider, content)
+        body = json.dumps(content).encode()
+    else:
+        body = provider.ConsumeBytes(4_000)
+    scope = {
+        "type": "http",
+        "http_version": "1.1",
+        "scheme": "http",
+        "root_path": "",
+        "client": ("127.0.0.1", 1),
+        "server": ("127.0.0.1", 1),
+        "method": method,
+        "path": path,
+        "raw_path": path.encode(),
+        "query_string": query,
+        "headers": [
             (b"host", b"127.0.0.1"),
             (b"content-type", b"application/json"),
             (b"x-request-id", provider.ConsumeBytes(8)),
-        ]
-        scope = {
-            "type": "http", "method": method, "path": path, "raw_path": path.encode(), "query_string": query,
-            "headers": headers,
-            "http_version": "1.1", "scheme": "http", "root_path": "", "client": ("127.0.0.1", 1), "server": ("127.0.0.1", 1),
-        }  # fmt: skip
-        status = loop.run_until_complete(ask(scope, body))
-        assert 200 <= status < 500 or status == 503, (status, method, path, query, body)
-
-    return run
+        ],
+    }
+    return scope, body
 
 
 def small_bundle(scratch: Path) -> Path:
@@ -318,10 +360,17 @@ def seeds(name: str, folder: Path) -> None:
         text = "user_id,item_id,t,e,w\n" + "\n".join(rows)
         item = {"item_id": 1, "genres": ["a", "b"], "title": "x", "vector": [0.5, 1]}
         texts = [
-            text, text.replace(",", "\t"), "\n".join(rows).replace(",", "::"),
-            "user_id:token\titem_id:token\tt:float\te:token\tw:float\n" + "\n".join(rows).replace(",", "\t"),
-            "".join(f'{{"user_id": {u}, "item_id": {i}, "t": 16e8, "e": "a", "w": 1}}\n' for u in (1, 2) for i in (1, 2)),
-        ]  # fmt: skip
+            text,
+            text.replace(",", "\t"),
+            "\n".join(rows).replace(",", "::"),
+            "user_id:token\titem_id:token\tt:float\te:token\tw:float\n"
+            + "\n".join(rows).replace(",", "\t"),
+            "".join(
+                f'{{"user_id": {user}, "item_id": {item}, "t": 16e8, "e": "a", "w": 1}}\n'
+                for user in (1, 2)
+                for item in (1, 2)
+            ),
+        ]
         for kind, content in enumerate(texts):
             (folder / f"log{SUFFIXES[kind]}").write_bytes(bytes([kind, 0]) + content.encode())
         (folder / "dates.csv").write_bytes(

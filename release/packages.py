@@ -89,7 +89,7 @@ class Environment:
         return run(self.interpreter, "-c", code, folder=self.folder)
 
     def configure(self, data: str = "", more: str = "") -> None:
-        """Write a log of fifty people who stay in their half of thirty items, and my.toml about it."""
+        """Write my.toml and a log of fifty people who stay in their half of thirty items."""
         rng = random.Random(0)
         rows = ["user_id,item_id,timestamp"]
         for user in range(50):
@@ -103,7 +103,7 @@ class Environment:
 
     @contextmanager
     def service(self, *options: str) -> Iterator[Callable[[str, object], Answer]]:
-        """Run the service and yield a function that posts to it. It must stop in order on SIGTERM."""
+        """Run the service, yield a function that posts to it, and check that SIGTERM stops it."""
         port = free_port()
         log = self.folder / "service.log"
         with log.open("w") as said:

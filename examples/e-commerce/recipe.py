@@ -18,7 +18,7 @@ _FEWEST = 200  # purchases of a product
 
 
 def tables(source: Path) -> dict[str, pl.DataFrame]:
-    """Return the log by basket, households with their demographics, products with their mean price."""
+    """Return the log by basket, households with demographics, and products with mean prices."""
     bought = pl.read_parquet(source / "transactions.parquet")
     bought = bought.filter((pl.col("quantity") > 0) & (pl.len().over("product_id") >= _FEWEST))
     price = bought.group_by("product_id").agg(

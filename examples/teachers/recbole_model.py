@@ -27,10 +27,11 @@ def teacher(dataset: Dataset) -> Teacher:
     folder = Path(tempfile.mkdtemp())
     write_atomic_file(dataset, folder, "log")
     settings = {
-        "data_path": str(folder), "checkpoint_dir": str(folder), "USER_ID_FIELD": "user_id", "ITEM_ID_FIELD": "item_id",
-        "TIME_FIELD": "timestamp", "load_col": {"inter": ["user_id", "item_id", "timestamp"]},
-        "MAX_ITEM_LIST_LENGTH": LENGTH, "train_neg_sample_args": None, "epochs": 3, "seed": 0, "use_gpu": False,
-        "show_progress": False, "state": "ERROR",
+        "data_path": str(folder), "checkpoint_dir": str(folder),
+        "USER_ID_FIELD": "user_id", "ITEM_ID_FIELD": "item_id", "TIME_FIELD": "timestamp",
+        "load_col": {"inter": ["user_id", "item_id", "timestamp"]},
+        "MAX_ITEM_LIST_LENGTH": LENGTH, "train_neg_sample_args": None, "epochs": 3, "seed": 0,
+        "use_gpu": False, "show_progress": False, "state": "ERROR",
         "eval_args": {"split": {"LS": "valid_only"}, "order": "TO", "mode": "full"},
     }  # fmt: skip
     config = Config(model="GRU4Rec", dataset="log", config_dict=settings)

@@ -423,29 +423,25 @@ def callers(generated, guarded):
         yield client, stranger
 
 
-def test_a_generated_client_calls_every_endpoint(generated, callers):
-    models = importlib.import_module("made_client.models")
-    folder = Path(generated.__file__).parent / "api" / "default"
-    endpoints = {file.stem for file in folder.glob("[!_]*.py")}
-    operations = json.loads((folder.parents[3] / "openapi.json").read_bytes())["paths"].values()
-    assert endpoints == {
-        operation["operationId"] for path in operations for operation in path.values()
-    }
-    called = set()
-    client, stranger = callers
+class GeneratedCalls:
+    """Calls through a generated client, and the names of the endpoints that were called."""
 
-    def call(name, *path, through=client, **more):
-        called.add(name)
+    def __init__(self, client):
+        self.client, self.called = client, set()
+
+    def call(self, name, *path, through=None, **more):
+        self.called.add(name)
         return importlib.import_module(f"made_client.api.default.{name}").sync_detailed(
-            *path, client=through, **more
+            *path, client=through or self.client, **more
         )
 
-    def ok(name, *path, **more):
-        response = call(name, *path, **more)
+    def ok(self, name, *path, **more):
+        response = self.call(name, *path, **more)
         assert response.status_code == 200, response.content
         return response.parsed
 
-    assert ok("healthz").status == "alive" and ok("readyz").status == "ready"
+
+def check_recommendations(models, ok):
     filters = models.Filter(
         attributes=models.FilterAttributes.from_dict({"price": {"min": 2}}), deny=["i7"]
     )
@@ -462,46 +458,53 @@ def test_a_generated_client_calls_every_endpoint(generated, callers):
     assert [answer.user_id for answer in ok("recommend_batch", body=batch).results] == ["u1", "7"]
     ranked = ok("rank", body=models.RankRequest("u1", ["i3", "stale"], skip_unknown=True))
     assert ([item.item_id for item in ranked.items], ranked.unknown_items) == (["i3"], ["stale"])
+
+
+def check_items(models, ok):
+    features = models.ItemRequestFeatures.from_dict({"price": 3.5, "genres": ["g1"]})
+    stored = ok("put_item", "shelf/50 %", body=models.ItemRequest(title="New", features=features))
+    assert stored.item_id == "shelf/50 %"
+    assert ok("get_item", "shelf/50 %").attributes["price"] == 3.5
+    assert [item.title for item in ok("items", search="new", limit=5).items] == ["New"]
+    assert ok("delete_item", "shelf/50 %").status == "removed"
+
+
+def check_events_and_users(models, ok):
     events = models.EventsRequest(
         [models.EventBody("reader", "i1", event_type="buy", event_id="one")]
     )
     assert ok("events", body=events).accepted == 1 and ok("events", body=events).duplicates == 1
-    features = models.ItemRequestFeatures.from_dict({"price": 3.5, "genres": ["g1"]})
-    assert (
-        ok(
-            "put_item", "shelf/50 %", body=models.ItemRequest(title="New", features=features)
-        ).item_id
-        == "shelf/50 %"
-    )
-    assert ok("get_item", "shelf/50 %").attributes["price"] == 3.5
-    assert [item.title for item in ok("items", search="new", limit=5).items] == ["New"]
-    assert ok("delete_item", "shelf/50 %").status == "removed"
     cold = models.UserRequest(models.UserRequestFeatures.from_dict({"age": 30, "country": "fr"}))
     assert ok("put_user", "cold", body=cold).status == "stored"
     assert ok("get_user", "cold").features.to_dict() == {"age": 30, "country": "fr"}
     assert ok("get_user", "reader").events[0].event_id == "one"
     assert len(ok("users", limit=3).users) == 3
     assert ok("delete_user", "reader").events_removed == 1
-    version = ok("model").model_version
+
+
+def check_models(models, ok):
     loaded = ok(
         "load_model", body=models.LoadRequest("next", shadow_requests=1, shadow_seconds=0.0)
     )
     assert loaded.switched and ok("rollback").switched
-    assert "distilrec_request_seconds_count" in ok("metrics")
+
+
+def check_kserve(models, ok):
+    version = ok("model").model_version
     assert ok("kserve_server").extensions == ["binary_tensor_data"]
     assert ok("kserve_live").live and ok("kserve_ready").ready
     users = models.InputTensor("user_id", [2], "BYTES", data=["u1", "stranger"])
-    asked = models.InferRequest([users, models.InputTensor("k", [1], "INT64", data=[3])])
+    request = models.InferRequest([users, models.InputTensor("k", [1], "INT64", data=[3])])
     for kind, path in (("model", ("distilrec",)), ("version", ("distilrec", version))):
         assert ok(f"kserve_{kind}", *path).versions == [version]
         assert ok(f"kserve_{kind}_ready", *path).ready
-        tensors = {
-            tensor.name: tensor for tensor in ok(f"kserve_{kind}_infer", *path, body=asked).outputs
-        }
+        outputs = ok(f"kserve_{kind}_infer", *path, body=request).outputs
+        tensors = {tensor.name: tensor for tensor in outputs}
         assert tensors["item_id"].shape == [2, 3] and tensors["count"].data == [3, 3]
-    assert called == endpoints
 
-    missing = call("get_user", "nobody at all")
+
+def check_errors(models, call, stranger):
+    missing = call("get_user", "missing")
     assert (missing.status_code, missing.parsed.error.code) == (404, "user_unknown")
     wrong = call("kserve_model_infer", "distilrec", body=models.InferRequest([]))
     assert wrong.status_code == 422 and wrong.parsed.error.startswith("there is no input user_id")
@@ -509,3 +512,25 @@ def test_a_generated_client_calls_every_endpoint(generated, callers):
     assert call("kserve_model", "distilrec", through=stranger).parsed.error.startswith(
         "the API key is not valid"
     )
+
+
+def test_a_generated_client_calls_every_endpoint(generated, callers):
+    models = importlib.import_module("made_client.models")
+    folder = Path(generated.__file__).parent / "api" / "default"
+    endpoints = {file.stem for file in folder.glob("[!_]*.py")}
+    operations = json.loads((folder.parents[3] / "openapi.json").read_bytes())["paths"].values()
+    assert endpoints == {
+        operation["operationId"] for path in operations for operation in path.values()
+    }
+    client, stranger = callers
+    calls = GeneratedCalls(client)
+    ok = calls.ok
+    assert ok("healthz").status == "alive" and ok("readyz").status == "ready"
+    check_recommendations(models, ok)
+    check_items(models, ok)
+    check_events_and_users(models, ok)
+    check_models(models, ok)
+    assert "distilrec_request_seconds_count" in ok("metrics")
+    check_kserve(models, ok)
+    assert calls.called == endpoints
+    check_errors(models, calls.call, stranger)

@@ -343,8 +343,15 @@ def _values(tensor: InputTensor, binary: dict[str, bytes]) -> list[Any]:
 
 
 def endpoints(service: Service) -> list[Endpoint]:
-    """Return the endpoints of the protocol."""
+    """Return the endpoints of the server, and those of the model without and with a version."""
+    return [
+        *_server_endpoints(service),
+        *_model_endpoints(service, "/v2/models/{name}", "model"),
+        *_model_endpoints(service, "/v2/models/{name}/versions/{version}", "version"),
+    ]
 
+
+def _server_endpoints(service: Service) -> list[Endpoint]:
     async def server(call: Call) -> ServerMetadata:
         return server_metadata()
 
@@ -353,13 +360,34 @@ def endpoints(service: Service) -> list[Endpoint]:
 
     async def ready(call: Call) -> Ready:
         await service.health.readiness()
-        if "name" in call.path:
-            check_model(service, call.path["name"], call.path.get("version"))
         return Ready(ready=True)
 
-    async def metadata(call: Call) -> ModelMetadata:
+    return [
+        Endpoint(
+            "GET", "/v2", "kserve_server", "KServe: the server.", None, None, ServerMetadata,
+            server,
+        ),
+        Endpoint(
+            "GET", "/v2/health/live", "kserve_live", "KServe: alive.", None, None, Live, live,
+        ),
+        Endpoint(
+            "GET", "/v2/health/ready", "kserve_ready", "KServe: ready.", None, None, Ready, ready,
+        ),
+    ]  # fmt: skip
+
+
+def _model_endpoints(service: Service, base: str, name: str) -> list[Endpoint]:
+    def check(call: Call) -> None:
         check_model(service, call.path["name"], call.path.get("version"))
+
+    async def metadata(call: Call) -> ModelMetadata:
+        check(call)
         return model_metadata(service)
+
+    async def ready(call: Call) -> Ready:
+        await service.health.readiness()
+        check(call)
+        return Ready(ready=True)
 
     def users_of(body: Inference) -> int:
         """Return the number of users that an inference asks for, by the shape that it declares."""
@@ -367,49 +395,21 @@ def endpoints(service: Service) -> list[Endpoint]:
         return min(max(map(math.prod, shapes), default=1), service.config.max_batch)
 
     async def answer(call: Call) -> InferResponse | Reply:
-        check_model(service, call.path["name"], call.path.get("version"))
+        check(call)
         return await infer(service, call.body)
 
-    table = [
+    return [
         Endpoint(
-            "GET",
-            "/v2",
-            "kserve_server",
-            "KServe: the server.",
-            None,
-            None,
-            ServerMetadata,
-            server,
+            "GET", base, f"kserve_{name}", "KServe: inputs and outputs.", "recommend", None,
+            ModelMetadata, metadata,
         ),
-        Endpoint("GET", "/v2/health/live", "kserve_live", "KServe: alive.", None, None, Live, live),
         Endpoint(
-            "GET",
-            "/v2/health/ready",
-            "kserve_ready",
-            "KServe: ready.",
-            None,
-            None,
-            Ready,
+            "GET", f"{base}/ready", f"kserve_{name}_ready", "KServe: ready.", None, None, Ready,
             ready,
         ),
-    ]
-    for base, name in (
-        ("/v2/models/{name}", "model"),
-        ("/v2/models/{name}/versions/{version}", "version"),
-    ):
-        table += [
-            Endpoint(
-                "GET", base, f"kserve_{name}", "KServe: inputs and outputs.", "recommend", None,
-                ModelMetadata, metadata,
-            ),
-            Endpoint(
-                "GET", f"{base}/ready", f"kserve_{name}_ready", "KServe: ready.", None, None, Ready,
-                ready,
-            ),
-            Endpoint(
-                "POST", f"{base}/infer", f"kserve_{name}_infer", "KServe: recommendations.",
-                "recommend", InferRequest, InferResponse, answer,
-                read=read_inference, weight=users_of,
-            ),
-        ]  # fmt: skip
-    return table
+        Endpoint(
+            "POST", f"{base}/infer", f"kserve_{name}_infer", "KServe: recommendations.",
+            "recommend", InferRequest, InferResponse, answer,
+            read=read_inference, weight=users_of,
+        ),
+    ]  # fmt: skip
