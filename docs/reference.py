@@ -40,7 +40,12 @@ from distilrec.training.options import TrainingConfig
 
 FOLDER = Path(__file__).parent / "reference"
 PYTHON = {
-    "Serving": ["distilrec.engine.recommender", "distilrec.engine.stored"],
+    "Serving": [
+        "distilrec.engine.recommender",
+        "distilrec.engine.answers",
+        "distilrec.engine.events",
+        "distilrec.engine.stored",
+    ],
     "Data": [
         "distilrec.data.preparation",
         "distilrec.data.schema",

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING
 
 from distilrec._lazy import lazy_names
 from distilrec._version import __version__
-from distilrec.engine.recommender import Event, Recommendation, Recommender, load
+from distilrec.engine.answers import Recommendation
+from distilrec.engine.events import Event
+from distilrec.engine.recommender import Recommender, load
 from distilrec.errors import DistilrecError
 
 if TYPE_CHECKING:

@@ -58,7 +58,7 @@ def test_updates_equal_a_history_from_the_start(student, small):
         )
         assert result == (rows.stop - rows.start, 0)
         recommender.users.get(live).features = (
-            recommender._user_table[columns[0]] * columns[1][:, None]
+            recommender._bundle.weights["user_table"][columns[0]] * columns[1][:, None]
         ).sum(0)
         from_bundle, from_events = (
             recommender.recommend(info.user_ids[user]),

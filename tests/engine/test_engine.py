@@ -226,7 +226,7 @@ def test_diversity_trades_score_against_likeness(recommender):
 
     def likeness(answers):
         vectors = recommender._runtime.item_vectors(
-            np.array([recommender._item_index[answer.item_id] for answer in answers], np.int32)
+            np.array([recommender._catalogue.index[answer.item_id] for answer in answers], np.int32)
         )
         unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
         return (unit @ unit.T).sum() - len(answers)

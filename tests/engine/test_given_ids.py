@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from distilrec import load
+from distilrec.engine.events import Event
 from distilrec.engine.filters import Filter
-from distilrec.engine.recommender import Event
 from distilrec.engine.stored import EventInput, StoredRecommender
 from distilrec.errors import InvalidIdError, UnknownItemError
 from distilrec.stores.records import ItemRecord

@@ -18,7 +18,8 @@ from distilrec.ids import as_id
 from distilrec.stores.opening import addresses
 
 if TYPE_CHECKING:
-    from distilrec.engine.recommender import Contribution, Recommendation, Recommender
+    from distilrec.engine.answers import Contribution, Recommendation
+    from distilrec.engine.recommender import Recommender
 
 
 @Parameter(name="*")

@@ -7,15 +7,17 @@ from typing import TYPE_CHECKING
 from distilrec._lazy import lazy_names
 
 if TYPE_CHECKING:
+    from distilrec.engine.answers import Recommendation
+    from distilrec.engine.events import Event
     from distilrec.engine.filters import Condition, Filter
-    from distilrec.engine.recommender import Event, Recommendation, Recommender, load
+    from distilrec.engine.recommender import Recommender, load
     from distilrec.engine.stored import StoredRecommender
 
 _MODULES = {
     "Condition": "filters",
-    "Event": "recommender",
+    "Event": "events",
     "Filter": "filters",
-    "Recommendation": "recommender",
+    "Recommendation": "answers",
     "Recommender": "recommender",
     "StoredRecommender": "stored",
     "load": "recommender",

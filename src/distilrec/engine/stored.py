@@ -14,10 +14,11 @@ from uuid import uuid4
 
 import msgspec
 
+from distilrec.engine.answers import Recommendation
 from distilrec.engine.filters import Filter
 from distilrec.engine.locks import fork_safe_lock
 from distilrec.engine.order import MAX_CLOCK_SKEW
-from distilrec.engine.recommender import Recommendation, Recommender
+from distilrec.engine.recommender import Recommender
 from distilrec.errors import ConfigError, DistilrecError, InvalidIdError
 from distilrec.ids import Id, as_id, as_label, listed_ids
 from distilrec.stores.records import ItemRecord, Since, Store, StoredEvent

@@ -27,8 +27,8 @@ from distilrec.bundle.format import (
 )
 from distilrec.bundle.manifest import GRAPH, Golden, Manifest, SearchInfo, SearchKind
 from distilrec.data.dataset import UNKNOWN_ITEM, Dataset, Histories
+from distilrec.engine.embedding import embed_bag
 from distilrec.engine.order import TAIL
-from distilrec.engine.recommender import embed_bag
 from distilrec.engine.runtimes.kinds import check_search, make_runtime, runtime_of
 from distilrec.engine.search import build_graph
 from distilrec.errors import ConfigError

@@ -9,8 +9,9 @@ import time
 from collections.abc import Sequence
 from itertools import count
 
+from distilrec.engine.answers import Contribution
 from distilrec.engine.filters import values_of
-from distilrec.engine.recommender import Contribution, Recommender
+from distilrec.engine.recommender import Recommender
 from distilrec.ids import as_id
 from distilrec.serve.config import ServiceConfig
 from distilrec.serve.http import Endpoint

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from distilrec.engine.recommender import Item
+from distilrec.engine.answers import Item
 from distilrec.errors import InvalidIdError
 from distilrec.ids import as_id
 from distilrec.serve.http import Endpoint

@@ -28,8 +28,9 @@ from distilrec.bundle.manifest import HISTORY, SearchKind
 from distilrec.data.dataset import Dataset, Histories
 from distilrec.data.preparation import prepare_dataset
 from distilrec.data.schema import Feature, Schema
+from distilrec.engine.embedding import embed_bag
 from distilrec.engine.items import Floats, Places
-from distilrec.engine.recommender import Recommender, embed_bag, load
+from distilrec.engine.recommender import Recommender, load
 from distilrec.engine.runtimes.kinds import RUNTIMES, make_runtime
 from distilrec.engine.runtimes.runtime import Runtime
 from distilrec.errors import BundleCorruptedError, ConfigError

@@ -1,0 +1,57 @@
+"""Which past events of a user matter for the score of an item: exact counterfactuals."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from distilrec.engine.answers import Contribution
+from distilrec.engine.items import Floats, Places
+from distilrec.engine.runtimes.runtime import Runtime
+from distilrec.engine.users import User
+
+_EXPLAINED = 1_000  # latest events of a user
+
+
+class Effects(NamedTuple):
+    """What each of a user's latest events did for the scores of some items.
+
+    items: of the events, oldest first; start: which of the remembered events is the first of them;
+    values: (events, asked items).
+    """
+
+    items: Places
+    start: int
+    values: Floats
+
+    def largest(self, k: int, item_ids: Sequence[str]) -> list[list[Contribution]]:
+        """Return for each asked item the k contributions of the largest size.
+
+        item_ids: by position in the catalogue.
+        """
+        order = np.argsort(-np.abs(self.values), axis=0, kind="stable")[:k]
+        return [
+            [
+                Contribution(
+                    item_ids[self.items[n]], float(self.values[n, column]), int(n) + self.start
+                )
+                for n in order[:, column]
+            ]
+            for column in range(self.values.shape[1])
+        ]
+
+
+def effects_of(runtime: Runtime, user: User, asked: Places, max_events: int) -> Effects:
+    """Return the effects of the events of a user who has some. max_events: how many are remembered.
+
+    O(events S d + events d^2).
+    """
+    start = max(0, user.length - _EXPLAINED)
+    items, kinds = user.items[start:].copy(), user.events[start:]
+    # Events that are in the state, but not among these.
+    older = start or user.length == max_events
+    states = runtime.without_each(items, kinds, user.state if older else None)
+    scores = runtime.scores_of(user.state[None], user.features, asked)  # (1, asked)
+    return Effects(items, start, scores - runtime.scores_of(states, user.features, asked))

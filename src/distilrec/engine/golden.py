@@ -1,0 +1,50 @@
+"""The golden answers of a bundle: a machine that does not reproduce them must not serve it."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from distilrec.bundle.format import Bundle
+from distilrec.bundle.manifest import WEIGHTS
+from distilrec.engine.diversity import diversified
+from distilrec.engine.embedding import embed_bag
+from distilrec.engine.items import Floats, Mask
+from distilrec.engine.runtimes.runtime import Runtime
+from distilrec.errors import BundleCorruptedError
+
+_TOLERANCE = 1e-4
+
+
+def verify_golden(bundle: Bundle, runtime: Runtime, mask: Mask, *, approximate: bool) -> None:
+    """Answer the golden questions by every kernel, which also compiles them all before the first
+    request.
+
+    mask: of a question without a filter; approximate: whether the search may miss items. Raises
+    BundleCorruptedError for other answers than those of the bundle.
+    """
+    for golden in bundle.manifest.golden:
+        state = runtime.new_state()
+        seen, kinds = np.array(golden.items, np.int32), np.array(golden.events, np.int32)
+        runtime.fold(state, seen, kinds)
+        user = embed_bag(golden.user_features, bundle.weights["user_table"])
+        without = runtime.without_each(seen, kinds)
+        runtime.scores_of(without, user, seen)
+        scores = runtime.scores(runtime.query(state, user))
+        places, best = runtime.best(state, user, seen, mask, len(golden.top_items))
+        diversified(runtime, places, best, len(places), 0.5)
+        expected = np.array(golden.top_scores)
+        # Whatever the search, its scores are exact; which items they are is only sure where it
+        # looks at all.
+        of_best = scores[places] if approximate else expected
+        if not (_close(best, of_best) and _close(scores[list(golden.top_items)], expected)):
+            raise BundleCorruptedError(
+                f"{bundle.folder / WEIGHTS}: this machine does not reproduce the golden "
+                "answers of the bundle "
+                f"({best.tolist()[:3]} instead of {expected.tolist()[:3]})",
+                fix="export the bundle again with this version of distilrec",
+                file=str(bundle.folder),
+            )
+
+
+def _close(ours: Floats, theirs: Floats) -> bool:
+    return len(ours) == len(theirs) and np.allclose(ours, theirs, _TOLERANCE, _TOLERANCE)
