@@ -29,7 +29,7 @@
     │   ├── MalformedRequestError    the body is not JSON
     │   ├── UnauthorizedError        no valid API key
     │   ├── ForbiddenError           the key lacks the scope
-    │   ├── OriginError              sent by a web page of another site, or to a name that is not ours
+    │   ├── OriginError              sent by another site's web page, or to another host name
     │   ├── NotFoundError            no such path
     │   ├── MethodNotAllowedError    the path exists, not for this method
     │   ├── BodyTooLargeError        more bytes than allowed
@@ -42,7 +42,7 @@
     │   ├── NotReadyError            still warming up, or shutting down
     │   └── OverloadedError          more events are waiting than it can hold
     ├── InvalidIdError           what cannot be the id of a user or an item
-    ├── UnknownUserError         a user of whom nothing is known
+    ├── UnknownUserError         an unknown user
     └── UnknownItemError         an item id that the bundle does not know
 
 Each class names its `code` (stable, documented in docs/errors.md) and the `http_status` a service

@@ -1,11 +1,12 @@
 """One rule for the ids of users and items at every door: log, tables, files, command line, Python
 and HTTP.
 
-- A whole number is its decimal text: 7, 7.0, "7" and "7.0" are one id. Floats of 2^53 and more are refused: several
-  integers have become the same float there. Other fractions, booleans and missing values are refused.
+- A whole number is its decimal text: 7, 7.0, "7" and "7.0" are one id. Floats of 2^53 and more are
+  refused: several integers have become the same float there. Other fractions, booleans and missing
+  values are refused.
 - Spaces at both ends are removed, every other character is kept exactly.
-- 1 to 256 characters are left, none of them a control character, a line separator, a lone surrogate or U+FFFD, the mark
-  that decoders leave where bytes were not text.
+- 1 to 256 characters are left, none of them a control character, a line separator, a lone surrogate
+  or U+FFFD, the mark that decoders leave where bytes were not text.
 
 docs/decisions/identifiers.md says why.
 """
@@ -24,7 +25,10 @@ Id = str | int | float | UUID
 
 MAX_CHARACTERS = 256
 MAX_WHOLE_FLOAT = 2.0**53
-SPACES = " \u00a0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u202f\u205f\u3000"
+SPACES = (
+    " \u00a0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a"
+    "\u202f\u205f\u3000"
+)
 """The characters that are removed at both ends: Unicode's space separators (category Zs), no tabs,
 no line breaks.
 """

@@ -333,7 +333,7 @@ def test_wrong_use(tmp_path):
     fails("say which data", "run")
     fails("no public data set 'ml-9000m'", "run", "--dataset", "ml-9000m")
     fails("nowhere.toml does not exist", "run", "--config", "nowhere.toml")
-    fails("is no run folder", "train", "--run", tmp_path)
+    fails("is not a run folder", "train", "--run", tmp_path)
     fails("no public data set 'x'", "data", "fetch", "x")
     assert cli("recommend").returncode == 2
     assert cli("fly").returncode == 2
@@ -363,7 +363,7 @@ LOG = small_run.tables()["log"]
         (LOG.drop("timestamp"), "no column 'timestamp'; it has: user_id, item_id, event_type"),
         (
             LOG.with_columns(timestamp=pl.lit("noon")),
-            "row 1: column 'timestamp' holds 'noon', which is no time",
+            "row 1: column 'timestamp' holds 'noon', which is not a time",
         ),
         (LOG.head(0), "has no rows"),
         (LOG.filter(pl.col("user_id") == "u1"), "1 user left"),

@@ -139,7 +139,7 @@ def test_errors_name_the_column_and_the_row():
         clean_log(table, SCHEMA, Cleaning())
     assert caught.value.context == {"file": "the log", "column": "timestamp", "row": 2}
     with pytest.raises(
-        ColumnTypeError, match="row 1: column 'timestamp' holds 'yesterday', which is no time"
+        ColumnTypeError, match="row 1: column 'timestamp' holds 'yesterday', which is not a time"
     ):
         clean_log(
             table.with_columns(timestamp=pl.Series(["yesterday", "today"])), SCHEMA, Cleaning()

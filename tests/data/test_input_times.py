@@ -237,7 +237,9 @@ def test_types_of_times_in_parquet(tmp_path):
             f"{datetime.fromtimestamp(t, UTC):%Y-%m-%d %H:%M:%S}" for t in data.times[:3]
         ] == NOON, name
     pl.DataFrame({**base, "timestamp": [True] * 6}).write_parquet(tmp_path / "flags.parquet")
-    with pytest.raises(ColumnTypeError, match="column 'timestamp' holds Boolean, which is no time"):
+    with pytest.raises(
+        ColumnTypeError, match="column 'timestamp' holds Boolean, which is not a time"
+    ):
         prepare_dataset(tmp_path / "flags.parquet", Schema(timestamp="timestamp"))
 
 

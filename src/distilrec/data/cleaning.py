@@ -106,7 +106,7 @@ def clean_log(
     erased_users: Sequence[str] = (),
 ) -> CleanLog:
     """Return the clean log and the report of what was dropped. No more than about `rows_per_part`
-    rows are read at once.
+    rows are in memory together.
 
     Slices of the log are checked row by row and divided by user id; then every part is cleaned by
     itself. scratch: a folder for the parts, which all workers see. on_step: is called with the
@@ -308,7 +308,7 @@ def _read_slice(task: _Task, number: int) -> tuple[dict[str, int], list[str], di
 
 
 def _erased_in(task: _Task, table: pl.DataFrame) -> list[str]:
-    """Return the users of a slice who are to be erased, those of rows that a check drops included."""
+    """Return the users of a slice who are to be erased, also those of rows that a check drops."""
     if not len(task.erased):
         return []
     users = _user_ids(table[task.schema.user_id], task.log.name, task.pseudonym_key)

@@ -157,7 +157,8 @@ def _split(
             )
             raise ColumnTypeError(
                 f"{source}, row {row:,}: column {feature.name!r} holds {text!r}: {said}",
-                fix='write lists as JSON, such as ["red", "blue"], or with the separator of the feature between the values',
+                fix='write lists as JSON, such as ["red", "blue"], or with the separator of the '
+                "feature between the values",
                 file=source,
                 column=feature.name,
                 row=row,

@@ -265,7 +265,10 @@ _MOVIELENS = Schema(
     ),
     item_features=(Feature("release_year", "numeric"), Feature("genres", "multi")),
 )
-_TERMS = "MovieLens: research use only, no redistribution without permission of GroupLens; cite Harper & Konstan 2015."
+_TERMS = (
+    "MovieLens: research use only, no redistribution without permission of GroupLens; cite Harper "
+    "& Konstan 2015."
+)
 DATASETS: dict[str, PublicDataset] = {
     "ml-100k": PublicDataset(
         archive_url="https://files.grouplens.org/datasets/movielens/ml-100k.zip",

@@ -112,7 +112,8 @@ def plain_text(source: Path, text: TextFormat, scratch: Path) -> PlainText:
                 line = lines + piece[: piece.index("\0")].count("\n") + 1
                 raise DataError(
                     f"{source}, line {line:,}: a NUL character, which no text holds",
-                    fix='is it UTF-16 without a byte order mark? Then set encoding = "utf-16-le" (or -be)',
+                    fix="is it UTF-16 without a byte order mark? Then set encoding = "
+                    '"utf-16-le" (or -be)',
                     file=str(source),
                     row=line,
                 )

@@ -3,11 +3,11 @@ schema.
 
 | suffix | format |
 |---|---|
-| .csv .tsv .txt | a header line, separated by comma, tab, semicolon or blank (found from the header) |
+| .csv .tsv .txt | a header line; separated by comma, tab, semicolon or blank, as the header is |
 | .dat | MovieLens: `::` between the fields, no header (give `columns`) |
 | .parquet .pq | Parquet |
 | .jsonl .ndjson | one JSON object a line |
-| .inter .user .item | RecBole atomic files: tab separated, `name:type` headers; `*_seq` splits at blanks |
+| .inter .user .item | RecBole: tab separated, `name:type` headers; `*_seq` splits at blanks |
 
 Text may be compressed (.csv.gz, .jsonl.zst). A path may be a folder or a pattern
 (`events-*.csv.gz`): its files are read one after the other, in the order of their names.

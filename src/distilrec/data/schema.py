@@ -70,11 +70,12 @@ class Schema(Settings, frozen=True):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        told = self.timestamp_format
-        if told is not None and told not in UNITS and told != "yyyymmdd" and "%" not in told:
+        form = self.timestamp_format
+        if form is not None and form not in UNITS and form != "yyyymmdd" and "%" not in form:
             raise ConfigError(
-                f"timestamp_format is {told!r}",
-                fix=f'use {", ".join(UNITS)}, yyyymmdd, or a strptime pattern such as "%d/%m/%Y %H:%M"',
+                f"timestamp_format is {form!r}",
+                fix=f"use {', '.join(UNITS)}, yyyymmdd, or a strptime pattern such as "
+                '"%d/%m/%Y %H:%M"',
                 parameter="timestamp_format",
             )
         if self.timezone is not None and not _is_zone(self.timezone):

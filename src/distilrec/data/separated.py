@@ -278,8 +278,8 @@ def _records(
                     f"{text.source}, line {begins:,}: a quote opens a cell that ends in line "
                     f"{lines.number:,}, and every "
                     f"line of it is a record of {width} fields by itself",
-                    fix='set quote = "" in [data] if quotes are ordinary characters there, or quote = \'"\' if that cell '
-                    "really holds these lines",
+                    fix='set quote = "" in [data] if quotes are ordinary characters there, or '
+                    "quote = '\"' if that cell really holds these lines",
                     file=str(text.source),
                     row=begins,
                 )
@@ -321,7 +321,10 @@ def _broken(
         said = f"after the closing quote of a cell, in line {ends:,}, comes more than a separator"
     else:
         said = f"this record cannot be read: {problem}"
-    fix = 'double the quotes inside quoted cells; or set quote = "" in [data] if quotes are ordinary characters'
+    fix = (
+        'double the quotes inside quoted cells; or set quote = "" in [data] if quotes are ordinary '
+        "characters"
+    )
     if dialect.escape is None and text.counts['"']:
         fix += r', or escape = "\\" if they are written as \" (Spark does)'
     return ColumnTypeError(f"{where}: {said}", fix=fix, file=str(text.source), row=begins)

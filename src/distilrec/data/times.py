@@ -24,8 +24,9 @@ _SAMPLE = 1_000
 # Numbers whose digits are a date, with how many there are.
 _DIGITS = {8: "%Y%m%d", 12: "%Y%m%d%H%M", 14: "%Y%m%d%H%M%S"}
 _DATES = (
-    "%Y-%m-%d", "%Y/%m/%d", "%Y.%m.%d", "%d/%m/%Y", "%m/%d/%Y", "%d-%m-%Y", "%m-%d-%Y", "%d.%m.%Y", "%m.%d.%Y",
-    "%d %b %Y", "%b %d, %Y", "%d-%b-%Y", "%d/%b/%Y", "%a, %d %b %Y", "%d %B %Y", "%B %d, %Y", "%Y%m%d",
+    "%Y-%m-%d", "%Y/%m/%d", "%Y.%m.%d", "%d/%m/%Y", "%m/%d/%Y", "%d-%m-%Y", "%m-%d-%Y", "%d.%m.%Y",
+    "%m.%d.%Y", "%d %b %Y", "%b %d, %Y", "%d-%b-%Y", "%d/%b/%Y", "%a, %d %b %Y", "%d %B %Y",
+    "%B %d, %Y", "%Y%m%d",
 )  # fmt: skip
 _CLOCKS = ("", " %H:%M:%S%.f", " %H:%M", " %I:%M:%S %p", " %I:%M %p")
 _OTHERS = ("%Y%m%dT%H%M%S", "%Y%m%dT%H%M%S%z", "%a %b %d %H:%M:%S %z %Y", "%d/%b/%Y:%H:%M:%S %z")
@@ -35,7 +36,7 @@ _OTHERS = ("%Y%m%dT%H%M%S", "%Y%m%dT%H%M%S%z", "%a %b %d %H:%M:%S %z %Y", "%d/%b
 class TimeFormat:
     """How the times of a log are written. pattern: of text, or of numbers whose digits are a date;
     scale: what other numbers are divided by to be seconds; zone: of times that name none;
-    dates_only: there is no time of day; notes: for the report.
+    dates_only: the times have no time of day; notes: for the report.
     """
 
     kind: Literal["rows", "dates", "text", "numbers"]
@@ -60,7 +61,7 @@ def time_format(log: Log, schema: Schema) -> TimeFormat:
         return TimeFormat("dates", zone=zone, dates_only=dates_only, notes=_notes(zoneless, schema))
     if not (dtype.is_numeric() or isinstance(dtype, pl.String | pl.Null)):
         raise ColumnTypeError(
-            f"{log.name}: column {column!r} holds {dtype}, which is no time",
+            f"{log.name}: column {column!r} holds {dtype}, which is not a time",
             fix="give times, dates, text or seconds since 1970",
             file=log.name,
             column=column,
@@ -74,7 +75,7 @@ def time_format(log: Log, schema: Schema) -> TimeFormat:
         else pl.col(column).cast(pl.Float64)
     )
     number = number.fill_nan(None)
-    # Column by column, then the figures: in one step, polars makes the numbers once for each figure.
+    # The columns first, then the figures: in one step, polars makes the numbers for each figure.
     columns = log.scan().select(number=number, filled=text != "")
     figures = columns.select(
         pl.col("number").count(),
@@ -91,8 +92,9 @@ def time_format(log: Log, schema: Schema) -> TimeFormat:
 
 
 def as_seconds(column: pl.Series, times: TimeFormat, source: str, rows: pl.Series) -> pl.Series:
-    """Seconds since 1970, null where there is no time. rows: the number of each row, from 0. Raises
-    ColumnTypeError.
+    """Return seconds since 1970, null where the time is missing. Raises ColumnTypeError.
+
+    rows: the number of each row, from 0.
     """
     if times.kind == "dates":
         return _seconds(column, times.zone)
@@ -110,12 +112,11 @@ def as_seconds(column: pl.Series, times: TimeFormat, source: str, rows: pl.Serie
         place = int(wrong[0])
         row = row_number(rows, place)
         raise ColumnTypeError(
-            f"{source}, row {row:,}: column {column.name!r} holds {column[place]!r}, which is no "
-            "time"
+            f"{source}, row {row:,}: column {column.name!r} holds {column[place]!r}, which is not "
+            "a time"
             f"{'' if times.pattern == _ISO else f' in the format of the others, {times.pattern}'}",
             fix="use one format in all rows, such as seconds since 1970 or 2024-05-01 12:30:00, "
-            "or set "
-            "timestamp_format in [data.schema]",
+            "or set timestamp_format in [data.schema]",
             file=source,
             column=column.name,
             row=row,
@@ -272,7 +273,8 @@ def _number_format(log: Log, schema: Schema, number: pl.Expr, zone: str) -> Time
             f"{log.name}: column {column!r} holds numbers such as {row['median']:.0f}, and no "
             "reading of them is a "
             f"plausible time: {readings}",
-            fix='convert them to seconds since 1970, or set timestamp_format (such as "seconds") in [data.schema]',
+            fix="convert them to seconds since 1970, or set timestamp_format (such as "
+            '"seconds") in [data.schema]',
             file=log.name,
             column=column,
         )
@@ -295,7 +297,8 @@ def _two_formats(log: Log, column: str, fits: list[tuple[str, pl.Expr]]) -> Colu
     )
     return ColumnTypeError(
         f"{log.name}: column {column!r} holds times of two kinds: {shown}",
-        fix='write all of them in one way, or set timestamp_format (such as "seconds") in [data.schema]',
+        fix='write all of them in one way, or set timestamp_format (such as "seconds") in '
+        "[data.schema]",
         file=log.name,
         column=column,
         row=max(row for row, _ in first) + 1,

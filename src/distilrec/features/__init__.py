@@ -1,3 +1,6 @@
-"""Encodes features, attributes and texts, in training and in service alike; nothing here is public."""
+"""Encoding of features, attributes and texts, for training and service alike.
+
+Nothing here is public.
+"""
 
 __all__: list[str] = []

@@ -50,7 +50,7 @@ class ItemAttributes:
         return sorted([*self.numbers, *self.categories])
 
     def of(self, item: int) -> dict[str, float | list[str]]:
-        """The attributes that one item has. O(categories)."""
+        """Return the attributes that one item has. O(categories)."""
         found: dict[str, float | list[str]] = {
             name: float(column[item])
             for name, column in self.numbers.items()
@@ -62,13 +62,13 @@ class ItemAttributes:
         return found
 
     def append(self) -> None:
-        """Room for one more item, without attributes."""
+        """Make room for one more item, without attributes."""
         self.items += 1
         for name, column in self.numbers.items():
             self.numbers[name] = np.append(column, np.nan)
 
     def change(self, item: int, values: Mapping[str, Value]) -> None:
-        """Sets attributes of one item; None removes one. A new name becomes an attribute of the
+        """Set attributes of one item; None removes one. A new name becomes an attribute of the
         kind of its value.
 
         Raises ConfigError for a text where the attribute is numeric, and the other way round; then
@@ -86,16 +86,16 @@ class ItemAttributes:
                 index[category] = np.zeros(0, np.int32)
             for category, members in index.items():
                 if (category in wanted) != _holds(members, item):
-                    place = int(np.searchsorted(members, item))
+                    position = int(np.searchsorted(members, item))
                     changed = (
-                        np.insert(members, place, item)
+                        np.insert(members, position, item)
                         if category in wanted
-                        else np.delete(members, place)
+                        else np.delete(members, position)
                     )
                     index[category] = changed.astype(np.int32)
 
     def check(self, values: Mapping[str, Value]) -> None:
-        """Raises the ConfigError that `change` would raise."""
+        """Raise the ConfigError that `change` would raise."""
         new = 0
         for name, value in values.items():
             self._check(name, value)
@@ -137,7 +137,7 @@ class ItemAttributes:
 
 
 def check_size(*tables: Mapping[str, object]) -> None:
-    """Raises ConfigError for features or attributes of one item that are too many, or too large to
+    """Raise ConfigError for features or attributes of one item that are too many, or too large to
     work with.
     """
     for table in tables:
@@ -167,12 +167,12 @@ def _is_number(value: Value) -> bool:
 
 
 def _holds(members: NDArray[np.int32], item: int) -> bool:
-    place = int(np.searchsorted(members, item))
-    return place < len(members) and int(members[place]) == item
+    position = int(np.searchsorted(members, item))
+    return position < len(members) and int(members[position]) == item
 
 
 def categories_of(value: Value) -> list[str]:
-    """The categories of one value: a list has one for each of its parts."""
+    """Return the categories of one value: a list has one for each of its parts."""
     return (
         as_parts(value)
         if isinstance(value, list | tuple | set)
@@ -187,7 +187,8 @@ def collect_attributes(
     items: int,
     separators: Mapping[str, str] | None = None,
 ) -> ItemAttributes:
-    """From columns by name: their kind (numeric, categorical or multi) and one value per item.
+    """Return the attributes in columns by name: their kind (numeric, categorical or multi) and one
+    value per item.
 
     separators: of columns of kind multi, what will separate the parts of a text that is given
     later.
@@ -211,8 +212,8 @@ def collect_attributes(
 
 
 def pack_attributes(attributes: ItemAttributes) -> dict[str, NDArray[Any]]:
-    """As named arrays: `number:NAME`, and for categories their texts, their items end to end, and
-    where each ends; `separator:NAME` in UTF-8.
+    """Return the attributes as named arrays: `number:NAME`, and for categories their texts, their
+    items end to end, and where each ends; `separator:NAME` in UTF-8.
     """
     arrays: dict[str, NDArray[Any]] = {
         f"number:{name}": column for name, column in attributes.numbers.items()
@@ -229,8 +230,8 @@ def pack_attributes(attributes: ItemAttributes) -> dict[str, NDArray[Any]]:
 
 
 def unpack_attributes(arrays: Mapping[str, NDArray[Any]], items: int) -> ItemAttributes:
-    """What `pack_attributes` stored, as copies that may be changed. Raises ValueError where it does
-    not fit `items`.
+    """Return what `pack_attributes` stored, as copies that may be changed. Raises ValueError where
+    it does not fit `items`.
     """
     found = ItemAttributes(items)
     for key, array in arrays.items():

@@ -108,7 +108,7 @@ class FeatureMatrix:
         return int(self.columns.shape[0])
 
     def dense(self) -> NDArray[np.float32]:
-        """The same rows as a dense matrix, (rows, width) float32."""
+        """Return the same rows as a dense matrix, (rows, width) float32."""
         out = np.zeros((self.rows, self.width), np.float32)
         np.add.at(out, (np.arange(self.rows)[:, None], self.columns), self.weights)
         return out
@@ -132,7 +132,7 @@ class FeatureEncoder(msgspec.Struct, frozen=True, dict=True):
         }
 
     def column_names(self) -> list[str]:
-        """A readable name per column, for explanations and reports."""
+        """Return a readable name per column, for explanations and reports."""
         names: list[str] = []
         for e in self.encodings:
             match e:
@@ -143,12 +143,12 @@ class FeatureEncoder(msgspec.Struct, frozen=True, dict=True):
                 case TextEncoding():
                     names += [f"{e.name}~{bucket}" for bucket in range(e.buckets)]
                 case VectorEncoding():
-                    names += [f"{e.name}[{place}]" for place in range(e.width)]
+                    names += [f"{e.name}[{position}]" for position in range(e.width)]
         return names
 
     def encode(self, row: Mapping[str, object]) -> list[tuple[int, float]]:
-        """The bag of one row: (column, weight) pairs. A key that is absent counts as a missing
-        value.
+        """Return the bag of one row: (column, weight) pairs. A key that is absent counts as a
+        missing value.
 
         Raises InvalidValueError for a NaN or infinite number and for a vector of another length,
         ColumnTypeError for text where a number belongs.
@@ -179,28 +179,28 @@ class FeatureEncoder(msgspec.Struct, frozen=True, dict=True):
         return bag
 
     def encode_rows(self, rows: Sequence[Mapping[str, object]]) -> FeatureMatrix:
-        """The bags of many rows, padded to the longest."""
+        """Return the bags of many rows, padded to the longest."""
         bags = [self.encode(row) for row in rows]
         longest = max((len(bag) for bag in bags), default=0)
         columns = np.zeros((len(bags), longest), np.int32)
         weights = np.zeros((len(bags), longest), np.float32)
         for row, bag in enumerate(bags):
-            for place, (column, weight) in enumerate(bag):
-                columns[row, place] = column
-                weights[row, place] = weight
+            for position, (column, weight) in enumerate(bag):
+                columns[row, position] = column
+                weights[row, position] = weight
         return FeatureMatrix(columns, weights, self.width)
 
 
 def _flags_as_before(slots: dict[str, int]) -> dict[str, int]:
-    """Slots under which flags are found too where they were learned as `True` and `False`, as
-    distilrec 0.1 did.
+    """Return slots under which flags are found too where they were learned as `True` and `False`,
+    as distilrec 0.1 did.
     """
     return {text.lower(): slot for text, slot in slots.items() if text in ("True", "False")} | slots
 
 
 def as_category(value: object) -> str:
-    """The text of a categorical value: `1.0` and `1` are the same category, a flag is `true` or
-    `false`.
+    """Return the text of a categorical value: `1.0` and `1` are the same category, a flag is `true`
+    or `false`.
     """
     if isinstance(value, bool | np.bool_):
         return "true" if value else "false"
@@ -210,8 +210,8 @@ def as_category(value: object) -> str:
 
 
 def as_parts(value: object, separator: str = "|") -> list[str]:
-    """The values of a multi-valued cell: a list as it is, also one that was printed as text; other
-    text split at the separator, anything else is one value.
+    """Return the values of a multi-valued cell: a list as it is, also one that was printed as text;
+    other text split at the separator, anything else is one value.
     """
     if value is None:
         return []
@@ -221,8 +221,8 @@ def as_parts(value: object, separator: str = "|") -> list[str]:
 
 
 def split_text(text: str, separator: str) -> list[str]:
-    """The values in a cell of text: those of a list that was printed, and other text split at the
-    separator.
+    """Return the values in a cell of text: those of a list that was printed, and other text split
+    at the separator.
     """
     try:
         listed = parse_list(text)
@@ -232,7 +232,9 @@ def split_text(text: str, separator: str) -> list[str]:
 
 
 def as_number(name: str, value: object) -> float:
-    """A finite float; raises our own error that names the feature."""
+    """Return a finite float. Raises ColumnTypeError and InvalidValueError, which name the
+    feature.
+    """
     try:
         number = float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError, OverflowError):
@@ -254,8 +256,9 @@ def as_number(name: str, value: object) -> float:
 def as_vector(
     name: str, value: object, width: int | None = None, separator: str = "|"
 ) -> list[float]:
-    """The numbers of a vector, none where it is missing; text is split at the separator. width: how
-    many there must be.
+    """Return the numbers of a vector, none where it is missing; text is split at the separator.
+
+    width: the number that a vector must have; any number by default.
     """
     if value is None:
         return []

@@ -19,8 +19,8 @@ _WRAPPERS = re.compile(r"(?:frozenset|set|array|list|tuple)\((.*)\)", re.DOTALL)
 
 
 def parse_list(text: str) -> list[str] | None:
-    """The texts of a list, a tuple or a set that was printed; None for any other text. Missing
-    elements are left out.
+    """Return the texts of a list, a tuple or a set that was printed; None for any other text.
+    Missing elements are left out.
 
     Raises ValueError for text that is such a list by its looks and cannot be read as one.
     """

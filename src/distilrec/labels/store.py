@@ -8,7 +8,8 @@ that event.
 | column | type |
 |---|---|
 | key | int64, the row of the event in the data set, or the user |
-| top_items, top_logits | K items by falling logit, uint16 (past 65,536 items uint32) and float16; the hard label first |
+| top_items | K items by falling logit, uint16 (uint32 past 65,536 items); the hard label first |
+| top_logits | their logits, float16 |
 | rest_log_sum | float32, log-sum-exp of all other logits |
 | sample_items, sample_logits | M items drawn uniformly from the candidates, as above |
 | state | the teacher's last hidden layer, float16; only where asked for |
@@ -41,9 +42,9 @@ LabelKey = Literal["event", "user"]
 
 
 class LabelManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Whose labels these are, and of what. catalogue: the first so many items were scored (those
-    with training rows, or all); key: one label per event, or per user; states: channels of the
-    teacher's hidden layer that are kept, 0 for none.
+    """Whose labels these are, and of what. catalogue: number of items that were scored (the first
+    ones: those with training rows, or all); key: one label per event, or per user; states: channels
+    of the teacher's hidden layer that are kept, 0 for none.
     """
 
     teacher: str

@@ -31,8 +31,8 @@ class Questions:
     """Who is asked for in a part, with what history, and what the right answers are.
 
     offsets: (users + 1,); targets: (n,) int32, the held-out items of one user after the other,
-    without repetitions; UNKNOWN_ITEM stands for items outside the catalogue, which nobody can get
-    right and which count as misses.
+    without repetitions; UNKNOWN_ITEM stands for items outside the catalogue, which no model can
+    predict and which count as misses.
     repeated: held-out events left out because the item was already in the history and seen items
     are masked.
     """

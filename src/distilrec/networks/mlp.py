@@ -1,6 +1,7 @@
 """The `mlp` student: (user features, item features) -> preference, the classic small network.
 
-    u = mean of the history's v_i + U f_u,   s_i = w . relu(A u + B v_i + c) + b_i,   v_i = E_i + F f_i
+    u   = mean of the history's v_i + U f_u,   v_i = E_i + F f_i
+    s_i = w . relu(A u + B v_i + c) + b_i
 
 `B v_i` is computed for all items at export, so that serving costs one pass over an (items, hidden)
 matrix.

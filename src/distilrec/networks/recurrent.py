@@ -1,10 +1,10 @@
 """The `recurrent` student (the default): S decaying averages of item vectors per user, updated in
 O(S d) per event.
 
-    h_t = a * h_{t-1} + sqrt(1 - a^2) * (g_e * x_i),  a = sigmoid(theta)      the state
-    c   = [h, x_last + U f_u]                                                  what is known of the user
-    q   = norm(W h + x_last + U f_u + MLP(norm(c)))                            the query (z)
-    s_i = q . v_i + b_i,          v_i = E_i + F f_i                            the score (W2 z + b2)
+    h_t = a * h_{t-1} + sqrt(1 - a^2) * (g_e * x_i),  a = sigmoid(theta)   the state
+    c   = [h, x_last + U f_u]                                              the context of the user
+    q   = norm(W h + x_last + U f_u + MLP(norm(c)))                        the query (z)
+    s_i = q . v_i + b_i,          v_i = E_i + F f_i                        the score (W2 z + b2)
 
 A diagonal linear recurrence as in LRU (Orvieto et al. 2023, eq. 5 to 7, real-valued); norm is
 RMSNorm. The MLP reads every time scale by itself: reading only their sum cost .012 to .015 of

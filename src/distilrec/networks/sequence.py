@@ -60,11 +60,11 @@ class ItemTower(nn.Module):
         )
 
     def vectors(self, left_out: float = 0.0) -> torch.Tensor:
-        """(items, dim) float32, the whole catalogue.
+        """Return the vectors of the whole catalogue, (items, dim) float32.
 
-        left_out: the share of items, drawn anew, whose E_i is left out, as if they had no training
-        rows; then the features learn to stand for an item (DropoutNet, Volkovs et al. 2017, sec.
-        4).
+        left_out: the share of items, drawn at each call, whose E_i is left out, as if they had no
+        training rows; then the features learn to stand for an item (DropoutNet, Volkovs et al.
+        2017, sec. 4).
         """
         own: torch.Tensor = self.embedding
         if left_out:

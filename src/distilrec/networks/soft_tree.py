@@ -1,15 +1,18 @@
 """The `soft_tree` student: a soft decision tree over readable inputs, for people who must read the
 model.
 
-    h_t = a h_{t-1} + (1 - a) X_i     what the user had lately and in general (two fixed decays), X_i: the features of an
-                                      item and, for the most popular items, the item itself
-    p_n = sigmoid(w_n . h + u_n . f_u + c_n)                    gate n goes right with this probability
+    h_t = a h_{t-1} + (1 - a) X_i                               the state
+    p_n = sigmoid(w_n . h + u_n . f_u + c_n)                    probability that gate n goes right
     pi_l = product over the path to leaf l of p_n or 1 - p_n    z, the path probabilities
-    s_i = log sum_l pi_l softmax_i(phi_l + b)                   every leaf holds one distribution over the catalogue
+    s_i = log sum_l pi_l softmax_i(phi_l + b)                   the score
+
+The state holds what the user had lately and in general (two fixed decays). X_i are the features of
+an item and, for the most popular items, the item itself. Every leaf holds one distribution over the
+catalogue.
 
 Frosst & Hinton 2017, eq. 1, 2 and 5 (their inverse temperature is part of w). The penalty on gates
 that send everybody one way is their eq. 8. phi is an item tower with one channel per leaf, so that
-new items have a place in every leaf by their features.
+new items have a score in every leaf by their features.
 """
 
 from __future__ import annotations

@@ -171,7 +171,7 @@ def noise_for(
     except RuntimeError as problem:  # noise so small that the accountant's numerics give up
         raise ConfigError(
             f"what an epsilon of {epsilon} allows cannot be accounted for: {problem}",
-            fix="ask for an epsilon below 100; a larger one protects nobody",
+            fix="ask for an epsilon below 100; a larger one does not protect users",
             parameter="epsilon",
         ) from None
 

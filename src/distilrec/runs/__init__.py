@@ -31,10 +31,12 @@ if TYPE_CHECKING:
 _MODULES = {
     "DataConfig": "config", "RunConfig": "config", "read_config": "config",
     "Run": "folder", "open_data": "folder", "open_run": "folder", "read_costs": "folder",
-    "distill_student": "stages", "evaluate": "stages", "export": "stages", "forget_user": "stages", "prepare": "stages",
-    "run_all": "stages", "teacher_labels": "stages", "train_baseline": "stages", "train_teacher": "stages",
+    "distill_student": "stages", "evaluate": "stages", "export": "stages",
+    "forget_user": "stages", "prepare": "stages", "run_all": "stages", "teacher_labels": "stages",
+    "train_baseline": "stages", "train_teacher": "stages",
     "trained_once": "artifact",
-    "model_bytes": "candidates", "student_candidate": "candidates", "teacher_candidates": "candidates",
+    "model_bytes": "candidates", "student_candidate": "candidates",
+    "teacher_candidates": "candidates",
     "check_drift": "upkeep", "gate": "upkeep", "tune_student": "upkeep",
 }  # fmt: skip
 __getattr__ = lazy_names(__name__, _MODULES)

@@ -23,7 +23,7 @@ def trained_once(
     task: object,
     make: Callable[..., TrainedModel],
 ) -> TrainedModel:
-    """A model that is trained unless the folder already has it from the same data, configuration
+    """Return a model, trained unless the folder already has it from the same data, configuration
     and seed.
 
     make: trains it, from `options`.
@@ -67,7 +67,7 @@ class Stage:
 
 @contextmanager
 def measured_stage(run: Run, name: str) -> Iterator[Stage]:
-    """Writes time and peak memory of a stage into costs.json; a stage that did nothing leaves what
+    """Write time and peak memory of a stage into costs.json; a stage that did nothing leaves what
     is there.
 
     Time and memory are those of this process; workers of a cluster are not counted.

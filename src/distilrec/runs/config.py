@@ -82,7 +82,8 @@ class DataConfig(Settings, frozen=True):
         if (self.dataset is None) == (self.interactions is None):
             raise ConfigError(
                 "the [data] section needs either `dataset` or `interactions`",
-                fix='for example dataset = "ml-100k", or interactions = "log.csv" with a [data.schema] section',
+                fix='for example dataset = "ml-100k", or interactions = "log.csv" with a '
+                "[data.schema] section",
                 parameter="data",
             )
         if self.dataset is not None and self.dataset not in DATASETS:
@@ -93,8 +94,8 @@ class DataConfig(Settings, frozen=True):
             )
 
     def text(self) -> TextFormat:
-        """How files of text are written. Raises ConfigError for what is no encoding or no
-        character.
+        """Return how files of text are written. Raises ConfigError for an unknown encoding, and for
+        a quote or an escape that is not one character.
         """
         return TextFormat(self.encoding, self.quote, self.escape)
 
@@ -160,8 +161,8 @@ def _absolute(teacher: TeacherConfig, folder: Path) -> TeacherConfig:
             return msgspec.structs.replace(teacher, file=str((folder / teacher.file).resolve()))
         case EnsembleConfig():
             members = [
-                MemberConfig(_absolute(each.model, folder), each.training, each.seed)  # type: ignore[arg-type]
-                for each in teacher.members
+                MemberConfig(_absolute(member.model, folder), member.training, member.seed)  # type: ignore[arg-type]
+                for member in teacher.members
             ]
             return EnsembleConfig(tuple(members))
         case _:

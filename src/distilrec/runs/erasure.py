@@ -55,7 +55,7 @@ def forget(run: Path, names: Sequence[str], *, missing_ok: bool = False) -> list
     for bundle in _bundles(run):
         history = read_bundle(bundle).history
         there |= set(unpack_texts("users", history)) if history else set()
-    name = next((each for each in names if each in there or each in before), None)
+    name = next((name for name in names if name in there or name in before), None)
     if name is None and not missing_ok:
         raise unknown_user(
             names[0],
@@ -72,7 +72,7 @@ def forget(run: Path, names: Sequence[str], *, missing_ok: bool = False) -> list
 
 
 def finish(run: Path) -> list[str]:
-    """Finishes what an interrupted `forget` has left; returns what was done."""
+    """Finish what an interrupted `forget` has left; return what was done."""
     waiting = unfinished_erasures(run)
     if not waiting:
         return []

@@ -73,7 +73,7 @@ def open_run(
     path = Places(folder).config
     if not path.is_file():
         raise FileMissingError(
-            f"{folder} is no run folder (no config.json)",
+            f"{folder} is not a run folder: it has no config.json",
             fix="check the path; `distilrec prepare` begins a run",
             file=str(path),
         )
@@ -84,7 +84,7 @@ def open_run(
 
 
 def open_data(run: Run) -> Dataset:
-    """Returns the prepared data of a run, after finishing an erasure that was interrupted.
+    """Return the prepared data of a run, after finishing an erasure that was interrupted.
 
     Raises FileMissingError and DataError, also where `prepare` was interrupted between the data and
     the configuration.
@@ -108,7 +108,7 @@ def finish_erasure(run: Run) -> None:
 
 
 def choices_of(config: RunConfig) -> str:
-    """Returns a key of the choices that a preparation depends on, without the paths of the files,
+    """Return a key of the choices that a preparation depends on, without the paths of the files,
     which may be moved.
     """
     paths = {"interactions", "users", "items", "erased_users", "erased_users_must_exist"}
@@ -121,7 +121,7 @@ def choices_of(config: RunConfig) -> str:
 
 
 def read_costs(folder: Path) -> tuple[StageCost, ...]:
-    """Time and memory of the stages of a run so far."""
+    """Return time and memory of the stages of a run so far."""
     path = Places(folder).costs
     if not path.is_file():
         return ()

@@ -77,7 +77,7 @@ def prepare(
     workers: Workers | None = None,
     device: str = "auto",
 ) -> tuple[Run, Dataset]:
-    """Reads, cleans, splits and encodes the data, and begins the run folder."""
+    """Read, clean, split and encode the data, and begin the run folder."""
     resolve_device(device)  # a device that is not there is refused before the work begins
     run = Run(folder, config, progress or Silent(), workers=workers or InProcess(), device=device)
     data, say = config.data, run.progress.say
@@ -138,12 +138,14 @@ def prepare(
 
 
 def key_of_pseudonyms(data: DataConfig) -> bytes | None:
-    """The key of the pseudonyms, where the configuration asks for them. Raises ConfigError."""
+    """Return the key of the pseudonyms, where the configuration asks for them. Raises
+    ConfigError.
+    """
     return None if data.pseudonym_key is None else pseudonym_key(data.pseudonym_key)
 
 
 def _erased_users(data: DataConfig, folder: Path) -> ErasedUsers:
-    """Returns the users in the file of erased users, and those that were erased from this run.
+    """Return the users in the file of erased users, and those that were erased from this run.
     Raises DataError.
     """
     before = tuple(erasure.erased_before(folder))
@@ -158,7 +160,7 @@ def _erased_users(data: DataConfig, folder: Path) -> ErasedUsers:
 
 
 def train_teacher(run: Run, dataset: Dataset) -> Teacher:
-    """The teacher, trained on the ground truth, or yours."""
+    """Train the teacher on the ground truth, or read it where it comes from outside; return it."""
     folder = run.places.teacher
     with measured_stage(run, "teacher") as stage:
         before = _training_stamps(folder)
@@ -199,13 +201,13 @@ def open_teacher(run: Run, dataset: Dataset) -> Teacher:
 
 
 def _training_stamps(folder: Path) -> dict[str, int]:
-    """Returns when the models in a folder were trained."""
+    """Return when the models in a folder were trained."""
     records = [*folder.rglob("model.json"), *folder.rglob("linear.json")]
     return {str(path): path.stat().st_mtime_ns for path in records}
 
 
 def distill_student(run: Run, dataset: Dataset) -> TrainedModel:
-    """The labels of the teacher, and the student that learns from them; a private one learns from
+    """Extract the labels of the teacher, and train the student on them; a private one learns from
     the log alone.
     """
     config, training, distillation = (
@@ -241,7 +243,9 @@ def distill_student(run: Run, dataset: Dataset) -> TrainedModel:
 
 
 def teacher_labels(run: Run, dataset: Dataset) -> list[LabelStore]:
-    """The labels of the teacher; those of each member of an ensemble for a curriculum."""
+    """Extract the labels of the teacher, or for a curriculum those of each member of an ensemble;
+    return them.
+    """
     teacher = open_teacher(run, dataset)
     folder = run.places.labels
     sources = {folder: teacher}
@@ -275,8 +279,8 @@ def teacher_labels(run: Run, dataset: Dataset) -> list[LabelStore]:
 
 
 def train_baseline(run: Run, dataset: Dataset) -> TrainedModel:
-    """The same student without distillation: the comparison that shows what the teacher was good
-    for.
+    """Train the same student without distillation: the comparison with it shows what distillation
+    adds.
     """
     config, training = run.config.student, run.config.student_training
     make = partial(train_model, config, dataset, training, seed=run.config.seed)
@@ -284,7 +288,7 @@ def train_baseline(run: Run, dataset: Dataset) -> TrainedModel:
 
 
 def export(run: Run, dataset: Dataset, *, measured_next: bool = False) -> Manifest:
-    """Writes the bundle of the distilled student, and of the one without distillation where it has
+    """Write the bundle of the distilled student, and of the one without distillation where it has
     been trained.
 
     measured_next: `evaluate` follows, which writes its metrics into the bundle and says under which
@@ -318,7 +322,7 @@ def export(run: Run, dataset: Dataset, *, measured_next: bool = False) -> Manife
 
 
 def record_training(run: Run, dataset: Dataset, manifest: Manifest) -> None:
-    """Records who was in the training of a model, for `distilrec seen`, before the model is there
+    """Record who was in the training of a model, for `distilrec seen`, before the model is there
     to be used.
 
     Its metrics are a part of its version: what is exported and what was measured are two versions
@@ -336,15 +340,15 @@ def record_training(run: Run, dataset: Dataset, manifest: Manifest) -> None:
 
 
 def forget_user(run: Run, user_id: object, *, missing_ok: bool = False) -> list[str]:
-    """Takes a user out of a run: out of the data, the labels and the histories of the bundles;
-    returns what was done.
+    """Take a user out of a run: out of the data, the labels and the histories of the bundles;
+    return what was done.
 
     user_id: the id or the pseudonym; with pseudonyms, an id needs their key. The user is put on the
     list of those that `prepare` leaves out of this run from now on. Labels, unfinished trainings
     and scores of a teacher go as a whole, they are made again when they are needed. Weights stay as
     they are until they are trained again. Where this is killed, the next command on this run
     finishes the work.
-    Raises InvalidIdError, and UnknownUserError for a user of whom this run knows nothing, unless
+    Raises InvalidIdError, and UnknownUserError for a user that this run does not know, unless
     `missing_ok` is set.
     """
     names, key = [as_id(user_id, "user_id")], run.config.data.pseudonym_key
@@ -354,8 +358,8 @@ def forget_user(run: Run, user_id: object, *, missing_ok: bool = False) -> list[
 
 
 def evaluate(run: Run, dataset: Dataset) -> Comparison:
-    """The comparison on the test part, `comparison.json`, `report.html`, and the metrics in the
-    bundle's manifest.
+    """Compare all models on the test part; write `comparison.json`, `report.html`, and the metrics
+    in the bundle's manifest.
     """
     teacher = open_teacher(run, dataset)
     candidates = [

@@ -80,7 +80,7 @@ def gate(run: Run, dataset: Dataset, thresholds: Thresholds) -> list[Check]:
 def check_drift(
     run: Run, dataset: Dataset, log: Path, *, stability: float, unknown: float
 ) -> list[Drift]:
-    """Cleans events of today like the training log, and compares them with it. Raises what
+    """Clean the events of a new log like the training log, and compare them with it. Raises what
     `clean_log` raises.
     """
     data = run.config.data
@@ -105,7 +105,7 @@ def check_drift(
 
 
 def tune_student(run: Run, dataset: Dataset, *, trials: int, minutes: float) -> Choice:
-    """A search for the student's hyper-parameters on the labels of the run; writes `tuned.toml`."""
+    """Search for the student's hyper-parameters on the labels of the run; write `tuned.toml`."""
     stores = teacher_labels(run, dataset)
     chosen = tune(
         run.config.student,

@@ -337,7 +337,7 @@ def function_teacher(
     function: gets Histories (positions in `dataset.info.user_ids` and `dataset.info.item_ids`; only
     items with training rows) and gives logits, (batch, items) floats, one column per item in the
     order of `dataset.info.item_ids`.
-    identity: a name for these weights; labels are extracted anew when it changes.
+    identity: a name for these weights; labels are extracted again when it changes.
     per: "event" asks for the history before every training event; "user" asks once, after the whole
     training history.
     """

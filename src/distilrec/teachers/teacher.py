@@ -1,5 +1,5 @@
-"""What a teacher is: whoever says, for any history, how good each item is. Trained here,
-or yours.
+"""The interface of teachers: models that score every item for any history, trained here or
+elsewhere.
 """
 
 from __future__ import annotations
@@ -51,9 +51,11 @@ class Teacher(Protocol):
     def answer(
         self, batch: Batch, window: torch.Tensor, position: torch.Tensor, items: int
     ) -> Answer:
-        """Logits of the first so many items of the catalogue (all that have training rows, and
-        perhaps those that have none) before the target events at (window, position) of a batch,
-        (positions,) int64 each.
+        """Return logits before the target events at (window, position) of a batch, (positions,)
+        int64 each.
+
+        items: number of items to score, the first ones of the catalogue: those with training rows,
+        or all.
         """
         ...
 

@@ -50,7 +50,7 @@ def from_keras(
 
     The model gives (batch, items with training rows), or one column more, in front, for the
     padding.
-    identity: a name of these weights; labels are extracted anew when it changes.
+    identity: a name of these weights; labels are extracted again when it changes.
     Raises TeacherError when the output has another shape.
     """
     import keras
