@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from distilrec.data.dataset import UNKNOWN_ITEM, Histories
 from distilrec.errors import InvalidValueError
-from distilrec.measure import metrics
+from distilrec.measure import metrics, statistics
 from distilrec.measure.ranking import Questions, Ranking, rank
 from distilrec.measure.statistics import bootstrap, paired_difference, randomisation_test
 
@@ -109,6 +109,7 @@ def test_same_as_rectools(seed):
     assert metrics.coverage(ranking, K, ITEMS) == pytest.approx(covered, abs=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::Warning:numba")
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.filterwarnings("ignore:.*unsafe cast from uint64")  # numba, in colour when it can
@@ -413,6 +414,14 @@ def test_bad_scores_are_refused():
     scores[0, 3] = np.nan
     with pytest.raises(InvalidValueError, match="Fixed gave scores"):
         rank(Fixed(scores), ask([[1]]), K)
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_how_many_resamples_are_drawn_together_changes_nothing(seeds, monkeypatch):
+    values = np.random.default_rng(0).normal(0.1, 1, (seeds, 30))
+    together = bootstrap(values), randomisation_test(values.mean(0))
+    monkeypatch.setattr(statistics, "_DRAWN_TOGETHER", 70)
+    assert (bootstrap(values), randomisation_test(values.mean(0))) == together
 
 
 def test_bootstrap_covers_the_mean_of_a_known_distribution():
