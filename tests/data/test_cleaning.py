@@ -190,6 +190,7 @@ row = st.tuples(
 )
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(rows=st.lists(row, max_size=40))
 def test_nothing_disappears_uncounted(rows):

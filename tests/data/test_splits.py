@@ -56,6 +56,7 @@ def _fitted(data):
     )
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 10_000), kind=st.sampled_from(["leave-one-out", "global-time"]))
 def test_held_out_rows_change_nothing_that_is_fitted(seed, kind):

@@ -170,6 +170,7 @@ def test_any_iterable_of_ids_will_do(recommender):
         assert sorted(recommender.recommend("u1", items)) == expected
 
 
+@pytest.mark.slow
 def test_the_command_follows_the_same_rule(recommender, bundle):
     def run(*options):
         command = [

@@ -104,6 +104,7 @@ def test_only_the_latest_events_of_a_user_are_learned_from(plain):
     assert (windows.stops - windows.starts <= 10).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("epsilon", [0.5, 3.0, 20.0])
 def test_the_noise_spends_what_was_asked_for_and_no_more(epsilon):
     spent = noise_for(epsilon, 1e-5, 0.1, 50)
@@ -113,12 +114,14 @@ def test_the_noise_spends_what_was_asked_for_and_no_more(epsilon):
     assert 0.9 * epsilon < spent.epsilon <= epsilon
 
 
+@pytest.mark.slow
 def test_more_privacy_is_more_noise():
     noise = [noise_for(epsilon, 1e-5, 0.1, 50).noise_multiplier for epsilon in (1.0, 4.0, 16.0)]
     assert noise == sorted(noise, reverse=True)
     assert noise_for(4.0, 1e-5, 0.1, 200).noise_multiplier > noise[1]
 
 
+@pytest.mark.slow
 def test_every_step_adds_the_noise_it_accounts_for(plain, monkeypatch):
     """With gradients of zero, what moves the weights is noise of the size that the record says."""
     seen = []
@@ -145,6 +148,7 @@ def test_every_step_adds_the_noise_it_accounts_for(plain, monkeypatch):
     assert float(noise.std()) == pytest.approx(expected, rel=0.03)
 
 
+@pytest.mark.slow
 def test_it_does_not_matter_how_many_users_are_taken_at_once(plain, monkeypatch):
     """Clipped gradients are summed over the parts of a step, and noise is added once."""
     whole = train_private(STUDENT_CONFIG, plain, TRAINING, seed=0)
@@ -154,6 +158,7 @@ def test_it_does_not_matter_how_many_users_are_taken_at_once(plain, monkeypatch)
         torch.testing.assert_close(value, whole.model.state_dict()[name], rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_private_student_says_what_was_spent(plain, tmp_path):
     said = []
     trained = train_private(
@@ -178,6 +183,7 @@ def test_a_private_student_says_what_was_spent(plain, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_a_private_student_learns(plain):
     """With an epsilon that protects nobody the noise is small and the loss falls."""
     losses = []
@@ -192,6 +198,7 @@ def test_a_private_student_learns(plain):
     assert losses[-1] < losses[0] - 0.1
 
 
+@pytest.mark.slow
 def test_a_private_student_begins_with_that_of_volunteers(plain):
     volunteers, members = (plain.select_users(np.arange(plain.users)[half::2]) for half in (0, 1))
     start = train_model(STUDENT_CONFIG, volunteers, TrainingConfig(epochs=2), seed=0)
@@ -221,6 +228,7 @@ def test_what_cannot_be_private_is_refused(small, plain):
         noise_for(1e4, 1e-5, 0.3, 20)
 
 
+@pytest.mark.slow
 def test_a_run_with_privacy(tmp_path):
     write_tables(tmp_path)
     config = small_config(tmp_path)
@@ -314,6 +322,7 @@ def test_the_winners_are_those_that_most_teachers_name(plain):
         assert not set(votes.items[user].tolist()) & set(histories.of(user).tolist())
 
 
+@pytest.mark.slow
 def test_noise_grows_with_the_questions_and_with_the_privacy(plain):
     assert sigma_for(VoteConfig(None), 10) == 0.0
     assert sigma_for(VoteConfig(2.0), 10) > sigma_for(VoteConfig(8.0), 10)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import shutil
 
+import pytest
+
 from distilrec import load, runs
 from distilrec.data.dataset import load_dataset
 from distilrec.runs.places import Places
@@ -25,6 +27,7 @@ def test_a_run_has_the_names_that_the_documents_give(finished_run):
     assert finished_run.bundle_baseline.name == "bundle-baseline"
 
 
+@pytest.mark.slow
 def test_the_names_of_earlier_versions_are_found(finished_run, tmp_path):
     folder = renamed_to_what_they_were(finished_run, tmp_path)
     run = runs.open_run(folder)

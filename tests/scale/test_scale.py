@@ -42,9 +42,13 @@ from tests.serve.test_faults import Load
 from tests.servers import Server, free_port, until
 from tests.small_run import SCHEMA, Heard, tables, write_tables
 
-pytestmark = [pytest.mark.ray, pytest.mark.redis, pytest.mark.server]
-
-pytestmark = pytest.mark.filterwarnings("ignore::Warning")  # Ray's own
+pytestmark = [
+    pytest.mark.ray,
+    pytest.mark.redis,
+    pytest.mark.server,
+    # Ray warns of its own plans.
+    pytest.mark.filterwarnings("ignore::Warning"),
+]
 
 
 @pytest.fixture(scope="module", autouse=True)

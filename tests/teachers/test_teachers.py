@@ -485,6 +485,7 @@ def test_a_function_that_misbehaves_is_refused(function, message, per, small, tm
         extract_labels(teacher, small, tmp_path, LabelConfig(top_k=2, samples=2), seed=0)
 
 
+@pytest.mark.slow
 def test_teachers_from_the_configuration_file(tmp_path, monkeypatch):
     """A scores file and a function, through the same door as every other setting; the report compares the members."""
     write_tables(tmp_path)

@@ -79,6 +79,7 @@ def test_the_device_is_no_part_of_the_configuration_or_the_model(small):
     )
 
 
+@pytest.mark.slow
 def test_the_command_line_refuses_a_device_before_it_works(finished_run):
     for command in ("train", "distill", "tune"):
         done = subprocess.run(
