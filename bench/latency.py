@@ -28,6 +28,7 @@ import torch  # noqa: E402
 
 import distilrec  # noqa: E402
 from distilrec.data.dataset import Dataset, Histories, load_dataset  # noqa: E402
+from distilrec.engine.recommender import Recommender  # noqa: E402
 from distilrec.measure.latency import Latency, measure  # noqa: E402
 from distilrec.networks.batches import Batch, prediction_batch  # noqa: E402
 from distilrec.networks.sequence import SequenceModel, TorchScorer  # noqa: E402
@@ -41,6 +42,7 @@ from distilrec.training.trained import load_model  # noqa: E402
 
 K = 10
 PADDED = 32
+ENGINE = "engine: recommend, 10 of all"
 
 
 def implicit_als(dataset: Dataset) -> Callable[[int], object]:
@@ -98,12 +100,12 @@ class Traced:
     def scores(self, histories: Histories) -> np.ndarray:
         total = np.zeros((1, self._dataset.catalogue_size), np.float32)
         for number, (member, weight) in enumerate(self._members):
-            own = (
+            scores = (
                 self._network(number, member, histories)
                 if isinstance(member, ModelTeacher)
-                else None
+                else member.scores(histories)
             )
-            total += np.float32(weight) * (member.scores(histories) if own is None else own)
+            total += np.float32(weight) * scores
         return total
 
     def _network(self, number: int, member: ModelTeacher, histories: Histories) -> np.ndarray:
@@ -139,33 +141,24 @@ class OneAnswer(torch.nn.Module):
         return self.model.score(states[:, last[0]], self.vectors, self.biases)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--run", type=Path, default=Path("runs/ml-100k"))
-    run = parser.parse_args().run
-    torch.set_num_threads(1)
-    dataset = load_dataset(run / "data")
-    recommender = distilrec.load(run / "bundle")
+def measured(
+    run: Path, teacher: Teacher, dataset: Dataset, recommender: Recommender
+) -> dict[str, Latency]:
+    """Return the time of each system, by its name."""
     users = dataset.info.user_ids[: dataset.info.warm_users]
     ten = list(dataset.info.item_ids[:K])
-    results: dict[str, Latency] = {}
-    config = open_run(run).config
-    teacher = load_teacher(config.teacher, run / "teacher", dataset)
-    results["teacher in torch"] = torch_latency(teacher, dataset)
-    results["teacher in TorchScript"] = torch_latency(Traced(teacher, dataset), dataset)
-    results["student in torch"] = torch_latency(
-        TorchScorer(load_model(run / "student", dataset).model), dataset
-    )
-    results["engine: recommend, 10 of all"] = engine_latency(recommender, dataset)
-    results["engine: rank 10 given items"] = measure(
-        lambda n: recommender.recommend(users[n % len(users)], ten), 2_000
-    )
     events = [{"user_id": users[n % len(users)], "item_id": ten[n % K]} for n in range(2_000)]
-    results["engine: update by one event"] = measure(
-        lambda n: recommender.update([events[n]]), 1_900
-    )
+    student = TorchScorer(load_model(run / "student", dataset).model)
+    results = {
+        "teacher in torch": torch_latency(teacher, dataset),
+        "teacher in TorchScript": torch_latency(Traced(teacher, dataset), dataset),
+        "student in torch": torch_latency(student, dataset),
+        ENGINE: engine_latency(recommender, dataset),
+        "engine: rank 10 given items": measure(
+            lambda n: recommender.recommend(users[n % len(users)], ten), 2_000
+        ),
+        "engine: update by one event": measure(lambda n: recommender.update([events[n]]), 1_900),
+    }
     for name, make in (
         ("implicit ALS, 64 factors", implicit_als),
         ("RecTools EASE", rectools_ease),
@@ -174,10 +167,24 @@ def main() -> None:
             results[name] = measure(make(dataset), 200)
         except ImportError as missing:
             print(f"{name}: not installed ({missing})")
-    engine = results["engine: recommend, 10 of all"].p50
+    return results
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--run", type=Path, default=Path("runs/ml-100k"))
+    run = parser.parse_args().run
+    torch.set_num_threads(1)
+    dataset = load_dataset(run / "data")
+    config = open_run(run).config
+    teacher = load_teacher(config.teacher, run / "teacher", dataset)
+    results = measured(run, teacher, dataset, distilrec.load(run / "bundle"))
+    engine = results[ENGINE].p50
     print(
-        f"\n{dataset.info.name}: {dataset.catalogue_size:,} items, {len(users):,} users; "
-        "microseconds, one thread\n"
+        f"\n{dataset.info.name}: {dataset.catalogue_size:,} items, "
+        f"{dataset.info.warm_users:,} users; microseconds, one thread\n"
     )
     print(f"| {'system':<30} | {'p50':>10} | {'p99':>10} | {'p50 / engine recommend':>22} |")
     print(f"|{'-' * 32}|{'-' * 11}:|{'-' * 11}:|{'-' * 23}:|")
@@ -187,7 +194,9 @@ def main() -> None:
             f"{latency.p50 / engine:>22,.1f} |"
         )
     best = min(
-        results["teacher in torch"], results["teacher in TorchScript"], key=lambda each: each.p50
+        results["teacher in torch"],
+        results["teacher in TorchScript"],
+        key=lambda latency: latency.p50,
     )
     print(f"\nteacher through its best runtime / engine: {best.p50 / engine:.0f}\n")
     print(

@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -29,11 +30,12 @@ from distilrec.distill.distillation import DistillationConfig, distill_model
 from distilrec.labels.extract import LabelConfig, extract_labels
 from distilrec.labels.store import LabelStore
 from distilrec.measure.metrics import ndcg
-from distilrec.measure.ranking import questions, rank
+from distilrec.measure.ranking import Scorer, questions, rank
 from distilrec.networks.recurrent import RecurrentConfig
 from distilrec.networks.sequence import TorchScorer
 from distilrec.runs.config import read_config
 from distilrec.teachers.build import single_teachers
+from distilrec.teachers.teacher import Teacher
 from distilrec.training.trained import TrainedModel, load_model, save_model, train_model
 from distilrec.training.validation import validation_ndcg
 
@@ -64,6 +66,31 @@ LOSSES: dict[str, DistillationConfig | None] = {
 }
 
 
+class Labels:
+    """The labels of each kind, extracted when they are first needed; all students use them."""
+
+    def __init__(self, teacher: Teacher, dataset: Dataset, folder: Path) -> None:
+        self._teacher, self._dataset, self._folder = teacher, dataset, folder
+        self._stores: dict[str, list[LabelStore]] = {}
+
+    def of(self, kind: str) -> list[LabelStore]:
+        """Return the labels of the ensemble, of its members, with states, or with all logits."""
+        if kind not in self._stores:
+            self._stores[kind] = self._extracted(kind)
+        return self._stores[kind]
+
+    def _extracted(self, kind: str) -> list[LabelStore]:
+        members = single_teachers(self._teacher)
+        sources = {"members": members, "hint": members[:1]}.get(kind, [self._teacher])
+        config = LabelConfig(
+            top_k=self._dataset.info.warm_items if kind == "whole" else 100, states=kind == "hint"
+        )
+        return [
+            extract_labels(source, self._dataset, self._folder / f"{kind}-{number}", config, seed=0)
+            for number, source in enumerate(sources)
+        ]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -78,66 +105,60 @@ def main() -> None:
     config = msgspec.structs.replace(read_config(arguments.config), teacher_seed=0)
     run, dataset = runs.prepare(config, arguments.folder, runs.Lines())
     teacher = runs.train_teacher(run, dataset)
-    members = single_teachers(teacher)
-    stores: dict[str, list[LabelStore]] = {}
-
-    def labels(kind: str) -> list[LabelStore]:
-        """Extract the labels when they are first needed; all students use them."""
-        if kind not in stores:
-            sources = {
-                "ensemble": [teacher],
-                "members": members,
-                "hint": members[:1],
-                "whole": [teacher],
-            }[kind]
-            kept = LabelConfig(
-                top_k=dataset.info.warm_items if kind == "whole" else 100, states=kind == "hint"
-            )
-            stores[kind] = [
-                extract_labels(
-                    source,
-                    dataset,
-                    run.folder / "labels" / f"{kind}-{n}",
-                    kept,
-                    seed=0,
-                )
-                for n, source in enumerate(sources)
-            ]
-        return stores[kind]
-
-    found: dict[str, list[TrainedModel]] = {}
+    labels = Labels(teacher, dataset, run.folder / "labels")
+    students: dict[str, list[TrainedModel]] = {}
     for name in arguments.only or LOSSES:
         for seed in range(arguments.seeds):
             folder = run.folder / "students" / f"{name} seed {seed}"
             if not (folder / "model.json").is_file():
                 save_model(_train(name, dataset, config, labels, seed), folder)
-            found.setdefault(name, []).append(load_model(folder, dataset))
-            print(f"{name}, seed {seed}: validation {found[name][-1].best_ndcg:.4f}", flush=True)
-    if arguments.only:
-        return
+            students.setdefault(name, []).append(load_model(folder, dataset))
+            found = students[name][-1].best_ndcg
+            print(f"{name}, seed {seed}: validation {found:.4f}", flush=True)
+    if not arguments.only:
+        _write_results(dataset, teacher, students, arguments.seeds)
 
-    asked = questions(dataset, "test")
 
-    def test(scorer: object) -> float:
-        return float(ndcg(rank(scorer, asked), 10).mean())  # type: ignore[arg-type]
+def _train(
+    name: str, dataset: Dataset, config: runs.RunConfig, labels: Labels, seed: int
+) -> TrainedModel:
+    distillation = LOSSES[name]
+    if distillation is None:
+        return train_model(config.student, dataset, config.student_training, seed=seed)
+    kind = (
+        "members" if distillation.curriculum else "hint" if distillation.hint_weight else "ensemble"
+    )
+    kind = "whole" if name.endswith("all logits") else kind
+    return distill_model(
+        config.student, dataset, labels.of(kind), config.student_training, distillation, seed=seed
+    )
 
-    rows = []
-    for name, students in found.items():
-        rows.append(
-            {
-                "loss": name,
-                "validation": [each.best_ndcg for each in students],
-                "test": [test(TorchScorer(each.model)) for each in students],
-                "seconds": float(np.mean([each.seconds for each in students])),
-            }
-        )
+
+def _write_results(
+    dataset: Dataset, teacher: Teacher, students: dict[str, list[TrainedModel]], seeds: int
+) -> None:
+    """Read the test part, print the table and the JSON line, and write both."""
+    test = questions(dataset, "test")
+
+    def quality(scorer: Scorer) -> float:
+        return float(ndcg(rank(scorer, test), 10).mean())
+
+    rows: list[dict[str, Any]] = [
+        {
+            "loss": name,
+            "validation": [trained.best_ndcg for trained in of_loss],
+            "test": [quality(TorchScorer(trained.model)) for trained in of_loss],
+            "seconds": float(np.mean([trained.seconds for trained in of_loss])),
+        }
+        for name, of_loss in students.items()
+    ]
     best = max(
         (row for row in rows if row["loss"] != ALONE), key=lambda row: np.mean(row["validation"])
     )
     lines = [
-        f"{dataset.info.name}, NDCG@10, {arguments.seeds} seeds; one teacher for all: validation "
-        f"{validation_ndcg(teacher, dataset):.4f}, test {test(teacher):.4f}. Best by validation: "
-        f"{best['loss']}.",
+        f"{dataset.info.name}, NDCG@10, {seeds} seeds; one teacher for all: validation "
+        f"{validation_ndcg(teacher, dataset):.4f}, test {quality(teacher):.4f}. "
+        f"Best by validation: {best['loss']}.",
         "",
         "| loss | validation, mean | by seed | test, mean | by seed | training |",
         "|---|---|---|---|---|---|",
@@ -156,21 +177,6 @@ def main() -> None:
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"losses-{dataset.info.name}.md").write_text("\n".join(lines) + "\n")
     (RESULTS / f"losses-{dataset.info.name}.json").write_text(line + "\n")
-
-
-def _train(
-    name: str, dataset: Dataset, config: runs.RunConfig, labels: object, seed: int
-) -> TrainedModel:
-    distillation = LOSSES[name]
-    if distillation is None:
-        return train_model(config.student, dataset, config.student_training, seed=seed)
-    kind = (
-        "members" if distillation.curriculum else "hint" if distillation.hint_weight else "ensemble"
-    )
-    kind = "whole" if name.endswith("all logits") else kind
-    return distill_model(
-        config.student, dataset, labels(kind), config.student_training, distillation, seed=seed
-    )  # type: ignore[operator]
 
 
 if __name__ == "__main__":

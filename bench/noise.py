@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -28,7 +29,7 @@ from distilrec.data.readers import open_log, read_table
 from distilrec.distill.distillation import distill_model
 from distilrec.labels.extract import extract_labels
 from distilrec.measure.metrics import ndcg
-from distilrec.measure.ranking import questions, rank
+from distilrec.measure.ranking import Scorer, questions, rank
 from distilrec.measure.statistics import bootstrap, paired_difference
 from distilrec.networks.sequence import TorchScorer
 from distilrec.runs.config import RunConfig, read_config
@@ -62,18 +63,18 @@ def noisy(log: pl.DataFrame, rate: float, seed: int) -> pl.DataFrame:
     """
     rng = np.random.default_rng(seed)
     items = log["item_id"].unique().sort().to_list()
-    place = pl.int_range(pl.len()).over("user_id")
-    chosen = (log.select(place < pl.len().over("user_id") - 2).to_series().to_numpy()) & (
+    position = pl.int_range(pl.len()).over("user_id")
+    chosen = (log.select(position < pl.len().over("user_id") - 2).to_series().to_numpy()) & (
         rng.random(log.height) < rate
     )
-    had = {user: set(own) for user, own in log.group_by("user_id").agg("item_id").iter_rows()}
+    had = {user: set(past) for user, past in log.group_by("user_id").agg("item_id").iter_rows()}
     replaced = log["item_id"].to_list()
     for row in np.flatnonzero(chosen):
-        own = had[log["user_id"][int(row)]]
+        past = had[log["user_id"][int(row)]]
         item = items[rng.integers(len(items))]
-        while item in own:
+        while item in past:
             item = items[rng.integers(len(items))]
-        own.add(item)
+        past.add(item)
         replaced[row] = item
     return log.with_columns(item_id=pl.Series(replaced))
 
@@ -96,6 +97,70 @@ def prepared(config: RunConfig, log: pl.DataFrame) -> Dataset:
     )
 
 
+class Rate:
+    """One rate of noise: the noisy data set, the teacher that learned from it, and its labels."""
+
+    def __init__(self, config: RunConfig, log: pl.DataFrame, rate: float, folder: Path) -> None:
+        self._config, self._folder = config, folder / f"{config.data.name}-{rate:g}"
+        self.data = prepared(config, noisy(log, rate, seed=1))
+        self.teacher = make_teacher(
+            config.teacher, self.data, config.teacher_training, self._folder / "teacher", seed=0
+        )
+        self._labels = extract_labels(
+            self.teacher, self.data, self._folder / "labels", config.labels, seed=0
+        )
+        self._test = questions(self.data, "test")
+
+    def student(self, name: str, seed: int, denoise: float | None) -> TrainedModel:
+        """Return a student, trained on first use; denoise None: without distillation."""
+        folder, config = self._folder / f"{name}-{seed}", self._config
+        if not (folder / "model.json").is_file():
+            if denoise is None:
+                trained = train_model(config.student, self.data, config.student_training, seed=seed)
+            else:
+                how = msgspec.structs.replace(config.distillation, denoise=denoise)
+                trained = distill_model(
+                    config.student, self.data, self._labels, config.student_training, how, seed=seed
+                )
+            save_model(trained, folder)
+        return load_model(folder, self.data)
+
+    def quality(self, scorers: Sequence[Scorer]) -> NDArray[np.float64]:
+        """Return NDCG@10 of the test part, (scorers, users)."""
+        return np.stack([ndcg(rank(scorer, self._test), 10) for scorer in scorers])
+
+    def students(self, name: str, seeds: int, denoise: float | None) -> NDArray[np.float64]:
+        """Return the quality of a student with several seeds, (seeds, users)."""
+        trained = [self.student(name, seed, denoise) for seed in range(seeds)]
+        return self.quality([TorchScorer(student.model) for student in trained])
+
+
+def measure(work: Rate, rate: float, seeds: int) -> tuple[str, dict[str, object]]:
+    """Return the row of the table for one rate, and its figures."""
+    tried = {share: work.student(f"denoised-{share:g}", 0, share).best_ndcg for share in DENOISE}
+    best = max(DENOISE, key=lambda share: tried[share])
+    values = {
+        TEACHER: work.quality([work.teacher]),
+        ALONE: work.students("alone", seeds, None),
+        STUDENT: work.students("student", seeds, 0.0),
+        DENOISED: work.students(f"denoised-{best:g}", seeds, best),
+    }
+    gains = [
+        paired_difference("ndcg@10", a, values[a], b, values[b]).interval
+        for a, b in ((STUDENT, ALONE), (DENOISED, STUDENT))
+    ]
+    shown = [f"{g.mean:+.4f} [{g.low:+.4f}, {g.high:+.4f}]" for g in gains]
+    cells = [f"{bootstrap(by_seed)}" for by_seed in values.values()]
+    row = f"| {rate:.0%} | {' | '.join(cells)} ({best:g}) | {' | '.join(shown)} |"
+    return row, {
+        "rate": rate,
+        "denoise": best,
+        "validation_by_denoise": tried,
+        "ndcg_by_seed": {name: by_seed.mean(1).tolist() for name, by_seed in values.items()},
+        "gains": msgspec.to_builtins(gains),
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -116,56 +181,10 @@ def main() -> None:
     ]
     records = []
     for rate in RATES:
-        folder = arguments.folder / f"{config.data.name}-{rate:g}"
-        data = prepared(config, noisy(log, rate, seed=1))
-        teacher = make_teacher(
-            config.teacher, data, config.teacher_training, folder / "teacher", seed=0
-        )
-        labels = extract_labels(teacher, data, folder / "labels", config.labels, seed=0)
-        asked = questions(data, "test")
-
-        def student(name: str, seed: int, denoise: float | None) -> TrainedModel:
-            place = folder / f"{name}-{seed}"
-            if not (place / "model.json").is_file():
-                if denoise is None:
-                    trained = train_model(config.student, data, config.student_training, seed=seed)
-                else:
-                    how = msgspec.structs.replace(config.distillation, denoise=denoise)
-                    trained = distill_model(
-                        config.student, data, labels, config.student_training, how, seed=seed
-                    )
-                save_model(trained, place)
-            return load_model(place, data)
-
-        def quality(models: list[TrainedModel]) -> NDArray[np.float64]:
-            return np.stack([ndcg(rank(TorchScorer(each.model), asked), 10) for each in models])
-
-        seeds = range(arguments.seeds)
-        tried = {each: student(f"denoised-{each:g}", 0, each).best_ndcg for each in DENOISE}
-        best = max(DENOISE, key=lambda each: tried[each])
-        values = {
-            TEACHER: ndcg(rank(teacher, asked), 10)[None],
-            ALONE: quality([student("alone", seed, None) for seed in seeds]),
-            STUDENT: quality([student("student", seed, 0.0) for seed in seeds]),
-            DENOISED: quality([student(f"denoised-{best:g}", seed, best) for seed in seeds]),
-        }
-        gains = [
-            paired_difference("ndcg@10", a, values[a], b, values[b]).interval
-            for a, b in ((STUDENT, ALONE), (DENOISED, STUDENT))
-        ]
-        shown = [f"{g.mean:+.4f} [{g.low:+.4f}, {g.high:+.4f}]" for g in gains]
-        cells = [f"{bootstrap(own)}" for own in values.values()]
-        lines.append(f"| {rate:.0%} | {' | '.join(cells)} ({best:g}) | {' | '.join(shown)} |")
-        print(lines[-1], flush=True)
-        records.append(
-            {
-                "rate": rate,
-                "denoise": best,
-                "validation_by_denoise": tried,
-                "ndcg_by_seed": {name: own.mean(1).tolist() for name, own in values.items()},
-                "gains": msgspec.to_builtins(gains),
-            }
-        )
+        row, record = measure(Rate(config, log, rate, arguments.folder), rate, arguments.seeds)
+        print(row, flush=True)
+        lines.append(row)
+        records.append(record)
     line = json.dumps({"bench": "noise", "dataset": config.data.name, "rows": records})
     print("\n".join(lines) + "\n" + line)
     RESULTS.mkdir(exist_ok=True)

@@ -27,6 +27,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -148,7 +149,7 @@ class Measurements:
     seeds: int
     reference: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None
     """What the volunteers' student says of members and of outsiders, once it is trained."""
-    rows: list[dict[str, object]] = field(default_factory=list)
+    rows: list[dict[str, Any]] = field(default_factory=list)
 
     def measure(
         self,
@@ -298,7 +299,7 @@ def write_results(work: Measurements, parts: tuple[str, ...]) -> None:
         "|---|---|---|---|",
     ]
     for row in work.rows:
-        auc, found = np.mean(row["auc_by_seed"]), np.mean(row["found_by_seed"])  # type: ignore[arg-type]
+        auc, found = np.mean(row["auc_by_seed"]), np.mean(row["found_by_seed"])
         lines.append(f"| {row['model']} | {row['ndcg']} | {auc:.3f} | {found:.1%} |")
     line = json.dumps({"bench": "privacy", "seeds": work.seeds, "rows": work.rows})
     print("\n".join(lines) + "\n" + line)

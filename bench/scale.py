@@ -19,8 +19,10 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"):
     os.environ[variable] = "1"
@@ -30,17 +32,30 @@ from numba import njit  # noqa: E402
 from numpy.typing import NDArray  # noqa: E402
 from synthetic import synthetic_bundle, synthetic_log  # noqa: E402
 
+from distilrec.bundle.format import Bundle, read_bundle  # noqa: E402
+from distilrec.bundle.manifest import GRAPH, SearchKind  # noqa: E402
+from distilrec.engine.runtimes.kinds import make_runtime  # noqa: E402
+from distilrec.engine.runtimes.runtime import Runtime  # noqa: E402
+
+if TYPE_CHECKING:
+    from distilrec.data.dataset import Dataset
+    from distilrec.scale.ray_workers import RayWorkers
+    from distilrec.training.trained import TrainedModel
+
 RESULTS = Path(__file__).parent / "results"
 RUNS = Path(__file__).resolve().parent.parent / "runs" / "scale"
 DIM, K = 32, 10
 EVERYTHING = np.zeros(0, np.uint8)
+NO_FEATURES = np.zeros(DIM, np.float32)
+QUERIES = 400
+_READING = "read the float32 matrix once"
 
 
 def times_of(
     requests: dict[str, Callable[[int], object]], rounds: int, turn: int = 25
 ) -> dict[str, NDArray[np.float64]]:
-    """Seconds of each request, (rounds * turn,); they take turns: what disturbs the machine
-    disturbs all of them.
+    """Return the seconds of each request, (rounds * turn,); they take turns: what disturbs the
+    machine disturbs all of them.
 
     The first requests of a turn find the caches full of what others have read; they are measured
     like the rest.
@@ -54,7 +69,7 @@ def times_of(
                 began = time.perf_counter()
                 request(n)
                 taken[name].append(time.perf_counter() - began)
-    return {name: np.array(each) for name, each in taken.items()}
+    return {name: np.array(seconds) for name, seconds in taken.items()}
 
 
 @njit(cache=True, fastmath=True)
@@ -66,119 +81,142 @@ def sum_of(numbers: NDArray[np.float32]) -> np.float32:
     return total
 
 
+@dataclass(frozen=True)
+class Search:
+    """A search: its request for a number of a query, the items that it finds, and what an exact
+    search finds; nothing of the latter where no recall is measured.
+    """
+
+    request: Callable[[int], object]
+    found: Callable[[int], NDArray[np.int32]] | None = None
+    exact: Callable[[int], NDArray[np.int32]] | None = None
+
+    def recall(self) -> float | None:
+        """Return the mean share of the exact ten that it finds."""
+        if self.found is None or self.exact is None:
+            return None
+        return float(
+            np.mean([len(np.intersect1d(self.found(n), self.exact(n))) / K for n in range(QUERIES)])
+        )
+
+
 def search(items: int, *, gaussian: bool = False) -> tuple[list[str], dict[str, object]]:
-    """Time and recall of each search at this many items, beside reading the matrix once and others'
-    libraries alone.
+    """Return time and recall of each search at this many items, beside reading the matrix once and
+    other libraries alone.
 
     gaussian: independent coordinates, without any structure that a graph could follow: its hardest
     case.
     """
-    import faiss
-    from usearch.index import Index
-
-    from distilrec.bundle.format import read_bundle
-    from distilrec.bundle.manifest import GRAPH
-    from distilrec.engine.runtimes.kinds import make_runtime
-
-    faiss.omp_set_num_threads(1)
     name = f"items-{items}-gaussian" if gaussian else f"items-{items}"
     folder = synthetic_bundle(RUNS / name, items, 5_000, graph=True, gaussian=gaussian)
     bundle = read_bundle(folder)
-    runtimes = {kind: make_runtime(bundle, kind) for kind in ("exact", "quantised", "graph")}  # type: ignore[arg-type]
-    vectors, biases = bundle.weights["vectors"], bundle.weights["biases"]
-    matrix = np.ascontiguousarray(vectors).ravel()
-    offsets, flat = bundle.history["offsets"], bundle.history["items"]
-    nobody = np.zeros(DIM, np.float32)
-    exact = runtimes["exact"]
-    states, seen = [], []
-    for user in range(400):
-        state, own = exact.new_state(), flat[offsets[user] : offsets[user + 1]]
-        exact.fold(state, own, np.ones(len(own), np.int32))
-        states.append(state)
-        seen.append(own)
-    queries = [exact.query(state, nobody)[:DIM] for state in states]
-
-    def recall(
-        best: Callable[[int], NDArray[np.int32]], truth: Callable[[int], NDArray[np.int32]]
-    ) -> float:
-        return float(
-            np.mean([len(np.intersect1d(best(n), truth(n))) / K for n in range(len(states))])
-        )
-
-    def of(kind: str) -> Callable[[int], NDArray[np.int32]]:
-        return filtered(kind, EVERYTHING)
-
-    half = (np.random.default_rng(0).random(items) < 0.5).astype(np.uint8)
-    rare = (np.random.default_rng(0).random(items) < 0.005).astype(np.uint8)
-
-    def filtered(kind: str, mask: NDArray[np.uint8]) -> Callable[[int], NDArray[np.int32]]:
-        return lambda n: runtimes[kind].best(states[n % 400], nobody, seen[n % 400], mask, K)[0]
-
-    # Others' libraries alone: nearest neighbours by inner product with the bias as one more
-    # channel, nothing left out.
-    points = np.column_stack([vectors, biases]).astype(np.float32)
-    asked = [np.append(query, np.float32(1)).astype(np.float32) for query in queries]
-    flat_index = faiss.IndexFlatIP(DIM + 1)
-    flat_index.add(points)
-    alone = Index.restore(str(folder / GRAPH), view=True)
-    unit = bundle.manifest.search.bias_unit
-    lifted = [np.concatenate([query, [unit, 0]]).astype(np.float32) for query in queries]
-    requests: dict[str, Callable[[int], object]] = {
-        "read the float32 matrix once": lambda n: sum_of(matrix),
-        "exact": of("exact"),
-        "quantised": of("quantised"),
-        "graph": of("graph"),
-        "graph, a filter that half passes": filtered("graph", half),
-        "graph, a filter that .5% passes": filtered("graph", rare),
-        "faiss IndexFlatIP alone": lambda n: flat_index.search(asked[n % 400][None], K),
-        "usearch alone, the same graph, without the items beside it": lambda n: alone.search(
-            lifted[n % 400], K, threads=1
-        ),
-    }
-    alone.expansion_search = bundle.manifest.search.expansion_search
-    taken = times_of(requests, 16)
-    exact_alone = lambda n: flat_index.search(asked[n % 400][None], K)[1][0]  # noqa: E731
-    recalls = {
-        "quantised": recall(of("quantised"), of("exact")),
-        "graph": recall(of("graph"), of("exact")),
-        "graph, a filter that half passes": recall(
-            filtered("graph", half), filtered("exact", half)
-        ),
-        "graph, a filter that .5% passes": recall(filtered("graph", rare), filtered("exact", rare)),
-        "usearch alone, the same graph, without the items beside it": recall(
-            lambda n: alone.search(lifted[n], K, threads=1).keys.astype(np.int32), exact_alone
-        ),
-    }
-    read = float(np.median(taken["read the float32 matrix once"]))
+    matrix = np.ascontiguousarray(bundle.weights["vectors"]).ravel()
+    searches = {_READING: Search(lambda n: sum_of(matrix))}
+    searches |= _engine_searches(bundle, items) | _library_searches(bundle, folder)
+    taken = times_of({name: search.request for name, search in searches.items()}, 16)
+    read = float(np.median(taken[_READING]))
     rows = [
         {
             "what": name,
-            "p50_us": float(np.median(each)) * 1e6,
-            "p99_us": float(np.quantile(each, 0.99)) * 1e6,
-            "ratio": float(np.median(each)) / read,
-            "recall": recalls.get(name, 1.0 if name == "exact" else None),
+            "p50_us": float(np.median(seconds)) * 1e6,
+            "p99_us": float(np.quantile(seconds, 0.99)) * 1e6,
+            "ratio": float(np.median(seconds)) / read,
+            "recall": searches[name].recall(),
         }
-        for name, each in taken.items()
+        for name, seconds in taken.items()
     ]
     lines = [
         f"{items:,} items x {DIM}, "
         + ("independent coordinates" if gaussian else "vectors by topic")
-        + f", one thread, {len(states)} users with histories, k = {K}",
+        + f", one thread, {QUERIES} users with histories, k = {K}",
         "",
+        "| what | p50 | p99 | / reading the matrix | recall@10 |",
+        "|---|---|---|---|---|",
     ]
-    lines += ["| what | p50 | p99 | / reading the matrix | recall@10 |", "|---|---|---|---|---|"]
     lines += [
         f"| {row['what']} | {row['p50_us']:,.0f} us | {row['p99_us']:,.0f} us | "
         f"{row['ratio']:.2f} | " + ("" if row["recall"] is None else f"{row['recall']:.4f}") + " |"
         for row in rows
     ]
-
     return lines, {"items": items, "structure": "none" if gaussian else "topics", "rows": rows}
 
 
+class Users:
+    """The states and the seen items of the first users of a bundle."""
+
+    def __init__(self, bundle: Bundle, runtime: Runtime) -> None:
+        offsets, items = bundle.history["offsets"], bundle.history["items"]
+        self.seen = [items[offsets[user] : offsets[user + 1]] for user in range(QUERIES)]
+        self.states = []
+        for seen in self.seen:
+            state = runtime.new_state()
+            runtime.fold(state, seen, np.ones(len(seen), np.int32))
+            self.states.append(state)
+
+
+def _engine_searches(bundle: Bundle, items: int) -> dict[str, Search]:
+    """Return the searches of the engine, over all items and with filters."""
+    kinds: tuple[SearchKind, ...] = ("exact", "quantised", "graph")
+    runtimes = {kind: make_runtime(bundle, kind) for kind in kinds}
+    users = Users(bundle, runtimes["exact"])
+
+    def best(kind: SearchKind, mask: NDArray[np.uint8]) -> Callable[[int], NDArray[np.int32]]:
+        return lambda n: runtimes[kind].best(
+            users.states[n % QUERIES], NO_FEATURES, users.seen[n % QUERIES], mask, K
+        )[0]
+
+    def search(kind: SearchKind, mask: NDArray[np.uint8] = EVERYTHING) -> Search:
+        return Search(best(kind, mask), best(kind, mask), best("exact", mask))
+
+    half = (np.random.default_rng(0).random(items) < 0.5).astype(np.uint8)
+    rare = (np.random.default_rng(0).random(items) < 0.005).astype(np.uint8)
+    return {
+        "exact": search("exact"),
+        "quantised": search("quantised"),
+        "graph": search("graph"),
+        "graph, a filter that half passes": search("graph", half),
+        "graph, a filter that .5% passes": search("graph", rare),
+    }
+
+
+def _library_searches(bundle: Bundle, folder: Path) -> dict[str, Search]:
+    """Return the searches of other libraries alone: nearest neighbours by inner product with the
+    bias as one more channel, nothing left out.
+    """
+    import faiss
+    from usearch.index import Index
+
+    faiss.omp_set_num_threads(1)
+    exact = make_runtime(bundle, "exact")
+    queries = [exact.query(state, NO_FEATURES)[:DIM] for state in Users(bundle, exact).states]
+    vectors, biases = bundle.weights["vectors"], bundle.weights["biases"]
+    with_one = [np.append(query, np.float32(1)).astype(np.float32) for query in queries]
+    flat = faiss.IndexFlatIP(DIM + 1)
+    flat.add(np.column_stack([vectors, biases]).astype(np.float32))
+    graph = Index.restore(str(folder / GRAPH), view=True)
+    graph.expansion_search = bundle.manifest.search.expansion_search
+    unit = bundle.manifest.search.bias_unit
+    lifted = [np.concatenate([query, [unit, 0]]).astype(np.float32) for query in queries]
+
+    def in_flat(n: int) -> Any:
+        return flat.search(with_one[n % QUERIES][None], K)
+
+    def in_graph(n: int) -> Any:
+        return graph.search(lifted[n % QUERIES], K, threads=1)
+
+    return {
+        "faiss IndexFlatIP alone": Search(in_flat),
+        "usearch alone, the same graph, without the items beside it": Search(
+            in_graph,
+            lambda n: in_graph(n).keys.astype(np.int32),
+            lambda n: in_flat(n)[1][0],
+        ),
+    }
+
+
 def users(items: int, users: int) -> tuple[list[str], dict[str, object]]:
-    """Start by memory map, then everybody in memory: bytes per user beside what their numbers alone
-    would take.
+    """Load a bundle by memory map, then read all users into memory: bytes per user beside what
+    their numbers alone would take.
     """
     import distilrec
 
@@ -189,42 +227,43 @@ def users(items: int, users: int) -> tuple[list[str], dict[str, object]]:
     gc.collect()
     before = resident()
     started = time.perf_counter()
-    everybody = [f"user-{n}" for n in range(users)]
-    for user in everybody:
+    user_ids = [f"user-{n}" for n in range(users)]
+    for user in user_ids:
         recommender.past(user, 1)
     seconds = time.perf_counter() - started
-    del everybody
+    del user_ids
     gc.collect()
     after = resident()
-    one = recommender.users.peek("user-0")
-    assert one is not None
+    user_0 = recommender.users.peek("user-0")
+    assert user_0 is not None
     events = int(recommender._bundle.history["offsets"][-1])
     # These users have no features: they share one vector of zeros.
-    theory = one.state.nbytes + events * 8 / users
-    each = (after - before) / users
+    theory = user_0.state.nbytes + events * 8 / users
+    bytes_per_user = (after - before) / users
     row = {
         "items": items,
         "users": users,
         "events": events,
         "start_seconds": first,
         "fold_seconds": seconds,
-        "bytes_per_user": each,
+        "bytes_per_user": bytes_per_user,
         "theory": theory,
-        "ratio": each / theory,
+        "ratio": bytes_per_user / theory,
     }
     lines = [
         "| users | events | start | all folded in | resident per user | numbers per user | ratio |",
         "|---|---|---|---|---|---|---|",
-        f"| {users:,} | {events:,} | {first:.2f} s | {seconds:.0f} s | {each:,.0f} B | "
+        f"| {users:,} | {events:,} | {first:.2f} s | {seconds:.0f} s | "
+        f"{bytes_per_user:,.0f} B | "
         f"{theory:,.0f} B "
-        f"| {each / theory:.2f} |",
+        f"| {bytes_per_user / theory:.2f} |",
     ]
     return lines, row
 
 
 def prepare(sizes: tuple[int, ...]) -> tuple[list[str], dict[str, object]]:
-    """Time and peak memory of `prepare_dataset` on Parquet logs of growing size, each in a process
-    of its own.
+    """Return time and peak memory of `prepare_dataset` on Parquet logs of growing size, each in a
+    process of its own.
     """
     rows = []
     for size in sizes:
@@ -240,7 +279,7 @@ def prepare(sizes: tuple[int, ...]) -> tuple[list[str], dict[str, object]]:
         done = subprocess.run(
             [sys.executable, "-c", code, str(file)], capture_output=True, text=True, check=True
         )
-        events, people, items, seconds, peak = (float(each) for each in done.stdout.split())
+        events, people, items, seconds, peak = map(float, done.stdout.split())
         rows.append(
             {
                 "events": events,
@@ -266,8 +305,8 @@ def prepare(sizes: tuple[int, ...]) -> tuple[list[str], dict[str, object]]:
 
 
 def ray_speedup(items: int) -> tuple[list[str], dict[str, object]]:
-    """Time of preparation, of labels and of training by one worker and by two, on a Ray cluster of
-    two nodes here.
+    """Return the time of preparation, of labels and of training by one worker and by two, on a Ray
+    cluster of two nodes here.
 
     The workers are there before the clock starts; what this process does alone (vocabulary, files)
     is in the time.
@@ -276,80 +315,89 @@ def ray_speedup(items: int) -> tuple[list[str], dict[str, object]]:
     from ray.cluster_utils import Cluster
 
     from distilrec import Schema, prepare_dataset
-    from distilrec.labels.extract import LabelConfig, extract_labels
-    from distilrec.networks.recurrent import RecurrentConfig
-    from distilrec.networks.transformer import TransformerConfig
     from distilrec.scale.ray_workers import RayWorkers
-    from distilrec.training.options import Epoch, RunOptions, TrainingConfig
-    from distilrec.training.trained import TrainedModel, train_model
 
     os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112
     log = synthetic_log(RUNS / "log-10000000.parquet", 10_000_000, items=100_000)
     small_log = synthetic_log(RUNS / f"log-{items}-items.parquet", 300_000, items=items)
     schema = Schema(timestamp="timestamp")
     small = prepare_dataset(small_log, schema, name="synthetic")
-    teacher = train_model(
-        TransformerConfig(dim=64, layers=2, max_history=100),
-        small,
-        TrainingConfig(epochs=1, positions=64, negatives=64),
-        seed=0,
-    )
+    teacher = _teacher(small)
     cluster = Cluster(
         initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False}
     )
     cluster.add_node(num_cpus=1)
-    seconds: dict[str, dict[int, float]] = {}
-
-    def prepared(workers: RayWorkers) -> object:
-        return prepare_dataset(log, schema, workers=workers, scratch=RUNS / "ray-parts")
-
-    def labelled(workers: RayWorkers) -> object:
-        with tempfile.TemporaryDirectory(dir=RUNS) as folder:
-            return extract_labels(
-                teacher,
-                small,
-                Path(folder),
-                LabelConfig(),
-                seed=0,
-                options=RunOptions(workers=workers),
-            )
-
-    def training(report: Callable[[Epoch, int], None]) -> TrainedModel:
-        config = TrainingConfig(epochs=2, batch_size=128)
-        return train_model(
-            RecurrentConfig(max_history=100),
-            small,
-            config,
-            seed=0,
-            options=RunOptions(on_epoch=report),
-        )
-
-    def trained(workers: RayWorkers) -> float:
-        """Seconds of the second epoch: the first one warms up."""
-        epochs: list[Epoch] = []
-        workers.together(training, lambda epoch, total: epochs.append(epoch))
-        return epochs[1].seconds - epochs[0].seconds
-
+    work: dict[str, Callable[[RayWorkers], float]] = {
+        "preparation, 10M events": lambda workers: _seconds_of(
+            lambda: prepare_dataset(log, schema, workers=workers, scratch=RUNS / "ray-parts")
+        ),
+        "labels": lambda workers: _seconds_of(lambda: _label(teacher, small, workers)),
+        "training, one epoch": lambda workers: _epoch_seconds(small, workers),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in work}
     for count in (1, 2):
         workers = RayWorkers(cluster.address, count)
         list(workers.map(_import_all, None, range(count)))
-        for name, work in (("preparation, 10M events", prepared), ("labels", labelled)):
-            began = time.perf_counter()
-            work(workers)
-            seconds.setdefault(name, {})[count] = time.perf_counter() - began
-        seconds.setdefault("training, one epoch", {})[count] = trained(workers)
+        for name, measured in work.items():
+            seconds[name].append(measured(workers))
         workers.close()
     ray.shutdown()
     cluster.shutdown()
     lines = ["| what | one worker | two | speed-up |", "|---|---|---|---|"]
     lines += [
-        f"| {name} | {s[1]:.1f} s | {s[2]:.1f} s | {s[1] / s[2]:.2f} |"
-        for name, s in seconds.items()
+        f"| {name} | {one:.1f} s | {two:.1f} s | {one / two:.2f} |"
+        for name, (one, two) in seconds.items()
     ]
     return lines, {
-        "seconds": {name: list(each.values()) for name, each in seconds.items()},
-        "speedup": {name: each[1] / each[2] for name, each in seconds.items()},
+        "seconds": seconds,
+        "speedup": {name: one / two for name, (one, two) in seconds.items()},
     }
+
+
+def _teacher(dataset: Dataset) -> TrainedModel:
+    from distilrec.networks.transformer import TransformerConfig
+    from distilrec.training.options import TrainingConfig
+    from distilrec.training.trained import train_model
+
+    return train_model(
+        TransformerConfig(dim=64, layers=2, max_history=100),
+        dataset,
+        TrainingConfig(epochs=1, positions=64, negatives=64),
+        seed=0,
+    )
+
+
+def _seconds_of(work: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+def _label(teacher: TrainedModel, dataset: Dataset, workers: RayWorkers) -> None:
+    from distilrec.labels.extract import LabelConfig, extract_labels
+    from distilrec.training.options import RunOptions
+
+    options = RunOptions(workers=workers)
+    with tempfile.TemporaryDirectory(dir=RUNS) as folder:
+        extract_labels(teacher, dataset, Path(folder), LabelConfig(), seed=0, options=options)
+
+
+def _epoch_seconds(dataset: Dataset, workers: RayWorkers) -> float:
+    """Return the seconds of the second epoch: the first one warms up."""
+    from distilrec.networks.recurrent import RecurrentConfig
+    from distilrec.training.options import Epoch, RunOptions, TrainingConfig
+    from distilrec.training.trained import train_model
+
+    def training(report: Callable[[Epoch, int], None]) -> TrainedModel:
+        config = TrainingConfig(epochs=2, batch_size=128)
+        options = RunOptions(on_epoch=report)
+        return train_model(
+            RecurrentConfig(max_history=100), dataset, config, seed=0, options=options
+        )
+
+    epochs: list[Epoch] = []
+    workers.together(training, lambda epoch, total: epochs.append(epoch))
+    return epochs[1].seconds - epochs[0].seconds
 
 
 def _import_all(task: object, shard: int) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -48,13 +49,13 @@ def histories(users: int, items: int, seed: int = 0) -> Iterator[tuple[Ints, Int
         lengths = np.clip(rng.lognormal(np.log(20), 1.0, some), 3, LONGEST).astype(np.int32)
         owner = np.repeat(np.arange(some), lengths)
         topics = rng.integers(TOPICS, size=(some, 3))
-        own = topics[owner, rng.integers(3, size=len(owner))]  # (events,)
-        size = starts[own + 1] - starts[own]
+        topic_of_event = topics[owner, rng.integers(3, size=len(owner))]  # (events,)
+        size = starts[topic_of_event + 1] - starts[topic_of_event]
         # An index that falls as 1 / rank within n: n^u - 1 for u uniform in [0, 1).
         within = (np.exp(rng.random(len(owner)) * np.log(np.maximum(size, 1) + 1)) - 1).astype(
             np.int64
         )
-        of_topic = order[np.minimum(starts[own] + within, items - 1)]
+        of_topic = order[np.minimum(starts[topic_of_event] + within, items - 1)]
         anywhere = (np.exp(rng.random(len(owner)) * np.log(items + 1)) - 1).astype(np.int32)
         yield (
             lengths,
@@ -101,11 +102,12 @@ def item_vectors(
     """
     rng = np.random.default_rng(2)
     centres = rng.normal(size=(TOPICS, dim)).astype(np.float32)
-    own = rng.standard_normal((items, dim), np.float32)
+    independent = rng.standard_normal((items, dim), np.float32)
     vectors = (
-        own
+        independent
         if gaussian
-        else (centres[topics_of(items)] + 0.7 * own) * np.arange(1, dim + 1) ** np.float32(-0.35)
+        else (centres[topics_of(items)] + 0.7 * independent)
+        * np.arange(1, dim + 1) ** np.float32(-0.35)
     )
     vectors /= np.sqrt(np.mean(np.sum(vectors**2, axis=1)))
     biases = -0.4 * np.log(np.arange(1, items + 1) / items)
@@ -129,39 +131,35 @@ def synthetic_bundle(
     if (folder / "manifest.json").is_file():
         return folder
     folder.mkdir(parents=True, exist_ok=True)
-    rng = np.random.default_rng(3)
     vectors, biases = item_vectors(items, dim, gaussian)
-    known, wide = (scales + 1) * dim, 4 * dim
-
-    def weights(*shape: int) -> NDArray[np.float32]:
-        return (rng.standard_normal(shape, np.float32) / np.sqrt(shape[-1])).astype(np.float32)
-
-    search = (
-        SearchInfo(
-            "graph",
-            connectivity=32,
-            expansion_add=128,
-            expansion_search=96,
-            bias_unit=1.4 * dim**0.5 / 2,
-        )
-        if graph
-        else SearchInfo()
-    )
+    search = _graph_search(dim) if graph else SearchInfo()
     if graph:
         build_graph(vectors, biases, search, folder / GRAPH)
-    lengths, events = zip(*histories(users, items), strict=True)
-    flat = np.concatenate(events)
-    history = {
-        "end": np.array([0.0]),
-        **pack_texts("users", [f"user-{n}" for n in range(users)]),
-        "user_columns": np.zeros((users, 0), np.int32),
-        "user_weights": np.zeros((users, 0), np.float32),
-        "offsets": np.concatenate([[0], np.cumsum(np.concatenate(lengths))]).astype(np.int64),
-        "items": flat,
-        "events": np.ones(len(flat), np.int32),
-    }
-    steps = np.geomspace(1, 128, scales)[:, None] * np.ones((1, dim))
-    manifest = Manifest(
+    manifest = _manifest(items, dim, search)
+    arrays = {"vectors": vectors, "biases": biases, **_network(manifest, scales)}
+    texts = pack_texts("ids", [f"item-{n}" for n in range(items)]) | pack_texts(
+        "titles", [""] * items
+    )
+    history = _history(users, items)
+    write_bundle(folder, manifest, arrays, texts, history)
+    golden = _golden(make_runtime(read_bundle(folder), "exact"), items)
+    with_golden = msgspec.structs.replace(manifest, golden=(golden,))
+    write_bundle(folder, with_golden, arrays, texts, history)
+    return folder
+
+
+def _graph_search(dim: int) -> SearchInfo:
+    return SearchInfo(
+        "graph",
+        connectivity=32,
+        expansion_add=128,
+        expansion_search=96,
+        bias_unit=1.4 * dim**0.5 / 2,
+    )
+
+
+def _manifest(items: int, dim: int, search: SearchInfo) -> Manifest:
+    return Manifest(
         kind="recurrent",
         dim=dim,
         items=items,
@@ -179,40 +177,53 @@ def synthetic_bundle(
         distilrec=__version__,
         search=search,
     )
-    arrays = {
-        "vectors": vectors,
-        "biases": biases,
+
+
+def _network(manifest: Manifest, scales: int) -> dict[str, NDArray[np.float32]]:
+    """Return the weights of a recurrent student beside those of the items."""
+    dim, rng = manifest.dim, np.random.default_rng(3)
+    inner, wide = (scales + 1) * dim, 4 * dim
+
+    def weights(*shape: int) -> NDArray[np.float32]:
+        return (rng.standard_normal(shape, np.float32) / np.sqrt(shape[-1])).astype(np.float32)
+
+    steps = np.geomspace(1, 128, scales)[:, None] * np.ones((1, dim))
+    return {
         "user_table": np.zeros((manifest.user_encoder.width, dim), np.float32),
         "item_table": np.zeros((manifest.item_encoder.width, dim), np.float32),
         "gain": np.ones((2, dim), np.float32),
         "decay": np.exp(-1 / steps).astype(np.float32),
         "mix": 0.3 * weights(dim, scales * dim),
-        "inner_norm": np.ones(known, np.float32),
-        "widen": weights(wide, known),
+        "inner_norm": np.ones(inner, np.float32),
+        "widen": weights(wide, inner),
         "widen_bias": np.zeros(wide, np.float32),
         "narrow": 0.3 * weights(dim, wide),
         "narrow_bias": np.zeros(dim, np.float32),
         "outer_norm": np.full(dim, 1.4, np.float32),
     }
-    texts = pack_texts("ids", [f"item-{n}" for n in range(items)]) | pack_texts(
-        "titles", [""] * items
-    )
-    write_bundle(folder, manifest, arrays, texts, history)
-    bundle = read_bundle(folder)
-    golden = _golden(make_runtime(bundle, "exact"), items)
-    write_bundle(
-        folder, msgspec.structs.replace(manifest, golden=(golden,)), arrays, texts, history
-    )
-    return folder
+
+
+def _history(users: int, items: int) -> dict[str, NDArray[Any]]:
+    lengths, events = zip(*histories(users, items), strict=True)
+    flat = np.concatenate(events)
+    return {
+        "end": np.array([0.0]),
+        **pack_texts("users", [f"user-{n}" for n in range(users)]),
+        "user_columns": np.zeros((users, 0), np.int32),
+        "user_weights": np.zeros((users, 0), np.float32),
+        "offsets": np.concatenate([[0], np.cumsum(np.concatenate(lengths))]).astype(np.int64),
+        "items": flat,
+        "events": np.ones(len(flat), np.int32),
+    }
 
 
 def _golden(runtime: Runtime, items: int) -> Golden:
-    """Return what the exact scan answers to somebody with a short history."""
+    """Return what the exact scan answers to a user with a short history."""
     seen = np.arange(0, items, max(1, items // 20), dtype=np.int32)
     state = runtime.new_state()
     runtime.fold(state, seen, np.ones(len(seen), np.int32))
-    nobody = np.zeros(state.shape[1], np.float32)
-    top, scores = runtime.best(state, nobody, seen, np.zeros(0, np.uint8), 10)
+    features = np.zeros(state.shape[1], np.float32)
+    top, scores = runtime.best(state, features, seen, np.zeros(0, np.uint8), 10)
     return Golden(
         tuple(seen.tolist()), (1,) * len(seen), (), tuple(top.tolist()), tuple(scores.tolist())
     )

@@ -28,6 +28,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
@@ -48,6 +49,7 @@ from distilrec.networks.recurrent import RecurrentConfig
 from distilrec.networks.sequence import TorchScorer
 from distilrec.teachers.external import function_teacher
 from distilrec.teachers.linear import LinearConfig, LinearTeacher, fit_linear
+from distilrec.teachers.teacher import Teacher
 from distilrec.training.options import TrainingConfig
 from distilrec.training.trained import load_model, save_model
 from distilrec.training.validation import validation_ndcg
@@ -331,74 +333,97 @@ def of_both_domains(pair: Pair, data: Dataset, of_target: Scores) -> tuple[Score
     return with_share(best), best
 
 
+class Part(NamedTuple):
+    """A part of the test users for which transfer matters most."""
+
+    name: str
+    users: NDArray[np.bool_]
+
+
 def measure(pair: Pair, folder: Path, seeds: int) -> tuple[list[str], list[dict[str, object]]]:
     """Return the table of one pair, and its figures."""
     plain, cold_ids = prepared(pair, False)
     with_features = prepared(pair, True)[0] if pair.same_people else plain
     data = {way: with_features if "features" in way else plain for way in pair.ways}
     alone = of_target(plain, fit_linear(pair.linear, plain, 0))
-    function, share = of_both_domains(pair, plain, alone)
-    asked = questions(plain, "test")
-    if pair.same_people:
-        what, cold = (
-            "cold users",
-            np.isin([plain.info.user_ids[user] for user in asked.histories.users], cold_ids),
-        )
-    else:
-        rare = np.flatnonzero(plain.popularity() <= FEW)
-        what, cold = "rare items", np.isin(asked.targets[asked.offsets[:-1]], rare)
+    mixed, share = of_both_domains(pair, plain, alone)
     values: dict[str, NDArray[np.float64]] = {}
     for way in pair.ways:
-        place = folder / pair.name / way.replace(" ", "-")
-        scores, name = (function, f"{share}") if "labels" in way else (alone, "alone")
+        scores, name = (mixed, f"{share}") if "labels" in way else (alone, "alone")
         teacher = function_teacher(scores, data[way], identity=f"{pair.name} {name}")
-        labels = extract_labels(teacher, data[way], place / "labels", LabelConfig(), seed=0)
-        values[f"teacher, {way}"] = ndcg(rank(teacher, questions(data[way], "test")), 10)[None]
-        each = []
-        for seed in range(seeds):
-            kept = place / f"student-{seed}"
-            if not (kept / "model.json").is_file():
-                config, how = RecurrentConfig(dim=64), DistillationConfig(0.8)
-                save_model(distill_model(config, data[way], labels, TRAINING, how, seed=seed), kept)
-            model = load_model(kept, data[way]).model
-            each.append(ndcg(rank(TorchScorer(model), questions(data[way], "test")), 10))
-            print(f"{pair.name}, {way}, seed {seed}: {each[-1].mean():.4f}", flush=True)
-        values[f"student, {way}"] = np.stack(each)
-    known = len(set(plain.info.item_ids) & set(pair.source["item_id"]))
+        values |= _qualities(pair, way, teacher, data[way], folder, seeds)
+    part = _part(pair, plain, cold_ids)
+    common = len(set(plain.info.item_ids) & set(pair.source["item_id"]))
     lines = [
-        f"{pair.name}: {len(cold):,} test users, {int(cold.sum())} with {what}, "
+        f"{pair.name}: {len(part.users):,} test users, {int(part.users.sum())} with {part.name}, "
         f"{plain.catalogue_size:,} items "
-        f"({known:,} known in the source), {seeds} seeds; share of the source in the teacher "
+        f"({common:,} known in the source), {seeds} seeds; share of the source in the teacher "
         f"{share:g}",
         "",
-        f"| model | all users | {what} | gain over no transfer, all | gain, {what} |",
+        f"| model | all users | {part.name} | gain over no transfer, all | gain, {part.name} |",
         "|---|---|---|---|---|",
     ]
-    records: list[dict[str, object]] = []
-    for name, own in values.items():
-        role, way = name.split(", ")
-        base = values[f"{role}, {WAYS[0]}"]
-        gains = [
-            paired_difference("ndcg@10", way, own[:, some], WAYS[0], base[:, some]).interval
-            for some in (np.ones(len(cold), bool), cold)
-        ]
-        shown = [
-            "" if way == WAYS[0] else f"{g.mean:+.4f} [{g.low:+.4f}, {g.high:+.4f}]" for g in gains
-        ]
-        lines.append(
-            f"| {name} | {bootstrap(own)} | {bootstrap(own[:, cold])} | {shown[0]} | {shown[1]} |"
-        )
-        records.append(
-            {
-                "pair": pair.name,
-                "model": name,
-                "ndcg_by_seed": own.mean(1).tolist(),
-                "slice": what,
-                "slice_ndcg_by_seed": own[:, cold].mean(1).tolist(),
-                "gain": [g.mean for g in gains],
-            }
-        )
+    records = []
+    for name in values:
+        row, record = _row(pair, name, values, part)
+        lines.append(row)
+        records.append(record)
     return [*lines, ""], records
+
+
+def _part(pair: Pair, plain: Dataset, cold_ids: list[str]) -> Part:
+    """Return the cold users where people are the same, the users of rare items otherwise."""
+    test = questions(plain, "test")
+    if pair.same_people:
+        users = [plain.info.user_ids[user] for user in test.histories.users]
+        return Part("cold users", np.isin(users, cold_ids))
+    rare = np.flatnonzero(plain.popularity() <= FEW)
+    return Part("rare items", np.isin(test.targets[test.offsets[:-1]], rare))
+
+
+def _qualities(
+    pair: Pair, way: str, teacher: Teacher, data: Dataset, folder: Path, seeds: int
+) -> dict[str, NDArray[np.float64]]:
+    """Return NDCG@10 of a teacher and of its students, by seed and test user."""
+    kept = folder / pair.name / way.replace(" ", "-")
+    labels = extract_labels(teacher, data, kept / "labels", LabelConfig(), seed=0)
+    test = questions(data, "test")
+    of_teacher = ndcg(rank(teacher, test), 10)[None]
+    students = []
+    for seed in range(seeds):
+        student = kept / f"student-{seed}"
+        if not (student / "model.json").is_file():
+            config, how = RecurrentConfig(dim=64), DistillationConfig(0.8)
+            save_model(distill_model(config, data, labels, TRAINING, how, seed=seed), student)
+        model = load_model(student, data).model
+        students.append(ndcg(rank(TorchScorer(model), test), 10))
+        print(f"{pair.name}, {way}, seed {seed}: {students[-1].mean():.4f}", flush=True)
+    return {f"teacher, {way}": of_teacher, f"student, {way}": np.stack(students)}
+
+
+def _row(
+    pair: Pair, name: str, values: dict[str, NDArray[np.float64]], part: Part
+) -> tuple[str, dict[str, object]]:
+    """Return the row of one model, and its figures, beside those of the same without transfer."""
+    role, way = name.split(", ")
+    found, base = values[name], values[f"{role}, {WAYS[0]}"]
+    gains = [
+        paired_difference("ndcg@10", way, found[:, users], WAYS[0], base[:, users]).interval
+        for users in (np.ones(len(part.users), bool), part.users)
+    ]
+    shown = [
+        "" if way == WAYS[0] else f"{g.mean:+.4f} [{g.low:+.4f}, {g.high:+.4f}]" for g in gains
+    ]
+    in_part = found[:, part.users]
+    row = f"| {name} | {bootstrap(found)} | {bootstrap(in_part)} | {shown[0]} | {shown[1]} |"
+    return row, {
+        "pair": pair.name,
+        "model": name,
+        "ndcg_by_seed": found.mean(1).tolist(),
+        "slice": part.name,
+        "slice_ndcg_by_seed": in_part.mean(1).tolist(),
+        "gain": [g.mean for g in gains],
+    }
 
 
 def main() -> None:
