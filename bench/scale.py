@@ -110,7 +110,7 @@ def search(items: int, *, gaussian: bool = False) -> tuple[list[str], dict[str, 
     name = f"items-{items}-gaussian" if gaussian else f"items-{items}"
     folder = synthetic_bundle(RUNS / name, items, 5_000, graph=True, gaussian=gaussian)
     bundle = read_bundle(folder)
-    matrix = np.ascontiguousarray(bundle.weights["vectors"]).ravel()
+    matrix = np.ascontiguousarray(bundle.weights.vectors).ravel()
     searches = {_READING: Search(lambda n: sum_of(matrix))}
     searches |= _engine_searches(bundle, items) | _library_searches(bundle, folder)
     taken = times_of({name: search.request for name, search in searches.items()}, 16)
@@ -145,7 +145,8 @@ class Users:
     """The states and the seen items of the first users of a bundle."""
 
     def __init__(self, bundle: Bundle, runtime: Runtime) -> None:
-        offsets, items = bundle.history["offsets"], bundle.history["items"]
+        assert bundle.history is not None
+        offsets, items = bundle.history.offsets, bundle.history.items
         self.seen = [items[offsets[user] : offsets[user + 1]] for user in range(QUERIES)]
         self.states = []
         for seen in self.seen:
@@ -189,7 +190,7 @@ def _library_searches(bundle: Bundle, folder: Path) -> dict[str, Search]:
     faiss.omp_set_num_threads(1)
     exact = make_runtime(bundle, "exact")
     queries = [exact.query(state, NO_FEATURES)[:DIM] for state in Users(bundle, exact).states]
-    vectors, biases = bundle.weights["vectors"], bundle.weights["biases"]
+    vectors, biases = bundle.weights.vectors, bundle.weights.biases
     with_one = [np.append(query, np.float32(1)).astype(np.float32) for query in queries]
     flat = faiss.IndexFlatIP(DIM + 1)
     flat.add(np.column_stack([vectors, biases]).astype(np.float32))
@@ -236,7 +237,9 @@ def users(items: int, users: int) -> tuple[list[str], dict[str, object]]:
     after = resident()
     user_0 = recommender.users.peek("user-0")
     assert user_0 is not None
-    events = int(recommender._bundle.history["offsets"][-1])
+    history = recommender._sessions._history
+    assert history is not None
+    events = int(history.offsets[-1])
     # These users have no features: they share one vector of zeros.
     theory = user_0.state.nbytes + events * 8 / users
     bytes_per_user = (after - before) / users

@@ -10,20 +10,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from distilrec._version import __version__
+from distilrec.bundle.contents import BundleCatalogue, BundleHistory, BundleWeights
 from distilrec.bundle.format import read_bundle, write_bundle
 from distilrec.bundle.manifest import GRAPH, Golden, Manifest, SearchInfo
 from distilrec.engine.runtimes.kinds import make_runtime
 from distilrec.engine.runtimes.runtime import Runtime
 from distilrec.engine.search import build_graph
 from distilrec.features.encoding import FeatureEncoder
-from distilrec.features.texts import pack_texts
 
 TOPICS = 1_000
 LONGEST = 2_000
@@ -136,15 +135,21 @@ def synthetic_bundle(
     if graph:
         build_graph(vectors, biases, search, folder / GRAPH)
     manifest = _manifest(items, dim, search)
-    arrays = {"vectors": vectors, "biases": biases, **_network(manifest, scales)}
-    texts = pack_texts("ids", [f"item-{n}" for n in range(items)]) | pack_texts(
-        "titles", [""] * items
+    weights = BundleWeights(
+        vectors,
+        biases,
+        user_table=np.zeros((manifest.user_encoder.width, dim), np.float32),
+        item_table=np.zeros((manifest.item_encoder.width, dim), np.float32),
+        of_kind=_network(manifest, scales),
+    )
+    catalogue = BundleCatalogue(
+        [f"item-{n}" for n in range(items)], [""] * items, np.zeros(items, np.int64), {}
     )
     history = _history(users, items)
-    write_bundle(folder, manifest, arrays, texts, history)
+    write_bundle(folder, manifest, weights, catalogue, history)
     golden = _golden(make_runtime(read_bundle(folder), "exact"), items)
     with_golden = msgspec.structs.replace(manifest, golden=(golden,))
-    write_bundle(folder, with_golden, arrays, texts, history)
+    write_bundle(folder, with_golden, weights, catalogue, history)
     return folder
 
 
@@ -180,7 +185,7 @@ def _manifest(items: int, dim: int, search: SearchInfo) -> Manifest:
 
 
 def _network(manifest: Manifest, scales: int) -> dict[str, NDArray[np.float32]]:
-    """Return the weights of a recurrent student beside those of the items."""
+    """Return the weights that only a recurrent student has."""
     dim, rng = manifest.dim, np.random.default_rng(3)
     inner, wide = (scales + 1) * dim, 4 * dim
 
@@ -189,8 +194,6 @@ def _network(manifest: Manifest, scales: int) -> dict[str, NDArray[np.float32]]:
 
     steps = np.geomspace(1, 128, scales)[:, None] * np.ones((1, dim))
     return {
-        "user_table": np.zeros((manifest.user_encoder.width, dim), np.float32),
-        "item_table": np.zeros((manifest.item_encoder.width, dim), np.float32),
         "gain": np.ones((2, dim), np.float32),
         "decay": np.exp(-1 / steps).astype(np.float32),
         "mix": 0.3 * weights(dim, scales * dim),
@@ -203,18 +206,18 @@ def _network(manifest: Manifest, scales: int) -> dict[str, NDArray[np.float32]]:
     }
 
 
-def _history(users: int, items: int) -> dict[str, NDArray[Any]]:
+def _history(users: int, items: int) -> BundleHistory:
     lengths, events = zip(*histories(users, items), strict=True)
     flat = np.concatenate(events)
-    return {
-        "end": np.array([0.0]),
-        **pack_texts("users", [f"user-{n}" for n in range(users)]),
-        "user_columns": np.zeros((users, 0), np.int32),
-        "user_weights": np.zeros((users, 0), np.float32),
-        "offsets": np.concatenate([[0], np.cumsum(np.concatenate(lengths))]).astype(np.int64),
-        "items": flat,
-        "events": np.ones(len(flat), np.int32),
-    }
+    return BundleHistory(
+        users=[f"user-{n}" for n in range(users)],
+        offsets=np.concatenate([[0], np.cumsum(np.concatenate(lengths))]).astype(np.int64),
+        items=flat,
+        events=np.ones(len(flat), np.int32),
+        user_columns=np.zeros((users, 0), np.int32),
+        user_weights=np.zeros((users, 0), np.float32),
+        end=0.0,
+    )
 
 
 def _golden(runtime: Runtime, items: int) -> Golden:

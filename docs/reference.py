@@ -27,7 +27,7 @@ from distilrec.data.cleaning import Cleaning
 from distilrec.data.schema import Feature, Schema
 from distilrec.data.splits import Split
 from distilrec.distill.distillation import DistillationConfig
-from distilrec.export.export import BundleConfig
+from distilrec.export.search import BundleConfig
 from distilrec.labels.extract import LabelConfig
 from distilrec.networks.build import StudentConfig
 from distilrec.privacy.accounting import PrivateTrainingConfig

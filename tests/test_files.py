@@ -22,7 +22,6 @@ from distilrec.cli import main
 from distilrec.data.cleaning import Cleaning
 from distilrec.data.dataset import PREPARED, load_dataset
 from distilrec.errors import DataError, DistilrecError, StorageError, TeacherError, TrainingError
-from distilrec.features.texts import unpack_texts
 from distilrec.files import RecordKind, locked, write_whole
 from distilrec.labels import extract
 from distilrec.labels.store import open_labels
@@ -355,7 +354,7 @@ def look(folder: Path) -> dict[str, object]:
         return (
             made.manifest.model_version,
             made.manifest.hashed(),
-            tuple(unpack_texts("users", made.history)),
+            tuple(made.history.users),
         )
 
     def of_data(make):

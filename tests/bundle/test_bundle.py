@@ -26,6 +26,7 @@ from distilrec.errors import (
 )
 from distilrec.export.export import export_bundle
 from distilrec.networks.dnn import DnnConfig
+from distilrec.testing.students import rewrite
 from distilrec.training.options import TrainingConfig
 from distilrec.training.trained import train_model
 from tests import small_run
@@ -58,7 +59,7 @@ def test_updates_equal_a_history_from_the_start(student, small):
         )
         assert result == (rows.stop - rows.start, 0)
         recommender.users.get(live).features = (
-            recommender._bundle.weights["user_table"][columns[0]] * columns[1][:, None]
+            read_bundle(folder).weights.user_table[columns[0]] * columns[1][:, None]
         ).sum(0)
         from_bundle, from_events = (
             recommender.recommend(info.user_ids[user]),
@@ -290,11 +291,9 @@ def test_wrong_golden_answers_are_refused(bundle):
     ],
 )
 def test_inconsistent_arrays_are_refused(bundle, change, message):
-    from distilrec.bundle.format import write_bundle
-
     read = read_bundle(bundle)
-    weights = {name: array.copy() for name, array in read.weights.items()}
+    weights = {name: array.copy() for name, array in read.weights.pack().items()}
     change(weights)
-    write_bundle(bundle, read.manifest, weights, read.catalogue, read.history)
+    rewrite(read, weights, bundle)
     with pytest.raises(BundleCorruptedError, match=message):
         load(bundle)

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -17,7 +18,8 @@ from distilrec import load
 from distilrec.bundle.format import erase_user, read_bundle, write_bundle
 from distilrec.bundle.manifest import FORMAT_VERSION, FileEntry, Golden, Manifest, SearchInfo
 from distilrec.bundle.privacy import PrivacyRecord
-from distilrec.export.export import BundleConfig, export_bundle
+from distilrec.export.export import export_bundle
+from distilrec.export.search import BundleConfig
 from distilrec.features import encoding
 from distilrec.training.trained import train_model
 from distilrec.training.trainer import TrainingConfig
@@ -106,7 +108,7 @@ def test_the_reader_refuses_an_edited_bundle(copied, name):
 def test_the_reader_refuses_weights_that_give_other_answers(copied):
     """With right hashes: only the golden answers notice."""
     found = read_bundle(copied)
-    weights = {**found.weights, "vectors": found.weights["vectors"] * np.float32(1.05)}
+    weights = replace(found.weights, vectors=found.weights.vectors * np.float32(1.05))
     write_bundle(copied, found.manifest, weights, found.catalogue, found.history)
     done = read(copied)
     assert done.returncode == 1
@@ -116,8 +118,8 @@ def test_the_reader_refuses_weights_that_give_other_answers(copied):
 def test_every_array_is_specified(exported):
     bundle = read_bundle(exported)
     assert bundle.history
-    for arrays in (bundle.weights, bundle.catalogue, bundle.history):
-        for name in arrays:
+    for contents in (bundle.weights, bundle.catalogue, bundle.history):
+        for name in contents.pack():
             kind, colon, _ = name.removesuffix(".text").removesuffix(".offsets").partition(":")
             assert f"`{kind}:NAME`" in PAGE if colon else f"`{kind}`" in PAGE, (
                 f"docs/bundle-format.md lacks {name}"

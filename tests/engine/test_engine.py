@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from contextlib import closing
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -195,8 +196,10 @@ def test_attributes_that_do_not_fit_are_refused(bundle):
     from distilrec.bundle.format import write_bundle
 
     read = read_bundle(bundle)
-    read.catalogue["members:genres"] = read.catalogue["members:genres"] + 500
-    write_bundle(bundle, read.manifest, read.weights, read.catalogue, read.history)
+    attributes = read.catalogue.attributes
+    wrong = {**attributes, "members:genres": attributes["members:genres"] + 500}
+    catalogue = replace(read.catalogue, attributes=wrong)
+    write_bundle(bundle, read.manifest, read.weights, catalogue, read.history)
     with pytest.raises(BundleCorruptedError, match="attributes that do not fit"):
         load(bundle)
 
@@ -374,9 +377,9 @@ def test_events_that_the_bundle_already_holds_are_not_folded_twice(bundle, tmp_p
     old.update([{"user_id": "u1", "item_id": item}, {"user_id": "newcomer", "item_id": item}])
     assert old.recommend("u1") != before
     read = read_bundle(bundle)
-    read.history["end"] = np.array([4e9])
+    history = replace(read.history, end=4e9)
     newer = bundle.parent / "newer"
-    write_bundle(newer, read.manifest, read.weights, read.catalogue, read.history)
+    write_bundle(newer, read.manifest, read.weights, read.catalogue, history)
     new = StoredRecommender(load(newer), store)
     assert new.recommend("u1") == before
     assert new.recommend("newcomer") == old.recommend(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -210,10 +211,11 @@ def test_events_of_the_log_count_once_and_others_count(exported, tmp_path):
 def test_a_bundle_without_the_counts_is_still_read(exported, tmp_path):
     folder, dataset, rows, _ = exported
     read = read_bundle(folder)
-    user, end = dataset.info.user_ids[USER], float(read.history["end"][0])
-    recent = read.history.pop("recent")
+    user, end = dataset.info.user_ids[USER], read.history.end
+    recent = read.history.recent
     assert recent[USER] == len(rows) and recent.sum() == len(rows) + 1
-    write_bundle(tmp_path / "old", read.manifest, read.weights, read.catalogue, read.history)
+    history = replace(read.history, recent=None)
+    write_bundle(tmp_path / "old", read.manifest, read.weights, read.catalogue, history)
     store = SqliteStore(tmp_path / "store.db")
     store.append([event("i1", end - 1, user=user), event("i2", end + 1, user=user)])
     expected = load(folder)
@@ -227,5 +229,5 @@ def test_a_bundle_without_the_counts_is_still_read(exported, tmp_path):
 def test_erasing_keeps_the_counts_of_the_others(exported):
     folder, dataset, rows, _ = exported
     assert erase_user(folder, dataset.info.user_ids[USER - 1])
-    recent = read_bundle(folder).history["recent"]
+    recent = read_bundle(folder).history.recent
     assert recent[USER - 1] == len(rows) and recent.sum() == len(rows) + 1

@@ -21,7 +21,8 @@ from distilrec.engine import search as engine_search
 from distilrec.engine.items import ItemTable
 from distilrec.engine.search import ExactSearch, GraphSearch, QuantisedSearch, build_graph
 from distilrec.errors import BundleCorruptedError, ConfigError, MissingExtraError
-from distilrec.export.export import BundleConfig, choose_search, export_bundle
+from distilrec.export.export import export_bundle
+from distilrec.export.search import BundleConfig, choose_search
 from distilrec.networks.mlp import MlpConfig
 from distilrec.stores.records import ItemRecord
 from distilrec.training.options import TrainingConfig
@@ -255,7 +256,7 @@ def test_auto_goes_by_the_size_of_the_catalogue(monkeypatch):
         "graph",
     ]
     assert auto("soft_tree", 10_000_000) == "exact"
-    monkeypatch.setattr("distilrec.export.export.find_spec", lambda name: None)
+    monkeypatch.setattr("distilrec.export.search.find_spec", lambda name: None)
     assert auto("recurrent", 200_001) == "quantised"
 
 
@@ -285,7 +286,7 @@ def answers(recommender, users=("u1", "u2", "u9", "stranger")):
 @pytest.mark.parametrize("kind", ["exact", "quantised", "graph"])
 def test_a_mapped_bundle_answers_the_same(searched, kind, monkeypatch):
     recommender = load(searched / kind)
-    assert isinstance(recommender._bundle.weights["vectors"].base.base.obj, mmap.mmap)
+    assert isinstance(recommender._runtime._items._vectors.base.base.obj, mmap.mmap)
     recommender.update([{"user_id": "u1", "item_id": "i7"}])
     recommender.put_item(ItemRecord("new", "New", {"genres": "g1", "price": 3.0}))
     monkeypatch.setattr(bundle_format, "MAPPED_FROM", 10**12)

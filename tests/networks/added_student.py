@@ -48,7 +48,7 @@ class Mean(Student):
 
 class MeanRuntime(Runtime):
     def __init__(self, bundle, search):
-        self._items = ItemTable(bundle.weights["vectors"], bundle.weights["biases"])
+        self._items = ItemTable(bundle.weights.vectors, bundle.weights.biases)
 
     @staticmethod
     def shapes(manifest, weights):

@@ -245,8 +245,8 @@ def test_a_run_with_privacy(tmp_path):
         ).record.privacy
     )
     assert bundle.manifest.privacy.epsilon <= 5.0
-    assert not bundle.catalogue["popularity"].any()
-    assert "teacher_items" not in bundle.history
+    assert not bundle.catalogue.popularity.any()
+    assert bundle.history.teacher_items is None
     assert "popularity" not in str(bundle.manifest.item_encoder)
     assert not (tmp_path / "run" / "labels").exists()
     assert read_bundle(tmp_path / "run" / "bundle-baseline").manifest.privacy is None

@@ -199,15 +199,12 @@ def test_users(server, library):
 def test_erasure_is_proved_by_a_scan_of_all_files(finished_run, tmp_path):
     """A user of the bundle with live events and features: afterwards no file of store or bundle holds the id."""
     from distilrec.bundle.format import read_bundle, write_bundle
-    from distilrec.features.texts import pack_texts, unpack_texts
 
     read = read_bundle(finished_run.bundle)
     secret = "Tricia.McMillan@example.org"
-    users = unpack_texts("users", read.history)
-    users[20] = secret
-    history = {**read.history, **pack_texts("users", users)}
+    read.history.users[20] = secret
     bundle = tmp_path / "bundle"
-    write_bundle(bundle, read.manifest, read.weights, read.catalogue, history)
+    write_bundle(bundle, read.manifest, read.weights, read.catalogue, read.history)
     service = Server(bundle, f"sqlite:///{tmp_path / 'store' / 'store.db'}")
     service.event(secret, "an item nobody else has seen")
     service.client.put(f"/v1/users/{secret}", json={"features": {"age": 30}})

@@ -1,195 +1,220 @@
-"""What must hold inside a bundle before anything is computed with it: kernels do not check the
-places that they read.
+"""What the files of a bundle hold, as named fields.
 
-Hashes find damage; this finds files that make no sense although their hashes are right.
-fuzz/fuzz.py looks for what it misses.
+`pack` gives the arrays of a file; `unpack` checks those of a file, which may hold anything, and
+raises ValueError where they do not fit the manifest. docs/bundle-format.md has the tables.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from distilrec.bundle.manifest import Golden, Manifest
+from distilrec.bundle.checks import (
+    Arrays,
+    check_offsets,
+    check_shapes,
+    checked_array,
+    checked_texts,
+    distinct,
+    inside,
+    length_of,
+    require,
+)
+from distilrec.bundle.manifest import Manifest
 from distilrec.features.attributes import unpack_attributes
-from distilrec.features.encoding import FeatureEncoder, NumericEncoding
-from distilrec.features.texts import unpack_texts
+from distilrec.features.texts import pack_texts
 
-Arrays = Mapping[str, NDArray[Any]]
-Shapes = Mapping[str, tuple[int, ...]]
-
-
-def check_manifest(manifest: Manifest) -> None:
-    """Raises ValueError for sizes, encoders or golden questions that fit nothing."""
-    m = manifest
-    require(m.dim >= 1 and m.items >= 1 and m.parameters >= 0, "has sizes below 1")
-    require(
-        len(m.event_types) >= 1 and _distinct(m.event_types), "has no event types, or one twice"
-    )
-    require(
-        m.search.bias_unit > 0
-        and math.isfinite(m.search.bias_unit)
-        and m.search.expansion_search >= 0,
-        "has impossible settings of the search",
-    )
-    for encoder in (m.user_encoder, m.item_encoder):
-        _check_encoder(encoder)
-    for golden in m.golden:
-        _check_golden(golden, m)
+Floats = NDArray[np.float32]
+Integers = NDArray[np.int32]
 
 
-def _check_encoder(encoder: FeatureEncoder) -> None:
-    names = [each.name for each in encoder.encodings]
-    require(_distinct(names), "encodes a feature twice")
-    for each in encoder.encodings:
-        require(each.width >= 0, f"gives feature {each.name!r} a negative width")
-        if isinstance(each, NumericEncoding):
-            levels = np.array(each.quantiles)
-            require(
-                len(levels) >= 1 and bool(np.isfinite(levels).all()),
-                f"has no quantiles of feature {each.name!r}",
-            )
-            require(
-                bool((np.diff(levels) >= 0).all()),
-                f"has unsorted quantiles of feature {each.name!r}",
-            )
+@dataclass(frozen=True, eq=False)
+class BundleWeights:
+    """The arrays of a student, float32.
 
-
-def _check_golden(golden: Golden, m: Manifest) -> None:
-    columns = [column for column, _ in golden.user_features]
-    require(
-        len(golden.items) == len(golden.events)
-        and len(golden.top_items) == len(golden.top_scores)
-        and _inside(golden.items, m.items)
-        and _inside(golden.top_items, m.items)
-        and _inside(golden.events, len(m.event_types))
-        and _inside(columns, m.user_encoder.width),
-        "has golden questions about what the bundle does not have",
-    )
-
-
-def check_weights(m: Manifest, weights: Arrays) -> None:
-    """Check the arrays that every kind of student has; the engine checks those of the kind, where it
-    makes a runtime of them.
-
-    Raises ValueError for other shapes, and for NaN and infinity.
+    vectors: (items, dim); biases: (items,); user_table, item_table: a row for each column of the
+    encoders; of_kind: the arrays that only this kind of student has, which the engine checks where
+    it makes a runtime of them.
     """
-    shapes = {
-        "vectors": (m.items, m.dim),
-        "biases": (m.items,),
-        "user_table": (m.user_encoder.width, m.dim),
-        "item_table": (m.item_encoder.width, m.dim),
-    }
-    check_shapes(weights, shapes)
+
+    vectors: Floats
+    biases: Floats
+    user_table: Floats
+    item_table: Floats
+    of_kind: Arrays
+
+    def pack(self) -> dict[str, NDArray[Any]]:
+        """Return the arrays of the file."""
+        return {
+            **self.of_kind,
+            "vectors": self.vectors,
+            "biases": self.biases,
+            "user_table": self.user_table,
+            "item_table": self.item_table,
+        }
+
+    @classmethod
+    def unpack(cls, arrays: Arrays, m: Manifest) -> Self:
+        """Return the weights in these arrays."""
+        shapes = {
+            "vectors": (m.items, m.dim),
+            "biases": (m.items,),
+            "user_table": (m.user_encoder.width, m.dim),
+            "item_table": (m.item_encoder.width, m.dim),
+        }
+        check_shapes(arrays, shapes)
+        of_kind = {name: array for name, array in arrays.items() if name not in shapes}
+        return cls(**{name: arrays[name] for name in shapes}, of_kind=of_kind)
 
 
-def check_shapes(weights: Arrays, shapes: Shapes) -> None:
-    """Check that these arrays are there, float32, of these shapes and finite; raises ValueError."""
-    for name, shape in shapes.items():
-        found = _array(weights, name, np.float32, shape)
-        require(bool(np.isfinite(found).all()), f"array {name!r} holds NaN or infinity")
+@dataclass(frozen=True, eq=False)
+class BundleCatalogue:
+    """The items of a bundle.
 
-
-def check_catalogue(m: Manifest, catalogue: Arrays) -> None:
-    """Raises ValueError for ids, titles and attributes that are not those of the
-    manifest's items.
+    popularity: training rows of each item, (items,) int64; attributes: packed, so that each reader
+    unpacks a copy that it may change.
     """
-    require(_distinct(_texts("ids", catalogue, m.items)), "holds an item twice")
-    _texts("titles", catalogue, m.items)
-    try:
-        attributes = unpack_attributes(catalogue, m.items)
-    except (KeyError, ValueError, TypeError, IndexError) as problem:
-        raise ValueError(f"holds attributes that do not fit: {problem}") from None
-    for name, categories in attributes.categories.items():
-        for members in categories.values():
-            require(
-                members.ndim == 1 and bool((np.diff(members) > 0).all()),
-                f"attribute {name!r} has unsorted items",
-            )
+
+    ids: list[str]
+    titles: list[str]
+    popularity: NDArray[np.int64]
+    attributes: Arrays
+
+    def pack(self) -> dict[str, NDArray[Any]]:
+        """Return the arrays of the file."""
+        return {
+            **pack_texts("ids", self.ids),
+            **pack_texts("titles", self.titles),
+            "popularity": self.popularity,
+            **self.attributes,
+        }
+
+    @classmethod
+    def unpack(cls, arrays: Arrays, m: Manifest) -> Self:
+        """Return the catalogue in these arrays."""
+        ids = checked_texts("ids", arrays, m.items)
+        require(distinct(ids), "holds an item twice")
+        titles = checked_texts("titles", arrays, m.items)
+        try:
+            attributes = unpack_attributes(arrays, m.items)
+        except (KeyError, ValueError, TypeError, IndexError) as problem:
+            raise ValueError(f"holds attributes that do not fit: {problem}") from None
+        for name, categories in attributes.categories.items():
+            for members in categories.values():
+                require(
+                    members.ndim == 1 and bool((np.diff(members) > 0).all()),
+                    f"attribute {name!r} has unsorted items",
+                )
+        popularity = arrays.get("popularity", np.zeros(m.items, np.int64))
+        packed = {name: array for name, array in arrays.items() if ":" in name}
+        return cls(ids, titles, popularity, packed)
 
 
-def check_history(m: Manifest, history: Arrays) -> None:
-    """Raises ValueError for histories outside the catalogue, or that are cut at the
-    wrong places.
+@dataclass(frozen=True, eq=False)
+class BundleHistory:
+    """What the users of a bundle have done: user data.
+
+    events of user n are those from offsets[n] up to offsets[n + 1]; items: of the events, oldest
+    first within a user; events: their types; user_columns, user_weights: (users, n), the features
+    of each user; end: the last time of the log, seconds since 1970; recent: how many of each user's
+    last events lie near it, None in bundles of distilrec 0.1; teacher_items: what the teacher would
+    recommend, (users, depth), -1 where there is less, None where it was not asked.
     """
-    users = length_of(history, "users.offsets") - 1
-    require(_distinct(_texts("users", history, users)), "holds a user twice")
-    items = _array(history, "items", np.int32, (length_of(history, "items"),))
-    events = _array(history, "events", np.int32, items.shape)
-    require(_inside(items, m.items), "holds items outside the catalogue")
-    require(_inside(events, len(m.event_types)), "holds events of unknown types")
-    _check_offsets("offsets", _array(history, "offsets", np.int64, (users + 1,)), len(items))
-    end = _array(history, "end", np.float64, (1,))
-    require(bool(np.isfinite(end).all()), "does not say when it ends")
-    if "recent" in history:  # bundles of distilrec 0.1 do not say it
-        recent = _array(history, "recent", np.int32, (users,))
-        require(
-            bool(((recent >= 0) & (recent <= np.diff(history["offsets"]))).all()),
-            "has more recent events than events",
+
+    users: list[str]
+    offsets: NDArray[np.int64]
+    items: Integers
+    events: Integers
+    user_columns: Integers
+    user_weights: Floats
+    end: float
+    recent: Integers | None = None
+    teacher_items: Integers | None = None
+
+    def pack(self) -> dict[str, NDArray[Any]]:
+        """Return the arrays of the file."""
+        optional = {"recent": self.recent, "teacher_items": self.teacher_items}
+        return {
+            **pack_texts("users", self.users),
+            "offsets": self.offsets,
+            "items": self.items,
+            "events": self.events,
+            "user_columns": self.user_columns,
+            "user_weights": self.user_weights,
+            "end": np.array([self.end]),
+            **{name: array for name, array in optional.items() if array is not None},
+        }
+
+    @classmethod
+    def unpack(cls, arrays: Arrays, m: Manifest) -> Self:
+        """Return the history in these arrays."""
+        users = length_of(arrays, "users.offsets") - 1
+        names = checked_texts("users", arrays, users)
+        require(distinct(names), "holds a user twice")
+        items = checked_array(arrays, "items", np.int32, (length_of(arrays, "items"),))
+        events = checked_array(arrays, "events", np.int32, items.shape)
+        require(inside(items, m.items), "holds items outside the catalogue")
+        require(inside(events, len(m.event_types)), "holds events of unknown types")
+        offsets = checked_array(arrays, "offsets", np.int64, (users + 1,))
+        check_offsets("offsets", offsets, len(items))
+        end = checked_array(arrays, "end", np.float64, (1,))
+        require(bool(np.isfinite(end).all()), "does not say when it ends")
+        recent = _checked_recent(arrays, offsets)
+        columns, weights = _checked_features(arrays, users, m)
+        lists = _checked_lists(arrays, users, m)
+        return cls(names, offsets, items, events, columns, weights, float(end[0]), recent, lists)
+
+    def without(self, place: int) -> Self:
+        """Return the history without the user at this place."""
+        start, stop = self.offsets[place], self.offsets[place + 1]
+        rows = np.s_[start:stop]
+        later = self.offsets[place + 2 :] - (stop - start)
+        return replace(
+            self,
+            users=self.users[:place] + self.users[place + 1 :],
+            offsets=np.concatenate([self.offsets[: place + 1], later]),
+            items=np.delete(self.items, rows),
+            events=np.delete(self.events, rows),
+            user_columns=np.delete(self.user_columns, place, axis=0),
+            user_weights=np.delete(self.user_weights, place, axis=0),
+            recent=None if self.recent is None else np.delete(self.recent, place),
+            teacher_items=None
+            if self.teacher_items is None
+            else np.delete(self.teacher_items, place, axis=0),
         )
-    columns = history.get("user_columns", np.zeros(0))
+
+
+def _checked_recent(arrays: Arrays, offsets: NDArray[np.int64]) -> Integers | None:
+    if "recent" not in arrays:  # bundles of distilrec 0.1 do not say it
+        return None
+    recent = checked_array(arrays, "recent", np.int32, (len(offsets) - 1,))
+    require(
+        bool(((recent >= 0) & (recent <= np.diff(offsets))).all()),
+        "has more recent events than events",
+    )
+    return recent
+
+
+def _checked_features(arrays: Arrays, users: int, m: Manifest) -> tuple[Integers, Floats]:
+    columns = arrays.get("user_columns", np.zeros(0))
     require(columns.ndim == 2, "has no features of the users")
-    columns = _array(history, "user_columns", np.int32, (users, columns.shape[1]))
-    weights = _array(history, "user_weights", np.float32, columns.shape)
-    require(_inside(columns, m.user_encoder.width), "holds features that are not encoded")
+    columns = checked_array(arrays, "user_columns", np.int32, (users, columns.shape[1]))
+    weights = checked_array(arrays, "user_weights", np.float32, columns.shape)
+    require(inside(columns, m.user_encoder.width), "holds features that are not encoded")
     require(bool(np.isfinite(weights).all()), "holds features that are NaN or infinite")
-    if "teacher_items" in history:
-        lists = history["teacher_items"]
-        require(
-            lists.ndim == 2 and lists.dtype == np.int32 and len(lists) == users,
-            "has other lists of the teacher",
-        )
-        require(_inside(lists + 1, m.items + 1), "holds recommendations outside the catalogue")
+    return columns, weights
 
 
-def _texts(name: str, arrays: Arrays, count: int) -> list[str]:
-    offsets = _array(arrays, f"{name}.offsets", np.int64, (count + 1,))
-    text = _array(arrays, f"{name}.text", np.uint8, (length_of(arrays, f"{name}.text"),))
-    _check_offsets(f"{name}.offsets", offsets, len(text))
-    return unpack_texts(name, arrays)  # UnicodeDecodeError is a ValueError
-
-
-def _check_offsets(name: str, offsets: NDArray[np.int64], length: int) -> None:
+def _checked_lists(arrays: Arrays, users: int, m: Manifest) -> Integers | None:
+    lists = arrays.get("teacher_items")
+    if lists is None:
+        return None
     require(
-        len(offsets) >= 1
-        and offsets[0] == 0
-        and offsets[-1] == length
-        and bool((np.diff(offsets) >= 0).all()),
-        f"array {name!r} cuts at the wrong places",
+        lists.ndim == 2 and lists.dtype == np.int32 and len(lists) == users,
+        "has other lists of the teacher",
     )
-
-
-def _array(arrays: Arrays, name: str, dtype: type, shape: tuple[int, ...]) -> NDArray[Any]:
-    require(name in arrays, f"has no array {name!r}")
-    found = arrays[name]
-    require(
-        found.dtype == dtype and found.shape == shape,
-        f"array {name!r} is {found.shape} {found.dtype}, expected {shape} {np.dtype(dtype)}",
-    )
-    return found
-
-
-def length_of(arrays: Arrays, name: str) -> int:
-    """Return the length of the first axis of an array, 0 where there is none."""
-    found = arrays.get(name)
-    return 0 if found is None or found.ndim == 0 else len(found)
-
-
-def _inside(places: Sequence[int] | NDArray[Any], below: int) -> bool:
-    found = np.asarray(places)
-    return found.size == 0 or bool(0 <= found.min() <= found.max() < below)
-
-
-def _distinct(texts: Iterable[str]) -> bool:
-    listed = list(texts)
-    return len(set(listed)) == len(listed)
-
-
-def require(holds: bool, what: str) -> None:
-    """Raise ValueError where something that must hold of a file does not."""
-    if not holds:
-        raise ValueError(what)
+    require(inside(lists + 1, m.items + 1), "holds recommendations outside the catalogue")
+    return lists

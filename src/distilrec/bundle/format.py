@@ -3,10 +3,10 @@ dataframe library.
 
 | file | what |
 |---|---|
-| manifest.json | format and model version, kind, encoders, identities, metrics, golden vectors, file hashes and sizes |
+| manifest.json | versions, kind, encoders, identities, metrics, golden answers, hashes of the files |
 | weights.safetensors | the student's arrays, float32 |
 | catalogue.safetensors | item ids, titles, popularity, attributes for filters |
-| history.safetensors | optional user data: features, what they have done so far, what the teacher would recommend them |
+| history.safetensors | optional user data: features, events, what the teacher would recommend |
 | items.usearch | optional graph over the item vectors, for large catalogues |
 
 Files from 32 MiB on are mapped into memory, not read: never write over a file of a bundle that is
@@ -21,14 +21,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 from safetensors.numpy import save
 
-from distilrec.bundle.contents import check_catalogue, check_history, check_manifest, check_weights
+from distilrec.bundle.checks import Arrays, check_manifest
+from distilrec.bundle.contents import BundleCatalogue, BundleHistory, BundleWeights
 from distilrec.bundle.manifest import (
     CATALOGUE,
     FORMAT_VERSION,
@@ -44,39 +44,39 @@ from distilrec.errors import (
     BundleVersionError,
     StorageError,
 )
-from distilrec.features.texts import pack_texts, unpack_texts
 from distilrec.files import hash_of, locked, remove, write_json, write_whole
 
 MAPPED_FROM = 32 * 2**20  # bytes
-Arrays = dict[str, NDArray[Any]]
+_Contents = TypeVar("_Contents")
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle in memory, checked: hashes, and the shapes of all arrays but those that only this kind
-    of student has, which `make_runtime` checks. `history` is empty when there is none.
+    """A bundle in memory, checked: hashes, and the shapes of all arrays but those that only this
+    kind of student has, which `make_runtime` checks.
 
-    graph: the file of the graph over the items, where there is one.
+    history: None where the bundle has none; graph: the file of the graph over the items, where
+    there is one.
     """
 
     folder: Path
     manifest: Manifest
-    weights: Arrays
-    catalogue: Arrays
-    history: Arrays
+    weights: BundleWeights
+    catalogue: BundleCatalogue
+    history: BundleHistory | None
     graph: Path | None = None
 
 
 def write_bundle(
     folder: Path,
     manifest: Manifest,
-    weights: Arrays,
-    catalogue: Arrays,
-    history: Arrays | None,
+    weights: BundleWeights,
+    catalogue: BundleCatalogue,
+    history: BundleHistory | None,
     before: Callable[[Manifest], None] = lambda manifest: None,
     graph: Path | None = None,
 ) -> Manifest:
-    """Writes all files, then the manifest; returns the manifest with hashes and model version
+    """Write all files, then the manifest; return the manifest with hashes and model version
     filled in.
 
     While the files are replaced there is no manifest, and so no bundle.
@@ -88,12 +88,12 @@ def write_bundle(
         remove([folder / "manifest.json"])
         files = {}
         contents = {
-            WEIGHTS: weights,
-            CATALOGUE: catalogue,
-            **({} if history is None else {HISTORY: history}),
+            WEIGHTS: weights.pack(),
+            CATALOGUE: catalogue.pack(),
+            **({} if history is None else {HISTORY: history.pack()}),
         }
         for name, arrays in contents.items():
-            data = save({key: np.ascontiguousarray(array) for key, array in arrays.items()})
+            data = encoded(arrays)
             write_whole(folder / name, data)
             files[name] = FileEntry(hashlib.sha256(data).hexdigest(), len(data))
         if manifest.search.kind == "graph":
@@ -110,7 +110,7 @@ def write_bundle(
 def write_manifest(
     folder: Path, manifest: Manifest, before: Callable[[Manifest], None] = lambda manifest: None
 ) -> Manifest:
-    """Writes the manifest of files that are there, with the model version that belongs to its
+    """Write the manifest of files that are there, with the model version that belongs to its
     content.
 
     before: is called with the whole manifest before it is written.
@@ -122,7 +122,7 @@ def write_manifest(
 
 
 def _histories(folder: Path) -> list[Path]:
-    """Returns the files of a bundle that may hold the history of an earlier state, or of one that
+    """Return the files of a bundle that may hold the history of an earlier state, or of one that
     was never finished.
     """
     patterns = ("history*.safetensors", "history*.safetensors.new", "manifest.json.new")
@@ -130,7 +130,7 @@ def _histories(folder: Path) -> list[Path]:
 
 
 def read_bundle(folder: Path | str) -> Bundle:
-    """A checked bundle. Raises BundleMissingError, BundleVersionError and BundleCorruptedError,
+    """Return a checked bundle. Raises BundleMissingError, BundleVersionError and BundleCorruptedError,
     each naming the file.
     """
     folder = Path(folder)
@@ -142,36 +142,38 @@ def read_bundle(folder: Path | str) -> Bundle:
             file=str(path),
         )
     manifest = read_manifest(path)
-    loaded = {}
-    for name in (WEIGHTS, CATALOGUE, HISTORY):
-        if name in manifest.files:
-            loaded[name] = _read_arrays(
-                folder / (manifest.files[name].name or name), manifest.files[name]
-            )
-        elif name != HISTORY:
-            raise corrupted(path, f"does not list {name}")
-    graph = None
+    weights = _read_contents(folder, manifest, WEIGHTS, BundleWeights.unpack)
+    catalogue = _read_contents(folder, manifest, CATALOGUE, BundleCatalogue.unpack)
+    history = graph = None
+    if HISTORY in manifest.files:
+        history = _read_contents(folder, manifest, HISTORY, BundleHistory.unpack)
     if GRAPH in manifest.files:
         graph = folder / GRAPH
         _check_file(graph, manifest.files[GRAPH])
-    bundle = Bundle(
-        folder, manifest, loaded[WEIGHTS], loaded[CATALOGUE], loaded.get(HISTORY, {}), graph
-    )
-    for name, check, arrays in (
-        (WEIGHTS, check_weights, bundle.weights),
-        (CATALOGUE, check_catalogue, bundle.catalogue),
-        (HISTORY, check_history, bundle.history),
-    ):
-        if name in loaded:
-            try:
-                check(manifest, arrays)
-            except ValueError as problem:
-                raise corrupted(folder / name, str(problem)) from None
-    return bundle
+    return Bundle(folder, manifest, weights, catalogue, history, graph)
+
+
+def _read_contents(
+    folder: Path, manifest: Manifest, name: str, unpack: Callable[[Arrays, Manifest], _Contents]
+) -> _Contents:
+    """Return what a file of a bundle holds, checked."""
+    entry = manifest.files.get(name)
+    if entry is None:
+        raise corrupted(folder / "manifest.json", f"does not list {name}")
+    arrays = _read_arrays(folder / (entry.name or name), entry)
+    try:
+        return unpack(arrays, manifest)
+    except ValueError as problem:
+        raise corrupted(folder / name, str(problem)) from None
+
+
+def encoded(arrays: Arrays) -> bytes:
+    """Return arrays as a safetensors file."""
+    return save({name: np.ascontiguousarray(array) for name, array in arrays.items()})
 
 
 def erase_user(folder: Path | str, user_id: str) -> bool:
-    """Takes one user out of a bundle's history; returns whether there was anything to take.
+    """Take one user out of a bundle's history; return whether there was anything to take.
 
     Safe to interrupt, and to call again: the new history gets a file of its own, then the manifest
     is replaced in one step, then every history that it does not name goes. The model version stays
@@ -180,25 +182,11 @@ def erase_user(folder: Path | str, user_id: str) -> bool:
     folder = Path(folder)
     with _exclusive(folder):
         bundle = read_bundle(folder)
-        users = unpack_texts("users", bundle.history) if bundle.history else []
         files = dict(bundle.manifest.files)
-        if there := user_id in users:
-            place, old = users.index(user_id), bundle.history
-            start, stop = old["offsets"][place], old["offsets"][place + 1]
-            history = {
-                **{
-                    name: np.delete(array, place, axis=0)
-                    for name, array in old.items()
-                    if len(array) == len(users)
-                },
-                **{name: np.delete(old[name], np.s_[start:stop]) for name in ("items", "events")},
-                **pack_texts("users", users[:place] + users[place + 1 :]),
-                "offsets": np.concatenate(
-                    [old["offsets"][: place + 1], old["offsets"][place + 2 :] - (stop - start)]
-                ),
-                "end": old["end"],
-            }
-            data = save({name: np.ascontiguousarray(history[name]) for name in old})
+        history = bundle.history
+        there = history is not None and user_id in history.users
+        if history is not None and there:
+            data = encoded(history.without(history.users.index(user_id)).pack())
             digest = hashlib.sha256(data).hexdigest()
             files[HISTORY] = FileEntry(digest, len(data), f"history-{digest[:16]}.safetensors")
             write_whole(folder / files[HISTORY].name, data)
@@ -213,7 +201,7 @@ def erase_user(folder: Path | str, user_id: str) -> bool:
 
 @contextmanager
 def _exclusive(folder: Path) -> Iterator[None]:
-    """One process at a time changes a bundle."""
+    """Let one process at a time change a bundle."""
     if not folder.is_dir():
         raise BundleMissingError(
             f"there is no bundle in {folder}", fix="check the path", file=str(folder)
@@ -231,8 +219,8 @@ def _exclusive(folder: Path) -> Iterator[None]:
 
 
 def read_manifest(path: Path) -> Manifest:
-    """The checked manifest of a bundle, without its files. Raises BundleVersionError and
-    BundleCorruptedError.
+    """Return the checked manifest of a bundle, without its files. Raises BundleVersionError
+    and BundleCorruptedError.
     """
     data = path.read_bytes()
     try:
@@ -271,14 +259,21 @@ def _check_file(path: Path, entry: FileEntry) -> None:
 
 
 _DTYPES = {
-    "F64": np.float64, "F32": np.float32, "I64": np.int64, "I32": np.int32, "I16": np.int16, "I8": np.int8,
-    "U32": np.uint32, "U16": np.uint16, "U8": np.uint8,
-}  # fmt: skip
+    "F64": np.float64,
+    "F32": np.float32,
+    "I64": np.int64,
+    "I32": np.int32,
+    "I16": np.int16,
+    "I8": np.int8,
+    "U32": np.uint32,
+    "U16": np.uint16,
+    "U8": np.uint8,
+}
 
 
 def _read_arrays(path: Path, entry: FileEntry) -> Arrays:
-    """The arrays of a safetensors file, views into it. The library itself copies each, so this
-    reads the header itself: 8 bytes with its length, JSON, then the data
+    """Return the arrays of a safetensors file, views into it. The library itself copies each,
+    so this reads the header itself: 8 bytes with its length, JSON, then the data
     (https://github.com/huggingface/safetensors, "Format").
     """
     _check_file(path, entry)

@@ -16,7 +16,6 @@ from distilrec.engine.runtimes.runtime import Runtime
 from distilrec.errors import ConfigError, DistilrecError, InvalidIdError, UnknownItemError
 from distilrec.features.attributes import Value, check_size, unpack_attributes
 from distilrec.features.encoding import CategoricalEncoding, MultiEncoding, as_category, as_parts
-from distilrec.features.texts import unpack_texts
 from distilrec.ids import Id, as_id
 from distilrec.stores.records import ItemRecord, merged
 
@@ -33,15 +32,15 @@ class Catalogue:
     """
 
     def __init__(self, bundle: Bundle, runtime: Runtime) -> None:
-        self.ids = unpack_texts("ids", bundle.catalogue)
+        self.ids = list(bundle.catalogue.ids)
         self.index = {item: place for place, item in enumerate(self.ids)}
-        attributes = unpack_attributes(bundle.catalogue, len(self.ids))
+        attributes = unpack_attributes(bundle.catalogue.attributes, len(self.ids))
         self.filters = Filters(attributes, self.index)
         self._runtime = runtime
-        self._titles = unpack_texts("titles", bundle.catalogue)
+        self._titles = list(bundle.catalogue.titles)
         self._encoder = bundle.manifest.item_encoder
-        self._table = bundle.weights["item_table"]
-        self._bias_of_new = float(bundle.weights["biases"].min())
+        self._table = bundle.weights.item_table
+        self._bias_of_new = float(bundle.weights.biases.min())
         encodings = self._encoder.encodings
         self._names = {encoding.name for encoding in encodings}
         self._categorical = {

@@ -26,7 +26,7 @@ def verify_golden(bundle: Bundle, runtime: Runtime, mask: Mask, *, approximate: 
         state = runtime.new_state()
         seen, kinds = np.array(golden.items, np.int32), np.array(golden.events, np.int32)
         runtime.fold(state, seen, kinds)
-        user = embed_bag(golden.user_features, bundle.weights["user_table"])
+        user = embed_bag(golden.user_features, bundle.weights.user_table)
         without = runtime.without_each(seen, kinds)
         runtime.scores_of(without, user, seen)
         scores = runtime.scores(runtime.query(state, user))

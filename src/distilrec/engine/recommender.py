@@ -74,7 +74,8 @@ class Recommender:
                 raise ConfigError(
                     f"{name} is {value}", fix="give a number of at least 1", parameter=name
                 )
-        self._bundle = bundle
+        # Not the bundle itself: what only loading needs leaves memory.
+        self._manifest, self._folder = bundle.manifest, bundle.folder
         self.model_version = bundle.manifest.model_version
         self._runtime = make_runtime(bundle, search)
         self._catalogue = Catalogue(bundle, self._runtime)
@@ -89,12 +90,12 @@ class Recommender:
     @property
     def manifest(self) -> Manifest:
         """What the bundle says of itself: kind, versions, metrics."""
-        return self._bundle.manifest
+        return self._manifest
 
     @property
     def folder(self) -> Path:
         """Where the bundle is."""
-        return self._bundle.folder
+        return self._folder
 
     # Items
 
@@ -228,7 +229,7 @@ class Recommender:
     @property
     def has_teacher(self) -> bool:
         """Whether the bundle holds what the teacher would recommend."""
-        return "teacher_items" in self._bundle.history
+        return self._sessions.has_teacher
 
     def teacher_items(self, user_id: Id) -> list[str]:
         """Return what the teacher would recommend after the history in the bundle, best first;

@@ -14,7 +14,6 @@ from distilrec.engine.items import Floats, Places
 from distilrec.engine.order import Placed, follows, history_until, placed
 from distilrec.engine.runtimes.runtime import Runtime
 from distilrec.engine.users import User, Users
-from distilrec.features.texts import unpack_texts
 from distilrec.ids import Id, as_id
 from distilrec.stores.records import Since, StoredEvent, UserRecord
 
@@ -38,16 +37,16 @@ class Sessions:
         self._lock = users.lock
         self._event_types = {name: number for number, name in enumerate(manifest.event_types)}
         self._encoder = manifest.user_encoder
-        self._table = bundle.weights["user_table"]
+        self._table = bundle.weights.user_table
         self._no_features = np.zeros(manifest.dim, np.float32)  # of all users without
         self._one_event = np.empty(1, np.int32), np.empty(1, np.int32)  # reused: item and type
         self._history = history
-        known = unpack_texts("users", history) if history else []
+        known = history.users if history else []
         self._history_index = {user: place for place, user in enumerate(known)}
         self._in_history = history_until(
-            float(history["end"][0]) if history else -math.inf,
+            history.end if history else -math.inf,
             len(manifest.event_types),
-            with_tail="recent" in history,
+            with_tail=history is not None and history.recent is not None,
         )
 
     # Ids, as they were given where they are known so: that needs no checking.
@@ -79,10 +78,15 @@ class Sessions:
         """Return the users of the bundle's history, and those in memory."""
         return [*self._history_index, *self._users.recent(len(self._users))]
 
+    @property
+    def has_teacher(self) -> bool:
+        """Whether the bundle holds what the teacher would recommend."""
+        return self._history is not None and self._history.teacher_items is not None
+
     def teacher_items(self, user_id: Id) -> Places:
         """Return what the teacher would recommend after the history in the bundle, best first."""
         place = self._history_index.get(self.user_id(user_id))
-        lists = self._history.get("teacher_items")
+        lists = None if self._history is None else self._history.teacher_items
         if place is None or lists is None:
             return np.zeros(0, np.int32)
         found: Places = lists[place][lists[place] >= 0]
@@ -115,19 +119,19 @@ class Sessions:
     def _of_history(self, place: int) -> User:
         """Return a user as folded from the bundle's history, not in memory yet."""
         h = self._history
-        start, stop = h["offsets"][place], h["offsets"][place + 1]
-        items, events = h["items"][start:stop], h["events"][start:stop]
+        # Only a history has places.
+        assert h is not None
+        start, stop = h.offsets[place], h.offsets[place + 1]
+        items, events = h.items[start:stop], h.events[start:stop]
         user = self.stranger()
         user.has_history = True
-        if "recent" in h and (count := int(h["recent"][place])):
+        if h.recent is not None and (count := int(h.recent[place])):
             kinds = [0] * count if self._in_history.one_type else events[-count:].tolist()
             user.unmatched = list(zip(items[-count:].tolist(), kinds, strict=True))
         self._runtime.fold(user.state, items, events)
         self._users.remember_all(user, items, events)
-        if len(columns := h["user_columns"][place]):
-            user.features = embed_bag(
-                zip(columns, h["user_weights"][place], strict=True), self._table
-            )
+        if len(columns := h.user_columns[place]):
+            user.features = embed_bag(zip(columns, h.user_weights[place], strict=True), self._table)
         return user
 
     def fold(self, user: User, place: int, event_type: str) -> None:

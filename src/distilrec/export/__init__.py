@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 from distilrec._lazy import lazy_names
 
 if TYPE_CHECKING:
-    from distilrec.export.export import BundleConfig, export_bundle
+    from distilrec.export.export import export_bundle
+    from distilrec.export.search import BundleConfig
 
 _MODULES = {
-    "BundleConfig": "export",
+    "BundleConfig": "search",
     "export_bundle": "export",
 }
 __getattr__ = lazy_names(__name__, _MODULES)

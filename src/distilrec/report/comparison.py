@@ -37,7 +37,7 @@ class BundleScorer:
 
     def __init__(self, folder: Path, dataset: Dataset) -> None:
         self._runtime = make_runtime(bundle := read_bundle(folder))
-        table = bundle.weights["user_table"]
+        table = bundle.weights.user_table
         features = dataset.user_features
         self._users = np.einsum("uc,ucd->ud", features.weights, table[features.columns]).astype(
             np.float32

@@ -16,7 +16,7 @@ from distilrec.data.schema import Schema
 from distilrec.data.splits import Split
 from distilrec.distill.distillation import DistillationConfig
 from distilrec.errors import ConfigError
-from distilrec.export.export import BundleConfig
+from distilrec.export.search import BundleConfig
 from distilrec.labels.extract import LabelConfig
 from distilrec.networks.build import StudentConfig
 from distilrec.networks.recurrent import RecurrentConfig

@@ -18,7 +18,6 @@ from distilrec.bundle.format import erase_user, read_bundle
 from distilrec.data.dataset import PREPARED, Dataset, load_dataset
 from distilrec.data.erased import listed, read_erased_users
 from distilrec.errors import DataError, unknown_user
-from distilrec.features.texts import unpack_texts
 from distilrec.files import read_json, remove, sync_folder, write_json, write_whole
 from distilrec.runs.places import Places
 
@@ -54,7 +53,7 @@ def forget(run: Path, names: Sequence[str], *, missing_ok: bool = False) -> list
     there = set() if data is None else set(data.info.user_ids)
     for bundle in _bundles(run):
         history = read_bundle(bundle).history
-        there |= set(unpack_texts("users", history)) if history else set()
+        there |= set(history.users) if history else set()
     name = next((name for name in names if name in there or name in before), None)
     if name is None and not missing_ok:
         raise unknown_user(

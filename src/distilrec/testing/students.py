@@ -11,6 +11,7 @@ The kind must stand in both tables, `distilrec.networks.kinds.STUDENTS` and
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any, ClassVar, get_args
 
@@ -21,10 +22,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 
-from distilrec.bundle.format import Bundle, read_bundle, write_bundle
-from distilrec.bundle.manifest import HISTORY, SearchKind
+from distilrec.bundle.checks import Arrays
+from distilrec.bundle.format import Bundle, encoded, read_bundle, write_bundle, write_manifest
+from distilrec.bundle.manifest import HISTORY, WEIGHTS, FileEntry, SearchKind
 from distilrec.data.dataset import Dataset, Histories
 from distilrec.data.preparation import prepare_dataset
 from distilrec.data.schema import Feature, Schema
@@ -235,7 +236,7 @@ class StudentContract:
         """As many items as the table has no room for; each is the copy of one that is there."""
         state = folded(runtime, np.arange(4, dtype=np.int32), np.zeros(4, np.int32))
         nothing = np.zeros(bundle.manifest.dim, np.float32)
-        vectors, biases = bundle.weights["vectors"], bundle.weights["biases"]
+        vectors, biases = bundle.weights.vectors, bundle.weights.biases
         copied = np.arange(100) % dataset.catalogue_size
         before = runtime.scores(runtime.query(state, nothing))
         for n, item in enumerate(copied):
@@ -253,8 +254,8 @@ class StudentContract:
     ) -> None:
         kind = kind_of(self.config)
         assert bundle.manifest.kind == kind
-        own = RUNTIMES[kind].shapes(bundle.manifest, bundle.weights)
-        assert set(bundle.weights) == _COMMON | set(own)
+        own = RUNTIMES[kind].shapes(bundle.manifest, bundle.weights.of_kind)
+        assert set(bundle.weights.pack()) == _COMMON | set(own)
         assert not _COMMON & set(own)
         assert holds(folder, trained)
 
@@ -270,7 +271,7 @@ class StudentContract:
         for golden in bundle.manifest.golden:
             items = np.array(golden.items, np.int32)
             state = folded(runtime, items, np.array(golden.events, np.int32))
-            user = embed_bag(golden.user_features, bundle.weights["user_table"])
+            user = embed_bag(golden.user_features, bundle.weights.user_table)
             found, scores = runtime.best(state, user, items, _EVERYTHING, len(golden.top_items))
             np.testing.assert_allclose(scores, golden.top_scores, 1e-4, 1e-4)
             every = runtime.scores(runtime.query(state, user))
@@ -279,19 +280,17 @@ class StudentContract:
     def test_other_weights_do_not_give_the_golden_answers(
         self, bundle: Bundle, tmp_path: Path
     ) -> None:
-        changed = {**bundle.weights, "vectors": bundle.weights["vectors"][::-1]}
+        changed = {**bundle.weights.pack(), "vectors": bundle.weights.vectors[::-1]}
         rewrite(bundle, changed, tmp_path)
         with pytest.raises(BundleCorruptedError, match="golden answers"):
             load(tmp_path)
 
     @pytest.mark.parametrize("damage", ["missing", "cut", "other type", "not finite"])
     def test_damaged_arrays_are_refused(self, bundle: Bundle, damage: str, tmp_path: Path) -> None:
-        own = set(RUNTIMES[kind_of(self.config)].shapes(bundle.manifest, bundle.weights))
-        for name in sorted(own | _COMMON):
-            array = bundle.weights[name]
+        for name, array in bundle.weights.pack().items():
             if not array.size:
                 continue
-            changed = dict(bundle.weights)
+            changed = bundle.weights.pack()
             match damage:
                 case "missing":
                     del changed[name]
@@ -406,9 +405,17 @@ def user_vector(bundle: Bundle, dataset: Dataset, user: int) -> Floats:
     """Return U f_u of a user of the data set, (dim,)."""
     features = dataset.user_features
     pairs = zip(features.columns[user], features.weights[user], strict=True)
-    return embed_bag(pairs, bundle.weights["user_table"])
+    return embed_bag(pairs, bundle.weights.user_table)
 
 
-def rewrite(bundle: Bundle, weights: dict[str, NDArray[Any]], folder: Path) -> None:
-    """Write a bundle with other weights, with the hashes that belong to them."""
-    write_bundle(folder, bundle.manifest, weights, bundle.catalogue, bundle.history)
+def rewrite(bundle: Bundle, weights: Arrays, folder: Path) -> None:
+    """Write a bundle with other weights, right or wrong, and the hashes that belong to them."""
+    manifest = write_bundle(
+        folder, bundle.manifest, bundle.weights, bundle.catalogue, bundle.history
+    )
+    data = encoded(weights)
+    (folder / WEIGHTS).write_bytes(data)
+    entry = FileEntry(hashlib.sha256(data).hexdigest(), len(data))
+    write_manifest(
+        folder, msgspec.structs.replace(manifest, files={**manifest.files, WEIGHTS: entry})
+    )

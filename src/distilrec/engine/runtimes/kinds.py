@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from distilrec.bundle.contents import check_shapes
+from distilrec.bundle.checks import check_shapes
 from distilrec.bundle.format import Bundle, corrupted
 from distilrec.bundle.manifest import WEIGHTS, SearchKind
 from distilrec.engine.runtimes.mlp import MlpRuntime
@@ -57,7 +57,8 @@ def make_runtime(bundle: Bundle, search: SearchKind | None = None) -> Runtime:
     kind = runtime_of(bundle.manifest.kind, str(bundle.folder))
     check_search(search, bundle.manifest.kind, "search")
     try:
-        check_shapes(bundle.weights, kind.shapes(bundle.manifest, bundle.weights))
+        own = bundle.weights.of_kind
+        check_shapes(own, kind.shapes(bundle.manifest, own))
     except ValueError as problem:
         raise corrupted(bundle.folder / WEIGHTS, str(problem)) from None
     return kind(bundle, search)

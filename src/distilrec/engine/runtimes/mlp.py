@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from distilrec.bundle.contents import Arrays, Shapes, length_of
+from distilrec.bundle.checks import Arrays, Shapes, length_of
 from distilrec.bundle.format import Bundle
 from distilrec.bundle.manifest import Manifest, SearchKind
 from distilrec.engine import kernels
@@ -16,11 +16,11 @@ class MlpRuntime(Runtime):
     """`distilrec.networks.mlp`; the hidden layer of the items is computed once."""
 
     def __init__(self, bundle: Bundle, search: SearchKind = "exact") -> None:
-        w = bundle.weights
+        vectors, biases, w = bundle.weights.vectors, bundle.weights.biases, bundle.weights.of_kind
         self._user_layer, self._user_layer_bias = w["user_layer"], w["user_layer_bias"]
         self._item_layer, self._readout = w["item_layer"], w["readout"]
-        self._items = ItemTable(w["vectors"], w["biases"])
-        self._hidden = np.ascontiguousarray(w["vectors"] @ self._item_layer.T)  # (room, hidden)
+        self._items = ItemTable(vectors, biases)
+        self._hidden = np.ascontiguousarray(vectors @ self._item_layer.T)  # (room, hidden)
 
     @staticmethod
     def shapes(manifest: Manifest, weights: Arrays) -> Shapes:

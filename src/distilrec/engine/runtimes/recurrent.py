@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from distilrec.bundle.contents import Arrays, Shapes, length_of
+from distilrec.bundle.checks import Arrays, Shapes, length_of
 from distilrec.bundle.format import Bundle
 from distilrec.bundle.manifest import Manifest, SearchKind
 from distilrec.engine import kernels
@@ -25,11 +25,11 @@ class RecurrentRuntime(Runtime):
     searches = ("exact", "quantised", "graph")
 
     def __init__(self, bundle: Bundle, search: SearchKind = "exact") -> None:
-        w = bundle.weights
-        self._items = ItemTable(w["vectors"], w["biases"])
+        vectors, biases, w = bundle.weights.vectors, bundle.weights.biases, bundle.weights.of_kind
+        self._items = ItemTable(vectors, biases)
         self._search = make_search(search, self._items, bundle)
         # (channels, room)
-        self._columns = columns_of(w["vectors"] if self._search is None else w["vectors"][:0])
+        self._columns = columns_of(vectors if self._search is None else vectors[:0])
         self._gain, self._decay = w["gain"], w["decay"]
         self._scale = np.sqrt(1 - self._decay**2)
         self._weights = (
@@ -42,7 +42,7 @@ class RecurrentRuntime(Runtime):
             NORM_EPSILON,
         )
         self._query = np.zeros(len(self._columns), np.float32)  # reused
-        self._scores = np.empty_like(w["biases"])
+        self._scores = np.empty_like(biases)
 
     @staticmethod
     def shapes(manifest: Manifest, weights: Arrays) -> Shapes:

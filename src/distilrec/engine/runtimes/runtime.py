@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import ClassVar
 
-from distilrec.bundle.contents import Arrays, Shapes
+from distilrec.bundle.checks import Arrays, Shapes
 from distilrec.bundle.format import Bundle
 from distilrec.bundle.manifest import Manifest, SearchKind
 from distilrec.engine.items import Floats, Mask, Places
@@ -15,8 +15,8 @@ class Runtime(ABC):
     """What the recommender needs of a student. All arrays are float32; items are positions in the
     catalogue.
 
-    A bundle has the arrays `vectors`, `biases`, `user_table` and `item_table` for every kind of
-    student, and those of `shapes`; all are checked before a runtime is made.
+    `Bundle.weights` has `vectors`, `biases`, `user_table` and `item_table` for every kind of
+    student, and in `of_kind` those of `shapes`; all are checked before a runtime is made.
     """
 
     searches: ClassVar[tuple[SearchKind, ...]] = ("exact",)
@@ -29,8 +29,8 @@ class Runtime(ABC):
     @staticmethod
     @abstractmethod
     def shapes(manifest: Manifest, weights: Arrays) -> Shapes:
-        """Return the shapes of the arrays that only this kind has; sizes that the manifest does not
-        have come from the arrays. Raises ValueError for sizes that cannot be.
+        """Return the shapes of the arrays that only this kind has, `weights`; sizes that the
+        manifest does not have come from them. Raises ValueError for sizes that cannot be.
         """
 
     @staticmethod

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from distilrec.bundle.contents import Arrays, Shapes, length_of, require
+from distilrec.bundle.checks import Arrays, Shapes, length_of, require
 from distilrec.bundle.format import Bundle
 from distilrec.bundle.manifest import Manifest, SearchKind
 from distilrec.engine import kernels
@@ -22,13 +22,13 @@ class TreeRuntime(Runtime):
     """
 
     def __init__(self, bundle: Bundle, search: SearchKind = "exact") -> None:
-        w = bundle.weights
-        self._items = ItemTable(w["vectors"], w["biases"])
+        vectors, biases, w = bundle.weights.vectors, bundle.weights.biases, bundle.weights.of_kind
+        self._items = ItemTable(vectors, biases)
         self._gates, self._gate_bias, self._log_totals = w["gates"], w["gate_bias"], w["log_totals"]
         self._decays = w["decays"][:, None]
         self._leaves = len(self._log_totals)
         self._columns = columns_of(
-            np.exp(self._items.vectors[:, : self._leaves] + w["biases"][:, None] - self._log_totals)
+            np.exp(self._items.vectors[:, : self._leaves] + biases[:, None] - self._log_totals)
         )
         self._no_bias = np.zeros(self._columns.shape[1], np.float32)
 

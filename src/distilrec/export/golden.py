@@ -1,0 +1,80 @@
+"""The golden questions of a bundle, answered by the student in torch."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from distilrec.bundle.manifest import Golden
+from distilrec.data.dataset import Dataset, Histories
+from distilrec.measure.ranking import Questions, rank
+from distilrec.networks.sequence import TorchScorer
+from distilrec.networks.student import Student
+
+_LENGTHS = (0, 1, 5, 20, 80)
+_DEPTH = 10
+
+
+@dataclass(frozen=True, eq=False)
+class _MadeUp:
+    """Users who do not exist: no user data goes into the manifest.
+
+    lengths: of their histories; columns: of their features, (users, n).
+    """
+
+    lengths: list[int]
+    histories: Histories
+    columns: NDArray[np.int32]
+
+
+def golden_answers(student: Student, dataset: Dataset) -> list[Golden]:
+    """Return questions about made-up users with the answers of the student."""
+    users = _made_up(dataset)
+    histories, count = users.histories, len(users.lengths)
+    scorer = TorchScorer(_with_users(student, users))
+    depth = min(_DEPTH, dataset.catalogue_size - max(users.lengths))
+    asked = Questions(histories, np.arange(count + 1), np.zeros(count, np.int32), True, 0)
+    top = rank(scorer, asked, depth).top
+    scores = np.take_along_axis(scorer.scores(histories), top.astype(np.int64), 1)
+    return [
+        Golden(
+            items=tuple(histories.of(n).tolist()),
+            events=tuple(
+                histories.events[histories.offsets[n] : histories.offsets[n + 1]].tolist()
+            ),
+            user_features=tuple((int(column), 1.0) for column in users.columns[n]),
+            top_items=tuple(top[n].tolist()),
+            top_scores=tuple(scores[n].tolist()),
+        )
+        for n in range(count)
+    ]
+
+
+def _made_up(dataset: Dataset) -> _MadeUp:
+    rng = np.random.default_rng(0)
+    lengths = [min(length, dataset.catalogue_size // 2) for length in _LENGTHS]
+    items = np.concatenate(
+        [
+            rng.choice(dataset.catalogue_size, length, replace=False).astype(np.int32)
+            for length in lengths
+        ]
+    )
+    width = dataset.user_features.width
+    columns = rng.integers(max(width, 1), size=(len(lengths), 2 if width else 0)).astype(np.int32)
+    events = rng.integers(len(dataset.info.event_types), size=len(items)).astype(np.int32)
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    return _MadeUp(lengths, Histories(np.arange(len(lengths)), offsets, items, events), columns)
+
+
+def _with_users(student: Student, users: _MadeUp) -> Student:
+    """Return a copy of the student whose users are these."""
+    stand_in = copy.deepcopy(student)
+    stand_in.max_history = max(users.lengths) + 1
+    projection = stand_in.user_features
+    projection.columns = torch.from_numpy(users.columns.astype(np.int64))
+    projection.weights = torch.ones(users.columns.shape)
+    return stand_in

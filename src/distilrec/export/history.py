@@ -1,0 +1,72 @@
+"""The user data of a bundle: histories, and what the teacher would recommend after them."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distilrec.bundle.contents import BundleHistory
+from distilrec.data.dataset import UNKNOWN_ITEM, Dataset, Histories
+from distilrec.engine.order import TAIL
+from distilrec.teachers.teacher import Teacher
+
+_TEACHER_DEPTH = 20
+_SCORES = 2**24  # of the teacher in one step
+
+
+def history_of(dataset: Dataset, teacher: Teacher | None) -> BundleHistory:
+    """Return what the users of a data set have done, with the teacher's lists where there is one.
+
+    Events that a service received long before `end` are in the histories; those from around it are
+    compared with each user's last events, of which there are `recent`.
+    """
+    histories = dataset.histories(np.arange(dataset.users), dataset.offsets[1:])
+    info = dataset.info
+    end = min(float(dataset.times.max(initial=0.0)), time.time())
+    return BundleHistory(
+        users=list(info.user_ids),
+        offsets=histories.offsets,
+        items=histories.items,
+        events=histories.events,
+        user_columns=dataset.user_features.columns,
+        user_weights=dataset.user_features.weights,
+        end=end,
+        recent=recent_events(dataset, end - TAIL),
+        teacher_items=teacher_lists(teacher, histories, info.repeats, dataset.catalogue_size)
+        if teacher
+        else None,
+    )
+
+
+def recent_events(dataset: Dataset, since: float) -> NDArray[np.int32]:
+    """Return how many events of each user's history have a time after `since`, (users,) int32."""
+    counted = (dataset.times > since) & (dataset.items != UNKNOWN_ITEM)
+    before = np.concatenate([[0], np.cumsum(counted)])
+    recent: NDArray[np.int32] = np.diff(before[dataset.offsets]).astype(np.int32)
+    return recent
+
+
+def teacher_lists(
+    teacher: Teacher, histories: Histories, repeats: bool, catalogue_size: int
+) -> NDArray[np.int32]:
+    """Return the teacher's best items for these users, best first, (users, depth) int32; -1 where
+    there are fewer.
+    """
+    chunks = []
+    step = max(1, _SCORES // catalogue_size)
+    for start in range(0, len(histories), step):
+        part = histories.select(start, start + step)
+        scores = teacher.scores(part)
+        if not repeats:
+            for k in range(len(part)):
+                scores[k, part.of(k)] = -np.inf
+        depth = min(_TEACHER_DEPTH, catalogue_size)
+        top = np.sort(np.argpartition(-scores, depth - 1, axis=1)[:, :depth], axis=1)
+        order = np.argsort(-np.take_along_axis(scores, top, 1), axis=1, kind="stable")
+        top = np.take_along_axis(top, order, 1)
+        chunks.append(
+            np.where(np.isneginf(np.take_along_axis(scores, top, 1)), -1, top).astype(np.int32)
+        )
+    return np.concatenate(chunks)
