@@ -3,7 +3,7 @@ dataframe library.
 
 | file | what |
 |---|---|
-| manifest.json | versions, kind, encoders, identities, metrics, golden answers, hashes of the files |
+| manifest.json | versions, kind, encoders, identities, metrics, golden answers, hashes |
 | weights.safetensors | the student's arrays, float32 |
 | catalogue.safetensors | item ids, titles, popularity, attributes for filters |
 | history.safetensors | optional user data: features, events, what the teacher would recommend |
@@ -130,8 +130,8 @@ def _histories(folder: Path) -> list[Path]:
 
 
 def read_bundle(folder: Path | str) -> Bundle:
-    """Return a checked bundle. Raises BundleMissingError, BundleVersionError and BundleCorruptedError,
-    each naming the file.
+    """Return a checked bundle. Raises BundleMissingError, BundleVersionError and
+    BundleCorruptedError, each naming the file.
     """
     folder = Path(folder)
     path = folder / "manifest.json"

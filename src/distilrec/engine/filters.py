@@ -44,7 +44,7 @@ class Filter(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defau
 
 
 def values_of(chosen: Filter) -> int:
-    """Returns how many ids and categories a filter names."""
+    """Return how many ids and categories a filter names."""
     conditions = chosen.attributes.values()
     named = sum(len(each.any_of or ()) + len(each.none_of) for each in conditions)
     return len(chosen.allow or ()) + len(chosen.deny) + named
@@ -64,7 +64,7 @@ class Filters:
         self._open: Mask | None = np.zeros(0, np.uint8)  # None: to be made when it is asked for
 
     def set_available(self, item: int, available: bool) -> None:
-        """An item that is not available is never recommended, whatever the filter."""
+        """Set whether an item may be recommended at all, whatever the filter."""
         if available:
             self._blocked.discard(item)
         else:
@@ -72,17 +72,17 @@ class Filters:
         self.changed()
 
     def is_available(self, item: int) -> bool:
-        """Whether it may be recommended at all."""
+        """Return whether an item may be recommended at all."""
         return item not in self._blocked
 
     def changed(self) -> None:
-        """Forgets all masks: items or attributes are no longer what they were."""
+        """Forget all masks: items or attributes are no longer what they were."""
         self._masks.clear()
         self._bytes = 0
         self._open = None
 
     def mask(self, chosen: Filter | None) -> Mask:
-        """The mask of a filter; an empty array where every item may be recommended.
+        """Return the mask of a filter; an empty array where every item may be recommended.
 
         Raises ConfigError for an attribute that no item has and a condition that its kind does not
         allow, InvalidIdError for what cannot be an id.

@@ -15,9 +15,9 @@ CACHED = True  # whether compiled kernels are kept on disk
 
 
 def kernel(function: Callable[..., Any]) -> Any:
-    """Compiles a function when it is first called. numba's decorator has no types of its own; every
+    """Compile a function when it is first called. numba's decorator has no types of its own; every
     kernel is called through a typed method in `runtime`. Where there is no folder to keep compiled
-    code in, each start compiles anew.
+    code in, each start compiles again.
     """
     global CACHED  # noqa: PLW0603
     options: Any = {"fastmath": {"reassoc", "contract", "arcp", "nsz"}, "nogil": True}
@@ -123,7 +123,7 @@ def query_recurrent(  # type: ignore[no-untyped-def]
 
 @kernel
 def fold_mean(state, items, vectors):  # type: ignore[no-untyped-def]
-    """Adds the item vectors to state[:dim] and their number to state[dim]."""
+    """Add the item vectors to state[:dim] and their number to state[dim]."""
     dim = vectors.shape[1]
     for n in range(items.shape[0]):
         for c in range(dim):
@@ -178,8 +178,10 @@ def scores_quantised(query, columns, scales, biases, factor, sums, out):  # type
             v6, v7 = columns[c + 6, start:stop], columns[c + 7, start:stop]
             for i in range(stop - start):
                 total[i] += (
-                    (np.int32(np.int16(q0 * v0[i] + q1 * v1[i])) + np.int32(np.int16(q2 * v2[i] + q3 * v3[i])))
-                    + (np.int32(np.int16(q4 * v4[i] + q5 * v5[i])) + np.int32(np.int16(q6 * v6[i] + q7 * v7[i])))
+                    (np.int32(np.int16(q0 * v0[i] + q1 * v1[i]))
+                    + np.int32(np.int16(q2 * v2[i] + q3 * v3[i])))
+                    + (np.int32(np.int16(q4 * v4[i] + q5 * v5[i]))
+                    + np.int32(np.int16(q6 * v6[i] + q7 * v7[i])))
                 )  # fmt: skip
         part, scale, bias = out[start:stop], scales[start:stop], biases[start:stop]
         for i in range(stop - start):
@@ -198,8 +200,8 @@ def scores_relu(query, readout, hidden, biases, out):  # type: ignore[no-untyped
 
 @kernel
 def top_k(scores, seen, mask, k, best_items, best_scores):  # type: ignore[no-untyped-def]
-    """The k best items that are not in `seen`, best first, equal scores in item order; gives how
-    many there are.
+    """Find the k best items that are not in `seen`, best first, equal scores in item order; return
+    how many there are.
 
     mask: (items,) uint8, 0 for an item that must not be given; an empty mask lets all pass.
     Overwrites the scores of items that are left out with -inf.
@@ -257,8 +259,8 @@ def recommend_recurrent(  # type: ignore[no-untyped-def]
 def best_quantised(  # type: ignore[no-untyped-def]
     query, columns, scales, vectors, biases, seen, mask, pool, sums, scores, best_items, best_scores
 ):
-    """The best items by `scores_quantised`, scored again exactly; as many as `best_items` holds or
-    fewer, best first.
+    """Find the best items by `scores_quantised`, scored again exactly; as many as `best_items`
+    holds or fewer, best first.
 
     query: (dim,) float32; vectors: (items, dim) float32; pool: how many are scored again.
     """
@@ -278,7 +280,7 @@ def best_quantised(  # type: ignore[no-untyped-def]
 
 @kernel
 def best_by_rows(query, vectors, biases, seen, mask, scores, best_items, best_scores):  # type: ignore[no-untyped-def]
-    """The best items by q . v_i + b_i; as many as `best_items` holds or fewer, best first.
+    """Find the best items by q . v_i + b_i; as many as `best_items` holds or fewer, best first.
 
     query: (dim,); vectors: (items, dim), read once from the first number to the last: faster than
     columns where the catalogue is larger than the caches; scores: (items,), overwritten.
@@ -293,7 +295,7 @@ def best_by_rows(query, vectors, biases, seen, mask, scores, best_items, best_sc
 
 @kernel
 def rescore(query, vectors, biases, items, best_items, best_scores):  # type: ignore[no-untyped-def]
-    """The best of `items` (n,) by q . v_i + b_i; as many as `best_items` holds or fewer, equal
+    """Find the best of `items` (n,) by q . v_i + b_i; as many as `best_items` holds or fewer, equal
     scores in the order given.
     """
     scores = np.empty(items.shape[0], np.float32)
@@ -316,7 +318,7 @@ def best_of(  # type: ignore[no-untyped-def]
     """`rescore` of those of `candidates` (n,) that are not in `seen` and pass the mask, each once;
     equal scores by item.
 
-    Gives how many there are in `best_items`, and how many of the first `few` candidates were not
+    Returns how many there are in `best_items`, and how many of the first `few` candidates were not
     left out. marked: (items,) uint8 of zeros, and so it is again afterwards.
     """
     for n in range(seen.shape[0]):

@@ -36,7 +36,7 @@ class Placed(NamedTuple):
 
 
 def placed(events: Sequence[StoredEvent]) -> list[Placed]:
-    """Returns events, given in order of arrival, with the times that they can have had, in order of
+    """Return events, given in order of arrival, with the times that they can have had, in order of
     arrival.
 
     No event was received later than one that arrived after it: where the clock was ahead once, or
@@ -58,7 +58,7 @@ def _when(event: StoredEvent, received: float) -> float:
 
 
 def follows(event: StoredEvent, last: float, received: float) -> bool:
-    """Returns whether a new event can be folded after the others without sorting them again.
+    """Return whether a new event can be folded after the others without sorting them again.
 
     last: the latest time of the others; received: when the latest of them arrived.
     """
@@ -82,7 +82,7 @@ class History(NamedTuple):
     def holds(
         self, unmatched: list[tuple[int, int]] | None, item: int, kind: int, received: float
     ) -> bool:
-        """Returns whether an event is in the history. unmatched: the user's events of the tail,
+        """Return whether an event is in the history. unmatched: the user's events of the tail,
         less what was found.
         """
         if received > self.over:
@@ -96,7 +96,7 @@ class History(NamedTuple):
 
 
 def history_until(end: float, event_types: int, *, with_tail: bool) -> History:
-    """Returns the rules for a history whose last event has the time `end` in the log.
+    """Return the rules for a history whose last event has the time `end` in the log.
 
     with_tail: whether the bundle says which events are from around the end; older bundles do not,
     and are believed to the second.

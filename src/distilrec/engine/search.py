@@ -30,19 +30,19 @@ class Search(Protocol):
     """Finds the best items for a query, (dim,) float32, among those of an `ItemTable`."""
 
     def best(self, query: Floats, seen: Places, mask: Mask, k: int) -> tuple[Places, Floats]:
-        """The k best items that are not in `seen` and pass the mask, best first; see
+        """Return the k best items that are not in `seen` and pass the mask, best first; see
         `Runtime.best`.
         """
         ...
 
     def put_item(self, item: int) -> None:
-        """The vector of this item is new."""
+        """Take over the vector of this item, which is new."""
         ...
 
 
 def make_search(kind: SearchKind, items: ItemTable, bundle: Bundle) -> Search | None:
-    """The search of this kind over a bundle's items; None for the exact scan of a catalogue that
-    fits into the caches, which is part of the runtime.
+    """Return the search of this kind over a bundle's items; None for the exact scan of a catalogue
+    that fits into the caches, which is part of the runtime.
 
     Raises ConfigError where the bundle has no graph, and MissingExtraError where there is no
     usearch.
@@ -98,8 +98,8 @@ class QuantisedSearch:
     def best(self, query: Floats, seen: Places, mask: Mask, k: int) -> tuple[Places, Floats]:
         items, scores = np.empty(k, np.int32), np.empty(k, np.float32)
         found = kernels.best_quantised(
-            query, self._columns, self._scales, self._items.vectors, self._items.biases, seen, mask, 2 * k + 64,
-            self._sums, self._scores, items, scores,
+            query, self._columns, self._scales, self._items.vectors, self._items.biases,
+            seen, mask, 2 * k + 64, self._sums, self._scores, items, scores,
         )  # fmt: skip
         return items[:found], scores[:found]
 
@@ -179,7 +179,7 @@ class GraphSearch:
 def build_graph(
     vectors: Floats, biases: Floats, info: SearchInfo, file: Path, threads: int = 0
 ) -> None:
-    """Writes the graph over these items, (items, dim) and (items,), in the format of usearch.
+    """Write the graph over these items, (items, dim) and (items,), in the format of usearch.
 
     The best score becomes the nearest neighbour: x = [v, b / u, sqrt(M^2 - |v|^2 - (b / u)^2)] with
     M the largest norm, the query [q, u, 0] (Bachrach et al. 2014, sec. 3) and u = `info.bias_unit`.
@@ -210,7 +210,7 @@ def build_graph(
 
 
 def _square_norms(vectors: Floats, biases: Floats, info: SearchInfo) -> Floats:
-    """|v|^2 + (b / u)^2, (items,)."""
+    """Return |v|^2 + (b / u)^2, (items,)."""
     norms: Floats = np.einsum("id,id->i", vectors, vectors) + (biases / info.bias_unit) ** 2
     return norms
 
@@ -233,7 +233,8 @@ def _usearch() -> Any:
     except ImportError:
         raise MissingExtraError(
             "a graph over the items needs the package usearch",
-            fix='pip install "distilrec[ann]", or load the bundle with search="quantised" (serve: --search quantised)',
+            fix='pip install "distilrec[ann]", or load the bundle with search="quantised" '
+            "(serve: --search quantised)",
             extra="ann",
         ) from None
     return Index

@@ -55,7 +55,7 @@ class Clock:
         self._last = 0.0
 
     def now(self) -> float:
-        """Returns the time, or the last one given where the clock of the machine has gone back a
+        """Return the time, or the last one given where the clock of the machine has gone back a
         little.
         """
         now = time.time()
@@ -65,7 +65,7 @@ class Clock:
 
 
 def to_stored(events: Iterable[EventInput], clock: Clock) -> list[StoredEvent]:
-    """Returns events as they are stored.
+    """Return events as they are stored.
 
     Raises ConfigError for a timestamp that is negative, not finite, or in the future,
     InvalidIdError for an id, an event type or an event id that cannot be kept exactly.
@@ -97,7 +97,7 @@ def to_stored(events: Iterable[EventInput], clock: Clock) -> list[StoredEvent]:
 
 
 def bring_up_to_date(recommender: Recommender, store: Store, user_ids: Sequence[Id]) -> None:
-    """Makes what is in memory about these users equal to what the store says."""
+    """Make what is in memory about these users equal to what the store says."""
     asked = [recommender.since(user) for user in user_ids]
     for each, record in zip(asked, store.read(asked), strict=True):
         if not recommender.restore(each, record):
@@ -106,7 +106,7 @@ def bring_up_to_date(recommender: Recommender, store: Store, user_ids: Sequence[
 
 
 def follow_item(recommender: Recommender, record: ItemRecord) -> list[DistilrecError]:
-    """Applies a stored record of an item as far as that is possible; returns what stood against the
+    """Apply a stored record of an item as far as that is possible; return what stood against the
     rest. Nothing does where the item was removed.
     """
     try:
@@ -116,7 +116,7 @@ def follow_item(recommender: Recommender, record: ItemRecord) -> list[DistilrecE
 
 
 def forget_erased(recommender: Recommender, store: Store) -> int:
-    """Takes users whom the store remembers as erased out of what a recommender knows from its
+    """Take users whom the store remembers as erased out of what a recommender knows from its
     bundle.
 
     Returns the store's number of erasures: as long as that stays, there is nothing to do.
@@ -177,7 +177,7 @@ class StoredRecommender:
             return answer()
 
     def update(self, events: Iterable[EventInput | Mapping[str, object]]) -> list[bool]:
-        """Stores events, durably, and follows them; says of each whether it is new (not a repeated
+        """Store events, durably, and follow them; return for each whether it is new (not a repeated
         event id).
 
         Raises ConfigError for an event that is not valid, InvalidIdError, and StoreError; then none
@@ -194,7 +194,7 @@ class StoredRecommender:
         return [position > 0 for position in positions]
 
     def set_user(self, user_id: Id, features: Mapping[str, object]) -> None:
-        """Stores the features of a user. Raises ConfigError for a feature that the bundle does not
+        """Store the features of a user. Raises ConfigError for a feature that the bundle does not
         have.
         """
         name = as_id(user_id, "user_id")
@@ -205,7 +205,7 @@ class StoredRecommender:
             self.recommender.forget(name)
 
     def put_item(self, record: ItemRecord) -> None:
-        """Stores and applies what is said about an item. Raises ConfigError and InvalidIdError;
+        """Store and apply what is said about an item. Raises ConfigError and InvalidIdError;
         then nothing changed.
         """
         with self._lock:
@@ -216,7 +216,7 @@ class StoredRecommender:
             self.refresh_items()
 
     def refresh_items(self) -> None:
-        """Applies what was said about items, here or by other processes.
+        """Apply what was said about items, here or by other processes.
 
         What this bundle cannot take of it, such as features of another bundle, is left out and
         logged.
@@ -228,7 +228,7 @@ class StoredRecommender:
                     _log.warning("item %r: left out: %s", record.item_id, problem.message)
 
     def erase(self, user_id: Id) -> int:
-        """Removes a user from the store and from memory; the bundle's history of them is not used
+        """Remove a user from the store and from memory; the bundle's history of them is not used
         any more.
         """
         name = as_id(user_id, "user_id")
@@ -239,17 +239,19 @@ class StoredRecommender:
         return removed
 
     def clean(self) -> str:
-        """Goes on taking erased users out of the store's files; returns what is left to be done,
-        empty where nothing is.
+        """Go on taking erased users out of the store's files; return what is left to be done, empty
+        where nothing is.
         """
         with self._lock:
             return self.store.clean()
 
     @contextmanager
     def _writing(self, users: Iterable[str]) -> Iterator[None]:
-        """A write that failed may have happened all the same: the next answer asks the store about
-        these users. And where the store may lack what it once said, nothing that was read before is
-        used any more.
+        """Write what the block writes about these users.
+
+        A write that failed may have happened all the same: the next answer asks the store about
+        them. And where the store may lack what it once said, nothing that was read before is used
+        any more.
         """
         try:
             yield

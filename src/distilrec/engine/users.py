@@ -77,23 +77,23 @@ class Users:
         return user_id in self._users
 
     def get(self, user_id: str) -> User | None:
-        """The user, who thereby is the most recently used."""
+        """Return the user, who thereby is the most recently used."""
         with self.lock:
             return self.use(user_id)
 
     def use(self, user_id: str) -> User | None:
-        """`get` for a thread that holds the lock."""
+        """Do what `get` does, for a thread that holds the lock."""
         user = self._users.get(user_id)
         if user is not None:
             self._users.move_to_end(user_id)
         return user
 
     def peek(self, user_id: str) -> User | None:
-        """The user, without counting as use."""
+        """Return the user, without counting as use."""
         return self._users.get(user_id)
 
     def put(self, user_id: str, user: User) -> None:
-        """Adds or replaces a user; the least recently used one leaves where there are too many."""
+        """Add or replace a user; the least recently used one leaves where there are too many."""
         with self.lock:
             self.drop(user_id)
             self._users[user_id] = user
@@ -104,27 +104,27 @@ class Users:
                 self.evicted += 1
 
     def drop(self, user_id: str) -> None:
-        """Forgets a user, if in memory."""
+        """Forget a user, if in memory."""
         with self.lock:
             user = self._users.pop(user_id, None)
             if user is not None:
                 self.nbytes -= user.nbytes
 
     def clear(self) -> None:
-        """Forgets everybody."""
+        """Forget all users."""
         with self.lock:
             self._users.clear()
             self.nbytes = 0
 
     def recent(self, count: int) -> list[str]:
-        """The most recently used users, latest first."""
+        """Return the most recently used users, latest first."""
         with self.lock:
             return [
                 user_id for user_id, _ in zip(reversed(self._users), range(count), strict=False)
             ]
 
     def remember(self, user: User, item: int, event: int) -> None:
-        """Adds an event to the log of a user who is held here, or is about to be."""
+        """Add an event to the log of a user who is held here, or is about to be."""
         if user.length == self.max_events:
             user.log[:, :-1] = user.log[:, 1:]
             user.length -= 1
@@ -136,7 +136,7 @@ class Users:
         user.length += 1
 
     def remember_all(self, user: User, items: NDArray[np.int32], events: NDArray[np.int32]) -> None:
-        """Adds many events to the log of a user who is not held here yet."""
+        """Add many events to the log of a user who is not held here yet."""
         whole = np.stack(
             [np.concatenate([user.items, items]), np.concatenate([user.events, events])]
         )
