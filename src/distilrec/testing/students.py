@@ -36,6 +36,7 @@ from distilrec.engine.runtimes.kinds import RUNTIMES, make_runtime
 from distilrec.engine.runtimes.runtime import Runtime
 from distilrec.errors import BundleCorruptedError, ConfigError
 from distilrec.export.export import export_bundle, holds
+from distilrec.files import write_whole
 from distilrec.networks.batches import prediction_batch
 from distilrec.networks.kinds import STUDENTS
 from distilrec.networks.sequence import TorchScorer
@@ -414,7 +415,7 @@ def rewrite(bundle: Bundle, weights: Arrays, folder: Path) -> None:
         folder, bundle.manifest, bundle.weights, bundle.catalogue, bundle.history
     )
     data = encoded(weights)
-    (folder / WEIGHTS).write_bytes(data)
+    write_whole(folder / WEIGHTS, data)
     entry = FileEntry(hashlib.sha256(data).hexdigest(), len(data))
     write_manifest(
         folder, msgspec.structs.replace(manifest, files={**manifest.files, WEIGHTS: entry})
