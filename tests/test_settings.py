@@ -113,6 +113,7 @@ told = st.recursive(
 )
 
 
+@pytest.mark.slow
 @given(st.dictionaries(keys, told, max_size=4))
 def test_whatever_a_file_says_is_taken_or_explained(content):
     """Fuzzing: never another error than ours, and never without a word on what to do."""

@@ -16,8 +16,6 @@ from torch.nn import functional
 from distilrec.data.dataset import Dataset
 from distilrec.networks.batches import Batch
 from distilrec.networks.sequence import (
-    FeatureProjection,
-    ItemTower,
     SequenceModel,
     causal_mean,
     with_padding,
@@ -45,11 +43,7 @@ class Dnn(SequenceModel):
 
     def __init__(self, dataset: Dataset, config: DnnConfig) -> None:
         super().__init__()
-        self.max_history = config.max_history
-        self.state_dim = config.dim
-        self.dropout = config.dropout
-        self.items = ItemTower(dataset, config.dim)
-        self.user_features = FeatureProjection(dataset.user_features, config.dim)
+        self._set_up(dataset, config)
         widths = [3 * config.dim, *[config.hidden] * config.layers]
         layers: list[nn.Module] = []
         for width_in, width_out in pairwise(widths):

@@ -18,8 +18,6 @@ from torch.nn import functional
 from distilrec.data.dataset import Dataset
 from distilrec.networks.batches import Batch
 from distilrec.networks.sequence import (
-    FeatureProjection,
-    ItemTower,
     causal_mean,
     with_padding,
 )
@@ -46,11 +44,8 @@ class Mlp(Student):
 
     def __init__(self, dataset: Dataset, config: MlpConfig) -> None:
         super().__init__(dataset, config)
-        self.max_history = config.max_history
+        self._set_up(dataset, config)
         self.state_dim = config.hidden
-        self.dropout = config.dropout
-        self.items = ItemTower(dataset, config.dim)
-        self.user_features = FeatureProjection(dataset.user_features, config.dim)
         self.user_layer = nn.Linear(config.dim, config.hidden)  # A, c
         self.item_layer = nn.Linear(config.dim, config.hidden, bias=False)  # B
         self.readout = nn.Parameter(torch.randn(config.hidden) / config.hidden**0.5)  # w

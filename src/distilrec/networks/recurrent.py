@@ -22,7 +22,7 @@ from torch.nn import functional
 
 from distilrec.data.dataset import Dataset
 from distilrec.networks.batches import Batch
-from distilrec.networks.sequence import FeatureProjection, ItemTower, with_padding
+from distilrec.networks.sequence import with_padding
 from distilrec.networks.student import Range, Student, StudentSettings
 from distilrec.settings import Count, Share
 
@@ -52,12 +52,8 @@ class Recurrent(Student):
 
     def __init__(self, dataset: Dataset, config: RecurrentConfig) -> None:
         super().__init__(dataset, config)
+        self._set_up(dataset, config)
         dim = config.dim
-        self.max_history = config.max_history
-        self.state_dim = config.dim
-        self.dropout = config.dropout
-        self.items = ItemTower(dataset, dim)
-        self.user_features = FeatureProjection(dataset.user_features, dim)
         self.gain = nn.Parameter(torch.ones(len(dataset.info.event_types), dim))
         exponents = (
             torch.linspace(0, 1, config.scales) if config.scales > 1 else torch.tensor([0.5])

@@ -5,6 +5,7 @@ event.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -94,6 +95,19 @@ def causal_mean(x: torch.Tensor, batch: Batch, padding: int) -> torch.Tensor:
     return x.cumsum(1) / seen.clamp(min=1.0)
 
 
+class Sizes(Protocol):
+    """The settings that most networks have."""
+
+    @property
+    def dim(self) -> int: ...
+
+    @property
+    def dropout(self) -> float: ...
+
+    @property
+    def max_history(self) -> int: ...
+
+
 class SequenceModel(nn.Module, ABC):
     """f(x) = sigma(W1 h1 + b1): `encode` gives h1 after each event, `score` gives the logits over
     items.
@@ -102,8 +116,17 @@ class SequenceModel(nn.Module, ABC):
     """
 
     items: ItemTower
+    user_features: FeatureProjection
     max_history: int
     state_dim: int  # channels of the states that `encode` gives
+
+    def _set_up(self, dataset: Dataset, config: Sizes) -> None:
+        """Make what most networks begin with: items, users and states of `config.dim` channels."""
+        self.max_history = config.max_history
+        self.dropout = config.dropout
+        self.state_dim = config.dim
+        self.items = ItemTower(dataset, config.dim)
+        self.user_features = FeatureProjection(dataset.user_features, config.dim)
 
     @abstractmethod
     def encode(self, batch: Batch, vectors: torch.Tensor) -> torch.Tensor:

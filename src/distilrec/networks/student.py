@@ -13,7 +13,7 @@ import msgspec
 import torch
 
 from distilrec.data.dataset import Dataset
-from distilrec.networks.sequence import FeatureProjection, SequenceModel
+from distilrec.networks.sequence import SequenceModel
 from distilrec.settings import Settings
 
 
@@ -71,7 +71,6 @@ class Student(SequenceModel):
     """The class of its settings."""
     space: ClassVar[Mapping[str, Range]] = {}
     """The settings that `distilrec tune` searches; the width is left to the user."""
-    user_features: FeatureProjection
 
     @abstractmethod
     def __init__(self, dataset: Dataset, config: Any) -> None:

@@ -14,7 +14,7 @@ from torch.nn import functional
 from distilrec.data.dataset import Dataset
 from distilrec.errors import ConfigError
 from distilrec.networks.batches import Batch
-from distilrec.networks.sequence import FeatureProjection, ItemTower, SequenceModel, with_padding
+from distilrec.networks.sequence import SequenceModel, with_padding
 from distilrec.settings import Count, Settings, Share
 
 
@@ -111,11 +111,7 @@ class Transformer(SequenceModel):
 
     def __init__(self, dataset: Dataset, config: TransformerConfig) -> None:
         super().__init__()
-        self.max_history = config.max_history
-        self.state_dim = config.dim
-        self.dropout = config.dropout
-        self.items = ItemTower(dataset, config.dim)
-        self.user_features = FeatureProjection(dataset.user_features, config.dim)
+        self._set_up(dataset, config)
         self.start = nn.Parameter(0.05 * torch.randn(config.dim))
         self.positions = nn.Parameter(0.02 * torch.randn(config.max_history, config.dim))
         self.event_types = nn.Embedding(len(dataset.info.event_types), config.dim)
