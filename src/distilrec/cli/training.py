@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,8 @@ from distilrec.errors import ConfigError
 
 if TYPE_CHECKING:
     from distilrec.data.dataset import Dataset
+    from distilrec.report.drift import Drift
+    from distilrec.report.gate import Check
     from distilrec.runs.config import RunConfig
     from distilrec.runs.folder import Run
     from distilrec.workers import Workers
@@ -135,10 +137,7 @@ def gate(
     wanted = read_thresholds(thresholds)
     with _opened(run) as (opened, data):
         checks = runs.gate(opened, data, wanted)
-    for check in checks:
-        print(check)
-    if not all(check.passed for check in checks):
-        sys.exit(1)
+    _print_checks(checks)
 
 
 @app.command
@@ -159,11 +158,8 @@ def drift(
     from distilrec import runs
 
     with _opened(run) as (opened, data):
-        found = runs.check_drift(opened, data, log, stability=stability, unknown=unknown)
-    for index in found:
-        print(index)
-    if not all(index.passed for index in found):
-        sys.exit(1)
+        indices = runs.check_drift(opened, data, log, stability=stability, unknown=unknown)
+    _print_checks(indices)
 
 
 @app.command
@@ -196,6 +192,14 @@ def run_command(*, begin: Begin = Begin(), device: Device = "auto") -> None:
     show_comparison(comparison)
 
 
+def _print_checks(checks: Sequence[Check | Drift]) -> None:
+    """Print what was measured; end with code 1 where something is not as it should be."""
+    for check in checks:
+        print(check)
+    if not all(check.passed for check in checks):
+        sys.exit(1)
+
+
 def _config(begin: Begin) -> RunConfig:
     import msgspec
 
@@ -207,8 +211,11 @@ def _config(begin: Begin) -> RunConfig:
             fix="for example `--dataset ml-100k`",
             parameter="dataset",
         )
-    given = begin.config
-    chosen = RunConfig(DataConfig(dataset=begin.dataset)) if given is None else read_config(given)
+    chosen = (
+        RunConfig(DataConfig(dataset=begin.dataset))
+        if begin.config is None
+        else read_config(begin.config)
+    )
     return chosen if begin.seed is None else msgspec.structs.replace(chosen, seed=begin.seed)
 
 

@@ -6,12 +6,15 @@ user's state is a fold of it.
 
 from __future__ import annotations
 
+import hashlib
 import logging
+import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 import msgspec
 
+from distilrec.errors import StoreVersionError
 from distilrec.features.attributes import Value
 
 
@@ -184,6 +187,39 @@ def decoded_item(raw: bytes, item_id: str) -> ItemRecord | None:
             "an item record cannot be read", extra={"facts": facts}
         )
         return None
+
+
+def decoded_items(rows: Iterable[tuple[bytes, str]]) -> list[ItemRecord]:
+    """Return the item records that can be read, from their bytes and item ids."""
+    records = (decoded_item(raw, item_id) for raw, item_id in rows)
+    return [record for record in records if record is not None]
+
+
+def decoded_features(raw: bytes | None) -> dict[str, object] | None:
+    """Return the features of a user, None where none are stored."""
+    return None if raw is None else msgspec.json.decode(raw, type=dict[str, object])
+
+
+def new_epoch() -> str:
+    """Return an epoch that no user has had before."""
+    return secrets.token_hex(8)
+
+
+def erased_hash(salt: str, user_id: str) -> bytes:
+    """Return what a store keeps of an erased user: it tells whether an id is erased, and not which
+    ids are.
+    """
+    return hashlib.sha256(f"{salt}:{user_id}".encode()).digest()
+
+
+def check_schema(store: str, version: int, newest: int, **where: str) -> None:
+    """Raise StoreVersionError where a store was written by a later version of distilrec."""
+    if version > newest:
+        raise StoreVersionError(
+            f"{store} has schema version {version}; this distilrec knows up to {newest}",
+            fix="upgrade distilrec (pip install -U distilrec)",
+            **where,
+        )
 
 
 def merged(before: ItemRecord | None, now: ItemRecord) -> ItemRecord:

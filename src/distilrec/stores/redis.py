@@ -19,7 +19,6 @@ guarantee that SQLite gives; `check` warns of less.
 
 from __future__ import annotations
 
-import hashlib
 import re
 import secrets
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -32,7 +31,6 @@ from distilrec.errors import (
     StoreCorruptedError,
     StoreError,
     StoreUnavailableError,
-    StoreVersionError,
     missing_extra,
 )
 from distilrec.stores.opening import shown
@@ -41,8 +39,13 @@ from distilrec.stores.records import (
     Since,
     StoredEvent,
     UserRecord,
+    check_schema,
+    decoded_features,
     decoded_item,
+    decoded_items,
+    erased_hash,
     merged,
+    new_epoch,
 )
 
 SCHEMA_VERSION = 1
@@ -137,12 +140,7 @@ class RedisStore:
                 if not self._client.exists(prefix + name):
                     self._client.setnx(prefix + name, value)
             version, salt = map(_text, self._client.mget(prefix + "schema", prefix + "salt"))
-        if int(version) > SCHEMA_VERSION:
-            raise StoreVersionError(
-                f"the store {self._where} has schema version {int(version)}; this distilrec knows "
-                f"up to {SCHEMA_VERSION}",
-                fix="upgrade distilrec (pip install -U distilrec)",
-            )
+        check_schema(f"the store {self._where}", int(version), SCHEMA_VERSION)
         self._salt = salt
 
     @property
@@ -155,7 +153,7 @@ class RedisStore:
             payload = msgspec.msgpack.encode(
                 _Payload(e.item_id, e.event_type, e.timestamp, e.received, e.event_id)
             )
-            arguments += [e.user_id, e.event_id, secrets.token_hex(8), payload]
+            arguments += [e.user_id, e.event_id, new_epoch(), payload]
         with self._errors():
             return [int(position) for position in self._append(args=arguments)] if events else []
 
@@ -226,16 +224,19 @@ class RedisStore:
                     since.user_id, e.item_id, e.event_type, e.timestamp, e.received, e.event_id
                 )
             )
-        decoded = (
-            None if features is None else msgspec.json.decode(features, type=dict[str, object])
-        )
         position = since.position + len(events)
         return UserRecord(
-            epoch, position, restart, events, decoded, bool(erased), length > position
+            epoch,
+            position,
+            restart,
+            events,
+            decoded_features(features),
+            bool(erased),
+            length > position,
         )
 
     def set_features(self, user_id: str, features: Mapping[str, object]) -> None:
-        values = {"features": msgspec.json.encode(features), "epoch": secrets.token_hex(8)}
+        values = {"features": msgspec.json.encode(features), "epoch": new_epoch()}
         with self._errors():
             self._client.hset(f"{self._prefix}user:{user_id}", mapping=values)
 
@@ -306,12 +307,8 @@ class RedisStore:
             start = after if after <= last else 0
             changed = self._client.zrangebyscore(table + ":changes", f"({start}", str(last))
             found = self._client.hmget(table, changed) if changed else []
-        records = [
-            decoded_item(raw, _text(item))
-            for item, raw in zip(changed, found, strict=True)
-            if raw is not None
-        ]
-        return [record for record in records if record is not None], last
+        rows = zip(found, map(_text, changed), strict=True)
+        return decoded_items((raw, item) for raw, item in rows if raw is not None), last
 
     def setting(self, name: str) -> str | None:
         with self._errors():
@@ -364,7 +361,7 @@ class RedisStore:
         self._client.close()
 
     def _hash(self, user_id: str) -> str:
-        return hashlib.sha256(f"{self._salt}:{user_id}".encode()).hexdigest()
+        return erased_hash(self._salt, user_id).hex()
 
     def _connected(self, connection: Any) -> None:
         """Asks every new connection which server it has reached. A server that was restarted, or a

@@ -5,7 +5,6 @@ migrated on opening.
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import os
 import secrets
 import shutil
@@ -21,15 +20,19 @@ from distilrec.errors import (
     StoreCorruptedError,
     StoreError,
     StoreUnavailableError,
-    StoreVersionError,
 )
 from distilrec.stores.records import (
     ItemRecord,
     Since,
     StoredEvent,
     UserRecord,
+    check_schema,
+    decoded_features,
     decoded_item,
+    decoded_items,
+    erased_hash,
     merged,
+    new_epoch,
 )
 
 # Step n takes a database from schema version n to n + 1. Released steps are never changed, only
@@ -184,9 +187,7 @@ class SqliteStore:
         rows = rows[:at_most]
         events = [StoredEvent(since.user_id, *rest) for _, *rest in rows]
         position = rows[-1][0] if rows else (0 if restart else since.position)
-        decoded = (
-            None if features is None else msgspec.json.decode(features, type=dict[str, object])
-        )
+        decoded = decoded_features(features)
         return UserRecord(epoch, position, restart, events, decoded, erased, more)
 
     def set_features(self, user_id: str, features: Mapping[str, object]) -> None:
@@ -194,7 +195,7 @@ class SqliteStore:
             user = self._user(db, user_id)
             db.execute(
                 "UPDATE users SET features = ?, epoch = ? WHERE id = ?",
-                (msgspec.json.encode(features), secrets.token_hex(8), user),
+                (msgspec.json.encode(features), new_epoch(), user),
             )
 
     def erase(self, user_id: str) -> int:
@@ -256,8 +257,7 @@ class SqliteStore:
                 "change",
                 (after if after <= last else 0, last),
             ).fetchall()
-        records = [decoded_item(record, item_id) for record, item_id in rows]
-        return [record for record in records if record is not None], last
+        return decoded_items(rows), last
 
     def setting(self, name: str) -> str | None:
         with self._reading, self._errors():
@@ -385,13 +385,7 @@ class SqliteStore:
 
     def _migrate(self, migrations: Sequence[str]) -> None:
         version = self._writer.execute("PRAGMA user_version").fetchone()[0]
-        if version > len(migrations):
-            raise StoreVersionError(
-                f"{self.path} has schema version {version}; this distilrec knows up to "
-                f"{len(migrations)}",
-                fix="upgrade distilrec (pip install -U distilrec)",
-                file=str(self.path),
-            )
+        check_schema(str(self.path), version, len(migrations), file=str(self.path))
         for step in range(version, len(migrations)):
             self._writer.executescript(
                 f"BEGIN IMMEDIATE; {migrations[step]} PRAGMA user_version = {step + 1}; COMMIT;"
@@ -402,12 +396,12 @@ class SqliteStore:
         if row is None:
             row = db.execute(
                 "INSERT INTO users (user_id, epoch) VALUES (?, ?) RETURNING id",
-                (user_id, secrets.token_hex(8)),
+                (user_id, new_epoch()),
             ).fetchone()
         return int(row[0])
 
     def _hash(self, user_id: str) -> bytes:
-        return hashlib.sha256(f"{self._salt}:{user_id}".encode()).digest()
+        return erased_hash(self._salt, user_id)
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
