@@ -72,12 +72,12 @@ def rectools_ease(dataset: Dataset) -> Callable[[int], object]:
             Columns.Datetime: pd.to_datetime(dataset.times[training], unit="s"),
         }
     )
-    log_dataset = RecToolsDataset.construct(log)
+    whole = RecToolsDataset.construct(log)
     model = EASEModel(regularization=300.0)
-    model.fit(log_dataset)
+    model.fit(whole)
     return lambda n: model.recommend(
         np.array([n % dataset.info.warm_users]),
-        dataset=log_dataset,
+        dataset=whole,
         k=K,
         filter_viewed=True,
         add_rank_col=True,
@@ -136,8 +136,8 @@ class OneAnswer(torch.nn.Module):
     def forward(
         self, users: torch.Tensor, items: torch.Tensor, events: torch.Tensor, last: torch.Tensor
     ) -> torch.Tensor:
-        no_rows = torch.zeros((1, 0), dtype=torch.int64)
-        states = self.model.encode(Batch(users, items, events, items, items, no_rows), self.vectors)
+        nothing = torch.zeros((1, 0), dtype=torch.int64)
+        states = self.model.encode(Batch(users, items, events, items, items, nothing), self.vectors)
         return self.model.score(states[:, last[0]], self.vectors, self.biases)
 
 

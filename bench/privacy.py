@@ -52,7 +52,7 @@ from distilrec.privacy.dpsgd import train_private
 from distilrec.privacy.votes import VoteConfig, private_votes
 from distilrec.teachers.linear import LinearConfig, fit_linear
 from distilrec.training.options import TrainingConfig
-from distilrec.training.scoring import MASKED_LOGIT, seen_items
+from distilrec.training.scoring import MASKED_LOGIT, seen_so_far
 from distilrec.training.trained import TrainedModel, load_model, save_model, train_model
 
 RESULTS = Path(__file__).parent / "results"
@@ -110,7 +110,7 @@ def log_likelihood(model: SequenceModel, dataset: Dataset) -> NDArray[np.float64
             logits = model.score(
                 model.encode(batch, vectors)[window, position], vectors[:warm], model.items.bias
             )
-            seen = seen_items(batch, dataset.catalogue_size, window, position, slice(warm))
+            seen = seen_so_far(batch, dataset.catalogue_size, window, position).among(slice(warm))
             seen[torch.arange(len(targets)), targets] = False
             found = torch.log_softmax(logits.masked_fill(seen, MASKED_LOGIT), -1)[
                 torch.arange(len(targets)), targets

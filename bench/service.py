@@ -409,11 +409,9 @@ def _shown(value: object) -> str:
     if isinstance(value, float):
         return f"{value:,.3f}".rstrip("0").rstrip(".")
     if isinstance(value, dict):
-        return ", ".join(
-            f"{name.replace('_', ' ')} {_shown(figure)}" for name, figure in value.items()
-        )
+        return ", ".join(f"{name.replace('_', ' ')} {_shown(each)}" for name, each in value.items())
     if isinstance(value, list):
-        return ", ".join(_shown(figure) for figure in value) or "none"
+        return ", ".join(_shown(each) for each in value) or "none"
     return str(value)
 
 

@@ -44,10 +44,10 @@ def histories(users: int, items: int, seed: int = 0) -> Iterator[tuple[Ints, Int
     starts = np.searchsorted(topic[order], np.arange(TOPICS + 1))
     for chunk, first in enumerate(range(0, users, _CHUNK)):
         rng = np.random.default_rng([seed, chunk])
-        chunk_users = min(_CHUNK, users - first)
-        lengths = np.clip(rng.lognormal(np.log(20), 1.0, chunk_users), 3, LONGEST).astype(np.int32)
-        owner = np.repeat(np.arange(chunk_users), lengths)
-        topics = rng.integers(TOPICS, size=(chunk_users, 3))
+        some = min(_CHUNK, users - first)
+        lengths = np.clip(rng.lognormal(np.log(20), 1.0, some), 3, LONGEST).astype(np.int32)
+        owner = np.repeat(np.arange(some), lengths)
+        topics = rng.integers(TOPICS, size=(some, 3))
         topic_of_event = topics[owner, rng.integers(3, size=len(owner))]  # (events,)
         size = starts[topic_of_event + 1] - starts[topic_of_event]
         # An index that falls as 1 / rank within n: n^u - 1 for u uniform in [0, 1).
@@ -72,12 +72,12 @@ def synthetic_log(file: Path, events: int, items: int) -> Path:
 
     file.parent.mkdir(parents=True, exist_ok=True)
     lengths, flat = zip(*histories(events // 33 + 1, items), strict=True)
-    owner, item_of_event = (
+    owner, chosen = (
         np.repeat(np.arange(sum(map(len, lengths))), np.concatenate(lengths)),
         np.concatenate(flat),
     )
     times = np.random.default_rng(4).integers(1_600_000_000, 1_700_000_000, len(owner))
-    log = pl.DataFrame({"user": owner, "item": item_of_event, "timestamp": np.sort(times)})
+    log = pl.DataFrame({"user": owner, "item": chosen, "timestamp": np.sort(times)})
     log = log.select(
         pl.format("user-{}", "user").alias("user_id"),
         pl.format("item-{}", "item").alias("item_id"),

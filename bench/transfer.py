@@ -202,17 +202,13 @@ def prepared(pair: Pair, features: bool) -> tuple[Dataset, list[str]]:
     """
     cold: list[str] = []
     if pair.same_people:
-        shared_users = sorted(set(pair.target["user_id"]) & set(pair.source["user_id"]))
-        cold = (
-            np.random.default_rng(0)
-            .choice(shared_users, len(shared_users) // 5, replace=False)
-            .tolist()
-        )
+        both = sorted(set(pair.target["user_id"]) & set(pair.source["user_id"]))
+        cold = np.random.default_rng(0).choice(both, len(both) // 5, replace=False).tolist()
     log = pair.target
     if "timestamp" in log.columns:
         log = log.sort("timestamp", maintain_order=True)
-    position = pl.int_range(pl.len()).over("user_id")
-    log = log.filter(~pl.col("user_id").is_in(cold) | (position < 3))
+    place = pl.int_range(pl.len()).over("user_id")
+    log = log.filter(~pl.col("user_id").is_in(cold) | (place < 3))
     cleaning = Cleaning(min_user_events=3, min_item_events=3)
     schema = Schema(timestamp="timestamp" if "timestamp" in log.columns else None)
     if not features:
@@ -233,12 +229,12 @@ def factors(log: pl.DataFrame) -> pl.DataFrame:
         log[name].replace_strict(ids, np.arange(len(ids)), return_dtype=pl.Int64).to_numpy()
         for name, ids in (("user_id", users), ("item_id", items))
     )
-    matrix = csr_matrix((np.ones(len(rows)), (rows, columns)))
+    whole = csr_matrix((np.ones(len(rows)), (rows, columns)))
     degrees = [
-        np.sqrt(np.asarray(matrix.sum(axis))).reshape(shape)
+        np.sqrt(np.asarray(whole.sum(axis))).reshape(shape)
         for axis, shape in ((1, (-1, 1)), (0, (1, -1)))
     ]
-    scaled = csr_matrix(csr_matrix(matrix.multiply(1 / degrees[0])).multiply(1 / degrees[1]))
+    scaled = csr_matrix(csr_matrix(whole.multiply(1 / degrees[0])).multiply(1 / degrees[1]))
     left = svds(scaled, k=FACTORS, v0=np.ones(min(scaled.shape)))[0]
     return pl.DataFrame(
         {"user_id": users, "source": (left / np.sqrt((left**2).sum(1).mean())).tolist()}
@@ -285,16 +281,16 @@ def of_both_domains(pair: Pair, data: Dataset, of_target: Scores) -> tuple[Score
     """
     names, training = data.info.item_ids, data.training_rows()
     owners = [data.info.user_ids[user] for user in data.user_rows()[training]]
-    target = pl.DataFrame(
+    own = pl.DataFrame(
         {"user_id": owners, "item_id": [names[item] for item in data.items[training]]}
     )
     # Other people stay in the order of time, as those of the target are.
     source = pair.source if pair.same_people else pair.source.sort("timestamp", maintain_order=True)
-    rows = pl.concat([target, source.select("user_id", "item_id")])
+    rows = pl.concat([own, source.select("user_id", "item_id")])
     if pair.same_people:
         rows = rows.sample(fraction=1.0, shuffle=True, seed=1)
     everyone = prepare_dataset(rows, Schema(), cleaning=Cleaning(min_item_events=5))
-    teacher = fit_linear(pair.linear, everyone, 0)
+    both = fit_linear(pair.linear, everyone, 0)
     places = {item: n for n, item in enumerate(everyone.info.item_ids[: everyone.info.warm_items])}
     column = np.array([places.get(item, -1) for item in names[: data.info.warm_items]])
 
@@ -306,15 +302,15 @@ def of_both_domains(pair: Pair, data: Dataset, of_target: Scores) -> tuple[Score
         in_target = np.zeros((data.users, len(column)), np.float32)
         for user, name in enumerate(data.info.user_ids):
             if name in past:
-                scores = teacher.weights[past[name]].sum(0)
-                in_target[user] = np.where(column >= 0, scores[column], 0.0)
+                said = both.weights[past[name]].sum(0)
+                in_target[user] = np.where(column >= 0, said[column], 0.0)
 
         def with_share(share: float) -> Scores:
             return lambda histories: of_target(histories) + share * in_target[histories.users]
 
     else:
         weights = np.where(
-            (column[:, None] >= 0) & (column >= 0), teacher.weights[column[:, None], column], 0.0
+            (column[:, None] >= 0) & (column >= 0), both.weights[column[:, None], column], 0.0
         )
         of_both = LinearTeacher(
             pair.linear, weights.astype(np.float32), data.catalogue_size, data.fingerprint(), 0.0

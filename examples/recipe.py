@@ -45,9 +45,9 @@ def main(
             "with --source"
         )
     (folder / "tables").mkdir(exist_ok=True)
-    for name, frame in ({} if tables is None else tables(arguments.source)).items():
-        frame.write_parquet(folder / "tables" / f"{name}.parquet")
-        print(f"{name}: {frame.height:,} rows, {', '.join(frame.columns)}", flush=True)
+    for name, made in ({} if tables is None else tables(arguments.source)).items():
+        made.write_parquet(folder / "tables" / f"{name}.parquet")
+        print(f"{name}: {made.height:,} rows, {', '.join(made.columns)}", flush=True)
     if arguments.tables_only:
         return
     comparison = runs.run_all(read_config(folder / "recipe.toml"), arguments.run, runs.Lines())

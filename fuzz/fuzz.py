@@ -183,11 +183,11 @@ def bundle(scratch: Path) -> Target:
             entry = manifests.FileEntry(bundles._hash(forged / name), len(content))
             changed["files"][name] = msgspec.to_builtins(entry)
         try:
-            forged_manifest = msgspec.convert(changed, manifests.Manifest)
+            whole = msgspec.convert(changed, manifests.Manifest)
         except (msgspec.ValidationError, DistilrecError):
-            forged_manifest = None
-        if forged_manifest is not None:
-            changed["model_version"] = forged_manifest.hashed()
+            whole = None
+        if whole is not None:
+            changed["model_version"] = whole.hashed()
         (forged / "manifest.json").write_text(json.dumps(changed))
         try:
             recommender = load(forged)
@@ -245,9 +245,9 @@ def forge_arrays(provider: Provider, data: bytes) -> bytes:
     array = arrays[name].copy()
     match provider.ConsumeIntInRange(0, 4):
         case 0 if array.size:
-            index = provider.ConsumeIntInRange(0, array.size - 1)
+            place = provider.ConsumeIntInRange(0, array.size - 1)
             flat = array.reshape(-1).view(np.uint8)
-            flat[index * array.itemsize : (index + 1) * array.itemsize] = list(
+            flat[place * array.itemsize : (place + 1) * array.itemsize] = list(
                 provider.ConsumeBytes(array.itemsize).ljust(array.itemsize, b"\0")
             )
         case 1:
@@ -401,16 +401,16 @@ def main() -> None:
         "input", nargs="?", type=Path, help="an input to try again, instead of fuzzing"
     )
     parser.add_argument("--seconds", type=int, default=60)
-    arguments = parser.parse_args()
-    folder = ROOT / "runs" / "fuzz" / arguments.target
-    seeds(arguments.target, folder / "corpus")
+    asked = parser.parse_args()
+    folder = ROOT / "runs" / "fuzz" / asked.target
+    seeds(asked.target, folder / "corpus")
     with tempfile.TemporaryDirectory() as scratch:
-        target = TARGETS[arguments.target](Path(scratch))
-        if arguments.input is not None:
-            target(arguments.input.read_bytes())
+        target = TARGETS[asked.target](Path(scratch))
+        if asked.input is not None:
+            target(asked.input.read_bytes())
             return
         limits = [
-            f"-max_total_time={arguments.seconds}",
+            f"-max_total_time={asked.seconds}",
             "-max_len=6000",
             "-timeout=60",
             "-rss_limit_mb=8000",

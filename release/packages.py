@@ -60,7 +60,7 @@ kind = "recurrent"
 dim = 8
 [student_training]
 epochs = 2
-{tables}
+{more}
 """
 
 
@@ -88,7 +88,7 @@ class Environment:
         """Return what some Python prints."""
         return run(self.interpreter, "-c", code, folder=self.folder)
 
-    def configure(self, data: str = "", tables: str = "") -> None:
+    def configure(self, data: str = "", more: str = "") -> None:
         """Write my.toml and a log of fifty people who stay in their half of thirty items."""
         rng = random.Random(0)
         rows = ["user_id,item_id,timestamp"]
@@ -99,16 +99,16 @@ class Environment:
                 for day, item in enumerate(items)
             ]
         (self.folder / "log.csv").write_text("\n".join(rows) + "\n")
-        (self.folder / "my.toml").write_text(CONFIG.format(data=data, tables=tables))
+        (self.folder / "my.toml").write_text(CONFIG.format(data=data, more=more))
 
     @contextmanager
     def service(self, *options: str) -> Iterator[Callable[[str, object], Answer]]:
         """Run the service, yield a function that posts to it, and check that SIGTERM stops it."""
         port = free_port()
         log = self.folder / "service.log"
-        with log.open("w") as output:
+        with log.open("w") as said:
             command = [self.command, "serve", "--port", str(port), *options]
-            process = subprocess.Popen(command, cwd=self.folder, stdout=output, stderr=output)
+            process = subprocess.Popen(command, cwd=self.folder, stdout=said, stderr=said)
 
         def ask(path: str, body: object) -> Answer:
             content = {"content-type": "application/json"}
@@ -138,11 +138,11 @@ class Environment:
 def run(*command: str, code: int = 0, folder: Path | None = None) -> str:
     """Return what a command says; it must end with `code`."""
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder)
-    output = done.stdout + done.stderr
+    said = done.stdout + done.stderr
     assert done.returncode == code, (
-        f"{' '.join(command)}: exit code {done.returncode}, not {code}\n{output[-4000:]}"
+        f"{' '.join(command)}: exit code {done.returncode}, not {code}\n{said[-4000:]}"
     )
-    return output
+    return said
 
 
 def free_port() -> int:
@@ -210,8 +210,8 @@ def try_redis(environment: Environment, bundle: Path) -> None:
     does not answer.
     """
     unused = f"redis://127.0.0.1:{free_port()}/0"
-    output = environment.distilrec("doctor", "--bundle", str(bundle), "--store", unused, code=1)
-    assert unused in output and "distilrec[redis]" not in output, output
+    said = environment.distilrec("doctor", "--bundle", str(bundle), "--store", unused, code=1)
+    assert unused in said and "distilrec[redis]" not in said, said
     if shutil.which("redis-server") is None:
         print("    no redis-server here: tried without one")
         return
@@ -232,7 +232,7 @@ def try_redis(environment: Environment, bundle: Path) -> None:
 
 def try_ann(environment: Environment, bundle: Path) -> None:
     """Export a bundle with a graph and ask it."""
-    environment.configure(tables='[bundle]\nsearch = "graph"')
+    environment.configure(more='[bundle]\nsearch = "graph"')
     assert "graph search" in environment.distilrec("run", "--config", "my.toml", "--run", "run")
     assert (
         len(
@@ -334,17 +334,17 @@ def main() -> None:
         "--unconstrained", action="store_true", help="the newest of everything, not constraints.txt"
     )
     parser.add_argument("--sbom", action="store_true")
-    arguments = parser.parse_args()
-    if arguments.build:
+    asked = parser.parse_args()
+    if asked.build:
         build()
         print("built:", *sorted(path.name for path in DIST.iterdir()))
     with tempfile.TemporaryDirectory() as scratch:
-        bundle = (arguments.bundle or Path(scratch) / "bundle").absolute()
-        for extra in arguments.extras:
+        bundle = (asked.bundle or Path(scratch) / "bundle").absolute()
+        for extra in asked.extras:
             started = time.monotonic()
             folder = Path(scratch) / extra
             folder.mkdir()
-            environment = Environment(extra, folder, constrained=not arguments.unconstrained)
+            environment = Environment(extra, folder, constrained=not asked.unconstrained)
             environment.distilrec("--help")
             TRIALS[extra](environment, bundle)
             print(
@@ -352,7 +352,7 @@ def main() -> None:
                 f"{time.monotonic() - started:.0f} s",
                 flush=True,
             )
-            if arguments.sbom:
+            if asked.sbom:
                 bill_of_materials(environment, extra)
             shutil.rmtree(folder)
 

@@ -20,9 +20,9 @@ def teacher(dataset: Dataset) -> Teacher:
     items = dataset.info.warm_items
     followed = np.full((items, items), 0.1, np.float32)
     for user in range(dataset.info.warm_users):
-        history = dataset.items[dataset.offsets[user] : dataset.train_end[user]]
+        own = dataset.items[dataset.offsets[user] : dataset.train_end[user]]
         for gap in range(1, 6):
-            np.add.at(followed, (history[:-gap], history[gap:]), 1 / gap)
+            np.add.at(followed, (own[:-gap], own[gap:]), 1 / gap)
     chances = np.log(followed / followed.sum(1, keepdims=True))
 
     def scores(histories: Histories) -> NDArray[np.float32]:

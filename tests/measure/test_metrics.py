@@ -19,6 +19,7 @@ from distilrec.measure.statistics import bootstrap, paired_difference, randomisa
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
+    import ranx
     from rectools import Columns
     from rectools import metrics as rectools_metrics
 
@@ -108,20 +109,11 @@ def test_same_as_rectools(seed):
     assert metrics.coverage(ranking, K, ITEMS) == pytest.approx(covered, abs=1e-9)
 
 
-@pytest.fixture(scope="module")
-def ranx():
-    """Return the library, which takes seconds to import and to compile."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        import ranx
-    return ranx
-
-
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::Warning:numba")
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.filterwarnings("ignore:.*unsafe cast from uint64")  # numba, in colour when it can
-def test_same_as_ranx(ranx, seed):
+def test_same_as_ranx(seed):
     scores, targets, _ = random_case(seed)
     ranking = rank(Fixed(scores), ask(targets), ITEMS)
     qrels = ranx.Qrels({f"q{u}": {f"d{i}": 1 for i in each} for u, each in enumerate(targets)})

@@ -23,7 +23,7 @@ from distilrec.networks.soft_tree import SoftTreeConfig
 from distilrec.networks.transformer import TransformerConfig
 from distilrec.training.options import TrainingConfig
 from distilrec.training.schedule import average
-from distilrec.training.scoring import ground_truth, score_positions
+from distilrec.training.scoring import encode_positions, ground_truth, score_positions
 from distilrec.training.trained import train_model
 
 NETWORKS = [
@@ -81,9 +81,11 @@ def scored_on_meta(model, dataset, config, cold_items=False):
         training_batches(dataset, training_windows(dataset, model.max_history, 4), 8, None)
     )
     popular = torch.ones(dataset.info.warm_items, dtype=torch.float64) / dataset.info.warm_items
-    return score_positions(
-        model.to("meta").train(), batch, config, True, popular, 0.5, 1, cold_items
-    )
+    positions = encode_positions(
+        model.to("meta").train(), batch, config,
+        mask_seen=True, drawn_by=popular, cold_items=cold_items,
+    )  # fmt: skip
+    return score_positions(model, positions, 0.5)
 
 
 @pytest.mark.parametrize("network", NETWORKS, ids=lambda network: type(network).__name__)

@@ -14,7 +14,8 @@ from distilrec.networks.batches import prediction_batch, training_batches, train
 from distilrec.networks.build import build_model
 from distilrec.networks.dnn import DnnConfig
 from distilrec.networks.mlp import MlpConfig
-from distilrec.networks.recurrent import RecurrentConfig, scan
+from distilrec.networks.on_cpu import scan
+from distilrec.networks.recurrent import RecurrentConfig
 from distilrec.networks.sequence import TorchScorer
 from distilrec.networks.soft_tree import SoftTreeConfig, describe_tree
 from distilrec.networks.transformer import TransformerConfig

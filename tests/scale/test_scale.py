@@ -29,7 +29,7 @@ from distilrec.networks.recurrent import RecurrentConfig
 from distilrec.networks.transformer import TransformerConfig
 from distilrec.report.comparison import STUDENT, Comparison
 from distilrec.runs.config import read_config
-from distilrec.scale.ray_workers import RayWorkers
+from distilrec.scale.ray_workers import RayWorkers, start_patiently
 from distilrec.stores.opening import open_store
 from distilrec.stores.records import Since
 from distilrec.teachers.external import function_teacher
@@ -63,13 +63,35 @@ def cluster():
     ray = pytest.importorskip("ray")
     from ray.cluster_utils import Cluster
 
-    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-    made.add_node(num_cpus=1)
+    made = Cluster()
+    for options in ({"num_cpus": 1, "include_dashboard": False}, {"num_cpus": 1}):
+        start_patiently(partial(made.add_node, **options), lambda: None)
     os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     workers = RayWorkers(made.address)
     yield workers
     ray.shutdown()
     made.shutdown()
+
+
+def test_a_slow_start_is_tried_again_and_other_faults_are_not():
+    late = Exception("The current node timed out during startup. This could happen because …")
+    answers, ended = [late, late, "started"], []
+
+    def start():
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    assert start_patiently(start, lambda: ended.append(1)) == "started"
+    assert len(ended) == 2
+    answers[:] = [late] * 9
+    with pytest.raises(RuntimeError, match="timed out during startup"):
+        start_patiently(start, lambda: None)
+    assert len(answers) == 5
+    answers[:] = [ValueError("no such address"), "started"]
+    with pytest.raises(ValueError, match="no such address"):
+        start_patiently(start, lambda: None)
 
 
 @pytest.fixture
@@ -165,7 +187,7 @@ def in_a_process(code):
 
 def test_a_cluster_that_is_not_there():
     done = in_a_process(
-        "from distilrec.scale.ray_workers import RayWorkers\n"
+        "from distilrec.scale.ray_workers import RayWorkers, start_patiently\n"
         "from distilrec.errors import ClusterError\n"
         "try: RayWorkers('127.0.0.1:1')\n"
         "except ClusterError as problem: print(problem)"

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import tritonclient.http as triton
 import tritonclient.http.aio as triton_aio
+from openapi_spec_validator import OpenAPIV31SpecValidator
 from tritonclient.utils import InferenceServerException
 
 from tests.servers import Server
@@ -394,8 +395,6 @@ def guarded(finished_run, tmp_path_factory):
 @pytest.fixture
 def generated(guarded, tmp_path, monkeypatch):
     """The package that openapi-python-client makes, without a warning, of what the service says about itself."""
-    from openapi_spec_validator import OpenAPIV31SpecValidator
-
     described = guarded[0].client.get("/openapi.json").content
     assert not list(OpenAPIV31SpecValidator(json.loads(described)).iter_errors())
     (tmp_path / "openapi.json").write_bytes(described)

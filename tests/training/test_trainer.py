@@ -28,9 +28,10 @@ from distilrec.training.scoring import (
     MASKED_LOGIT,
     Sampled,
     Scored,
+    encode_positions,
     ground_truth,
     score_positions,
-    seen_items,
+    seen_so_far,
 )
 from distilrec.training.trained import finished, train_model
 from distilrec.training.trainer import train
@@ -139,8 +140,8 @@ def test_seen_items_are_the_whole_history_so_far(small):
     """Also that part of it which lies before the window."""
     for batch in training_batches(small, training_windows(small, 4), 16, None):
         window, position = (batch.targets >= 0).nonzero(as_tuple=True)
-        seen = seen_items(
-            batch, small.catalogue_size, window, position, slice(small.info.warm_items)
+        seen = seen_so_far(batch, small.catalogue_size, window, position).among(
+            slice(small.info.warm_items)
         )
         for n, row in enumerate(batch.rows[window, position].tolist()):
             history = small.items[small.offsets[batch.users[window[n]]] : row]
@@ -265,7 +266,8 @@ def test_labels_are_the_teachers_softmax(small, tmp_path):
             model.encode(batch, vectors)[window, position], vectors[:items], model.items.bias
         )
         logits = logits.masked_fill(
-            seen_items(batch, small.catalogue_size, window, position, slice(items)), MASKED_LOGIT
+            seen_so_far(batch, small.catalogue_size, window, position).among(slice(items)),
+            MASKED_LOGIT,
         )
         logits = logits - logits.amax(1, keepdim=True)  # what labels keep is relative to the best
     known = labels.at(batch.rows[window, position])
@@ -314,6 +316,11 @@ def test_wrong_settings_name_the_parameter(make, parameter):
     assert caught.value.context["parameter"] == parameter
 
 
+def scored(model, batch, config, drawn_by, progress=0.0):
+    positions = encode_positions(model, batch, config, mask_seen=True, drawn_by=drawn_by.double())
+    return score_positions(model, positions, progress)
+
+
 def test_a_sampled_softmax_has_the_partition_sum_of_the_whole_one_in_expectation(small):
     """The logQ correction: targets, drawn items and their multiplicity add up to the catalogue; seen items stay out."""
     model = build_model(STUDENT, small, 0).eval()
@@ -324,13 +331,11 @@ def test_a_sampled_softmax_has_the_partition_sum_of_the_whole_one_in_expectation
         torch.randn(small.info.warm_items, generator=torch.Generator().manual_seed(0)) / 2, 0
     )
     with torch.no_grad():
-        whole = score_positions(model, batch, TrainingConfig(), True, drawn_by.double(), 0.0)
+        whole = scored(model, batch, TrainingConfig(), drawn_by)
         torch.manual_seed(0)
         sums = []
         for _ in range(4_000):
-            sampled = score_positions(
-                model, batch, TrainingConfig(negatives=12), True, drawn_by.double(), 0.0
-            )
+            sampled = scored(model, batch, TrainingConfig(negatives=12), drawn_by)
             sums.append(sampled.logits.exp().sum(1))
     assert (sampled.targets == 0).all()
     rows = torch.arange(len(whole.targets))
@@ -376,7 +381,7 @@ def test_a_sample_that_is_the_whole_catalogue_gives_the_whole_loss(
     loss = distillation_loss(labels, DistillationConfig(temperature=temperature, **weights))
     batch = next(training_batches(small, training_windows(small, 12), 8, None))
     warm = small.info.warm_items
-    whole = score_positions(model, batch, TrainingConfig(), True, torch.ones(warm).double(), 0.5)
+    whole = scored(model, batch, TrainingConfig(), torch.ones(warm), 0.5)
     rows = torch.arange(len(whole.targets))
     others = whole.logits.clone()
     others[rows, whole.targets] = MASKED_LOGIT
@@ -408,8 +413,8 @@ def test_a_sampled_softmax_gives_the_logits_of_any_item(config, small):
     model = build_model(config, small, 0).eval()
     batch = next(training_batches(small, training_windows(small, 12), 8, None))
     drawn_by = torch.ones(small.info.warm_items).double()
-    whole = score_positions(model, batch, TrainingConfig(), True, drawn_by, 0.0)
-    sampled = score_positions(model, batch, TrainingConfig(negatives=5), True, drawn_by, 0.0)
+    whole = scored(model, batch, TrainingConfig(), drawn_by)
+    sampled = scored(model, batch, TrainingConfig(negatives=5), drawn_by)
     items = torch.randint(
         small.info.warm_items, (len(whole.logits), 20), generator=torch.Generator().manual_seed(0)
     )

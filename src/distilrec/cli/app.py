@@ -93,9 +93,9 @@ def _fail(error: DistilrecError) -> None:
     sys.exit(2)
 
 
-def bundle_folder(option: Path | None) -> Path:
+def bundle_folder(given: Path | None) -> Path:
     """Return the bundle that a command works on: the given one, or the one of DISTILREC_BUNDLE."""
-    return option or Path(os.environ.get("DISTILREC_BUNDLE", DEFAULT_RUN / "bundle"))
+    return given or Path(os.environ.get("DISTILREC_BUNDLE", DEFAULT_RUN / "bundle"))
 
 
 @contextmanager

@@ -278,9 +278,9 @@ def key(
     """
     from distilrec.serve.keys import SCOPES, new_key
 
-    names = [scope.strip() for scope in scopes.split(",")]
-    granted = [scope for scope in SCOPES if scope in names]
-    if len(granted) != len(names):
+    given = [scope.strip() for scope in scopes.split(",")]
+    chosen = [scope for scope in SCOPES if scope in given]
+    if len(chosen) != len(given):
         raise ConfigError(
             f"the scopes {scopes!r} are not valid",
             fix=f"use some of: {', '.join(SCOPES)}",
@@ -290,7 +290,7 @@ def key(
         raise ConfigError(
             f"the rate is {rate}", fix="use more than 0, or leave it out", parameter="rate"
         )
-    secret, entry = new_key(name, granted, rate)
+    secret, entry = new_key(name, chosen, rate)
     print(f"the key, shown only now: {secret}", file=sys.stderr)
     print(entry)
 

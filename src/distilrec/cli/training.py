@@ -73,8 +73,8 @@ def prepare(*, begin: Begin = Begin()) -> None:
     """Read, clean, split and encode the data, and begin a run folder."""
     from distilrec import runs
 
-    with _begun(begin) as (config, folder, progress, workers):
-        runs.prepare(config, folder, progress, workers)
+    with _begun(begin) as (chosen, folder, progress, workers):
+        runs.prepare(chosen, folder, progress, workers)
 
 
 @app.command
@@ -134,9 +134,9 @@ def gate(
     from distilrec import runs
     from distilrec.report.gate import read_thresholds
 
-    limits = read_thresholds(thresholds)
+    wanted = read_thresholds(thresholds)
     with _opened(run) as (opened, data):
-        checks = runs.gate(opened, data, limits)
+        checks = runs.gate(opened, data, wanted)
     _print_checks(checks)
 
 
@@ -176,8 +176,8 @@ def tune(
     from distilrec import runs
 
     with _opened(run, device=device) as (opened, data):
-        tuned = runs.tune_student(opened, data, trials=trials, minutes=minutes)
-    print(tuned.toml(), end="")
+        chosen = runs.tune_student(opened, data, trials=trials, minutes=minutes)
+    print(chosen.toml(), end="")
 
 
 @app.command(name="run")
@@ -187,8 +187,8 @@ def run_command(*, begin: Begin = Begin(), device: Device = "auto") -> None:
     """
     from distilrec import runs
 
-    with _begun(begin) as (config, folder, progress, workers):
-        comparison = runs.run_all(config, folder, progress, workers=workers, device=device)
+    with _begun(begin) as (chosen, folder, progress, workers):
+        comparison = runs.run_all(chosen, folder, progress, workers=workers, device=device)
     show_comparison(comparison)
 
 
@@ -211,12 +211,12 @@ def _config(begin: Begin) -> RunConfig:
             fix="for example `--dataset ml-100k`",
             parameter="dataset",
         )
-    config = (
+    chosen = (
         RunConfig(DataConfig(dataset=begin.dataset))
         if begin.config is None
         else read_config(begin.config)
     )
-    return config if begin.seed is None else msgspec.structs.replace(config, seed=begin.seed)
+    return chosen if begin.seed is None else msgspec.structs.replace(chosen, seed=begin.seed)
 
 
 def _folder(run: Path | None, config: RunConfig) -> Path:
@@ -230,11 +230,11 @@ def _folder(run: Path | None, config: RunConfig) -> Path:
 def _begun(
     begin: Begin,
 ) -> Iterator[tuple[RunConfig, Path, TerminalProgress, Workers | None]]:
-    config = _config(begin)
-    folder = _folder(begin.run, config)
+    chosen = _config(begin)
+    folder = _folder(begin.run, chosen)
     folder.mkdir(parents=True, exist_ok=True)
     with terminal_progress() as progress, held(folder):
-        yield config, folder, progress, _workers(begin.ray, folder)
+        yield chosen, folder, progress, _workers(begin.ray, folder)
 
 
 @contextmanager

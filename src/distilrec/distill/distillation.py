@@ -11,14 +11,22 @@ import torch
 from torch.nn import functional
 
 from distilrec.data.dataset import Dataset
-from distilrec.distill.losses import TERMS, DistillationConfig, Step, Term, View, believed
+from distilrec.distill.losses import (
+    TERMS,
+    DistillationConfig,
+    Step,
+    Term,
+    View,
+    believed,
+    soft_labels,
+)
 from distilrec.errors import ConfigError
 from distilrec.labels.store import LabelStore, StoredLabels
 from distilrec.measure.slices import item_groups
 from distilrec.networks.build import StudentConfig, build_model
 from distilrec.networks.sequence import SequenceModel
 from distilrec.training.options import RunOptions, TrainingConfig
-from distilrec.training.scoring import Loss, Scored, ground_truth
+from distilrec.training.scoring import CrossEntropy, Loss, Mixture, Positions, Scored, ground_truth
 from distilrec.training.trained import TrainedModel, finished, training_task
 from distilrec.training.trainer import train
 
@@ -119,7 +127,23 @@ def distillation_loss(
             total = total + term.weight(config) * term.function(step)
         return total
 
+    plain = config.temperature == 1.0 and not config.denoise and len(stores) == 1
+    if plain and [term.name for term in terms] == ["soft"]:
+        return CrossEntropy(loss, lambda positions: _mixture(positions, stores[0], config))
     return loss
+
+
+def _mixture(positions: Positions, labels: LabelStore, config: DistillationConfig) -> Mixture:
+    """Return the true next item and the teacher's, with what each has in the loss."""
+    stored = labels.at(positions.rows, positions.targets.device)
+    items, seen = stored.items(), positions.seen
+    allowed = torch.ones_like(items, dtype=torch.bool) if seen is None else ~seen.among(items)
+    soft = soft_labels(stored, allowed, config.temperature, len(positions.vectors))
+    truth = soft.new_full((len(positions), 1), 1 - config.soft_weight)
+    return Mixture(
+        torch.cat([positions.targets.unsqueeze(1), items], dim=1),
+        torch.cat([truth, config.soft_weight * soft], dim=1),
+    )
 
 
 def _of_truth(step: Step, kept: torch.Tensor | None) -> torch.Tensor:
@@ -189,7 +213,7 @@ def _views(scored: Scored, stored: list[StoredLabels], temperature: float) -> li
     )
     views = []
     for labels in stored:
-        items = torch.cat([labels.top_items, labels.sample_items], dim=-1)  # (positions, K + M)
+        items = labels.items()  # (positions, K + M)
         student = sampled.logits_of(items)
         columns = torch.arange(items.shape[-1], device=items.device).expand_as(items)
         top = labels.top_items.shape[-1]

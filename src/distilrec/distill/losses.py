@@ -78,6 +78,22 @@ def soft_losses_stored(
 
     log_student: log softmax(s / T), (positions, items), which the caller may need for another loss
     as well; catalogue: how many items the softmax is over, where `log_student` has not all of them.
+    """
+    items = labels.items()
+    log_chosen = log_student.gather(-1, items)  # (positions, K + M)
+    probabilities = soft_labels(
+        labels, log_chosen > MASKED_BELOW, temperature, catalogue or log_student.shape[-1]
+    )
+    return -(temperature**2) * (probabilities * log_chosen).sum(-1)
+
+
+def soft_labels(
+    labels: StoredLabels, allowed: torch.Tensor, temperature: float, catalogue: int
+) -> torch.Tensor:
+    """Return the teacher's probabilities of the items that are stored, (positions, K + M).
+
+    allowed: (positions, K + M) bool, the items that the position may predict (labels of a whole
+    user know no "seen so far"); catalogue: how many items the softmax is over.
 
     The rest of the catalogue is represented by the M uniform items outside the top K: each stands
     for (items - K) / M' of them, where M' is how many of the M are outside. At T = 1 the stored
@@ -85,26 +101,22 @@ def soft_losses_stored(
     the same sample.
     """
     t = temperature
-    # Labels of a whole user know no "seen so far"
-    allowed = log_student.gather(-1, labels.top_items) > MASKED_BELOW
-    top = torch.where(allowed, labels.top_logits / t, -torch.inf)  # (positions, K)
+    number = labels.top_logits.shape[-1]
+    top = torch.where(allowed[:, :number], labels.top_logits / t, -torch.inf)  # (positions, K)
     threshold = labels.top_logits.min(-1, keepdim=True).values
-    outside = labels.sample_logits < threshold  # (positions, M): not among the top K
-    outside &= log_student.gather(-1, labels.sample_items) > MASKED_BELOW
+    # (positions, M): not among the top K
+    outside = (labels.sample_logits < threshold) & allowed[:, number:]
     sample = torch.where(outside, labels.sample_logits / t, -torch.inf)
     if temperature == 1.0:
         rest = labels.rest_log_sum.unsqueeze(-1)  # (positions, 1)
     else:
-        others = (catalogue or log_student.shape[-1]) - top.shape[-1]
+        others = catalogue - number
         rest = torch.logsumexp(sample, -1, keepdim=True) + torch.log(
             others / outside.sum(-1, keepdim=True).clamp(min=1)
         )
     spread = torch.softmax(sample, -1).nan_to_num(0.0)  # the share of each sampled item in the rest
     total = torch.logaddexp(torch.logsumexp(top, -1, keepdim=True), rest)
-    # (positions, K + M)
-    probabilities = torch.cat([torch.exp(top - total), torch.exp(rest - total) * spread], -1)
-    items = torch.cat([labels.top_items, labels.sample_items], -1)
-    return -(t**2) * (probabilities * log_student.gather(-1, items)).sum(-1)
+    return torch.cat([torch.exp(top - total), torch.exp(rest - total) * spread], -1)
 
 
 def ranking_distillation_loss(

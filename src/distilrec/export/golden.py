@@ -77,4 +77,5 @@ def _with_users(student: Student, users: _MadeUp) -> Student:
     projection = stand_in.user_features
     projection.columns = torch.from_numpy(users.columns.astype(np.int64))
     projection.weights = torch.ones(users.columns.shape)
+    projection.dense = None
     return stand_in

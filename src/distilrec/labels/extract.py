@@ -32,7 +32,7 @@ from distilrec.teachers.teacher import Answer, Teacher, as_teacher, move_teacher
 from distilrec.training.devices import resolve_device
 from distilrec.training.memory import reuse_freed_memory
 from distilrec.training.options import RunOptions
-from distilrec.training.scoring import MASKED_LOGIT, seen_items
+from distilrec.training.scoring import MASKED_LOGIT, seen_so_far
 from distilrec.training.trained import TrainedModel
 
 _BATCH = 32
@@ -227,7 +227,7 @@ def _of_events(task: _Task, some: NDArray[np.int64]) -> Iterator[tuple[torch.Ten
     ):
         answer = task.teacher.answer(batch, window, position, items)
         seen = (
-            seen_items(batch, dataset.catalogue_size, window, position, slice(items))
+            seen_so_far(batch, dataset.catalogue_size, window, position).among(slice(items))
             if task.manifest.mask_seen
             else None
         )

@@ -104,6 +104,10 @@ class StoredLabels:
     sample_items: torch.Tensor
     sample_logits: torch.Tensor
 
+    def items(self) -> torch.Tensor:
+        """Return the K best and the M drawn items, (positions, K + M) int64."""
+        return torch.cat([self.top_items, self.sample_items], dim=-1)
+
 
 class LabelStore:
     """All labels of one teacher in memory, looked up by data set row."""

@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from distilrec.data.dataset import Dataset
 from distilrec.networks.batches import Batch
+from distilrec.networks.on_cpu import Dropout, dropout
 from distilrec.networks.sequence import (
     SequenceModel,
     causal_mean,
@@ -47,14 +48,14 @@ class Dnn(SequenceModel):
         widths = [3 * config.dim, *[config.hidden] * config.layers]
         layers: list[nn.Module] = []
         for width_in, width_out in pairwise(widths):
-            layers += [nn.Linear(width_in, width_out), nn.ReLU(), nn.Dropout(config.dropout)]
+            layers += [nn.Linear(width_in, width_out), nn.ReLU(), Dropout(config.dropout)]
         self.dense = nn.Sequential(
             *layers, nn.Linear(widths[-1], config.dim), nn.LayerNorm(config.dim)
         )
 
     def encode(self, batch: Batch, vectors: torch.Tensor) -> torch.Tensor:
         x = functional.embedding(batch.items, with_padding(vectors))  # (batch, length, dim)
-        x = functional.dropout(x, self.dropout, self.training)
+        x = dropout(x, self.dropout, self.training)
         user = self.user_features(batch.users).unsqueeze(1).expand_as(x)
         hidden: torch.Tensor = self.dense(
             torch.cat([user, causal_mean(x, batch, self.items.catalogue_size), x], dim=-1)

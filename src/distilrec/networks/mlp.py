@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from distilrec.data.dataset import Dataset
 from distilrec.networks.batches import Batch
+from distilrec.networks.on_cpu import dropout
 from distilrec.networks.sequence import (
     causal_mean,
     with_padding,
@@ -52,7 +53,7 @@ class Mlp(Student):
 
     def encode(self, batch: Batch, vectors: torch.Tensor) -> torch.Tensor:
         x = functional.embedding(batch.items, with_padding(vectors))  # (batch, length, dim)
-        x = functional.dropout(x, self.dropout, self.training)
+        x = dropout(x, self.dropout, self.training)
         user = causal_mean(x, batch, self.items.catalogue_size) + self.user_features(
             batch.users
         ).unsqueeze(1)

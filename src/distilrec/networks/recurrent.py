@@ -22,6 +22,7 @@ from torch.nn import functional
 
 from distilrec.data.dataset import Dataset
 from distilrec.networks.batches import Batch
+from distilrec.networks.on_cpu import dropout, scan
 from distilrec.networks.sequence import with_padding
 from distilrec.networks.student import Range, Student, StudentSettings
 from distilrec.settings import Count, Share
@@ -71,14 +72,14 @@ class Recurrent(Student):
 
     def encode(self, batch: Batch, vectors: torch.Tensor) -> torch.Tensor:
         x = functional.embedding(batch.items, with_padding(vectors))  # (batch, length, dim)
-        x = functional.dropout(x, self.dropout, self.training)
+        x = dropout(x, self.dropout, self.training)
         decay = torch.sigmoid(self.theta)  # (scales, dim)
         # (batch, length, scales, dim)
         inputs = (self.gain[batch.events] * x).unsqueeze(2) * torch.sqrt(1 - decay**2)
         state = scan(inputs, decay).flatten(2)  # (batch, length, scales * dim)
         latest = x + self.user_features(batch.users).unsqueeze(1)
-        r = functional.dropout(self.mix(state) + latest, self.dropout, self.training)
-        known = functional.dropout(torch.cat([state, latest], dim=-1), self.dropout, self.training)
+        r = dropout(self.mix(state) + latest, self.dropout, self.training)
+        known = dropout(torch.cat([state, latest], dim=-1), self.dropout, self.training)
         q: torch.Tensor = self.outer_norm(
             r + self.narrow(functional.silu(self.widen(self.inner_norm(known))))
         )
@@ -96,19 +97,3 @@ class Recurrent(Student):
             "narrow_bias": self.narrow.bias,
             "outer_norm": self.outer_norm.weight,
         }
-
-
-def scan(inputs: torch.Tensor, decay: torch.Tensor) -> torch.Tensor:
-    """h_t = decay * h_{t-1} + inputs_t for all t, in log2(length) steps (Blelloch 1990, the
-    doubling form).
-
-    inputs: (batch, length, scales, dim); decay: (scales, dim) in (0, 1).
-    """
-    state, power, step = inputs, decay, 1
-    while step < inputs.shape[1]:
-        # The state `step` events ago
-        earlier = functional.pad(state[:, :-step], (0, 0, 0, 0, step, 0))
-        state = state + power * earlier
-        power = power * power
-        step *= 2
-    return state

@@ -18,6 +18,7 @@ from distilrec.features.encoding import FeatureMatrix
 from distilrec.networks.batches import Batch, prediction_batch
 
 _PREDICTION_BATCH = 256
+_MOST_DENSE = 2**21  # floats of the features, in place of their columns
 
 
 class FeatureProjection(nn.Module):
@@ -25,6 +26,7 @@ class FeatureProjection(nn.Module):
 
     columns: torch.Tensor
     weights: torch.Tensor
+    dense: torch.Tensor | None
 
     def __init__(self, features: FeatureMatrix, dim: int) -> None:
         super().__init__()
@@ -32,9 +34,15 @@ class FeatureProjection(nn.Module):
             "columns", torch.from_numpy(features.columns.astype(np.int64)), persistent=False
         )
         self.register_buffer("weights", torch.from_numpy(features.weights), persistent=False)
+        # Without the zeros left out, where that is small: then one matrix product is the sum
+        small = len(features.columns) * features.width <= _MOST_DENSE
+        dense = torch.from_numpy(features.dense()) if small else None
+        self.register_buffer("dense", dense, persistent=False)
         self.table = nn.Parameter(0.02 * torch.randn(features.width, dim))
 
     def forward(self, rows: torch.Tensor | None = None) -> torch.Tensor:
+        if self.dense is not None:
+            return (self.dense if rows is None else self.dense[rows]) @ self.table
         columns, weights = self.columns, self.weights
         if rows is not None:
             columns, weights = columns[rows], weights[rows]

@@ -28,7 +28,7 @@ from torch.nn import functional
 
 from distilrec.data.dataset import Dataset
 from distilrec.networks.batches import Batch, prediction_batch
-from distilrec.networks.recurrent import scan
+from distilrec.networks.on_cpu import scan
 from distilrec.networks.sequence import FeatureProjection, ItemTower, with_padding
 from distilrec.networks.student import Range, Student, StudentSettings, TreeNode
 from distilrec.settings import Count, Share

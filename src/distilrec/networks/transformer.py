@@ -14,6 +14,7 @@ from torch.nn import functional
 from distilrec.data.dataset import Dataset
 from distilrec.errors import ConfigError
 from distilrec.networks.batches import Batch
+from distilrec.networks.on_cpu import Dropout, dropout
 from distilrec.networks.sequence import SequenceModel, with_padding
 from distilrec.settings import Count, Settings, Share
 
@@ -74,7 +75,7 @@ class Block(nn.Module):
             SwiGlu(config.dim, config.feed_forward)
             if config.gated
             else nn.Sequential(nn.Linear(config.dim, config.feed_forward), nn.GELU()),
-            nn.Dropout(config.dropout),
+            Dropout(config.dropout),
             nn.Linear(config.feed_forward, config.dim),
         )
 
@@ -85,25 +86,36 @@ class Block(nn.Module):
         )
         # Each (batch, heads, length, dim / heads)
         query, key, value = packed.permute(2, 0, 3, 1, 4)
-        mixed = functional.scaled_dot_product_attention(
-            query, key, value, attn_mask=recency_bias(self.slopes, length)
-        )
+        mixed = attention(query, key, value, self.slopes)
         attended = self.attention_out(mixed.transpose(1, 2).reshape(batch, length, dim))
-        x = x + functional.dropout(attended, self.dropout, self.training)
-        return x + functional.dropout(
+        x = x + dropout(attended, self.dropout, self.training)
+        return x + dropout(
             self.feed_forward(self.feed_forward_norm(x)), self.dropout, self.training
         )
 
 
-def recency_bias(slopes: torch.Tensor, length: int) -> torch.Tensor:
-    """-softplus(slope) * age on attention logits, -inf on the future: (heads, length, length).
+def attention(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, slopes: torch.Tensor
+) -> torch.Tensor:
+    """Causal attention with -softplus(slope) * age added to its logits, of the shape of `query`,
+    (batch, heads, length, channels); slopes: (heads,).
 
-    ALiBi (Press et al. 2022, sec. 3) with learned slopes, beside the learned positions.
+    ALiBi (Press et al. 2022, sec. 3) with learned slopes, beside the learned positions. What is the
+    same for all keys of a query does not change its softmax, so that a bias of the key's position
+    alone does: it comes as a channel more, and needs no (length, length) matrix of biases.
     """
-    place = torch.arange(length, device=slopes.device)
-    age = (place.unsqueeze(1) - place.unsqueeze(0)).float()
-    bias = -functional.softplus(slopes).view(-1, 1, 1) * age
-    return bias.masked_fill(age < 0, -torch.inf)
+    channels, length = query.shape[-1], query.shape[-2]
+    place = torch.arange(length, dtype=query.dtype, device=query.device) - length
+    bias = functional.softplus(slopes).view(-1, 1, 1) * place.unsqueeze(1)  # (heads, length, 1)
+    bias = (channels**0.5 * bias).expand(*key.shape[:-1], 1)
+    mixed = functional.scaled_dot_product_attention(
+        torch.cat([query, torch.ones_like(bias)], dim=-1),
+        torch.cat([key, bias], dim=-1),
+        functional.pad(value, (0, 1)),
+        is_causal=True,
+        scale=channels**-0.5,
+    )
+    return mixed[..., :channels]
 
 
 class Transformer(SequenceModel):
@@ -126,7 +138,7 @@ class Transformer(SequenceModel):
         )
         x = torch.where(is_start, self.start, looked_up) * vectors.shape[1] ** 0.5
         x = x + self.positions[: x.shape[1]] + self.user_features(batch.users).unsqueeze(1)
-        x = functional.dropout(x, self.dropout, self.training)
+        x = dropout(x, self.dropout, self.training)
         for block in self.blocks:
             x = block(x)
         hidden: torch.Tensor = self.final_norm(x)

@@ -35,13 +35,14 @@ from distilrec.data.dataset import Dataset, derived_features
 from distilrec.errors import ConfigError
 from distilrec.networks.batches import Batch, Windows, batch_of
 from distilrec.networks.build import StudentConfig, build_model
+from distilrec.networks.on_cpu import only_torch
 from distilrec.networks.recurrent import RecurrentConfig
 from distilrec.networks.sequence import SequenceModel, TorchScorer
 from distilrec.privacy.accounting import PrivateTrainingConfig, noise_of_one_release
 from distilrec.training.memory import reuse_freed_memory
 from distilrec.training.options import Epoch, RunOptions, TrainingResult
 from distilrec.training.schedule import average
-from distilrec.training.scoring import MASKED_LOGIT, seen_items
+from distilrec.training.scoring import MASKED_LOGIT, seen_so_far
 from distilrec.training.trained import TrainedModel, finished
 from distilrec.training.validation import validation_ndcg
 
@@ -317,8 +318,10 @@ def _user_gradients(
     else:
         window = torch.arange(len(some)).repeat_interleave(length)
         position = torch.arange(length).repeat(len(some))
-        seen = seen_items(batch, dataset.catalogue_size, window, position, slice(warm)).view(
-            len(some), length, warm
+        seen = (
+            seen_so_far(batch, dataset.catalogue_size, window, position)
+            .among(slice(warm))
+            .view(len(some), length, warm)
         )
         own = batch.targets.clamp(0, warm - 1).unsqueeze(-1)
         # An event that repeats an earlier one is still scored
@@ -336,7 +339,7 @@ def _user_gradients(
         value: torch.Tensor = functional_call(loss, named, (user, items, events, targets, seen))
         return value, value
 
-    with warnings.catch_warnings():
+    with only_torch(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch says that some operations are not vectorised
         gradients, values = vmap(grad(of_user, has_aux=True), in_dims=(None, 0, 0, 0, 0, 0))(
             dict(parameters), batch.users, batch.items, batch.events, batch.targets, seen

@@ -24,6 +24,9 @@ Task = TypeVar("Task")
 Result = TypeVar("Result")
 LOCAL = "local"
 _RESTARTS = 3  # of a training
+_ATTEMPTS = 4  # to start Ray
+_LATE = "timed out during startup"  # what Ray says then
+Started = TypeVar("Started")
 
 
 class RayWorkers:
@@ -197,14 +200,15 @@ def connect(address: str) -> Any:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     if ray.is_initialized():
         return ray
+    options = {
+        "address": address,
+        "log_to_driver": False,
+        "include_dashboard": False if address == LOCAL else None,
+        "logging_level": "ERROR",
+    }
     try:
         _check(address)
-        ray.init(
-            address=address,
-            log_to_driver=False,
-            include_dashboard=False if address == LOCAL else None,
-            logging_level="ERROR",
-        )
+        start_patiently(lambda: ray.init(**options), ray.shutdown)
     except (OSError, RuntimeError, ValueError) as problem:
         raise ClusterError(
             f"the Ray cluster {address!r} cannot be reached: {first_line(problem)}",
@@ -213,6 +217,24 @@ def connect(address: str) -> Any:
             address=address,
         ) from None
     return ray
+
+
+def start_patiently(start: Callable[[], Started], end: Callable[[], object]) -> Started:
+    """Return what start() gives, and try again where Ray's processes took too long to start: it
+    waits 30 s for them, which can be too short on a busy machine.
+
+    end: called between two attempts. Raises RuntimeError after the last one, and what start()
+    raises otherwise.
+    """
+    for _ in range(_ATTEMPTS):
+        try:
+            return start()
+        except Exception as problem:  # Ray raises nothing more special
+            if _LATE not in str(problem):
+                raise
+            late = first_line(problem)
+            end()
+    raise RuntimeError(late)
 
 
 def _lost(problem: Exception) -> ClusterError:

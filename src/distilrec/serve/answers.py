@@ -53,11 +53,11 @@ class Answers:
         if self._shared or type(user_id) is not str or user_id not in recommender.users:
             user_id = as_id(user_id, "user_id")  # of users in memory it has been found to be one
             await self._storage.catch_up(recommender, [user_id])
-        item_filter = request.filter
+        chosen = request.filter
         costly = request.explain or request.diversity or request.k > _QUICK
-        if costly or item_filter is not None:
+        if costly or chosen is not None:
             self._check_cost([request])
-        if costly or (item_filter is not None and values_of(item_filter) > _QUICK):
+        if costly or (chosen is not None and values_of(chosen) > _QUICK):
             async with self._turns:  # costly answers are given one at a time, others in between
                 await asyncio.sleep(0)
                 return self._answer(recommender, user_id, request)
@@ -70,7 +70,7 @@ class Answers:
         results = []
         for start in range(0, len(request.requests), _BATCH_PART):
             part = request.requests[start : start + _BATCH_PART]
-            users = [as_id(request.user_id, "user_id") for request in part]
+            users = [as_id(one.user_id, "user_id") for one in part]
             await self._storage.catch_up(recommender, list(dict.fromkeys(users)))
             waiting = list(zip(users, part, strict=True))[::-1]
             while waiting:
@@ -95,7 +95,7 @@ class Answers:
         )
         left_out = set(unknown)
         ranked = recommender.recommend(user_id, [item for item in items if item not in left_out])
-        best = [item.item_id for item in ranked], [item.score for item in ranked]
+        best = [one.item_id for one in ranked], [one.score for one in ranked]
         return RecommendResponse(
             user_id,
             recommender.knows_user(user_id),
@@ -128,9 +128,9 @@ class Answers:
         for request in requests:
             if request.diversity:
                 check_limit("k of a diversified list", request.k, _MAX_DIVERSIFIED)
-            if (item_filter := request.filter) is not None:
-                check_limit("ids and categories in a filter", values_of(item_filter), _MAX_VALUES)
-                check_limit("conditions in a filter", len(item_filter.attributes), _MAX_CONDITIONS)
+            if (chosen := request.filter) is not None:
+                check_limit("ids and categories in a filter", values_of(chosen), _MAX_VALUES)
+                check_limit("conditions in a filter", len(chosen.attributes), _MAX_CONDITIONS)
         items = sum(min(request.k, self._max_k + 1) for request in requests)
         if items > self._max_k:
             check_limit("items in all answers of a request", items, max(_MAX_ITEMS, self._max_k))

@@ -78,7 +78,7 @@ class Caller:
             raise self._too_many(1)
         self._tokens -= 1
 
-    def charge(self, tokens: int) -> None:
+    def charge(self, more: int) -> None:
         """Take what a request of several counts as beyond the one that `admit` took.
 
         The bucket may run into debt by one request, which the next ones wait for: a batch larger
@@ -90,7 +90,7 @@ class Caller:
         self._fill()
         if self._tokens < 0:
             raise self._too_many(0)
-        self._tokens -= tokens
+        self._tokens -= more
 
     def _fill(self) -> None:
         now = self._clock()
@@ -161,12 +161,12 @@ class Keys:
         return caller
 
     def _find(self, headers: Mapping[bytes, bytes]) -> Caller:
-        secret = _secret(headers)
-        if secret is None:
+        given = _secret(headers)
+        if given is None:
             raise UnauthorizedError(
                 "this service needs an API key", fix="send the header `authorization: Bearer KEY`"
             )
-        digest = hashlib.sha256(secret).digest()
+        digest = hashlib.sha256(given).digest()
         found = None
         for stored, caller in self._callers:  # all of them, whatever the first differences are
             if hmac.compare_digest(stored, digest):
@@ -182,11 +182,11 @@ def _secret(headers: Mapping[bytes, bytes]) -> bytes | None:
     """Return the key of a request: what follows the word Bearer, in any case, or the value of
     x-api-key.
     """
-    header = headers.get(b"authorization")
-    if header is None:
+    given = headers.get(b"authorization")
+    if given is None:
         return headers.get(b"x-api-key")
-    scheme, _, token = header.strip().partition(b" ")
-    return token.strip() if scheme.lower() == b"bearer" else header
+    scheme, _, rest = given.strip().partition(b" ")
+    return rest.strip() if scheme.lower() == b"bearer" else given
 
 
 def read_keys(path: Path | str | None) -> Keys:

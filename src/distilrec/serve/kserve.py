@@ -245,14 +245,14 @@ def _response(
         ids += [item.item_id for item in answer.items] + [""] * missing
         scores += [item.score for item in answer.items] + [0.0] * missing
     n = len(answers)
-    tensors: dict[str, tuple[list[int], list[Any]]] = {
+    made: dict[str, tuple[list[int], list[Any]]] = {
         "item_id": ([n, k], ids),
         "score": ([n, k], scores),
         "count": ([n], [len(answer.items) for answer in answers]),
     }
     outputs, binary = [], []
     for name, is_binary in chosen.items():
-        shape, values = tensors[name]
+        shape, values = made[name]
         if is_binary:
             binary.append(to_bytes(_OUTPUTS[name], values))
             outputs.append(
@@ -269,13 +269,13 @@ def _response(
     return Reply(b"".join([text, *binary]), BINARY_TYPE, [(LENGTH_HEADER, b"%d" % len(text))])
 
 
-def _check_names(what: str, used: Sequence[str], names: dict[str, str]) -> None:
-    for index, name in enumerate(used):
+def _check_names(what: str, given: Sequence[str], names: dict[str, str]) -> None:
+    for index, name in enumerate(given):
         if name not in names:
             raise RequestError(
                 f"there is no {what} {name!r}", fix=f"use some of: {', '.join(names)}"
             )
-        if name in used[:index]:
+        if name in given[:index]:
             raise RequestError(f"the {what} {name!r} is named twice", fix="name it once")
 
 
@@ -315,9 +315,9 @@ def _values(tensor: InputTensor, binary: dict[str, bytes]) -> list[Any]:
     if (datatype != "BYTES") if name == "user_id" else (datatype not in INTEGERS):
         raise RequestError(f"the input {name!r} is {datatype}, not {_INPUTS[name]}", fix=_SEE)
     if len(tensor.shape) != 1 or tensor.shape[0] < 1 or (name == "k" and tensor.shape != [1]):
-        expected = "[1]" if name == "k" else "[n], with n from 1"
+        wanted = "[1]" if name == "k" else "[n], with n from 1"
         raise RequestError(
-            f"the shape of the input {name!r} is {tensor.shape}, not {expected}", fix=_SEE
+            f"the shape of the input {name!r} is {tensor.shape}, not {wanted}", fix=_SEE
         )
     if name in binary:
         values: Sequence[Any] = from_bytes(name, datatype, binary[name])

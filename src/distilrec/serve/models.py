@@ -72,10 +72,10 @@ class Models:
         """Keep a request for shadowing, unless its filter is large: a thousand of those would fill
         the memory.
         """
-        item_filter = request.filter
-        if item_filter is not None and (
-            values_of(item_filter) > _REMEMBERED_VALUES
-            or len(msgspec.msgpack.encode(item_filter)) > _REMEMBERED_BYTES
+        chosen = request.filter
+        if chosen is not None and (
+            values_of(chosen) > _REMEMBERED_VALUES
+            or len(msgspec.msgpack.encode(chosen)) > _REMEMBERED_BYTES
         ):
             return
         self.recent.append(request)

@@ -37,11 +37,11 @@ def limit_of(call: Call) -> int:
     return int(text)
 
 
-def check_limit(what: str, number: int, limit: int) -> None:
+def check_limit(what: str, given: int, limit: int) -> None:
     """Raise RequestError where a request asks for more than the service gives in one answer."""
-    if number > limit:
+    if given > limit:
         raise RequestError(
-            f"{what}: {number:,} is more than the limit of {limit:,}",
+            f"{what}: {given:,} is more than the limit of {limit:,}",
             fix="ask for less in one request",
         )
 

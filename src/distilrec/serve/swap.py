@@ -327,9 +327,9 @@ def endpoints(swap: Swap) -> list[Endpoint]:
     ]  # fmt: skip
 
 
-def _overlap(items: list[str], other_items: list[str]) -> float:
-    longest = max(len(items), len(other_items))
-    return len(set(items) & set(other_items)) / longest if longest else 1.0
+def _overlap(one: list[str], other: list[str]) -> float:
+    longest = max(len(one), len(other))
+    return len(set(one) & set(other)) / longest if longest else 1.0
 
 
 def _objection(shadow: Shadow, min_agreement: float) -> str:

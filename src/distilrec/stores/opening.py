@@ -118,16 +118,16 @@ def addresses(*, several_processes: bool = False) -> str:
     return " or ".join(dict.fromkeys(examples))
 
 
-def check_sharing(address: str, parameter: str, processes: str, alternative: str = "") -> None:
-    """Raise ConfigError for a store that several processes, which the message names, cannot share.
+def check_sharing(address: str, parameter: str, who: str, other: str = "") -> None:
+    """Raise ConfigError for a store that several processes (who) cannot share.
 
-    parameter: the setting to blame; alternative: what to do where no other store is given.
+    parameter: the setting to blame; other: what could be done instead of giving another store.
     """
     scheme = scheme_of(address)
     if not scheme.several_processes:
         raise ConfigError(
-            f"{processes} cannot share {scheme.name}",
-            fix=f"give --store {addresses(several_processes=True)}{alternative}",
+            f"{who} cannot share {scheme.name}",
+            fix=f"give --store {addresses(several_processes=True)}{other}",
             parameter=parameter,
         )
 

@@ -185,7 +185,7 @@ class SqliteStore:
         ).fetchall()
         more = at_most is not None and len(rows) > at_most
         rows = rows[:at_most]
-        events = [StoredEvent(since.user_id, *columns) for _, *columns in rows]
+        events = [StoredEvent(since.user_id, *rest) for _, *rest in rows]
         position = rows[-1][0] if rows else (0 if restart else since.position)
         decoded = decoded_features(features)
         return UserRecord(epoch, position, restart, events, decoded, erased, more)

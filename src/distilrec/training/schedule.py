@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from distilrec.networks.sequence import SequenceModel
 from distilrec.training.options import TrainingConfig
@@ -16,8 +17,8 @@ def average(averaged: SequenceModel, model: SequenceModel, share: float, step: i
     steps.
     """
     share = min(share, (1 + step) / (10 + step)) if share else 0.0
-    for mean, current in zip(averaged.parameters(), model.parameters(), strict=True):
-        mean.lerp_(current, 1 - share)
+    update = get_ema_multi_avg_fn(share)  # type: ignore[no-untyped-call]
+    update(list(averaged.parameters()), list(model.parameters()), step)
 
 
 def learning_rate(config: TrainingConfig, step: int, steps_per_epoch: int) -> float:

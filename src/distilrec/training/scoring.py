@@ -5,7 +5,7 @@ a sample.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch.nn import functional
@@ -17,6 +17,80 @@ from distilrec.training.options import TrainingConfig
 MASKED_LOGIT = -1e9  # finite, so that 0 * log(0) stays 0 in the soft loss
 # Negatives are drawn by popularity to this power (Mikolov et al. 2013, sec. 2.2)
 NEGATIVE_POWER = 0.75
+
+
+@dataclass(frozen=True)
+class Positions:
+    """The positions of a batch that have a target, and what their logits are made of.
+
+    states: (positions, dim); targets: (positions,) int64, items; rows: (positions,) int64, of the
+    data set, on the CPU; vectors, biases: (items, dim) and (items,), of the items that are scored;
+    warm: how many of these can be a target, they come first; seen: what each position has had,
+    None where that is not left out; drawn: the columns of a sampled softmax, None where all items
+    are scored.
+    """
+
+    states: torch.Tensor
+    targets: torch.Tensor
+    rows: torch.Tensor
+    vectors: torch.Tensor
+    biases: torch.Tensor
+    warm: int
+    seen: Seen | None = None
+    drawn: Drawn | None = None
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def select(self, some: slice) -> Positions:
+        """Return some of the positions."""
+        return replace(
+            self,
+            states=self.states[some],
+            targets=self.targets[some],
+            rows=self.rows[some],
+            seen=None if self.seen is None else self.seen.select(some),
+        )
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What each position has had so far, in or before its window.
+
+    first: (windows, items + 1) int16, the place in the window from which on an item has been had,
+    0 for what stands before the window, the length of the window where the item comes later or
+    never; window, place: (positions,) int64, where a position stands.
+    """
+
+    first: torch.Tensor
+    window: torch.Tensor
+    place: torch.Tensor
+
+    def select(self, some: slice) -> Seen:
+        """Return the same of some of the positions."""
+        return replace(self, window=self.window[some], place=self.place[some])
+
+    def among(self, items: torch.Tensor | slice) -> torch.Tensor:
+        """Return which of the items each position has had, (positions, items) bool.
+
+        items: the same for all positions, or (positions, n) int64, those of each.
+        """
+        if isinstance(items, torch.Tensor) and items.ndim == 2:
+            first = self.first[self.window.unsqueeze(1), items]
+        else:
+            first = self.first[:, items][self.window]
+        return first <= self.place.to(torch.int16).unsqueeze(1)
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """The columns of a sampled softmax behind the target.
+
+    items: (columns,) int64; correction: (columns,), what is added to the logit of each.
+    """
+
+    items: torch.Tensor
+    correction: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -57,128 +131,166 @@ class Sampled:
 Loss = Callable[[Scored], torch.Tensor]
 
 
+@dataclass(frozen=True)
+class Mixture:
+    """The few items that have a share in what a position should predict.
+
+    items: (positions, n) int64; weights: (positions, n) float32, whose sum is the position's weight
+    in the loss.
+    """
+
+    items: torch.Tensor
+    weights: torch.Tensor
+
+
+@dataclass(frozen=True)
+class CrossEntropy:
+    """A loss that is sum_j w_j (-log softmax(s)_j) over few items, a mean over positions, which
+    `distilrec.training.gradients` has a faster way for. whole: the same as any loss; mixture: gives
+    the items and their weights w. Only for a softmax over items that can all be a target.
+    """
+
+    whole: Loss
+    mixture: Callable[[Positions], Mixture]
+
+    def __call__(self, scored: Scored) -> torch.Tensor:
+        return self.whole(scored)
+
+
 def ground_truth(scored: Scored) -> torch.Tensor:
     """L_y = -log softmax(s)[y] over the items with training rows, the mean over positions."""
     return functional.cross_entropy(scored.logits[:, : scored.warm], scored.targets)
 
 
-def score_positions(
+def _target_alone(positions: Positions) -> Mixture:
+    return Mixture(
+        positions.targets.unsqueeze(1),
+        torch.ones(len(positions), 1, device=positions.targets.device),
+    )
+
+
+GROUND_TRUTH = CrossEntropy(ground_truth, _target_alone)
+
+
+def encode_positions(
     model: SequenceModel,
     batch: Batch,
     config: TrainingConfig,
+    *,
     mask_seen: bool,
     drawn_by: torch.Tensor,
-    progress: float,
     processes: int = 1,
     cold_items: bool = False,
-) -> Scored | None:
-    """Return the logits of the positions of a batch that have a target in the catalogue; None where
-    there is no such position.
+) -> Positions | None:
+    """Return the positions of a batch that have a target in the catalogue, with their states; None
+    where there is no such position.
 
     What depends on the data is drawn and counted on the CPU, where the batch is; all else runs on
     the model's device, so that the same positions and items are drawn on every device.
-    processes: how many share a batch. cold_items: score the items without training rows as well.
+    drawn_by: (items,) float64, the probabilities of a sampled softmax. processes: how many share a
+    batch. cold_items: score the items without training rows as well.
     """
     warm = model.items.warm_items
     vectors = model.items.vectors(config.item_dropout)
     known = (batch.targets >= 0) & (batch.targets < warm)  # (batch, length)
-    window, position = known.nonzero(as_tuple=True)  # (positions,) each
+    window, place = known.nonzero(as_tuple=True)  # (positions,) each
     if not len(window):
         return None
     limits = (-(-config.positions // processes), model.most_positions())
     most = min((limit for limit in limits if limit), default=len(window))
     if most < len(window):
         some = torch.randperm(len(window))[:most]
-        window, position = window[some], position[some]
-    rows = batch.rows[window, position]
-    batch, window, position = (
+        window, place = window[some], place[some]
+    rows, targets = batch.rows[window, place], batch.targets[window, place]
+    batch, window, place = (
         batch.to(model.device),
         window.to(model.device),
-        position.to(model.device),
+        place.to(model.device),
     )
-    states = model.encode(batch, vectors)[window, position]  # (positions, dim)
-    targets = batch.targets[window, position]
-    if 0 < config.negatives < warm:
-
-        def logits_of(items: torch.Tensor) -> torch.Tensor:
-            logits = model.score_own(states.unsqueeze(1), vectors[items], model.items.bias[items])
-            if not mask_seen:
-                return logits
-            seen = seen_items(batch, model.items.catalogue_size, window, position, items)
-            return logits.masked_fill(seen, MASKED_LOGIT)
-
-        logits, correction = _sampled_logits(
-            model, batch, config, mask_seen, drawn_by, vectors, states, window, position
-        )
-        sampled = Sampled(correction, warm, logits_of)
-        return Scored(
-            logits, torch.zeros_like(targets), rows, states, logits.shape[1], progress, sampled
-        )
-    items = slice(model.items.catalogue_size if cold_items else warm)
-    logits = model.score(states, vectors[items], model.items.biases()[items])
-    if mask_seen:
-        logits.masked_fill_(
-            seen_items(batch, model.items.catalogue_size, window, position, items), MASKED_LOGIT
-        )
-    return Scored(logits, targets, rows, states, warm, progress)
+    sampled = 0 < config.negatives < warm
+    items = slice(model.items.catalogue_size if cold_items and not sampled else warm)
+    return Positions(
+        states=model.encode(batch, vectors)[window, place],
+        targets=targets.to(model.device),
+        rows=rows,
+        vectors=vectors[items],
+        biases=model.items.biases()[items],
+        warm=warm,
+        seen=seen_so_far(batch, model.items.catalogue_size, window, place) if mask_seen else None,
+        drawn=_draw(drawn_by, config.negatives, model.device) if sampled else None,
+    )
 
 
-def _sampled_logits(
-    model: SequenceModel,
-    batch: Batch,
-    config: TrainingConfig,
-    mask_seen: bool,
-    drawn_by: torch.Tensor,
-    vectors: torch.Tensor,
-    states: torch.Tensor,
-    window: torch.Tensor,
-    position: torch.Tensor,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits of the target (column 0) and of the drawn items, (positions, 1 + drawn), and the
-    correction in them.
+def score_positions(model: SequenceModel, positions: Positions, progress: float) -> Scored:
+    """Return the logits of these positions: of all items that they are to be scored against, or of
+    the target and the drawn items.
+    """
+    if positions.drawn is not None:
+        return _score_sample(model, positions, positions.drawn, progress)
+    logits = model.score(positions.states, positions.vectors, positions.biases)
+    if positions.seen is not None:
+        seen = positions.seen.among(slice(len(positions.vectors)))
+        logits = logits.masked_fill(seen, MASKED_LOGIT)
+    return Scored(
+        logits, positions.targets, positions.rows, positions.states, positions.warm, progress
+    )
+
+
+def _draw(drawn_by: torch.Tensor, number: int, device: torch.device) -> Drawn:
+    """Draw the items of a sampled softmax.
 
     A drawn item stands for 1 / (n q) items of its kind: its logit gets log(times drawn / (n q)), so
     that the sum of exponentials is that of the catalogue in expectation (Bengio & Senecal 2008, eq.
     8). The target is always there and gets no correction.
     """
-    drawn = torch.multinomial(drawn_by, config.negatives, replacement=True)
+    drawn = torch.multinomial(drawn_by, number, replacement=True)
     items, times = torch.unique(drawn, return_counts=True)
-    correction = torch.log(times / (config.negatives * drawn_by[items])).float().to(model.device)
-    items = items.to(model.device)
-    targets = batch.targets[window, position]
-    own = model.score_own(states, vectors[targets], model.items.bias[targets]).unsqueeze(1)
-    others = model.score(states, vectors[items], model.items.bias[items]) + correction
-    left_out = items == targets.unsqueeze(1)
-    if mask_seen:
-        left_out |= seen_items(batch, model.items.catalogue_size, window, position, items)
-    logits = torch.cat([own, others.masked_fill(left_out, MASKED_LOGIT)], dim=1)
-    return logits, functional.pad(correction, (1, 0))
+    correction = torch.log(times / (number * drawn_by[items])).float()
+    return Drawn(items.to(device), correction.to(device))
 
 
-def seen_items(
-    batch: Batch,
-    catalogue_size: int,
-    window: torch.Tensor,
-    position: torch.Tensor,
-    items: torch.Tensor | slice,
-) -> torch.Tensor:
-    """Which of `items` each position has had so far, in or before its window, (positions, items)
-    bool.
+def _score_sample(
+    model: SequenceModel, positions: Positions, drawn: Drawn, progress: float
+) -> Scored:
+    """Return the logits of the target (column 0) and of the drawn items, and how to get others."""
+    states, vectors, biases = positions.states, positions.vectors, positions.biases
 
-    items: the same for all positions, or (positions, n) of each.
+    def logits_of(items: torch.Tensor) -> torch.Tensor:
+        logits = model.score_own(states.unsqueeze(1), vectors[items], biases[items])
+        if positions.seen is None:
+            return logits
+        return logits.masked_fill(positions.seen.among(items), MASKED_LOGIT)
+
+    own = model.score_own(states, vectors[positions.targets], biases[positions.targets])
+    others = model.score(states, vectors[drawn.items], biases[drawn.items]) + drawn.correction
+    left_out = drawn.items == positions.targets.unsqueeze(1)
+    if positions.seen is not None:
+        left_out |= positions.seen.among(drawn.items)
+    logits = torch.cat([own.unsqueeze(1), others.masked_fill(left_out, MASKED_LOGIT)], dim=1)
+    return Scored(
+        logits,
+        torch.zeros_like(positions.targets),
+        positions.rows,
+        states,
+        logits.shape[1],
+        progress,
+        Sampled(functional.pad(drawn.correction, (1, 0)), positions.warm, logits_of),
+    )
+
+
+def seen_so_far(
+    batch: Batch, catalogue_size: int, window: torch.Tensor, place: torch.Tensor
+) -> Seen:
+    """Return what the positions of a batch have had.
+
+    window, place: (positions,) int64, where each position stands in the batch.
     """
     length = batch.items.shape[1]
     device = batch.items.device
-    # Small integers: the gather below is large
+    # Small integers: there is one for each window and item
     places = torch.arange(length, dtype=torch.int16, device=device).expand_as(batch.items)
-    first_seen = torch.full(
+    first = torch.full(
         (len(batch.items), catalogue_size + 1), length, dtype=torch.int16, device=device
     )
-    first_seen = first_seen.scatter_reduce(1, batch.items, places, "amin").scatter(
-        1, batch.earlier, 0
-    )
-    if isinstance(items, torch.Tensor) and items.ndim == 2:
-        first = first_seen[window.unsqueeze(1), items]
-    else:
-        first = first_seen[:, items][window]
-    return first <= position.to(torch.int16).unsqueeze(1)
+    first = first.scatter_reduce(1, batch.items, places, "amin").scatter(1, batch.earlier, 0)
+    return Seen(first, window, place)

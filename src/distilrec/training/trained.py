@@ -16,7 +16,7 @@ from distilrec.files import RecordKind
 from distilrec.networks.build import ModelConfig, build_model
 from distilrec.networks.sequence import SequenceModel
 from distilrec.training.options import Epoch, RunOptions, TrainingConfig, TrainingResult
-from distilrec.training.scoring import ground_truth
+from distilrec.training.scoring import GROUND_TRUTH
 from distilrec.training.trainer import train
 
 
@@ -74,7 +74,7 @@ def train_model(
     result = train(
         model,
         dataset,
-        ground_truth,
+        GROUND_TRUTH,
         training,
         seed=seed,
         task=training_task(dataset, config),

@@ -22,10 +22,11 @@ from distilrec.networks.sequence import SequenceModel, TorchScorer
 from distilrec.training import parallel
 from distilrec.training.checkpoints import Progress, is_checkpoint, load_checkpoint, save_checkpoint
 from distilrec.training.devices import resolve_device
+from distilrec.training.gradients import add_gradients
 from distilrec.training.memory import reuse_freed_memory
 from distilrec.training.options import Epoch, RunOptions, TrainingConfig, TrainingResult
 from distilrec.training.schedule import average, learning_rate, parameter_groups
-from distilrec.training.scoring import NEGATIVE_POWER, Loss, score_positions
+from distilrec.training.scoring import NEGATIVE_POWER, Loss, encode_positions
 from distilrec.training.validation import validation_ndcg
 
 
@@ -104,7 +105,9 @@ class _Training:
         self.seed, self.cold_items = seed, cold_items
         self.averaged = copy.deepcopy(model)
         self.optimizer = torch.optim.AdamW(
-            parameter_groups(model, config.weight_decay), lr=config.learning_rate
+            parameter_groups(model, config.weight_decay),
+            lr=config.learning_rate,
+            fused=device.type in ("cpu", "cuda"),
         )
         self.windows = training_windows(dataset, model.max_history)
         self.steps_per_epoch = math.ceil(len(self.windows.starts) / config.batch_size)
@@ -146,21 +149,20 @@ class _Training:
             group["lr"] = learning_rate(config, step, self.steps_per_epoch)
         done = step / (config.epochs * self.steps_per_epoch)
         self.optimizer.zero_grad(set_to_none=True)
-        value, positions = 0.0, 0
-        if scored := score_positions(
+        positions = encode_positions(
             model,
             batch,
             config,
-            self.mask_seen,
-            self.drawn_by,
-            done,
-            self.group[1],
-            self.cold_items,
-        ):
-            whole = self.loss(scored) + model.penalty()
-            whole.backward()  # type: ignore[no-untyped-call]
-            value, positions = float(whole.detach()), len(scored.targets)
-        shared = parallel.share_gradients(model, value, positions)
+            mask_seen=self.mask_seen,
+            drawn_by=self.drawn_by,
+            processes=self.group[1],
+            cold_items=self.cold_items,
+        )
+        value, number = 0.0, 0
+        if positions is not None:
+            value = float(add_gradients(model, positions, self.loss, done))
+            number = len(positions)
+        shared = parallel.share_gradients(model, value, number)
         torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
         self.optimizer.step()
         average(self.averaged, model, config.averaging, step)

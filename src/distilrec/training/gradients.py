@@ -1,0 +1,98 @@
+"""The gradients of a step, a chunk of positions at a time: logits of the whole catalogue are the
+largest tensors of a training, and no more of them exist at once than fit a processor's cache.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import pairwise
+
+import torch
+
+from distilrec.networks.sequence import SequenceModel
+from distilrec.training.kernels import cross_entropy
+from distilrec.training.scoring import CrossEntropy, Loss, Positions, score_positions
+
+# Logits of a chunk. On the CPU about what stays in its caches while the loss reads and writes it
+# several times; elsewhere what is little beside the memory of a GPU.
+_CPU_LOGITS = 2**19
+_LOGITS = 2**26
+_FEWEST = 16  # positions of a chunk, however large the catalogue is
+
+
+def add_gradients(
+    model: SequenceModel, positions: Positions, loss: Loss, progress: float
+) -> torch.Tensor:
+    """Add the gradients of the loss and of the model's penalty to those of the weights, and return
+    the value, a scalar.
+
+    The loss is a mean over positions; that of all is the mean of the chunks' by their sizes.
+    States and item vectors get the gradients of their chunks first, the network behind them gets
+    their sum in one pass at the end.
+    """
+    whole = [positions.states, positions.vectors, positions.biases]
+    # The same values as leaves of a graph of their own
+    states, vectors, biases = (tensor.detach().requires_grad_() for tensor in whole)
+    own = replace(positions, vectors=vectors, biases=biases)
+    value = model.penalty()
+    ends, gradients = [value], [torch.ones_like(value)]
+    value = value.detach()
+    of_states = []
+    for some in _chunks(len(positions), _columns(positions), states.device):
+        part = replace(own.select(some), states=states[some].detach().requires_grad_())
+        value = value + _of_chunk(model, part, loss, progress, len(part) / len(positions))
+        of_states.append(
+            torch.zeros_like(part.states) if part.states.grad is None else part.states.grad
+        )
+    for end, gradient in zip(whole, (torch.cat(of_states), vectors.grad, biases.grad), strict=True):
+        if end.requires_grad and gradient is not None:
+            ends.append(end)
+            gradients.append(gradient)
+    known = [number for number, end in enumerate(ends) if end.requires_grad]
+    if known:
+        torch.autograd.backward([ends[n] for n in known], [gradients[n] for n in known])
+    return value
+
+
+def _of_chunk(
+    model: SequenceModel, part: Positions, loss: Loss, progress: float, share: float
+) -> torch.Tensor | float:
+    """Add share times the gradients of the loss of some positions, and return share times it."""
+    if not isinstance(loss, CrossEntropy) or not _is_plain(part):
+        value = share * loss(score_positions(model, part, progress))
+        value.backward()  # type: ignore[no-untyped-call]
+        return value.detach()
+    mixture = loss.mixture(part)
+    logits = model.score(part.states, part.vectors, part.biases)
+    gradients = logits.detach().float().contiguous().clone()
+    seen = part.seen
+    of_rows = cross_entropy(
+        gradients,
+        None if seen is None else seen.first,
+        torch.zeros_like(part.targets) if seen is None else seen.window,
+        torch.zeros_like(part.targets) if seen is None else seen.place,
+        mixture.items,
+        mixture.weights,
+        share / len(part),
+    )
+    logits.backward(gradients.to(logits.dtype))  # type: ignore[no-untyped-call]
+    return of_rows
+
+
+def _is_plain(part: Positions) -> bool:
+    """Return whether there is one softmax over all columns, on the CPU."""
+    return (
+        part.states.device.type == "cpu" and part.drawn is None and part.warm == len(part.vectors)
+    )
+
+
+def _columns(positions: Positions) -> int:
+    return len(positions.vectors if positions.drawn is None else positions.drawn.items)
+
+
+def _chunks(positions: int, columns: int, device: torch.device) -> list[slice]:
+    """Return slices of about as many positions each."""
+    most = _CPU_LOGITS if device.type == "cpu" else _LOGITS
+    number = -(-positions // max(most // columns, _FEWEST))
+    bounds = [positions * chunk // number for chunk in range(number + 1)]
+    return [slice(*pair) for pair in pairwise(bounds)]
