@@ -118,12 +118,12 @@ class Gate:
         self._run = secrets.token_hex(4).encode()
         self._count = count(1)
 
-    def request_id(self, given: bytes | None) -> bytes:
+    def request_id(self, value: bytes | None) -> bytes:
         """Return the request id that a caller gave, or a new one where it gave none or one that is
         not safe to repeat.
         """
-        if given is not None and _SAFE_ID.fullmatch(given):
-            return given
+        if value is not None and _SAFE_ID.fullmatch(value):
+            return value
         return b"%b-%x" % (self._run, next(self._count))
 
 
@@ -160,26 +160,30 @@ class _Handler:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         started = perf_counter()
         gate, endpoint = self._gate, self._endpoint
-        given = {}
+        request_headers = {}
         for name, value in scope["headers"]:  # faster than a comprehension
             if name in _READ:
-                given[name] = value
-        request_id = gate.request_id(given.get(b"x-request-id"))
+                request_headers[name] = value
+        request_id = gate.request_id(request_headers.get(b"x-request-id"))
         status = 200
         try:
             if endpoint.scope is not None:
                 if gate.origins is not None:
-                    gate.origins.admit(given)
-                caller = gate.keys.admit(given, endpoint.scope)
-            body, media_type = None, given.get(b"content-type")
+                    gate.origins.admit(request_headers)
+                caller = gate.keys.admit(request_headers, endpoint.scope)
+            body, media_type = None, request_headers.get(b"content-type")
             if (decode := self._decode) is not None:
                 _check_type(
-                    media_type, given.get(b"content-encoding"), binary=endpoint.read is not None
+                    media_type,
+                    request_headers.get(b"content-encoding"),
+                    binary=endpoint.read is not None,
                 )
-                content = await _read_body(receive, given.get(b"content-length"), gate.max_body)
-                body = self._body(decode, content, given.get(LENGTH_HEADER), caller)
+                content = await _read_body(
+                    receive, request_headers.get(b"content-length"), gate.max_body
+                )
+                body = self._body(decode, content, request_headers.get(LENGTH_HEADER), caller)
             elif media_type is not None and endpoint.method == "POST":
-                # What the form of a web page sends is no JSON.
+                # The form of a web page does not send JSON.
                 _check_type(media_type, None, binary=False)
             parameters = scope.get("path_params")
             path = texts_of(parameters.items()) if parameters else {}
@@ -219,8 +223,8 @@ class _Handler:
         """Return the decoded body; charge its caller for what it counts as beyond one request."""
         endpoint, read = self._endpoint, self._endpoint.read
         body = decoded(decode, content) if read is None else read(content, json_length)
-        if endpoint.weight is not None and (more := endpoint.weight(body) - 1) > 0:
-            caller.charge(more)
+        if endpoint.weight is not None and (surcharge := endpoint.weight(body) - 1) > 0:
+            caller.charge(surcharge)
         return body
 
 
@@ -359,9 +363,9 @@ def _headers_of(problem: Exception, request_id: bytes) -> Headers:
 
 async def refuse(gate: Gate, endpoint: str, scope: Scope, send: Send, problem: Exception) -> None:
     """Answer with an error."""
-    given = next((value for name, value in scope["headers"] if name == b"x-request-id"), None)
+    header = next((value for name, value in scope["headers"] if name == b"x-request-id"), None)
     await _send(
-        scope, send, *refusal(gate, endpoint, gate.request_id(given), problem, scope["path"])
+        scope, send, *refusal(gate, endpoint, gate.request_id(header), problem, scope["path"])
     )
 
 
