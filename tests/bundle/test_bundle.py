@@ -173,6 +173,7 @@ assert compiled() == before, (before, compiled())
 """
 
 
+@pytest.mark.slow
 def test_nothing_is_compiled_after_loading(student):
     """Neither the first request, nor a live event, nor a new item meets an array type that loading has not compiled."""
     run = subprocess.run(
