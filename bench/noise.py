@@ -25,7 +25,8 @@ from numpy.typing import NDArray
 from distilrec import prepare_dataset
 from distilrec.data.cleaning import clean_log
 from distilrec.data.dataset import Dataset
-from distilrec.data.readers import open_log, read_table
+from distilrec.data.readers import read_table
+from distilrec.data.source import Source, Table
 from distilrec.distill.distillation import distill_model
 from distilrec.labels.extract import extract_labels
 from distilrec.measure.metrics import ndcg
@@ -51,8 +52,8 @@ def clean(config: RunConfig, folder: Path) -> pl.DataFrame:
     """Return the log of a configuration as cleaning leaves it: sorted by user and time."""
     assert config.data.interactions is not None
     folder.mkdir(parents=True, exist_ok=True)
-    log = open_log(config.data.interactions, folder, config.data.columns)
-    parts = clean_log(log, config.data.schema, config.cleaning, folder)
+    source = Source(Table(config.data.interactions, config.data.columns), config.data.schema)
+    parts = clean_log(source.log.open(folder), source, config.cleaning, folder)
     return pl.concat([parts.part(number) for number in range(len(parts.parts))])
 
 

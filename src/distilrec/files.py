@@ -282,6 +282,12 @@ class RecordKind(Generic[T]):
         except (FileMissingError, self.error):
             return None
 
+    def is_made(self, folder: Path, made_from: str) -> bool:
+        """Return whether a folder holds a record that was made from what `made_from` is a key of:
+        then it need not be made again.
+        """
+        return self.made_from(folder) == made_from
+
     def damaged(self, path: Path, problem: str) -> DistilrecError:
         """Return the error for a file of such a record."""
         return self.error(f"{path} {problem}", fix=self.repair(path.parent), file=str(path))

@@ -13,6 +13,7 @@ from distilrec.data import cleaning as module
 from distilrec.data.cleaning import Cleaning
 from distilrec.data.readers import Log
 from distilrec.data.schema import Schema
+from distilrec.data.source import Source, Table
 from distilrec.errors import ColumnMissingError, ColumnTypeError, NotEnoughDataError
 
 SCHEMA = Schema(timestamp="timestamp", weight="rating")
@@ -28,7 +29,12 @@ def clean_log(table, schema, cleaning, source="the log", rows_per_part=5):
     """The clean log as one table, and the report; cleaned in small parts."""
     with TemporaryDirectory() as scratch:
         clean = module.clean_log(
-            Log(source, table.height, table), schema, cleaning, Path(scratch), None, rows_per_part
+            Log(source, table.height, table),
+            Source(Table(table), schema),
+            cleaning,
+            Path(scratch),
+            None,
+            rows_per_part,
         )
         assert clean.rows == tuple(clean.part(number).height for number in range(len(clean.parts)))
         users = [set(clean.part(number)["user_id"]) for number in range(len(clean.parts))]

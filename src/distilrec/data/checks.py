@@ -75,7 +75,7 @@ class DataCheck(Settings, frozen=True):
                 pl.Series([""]).str.contains(f"^(?:{self.pattern})$")
             except (re.error, pl.exceptions.PolarsError) as problem:
                 raise ConfigError(
-                    f"the pattern of column {self.column!r} is no regular expression: {problem}",
+                    f"the pattern of column {self.column!r} is not a regular expression: {problem}",
                     fix="correct it",
                     parameter="data.checks",
                 ) from None
@@ -134,14 +134,26 @@ def check_table(
     breaks several rules is counted with the first of them. Raises CheckFailedError where a rule
     that fails is broken, and ColumnMissingError.
     """
-    own = [check for check in checks if check.table == table]
-    for check in own:
-        need_column(rows.columns, check.column, source)
-    if not own:
+    of_table = [check for check in checks if check.table == table]
+    if not of_table:
         return pl.int_range(rows.height, eager=True), {}
-    import dataframely
+    _need_columns(rows, of_table, source)
+    kept, broken = _schema(rows.schema, of_table).filter(
+        rows.with_row_index(_ROW).select({_ROW, *(check.column for check in of_table)})
+    )
+    counts = broken.counts()
+    for check in of_table:
+        for rule in check.rules() if check.otherwise == "fail" else ():
+            if rule in counts:
+                raise _failed(check, rule, counts[rule], broken.details(), source, first)
+    return kept[_ROW].sort(), _left_out(of_table, broken.details().sort(_ROW))
 
-    for check in own:
+
+def _need_columns(rows: pl.DataFrame, checks: Sequence[DataCheck], source: str) -> None:
+    """Raise ColumnMissingError or ColumnTypeError for a column that cannot be checked."""
+    for check in checks:
+        need_column(rows.columns, check.column, source)
+    for check in checks:
         if rows.schema[check.column].is_nested():
             raise ColumnTypeError(
                 f"{source}: column {check.column!r} holds lists or objects, which no check is for",
@@ -149,41 +161,48 @@ def check_table(
                 file=source,
                 column=check.column,
             )
-    fails = {rule for check in own if check.otherwise == "fail" for rule in check.rules()}
+
+
+def _schema(types: pl.Schema, checks: Sequence[DataCheck]) -> Any:
+    """Return the dataframely schema with the rules of these checks, and a column of row numbers."""
+    import dataframely
+
     members: dict[str, Any] = {
-        column: dataframely.Any() for column in {_ROW, *(check.column for check in own)}
+        column: dataframely.Any() for column in {_ROW, *(check.column for check in checks)}
     }
-    for check in own:
+    for check in checks:
         members |= {
             name: dataframely.rule()(partial(_same, expression))
-            for name, expression in check.rules(rows.schema[check.column]).items()
+            for name, expression in check.rules(types[check.column]).items()
         }
-    schema: Any = type("Checks", (dataframely.Schema,), members)
-    kept, broken = schema.filter(
-        rows.with_row_index(_ROW).select({_ROW, *(check.column for check in own)})
+    return type("Checks", (dataframely.Schema,), members)
+
+
+def _failed(
+    check: DataCheck, rule: str, count: int, details: pl.DataFrame, source: str, first: int
+) -> CheckFailedError:
+    """Return the error for a broken rule, with the first rows that break it."""
+    bad = details.filter(_breaks(rule)).head(_SHOWN).select(_ROW, check.column)
+    shown = ", ".join(f"row {first + row + 1} ({value!r})" for row, value in bad.iter_rows())
+    return CheckFailedError(
+        f"{source}: {count:,} rows break the check that {rule}: {shown}",
+        fix='correct them, or set otherwise = "drop" in that check to leave such rows out',
+        file=source,
+        column=check.column,
+        rule=rule,
     )
-    counts = broken.counts()
-    if wrong := [rule for rule in counts if rule in fails]:
-        details = broken.details()
-        bad = details.filter(pl.col(wrong[0]).cast(pl.String) == "invalid").head(_SHOWN)
-        column = next(check.column for check in own if wrong[0] in check.rules())
-        places = ", ".join(
-            f"row {first + row + 1} ({value!r})"
-            for row, value in bad.select(_ROW, column).iter_rows()
-        )
-        raise CheckFailedError(
-            f"{source}: {counts[wrong[0]]:,} rows break the check that {wrong[0]}: {places}",
-            fix='correct them, or set otherwise = "drop" in that check to leave such rows out',
-            file=source,
-            column=column,
-            rule=wrong[0],
-        )
-    details = broken.details().sort(_ROW)
+
+
+def _left_out(checks: Sequence[DataCheck], details: pl.DataFrame) -> dict[str, int]:
+    """Return the number of rows that each broken rule leaves out, each row counted once."""
     left_out: dict[str, int] = {}
-    for rule in (rule for check in own for rule in check.rules()):
+    for rule in (rule for check in checks for rule in check.rules()):
         if rule in details.columns:
-            bad_here = pl.col(rule).cast(pl.String) == "invalid"
-            if count := details.filter(bad_here).height:
+            if count := details.filter(_breaks(rule)).height:
                 left_out[rule] = count
-            details = details.filter(~bad_here)
-    return kept[_ROW].sort(), left_out
+            details = details.filter(~_breaks(rule))
+    return left_out
+
+
+def _breaks(rule: str) -> pl.Expr:
+    return pl.col(rule).cast(pl.String) == "invalid"

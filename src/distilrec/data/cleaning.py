@@ -18,6 +18,7 @@ from distilrec.data.columns import PROBLEMS, as_event_types, as_ids, as_numbers
 from distilrec.data.pseudonyms import pseudonyms
 from distilrec.data.readers import Log
 from distilrec.data.schema import Schema, need_column
+from distilrec.data.source import Source
 from distilrec.data.times import PLAUSIBLE_FROM, TimeFormat, as_seconds, time_format
 from distilrec.errors import NotEnoughDataError
 from distilrec.settings import Count, Positive, Settings, ZeroOrMore
@@ -89,36 +90,34 @@ class CleanLog:
     erased: frozenset[str] = frozenset()
 
     def part(self, number: int) -> pl.DataFrame:
-        """One part, read."""
+        """Read one part and return it."""
         return pl.read_parquet(self.parts[number])
 
 
 def clean_log(
     log: Log,
-    schema: Schema,
+    source: Source,
     cleaning: Cleaning,
     scratch: Path,
     workers: Workers | None = None,
     rows_per_part: int = ROWS_PER_PART,
     on_step: OnStep = lambda done, total: None,
-    pseudonym_key: bytes | None = None,
-    checks: Sequence[DataCheck] = (),
-    erased_users: Sequence[str] = (),
 ) -> CleanLog:
     """Return the clean log and the report of what was dropped. No more than about `rows_per_part`
     rows are in memory together.
 
     Slices of the log are checked row by row and divided by user id; then every part is cleaned by
-    itself. scratch: a folder for the parts, which all workers see. on_step: is called with the
+    itself.
+    log: the opened log of the source, whose schema, checks, key of pseudonyms and erased users
+    count. scratch: a folder for the parts, which all workers see. on_step: is called with the
     number of finished slices and parts, and of all.
-    pseudonym_key: users get pseudonyms with this key. checks: what must hold for the columns of the
-    log. erased_users: whose rows are left out, by id or pseudonym.
     Raises ColumnMissingError, ColumnTypeError and CheckFailedError (with the first bad row) and
     NotEnoughDataError.
     """
-    there = log.schema().names()
-    for column in _log_columns(schema, checks):
-        need_column(there, column, log.name)
+    schema, key = source.schema, source.pseudonym_key
+    columns = log.schema().names()
+    for column in _log_columns(schema, source.checks):
+        need_column(columns, column, log.name)
     if log.rows == 0:
         raise NotEnoughDataError(
             f"{log.name} has no rows",
@@ -132,12 +131,12 @@ def clean_log(
         time_format(log, schema),
         -math.inf if cleaning.max_age_days is None else time.time() - cleaning.max_age_days * _DAY,
         time.time() + _DAY if cleaning.max_time is None else cleaning.max_time,
-        _boundaries(log, schema.user_id, -(-log.rows // rows_per_part), pseudonym_key),
+        _boundaries(log, schema.user_id, -(-log.rows // rows_per_part), key),
         scratch,
         rows_per_part,
-        pseudonym_key,
-        tuple(checks),
-        _erased(erased_users, pseudonym_key),
+        key,
+        source.checks,
+        _erased(source.erased.all(), key),
     )
     return _cleaned_log(task, workers or InProcess(), on_step)
 
@@ -158,10 +157,9 @@ def _cleaned_log(task: _Task, workers: Workers, on_step: OnStep) -> CleanLog:
     for file in task.scratch.glob("slice-*.parquet"):
         file.unlink()
     if task.cleaning.min_user_events or task.cleaning.min_item_events:
-        before = sum(part.rows for part in cleaned.values())
+        before = _rows(cleaned)
         cleaned = _core(task, workers, cleaned)
-        after = sum(part.rows for part in cleaned.values())
-        read.dropped["user or item with too few events"] = before - after
+        read.dropped["user or item with too few events"] = before - _rows(cleaned)
     rows = tuple(cleaned[number].rows for number in parts)
     files = tuple(_part_file(task.scratch, number) for number in parts)
     notes = (*task.log.notes, *task.times.notes, *read.notes(), *_time_notes(task, files))
@@ -245,8 +243,8 @@ def _part_file(scratch: Path, part: int) -> Path:
 
 
 def _boundaries(log: Log, column: str, parts: int, key: bytes | None) -> pl.Series:
-    """User ids that divide the rows into about equal parts, from a sample of them; fewer where few
-    users have most.
+    """Return user ids that divide the rows into about equal parts, from a sample of them; fewer
+    where few users have most.
     """
     if parts == 1:
         return pl.Series("user_id", [], dtype=pl.String)
@@ -255,8 +253,8 @@ def _boundaries(log: Log, column: str, parts: int, key: bytes | None) -> pl.Seri
         log.scan().select(column).gather_every(step).collect()[column], log.name, key
     )
     sample = sample.drop_nulls().sort()
-    places = [len(sample) * part // parts for part in range(1, parts)]
-    return sample.gather(places).unique(maintain_order=True) if len(sample) else sample
+    positions = [len(sample) * part // parts for part in range(1, parts)]
+    return sample.gather(positions).unique(maintain_order=True) if len(sample) else sample
 
 
 def _read_slice(task: _Task, number: int) -> tuple[dict[str, int], list[str], dict[str, int]]:
@@ -267,7 +265,7 @@ def _read_slice(task: _Task, number: int) -> tuple[dict[str, int], list[str], di
     """
     schema, cleaning, first = task.schema, task.cleaning, number * task.rows_per_slice
     table = task.log.slice(first, task.rows_per_slice, _log_columns(schema, task.checks))
-    gone = _erased_in(task, table)
+    erased = _erased_in(task, table)
     passed, broken = check_table(table, task.checks, "interactions", task.log.name, first)
     log, read = _typed(
         table[passed], schema, task.times, task.log.name, passed + first, task.pseudonym_key
@@ -304,7 +302,7 @@ def _read_slice(task: _Task, number: int) -> tuple[dict[str, int], list[str], di
     )
     for (part,), rows in log.partition_by("part", as_dict=True, include_key=False).items():
         write_whole(rows, _slice_file(task.scratch, number, part), "lz4")
-    return dropped, gone, read
+    return dropped, erased, read
 
 
 def _erased_in(task: _Task, table: pl.DataFrame) -> list[str]:
@@ -326,8 +324,8 @@ def _kept(
 def _clean_part(task: _Task, part: int) -> _Cleaned:
     """Put the rows of a part together, drop duplicates and bots, sort and write them."""
     files = [_slice_file(task.scratch, number, part) for number in task.slices]
-    there = [pl.read_parquet(file) for file in files if file.is_file()]
-    log = pl.concat(there) if there else pl.DataFrame(schema=_COLUMNS)
+    slices = [pl.read_parquet(file) for file in files if file.is_file()]
+    log = pl.concat(slices) if slices else pl.DataFrame(schema=_COLUMNS)
     timed, limit = task.schema.timestamp is not None, task.cleaning.bot_events_per_day
     dropped: dict[str, int] = {}
     if task.cleaning.drop_duplicates:
@@ -362,17 +360,21 @@ def _core(task: _Task, workers: Workers, cleaned: dict[int, _Cleaned]) -> dict[i
     """
     while True:
         counts = (
-            pl.concat([one.items for one in cleaned.values()])
+            pl.concat([part.items for part in cleaned.values()])
             .group_by("item_id")
             .agg(pl.col("len").sum())
         )
         core = _CoreTask(
             task, counts.filter(pl.col("len") >= task.cleaning.min_item_events)["item_id"]
         )
-        smaller = {one.part: one for one in workers.map(_core_part, core, list(cleaned))}
-        if sum(one.rows for one in smaller.values()) == sum(one.rows for one in cleaned.values()):
+        smaller = {part.part: part for part in workers.map(_core_part, core, list(cleaned))}
+        if _rows(smaller) == _rows(cleaned):
             return smaller
         cleaned = smaller
+
+
+def _rows(cleaned: dict[int, _Cleaned]) -> int:
+    return sum(part.rows for part in cleaned.values())
 
 
 def _core_part(core: _CoreTask, part: int) -> _Cleaned:
@@ -386,10 +388,10 @@ def _core_part(core: _CoreTask, part: int) -> _Cleaned:
 
 
 def _enough(cleaned: Collection[_Cleaned], report: CleaningReport, source: str) -> None:
-    items = pl.concat([one.items for one in cleaned])["item_id"].n_unique()
+    items = pl.concat([part.items for part in cleaned])["item_id"].n_unique()
     for count, what in (
         (report.rows_out, "interaction"),
-        (sum(one.users for one in cleaned), "user"),
+        (sum(part.users for part in cleaned), "user"),
         (items, "item"),
     ):
         if count < 2:
@@ -477,8 +479,7 @@ def _time_notes(task: _Task, parts: Sequence[Path]) -> list[str]:
     if last is not None and last < PLAUSIBLE_FROM:
         notes.append(
             f"the times lie between {_moment(first)} and {_moment(last)}: set "
-            "data.schema.timestamp_format if they are no "
-            "seconds since 1970"
+            "data.schema.timestamp_format if they are not seconds since 1970"
         )
     elif last is not None and (task.times.dates_only or dates_only):
         notes.append(

@@ -26,7 +26,7 @@ from distilrec.data.erased import ErasedUsers, as_erased
 from distilrec.data.features import fit_encoder, title_of
 from distilrec.data.lines import TextFormat
 from distilrec.data.parts import Encoding, Part, Rows, encode_parts, split_parts, training_counts
-from distilrec.data.readers import Log, open_log
+from distilrec.data.readers import Log
 from distilrec.data.schema import Feature, Schema
 from distilrec.data.source import SideRows, Source, Table, read_sides
 from distilrec.data.splits import Split
@@ -37,7 +37,7 @@ from distilrec.workers import InProcess, Workers
 OnStep = Callable[[str, int, int], None]
 
 
-def prepare_dataset(
+def prepare_dataset(  # noqa: PLR0913 - a public name, whose arguments stay as they are
     log: object,
     schema: Schema,
     *,
@@ -128,7 +128,7 @@ def prepare_source(source: Source, choices: Choices, circumstances: Circumstance
     """Return the data set of a source: `prepare_dataset` with grouped arguments."""
     sides = read_sides(source)
     with _folder(circumstances.scratch) as folder:
-        log = open_log(source.log.source, folder, source.log.columns, source.log.text)
+        log = source.log.open(folder)
         clean, erased = _clean(log, source, choices, circumstances, folder)
         parts = split_parts(
             clean,
@@ -152,15 +152,12 @@ def _clean(
     """Return the clean log, and what is to be said of the erased users."""
     clean = clean_log(
         log,
-        source.schema,
+        source,
         choices.cleaning,
         folder,
         circumstances.workers,
         circumstances.rows_per_part,
         lambda done, total: circumstances.on_step("clean", done, total),
-        source.pseudonym_key,
-        source.checks,
-        source.erased.all(),
     )
     return clean, source.erased.check(clean.erased, source.pseudonym_key)
 
@@ -179,8 +176,8 @@ class _Vocabulary:
 
 
 def _vocabulary(log_name: str, sides: SideRows, parts: Sequence[Part]) -> _Vocabulary:
-    """Return what is known of items and event types: by training rows, and the item table, never by
-    validation or test rows.
+    """Return the items and event types of the training rows and the item table, never of validation
+    or test rows.
     """
     counts = training_counts(parts)
     if counts.is_empty():
@@ -189,10 +186,10 @@ def _vocabulary(log_name: str, sides: SideRows, parts: Sequence[Part]) -> _Vocab
             fix="use a smaller validation and test share",
         )
     warm = counts["item_id"].to_list()
-    known = set(warm)
+    has_rows = set(warm)
     types = set().union(*(part.event_types for part in parts)) - {"unknown"}
     return _Vocabulary(
-        (*warm, *(item for item in sides.items if item not in known)),
+        (*warm, *(item for item in sides.items if item not in has_rows)),
         len(warm),
         ("unknown", *sorted(types)),
         counts,

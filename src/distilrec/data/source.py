@@ -13,7 +13,7 @@ from distilrec.data.erased import ErasedUsers
 from distilrec.data.features import feature_rows
 from distilrec.data.lines import TextFormat
 from distilrec.data.pseudonyms import pseudonym
-from distilrec.data.readers import open_log
+from distilrec.data.readers import Log, open_log
 from distilrec.data.schema import Feature, Schema
 from distilrec.errors import ConfigError
 
@@ -28,6 +28,12 @@ class Table:
     """Names of the fields of a file without a header line."""
     text: TextFormat | None = None
     """Encoding and quotes of a file of text."""
+
+    def open(self, scratch: Path) -> Log:
+        """Return the table, to be read in slices. scratch: a folder for copies of text. Raises what
+        `open_log` raises.
+        """
+        return open_log(self.source, scratch, self.columns, self.text)
 
 
 @dataclass(frozen=True)
@@ -96,12 +102,12 @@ def _read_side(
     path = table.source
     name = str(path) if isinstance(path, str | Path) else f"the {what} table"
     with tempfile.TemporaryDirectory(prefix="distilrec-") as folder:
-        opened = open_log(path, Path(folder), table.columns, table.text)
+        opened = table.open(Path(folder))
         read = opened.read()
     passed, broken = check_table(read, source.checks, what, name)
     left_out = [
         f"{name}: {count:,} rows left out by the check that {rule}"
         for rule, count in broken.items()
     ]
-    rows, said = feature_rows(read[passed], key, features, title, name, passed)
-    return rows, [*opened.notes, *left_out, *said]
+    rows, notes = feature_rows(read[passed], key, features, title, name, passed)
+    return rows, [*opened.notes, *left_out, *notes]

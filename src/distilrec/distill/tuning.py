@@ -27,6 +27,15 @@ _BEFORE_PRUNING = 5  # trials, and epochs of a trial, that run without being com
 
 
 @dataclass(frozen=True)
+class Setup:
+    """What a search changes: the student, its training and its distillation."""
+
+    student: StudentConfig
+    training: TrainingConfig
+    distillation: DistillationConfig
+
+
+@dataclass(frozen=True)
 class Choice:
     """A student with its training, and the validation NDCG@10 that it reached."""
 
@@ -64,18 +73,16 @@ class Budget:
     def __post_init__(self) -> None:
         if self.trials < 1 or self.minutes <= 0:
             raise ConfigError(
-                f"a search of {self.trials} trials in {self.minutes} minutes is none",
+                f"a search of {self.trials} trials in {self.minutes} minutes does nothing",
                 fix="use at least 1 and more than 0",
                 parameter="trials",
             )
 
 
 def tune(
-    student: StudentConfig,
+    start: Setup,
     dataset: Dataset,
     labels: Sequence[LabelStore],
-    training: TrainingConfig,
-    distillation: DistillationConfig,
     folder: Path,
     *,
     seed: int,
@@ -86,39 +93,19 @@ def tune(
     """Return the best student that a search finds within a budget; each trial learns from the same
     stored labels.
 
-    The first trial is the given configuration itself. Trials are kept in `folder`: a search that
-    was interrupted, or is called again, goes on with what is known; a trial that is behind the
-    median is given up early.
+    start: the setup of the first trial. folder: keeps the trials, so that a search that was
+    interrupted, or is called again, continues; a trial that is behind the median is given up early.
     on_trial: is called with the number of each trial, its value and the best one so far.
     Raises TrainingError when no trial was finished.
     """
     import optuna
-    from optuna.storages import JournalStorage
-    from optuna.storages.journal import JournalFileBackend
 
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    folder.mkdir(parents=True, exist_ok=True)
-    task = key_of(
-        dataset.fingerprint(),
-        [each.manifest for each in labels],
-        student,
-        training,
-        distillation,
-        seed,
-    )
-    study = optuna.create_study(
-        storage=JournalStorage(JournalFileBackend(str(folder / "trials.jsonl"))),
-        study_name=task[:16],
-        load_if_exists=True,
-        direction="maximize",
-        sampler=optuna.samplers.TPESampler(seed=seed, n_startup_trials=_BEFORE_PRUNING),
-        pruner=optuna.pruners.MedianPruner(_BEFORE_PRUNING, _BEFORE_PRUNING),
-    )
+    study = _open_study(folder, _key(start, dataset, labels, seed), seed)
     if not study.trials:
-        study.enqueue_trial(_as_parameters(student, training, distillation))
+        study.enqueue_trial(_as_parameters(start))
 
     def objective(trial: optuna.Trial) -> float:
-        chosen = _suggest(trial, student, training, distillation)
+        setup = _suggest(trial, start)
         best = 0.0
 
         def on_epoch(epoch: Epoch, total: int) -> None:
@@ -128,15 +115,20 @@ def tune(
             if trial.should_prune():
                 raise optuna.TrialPruned
 
-        options = RunOptions(device=device, on_epoch=on_epoch)
         return distill_model(
-            chosen[0], dataset, labels, chosen[1], chosen[2], seed=seed, options=options
+            setup.student,
+            dataset,
+            labels,
+            setup.training,
+            setup.distillation,
+            seed=seed,
+            options=RunOptions(device=device, on_epoch=on_epoch),
         ).best_ndcg
 
     def after(study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
-        finished = study.get_trials(deepcopy=False, states=[optuna.trial.TrialState.COMPLETE])
-        best = max((each.value for each in finished if each.value is not None), default=0.0)
-        on_trial(trial.number + 1, max(trial.intermediate_values.values(), default=0.0), best)
+        values = [finished.value for finished in _finished(study) if finished.value is not None]
+        value = max(trial.intermediate_values.values(), default=0.0)
+        on_trial(trial.number + 1, value, max(values, default=0.0))
 
     study.optimize(
         objective,
@@ -145,45 +137,84 @@ def tune(
         callbacks=[after],
         catch=(TrainingError,),
     )
-    if not study.get_trials(deepcopy=False, states=[optuna.trial.TrialState.COMPLETE]):
+    if not _finished(study):
         raise TrainingError("no trial of the search was finished", fix="give it more minutes")
     best = study.best_trial
-    chosen = _suggest(optuna.trial.FixedTrial(best.params), student, training, distillation)
-    return Choice(*chosen, validation_ndcg=float(best.value or 0.0), trial=best.number + 1)
+    setup = _suggest(optuna.trial.FixedTrial(best.params), start)
+    return Choice(
+        setup.student,
+        setup.training,
+        setup.distillation,
+        float(best.value or 0.0),
+        best.number + 1,
+    )
 
 
-def _as_parameters(
-    student: StudentConfig, training: TrainingConfig, distillation: DistillationConfig
-) -> dict[str, Any]:
-    """Return the given configuration as a trial; the sampler chooses values outside the space."""
-    wanted: dict[str, Any] = {
-        "learning_rate": training.learning_rate,
+def _key(start: Setup, dataset: Dataset, labels: Sequence[LabelStore], seed: int) -> str:
+    """Return a key of everything that the trials of a search depend on."""
+    return key_of(
+        dataset.fingerprint(),
+        [store.manifest for store in labels],
+        start.student,
+        start.training,
+        start.distillation,
+        seed,
+    )
+
+
+def _open_study(folder: Path, key: str, seed: int) -> optuna.Study:
+    """Return the study with this key in a folder, a new one where there is none."""
+    import optuna
+    from optuna.storages import JournalStorage
+    from optuna.storages.journal import JournalFileBackend
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    folder.mkdir(parents=True, exist_ok=True)
+    return optuna.create_study(
+        storage=JournalStorage(JournalFileBackend(str(folder / "trials.jsonl"))),
+        study_name=key[:16],
+        load_if_exists=True,
+        direction="maximize",
+        sampler=optuna.samplers.TPESampler(seed=seed, n_startup_trials=_BEFORE_PRUNING),
+        pruner=optuna.pruners.MedianPruner(_BEFORE_PRUNING, _BEFORE_PRUNING),
+    )
+
+
+def _finished(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
+    from optuna.trial import TrialState
+
+    return study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
+
+
+def _as_parameters(setup: Setup) -> dict[str, Any]:
+    """Return a setup as the parameters of a trial; the sampler chooses values outside the space."""
+    student, distillation = setup.student, setup.distillation
+    parameters: dict[str, Any] = {
+        "learning_rate": setup.training.learning_rate,
         "soft_weight": distillation.soft_weight,
         "temperature": distillation.temperature,
     }
     if "dropout" in student.__struct_fields__:
-        wanted["dropout"] = distillation.dropout
-    wanted |= {name: getattr(student, name) for name in student_class(student).space}
-    return wanted
+        parameters["dropout"] = distillation.dropout
+    return parameters | {name: getattr(student, name) for name in student_class(student).space}
 
 
-def _suggest(
-    trial: Any, student: StudentConfig, training: TrainingConfig, distillation: DistillationConfig
-) -> tuple[StudentConfig, TrainingConfig, DistillationConfig]:
-    """Return the space. The width of the student is the caller's choice of size and stays."""
+def _suggest(trial: Any, start: Setup) -> Setup:
+    """Return the setup of a trial. The width of the student is the caller's choice of size and
+    stays.
+    """
+    student, replace = start.student, msgspec.structs.replace
     learning_rate = trial.suggest_float("learning_rate", 5e-4, 2e-2, log=True)
     soft_weight = trial.suggest_float("soft_weight", 0.0, 1.0)
     temperature = trial.suggest_float("temperature", 0.5, 4.0, log=True)
     has_dropout = "dropout" in student.__struct_fields__
     dropout = trial.suggest_float("dropout", 0.0, 0.6) if has_dropout else 0.0
     space = student_class(student).space
-    changed = msgspec.structs.replace(
-        student, **{name: values.suggest(trial, name) for name, values in space.items()}
-    )
-    return (
-        changed,
-        msgspec.structs.replace(training, learning_rate=learning_rate),
-        msgspec.structs.replace(
-            distillation, soft_weight=soft_weight, temperature=temperature, dropout=dropout
+    changes = {name: values.suggest(trial, name) for name, values in space.items()}
+    return Setup(
+        replace(student, **changes),
+        replace(start.training, learning_rate=learning_rate),
+        replace(
+            start.distillation, soft_weight=soft_weight, temperature=temperature, dropout=dropout
         ),
     )

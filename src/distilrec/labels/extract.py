@@ -91,7 +91,7 @@ def extract_labels(
     def report(done: int) -> None:
         options.progress.advance("labels", done, manifest.shards)
 
-    if LABELS.made_from(folder) == made_from:
+    if LABELS.is_made(folder, made_from):
         report(manifest.shards)
         return open_labels(folder, dataset)
     begun = _begin(folder, made_from)

@@ -19,6 +19,8 @@ import copy
 import math
 import time
 import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import msgspec
 import numpy as np
@@ -46,7 +48,7 @@ from distilrec.training.scoring import MASKED_LOGIT, seen_so_far
 from distilrec.training.trained import TrainedModel, finished
 from distilrec.training.validation import validation_ndcg
 
-_LOGITS = 2**23  # of the users whose gradients are computed at once
+_LOGITS = 2**23  # of the users whose gradients are computed together
 _COUNT_SHARE = 0.1  # of epsilon: what the item counts alone would spend
 _REPORTS = 10  # how often a training says how far it is
 _ERROR = 0.01  # of epsilon: how exact the accountant is
@@ -80,70 +82,135 @@ def train_private(
     reuse_freed_memory()
     model = build_model(msgspec.structs.replace(config, dropout=0.0), dataset, seed)
     latest = _latest_windows(dataset, min(training.events, model.max_history))
-    users = len(latest.starts)
-    rate = min(1.0, training.users_per_step / users)
-    delta = 1 / (10 * users) if training.delta is None else training.delta
-    spent = noise_for(training.epsilon, delta, rate, training.steps, with_counts=start is None)
+    plan = _Plan.of(training, len(latest.starts), with_counts=start is None)
     generator = torch.Generator().manual_seed(seed)
-    rng = np.random.default_rng([seed, 1])
     if start is None:
-        _begin_with_counts(model, dataset, latest, spent.count_noise, generator)
+        _begin_with_counts(model, dataset, latest, plan.spent.count_noise, generator)
     else:
         _begin_with(model, start)
-    loss = _UserLoss(model)
-    parameters = dict(model.named_parameters())
-    optimizer = DPOptimizer(
-        torch.optim.Adam(model.parameters(), lr=training.learning_rate),
-        noise_multiplier=spent.noise_multiplier,
-        max_grad_norm=training.clip_norm,
-        expected_batch_size=max(1, round(rate * users)),
-        generator=generator,
-    )
-    averaged = copy.deepcopy(model)
-    at_once = max(1, _LOGITS // (training.events * model.items.warm_items))
     began = time.perf_counter()
-    recent: list[float] = []
-    mean_loss = 0.0
-    for step in range(training.steps):
-        for group in optimizer.param_groups:
-            group["lr"] = training.learning_rate * (
-                0.55 + 0.45 * math.cos(math.pi * step / training.steps)
-            )
-        drawn = np.flatnonzero(rng.random(users) < rate)
-        parts = [drawn[start : start + at_once] for start in range(0, len(drawn), at_once)] or [
-            drawn
-        ]
-        for place, part in enumerate(parts):
-            values, gradients = _user_gradients(loss, parameters, dataset, latest, part)
-            for name, parameter in parameters.items():
-                # What Opacus reads
-                parameter.grad_sample = gradients[name]  # type: ignore[attr-defined]
-            recent += values.tolist()
-            optimizer.signal_skip_step(do_skip=place + 1 < len(parts))
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-        average(averaged, model, training.averaging, step)
-        if (step + 1) % max(1, training.steps // _REPORTS) == 0:
-            mean_loss = float(np.mean(recent)) if recent else mean_loss
-            on_epoch(Epoch(step + 1, mean_loss, 0.0, time.perf_counter() - began), training.steps)
-            recent = []
-    model.load_state_dict(averaged.state_dict())
-    model.eval()
+    mean_loss = _take_steps(
+        _Steps(model, dataset, latest, plan, generator),
+        seed,
+        lambda step, loss: on_epoch(
+            Epoch(step, loss, 0.0, time.perf_counter() - began), training.steps
+        ),
+    )
     ndcg = validation_ndcg(TorchScorer(model), dataset)
     last = Epoch(1, mean_loss, ndcg, time.perf_counter() - began)
     on_epoch(msgspec.structs.replace(last, epoch=training.steps), training.steps)
     trained = finished(model, config, seed, dataset, TrainingResult((last,), 1))
-    record = PrivacyRecord(
-        spent.epsilon,
-        delta,
-        spent.noise_multiplier,
-        spent.count_noise,
-        training.users_per_step,
-        users,
-        training.steps,
-        training.clip_norm,
-    )
-    return TrainedModel(model, msgspec.structs.replace(trained.record, privacy=record))
+    return TrainedModel(model, msgspec.structs.replace(trained.record, privacy=plan.record()))
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What a private training is accounted for.
+
+    users: number of users with training rows; rate: probability of each of them in a step; delta:
+    of the guarantee; spent: the noise and the epsilon.
+    """
+
+    training: PrivateTrainingConfig
+    users: int
+    rate: float
+    delta: float
+    spent: Spent
+
+    @classmethod
+    def of(cls, training: PrivateTrainingConfig, users: int, *, with_counts: bool) -> _Plan:
+        rate = min(1.0, training.users_per_step / users)
+        delta = 1 / (10 * users) if training.delta is None else training.delta
+        spent = noise_for(training.epsilon, delta, rate, training.steps, with_counts=with_counts)
+        return cls(training, users, rate, delta, spent)
+
+    def record(self) -> PrivacyRecord:
+        """Return what the record of the trained model says."""
+        return PrivacyRecord(
+            self.spent.epsilon,
+            self.delta,
+            self.spent.noise_multiplier,
+            self.spent.count_noise,
+            self.training.users_per_step,
+            self.users,
+            self.training.steps,
+            self.training.clip_norm,
+        )
+
+
+class _Steps:
+    """The steps of a private training, one after the other."""
+
+    def __init__(
+        self,
+        model: SequenceModel,
+        dataset: Dataset,
+        latest: Windows,
+        plan: _Plan,
+        generator: torch.Generator,
+    ) -> None:
+        self.model, self.plan = model, plan
+        self._dataset, self._latest = dataset, latest
+        self._loss = _UserLoss(model)
+        self._parameters = dict(model.named_parameters())
+        self._optimizer = DPOptimizer(
+            torch.optim.Adam(model.parameters(), lr=plan.training.learning_rate),
+            noise_multiplier=plan.spent.noise_multiplier,
+            max_grad_norm=plan.training.clip_norm,
+            expected_batch_size=max(1, round(plan.rate * plan.users)),
+            generator=generator,
+        )
+        self._users_together = max(1, _LOGITS // (plan.training.events * model.items.warm_items))
+
+    def take(self, step: int, drawn: NDArray[np.int64]) -> list[float]:
+        """Take a step with the users drawn for it; return the loss of each."""
+        training = self.plan.training
+        for group in self._optimizer.param_groups:
+            group["lr"] = training.learning_rate * (
+                0.55 + 0.45 * math.cos(math.pi * step / training.steps)
+            )
+        # Without any user, a step of noise alone
+        starts = range(0, max(1, len(drawn)), self._users_together)
+        losses: list[float] = []
+        for start in starts:
+            values, gradients = _user_gradients(
+                self._loss,
+                self._parameters,
+                self._dataset,
+                self._latest,
+                drawn[start : start + self._users_together],
+            )
+            for name, parameter in self._parameters.items():
+                # What Opacus reads
+                parameter.grad_sample = gradients[name]  # type: ignore[attr-defined]
+            losses += values.tolist()
+            self._optimizer.signal_skip_step(do_skip=start != starts[-1])
+            self._optimizer.step()
+            self._optimizer.zero_grad(set_to_none=True)
+        return losses
+
+
+def _take_steps(steps: _Steps, seed: int, report: Callable[[int, float], None]) -> float:
+    """Take all steps, give the model the mean of its last weights, and return the latest mean loss.
+
+    report: called ten times, with the number of steps and the mean loss of those since the last
+    call.
+    """
+    model, plan, training = steps.model, steps.plan, steps.plan.training
+    rng = np.random.default_rng([seed, 1])
+    averaged = copy.deepcopy(model)
+    recent: list[float] = []
+    mean_loss = 0.0
+    for step in range(training.steps):
+        recent += steps.take(step, np.flatnonzero(rng.random(plan.users) < plan.rate))
+        average(averaged, model, training.averaging, step)
+        if (step + 1) % max(1, training.steps // _REPORTS) == 0:
+            mean_loss = float(np.mean(recent)) if recent else mean_loss
+            report(step + 1, mean_loss)
+            recent = []
+    model.load_state_dict(averaged.state_dict())
+    model.eval()
+    return mean_loss
 
 
 class Spent(msgspec.Struct, frozen=True):
@@ -258,14 +325,14 @@ def _begin_with(model: SequenceModel, start: TrainedModel) -> None:
 
 
 def _counts(dataset: Dataset, latest: Windows, items: int) -> NDArray[np.float64]:
-    """How often each item was had, (items,); the n items of a user count 1/sqrt(n) each, which is
-    of length 1 in all.
+    """Return how often each item occurs, (items,); the n items of a user count 1/sqrt(n) each, so
+    that the counts of a user have length 1.
     """
     counts = np.zeros(items)
     for start, stop in zip(latest.starts, latest.stops, strict=True):
-        own = np.unique(dataset.items[start:stop])
-        own = own[(own >= 0) & (own < items)]
-        counts[own] += 1 / math.sqrt(max(1, len(own)))
+        of_user = np.unique(dataset.items[start:stop])
+        of_user = of_user[(of_user >= 0) & (of_user < items)]
+        counts[of_user] += 1 / math.sqrt(max(1, len(of_user)))
     return counts
 
 
@@ -286,16 +353,18 @@ class _UserLoss(nn.Module):
     ) -> torch.Tensor:
         """items, events, targets: (length,); seen: (length, items) bool."""
         tower = self.model.items
-        one = Batch(
+        batch = Batch(
             user[None], items[None], events[None], targets[None], targets[None], items[None, :0]
         )
         vectors = tower.vectors()
-        states = self.model.encode(one, vectors)[0]
+        states = self.model.encode(batch, vectors)[0]
         logits = self.model.score(states, vectors[: tower.warm_items], tower.bias)
         logits = torch.where(seen, MASKED_LOGIT, logits)
         counted = (targets >= 0) & (targets < tower.warm_items)
-        each = functional.cross_entropy(logits, torch.where(counted, targets, 0), reduction="none")
-        return (each * counted).sum() / counted.sum().clamp(min=1)
+        losses = functional.cross_entropy(
+            logits, torch.where(counted, targets, 0), reduction="none"
+        )
+        return (losses * counted).sum() / counted.sum().clamp(min=1)
 
 
 def _user_gradients(
@@ -303,29 +372,29 @@ def _user_gradients(
     parameters: dict[str, nn.Parameter],
     dataset: Dataset,
     latest: Windows,
-    some: NDArray[np.int64],
+    drawn: NDArray[np.int64],
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """Return the loss of every user drawn, (users,), and its gradients, (users, *shape) by name."""
-    if not len(some):
+    if not len(drawn):
         return torch.zeros(0), {
-            name: each.new_zeros(0, *each.shape) for name, each in parameters.items()
+            name: parameter.new_zeros(0, *parameter.shape) for name, parameter in parameters.items()
         }
     warm = loss.model.items.warm_items
-    batch = batch_of(dataset, latest, some)
+    batch = batch_of(dataset, latest, drawn)
     length = batch.items.shape[1]
     if dataset.info.repeats:
-        seen = torch.zeros(len(some), length, warm, dtype=torch.bool)
+        seen = torch.zeros(len(drawn), length, warm, dtype=torch.bool)
     else:
-        window = torch.arange(len(some)).repeat_interleave(length)
-        position = torch.arange(length).repeat(len(some))
+        window = torch.arange(len(drawn)).repeat_interleave(length)
+        position = torch.arange(length).repeat(len(drawn))
         seen = (
             seen_so_far(batch, dataset.catalogue_size, window, position)
             .among(slice(warm))
-            .view(len(some), length, warm)
+            .view(len(drawn), length, warm)
         )
-        own = batch.targets.clamp(0, warm - 1).unsqueeze(-1)
+        targets = batch.targets.clamp(0, warm - 1).unsqueeze(-1)
         # An event that repeats an earlier one is still scored
-        seen = seen.scatter(2, own, value=False)
+        seen = seen.scatter(2, targets, value=False)
 
     def of_user(
         values: dict[str, torch.Tensor],
@@ -344,4 +413,4 @@ def _user_gradients(
         gradients, values = vmap(grad(of_user, has_aux=True), in_dims=(None, 0, 0, 0, 0, 0))(
             dict(parameters), batch.users, batch.items, batch.events, batch.targets, seen
         )
-    return values.detach(), {name: each.detach() for name, each in gradients.items()}
+    return values.detach(), {name: value.detach() for name, value in gradients.items()}

@@ -19,7 +19,7 @@ from distilrec.data.dataset import UNKNOWN_ITEM, Dataset, Histories
 from distilrec.engine.runtimes.kinds import make_runtime
 from distilrec.measure import metrics
 from distilrec.measure.latency import Latency
-from distilrec.measure.ranking import Ranking, Scorer, rank
+from distilrec.measure.ranking import Questions, Ranking, Scorer, rank
 from distilrec.measure.ranking import questions as questions_of
 from distilrec.measure.slices import item_groups, user_slices
 from distilrec.measure.statistics import Difference, Interval, bootstrap, paired_difference
@@ -44,7 +44,7 @@ class BundleScorer:
         )
 
     def scores(self, histories: Histories) -> NDArray[np.float32]:
-        """(batch, items) float32."""
+        """Return the scores of all items, (batch, items) float32."""
         return np.stack([self._one(histories, k) for k in range(len(histories))])
 
     def _one(self, histories: Histories, k: int) -> NDArray[np.float32]:
@@ -139,73 +139,98 @@ def compare(
     on_model: Callable[[str], None] = lambda name: None,
     vectors: NDArray[np.float32] | None = None,
 ) -> Comparison:
-    """Measures all candidates on the test part. Raises NothingToEvaluateError.
+    """Measure all candidates on the test part. Raises NothingToEvaluateError.
 
     vectors: (items, dim) float32, such as the teacher's item vectors: diversity is measured on them
     as well as on features.
     """
-    asked = questions_of(dataset, "test")
-    slices = _slices(
-        dataset, asked.targets, np.repeat(asked.histories.users, np.diff(asked.offsets))
-    )
-    rankings: dict[str, list[Ranking]] = {}
-    quality: dict[str, dict[str, NDArray[np.float64]]] = {}
+    questions = questions_of(dataset, "test")
+    users = np.repeat(questions.histories.users, np.diff(questions.offsets))
+    slices = _slices(dataset, questions.targets, users)
+    measured: dict[str, _Measured] = {}
     for candidate in candidates:
         on_model(candidate.name)
-        # A teacher of several students is ranked once.
-        once = {id(scorer): scorer for scorer in candidate.scorers}
-        known = {key: rank(scorer, asked, K) for key, scorer in once.items()}
-        ranked = rankings[candidate.name] = [known[id(scorer)] for scorer in candidate.scorers]
-        each = [{**quality_of(r), "accuracy": metrics.accuracy(r)} for r in ranked]
-        quality[candidate.name] = {
-            name: np.stack([values[name] for values in each]) for name in each[0]
-        }
+        measured[candidate.name] = _measured(candidate, questions)
     rows = []
     for candidate in candidates:
-        ranked, own = rankings[candidate.name], quality[candidate.name]
-        reference = quality.get(TEACHER)
-        agreement, retention = None, {}
-        if reference is not None and candidate.name != TEACHER:
-            pairs = zip(ranked, cycle(rankings[TEACHER]), strict=False)
-            agreement = float(np.mean([(a.top[:, 0] == b.top[:, 0]).mean() for a, b in pairs]))
-            retention = {
-                name: float(values.mean() / reference[name].mean())
-                for name, values in own.items()
-                if reference[name].mean() > 0
-            }
-        found = np.mean([r.chances(K).sum(1) for r in ranked], axis=0)
-        rows.append(
-            Row(
-                name=candidate.name,
-                ndcg_by_seed=tuple(own[f"ndcg@{K}"].mean(axis=1).tolist()),
-                quality={name: bootstrap(values) for name, values in own.items()},
-                lists=_list_metrics(ranked, dataset, candidate.logits, vectors),
-                slices={
-                    name: float(found[inside].mean())
-                    for name, inside in slices.items()
-                    if inside.any()
-                },
-                retention=retention,
-                agreement=agreement,
-                parameters=candidate.parameters,
-                size=candidate.size,
-                training_seconds=candidate.training_seconds,
-                latency=candidate.latency,
-                curve=candidate.curve,
-            )
-        )
+        rankings = measured[candidate.name].rankings
+        lists = _list_metrics(rankings, dataset, candidate.logits, vectors)
+        rows.append(_row(candidate, measured, lists, slices))
     return Comparison(
         dataset=dataset.info.name,
         split=dataset.info.split.kind,
         part="test",
-        users=len(asked.histories),
-        unreachable=int((asked.targets == UNKNOWN_ITEM).sum()),
-        repeated=asked.repeated,
-        exclude_seen=asked.exclude_seen,
+        users=len(questions.histories),
+        unreachable=int((questions.targets == UNKNOWN_ITEM).sum()),
+        repeated=questions.repeated,
+        exclude_seen=questions.exclude_seen,
         slice_sizes={name: int(inside.sum()) for name, inside in slices.items()},
         rows=tuple(rows),
-        differences=tuple(_differences(quality)),
-        lost=knowledge_loss(dataset, rankings, TEACHER, STUDENT, K),
+        differences=tuple(
+            _differences({name: result.quality for name, result in measured.items()})
+        ),
+        lost=knowledge_loss(
+            dataset,
+            {name: result.rankings for name, result in measured.items()},
+            TEACHER,
+            STUDENT,
+            K,
+        ),
+    )
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """The rankings of a candidate, one per seed, and its quality by metric, (seeds, users)."""
+
+    rankings: list[Ranking]
+    quality: dict[str, NDArray[np.float64]]
+
+
+def _measured(candidate: Candidate, questions: Questions) -> _Measured:
+    # A teacher of several students is ranked once.
+    distinct = {id(scorer): scorer for scorer in candidate.scorers}
+    ranked = {key: rank(scorer, questions, K) for key, scorer in distinct.items()}
+    rankings = [ranked[id(scorer)] for scorer in candidate.scorers]
+    by_seed = [{**quality_of(r), "accuracy": metrics.accuracy(r)} for r in rankings]
+    return _Measured(
+        rankings, {name: np.stack([seed[name] for seed in by_seed]) for name in by_seed[0]}
+    )
+
+
+def _row(
+    candidate: Candidate,
+    measured: dict[str, _Measured],
+    lists: dict[str, float],
+    slices: dict[str, NDArray[np.bool_]],
+) -> Row:
+    """Return a candidate as a row of the table, beside the teacher where that is measured too."""
+    rankings, quality = measured[candidate.name].rankings, measured[candidate.name].quality
+    agreement, retention = None, {}
+    if candidate.name != TEACHER and (teacher := measured.get(TEACHER)) is not None:
+        pairs = zip(rankings, cycle(teacher.rankings), strict=False)
+        agreement = float(np.mean([(a.top[:, 0] == b.top[:, 0]).mean() for a, b in pairs]))
+        retention = {
+            name: float(values.mean() / teacher.quality[name].mean())
+            for name, values in quality.items()
+            if teacher.quality[name].mean() > 0
+        }
+    found = np.mean([ranking.chances(K).sum(1) for ranking in rankings], axis=0)
+    return Row(
+        name=candidate.name,
+        ndcg_by_seed=tuple(quality[f"ndcg@{K}"].mean(axis=1).tolist()),
+        quality={name: bootstrap(values) for name, values in quality.items()},
+        lists=lists,
+        slices={
+            name: float(found[inside].mean()) for name, inside in slices.items() if inside.any()
+        },
+        retention=retention,
+        agreement=agreement,
+        parameters=candidate.parameters,
+        size=candidate.size,
+        training_seconds=candidate.training_seconds,
+        latency=candidate.latency,
+        curve=candidate.curve,
     )
 
 
@@ -257,12 +282,12 @@ def _slices(
     training interactions.
     """
     third = item_groups(dataset.popularity())
-    known = targets != UNKNOWN_ITEM
-    warm = known & (targets < dataset.info.warm_items)
+    in_catalogue = targets != UNKNOWN_ITEM
+    warm = in_catalogue & (targets < dataset.info.warm_items)
     return {
         "head items": warm & (third[targets] == 0),
         "middle items": warm & (third[targets] == 1),
         "tail items": warm & (third[targets] == 2),
-        "cold items": known & ~warm,
+        "cold items": in_catalogue & ~warm,
         **user_slices(dataset, users),
     }

@@ -1,14 +1,20 @@
-"""Models of a run that are trained once, and the time and memory of each stage."""
+"""Models of a run that are trained once, and the time and memory of each stage.
+
+What a stage makes are records (`distilrec.files`). A record holds a key of what it was made from; a
+record with the same key is used again.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 from distilrec.data.dataset import Dataset
-from distilrec.files import key_of, write_json
+from distilrec.files import RecordKind, key_of, write_json
 from distilrec.report.comparison import StageCost
 from distilrec.runs.folder import Run, read_costs
 from distilrec.training.checkpoints import drop_checkpoint
@@ -30,7 +36,7 @@ def trained_once(
     """
     folder, checkpoint = run.places.model(name), run.places.checkpoint(name)
     made_from = key_of(dataset.fingerprint(), run.config.seed, task)
-    if SAVED.made_from(folder) == made_from:
+    if SAVED.is_made(folder, made_from):
         trained = load_model(folder, dataset)
         drop_checkpoint(checkpoint)
         run.progress.say(f"{name}: already trained, validation NDCG@10 {trained.best_ndcg:.4f}")
@@ -60,23 +66,32 @@ def trained_once(
 
 @dataclass
 class Stage:
-    """reused: nothing was done, what an earlier run had done is used."""
+    """reused: whether the stage used all of its records as they were; known when it ends."""
 
     reused: bool = False
 
 
 @contextmanager
-def measured_stage(run: Run, name: str) -> Iterator[Stage]:
-    """Write time and peak memory of a stage into costs.json; a stage that did nothing leaves what
-    is there.
+def measured_stage(
+    run: Run, name: str, records: Sequence[tuple[RecordKind[Any], Path]] = ()
+) -> Iterator[Stage]:
+    """Write time and peak memory of a stage into costs.json; a stage that used its records again
+    leaves what is there.
 
-    Time and memory are those of this process; workers of a cluster are not counted.
+    records: what the stage makes, by kind and folder. Time and memory are those of this process;
+    workers of a cluster are not counted.
     """
     stage, began = Stage(), time.perf_counter()
+    before = _keys(records)
     reset_peak_memory()
     yield stage
+    stage.reused = bool(before) and None not in before and before == _keys(records)
     costs = {cost.stage: cost for cost in read_costs(run.folder)}
     if not (stage.reused and name in costs):
         run.folder.mkdir(parents=True, exist_ok=True)
         costs[name] = StageCost(name, time.perf_counter() - began, peak_memory())
         write_json(run.places.costs, list(costs.values()))
+
+
+def _keys(records: Sequence[tuple[RecordKind[Any], Path]]) -> list[str | None]:
+    return [kind.made_from(folder) for kind, folder in records]

@@ -12,16 +12,14 @@ import msgspec
 
 from distilrec.bundle.manifest import Manifest
 from distilrec.data.dataset import Dataset
-from distilrec.data.erased import ErasedUsers, read_erased_users
-from distilrec.data.fetch import DATASETS, fetch_dataset
-from distilrec.data.preparation import prepare_dataset
+from distilrec.data.preparation import Choices, Circumstances, prepare_source
 from distilrec.data.pseudonyms import pseudonym, pseudonym_key
 from distilrec.distill.distillation import distill_model
 from distilrec.export.export import export_bundle, record_metrics
 from distilrec.files import write_json
 from distilrec.ids import as_id
 from distilrec.labels.extract import extract_labels
-from distilrec.labels.store import LabelStore
+from distilrec.labels.store import LABELS, LabelStore
 from distilrec.measure.ranking import questions
 from distilrec.progress import Progress, Silent
 from distilrec.report.baselines import fitted_baselines
@@ -30,11 +28,12 @@ from distilrec.report.page import write_report
 from distilrec.runs import erasure
 from distilrec.runs.artifact import measured_stage, trained_once
 from distilrec.runs.candidates import model_bytes, student_candidate, teacher_candidates, tree_of
-from distilrec.runs.config import DataConfig, RunConfig
+from distilrec.runs.config import RunConfig
 from distilrec.runs.folder import Run, choices_of, finish_erasure, read_costs
 from distilrec.runs.places import BASELINE, TEACHER
 from distilrec.runs.seen import record_users
-from distilrec.teachers.build import load_teacher, make_teacher, single_teachers
+from distilrec.runs.source import name_of, source_of
+from distilrec.teachers.build import load_teacher, make_teacher, single_teachers, teacher_records
 from distilrec.teachers.ensemble import EnsembleTeacher
 from distilrec.teachers.external import UserScores
 from distilrec.teachers.teacher import ModelTeacher, Teacher
@@ -80,90 +79,41 @@ def prepare(
     """Read, clean, split and encode the data, and begin the run folder."""
     resolve_device(device)  # a device that is not there is refused before the work begins
     run = Run(folder, config, progress or Silent(), workers=workers or InProcess(), device=device)
-    data, say = config.data, run.progress.say
-    prepared = partial(
-        prepare_dataset,
-        cleaning=config.cleaning,
-        split=config.split,
-        workers=run.workers,
-        scratch=run.places.parts,
-        on_step=run.progress.advance,
-        pseudonym_key=key_of_pseudonyms(data),
-        derived_features=data.derived_features,
-        checks=data.checks,
-        erased_users=_erased_users(data, folder),
+    data = config.data
+    source = source_of(run)
+    choices = Choices(name_of(data), config.cleaning, config.split, data.derived_features)
+    circumstances = Circumstances(
+        run.workers, scratch=run.places.parts, on_step=run.progress.advance
     )
-    source = None if data.dataset is None else fetch_dataset(data.dataset, say)
     with measured_stage(run, "prepare"):
-        if source is not None:
-            assert data.dataset is not None
-            dataset = prepared(
-                source / "interactions.csv",
-                DATASETS[data.dataset].schema,
-                users=source / "users.csv",
-                items=source / "items.csv",
-                name=data.dataset,
-            )
-        else:
-            assert data.interactions is not None
-            dataset = prepared(
-                data.interactions,
-                data.schema,
-                users=data.users,
-                items=data.items,
-                name=data.name or Path(data.interactions).stem,
-                columns=data.columns,
-                user_columns=data.user_columns,
-                item_columns=data.item_columns,
-                text=data.text(),
-                user_text=data.user_format,
-                item_text=data.item_format,
-            )
+        dataset = prepare_source(source, choices, circumstances)
     # A run that cannot be evaluated had better fail now than after the training.
     questions(dataset, "validation")
     questions(dataset, "test")
     dataset.save(run.places.data, choices_of(config))
     write_json(run.places.config, config)
     finish_erasure(run)
+    _say_prepared(run, dataset)
+    return run, dataset
+
+
+def _say_prepared(run: Run, dataset: Dataset) -> None:
+    say = run.progress.say
     for line in (*dataset.info.cleaning_report.lines(), *dataset.info.notes):
         say(line)
     say(
         f"{dataset.users:,} users, {dataset.catalogue_size:,} items, "
         f"{int(dataset.is_training().sum()):,} training rows, "
-        f"split {config.split.kind}"
+        f"split {dataset.info.split.kind}"
     )
-    cost = next(cost for cost in read_costs(folder) if cost.stage == "prepare")
+    cost = next(cost for cost in read_costs(run.folder) if cost.stage == "prepare")
     say(f"prepared in {cost.seconds:.1f} s, peak memory {cost.peak_bytes / 2**20:,.0f} MiB")
-    return run, dataset
-
-
-def key_of_pseudonyms(data: DataConfig) -> bytes | None:
-    """Return the key of the pseudonyms, where the configuration asks for them. Raises
-    ConfigError.
-    """
-    return None if data.pseudonym_key is None else pseudonym_key(data.pseudonym_key)
-
-
-def _erased_users(data: DataConfig, folder: Path) -> ErasedUsers:
-    """Return the users in the file of erased users, and those that were erased from this run.
-    Raises DataError.
-    """
-    before = tuple(erasure.erased_before(folder))
-    if data.erased_users is None:
-        return ErasedUsers(others=before)
-    named = read_erased_users(Path(data.erased_users))
-    if data.erased_users_must_exist:
-        return ErasedUsers(
-            tuple(user for user in named if user not in before), before, data.erased_users
-        )
-    return ErasedUsers((), (*named, *before), data.erased_users)
 
 
 def train_teacher(run: Run, dataset: Dataset) -> Teacher:
     """Train the teacher on the ground truth, or read it where it comes from outside; return it."""
     folder = run.places.teacher
-    with measured_stage(run, "teacher") as stage:
-        before = _training_stamps(folder)
+    with measured_stage(run, "teacher", teacher_records(run.config.teacher, folder)) as stage:
         teacher = make_teacher(
             run.config.teacher,
             dataset,
@@ -172,7 +122,6 @@ def train_teacher(run: Run, dataset: Dataset) -> Teacher:
             seed=run.teacher_seed,
             options=replace(run.options, checkpoint=run.places.checkpoint(TEACHER)),
         )
-        stage.reused = before != {} and before == _training_stamps(folder)
     if isinstance(teacher, UserScores):
         for note in teacher.notes:
             run.progress.say(note)
@@ -198,12 +147,6 @@ def open_teacher(run: Run, dataset: Dataset) -> Teacher:
     if run.own_teacher is not None:
         return run.own_teacher
     return load_teacher(run.config.teacher, run.places.teacher, dataset)
-
-
-def _training_stamps(folder: Path) -> dict[str, int]:
-    """Return when the models in a folder were trained."""
-    records = [*folder.rglob("model.json"), *folder.rglob("linear.json")]
-    return {str(path): path.stat().st_mtime_ns for path in records}
 
 
 def distill_student(run: Run, dataset: Dataset) -> TrainedModel:
@@ -235,7 +178,7 @@ def distill_student(run: Run, dataset: Dataset) -> TrainedModel:
         run,
         dataset,
         "student",
-        (config, training, distillation, [each.manifest for each in stores]),
+        (config, training, distillation, [store.manifest for store in stores]),
         partial(
             distill_model, config, dataset, stores, training, distillation, seed=run.config.seed
         ),
@@ -248,32 +191,29 @@ def teacher_labels(run: Run, dataset: Dataset) -> list[LabelStore]:
     """
     teacher = open_teacher(run, dataset)
     folder = run.places.labels
-    sources = {folder: teacher}
+    teachers = {folder: teacher}
     if run.config.distillation.curriculum:
-        sources = {
+        teachers = {
             folder / f"member-{n}": member for n, member in enumerate(single_teachers(teacher))
         }
-    stores = []
-    with measured_stage(run, "labels") as stage:
-        stage.reused = all((place / "manifest.json").is_file() for place in sources)
-        for place, source in sources.items():
-            stores.append(
-                extract_labels(
-                    source,
-                    dataset,
-                    place,
-                    run.config.labels,
-                    seed=run.teacher_seed,
-                    mask_seen=run.config.student_training.mask_seen,
-                    options=run.options,
-                )
+    with measured_stage(run, "labels", [(LABELS, folder) for folder in teachers]):
+        stores = [
+            extract_labels(
+                teacher,
+                dataset,
+                folder,
+                run.config.labels,
+                seed=run.teacher_seed,
+                mask_seen=run.config.student_training.mask_seen,
+                options=run.options,
             )
+            for folder, teacher in teachers.items()
+        ]
     for store in stores:
-        made = store.extraction
+        cost = store.extraction
         run.progress.say(
-            f"labels: {made.labels:,} for {made.events:,} training events, {made.bytes / 1e6:.1f} "
-            "MB on disk, "
-            f"{made.seconds:.0f} s"
+            f"labels: {cost.labels:,} for {cost.events:,} training events, {cost.bytes / 1e6:.1f} "
+            f"MB on disk, {cost.seconds:.0f} s"
         )
     return stores
 
@@ -297,10 +237,10 @@ def export(run: Run, dataset: Dataset, *, measured_next: bool = False) -> Manife
     teacher = open_teacher(run, dataset)
     student = load_model(run.places.student, dataset)
     # What the teacher would recommend is not private.
-    told = teacher if run.config.privacy is None else None
+    shown = teacher if run.config.privacy is None else None
     record = partial(record_training, run, dataset)
     manifest = export_bundle(
-        student, dataset, run.bundle, teacher=told, config=run.config.bundle, before=record
+        student, dataset, run.bundle, teacher=shown, config=run.config.bundle, before=record
     )
     if (run.places.baseline / SAVED.file).is_file():
         baseline = load_model(run.places.baseline, dataset)

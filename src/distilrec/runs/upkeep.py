@@ -10,9 +10,7 @@ import polars as pl
 
 from distilrec.data.cleaning import clean_log
 from distilrec.data.dataset import Dataset
-from distilrec.data.fetch import DATASETS
-from distilrec.data.readers import open_log
-from distilrec.distill.tuning import Budget, Choice, tune
+from distilrec.distill.tuning import Budget, Choice, Setup, tune
 from distilrec.engine.recommender import load
 from distilrec.errors import ConfigError
 from distilrec.files import read_json, write_whole
@@ -31,7 +29,8 @@ from distilrec.report.drift import Drift, drift
 from distilrec.report.gate import Check, Thresholds, check
 from distilrec.runs.candidates import engine_latency, model_bytes
 from distilrec.runs.folder import Run
-from distilrec.runs.stages import key_of_pseudonyms, teacher_labels
+from distilrec.runs.source import new_log
+from distilrec.runs.stages import teacher_labels
 
 
 def gate(run: Run, dataset: Dataset, thresholds: Thresholds) -> list[Check]:
@@ -83,21 +82,11 @@ def check_drift(
     """Clean the events of a new log like the training log, and compare them with it. Raises what
     `clean_log` raises.
     """
-    data = run.config.data
-    schema = DATASETS[data.dataset].schema if data.dataset is not None else data.schema
-    with TemporaryDirectory(prefix="distilrec-") as scratch:
-        opened = open_log(log, Path(scratch), data.columns, data.text())
-        cleaning = msgspec.structs.replace(
-            run.config.cleaning, min_user_events=0, min_item_events=0
-        )
-        clean = clean_log(
-            opened,
-            schema,
-            cleaning,
-            Path(scratch),
-            pseudonym_key=key_of_pseudonyms(data),
-            checks=data.checks,
-        )
+    source = new_log(run, log)
+    cleaning = msgspec.structs.replace(run.config.cleaning, min_user_events=0, min_item_events=0)
+    with TemporaryDirectory(prefix="distilrec-") as folder:
+        scratch = Path(folder)
+        clean = clean_log(source.log.open(scratch), source, cleaning, scratch)
         live = pl.concat([clean.part(number) for number in range(len(clean.parts))])
     for line in clean.report.lines():
         run.progress.say(line)
@@ -107,14 +96,13 @@ def check_drift(
 def tune_student(run: Run, dataset: Dataset, *, trials: int, minutes: float) -> Choice:
     """Search for the student's hyper-parameters on the labels of the run; write `tuned.toml`."""
     stores = teacher_labels(run, dataset)
+    config = run.config
     chosen = tune(
-        run.config.student,
+        Setup(config.student, config.student_training, config.distillation),
         dataset,
         stores,
-        run.config.student_training,
-        run.config.distillation,
         run.places.tuning,
-        seed=run.config.seed,
+        seed=config.seed,
         budget=Budget(trials, minutes),
         device=run.device,
         on_trial=lambda trial, value, best: run.progress.advance(

@@ -143,11 +143,27 @@ def make_teacher(
     options = options or RunOptions()
     made_from = key_of(dataset.fingerprint(), config, training, seed)
     kind = _kind_of(config)
-    if kind.saved is not None and kind.saved.made_from(folder) == made_from:
+    if kind.saved is not None and kind.saved.is_made(folder, made_from):
         if options.checkpoint is not None:
             drop_checkpoint(options.checkpoint)
         return kind.load(config, folder, dataset)
     return kind.make(config, Making(dataset, training, folder, seed, options, name, made_from))
+
+
+def teacher_records(
+    config: TeacherConfig, folder: Path
+) -> tuple[tuple[RecordKind[Any], Path], ...]:
+    """Return the records of a teacher, with their folders, that are not made again from the same
+    choices: of an ensemble those of its members.
+    """
+    if isinstance(config, EnsembleConfig):
+        return tuple(
+            record
+            for number, member in enumerate(config.members)
+            for record in teacher_records(member.model, folder / f"member-{number}")
+        )
+    saved = _kind_of(config).saved
+    return () if saved is None else ((saved, folder),)
 
 
 def load_teacher(config: TeacherConfig, folder: Path, dataset: Dataset) -> Teacher:

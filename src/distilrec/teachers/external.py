@@ -136,9 +136,39 @@ def user_scores(
     """Return a teacher from a table (polars or pandas frame) of user, item and score or rank;
     raises as `read_scores` does.
     """
-    config = config or ScoresConfig(file="", score="score")
+    frame = _valid_scores(read_table(table), config or ScoresConfig(file="", score="score"), source)
+    users = {user: position for position, user in enumerate(dataset.info.user_ids)}
+    warm_items = dataset.info.item_ids[: dataset.info.warm_items]
+    items = {item: position for position, item in enumerate(warm_items)}
+    of_log = frame.filter(pl.col("user").is_in(list(users)) & pl.col("item").is_in(list(items)))
+    _need_all_users(frame, of_log, dataset, source)
+    notes = []
+    if dropped := frame.height - of_log.height:
+        notes.append(
+            f"{source}: {dropped:,} of {frame.height:,} lines are about users or items without "
+            "training rows"
+        )
+    # The difference first: float32 has no room for it beside a large score
+    of_log = of_log.with_columns(
+        value=pl.col("value") - pl.col("value").max().over("user"),
+        user=pl.col("user").replace_strict(users, return_dtype=pl.Int64),
+        item=pl.col("item").replace_strict(items, return_dtype=pl.Int32),
+    ).sort("user", "item")
+    counts = np.bincount(of_log["user"].to_numpy(), minlength=dataset.users)
+    return UserScores(
+        np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
+        of_log["item"].to_numpy().astype(np.int32),
+        of_log["value"].to_numpy().astype(np.float32),
+        dataset,
+        tuple(notes),
+    )
+
+
+def _valid_scores(frame: pl.DataFrame, config: ScoresConfig, source: str) -> pl.DataFrame:
+    """Return the lines of a table of scores as `user`, `item` and `value`; the value of a rank r is
+    -log2(r + 1). Raises ColumnMissingError, and TeacherError for lines that cannot be used.
+    """
     column = config.score or config.rank or ""
-    frame = read_table(table)
     for name in (config.user_id, config.item_id, column):
         if name not in frame.columns:
             raise ColumnMissingError(
@@ -180,12 +210,17 @@ def user_scores(
             frame.filter(pl.col("value") < 1), "hold a rank below 1", "count ranks from 1", source
         )
         frame = frame.with_columns(value=-(pl.col("value") + 1).log(2))
-    users = {user: place for place, user in enumerate(dataset.info.user_ids)}
-    items = {
-        item: place for place, item in enumerate(dataset.info.item_ids[: dataset.info.warm_items])
-    }
-    known = frame.filter(pl.col("user").is_in(list(users)) & pl.col("item").is_in(list(items)))
-    if known.is_empty():
+    return frame
+
+
+def _need_all_users(
+    frame: pl.DataFrame, of_log: pl.DataFrame, dataset: Dataset, source: str
+) -> None:
+    """Raise TeacherError where users with training rows have no scores.
+
+    of_log: the lines of `frame` whose user and item are in the log.
+    """
+    if of_log.is_empty():
         raise TeacherError(
             f"{source} and the log have no user and item in common: the ids do not match "
             f"({_some(frame['user'].unique().to_list())} there, {_some(dataset.info.user_ids)} in "
@@ -193,37 +228,17 @@ def user_scores(
             fix="use the ids of the log in the scores file",
             file=source,
         )
-    asked = dataset.info.user_ids[: dataset.info.warm_users]
-    have = set(known["user"].unique().to_list())
-    missing = [user for user in asked if user not in have]
+    users = dataset.info.user_ids[: dataset.info.warm_users]
+    scored = set(of_log["user"].unique().to_list())
+    missing = [user for user in users if user not in scored]
     if missing:
         raise TeacherError(
-            f"{source} has no scores for {len(missing):,} of the {len(asked):,} users of the log: "
+            f"{source} has no scores for {len(missing):,} of the {len(users):,} users of the log: "
             f"{_some(missing)}",
             fix="score every user, or leave these users out of the log",
             file=source,
             users=missing[:_NAMED],
         )
-    notes = []
-    if dropped := frame.height - known.height:
-        notes.append(
-            f"{source}: {dropped:,} of {frame.height:,} lines are about users or items without "
-            "training rows"
-        )
-    # The difference first: float32 has no room for it beside a large score
-    known = known.with_columns(
-        value=pl.col("value") - pl.col("value").max().over("user"),
-        user=pl.col("user").replace_strict(users, return_dtype=pl.Int64),
-        item=pl.col("item").replace_strict(items, return_dtype=pl.Int32),
-    ).sort("user", "item")
-    counts = np.bincount(known["user"].to_numpy(), minlength=dataset.users)
-    return UserScores(
-        np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
-        known["item"].to_numpy().astype(np.int32),
-        known["value"].to_numpy().astype(np.float32),
-        dataset,
-        tuple(notes),
-    )
 
 
 def _refuse(bad: pl.DataFrame, what: str, fix: str, source: str) -> None:

@@ -42,18 +42,9 @@ def from_recbole(
     """
     from recbole.data.interaction import Interaction
 
-    item_numbers = recbole_dataset.field2token_id[model.ITEM_ID]
-    items = np.array(
-        [item_numbers.get(item, 0) for item in dataset.info.item_ids[: dataset.info.warm_items]]
-    )
-    if not items.any():
-        raise TeacherError(
-            "RecBole knows no item of the log: the ids do not match",
-            fix="train it on the file of `write_atomic_file(dataset, …)`",
-        )
     sequential = hasattr(model, "ITEM_SEQ")
-    user_numbers = recbole_dataset.field2token_id.get(model.USER_ID, {})
-    users = np.array([user_numbers.get(user, -1) for user in dataset.info.user_ids])
+    items = _item_numbers(model, recbole_dataset, dataset)
+    users = _user_numbers(model, recbole_dataset, dataset)
     missing = np.flatnonzero(users[: dataset.info.warm_users] < 0)
     if len(missing) and not sequential:
         raise TeacherError(
@@ -65,23 +56,12 @@ def from_recbole(
 
     @torch.inference_mode()
     def scores(histories: Histories) -> NDArray[np.float32]:
-        asked: dict[str, torch.Tensor] = {
-            model.USER_ID: torch.from_numpy(np.maximum(users[histories.users], 0))
-        }
+        fields = {model.USER_ID: torch.from_numpy(np.maximum(users[histories.users], 0))}
         if sequential:
-            sequences = np.zeros((len(histories), length), np.int64)
-            lengths = np.ones(len(histories), np.int64)
-            for k in range(len(histories)):
-                own = items[histories.of(k)[-length:]]
-                own = own[own > 0]
-                sequences[k, : len(own)] = own
-                lengths[k] = max(len(own), 1)
-            asked |= {
-                model.ITEM_SEQ: torch.from_numpy(sequences),
-                model.ITEM_SEQ_LEN: torch.from_numpy(lengths),
-            }
-        everything = model.full_sort_predict(Interaction(asked)).view(len(histories), -1).numpy()
-        found: NDArray[np.float32] = everything[:, items].astype(np.float32)
+            sequences, lengths = _sequences(histories, items, length)
+            fields |= {model.ITEM_SEQ: sequences, model.ITEM_SEQ_LEN: lengths}
+        all_scores = model.full_sort_predict(Interaction(fields)).view(len(histories), -1).numpy()
+        found: NDArray[np.float32] = all_scores[:, items].astype(np.float32)
         unknown = items == 0
         if unknown.any():
             found[:, unknown] = found[:, ~unknown].min(1, keepdims=True)
@@ -94,3 +74,38 @@ def from_recbole(
         per="event" if sequential else "user",
         max_history=length + 1,
     )
+
+
+def _item_numbers(model: Any, recbole_dataset: Any, dataset: Dataset) -> NDArray[np.int64]:
+    """Return RecBole's numbers of the items with training rows, (items,), 0 for an unknown one."""
+    numbers = recbole_dataset.field2token_id[model.ITEM_ID]
+    warm_items = dataset.info.item_ids[: dataset.info.warm_items]
+    items = np.array([numbers.get(item, 0) for item in warm_items])
+    if not items.any():
+        raise TeacherError(
+            "RecBole knows no item of the log: the ids do not match",
+            fix="train it on the file of `write_atomic_file(dataset, …)`",
+        )
+    return items
+
+
+def _user_numbers(model: Any, recbole_dataset: Any, dataset: Dataset) -> NDArray[np.int64]:
+    """Return RecBole's numbers of all users, (users,), -1 for an unknown one."""
+    numbers = recbole_dataset.field2token_id.get(model.USER_ID, {})
+    return np.array([numbers.get(user, -1) for user in dataset.info.user_ids])
+
+
+def _sequences(
+    histories: Histories, items: NDArray[np.int64], length: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the latest items of each history in RecBole's numbers, (batch, length) int64, and
+    their number, (batch,).
+    """
+    sequences = np.zeros((len(histories), length), np.int64)
+    lengths = np.ones(len(histories), np.int64)
+    for k in range(len(histories)):
+        latest = items[histories.of(k)[-length:]]
+        latest = latest[latest > 0]
+        sequences[k, : len(latest)] = latest
+        lengths[k] = max(len(latest), 1)
+    return torch.from_numpy(sequences), torch.from_numpy(lengths)
