@@ -162,7 +162,7 @@ def _write_results(
             "model_bytes": runs.model_bytes(last.manifest),
             "latency_p50_us": {row.name: row.latency.p50 for row in comparison.rows if row.latency},
             "costs": msgspec.to_builtins(comparison.costs),
-            "lost": msgspec.to_builtins(comparison.lost),
+            "lost": msgspec.to_builtins(comparison.fidelity),
             "differences": msgspec.to_builtins(comparison.differences),
         }
     )

@@ -12,7 +12,7 @@ from axe_playwright_python.sync_playwright import Axe
 from distilrec.measure.ranking import questions, rank
 from distilrec.measure.statistics import Difference, Interval
 from distilrec.report.comparison import ALONE, MEMBER, STUDENT, TEACHER, Comparison
-from distilrec.report.knowledge_loss import ChangedList, knowledge_loss
+from distilrec.report.fidelity import ChangedList, fidelity
 from distilrec.report.page import figures, headline, table, verdict, write_report
 
 
@@ -47,9 +47,9 @@ def test_it_is_whole_and_needs_nothing_else(comparison, tmp_path):
 def test_titles_cannot_break_out(comparison, tmp_path):
     evil = "<img src=x onerror=alert(1)>"
     changed = (ChangedList(evil, 5, (evil,), (evil,), 0.0),)
-    lost = msgspec.structs.replace(comparison.lost, changed=changed)
+    new = msgspec.structs.replace(comparison.fidelity, changed=changed)
     write_report(
-        msgspec.structs.replace(comparison, dataset=evil, lost=lost), tmp_path / "report.html"
+        msgspec.structs.replace(comparison, dataset=evil, fidelity=new), tmp_path / "report.html"
     )
     assert "<img" not in (tmp_path / "report.html").read_text()
 
@@ -121,7 +121,7 @@ def test_changed_lists_are_those_of_groups_that_nobody_can_be_found_in(small):
         TEACHER: [rank(Constant(small, list(range(20))), asked, 10)],
         STUDENT: [rank(Constant(small, list(range(20, 40))), asked, 10)],
     }
-    lost = knowledge_loss(small, rankings, TEACHER, STUDENT, 10)
+    lost = fidelity(small, rankings, TEACHER, STUDENT, 10)
     assert max(sizes.values()) >= 5  # or nothing is tested here
     expected = sorted((size for size in sizes.values() if size >= 5), reverse=True)[:5]
     assert [group.users for group in lost.changed] == expected
@@ -129,7 +129,7 @@ def test_changed_lists_are_those_of_groups_that_nobody_can_be_found_in(small):
         assert sizes[small.info.titles.index(group.after)] == group.users
         assert group.overlap == len(set(group.teacher) & set(group.student)) / 5
         assert set(group.teacher) <= set(small.info.titles[:20])
-    same = knowledge_loss(
+    same = fidelity(
         small, {name: rankings[TEACHER] for name in rankings}, TEACHER, STUDENT, 10
     )
     assert all(group.overlap == 1 and group.teacher == group.student for group in same.changed)

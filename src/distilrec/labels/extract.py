@@ -87,12 +87,8 @@ def extract_labels(
     units = dataset.info.warm_users if teacher.per_user else len(windows.starts)
     manifest = _manifest(teacher, dataset, config, seed, mask_seen, units)
     made_from = key_of(manifest, FORMAT_VERSION)
-
-    def report(done: int) -> None:
-        options.progress.advance("labels", done, manifest.shards)
-
     if LABELS.is_made(folder, made_from):
-        report(manifest.shards)
+        options.progress.advance("labels", manifest.shards, manifest.shards)
         return open_labels(folder, dataset)
     begun = _begin(folder, made_from)
     began = time.perf_counter()
@@ -107,13 +103,7 @@ def extract_labels(
         _BATCH * _BATCHES_PER_SHARD,
         options.device_of_shards(),
     )
-    missing = [shard for shard in range(manifest.shards) if not shard_path(folder, shard).is_file()]
-    report(manifest.shards - len(missing))
-    try:
-        for done, _ in enumerate(options.workers.map(_extract_shard, task, missing), start=1):
-            report(manifest.shards - len(missing) + done)
-    finally:
-        move_teacher(teacher, torch.device("cpu"))
+    _make_missing_shards(task, options)
     shards = [shard_path(folder, shard) for shard in range(manifest.shards)]
     sizes, labels = [shard.stat().st_size for shard in shards], sum(map(_rows, shards))
     events = len(dataset.training_rows())
@@ -121,6 +111,18 @@ def extract_labels(
     LABELS.write(folder, AboutLabels(manifest, extraction), files=shards, made_from=made_from)
     remove([begun, *unfinished(folder)])
     return open_labels(folder, dataset)
+
+
+def _make_missing_shards(task: _Task, options: RunOptions) -> None:
+    folder, count = task.folder, task.manifest.shards
+    missing = [shard for shard in range(count) if not shard_path(folder, shard).is_file()]
+    before = count - len(missing)
+    options.progress.advance("labels", before, count)
+    try:
+        for done, _ in enumerate(options.workers.map(_extract_shard, task, missing), start=1):
+            options.progress.advance("labels", before + done, count)
+    finally:
+        move_teacher(task.teacher, torch.device("cpu"))
 
 
 def _manifest(

@@ -24,7 +24,7 @@ from distilrec.measure.ranking import questions as questions_of
 from distilrec.measure.slices import item_groups, user_slices
 from distilrec.measure.statistics import Difference, Interval, bootstrap, paired_difference
 from distilrec.networks.student import TreeNode
-from distilrec.report.knowledge_loss import KnowledgeLoss, knowledge_loss
+from distilrec.report.fidelity import Fidelity, fidelity
 from distilrec.training.options import Epoch
 
 K = 10
@@ -124,7 +124,8 @@ class Comparison(msgspec.Struct, frozen=True):
     rows: tuple[Row, ...]
     differences: tuple[Difference, ...]
     costs: tuple[StageCost, ...] = ()
-    lost: KnowledgeLoss | None = None
+    # The name in comparison.json is that of earlier versions
+    fidelity: Fidelity | None = msgspec.field(default=None, name="lost")
     tree: TreeNode | None = None
     privacy: PrivacyRecord | None = None
 
@@ -169,7 +170,7 @@ def compare(
         differences=tuple(
             _differences({name: result.quality for name, result in measured.items()})
         ),
-        lost=knowledge_loss(
+        fidelity=fidelity(
             dataset,
             {name: result.rankings for name, result in measured.items()},
             TEACHER,

@@ -1,5 +1,5 @@
-"""What changed on the way from the teacher to the student: where the lists differ, and how popular
-they are.
+"""The fidelity of the student: where its lists differ from the teacher's, and how popular the items
+of both are.
 """
 
 from __future__ import annotations
@@ -44,8 +44,10 @@ class ChangedList(msgspec.Struct, frozen=True):
     overlap: float
 
 
-class KnowledgeLoss(msgspec.Struct, frozen=True):
-    """overlap: model -> slice of users -> share of the teacher's first K that the model shows too.
+class Fidelity(msgspec.Struct, frozen=True):
+    """How far the student shows what the teacher would show.
+
+    overlap: model -> slice of users -> share of the teacher's first K that the model shows too.
 
     popularity: model (and the held-out items themselves) -> mean training interactions of what is
     shown, and the share of it that goes to head items; more, less: items that the student shows
@@ -60,9 +62,9 @@ class KnowledgeLoss(msgspec.Struct, frozen=True):
     changed: tuple[ChangedList, ...] = ()
 
 
-def knowledge_loss(
+def fidelity(
     dataset: Dataset, rankings: Mapping[str, Sequence[Ranking]], teacher: str, student: str, k: int
-) -> KnowledgeLoss | None:
+) -> Fidelity | None:
     """Compare the lists of all models; None without a teacher and a student."""
     if teacher not in rankings or student not in rankings:
         return None
@@ -74,11 +76,11 @@ def knowledge_loss(
     for name, of_seeds in rankings.items():
         if name != teacher:
             pairs = zip(of_seeds, cycle(rankings[teacher]), strict=False)
-            each_seed = [_overlap(a.top[:, :k], b.top[:, :k]) for a, b in pairs]
-            shares = np.mean(each_seed, axis=0)  # (users,)
+            by_seed = [_overlap(a.top[:, :k], b.top[:, :k]) for a, b in pairs]
+            shares = np.mean(by_seed, axis=0)  # (users,)
             overlap[name] = {
-                each: float(shares[inside].mean())
-                for each, inside in slices.items()
+                users: float(shares[inside].mean())
+                for users, inside in slices.items()
                 if inside.any()
             }
         popularity[name] = _popularity(
@@ -103,7 +105,7 @@ def knowledge_loss(
             if shift[item]
         )
 
-    return KnowledgeLoss(
+    return Fidelity(
         overlap,
         popularity,
         listed(np.argsort(-shift, kind="stable")),
@@ -119,10 +121,10 @@ def _changed(
     differ most.
     """
     histories, titles = teacher.asked.histories, dataset.info.titles
-    there = np.diff(histories.offsets) > 0
+    has_history = np.diff(histories.offsets) > 0
     latest = np.full(len(histories), UNKNOWN_ITEM)
-    latest[there] = histories.items[histories.offsets[1:][there] - 1]
-    groups, sizes = np.unique(latest[there], return_counts=True)
+    latest[has_history] = histories.items[histories.offsets[1:][has_history] - 1]
+    groups, sizes = np.unique(latest[has_history], return_counts=True)
 
     def most_shown(ranking: Ranking, users: NDArray[np.bool_]) -> list[int]:
         counts = _counts(ranking.top[users, :k], dataset.catalogue_size)
@@ -132,31 +134,32 @@ def _changed(
     found = []
     for item, size in zip(groups.tolist(), sizes.tolist(), strict=True):
         if size >= _FEWEST:
-            own, other = (most_shown(ranking, latest == item) for ranking in (teacher, student))
-            overlap = len(set(own) & set(other)) / max(len(own), 1)
-            shown = [tuple(titles[each] for each in items) for items in (own, other)]
+            by_teacher, by_student = (
+                most_shown(ranking, latest == item) for ranking in (teacher, student)
+            )
+            overlap = len(set(by_teacher) & set(by_student)) / max(len(by_teacher), 1)
+            shown = [tuple(titles[i] for i in items) for items in (by_teacher, by_student)]
             found.append(ChangedList(titles[item], size, shown[0], shown[1], overlap))
     return tuple(sorted(found, key=lambda group: (group.overlap, -group.users))[:_GROUPS])
 
 
-def _overlap(own: NDArray[np.int32], other: NDArray[np.int32]) -> NDArray[np.float64]:
-    there = (other != UNKNOWN_ITEM).sum(1)
-    both = (
-        ((own[:, :, None] == other[:, None, :]) & (other != UNKNOWN_ITEM)[:, None, :]).any(1).sum(1)
-    )
-    share: NDArray[np.float64] = both / np.maximum(there, 1)
+def _overlap(student: NDArray[np.int32], teacher: NDArray[np.int32]) -> NDArray[np.float64]:
+    """Return the share of each of the teacher's lists that the student has too, (users,)."""
+    is_item = teacher != UNKNOWN_ITEM
+    both = ((student[:, :, None] == teacher[:, None, :]) & is_item[:, None, :]).any(1).sum(1)
+    share: NDArray[np.float64] = both / np.maximum(is_item.sum(1), 1)
     return share
 
 
 def _popularity(
     items: NDArray[np.int32], popular: NDArray[np.int64], head: NDArray[np.bool_]
 ) -> dict[str, float]:
-    known = items[items != UNKNOWN_ITEM]
-    if not len(known):
+    items = items[items != UNKNOWN_ITEM]
+    if not len(items):
         return {}
     return {
-        "average popularity": float(popular[known].mean()),
-        "share of head items": float(head[known].mean()),
+        "average popularity": float(popular[items].mean()),
+        "share of head items": float(head[items].mean()),
     }
 
 
