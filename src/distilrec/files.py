@@ -98,12 +98,12 @@ def key_of(*content: object) -> str:
 
 def remove(paths: Iterable[Path], keep: Iterable[Path] = ()) -> int:
     """Remove files durably, apart from those in `keep`; return their number."""
-    gone = sorted(set(paths) - set(keep))
-    for path in gone:
+    paths_to_remove = sorted(set(paths) - set(keep))
+    for path in paths_to_remove:
         path.unlink(missing_ok=True)
-    for folder in {path.parent for path in gone}:
+    for folder in {path.parent for path in paths_to_remove}:
         sync_folder(folder)
-    return len(gone)
+    return len(paths_to_remove)
 
 
 def unfinished(folder: Path) -> list[Path]:
@@ -245,15 +245,15 @@ class RecordKind(Generic[T]):
         """Remove what an earlier or a killed `write` has left beside the record; return the number
         of files.
         """
-        there = [folder / f"{self.file}{_NEW}"]
+        found = [folder / f"{self.file}{_NEW}"]
         for name in self.arrays:
-            there += [folder / f"{name}.safetensors", folder / f"{name}.safetensors{_NEW}"]
-            there += folder.glob(f"{name}-{'[0-9a-f]' * _DIGITS}.safetensors")
-        there = [path for path in there if path.exists()]
+            found += [folder / f"{name}.safetensors", folder / f"{name}.safetensors{_NEW}"]
+            found += folder.glob(f"{name}-{'[0-9a-f]' * _DIGITS}.safetensors")
+        found = [path for path in found if path.exists()]
         named = (
-            self._content(folder).parts.values() if there and (folder / self.file).is_file() else ()
+            self._content(folder).parts.values() if found and (folder / self.file).is_file() else ()
         )
-        return remove(there, [folder / part.name for part in named])
+        return remove(found, [folder / part.name for part in named])
 
     def read(self, folder: Path) -> Record[T]:
         """Return the record in a folder, checked. Raises FileMissingError and the error of this

@@ -62,8 +62,8 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 def _ranges(kind: Any) -> list[Meta]:
     """Return what `Annotated` says about a type, or about a part of a union."""
     if get_origin(kind) is Annotated:
-        return [each for each in kind.__metadata__ if isinstance(each, Meta)]
-    return [each for part in get_args(kind) for each in _ranges(part)]
+        return [meta for meta in kind.__metadata__ if isinstance(meta, Meta)]
+    return [meta for part in get_args(kind) for meta in _ranges(part)]
 
 
 T = TypeVar("T")
@@ -79,37 +79,37 @@ def read_settings(path: Path | str, kind: type[T], *, fix: str) -> T:
     if not path.is_file():
         raise FileMissingError(f"{path} does not exist", fix=fix, file=str(path))
     try:
-        told = tomllib.loads(path.read_text(encoding="utf-8"))
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as problem:
         raise ConfigError(
             f"{path} is not valid TOML: {problem}", fix="correct the syntax", file=str(path)
         ) from None
-    return converted(told, kind, str(path))
+    return converted(content, kind, str(path))
 
 
-def converted(told: object, kind: type[T], source: str) -> T:
+def converted(content: object, kind: type[T], source: str) -> T:
     """Return what was read from a file, as `kind`. source: what messages call the file. Raises
     ConfigError.
 
     A section that may be of several kinds and does not say which is of the kind of its default.
     """
-    filled = _with_kinds(told, msgspec_types.type_info(kind))
+    filled = _with_kinds(content, msgspec_types.type_info(kind))
     try:
         return msgspec.convert(filled, kind)
     except msgspec.ValidationError as problem:
-        message, fix = _explained(str(problem), kind, filled, told)
+        message, fix = _explained(str(problem), kind, filled, content)
         raise ConfigError(f"{source}: {message}", fix=fix, file=source) from None
     except ConfigError as problem:  # what a class itself checks
         context = {"file": source, **problem.context}
         raise ConfigError(f"{source}: {problem.message}", fix=problem.fix, **context) from None
 
 
-def _with_kinds(told: Any, kind: Any) -> Any:
-    """Return the same as it was told, and the kinds of the defaults in sections that name none."""
+def _with_kinds(content: Any, kind: Any) -> Any:
+    """Return the same content, with the kinds of the defaults in sections that name none."""
     structs = _structs([kind])
-    if not isinstance(told, dict) or len(structs) != 1:
-        return told
-    filled = dict(told)
+    if not isinstance(content, dict) or len(structs) != 1:
+        return content
+    filled = dict(content)
     for field in structs[0].fields:
         section = filled.get(field.encode_name)
         tag = getattr(type(field.default), "__struct_config__", None)
@@ -122,68 +122,72 @@ def _with_kinds(told: Any, kind: Any) -> Any:
             filled[field.encode_name] = {tag.tag_field: tag.tag, **section}
         else:
             filled[field.encode_name] = _with_kinds(section, field.type)
-    return {name: value for name, value in filled.items() if name in told}
+    return {name: value for name, value in filled.items() if name in content}
 
 
-def _explained(problem: str, kind: type, told: Any, given: Any) -> tuple[str, str]:
-    """Msgspec's sentence with the place as people write it in TOML, and how to fix it. given:
-    without kinds of defaults.
+def _explained(problem: str, kind: type, filled: Any, content: Any) -> tuple[str, str]:
+    """Return msgspec's sentence, with the path as people write it in TOML, and how to fix it.
+
+    filled: the content with the kinds of the defaults.
     """
-    said, _, place = problem.partition(" - at `$")
-    steps = re.findall(r"\.([^.\[\]`]+)|\[(\d+|\.\.\.)\]", place)
+    sentence, _, path = problem.partition(" - at `$")
+    steps = re.findall(r"\.([^.\[\]`]+)|\[(\d+|\.\.\.)\]", path)
     for name, number in steps:
-        told, given = _inside(told, name, number), _inside(given, name, number)
+        filled, content = _inside(filled, name, number), _inside(content, name, number)
     names, info = [name for name, _ in steps if name], msgspec_types.type_info(kind)
-    where, known = ".".join(names), _names(info, names, told)
-    unknown = re.search(r"unknown field `(.*)`", said)
+    where, allowed = ".".join(names), _names(info, names, filled)
+    unknown = re.search(r"unknown field `(.*)`", sentence)
     if unknown:
         name = unknown[1]
-        if isinstance(given, dict) and told != given and (kinds := _kinds_with(info, names, name)):
+        kind_is_default = isinstance(content, dict) and filled != content
+        if kind_is_default and (kinds := _kinds_with(info, names, name)):
             fix = f'set kind = "{kinds[0]}", which has it' + "".join(
-                f', or "{each}"' for each in kinds[1:]
+                f', or "{other}"' for other in kinds[1:]
             )
             return (
                 f"there is no key `{name}`{where and f' in [{where}]'} of the kind that it has by "
                 "default",
                 fix,
             )
-        near = difflib.get_close_matches(name, known, n=1)
-        fix = f"did you mean `{near[0]}`?" if near else f"there are: {', '.join(known)}"
+        near = difflib.get_close_matches(name, allowed, n=1)
+        fix = f"did you mean `{near[0]}`?" if near else f"there are: {', '.join(allowed)}"
         return f"there is no key `{name}`{where and f' in [{where}]'}", fix
-    if said.startswith("Invalid") and known:
-        return f"{where} is {told!r}", f"use one of: {', '.join(known)}"
-    missing = re.search(r"missing required field `(.*)`", said)
+    if sentence.startswith("Invalid") and allowed:
+        return f"{where} is {filled!r}", f"use one of: {', '.join(allowed)}"
+    missing = re.search(r"missing required field `(.*)`", sentence)
     if missing:
         values = _names(info, [*names, missing[1]], None)
         fix = f"set it to one of: {', '.join(values)}" if values else "set it"
         return f"there is no `{missing[1]}`{where and f' in [{where}]'}", fix
-    return f"{said[:1].lower()}{said[1:]}{where and f', in {where}'}", "correct that value"
+    return f"{sentence[:1].lower()}{sentence[1:]}{where and f', in {where}'}", "correct that value"
 
 
-def _inside(told: Any, name: str, number: str) -> Any:
-    """One step into what a file says; None where it does not lead on."""
-    if isinstance(told, dict):
-        return told.get(name)
-    return told[int(number)] if isinstance(told, list) and number.isdigit() else None
+def _inside(value: Any, name: str, number: str) -> Any:
+    """Return what one step into the content of a file leads to; None where that is nothing."""
+    if isinstance(value, dict):
+        return value.get(name)
+    return value[int(number)] if isinstance(value, list) and number.isdigit() else None
 
 
-def _names(kind: Any, steps: list[str], told: Any) -> list[str]:
+def _names(kind: Any, steps: list[str], content: Any) -> list[str]:
     """Return what may stand at the end of these steps: the keys of a section, or the values of a
     key.
     """
     kinds = _at(kind, steps)
     literals = [
-        each for each in _alternatives(kinds) if isinstance(each, msgspec_types.LiteralType)
+        literal
+        for literal in _alternatives(kinds)
+        if isinstance(literal, msgspec_types.LiteralType)
     ]
     structs = _structs(kinds)
-    if isinstance(told, dict):  # of several kinds, the one that is meant
+    if isinstance(content, dict):  # of several kinds, the one that is meant
         structs = [
-            each
-            for each in structs
-            if each.tag_field is None or told.get(each.tag_field) == each.tag
+            struct
+            for struct in structs
+            if struct.tag_field is None or content.get(struct.tag_field) == struct.tag
         ] or structs
-    keys = [field.encode_name for each in structs for field in each.fields]
-    values = [str(value) for each in literals for value in each.values]
+    keys = [field.encode_name for struct in structs for field in struct.fields]
+    values = [str(value) for literal in literals for value in literal.values]
     return list(dict.fromkeys(values + keys))
 
 
@@ -192,10 +196,10 @@ def _at(kind: Any, steps: list[str]) -> list[Any]:
     kinds = [kind]
     for step in steps:
         inner: list[Any] = []
-        for each in _structs(kinds):
-            if each.tag_field == step:
-                inner.append(msgspec_types.LiteralType((each.tag,)))
-            inner += [field.type for field in each.fields if field.encode_name == step]
+        for struct in _structs(kinds):
+            if struct.tag_field == step:
+                inner.append(msgspec_types.LiteralType((struct.tag,)))
+            inner += [field.type for field in struct.fields if field.encode_name == step]
         kinds = inner
     return kinds
 
@@ -204,9 +208,9 @@ def _kinds_with(kind: Any, steps: list[str], key: str) -> list[str]:
     """Return the kinds of a section that have a key."""
     structs = _structs(_at(kind, steps))
     return [
-        str(each.tag)
-        for each in structs
-        if each.tag and key in {field.encode_name for field in each.fields}
+        str(struct.tag)
+        for struct in structs
+        if struct.tag and key in {field.encode_name for field in struct.fields}
     ]
 
 
@@ -227,4 +231,4 @@ def _alternatives(kinds: list[Any]) -> list[Any]:
 
 
 def _structs(kinds: list[Any]) -> list[msgspec_types.StructType]:
-    return [each for each in _alternatives(kinds) if isinstance(each, msgspec_types.StructType)]
+    return [kind for kind in _alternatives(kinds) if isinstance(kind, msgspec_types.StructType)]

@@ -129,9 +129,7 @@ def test_changed_lists_are_those_of_groups_that_nobody_can_be_found_in(small):
         assert sizes[small.info.titles.index(group.after)] == group.users
         assert group.overlap == len(set(group.teacher) & set(group.student)) / 5
         assert set(group.teacher) <= set(small.info.titles[:20])
-    same = fidelity(
-        small, {name: rankings[TEACHER] for name in rankings}, TEACHER, STUDENT, 10
-    )
+    same = fidelity(small, {name: rankings[TEACHER] for name in rankings}, TEACHER, STUDENT, 10)
     assert all(group.overlap == 1 and group.teacher == group.student for group in same.changed)
 
 

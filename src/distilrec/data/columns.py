@@ -127,11 +127,11 @@ def as_numbers(column: pl.Series, source: str, rows: pl.Series | None = None) ->
         )
         wrong = (numbers.is_null() & column.is_not_null()).arg_true()
     if len(wrong):
-        place = int(wrong[0])
-        row = row_number(rows, place)
+        position = int(wrong[0])
+        row = row_number(rows, position)
         raise ColumnTypeError(
-            f"{source}, row {row:,}: column {column.name!r} holds {column[place]!r}, which is not "
-            "a number",
+            f"{source}, row {row:,}: column {column.name!r} holds {column[position]!r}, which is "
+            "not a number",
             fix="correct the value (no thousands separators, a decimal point) or the column name "
             "in the schema",
             file=source,
@@ -141,6 +141,6 @@ def as_numbers(column: pl.Series, source: str, rows: pl.Series | None = None) ->
     return numbers
 
 
-def row_number(rows: pl.Series | None, place: int) -> int:
+def row_number(rows: pl.Series | None, position: int) -> int:
     """Return the number of a row in its table, counted from 1."""
-    return (place if rows is None else int(rows[place])) + 1
+    return (position if rows is None else int(rows[position])) + 1

@@ -37,8 +37,10 @@ def derived_features(schema: Schema) -> tuple[Feature, Feature]:
     """
     taken = {feature.name for feature in schema.item_columns}
     popularity, volume = (
-        Feature(each.name if each.name not in taken else f"{each.name}_in_log", each.kind)
-        for each in (POPULARITY, SALES_VOLUME)
+        Feature(
+            feature.name if feature.name not in taken else f"{feature.name}_in_log", feature.kind
+        )
+        for feature in (POPULARITY, SALES_VOLUME)
     )
     return popularity, volume
 
@@ -132,7 +134,7 @@ class Dataset:
         return np.repeat(np.arange(self.users), np.diff(self.offsets))
 
     def is_training(self) -> NDArray[np.bool_]:
-        """Which rows are training rows, (rows,)."""
+        """Return which rows are training rows, (rows,)."""
         return np.arange(len(self.items)) < np.repeat(self.train_end, np.diff(self.offsets))
 
     def training_rows(self) -> NDArray[np.int64]:
@@ -140,7 +142,7 @@ class Dataset:
         return np.flatnonzero(self.is_training() & (self.items != UNKNOWN_ITEM))
 
     def part_bounds(self, part: Part) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """First and last-plus-one row of every user in this part."""
+        """Return the first and last-plus-one row of every user in this part."""
         if part == "validation":
             return self.train_end, self.validation_end
         return self.validation_end, self.offsets[1:]
@@ -150,13 +152,13 @@ class Dataset:
         items.
         """
         chunks = [slice(self.offsets[user], stop) for user, stop in zip(users, end, strict=True)]
-        known = [self.items[rows] != UNKNOWN_ITEM for rows in chunks]
-        items = [self.items[rows][keep] for rows, keep in zip(chunks, known, strict=True)]
-        events = [self.events[rows][keep] for rows, keep in zip(chunks, known, strict=True)]
+        kept = [self.items[rows] != UNKNOWN_ITEM for rows in chunks]
+        items = [self.items[rows][keep] for rows, keep in zip(chunks, kept, strict=True)]
+        events = [self.events[rows][keep] for rows, keep in zip(chunks, kept, strict=True)]
         empty = [np.zeros(0, np.int32)]
         return Histories(
             np.asarray(users, np.int64),
-            np.concatenate([[0], np.cumsum([len(each) for each in items])]).astype(np.int64),
+            np.concatenate([[0], np.cumsum([len(chunk) for chunk in items])]).astype(np.int64),
             np.concatenate(items or empty),
             np.concatenate(events or empty),
         )
@@ -196,7 +198,7 @@ class Dataset:
         )
 
     def popularity(self) -> NDArray[np.int64]:
-        """Training interactions per item of the catalogue, (items,)."""
+        """Return the training interactions per item of the catalogue, (items,)."""
         rows = self.items[self.is_training()]
         return np.bincount(rows[rows != UNKNOWN_ITEM], minlength=self.catalogue_size)
 

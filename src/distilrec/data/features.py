@@ -114,7 +114,7 @@ def _values(
             return _split(column, feature, source, rows)
         case "multi" | "vector" if isinstance(_inner(column.dtype), pl.Struct):
             raise ColumnTypeError(
-                f"{source}: column {feature.name!r} holds objects, which are no values of a "
+                f"{source}: column {feature.name!r} holds objects, which are not values of a "
                 "feature",
                 fix="give a list of texts or numbers",
                 file=source,
@@ -139,7 +139,7 @@ def _split(
     cannot be read as one.
     """
     found: list[object] = []
-    for place, text in enumerate(column.to_list()):
+    for position, text in enumerate(column.to_list()):
         if text is None:
             found.append(None)
             continue
@@ -149,14 +149,14 @@ def _split(
             if feature.kind == "vector":
                 as_vector(feature.name, parts)
         except (ValueError, ColumnTypeError, InvalidValueError) as problem:
-            row = row_number(rows, place)
-            said = (
+            row = row_number(rows, position)
+            message = (
                 problem.message
                 if isinstance(problem, ColumnTypeError | InvalidValueError)
                 else str(problem)
             )
             raise ColumnTypeError(
-                f"{source}, row {row:,}: column {feature.name!r} holds {text!r}: {said}",
+                f"{source}, row {row:,}: column {feature.name!r} holds {text!r}: {message}",
                 fix='write lists as JSON, such as ["red", "blue"], or with the separator of the '
                 "feature between the values",
                 file=source,
@@ -185,23 +185,21 @@ def _fit(feature: Feature, values: Sequence[object]) -> Encoding:
             parts = {part for value in values for part in as_parts(value)}
             return MultiEncoding(feature.name, tuple(sorted(parts)), feature.separator)
         case "numeric":
-            known = [float(value) for value in values if isinstance(value, int | float)]
-            levels = np.quantile(known or [0.0], np.linspace(0, 1, _QUANTILES))
+            numbers = [float(value) for value in values if isinstance(value, int | float)]
+            levels = np.quantile(numbers or [0.0], np.linspace(0, 1, _QUANTILES))
             return NumericEncoding(
                 feature.name, tuple(float(level) for level in _increasing(levels))
             )
         case "text":
             return TextEncoding(feature.name, _TEXT_BUCKETS)
         case "vector":
-            known_vectors = (
-                as_vector(feature.name, value) for value in values if value is not None
-            )
-            return VectorEncoding(feature.name, len(next(known_vectors, [])), feature.separator)
+            vectors = (as_vector(feature.name, value) for value in values if value is not None)
+            return VectorEncoding(feature.name, len(next(vectors, [])), feature.separator)
 
 
 def _increasing(levels: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Equal quantiles nudged apart: interpolation wants increasing points."""
-    for place in range(1, len(levels)):
-        if levels[place] <= levels[place - 1]:
-            levels[place] = np.nextafter(levels[place - 1], np.inf)
+    """Nudge equal quantiles apart: interpolation wants increasing points."""
+    for position in range(1, len(levels)):
+        if levels[position] <= levels[position - 1]:
+            levels[position] = np.nextafter(levels[position - 1], np.inf)
     return levels

@@ -159,10 +159,10 @@ def _positions(column: pl.Series, values: pl.Series, otherwise: int) -> NDArray[
     """Where each text of a column stands among `values`, (rows,); `otherwise` for one that is not
     there.
     """
-    places: NDArray[np.int32] = column.replace_strict(
+    positions: NDArray[np.int32] = column.replace_strict(
         values,
         np.arange(len(values), dtype=np.int32),
         default=otherwise,
         return_dtype=pl.Int32,
     ).to_numpy(writable=True)
-    return places
+    return positions

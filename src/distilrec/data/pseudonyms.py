@@ -30,10 +30,10 @@ def pseudonyms(ids: pl.Series, key: bytes) -> pl.Series:
     """Return the same for a column of text; what is missing or empty stays so."""
     import polars as pl  # a machine that serves has none, and needs `pseudonym` only
 
-    known = ids.drop_nulls().unique()
-    known = known.filter(known != "")
-    names = pl.Series([pseudonym(each, key) for each in known.to_list()], dtype=pl.String)
-    return ids.replace(known, names)
+    distinct = ids.drop_nulls().unique()
+    distinct = distinct.filter(distinct != "")
+    names = pl.Series([pseudonym(user, key) for user in distinct.to_list()], dtype=pl.String)
+    return ids.replace(distinct, names)
 
 
 def pseudonym_key(variable: str) -> bytes:

@@ -113,12 +113,12 @@ class Log:
             for file, count in zip(self.files, self.rows_of, strict=True):
                 low, high = max(first, begins), min(first + rows, begins + count)
                 if low < high or (not parts and file == self.files[-1]):
-                    there = (
+                    part = (
                         self._scan_file(file)
                         .select(columns)
                         .slice(max(0, low - begins), max(0, high - low))
                     )
-                    parts.append(there.collect())
+                    parts.append(part.collect())
                 begins += count
             return pl.concat(parts)
         except _CANNOT_READ as problem:
@@ -127,9 +127,9 @@ class Log:
     def _scan_file(self, file: Path) -> pl.LazyFrame:
         scan = _plain(pl.scan_parquet(file, glob=False), self.uuids)
         if self.types:
-            there = scan.collect_schema()
+            schema = scan.collect_schema()
             scan = scan.with_columns(
-                _converted(name, there[name], wanted) for name, wanted in self.types
+                _converted(name, schema[name], wanted) for name, wanted in self.types
             )
         if len(self.files) > 1 and file != self.files[0]:
             first = pl.scan_parquet(self.files[0], glob=False).collect_schema()
@@ -166,10 +166,10 @@ def open_log(
             if _suffix(file) in _PARQUET:
                 files.append(file.absolute())
                 continue
-            own = scratch / f"file-{number}"
-            own.mkdir(parents=True, exist_ok=True)
-            rows = _rows(file, columns, text or TextFormat(), own)
-            target = own / "log.parquet"
+            folder = scratch / f"file-{number}"
+            folder.mkdir(parents=True, exist_ok=True)
+            rows = _rows(file, columns, text or TextFormat(), folder)
+            target = folder / "log.parquet"
             try:
                 rows.scan.sink_parquet(target)
             except pl.exceptions.PolarsError:
@@ -177,14 +177,14 @@ def open_log(
                     raise
                 rows = rows.strictly()
                 rows.scan.sink_parquet(target)
-            there = pl.scan_parquet(target, glob=False).select(pl.len()).collect().item()
-            if rows.count is not None and there != rows.count:
+            count = pl.scan_parquet(target, glob=False).select(pl.len()).collect().item()
+            if rows.count is not None and count != rows.count:
                 raise DataError(
-                    f"{file}: {there:,} rows were read of {rows.count:,} records",
+                    f"{file}: {count:,} rows were read of {rows.count:,} records",
                     fix="check the line ends and the quotes of the file",
                     file=str(file),
                 )
-            for left in own.iterdir():  # copies and batches
+            for left in folder.iterdir():  # copies and batches
                 if left != target:
                     left.unlink()
             files.append(target)
@@ -210,9 +210,9 @@ def _opened(name: str, files: list[Path], notes: tuple[str, ...]) -> Log:
                 column=other[0],
             )
     for column, first in schemas[0].items():
-        own = list(dict.fromkeys(schema[column] for schema in schemas))
-        if len(own) > 1:
-            types[column] = _common(name, column, own)
+        distinct_types = list(dict.fromkeys(schema[column] for schema in schemas))
+        if len(distinct_types) > 1:
+            types[column] = _common(name, column, distinct_types)
         elif isinstance(first, pl.Null) and len(files) > 1:
             types[column] = pl.String()
     return Log(name, sum(counts), None, tuple(files), counts, tuple(types.items()), uuids, notes)
@@ -220,21 +220,21 @@ def _opened(name: str, files: list[Path], notes: tuple[str, ...]) -> Log:
 
 def _common(name: str, column: str, types: list[pl.DataType]) -> pl.DataType:
     """Return the type that holds a column of several files without a loss."""
-    some = [dtype for dtype in types if not isinstance(dtype, pl.Null)]
-    if len(some) == 1:
-        return some[0]
-    if all(dtype.is_integer() for dtype in some):
-        return pl.Int64() if pl.UInt64() not in some else pl.String()
-    if all(dtype.is_float() for dtype in some):
+    types = [dtype for dtype in types if not isinstance(dtype, pl.Null)]
+    if len(types) == 1:
+        return types[0]
+    if all(dtype.is_integer() for dtype in types):
+        return pl.Int64() if pl.UInt64() not in types else pl.String()
+    if all(dtype.is_float() for dtype in types):
         return pl.Float64()
-    if all(dtype.is_numeric() or isinstance(dtype, pl.String) for dtype in some):
+    if all(dtype.is_numeric() or isinstance(dtype, pl.String) for dtype in types):
         return pl.String()
-    if all(isinstance(dtype, pl.Datetime) for dtype in some):
-        zones = {dtype.time_zone is None for dtype in some}  # type: ignore[attr-defined]
+    if all(isinstance(dtype, pl.Datetime) for dtype in types):
+        zones = {dtype.time_zone is None for dtype in types}  # type: ignore[attr-defined]
         if len(zones) == 1:
             return pl.Datetime("us", "UTC" if zones == {False} else None)
     raise ColumnTypeError(
-        f"{name}: column {column!r} has different types in the files: {', '.join(map(str, some))}",
+        f"{name}: column {column!r} has different types in the files: {', '.join(map(str, types))}",
         fix="write the column with one type in all files",
         file=name,
         column=column,
@@ -366,7 +366,7 @@ def _plain(scan: pl.LazyFrame, uuids: frozenset[str]) -> pl.LazyFrame:
 
 
 def _decoded(values: pl.Series) -> pl.Series:
-    """Bytes as text; the mark U+FFFD, which no id may hold, where they are no UTF-8."""
+    """Return bytes as text; the mark U+FFFD, which no id may hold, where they are not UTF-8."""
     return pl.Series(
         values.name,
         [None if value is None else value.decode("utf-8", "replace") for value in values.to_list()],
@@ -387,7 +387,7 @@ def _uuids(scans: list[pl.LazyFrame]) -> frozenset[str]:
                 for scan in scans
             ]
             answers = [test.collect(engine="streaming").row(0) for test in tests]
-            if all(each for each, _ in answers) and any(other for _, other in answers):
+            if all(sixteen for sixteen, _ in answers) and any(binary for _, binary in answers):
                 found.add(name)
     return frozenset(found)
 
@@ -408,7 +408,7 @@ def _from_pandas(source: object) -> pl.DataFrame:
     names = [str(name) for name in frame.columns]
     distinct(names, "the frame")
     return pl.DataFrame(
-        [_from_pandas_column(name, frame.iloc[:, place]) for place, name in enumerate(names)]
+        [_from_pandas_column(name, frame.iloc[:, position]) for position, name in enumerate(names)]
     )
 
 
@@ -457,7 +457,7 @@ def _from_objects(name: str, values: list[Any]) -> pl.Series:
             return pl.Series(name, [None if value is None else str(value) for value in values])
         first = next(value for value in values if value is not None)
         raise ColumnTypeError(
-            f"the frame: column {name!r} holds values that are no column of a table, such as "
+            f"the frame: column {name!r} holds values that a table cannot hold, such as "
             f"{first!r} ({problem})",
             fix="give text, numbers, times or lists of these",
             column=name,

@@ -293,13 +293,13 @@ def _is_one_record_a_line(lines: Sequence[str], dialect: _Dialect, width: int) -
     in the same places; or, without numbers, no blank after a separator, as a text has after a
     comma.
     """
-    alone = [next(dialect.reader(iter([line]), strict=False), []) for line in lines]
-    if any(len(cells) != width for cells in alone):
+    records = [next(dialect.reader(iter([line]), strict=False), []) for line in lines]
+    if any(len(cells) != width for cells in records):
         return False
-    kinds = [{_is_number(cells[place]) for cells in alone} for place in range(width)]
+    kinds = [{_is_number(cells[position]) for cells in records} for position in range(width)]
     if any(len(kind) > 1 for kind in kinds):
         return False
-    prose = any(cell.startswith(" ") for cells in alone[1:] for cell in cells[1:])
+    prose = any(cell.startswith(" ") for cells in records[1:] for cell in cells[1:])
     return {True} in kinds or not prose
 
 
@@ -316,18 +316,20 @@ def _broken(
 ) -> ColumnTypeError:
     where = f"{text.source}, line {begins:,}"
     if "unexpected end" in problem:
-        said = "a quote opens a cell that is not closed before the end of the file"
+        message = "a quote opens a cell that is not closed before the end of the file"
     elif "expected after" in problem:
-        said = f"after the closing quote of a cell, in line {ends:,}, comes more than a separator"
+        message = (
+            f"after the closing quote of a cell, in line {ends:,}, comes more than a separator"
+        )
     else:
-        said = f"this record cannot be read: {problem}"
+        message = f"this record cannot be read: {problem}"
     fix = (
         'double the quotes inside quoted cells; or set quote = "" in [data] if quotes are ordinary '
         "characters"
     )
     if dialect.escape is None and text.counts['"']:
         fix += r', or escape = "\\" if they are written as \" (Spark does)'
-    return ColumnTypeError(f"{where}: {said}", fix=fix, file=str(text.source), row=begins)
+    return ColumnTypeError(f"{where}: {message}", fix=fix, file=str(text.source), row=begins)
 
 
 def _wrong_width(text: PlainText, line: int, fields: int, width: int) -> ColumnTypeError:

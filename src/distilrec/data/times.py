@@ -109,11 +109,11 @@ def as_seconds(column: pl.Series, times: TimeFormat, source: str, rows: pl.Serie
     parsed = _parsed(text, times.pattern)
     wrong = (parsed.is_null() & (text != "")).fill_null(value=False).arg_true()
     if len(wrong):
-        place = int(wrong[0])
-        row = row_number(rows, place)
+        position = int(wrong[0])
+        row = row_number(rows, position)
         raise ColumnTypeError(
-            f"{source}, row {row:,}: column {column.name!r} holds {column[place]!r}, which is not "
-            "a time"
+            f"{source}, row {row:,}: column {column.name!r} holds {column[position]!r}, which is "
+            "not a time"
             f"{'' if times.pattern == _ISO else f' in the format of the others, {times.pattern}'}",
             fix="use one format in all rows, such as seconds since 1970 or 2024-05-01 12:30:00, "
             "or set timestamp_format in [data.schema]",

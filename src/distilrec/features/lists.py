@@ -37,17 +37,17 @@ def parse_list(text: str) -> list[str] | None:
     # As numpy prints them.
     if text[0] == "[" and _NUMBERS.fullmatch(inside) and len(inside.split()) > 1:
         return inside.split()
-    found, place = [], 0
-    while element := _ELEMENT.match(inside, place):
+    found, position = [], 0
+    while element := _ELEMENT.match(inside, position):
         if element["missing"] is None:
             found.append(_text(element))
-        place = element.end()
-        if place == len(inside):
+        position = element.end()
+        if position == len(inside):
             return found
-        if inside[place] != ",":
+        if inside[position] != ",":
             break
-        place += 1
-        if not inside[place:].strip():  # a comma after the last, as in a tuple of one
+        position += 1
+        if not inside[position:].strip():  # a comma after the last, as in a tuple of one
             return found
     # Brackets around one word are nothing special; a quote, a comma or a colon in square or curly
     # ones is.
@@ -70,13 +70,13 @@ def _text(element: re.Match[str]) -> str:
 def _unescaped(text: str) -> str:
     named = {"n": "\n", "t": "\t", "r": "\r"}
 
-    def one(found: re.Match[str]) -> str:
+    def replacement(found: re.Match[str]) -> str:
         code = found[1] or found[2] or found[3]
         return chr(int(code, 16)) if code else named.get(found[4], found[4])
 
     return re.sub(
         r"\\(?:x([0-9a-fA-F]{2})|u([0-9a-fA-F]{4})|U(000[0-9a-fA-F]{5}|0010[0-9a-fA-F]{4})|(.))",
-        one,
+        replacement,
         text,
         flags=re.DOTALL,
     )
@@ -87,8 +87,8 @@ def _closes_at_end(text: str) -> bool:
     earlier one.
     """
     opening, closing, depth = text[0], _PAIRS[text[0]], 0
-    for place, character in enumerate(text):
+    for position, character in enumerate(text):
         depth += (character == opening) - (character == closing)
         if depth == 0:
-            return place == len(text) - 1
+            return position == len(text) - 1
     return False

@@ -17,7 +17,7 @@ def pack_texts(name: str, texts: Sequence[str]) -> dict[str, NDArray[Any]]:
     encoded = [text.encode() for text in texts]
     return {
         f"{name}.text": np.frombuffer(b"".join(encoded), np.uint8),
-        f"{name}.offsets": np.concatenate([[0], np.cumsum([len(each) for each in encoded])]).astype(
+        f"{name}.offsets": np.concatenate([[0], np.cumsum([len(text) for text in encoded])]).astype(
             np.int64
         ),
     }

@@ -107,9 +107,10 @@ def average_precision(ranking: Ranking, k: int) -> PerUser:
     items of R before it.
     """
     better, level = _companions(ranking)
-    place = np.arange(k) - ranking.above[:, None]  # inside the group, (targets, k)
+    rank_in_group = np.arange(k) - ranking.above[:, None]  # inside the group, (targets, k)
     before = (
-        better[:, None] + (level - 1)[:, None] * place / np.maximum(ranking.tied - 1, 1)[:, None]
+        better[:, None]
+        + (level - 1)[:, None] * rank_in_group / np.maximum(ranking.tied - 1, 1)[:, None]
     )
     precisions = (ranking.chances(k) * (1 + before) / np.arange(1, k + 1)).sum(1)
     mean: PerUser = _sum_per_user(ranking, precisions) / np.minimum(_relevant(ranking), k)
@@ -209,10 +210,12 @@ def intra_list_distance(ranking: Ranking, k: int, vectors: NDArray[np.float32]) 
     unit = np.divide(vectors, norms, out=np.zeros_like(vectors), where=norms > 0)
     distances = []
     for shown in ranking.top[:, :k]:
-        own = unit[shown[shown != UNKNOWN_ITEM]]
-        if len(own) > 1:
-            pairs = len(own) * (len(own) - 1)
-            distances.append(1 - ((own @ own.T).sum() - (own * own).sum()) / pairs)
+        directions = unit[shown[shown != UNKNOWN_ITEM]]
+        if len(directions) > 1:
+            pairs = len(directions) * (len(directions) - 1)
+            distances.append(
+                1 - ((directions @ directions.T).sum() - (directions * directions).sum()) / pairs
+            )
     return float(np.mean(distances)) if distances else 0.0
 
 
@@ -221,7 +224,7 @@ def calibration_error(ranking: Ranking, bins: int = 10) -> float:
     3), equal-width bins.
     """
     confidence, right = ranking.top_probability, accuracy(ranking)
-    place = np.minimum((confidence * bins).astype(np.int64), bins - 1)
-    count = np.bincount(place, minlength=bins)
-    gap = np.abs(np.bincount(place, right, bins) - np.bincount(place, confidence, bins))
+    bin_of = np.minimum((confidence * bins).astype(np.int64), bins - 1)
+    count = np.bincount(bin_of, minlength=bins)
+    gap = np.abs(np.bincount(bin_of, right, bins) - np.bincount(bin_of, confidence, bins))
     return float(gap.sum() / count.sum())

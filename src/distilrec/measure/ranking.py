@@ -90,7 +90,7 @@ def questions(dataset: Dataset, part: Part, exclude_seen: bool | None = None) ->
     chosen = np.array(users, np.int64)
     return Questions(
         dataset.histories(chosen, starts[chosen]),
-        np.concatenate([[0], np.cumsum([len(each) for each in targets])]).astype(np.int64),
+        np.concatenate([[0], np.cumsum([len(items) for items in targets])]).astype(np.int64),
         flat.astype(np.int32),
         exclude,
         repeated,
@@ -154,19 +154,21 @@ def rank(scorer: Scorer, asked: Questions, depth: int = 10) -> Ranking:
     """
     above, tied, candidates, top, probability = [], [], [], [], []
     for start in range(0, len(asked.histories), _CHUNK):
-        some = asked.histories.select(start, start + _CHUNK)
-        scores = np.array(scorer.scores(some), np.float32)
-        if scores.ndim != 2 or len(scores) != len(some) or not np.isfinite(scores).all():
+        histories = asked.histories.select(start, start + _CHUNK)
+        scores = np.array(scorer.scores(histories), np.float32)
+        if scores.ndim != 2 or len(scores) != len(histories) or not np.isfinite(scores).all():
             raise InvalidValueError(
-                f"{type(scorer).__name__} gave scores of shape {scores.shape} for {len(some)} "
+                f"{type(scorer).__name__} gave scores of shape {scores.shape} for {len(histories)} "
                 "users, or NaN or infinity",
                 fix="return one finite float per user and item",
             )
         if asked.exclude_seen:
-            scores[np.repeat(np.arange(len(some)), np.diff(some.offsets)), some.items] = -np.inf
-        low, high = asked.offsets[start], asked.offsets[start + len(some)]
+            scores[
+                np.repeat(np.arange(len(histories)), np.diff(histories.offsets)), histories.items
+            ] = -np.inf
+        low, high = asked.offsets[start], asked.offsets[start + len(histories)]
         owners = np.repeat(
-            np.arange(len(some)), np.diff(asked.offsets[start : start + len(some) + 1])
+            np.arange(len(histories)), np.diff(asked.offsets[start : start + len(histories) + 1])
         )
         higher, equal = _standing(scores, owners, asked.targets[low:high])
         above.append(higher)
@@ -185,8 +187,11 @@ def _standing(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """How many items stand above each target, and how many are level with it."""
     above, tied = np.full(len(targets), scores.shape[1], np.int64), np.ones(len(targets), np.int64)
-    for place, (owner, target) in enumerate(zip(owners, targets, strict=True)):
+    for index, (owner, target) in enumerate(zip(owners, targets, strict=True)):
         if target != UNKNOWN_ITEM:
-            row, own = scores[owner], scores[owner, target]
-            above[place], tied[place] = np.count_nonzero(row > own), np.count_nonzero(row == own)
+            row, score = scores[owner], scores[owner, target]
+            above[index], tied[index] = (
+                np.count_nonzero(row > score),
+                np.count_nonzero(row == score),
+            )
     return above, tied

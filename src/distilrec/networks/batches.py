@@ -68,7 +68,7 @@ def training_windows(dataset: Dataset, length: int, context: int = 0) -> Windows
             stops.append(stop)
             users.append(user)
             stop = scored_from
-    return Windows(*(np.array(each, np.int64) for each in (starts, scored, stops, users)))
+    return Windows(*(np.array(column, np.int64) for column in (starts, scored, stops, users)))
 
 
 def training_batches(
@@ -109,22 +109,22 @@ def batch_of(dataset: Dataset, windows: Windows, chunk: NDArray[np.int64]) -> Ba
     earlier = np.full(
         (len(chunk), max(0, int(before[chunk].max(initial=0)))), start_token, np.int64
     )
-    for place, window in enumerate(chunk):
+    for row, window in enumerate(chunk):
         start, scored, stop = (
             int(windows.starts[window]),
             int(windows.scored[window]),
             int(windows.stops[window]),
         )
         first_target = scored - start
-        targets[place, first_target : stop - start] = dataset.items[scored:stop]
-        rows[place, first_target : stop - start] = np.arange(scored, stop)
+        targets[row, first_target : stop - start] = dataset.items[scored:stop]
+        rows[row, first_target : stop - start] = np.arange(scored, stop)
         shift = 1 if before[window] < 0 else 0  # the start token stands before the first event
-        items[place, shift : stop - start] = dataset.items[start - 1 + shift : stop - 1]
-        events[place, shift : stop - start] = dataset.events[start - 1 + shift : stop - 1]
+        items[row, shift : stop - start] = dataset.items[start - 1 + shift : stop - 1]
+        events[row, shift : stop - start] = dataset.events[start - 1 + shift : stop - 1]
         if before[window] > 0:
-            earlier[place, : before[window]] = dataset.items[start - 1 - before[window] : start - 1]
-    for known in (items, earlier):
-        known[known == UNKNOWN_ITEM] = start_token
+            earlier[row, : before[window]] = dataset.items[start - 1 - before[window] : start - 1]
+    for sequences in (items, earlier):
+        sequences[sequences == UNKNOWN_ITEM] = start_token
     return Batch(
         *map(torch.from_numpy, (windows.users[chunk], items, events, targets, rows, earlier))
     )
@@ -141,13 +141,13 @@ def prediction_batch(histories: Histories, catalogue_size: int, length: int) -> 
     items = np.full((len(histories), longest), catalogue_size, np.int64)
     events = np.zeros((len(histories), longest), np.int64)
     targets = np.full((len(histories), longest), -1, np.int64)
-    for place in range(len(histories)):
-        stop, size = int(histories.offsets[place + 1]), int(sizes[place])
+    for row in range(len(histories)):
+        stop, size = int(histories.offsets[row + 1]), int(sizes[row])
         first = 1 if size < longest else 0
         kept = min(size, longest - first)
-        items[place, first : first + kept] = histories.items[stop - kept : stop]
-        events[place, first : first + kept] = histories.events[stop - kept : stop]
-        targets[place, first + kept - 1] = 0  # marks the last position
+        items[row, first : first + kept] = histories.items[stop - kept : stop]
+        events[row, first : first + kept] = histories.events[stop - kept : stop]
+        targets[row, first + kept - 1] = 0  # marks the last position
     nothing = np.zeros((len(histories), 0), np.int64)
     return Batch(
         *map(torch.from_numpy, (histories.users, items, events, targets, targets, nothing))

@@ -64,9 +64,9 @@ class Recurrent(Student):
             torch.logit(torch.exp(-1 / steps)) + 0.1 * torch.randn(config.scales, dim)
         )
         self.mix = nn.Linear(config.scales * dim, dim, bias=False)
-        known = (config.scales + 1) * dim
-        self.inner_norm = nn.RMSNorm(known, eps=NORM_EPSILON)
-        self.widen = nn.Linear(known, config.expansion * dim)
+        width = (config.scales + 1) * dim
+        self.inner_norm = nn.RMSNorm(width, eps=NORM_EPSILON)
+        self.widen = nn.Linear(width, config.expansion * dim)
         self.narrow = nn.Linear(config.expansion * dim, dim)
         self.outer_norm = nn.RMSNorm(dim, eps=NORM_EPSILON)
 
@@ -79,9 +79,9 @@ class Recurrent(Student):
         state = scan(inputs, decay).flatten(2)  # (batch, length, scales * dim)
         latest = x + self.user_features(batch.users).unsqueeze(1)
         r = dropout(self.mix(state) + latest, self.dropout, self.training)
-        known = dropout(torch.cat([state, latest], dim=-1), self.dropout, self.training)
+        context = dropout(torch.cat([state, latest], dim=-1), self.dropout, self.training)
         q: torch.Tensor = self.outer_norm(
-            r + self.narrow(functional.silu(self.widen(self.inner_norm(known))))
+            r + self.narrow(functional.silu(self.widen(self.inner_norm(context))))
         )
         return q
 

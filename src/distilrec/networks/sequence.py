@@ -75,11 +75,13 @@ class ItemTower(nn.Module):
         training rows; then the features learn to stand for an item (DropoutNet, Volkovs et al.
         2017, sec. 4).
         """
-        own: torch.Tensor = self.embedding
+        embedding: torch.Tensor = self.embedding
         if left_out:
-            own = own * (torch.rand(self.warm_items, 1, device=own.device) >= left_out)
-        own = functional.pad(own, (0, 0, 0, self.catalogue_size - self.warm_items))
-        vectors: torch.Tensor = own + self.features()
+            embedding = embedding * (
+                torch.rand(self.warm_items, 1, device=embedding.device) >= left_out
+            )
+        embedding = functional.pad(embedding, (0, 0, 0, self.catalogue_size - self.warm_items))
+        vectors: torch.Tensor = embedding + self.features()
         return vectors
 
     def biases(self) -> torch.Tensor:

@@ -172,9 +172,11 @@ def item_inputs(dataset: Dataset, most_popular: int) -> NDArray[np.float32]:
     most popular items.
     """
     features = dataset.item_features.dense()
-    own = np.zeros((dataset.catalogue_size, min(most_popular, dataset.info.warm_items)), np.float32)
-    np.fill_diagonal(own, 1.0)  # items are ordered by popularity
-    return np.hstack([features, own])
+    one_hot = np.zeros(
+        (dataset.catalogue_size, min(most_popular, dataset.info.warm_items)), np.float32
+    )
+    np.fill_diagonal(one_hot, 1.0)  # items are ordered by popularity
+    return np.hstack([features, one_hot])
 
 
 def input_names(dataset: Dataset, inputs: int) -> list[str]:

@@ -41,7 +41,7 @@ class TransformerConfig(Settings, frozen=True, tag="transformer", tag_field="kin
         super().__post_init__()
         if self.dim % self.heads:
             raise ConfigError(
-                f"dim {self.dim} is no multiple of heads {self.heads}",
+                f"dim {self.dim} is not a multiple of heads {self.heads}",
                 fix="change one",
                 parameter="heads",
             )
@@ -105,8 +105,8 @@ def attention(
     alone does: it comes as a channel more, and needs no (length, length) matrix of biases.
     """
     channels, length = query.shape[-1], query.shape[-2]
-    place = torch.arange(length, dtype=query.dtype, device=query.device) - length
-    bias = functional.softplus(slopes).view(-1, 1, 1) * place.unsqueeze(1)  # (heads, length, 1)
+    position = torch.arange(length, dtype=query.dtype, device=query.device) - length
+    bias = functional.softplus(slopes).view(-1, 1, 1) * position.unsqueeze(1)  # (heads, length, 1)
     bias = (channels**0.5 * bias).expand(*key.shape[:-1], 1)
     mixed = functional.scaled_dot_product_attention(
         torch.cat([query, torch.ones_like(bias)], dim=-1),

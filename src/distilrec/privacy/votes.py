@@ -116,8 +116,8 @@ def private_votes(
         if not dataset.info.repeats:
             for k in range(len(users)):
                 scores[k, histories.of(k)] = -np.inf
-        own = np.take_along_axis(scores, candidates, 1)
-        best = np.argpartition(-own, config.top - 1, axis=1)[:, : config.top]
+        of_candidates = np.take_along_axis(scores, candidates, 1)
+        best = np.argpartition(-of_candidates, config.top - 1, axis=1)[:, : config.top]
         np.put_along_axis(
             counts, best, np.take_along_axis(counts, best, 1) + 1 / math.sqrt(config.top), 1
         )

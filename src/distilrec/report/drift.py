@@ -43,8 +43,8 @@ def drift(
     limit of each share of events whose user, item or type the training did not know.
     """
     users = set(dataset.info.user_ids[: dataset.info.warm_users])
-    place = {item: n for n, item in enumerate(dataset.info.item_ids[: dataset.info.warm_items])}
-    items = np.array([place.get(item, -1) for item in live["item_id"].to_list()])
+    positions = {item: n for n, item in enumerate(dataset.info.item_ids[: dataset.info.warm_items])}
+    items = np.array([positions.get(item, -1) for item in live["item_id"].to_list()])
     types = {name: n for n, name in enumerate(dataset.info.event_types)}
     kinds = np.array([types.get(name, 0) for name in live["event_type"].to_list()])
     training = dataset.training_rows()

@@ -68,10 +68,10 @@ def fidelity(
     """Compare the lists of all models; None without a teacher and a student."""
     if teacher not in rankings or student not in rankings:
         return None
-    asked = rankings[teacher][0].asked
+    questions = rankings[teacher][0].asked
     popular = dataset.popularity()
     head = item_groups(popular) == 0
-    slices = user_slices(dataset, asked.histories.users)
+    slices = user_slices(dataset, questions.histories.users)
     overlap, popularity = {}, {}
     for name, of_seeds in rankings.items():
         if name != teacher:
@@ -86,7 +86,7 @@ def fidelity(
         popularity[name] = _popularity(
             np.concatenate([r.top[:, :k].ravel() for r in of_seeds]), popular, head
         )
-    popularity[HELD_OUT] = _popularity(asked.targets, popular, head)
+    popularity[HELD_OUT] = _popularity(questions.targets, popular, head)
     shown = {
         name: np.mean([_counts(r.top[:, :k], dataset.catalogue_size) for r in of_seeds], axis=0)
         for name, of_seeds in rankings.items()

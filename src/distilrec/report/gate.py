@@ -72,13 +72,13 @@ def check(thresholds: Thresholds, measured: Mapping[str, Mapping[str, float]]) -
     for section in Thresholds.__struct_fields__:
         for name, threshold in getattr(thresholds, section).items():
             if name not in measured[section]:
-                known = (
+                names = (
                     ", ".join(measured[section])
                     or "nothing, because there is nothing to compare with"
                 )
                 raise ConfigError(
                     f"the gate has a threshold for {section}.{name}, which is not measured",
-                    fix=f"measured under {section}: {known}",
+                    fix=f"measured under {section}: {names}",
                     parameter=f"{section}.{name}",
                 )
             checks.append(

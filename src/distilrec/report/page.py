@@ -113,7 +113,12 @@ def _against(comparison: Comparison, other: str) -> Difference | None:
     """Return the student's NDCG@10 minus that of another model."""
     wanted = (STUDENT, other, "ndcg@10")
     return next(
-        (one for one in comparison.differences if (one.a, one.b, one.metric) == wanted), None
+        (
+            difference
+            for difference in comparison.differences
+            if (difference.a, difference.b, difference.metric) == wanted
+        ),
+        None,
     )
 
 
@@ -210,7 +215,9 @@ def write_report(comparison: Comparison, path: Path) -> None:
 def _plots(comparison: Comparison) -> list[tuple[Markup, str]]:
     """Each plot with what stands below it; those without anything to show are left out."""
     rows, found = comparison.rows, []
-    if differences := [one for one in comparison.differences if one.metric == "ndcg@10"]:
+    if differences := [
+        difference for difference in comparison.differences if difference.metric == "ndcg@10"
+    ]:
         plot = svg(
             "Differences of NDCG@10 with 95% intervals",
             partial(draw_differences, differences=differences),

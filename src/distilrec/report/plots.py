@@ -57,11 +57,11 @@ def _series(rows: Sequence[Row]) -> Iterable[tuple[int, Row]]:
 
 
 def draw_differences(axes: Axes, differences: Sequence[Difference]) -> None:
-    """Student minus others with intervals; an interval across the line is no proof of anything."""
-    for place, one in enumerate(reversed(differences)):
-        interval = one.interval
+    """Draw the student minus others with intervals; an interval across the line proves nothing."""
+    for row, difference in enumerate(reversed(differences)):
+        interval = difference.interval
         reach = [[interval.mean - interval.low], [interval.high - interval.mean]]
-        axes.errorbar(interval.mean, place, xerr=reach, fmt="o", color=_SERIES[0], capsize=4)
+        axes.errorbar(interval.mean, row, xerr=reach, fmt="o", color=_SERIES[0], capsize=4)
     axes.axvline(0, color=_INK, linewidth=1)
     axes.set_yticks(
         range(len(differences)),
@@ -116,8 +116,8 @@ def draw_slices(axes: Axes, rows: Sequence[Row]) -> None:
     """Draw what is found of popular and of rare items."""
     names = ("head items", "middle items", "tail items")
     width = 0.8 / len(rows)
-    for place, (n, row) in enumerate(_series(rows)):
-        positions = [group + place * width for group in range(len(names))]
+    for index, (n, row) in enumerate(_series(rows)):
+        positions = [group + index * width for group in range(len(names))]
         values = [row.slices.get(name, 0.0) for name in names]
         axes.bar(
             positions,
@@ -143,17 +143,17 @@ def draw_tree(axes: Axes, tree: TreeNode) -> None:
     """
     axes.axis("off")
 
-    def node(one: TreeNode, level: int, left: float, right: float) -> tuple[float, float]:
+    def node(branch: TreeNode, level: int, left: float, right: float) -> tuple[float, float]:
         x, y = (left + right) / 2, -float(level)
-        last = level == _DRAWN_LEVELS or not one.children
-        lines = one.items[:3] if last else one.questions[:3]
+        last = level == _DRAWN_LEVELS or not branch.children
+        lines = branch.items[:3] if last else branch.questions[:3]
         text = "\n".join(
-            line for each in lines for line in textwrap.wrap(each, 20 if last else 32)[:2]
+            piece for line in lines for piece in textwrap.wrap(line, 20 if last else 32)[:2]
         )
         if not last:
             middle = (left + right) / 2
             for child, bounds, sign in zip(
-                one.children, ((left, middle), (middle, right)), "-+", strict=True
+                branch.children, ((left, middle), (middle, right)), "-+", strict=True
             ):
                 cx, cy = node(child, level + 1, *bounds)
                 axes.plot(

@@ -108,9 +108,9 @@ def torch_latency(scorer: Scorer, dataset: Dataset) -> Latency:
 
     def request(n: int) -> object:
         user = n % len(everyone)
-        one = histories.select(user, user + 1)
-        scores = scorer.scores(one)[0]
-        scores[one.items] = -np.inf
+        history = histories.select(user, user + 1)
+        scores = scorer.scores(history)[0]
+        scores[history.items] = -np.inf
         best = np.argpartition(-scores, K)[:K] if len(scores) > K else np.arange(len(scores))
         return best[np.argsort(-scores[best])]
 

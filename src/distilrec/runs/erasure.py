@@ -50,11 +50,11 @@ def forget(run: Path, names: Sequence[str], *, missing_ok: bool = False) -> list
     """
     waiting, before = unfinished_erasures(run), erased_before(run)
     data = _prepared(run)
-    there = set() if data is None else set(data.info.user_ids)
+    known_users = set() if data is None else set(data.info.user_ids)
     for bundle in _bundles(run):
         history = read_bundle(bundle).history
-        there |= set(history.users) if history else set()
-    name = next((name for name in names if name in there or name in before), None)
+        known_users |= set(history.users) if history else set()
+    name = next((name for name in names if name in known_users or name in before), None)
     if name is None and not missing_ok:
         raise unknown_user(
             names[0],
@@ -63,7 +63,7 @@ def forget(run: Path, names: Sequence[str], *, missing_ok: bool = False) -> list
             "case",
         )
     name = names[-1] if name is None else name
-    if name in there and name not in waiting:
+    if name in known_users and name not in waiting:
         waiting = [*waiting, name]
         write_json(Places(run).unfinished_erasure, waiting)
     _list(run, [*before, name])
@@ -138,11 +138,11 @@ def _delete_what_is_made_again(places: Places) -> list[str]:
 
 def _erase_from_data(places: Places, data: Dataset, users: Sequence[str]) -> list[str]:
     lines = []
-    gone = np.flatnonzero(np.isin(data.info.user_ids, users))
-    if len(gone):
-        rows = int((data.offsets[gone + 1] - data.offsets[gone]).sum())
+    erased = np.flatnonzero(np.isin(data.info.user_ids, users))
+    if len(erased):
+        rows = int((data.offsets[erased + 1] - data.offsets[erased]).sum())
         made_from = PREPARED.made_from(places.data) or ""
-        data.select_users(np.delete(np.arange(data.users), gone)).save(places.data, made_from)
+        data.select_users(np.delete(np.arange(data.users), erased)).save(places.data, made_from)
         lines.append(f"prepared data: {rows:,} rows erased")
     PREPARED.tidy(places.data)
     return lines

@@ -122,5 +122,5 @@ class Places:
 
     def _found(self, name: str) -> Path:
         """Return a folder by its name, or by its former name where only that is there."""
-        place, former = self.folder / name, self.folder / _FORMER.get(name, name)
-        return former if former.exists() and not place.exists() else place
+        folder, former = self.folder / name, self.folder / _FORMER.get(name, name)
+        return former if former.exists() and not folder.exists() else folder

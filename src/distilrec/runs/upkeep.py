@@ -39,8 +39,8 @@ def gate(run: Run, dataset: Dataset, thresholds: Thresholds) -> list[Check]:
     The teacher's figures are those of the last `evaluate`. Raises ConfigError for a threshold that
     cannot be measured.
     """
-    asked = questions(dataset, "test")
-    quality = quality_of(rank(BundleScorer(run.bundle, dataset), asked, K))
+    held_out = questions(dataset, "test")
+    quality = quality_of(rank(BundleScorer(run.bundle, dataset), held_out, K))
     measured: dict[str, dict[str, float]] = {
         "quality": {name: float(values.mean()) for name, values in quality.items()},
         "retention": {},
@@ -60,7 +60,7 @@ def gate(run: Run, dataset: Dataset, thresholds: Thresholds) -> list[Check]:
             if name in of_teacher and of_teacher[name].mean > 0
         }
     if thresholds.improvement and run.bundle_baseline.is_dir():
-        baseline = quality_of(rank(BundleScorer(run.bundle_baseline, dataset), asked, K))
+        baseline = quality_of(rank(BundleScorer(run.bundle_baseline, dataset), held_out, K))
         measured["improvement"] = {
             name: paired_difference(
                 name, STUDENT, values[None], ALONE, baseline[name][None]

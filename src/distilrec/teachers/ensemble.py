@@ -35,20 +35,20 @@ class EnsembleTeacher:
     def __init__(self, members: Sequence[Teacher], weights: Sequence[float]) -> None:
         self.members, self.weights = tuple(members), tuple(weights)
         self.max_history = min(
-            (each.max_history for each in members if not each.per_user), default=1
+            (member.max_history for member in members if not member.per_user), default=1
         )
-        self.per_user = all(each.per_user for each in members)
+        self.per_user = all(member.per_user for member in members)
         content = repr(
             [
-                (each.identity, round(weight, 6))
-                for each, weight in zip(members, weights, strict=True)
+                (member.identity, round(weight, 6))
+                for member, weight in zip(members, weights, strict=True)
             ]
         )
         self.identity = hashlib.sha256(content.encode()).hexdigest()[:16]
-        known = [each.cost for each in members]
+        costs = [member.cost for member in members]
         self.cost = Cost(
-            sum(each.parameters for each in known if each.parameters is not None),
-            sum(each.seconds for each in known if each.seconds is not None),
+            sum(member.parameters for member in costs if member.parameters is not None),
+            sum(member.seconds for member in costs if member.seconds is not None),
         )
 
     def answer(
@@ -81,40 +81,41 @@ def calibrated_ensemble(members: Sequence[Teacher], dataset: Dataset, seed: int)
     The likelihood is that of a softmax over the items that a user has not had. Its logarithm is
     concave in the weights.
     """
-    asked = questions(dataset, "validation")
-    owners = np.repeat(np.arange(len(asked.histories)), np.diff(asked.offsets))
+    held_out = questions(dataset, "validation")
+    owners = np.repeat(np.arange(len(held_out.histories)), np.diff(held_out.offsets))
     usable = np.flatnonzero(
-        (asked.targets != UNKNOWN_ITEM) & (asked.targets < dataset.info.warm_items)
+        (held_out.targets != UNKNOWN_ITEM) & (held_out.targets < dataset.info.warm_items)
     )
-    most = max(1, min(_MOST_QUESTIONS, _MOST_LOGITS // (len(members) * dataset.info.warm_items)))
-    if len(usable) > most:
-        usable = np.sort(np.random.default_rng(seed).choice(usable, most, replace=False))
-    users, targets = owners[usable], torch.from_numpy(asked.targets[usable].astype(np.int64))
-    needed, place = np.unique(users, return_inverse=True)
+    limit = max(1, min(_MOST_QUESTIONS, _MOST_LOGITS // (len(members) * dataset.info.warm_items)))
+    if len(usable) > limit:
+        usable = np.sort(np.random.default_rng(seed).choice(usable, limit, replace=False))
+    users, targets = owners[usable], torch.from_numpy(held_out.targets[usable].astype(np.int64))
+    needed, position = np.unique(users, return_inverse=True)
     histories = dataset.histories(
-        asked.histories.users[needed], dataset.train_end[asked.histories.users[needed]]
+        held_out.histories.users[needed], dataset.train_end[held_out.histories.users[needed]]
     )
     scores = [member.scores(histories)[:, : dataset.info.warm_items] for member in members]
-    each = torch.from_numpy(np.stack(scores))  # (members, users, items)
-    seen = torch.zeros(each.shape[1:], dtype=torch.bool)
-    if asked.exclude_seen:
+    of_members = torch.from_numpy(np.stack(scores))  # (members, users, items)
+    seen = torch.zeros(of_members.shape[1:], dtype=torch.bool)
+    if held_out.exclude_seen:
         rows = np.repeat(np.arange(len(histories)), np.diff(histories.offsets))
         warm = histories.items < dataset.info.warm_items
         seen[rows[warm], histories.items[warm]] = True
-    index = torch.from_numpy(place.reshape(-1))
+    index = torch.from_numpy(position.reshape(-1))
     # (members,): all begin with scores of like size
-    scales = each.masked_fill(seen, 0.0).std((1, 2)).clamp(min=1e-6)
+    scales = of_members.masked_fill(seen, 0.0).std((1, 2)).clamp(min=1e-6)
     raw = torch.full((len(members),), 1.0 / len(members), requires_grad=True)
     optimizer = torch.optim.Adam([raw], lr=0.05)
     for _ in range(_STEPS):
         optimizer.zero_grad()
-        logits = torch.einsum("m,mui->ui", raw / scales, each).masked_fill(seen, MASKED_LOGIT)
+        logits = torch.einsum("m,mui->ui", raw / scales, of_members)
+        logits = logits.masked_fill(seen, MASKED_LOGIT)
         loss = -torch.log_softmax(logits, dim=-1)[index, targets].mean()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         with torch.no_grad():
             raw.clamp_(min=0.0)
-    if not raw.any():  # nobody knows anything: then all have the same say
+    if not raw.any():  # no member is of use: then all have the same weight
         raw = torch.full_like(raw, 1.0 / len(members))
     weights = (raw / scales).detach()
     return EnsembleTeacher(members, [float(weight) for weight in weights])

@@ -116,8 +116,8 @@ class UserScores:
     ) -> Answer:
         users = batch.users.cpu().numpy()
         nothing = np.zeros(0, np.int32)
-        asked = Histories(users, np.zeros(len(users) + 1, np.int64), nothing, nothing)
-        return Answer(torch.from_numpy(self.scores(asked)[:, :items])[window.cpu()])
+        histories = Histories(users, np.zeros(len(users) + 1, np.int64), nothing, nothing)
+        return Answer(torch.from_numpy(self.scores(histories)[:, :items])[window.cpu()])
 
 
 def read_scores(config: ScoresConfig, dataset: Dataset) -> UserScores:

@@ -90,8 +90,8 @@ class LinearTeacher:
         return Answer(torch.cat([out, cold], dim=1))
 
     def _fold(self, state: torch.Tensor, items: torch.Tensor) -> None:
-        known = (items < self._catalogue_size).unsqueeze(1)
-        state.mul_(torch.where(known, self.config.decay, 1.0)).add_(self._rows[items])
+        in_catalogue = (items < self._catalogue_size).unsqueeze(1)
+        state.mul_(torch.where(in_catalogue, self.config.decay, 1.0)).add_(self._rows[items])
 
     def scores(self, histories: Histories) -> NDArray[np.float32]:
         out = np.zeros((len(histories), self._catalogue_size), np.float32)

@@ -54,8 +54,8 @@ def save_checkpoint(
     tensors = {f"model/{name}": tensor for name, tensor in model.state_dict().items()}
     tensors |= {f"averaged/{name}": tensor for name, tensor in averaged.state_dict().items()}
     tensors |= {f"best/{name}": tensor for name, tensor in best.items()}
-    for place, state in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer/{place}/{name}": tensor for name, tensor in state.items()}
+    for number, state in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer/{number}/{name}": tensor for name, tensor in state.items()}
     _CHECKPOINT.write(
         folder,
         progress,
@@ -111,8 +111,8 @@ def load_checkpoint(
     state: dict[int, dict[str, torch.Tensor]] = {}
     for name, tensor in tensors.items():
         if name.startswith("optimizer/"):
-            _, place, key = name.split("/")
-            state.setdefault(int(place), {})[key] = tensor
+            _, number, key = name.split("/")
+            state.setdefault(int(number), {})[key] = tensor
     optimizer.load_state_dict(
         {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
     )

@@ -17,10 +17,10 @@ def validation_ndcg(scorer: Scorer, dataset: Dataset) -> float:
     """Return the mean NDCG@10 over validation users, full catalogue. The processes of a group share
     the users.
     """
-    asked = questions(dataset, "validation")
+    held_out = questions(dataset, "validation")
     rank_here, size = parallel.rank_and_size()
-    users = len(asked.histories)
-    mine = asked.select(users * rank_here // size, users * (rank_here + 1) // size)
+    users = len(held_out.histories)
+    mine = held_out.select(users * rank_here // size, users * (rank_here + 1) // size)
     values = ndcg(rank(scorer, mine), 10) if len(mine.histories) else np.zeros(0)
     together = parallel.total(
         torch.tensor([float(values.sum()), float(len(values))], dtype=torch.float64)

@@ -45,9 +45,9 @@ def from_implicit(
         # score is theirs.
         out = np.full((len(histories), items), np.nan, np.float32)
         for k in range(len(histories)):
-            known = (ids[k] >= 0) & (ids[k] < items) & (values[k] > -1e30)
-            out[k, ids[k][known]] = values[k][known]
-            lowest = values[k][known].min() if known.any() else 0.0
+            is_known = (ids[k] >= 0) & (ids[k] < items) & (values[k] > -1e30)
+            out[k, ids[k][is_known]] = values[k][is_known]
+            lowest = values[k][is_known].min() if is_known.any() else 0.0
             out[k, np.isnan(out[k])] = lowest
         return out * np.float32(scale)
 
