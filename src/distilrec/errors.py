@@ -13,7 +13,7 @@
     ├── ConfigError              a parameter or a configuration file
     ├── MissingExtraError        an optional dependency is not installed
     ├── ClusterError             a Ray cluster cannot be reached, or lost its workers
-    ├── TrainingError            training cannot go on (loss not finite, other checkpoint)
+    ├── TrainingError            training cannot continue (loss not finite, other checkpoint)
     ├── TeacherError             a teacher's scores cannot be used (NaN, other users, other items)
     ├── LabelStoreError          stored teacher labels do not fit
     ├── BundleError              a bundle cannot be used

@@ -23,16 +23,16 @@ class Workers(Protocol):
     def map(
         self, function: Callable[[Task, int], Result], task: Task, shards: Sequence[int]
     ) -> Iterator[Result]:
-        """function(task, shard) for every shard, in the order in which they finish. `task` goes to
-        each worker once.
+        """Yield function(task, shard) for every shard, in the order in which they finish. `task`
+        goes to each worker once.
         """
         ...
 
     def together(self, function: Callable[[Report], Result], report: Report) -> Result:
-        """function(report) on all workers, one `torch.distributed` group; what the first of them
-        gives and reports.
+        """Run function(report) on all workers, one `torch.distributed` group; return what the first
+        of them returns, and report what it reports.
 
-        The function must go on where it was when it is called again: so it is after the loss of a
+        The function must resume where it was when it is called again, as it is after the loss of a
         worker.
         """
         ...

@@ -49,7 +49,7 @@ class PublicDataset:
 
 
 def cache_folder() -> Path:
-    """`$DISTILREC_CACHE`, or `distilrec` in the user's cache folder."""
+    """Return `$DISTILREC_CACHE`, or `distilrec` in the user's cache folder."""
     if chosen := os.environ.get("DISTILREC_CACHE"):
         return Path(chosen)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "distilrec"
@@ -146,7 +146,7 @@ def _table(
     columns: list[str] | None = None,
     encoding: str | None = None,
 ) -> pl.DataFrame:
-    """One member read by the same readers as any user's file."""
+    """Return one member, read by the same readers as any user's file."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"table{suffix or Path(member).suffix}"
         path.write_bytes(archive.read(member))

@@ -86,8 +86,8 @@ def _split_part(task: _Splitting, number: int) -> Part:
 
 
 def training_counts(parts: Sequence[Part]) -> pl.DataFrame:
-    """Training rows and their weight by item, the most popular first. The parts' sums are added in
-    their order.
+    """Return training rows and their weight by item, the most popular first. The parts' sums are
+    added in their order.
     """
     together = pl.concat([part.counts for part in parts]).group_by("item_id", maintain_order=True)
     counts = together.agg(pl.col("count").sum(), pl.col("volume").sum())
@@ -156,8 +156,8 @@ def _encode_part(task: Encoding, number: int) -> Rows:
 
 
 def _positions(column: pl.Series, values: pl.Series, otherwise: int) -> NDArray[np.int32]:
-    """Where each text of a column stands among `values`, (rows,); `otherwise` for one that is not
-    there.
+    """Return where each text of a column stands among `values`, (rows,); `otherwise` for one that
+    is not there.
     """
     positions: NDArray[np.int32] = column.replace_strict(
         values,

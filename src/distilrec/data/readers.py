@@ -88,13 +88,13 @@ class Log:
     notes: tuple[str, ...] = ()
 
     def scan(self) -> pl.LazyFrame:
-        """All rows, not read yet."""
+        """Return all rows, not read yet."""
         if self.frame is not None:
             return _plain(self.frame.lazy(), self.uuids)
         return pl.concat([self._scan_file(file) for file in self.files])
 
     def schema(self) -> pl.Schema:
-        """Names and types of the columns."""
+        """Return names and types of the columns."""
         if self.frame is not None:
             return self.scan().collect_schema()
         return self._scan_file(self.files[0]).collect_schema()
@@ -413,8 +413,8 @@ def _from_pandas(source: object) -> pl.DataFrame:
 
 
 def _from_pandas_column(name: str, column: Any) -> pl.Series:
-    """One column, through numpy where it has a type for it and through Python's objects otherwise:
-    no pyarrow needed.
+    """Return one column, through numpy where it has a type for it and through Python's objects
+    otherwise: no pyarrow needed.
     """
     kind = getattr(column.dtype, "kind", "O")
     if kind == "M":
@@ -440,7 +440,7 @@ def _without_objects(frame: pl.DataFrame) -> pl.DataFrame:
 
 
 def _from_objects(name: str, values: list[Any]) -> pl.Series:
-    """Python's objects as a column: mixed ones as text, whole numbers exactly. Raises
+    """Return Python's objects as a column: mixed ones as text, whole numbers exactly. Raises
     ColumnTypeError.
     """
     values = [None if _is_missing(value) else value for value in values]
@@ -481,8 +481,8 @@ def _without_zone(value: datetime) -> datetime:
 
 
 def _is_missing(value: object) -> bool:
-    """None, NaN, pandas.NA and pandas.NaT: the missing values that a pandas column of objects may
-    hold.
+    """Whether a value is None, NaN, pandas.NA or pandas.NaT: the missing values that a pandas
+    column of objects may hold.
     """
     return (
         value is None

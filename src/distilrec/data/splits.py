@@ -50,7 +50,7 @@ def split_moments(times: NDArray[np.float64], split: Split) -> tuple[float, floa
 def split_rows(
     offsets: NDArray[np.int64], times: NDArray[np.float64], moments: tuple[float, float] | None
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """`train_end` and `validation_end`, each (users,) int64.
+    """Return `train_end` and `validation_end`, each (users,) int64.
 
     offsets: (users + 1,), the rows of user u are offsets[u]:offsets[u + 1]; times: (rows,) seconds;
     moments: of `split_moments`.

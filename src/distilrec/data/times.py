@@ -125,7 +125,7 @@ def as_seconds(column: pl.Series, times: TimeFormat, source: str, rows: pl.Serie
 
 
 def _digits(column: pl.Series) -> pl.Series:
-    """Numbers as the digits that they are written with."""
+    """Return numbers as the digits that they are written with."""
     return column.cast(pl.Int64, strict=False).cast(pl.String)
 
 
@@ -141,7 +141,7 @@ def _text(column: str, dtype: pl.DataType) -> pl.Expr:
 
 
 def _seconds(values: pl.Series, zone: str) -> pl.Series:
-    """Seconds since 1970 of dates and times; those that name no zone are times in `zone`."""
+    """Return seconds since 1970 of dates and times; those that name no zone are times in `zone`."""
     values = values.cast(pl.Datetime("us")) if isinstance(values.dtype, pl.Date) else values
     values = values.dt.cast_time_unit("us")
     if zone != "UTC" and values.dtype.time_zone is None:  # type: ignore[attr-defined]

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 
 def pack_texts(name: str, texts: Sequence[str]) -> dict[str, NDArray[Any]]:
-    """Two arrays, `name.text` (uint8) and `name.offsets` (int64, one more than texts)."""
+    """Return two arrays, `name.text` (uint8) and `name.offsets` (int64, one more than texts)."""
     encoded = [text.encode() for text in texts]
     return {
         f"{name}.text": np.frombuffer(b"".join(encoded), np.uint8),

@@ -298,7 +298,7 @@ def _relative(
 def _label_table(
     keys: torch.Tensor, answer: Answer, manifest: LabelManifest, rng: np.random.Generator
 ) -> pl.DataFrame:
-    """One label per key. Masked items keep a very low logit: no label falls on them."""
+    """Return one label per key. Masked items keep a very low logit: no label falls on them."""
     logits = answer.logits.float().cpu()
     top = torch.topk(logits, manifest.top_k)
     rest = logits.scatter(1, top.indices, -torch.inf).logsumexp(1)
@@ -329,6 +329,6 @@ def _label_table(
 
 
 def _half(values: torch.Tensor) -> NDArray[np.float16]:
-    """As float16; of the values only masked logits are out of its range."""
+    """Return values as float16; of the values only masked logits are out of its range."""
     half: NDArray[np.float16] = values.clamp(-_LARGEST, _LARGEST).half().cpu().numpy()
     return half

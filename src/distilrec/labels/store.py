@@ -157,7 +157,9 @@ class LabelStore:
         )
 
     def state_width(self) -> int:
-        """Channels of the teacher's states. Raises LabelStoreError when none are stored."""
+        """Return the number of channels of the teacher's states. Raises LabelStoreError when none
+        are stored.
+        """
         if not self.manifest.states:
             raise LabelStoreError(
                 "these labels hold no states of the teacher, which the hint needs",
@@ -167,7 +169,7 @@ class LabelStore:
         return self.manifest.states
 
     def hard_labels(self) -> NDArray[np.int64]:
-        """Argmax z of every label, (labels,) int64."""
+        """Return argmax z of every label, (labels,) int64."""
         labels: NDArray[np.int64] = self._arrays["top_items"][:, 0].astype(np.int64)
         return labels
 

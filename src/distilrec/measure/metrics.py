@@ -118,8 +118,8 @@ def average_precision(ranking: Ranking, k: int) -> PerUser:
 
 
 def _companions(ranking: Ranking) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Of every target: how many of the user's targets have a higher score, and how many the same,
-    with itself.
+    """Return, for every target, how many of the user's targets have a higher score, and how many
+    the same, with itself.
     """
     keys = ranking.owners() * (ranking.above.max(initial=0) + 1) + ranking.above
     ordered = np.sort(keys)
@@ -203,8 +203,8 @@ def average_popularity(ranking: Ranking, k: int, popularity: NDArray[np.int64]) 
 
 
 def intra_list_distance(ranking: Ranking, k: int, vectors: NDArray[np.float32]) -> float:
-    """Mean over users of the mean pairwise cosine distance of the shown items; vectors: (items,
-    dim).
+    """Return the mean over users of the mean pairwise cosine distance of the shown items; vectors:
+    (items, dim).
     """
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)
     unit = np.divide(vectors, norms, out=np.zeros_like(vectors), where=norms > 0)

@@ -20,8 +20,8 @@ class Scorer(Protocol):
     """Anything that scores the whole catalogue for some histories."""
 
     def scores(self, histories: Histories) -> NDArray[np.float32]:
-        """(batch, items) float32, higher is better, finite; row k belongs to user k of the
-        histories.
+        """Return scores, (batch, items) float32, higher is better, finite; row k belongs to user k
+        of the histories.
         """
         ...
 
@@ -185,7 +185,7 @@ def rank(scorer: Scorer, asked: Questions, depth: int = 10) -> Ranking:
 def _standing(
     scores: NDArray[np.float32], owners: NDArray[np.int64], targets: NDArray[np.int32]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """How many items stand above each target, and how many are level with it."""
+    """Return how many items stand above each target, and how many are level with it."""
     above, tied = np.full(len(targets), scores.shape[1], np.int64), np.ones(len(targets), np.int64)
     for index, (owner, target) in enumerate(zip(owners, targets, strict=True)):
         if target != UNKNOWN_ITEM:

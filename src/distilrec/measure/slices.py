@@ -39,7 +39,8 @@ def user_slices(dataset: Dataset, users: NDArray[np.int64]) -> dict[str, NDArray
 
 
 def _feature_groups(dataset: Dataset, users: NDArray[np.int64]) -> dict[str, NDArray[np.bool_]]:
-    """Users by the value of each categorical feature with few values, and by thirds of each number.
+    """Return users by the value of each categorical feature with few values, and by thirds of each
+    number.
 
     Groups of fewer than 20 users are left out: what is said of them would be chance, and about
     people.

@@ -75,8 +75,8 @@ def _portions(resamples: int, users: int) -> list[int]:
 def randomisation_test(
     differences: NDArray[np.float64], seed: int = 0, resamples: int = RESAMPLES
 ) -> float:
-    """Two-sided p-value that the mean difference is zero: signs of users flipped at random (Smucker
-    et al. 2007, sec. 3.2).
+    """Return the two-sided p-value that the mean difference is zero: signs of users flipped at
+    random (Smucker et al. 2007, sec. 3.2).
 
     differences: (users,), averaged over seeds.
     """

@@ -52,7 +52,7 @@ class Windows:
 
 
 def training_windows(dataset: Dataset, length: int, context: int = 0) -> Windows:
-    """Windows of at most `length` rows that score every training row once.
+    """Return windows of at most `length` rows that score every training row once.
 
     context: every scored row has at least this many rows before it in its window, or all there are.
     Long histories are cut from their end, so the newest window is full.

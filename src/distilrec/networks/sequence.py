@@ -85,7 +85,7 @@ class ItemTower(nn.Module):
         return vectors
 
     def biases(self) -> torch.Tensor:
-        """(items,) float32."""
+        """Return the biases of the whole catalogue, (items,) float32."""
         cold = self.bias.min().expand(self.catalogue_size - self.warm_items)
         return torch.cat([self.bias, cold])
 
@@ -147,14 +147,14 @@ class SequenceModel(nn.Module, ABC):
     def score(
         self, hidden: torch.Tensor, vectors: torch.Tensor, biases: torch.Tensor
     ) -> torch.Tensor:
-        """Logits of the given items, (positions, items), from states (positions, dim)."""
+        """Return logits of the given items, (positions, items), from states (positions, dim)."""
         return functional.linear(hidden, vectors, biases)
 
     def score_own(
         self, hidden: torch.Tensor, vectors: torch.Tensor, biases: torch.Tensor
     ) -> torch.Tensor:
-        """Logits of items that differ by state: states and vectors are (…, dim), biases (…), which
-        broadcast.
+        """Return logits of items that differ by state: states and vectors are (…, dim), biases (…),
+        which broadcast.
         """
         return (hidden * vectors).sum(-1) + biases
 
@@ -168,7 +168,7 @@ class SequenceModel(nn.Module, ABC):
         return self.items.embedding.device
 
     def most_positions(self) -> int:
-        """How many positions fit into memory when all items are scored; 0 is any number."""
+        """Return how many positions fit into memory when all items are scored; 0 is any number."""
         return 0
 
     def parameter_count(self) -> int:
@@ -187,7 +187,7 @@ class TorchScorer:
             self.vectors, self.biases = model.items.vectors(), model.items.biases()
 
     def scores(self, histories: Histories) -> NDArray[np.float32]:
-        """Logits, (batch, items) float32."""
+        """Return logits, (batch, items) float32."""
         model = self.model
         was_training = model.training
         model.eval()

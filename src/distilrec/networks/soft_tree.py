@@ -115,7 +115,7 @@ class SoftTree(Student):
         return value
 
     def log_totals(self) -> torch.Tensor:
-        """Log of the sum over items with training rows of exp(phi_l + b), (leaves,)."""
+        """Return the log of the sum over items with training rows of exp(phi_l + b), (leaves,)."""
         warm = self.items.warm_items
         return torch.logsumexp(self.items.vectors()[:warm] + self.items.bias.unsqueeze(1), dim=0)
 
@@ -168,8 +168,8 @@ class SoftTree(Student):
 
 
 def item_inputs(dataset: Dataset, most_popular: int) -> NDArray[np.float32]:
-    """X, (items, C) float32: the encoded features of every item, then one column for each of the
-    most popular items.
+    """Return X, (items, C) float32: the encoded features of every item, then one column for each of
+    the most popular items.
     """
     features = dataset.item_features.dense()
     one_hot = np.zeros(

@@ -32,7 +32,7 @@ class Voter(Protocol):
     """Who scores items: any teacher."""
 
     def scores(self, histories: Histories) -> NDArray[np.float32]:
-        """Scores of the whole catalogue after each history, (batch, items) float32."""
+        """Return scores of the whole catalogue after each history, (batch, items) float32."""
         ...
 
 

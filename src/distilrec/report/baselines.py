@@ -27,7 +27,7 @@ class Popularity:
     counts: NDArray[np.float32]
 
     def scores(self, histories: Histories) -> NDArray[np.float32]:
-        """(batch, items) float32."""
+        """Return scores, (batch, items) float32."""
         return np.repeat(self.counts[None, :], len(histories), axis=0)
 
 
@@ -40,7 +40,7 @@ class ItemWeights:
     weights: NDArray[np.float32]
 
     def scores(self, histories: Histories) -> NDArray[np.float32]:
-        """(batch, items) float32."""
+        """Return scores, (batch, items) float32."""
         out = np.zeros((len(histories), len(self.weights)), np.float32)
         for k in range(len(histories)):
             out[k] = self.weights[np.unique(histories.of(k))].sum(0)
@@ -53,7 +53,7 @@ def popularity(dataset: Dataset) -> Popularity:
 
 
 def interaction_matrix(dataset: Dataset) -> NDArray[np.float32]:
-    """Who had what in training, (users, items) of 0 and 1."""
+    """Return who had what in training, (users, items) of 0 and 1."""
     matrix = np.zeros((dataset.users, dataset.catalogue_size), np.float32)
     rows = dataset.training_rows()
     matrix[dataset.user_rows()[rows], dataset.items[rows]] = 1.0
@@ -61,7 +61,9 @@ def interaction_matrix(dataset: Dataset) -> NDArray[np.float32]:
 
 
 def item_knn(dataset: Dataset, neighbours: int) -> ItemWeights:
-    """Cosine similarity of items, each row cut to its nearest neighbours (Sarwar et al. 2001)."""
+    """Return the cosine similarity of items, each row cut to its nearest neighbours (Sarwar et al.
+    2001).
+    """
     matrix = interaction_matrix(dataset)
     norms = np.maximum(np.linalg.norm(matrix, axis=0), 1e-12)
     similarity = (matrix.T @ matrix) / norms / norms[:, None]

@@ -213,7 +213,7 @@ def write_report(comparison: Comparison, path: Path) -> None:
 
 
 def _plots(comparison: Comparison) -> list[tuple[Markup, str]]:
-    """Each plot with what stands below it; those without anything to show are left out."""
+    """Return each plot with what stands below it; those without anything to show are left out."""
     rows, found = comparison.rows, []
     if differences := [
         difference for difference in comparison.differences if difference.metric == "ndcg@10"

@@ -32,7 +32,7 @@ _HATCHES = ("", "//", "\\\\", "xx", "++", "--", "||")
 
 
 def svg(title: str, draw: Callable[[Axes], None], size: tuple[float, float] = (5, 3.2)) -> Markup:
-    """One plot; title: what a screen reader says."""
+    """Return a plot as SVG; title: what a screen reader says."""
     with matplotlib.rc_context(
         {"svg.fonttype": "none", "font.family": "sans-serif", "hatch.linewidth": 0.5}
     ):
@@ -52,7 +52,7 @@ def svg(title: str, draw: Callable[[Axes], None], size: tuple[float, float] = (5
 
 
 def _series(rows: Sequence[Row]) -> Iterable[tuple[int, Row]]:
-    """Each model with the place of its colour, line and marker; they repeat after seven."""
+    """Yield each model with the index of its colour, line and marker; they repeat after seven."""
     return ((n % len(_SERIES), row) for n, row in enumerate(rows))
 
 
@@ -90,7 +90,7 @@ def draw_curves(axes: Axes, rows: Sequence[Row]) -> None:
 
 
 def draw_trade(axes: Axes, rows: Sequence[Row]) -> None:
-    """Quality against time per request."""
+    """Draw quality against time per request."""
     for n, row in _series(rows):
         assert row.latency is not None
         ndcg = row.quality["ndcg@10"]
@@ -138,8 +138,8 @@ _DRAWN_LEVELS = 3
 
 
 def draw_tree(axes: Axes, tree: TreeNode) -> None:
-    """Gates with what pulls to either side; below the last level drawn, what is typical there. Left
-    is -, right is +.
+    """Draw gates with what pulls to either side; below the last level drawn, what is typical there.
+    Left is -, right is +.
     """
     axes.axis("off")
 

@@ -85,14 +85,16 @@ def student_candidate(dataset: Dataset, name: str, folder: Path, bundle: Path) -
 
 
 def model_bytes(manifest: Manifest) -> int:
-    """Bytes of the model in a bundle: weights and catalogue. The users' history is data,
+    """Return the bytes of the model in a bundle: weights and catalogue. The users' history is data,
     not model.
     """
     return manifest.files[WEIGHTS].bytes + manifest.files[CATALOGUE].bytes
 
 
 def engine_latency(recommender: Recommender, dataset: Dataset) -> Latency:
-    """Of `Recommender.recommend`, top 10, for users with their whole history in the state."""
+    """Return the latency of `Recommender.recommend`, top 10, for users with their whole history in
+    the state.
+    """
     users = dataset.info.user_ids[: dataset.info.warm_users]
     for user in users:
         recommender.recommend(user)
@@ -100,8 +102,8 @@ def engine_latency(recommender: Recommender, dataset: Dataset) -> Latency:
 
 
 def torch_latency(scorer: Scorer, dataset: Dataset) -> Latency:
-    """Of the same answer through torch: the history in, the ten best unseen items out, one user at
-    a time.
+    """Return the latency of the same answer through torch: the history in, the ten best unseen
+    items out, one user at a time.
     """
     everyone = np.arange(dataset.info.warm_users)
     histories = dataset.histories(everyone, dataset.offsets[1 : len(everyone) + 1])

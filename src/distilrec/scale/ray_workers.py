@@ -194,7 +194,7 @@ def _allow_shared_arrays() -> None:
 
 
 def connect(address: str) -> Any:
-    """Ray, connected to this cluster. Raises MissingExtraError and ClusterError."""
+    """Return Ray, connected to this cluster. Raises MissingExtraError and ClusterError."""
     ray = _ray()
     # Or Ray warns that it will change its mind.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")

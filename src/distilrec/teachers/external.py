@@ -347,7 +347,7 @@ def function_teacher(
     per: Literal["event", "user"] = "event",
     max_history: int = 200,
 ) -> FunctionTeacher:
-    """Any function as a teacher.
+    """Return any function as a teacher.
 
     function: gets Histories (positions in `dataset.info.user_ids` and `dataset.info.item_ids`; only
     items with training rows) and gives logits, (batch, items) floats, one column per item in the

@@ -60,7 +60,7 @@ class Teacher(Protocol):
         ...
 
     def scores(self, histories: Histories) -> NDArray[np.float32]:
-        """Scores of the whole catalogue after each history, (batch, items) float32."""
+        """Return scores of the whole catalogue after each history, (batch, items) float32."""
         ...
 
 
@@ -115,6 +115,6 @@ class ModelTeacher:
             self._scorer = TorchScorer(self.trained.model.to(device))
 
     def item_vectors(self) -> NDArray[np.float32]:
-        """(items, dim) float32."""
+        """Return the vectors of the items, (items, dim) float32."""
         vectors: NDArray[np.float32] = self._scorer.vectors.cpu().numpy()
         return vectors

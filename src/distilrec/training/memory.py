@@ -38,8 +38,8 @@ def reset_peak_memory() -> None:
 
 
 def peak_memory() -> int:
-    """Most bytes of memory that this process had since `reset_peak_memory`; 0 where the system does
-    not say.
+    """Return the most bytes of memory that this process had since `reset_peak_memory`; 0 where the
+    system does not say.
     """
     try:
         status = Path("/proc/self/status").read_text()

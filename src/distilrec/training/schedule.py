@@ -22,14 +22,14 @@ def average(averaged: SequenceModel, model: SequenceModel, share: float, step: i
 
 
 def learning_rate(config: TrainingConfig, step: int, steps_per_epoch: int) -> float:
-    """Linear warm-up, then half a cosine down to a tenth."""
+    """Return the learning rate of a step: linear warm-up, then half a cosine down to a tenth."""
     warm = min(1.0, (step + 1) / max(config.warmup_steps, 1))
     done = step / max(config.epochs * steps_per_epoch, 1)
     return config.learning_rate * warm * (0.55 + 0.45 * math.cos(math.pi * done))
 
 
 def parameter_groups(model: SequenceModel, weight_decay: float) -> list[dict[str, object]]:
-    """Weight decay on matrices only; gains and biases stay free."""
+    """Return the parameters with weight decay on matrices only; gains and biases stay free."""
     matrices = [parameter for parameter in model.parameters() if parameter.ndim >= 2]
     vectors = [parameter for parameter in model.parameters() if parameter.ndim < 2]
     return [

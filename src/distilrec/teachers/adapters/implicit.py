@@ -14,8 +14,8 @@ from distilrec.teachers.external import FunctionTeacher, function_teacher
 
 
 def training_matrix(dataset: Dataset) -> Any:
-    """Who had what how often in training: a scipy CSR matrix (users, items with training rows), for
-    `model.fit`.
+    """Return who had what how often in training: a scipy CSR matrix (users, items with training
+    rows), for `model.fit`.
     """
     from scipy.sparse import csr_matrix
 

@@ -29,7 +29,7 @@ def keras_inputs(histories: Histories, length: int) -> NDArray[np.int32]:
 def keras_training_data(
     dataset: Dataset, length: int
 ) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-    """Training rows as inputs (rows, length) and targets (rows,), both item + 1, for
+    """Return training rows as inputs (rows, length) and targets (rows,), both item + 1, for
     `model.fit`.
     """
     rows = dataset.training_rows()
