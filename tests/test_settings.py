@@ -83,7 +83,7 @@ def test_files_that_cannot_be_read(tmp_path):
         (lambda: TransformerConfig(dim=0), "dim is 0\n  how to fix: use at least 1"),
         (lambda: TransformerConfig(dropout=1.0), "dropout is 1.0\n  how to fix: use at least 0 and less than 1"),
         (lambda: TransformerConfig(dropout=float("nan")), "dropout is nan\n  how to fix: use at least 0 and less than 1"),
-        (lambda: TransformerConfig(dim=10, heads=3), "dim 10 is no multiple of heads 3\n  how to fix: change one"),
+        (lambda: TransformerConfig(dim=10, heads=3), "dim 10 is not a multiple of heads 3\n  how to fix: change one"),
         (lambda: SoftTreeConfig(depth=11), "depth is 11\n  how to fix: use at least 1 and at most 10"),
         (lambda: TrainingConfig(learning_rate=0), "learning_rate is 0\n  how to fix: use more than 0 and less than 1"),
         (lambda: DistillationConfig(temperature=0.0), "temperature is 0.0\n  how to fix: use more than 0"),

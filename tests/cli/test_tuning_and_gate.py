@@ -135,5 +135,5 @@ def test_every_kind_of_student_can_be_tuned(student, copied):
 
 
 def test_a_search_needs_a_budget(copied):
-    with pytest.raises(ConfigError, match="is none"):
+    with pytest.raises(ConfigError, match="does nothing"):
         runs.tune_student(runs.open_run(copied), load_dataset(copied / "data"), trials=0, minutes=5)

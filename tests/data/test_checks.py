@@ -90,7 +90,7 @@ def test_checks_that_make_no_sense_are_refused():
         DataCheck("rating")
     with pytest.raises(ConfigError, match="read in parts"):
         DataCheck("rating", unique=True)
-    with pytest.raises(ConfigError, match="no regular expression"):
+    with pytest.raises(ConfigError, match="is not a regular expression"):
         DataCheck("rating", pattern="(")
 
 
