@@ -88,16 +88,16 @@ def listed_ids(values: Iterable[Id], what: str) -> list[Id]:
     return list(values)
 
 
-def as_label(text: str, what: str, most: int) -> str:
+def as_label(text: str, what: str, limit: int) -> str:
     """Return a text that names something for a program, such as an event id, exactly as it is.
 
-    Raises InvalidIdError for one that is empty, longer than `most`, or holds a character that no id
-    may have.
+    Raises InvalidIdError for one that is empty, longer than `limit`, or holds a character that no
+    id may have.
     """
     if found := _REFUSED.search(text):
-        raise _unusable(text, what, f"holds the character U+{ord(found[0]):04X}", most)
-    if not text or len(text) > most:
-        raise _unusable(text, what, f"has {len(text):,} characters", most)
+        raise _unusable(text, what, f"holds the character U+{ord(found[0]):04X}", limit)
+    if not text or len(text) > limit:
+        raise _unusable(text, what, f"has {len(text):,} characters", limit)
     return text
 
 
@@ -116,10 +116,10 @@ def _checked(text: str, what: str) -> str:
     return text
 
 
-def _unusable(text: str, what: str, problem: str, most: int) -> InvalidIdError:
+def _unusable(text: str, what: str, problem: str, limit: int) -> InvalidIdError:
     return InvalidIdError(
         f"the {what} {text[:_SHOWN]!r} {problem}",
-        fix=f"give text of 1 to {most} characters without control characters",
+        fix=f"give text of 1 to {limit} characters without control characters",
         parameter=what,
     )
 

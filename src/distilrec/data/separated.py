@@ -38,12 +38,12 @@ class Rows:
 
 @dataclass(frozen=True)
 class _Dialect:
-    """How the cells of a line are told apart. told: the user has set the quote."""
+    """How the cells of a line are told apart. declared: the user has set the quote."""
 
     separator: str
     quote: str | None
     escape: str | None
-    told: bool
+    declared: bool
 
     def reader(self, lines: Iterator[str], *, strict: bool = True) -> Iterator[list[str]]:
         return csv.reader(
@@ -271,7 +271,7 @@ def _records(
                 record += [""] * (width - len(record))
             elif (
                 len(lines.taken) > 1
-                and not dialect.told
+                and not dialect.declared
                 and _is_one_record_a_line(lines.taken, dialect, width)
             ):
                 raise ColumnTypeError(

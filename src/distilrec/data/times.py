@@ -54,7 +54,7 @@ def time_format(log: Log, schema: Schema) -> TimeFormat:
     column, zone = schema.timestamp, schema.timezone or "UTC"
     if column is None:
         return TimeFormat("rows")
-    dtype, told = log.schema()[column], schema.timestamp_format
+    dtype, form = log.schema()[column], schema.timestamp_format
     if isinstance(dtype, pl.Date | pl.Datetime):
         zoneless = isinstance(dtype, pl.Date) or dtype.time_zone is None
         dates_only = isinstance(dtype, pl.Date)
@@ -66,8 +66,8 @@ def time_format(log: Log, schema: Schema) -> TimeFormat:
             file=log.name,
             column=column,
         )
-    if told is not None:
-        return _told(log, schema, told, zone)
+    if form is not None:
+        return _declared(log, schema, form, zone)
     text = _text(column, dtype)
     number = (
         text.cast(pl.Float64, strict=False)
@@ -184,17 +184,17 @@ def _parsed(text: pl.Series, pattern: str) -> pl.Series:
         ) from None
 
 
-def _told(log: Log, schema: Schema, told: str, zone: str) -> TimeFormat:
-    if told in UNITS:
-        return TimeFormat("numbers", scale=UNITS[told])
-    if told == "yyyymmdd":
+def _declared(log: Log, schema: Schema, form: str, zone: str) -> TimeFormat:
+    if form in UNITS:
+        return TimeFormat("numbers", scale=UNITS[form])
+    if form == "yyyymmdd":
         return TimeFormat(
             "numbers", "%Y%m%d", zone=zone, dates_only=True, notes=_notes(True, schema)
         )
-    dates_only = not any(mark in told for mark in ("%H", "%I", "%T", "%R", "%s", "%c", "%X", "%r"))
-    _parsed(pl.Series(["x"]), told)
+    dates_only = not any(mark in form for mark in ("%H", "%I", "%T", "%R", "%s", "%c", "%X", "%r"))
+    _parsed(pl.Series(["x"]), form)
     return TimeFormat(
-        "text", told, zone=zone, dates_only=dates_only, notes=_notes("%z" not in told, schema)
+        "text", form, zone=zone, dates_only=dates_only, notes=_notes("%z" not in form, schema)
     )
 
 
@@ -351,14 +351,14 @@ def _text_format(log: Log, schema: Schema, zone: str) -> TimeFormat:
     )
 
 
-def _ambiguous(log: Log, column: str, value: pl.Series, one: str, other: str) -> ColumnTypeError:
+def _ambiguous(log: Log, column: str, value: pl.Series, first: str, second: str) -> ColumnTypeError:
     readings = " and ".join(
-        f"{_parsed(value, pattern)[0]:%Y-%m-%d} as {pattern}" for pattern in (one, other)
+        f"{_parsed(value, pattern)[0]:%Y-%m-%d} as {pattern}" for pattern in (first, second)
     )
     return ColumnTypeError(
         f"{log.name}: column {column!r} holds times that can be read in two ways: {value[0]!r} is "
         f"{readings}",
-        fix=f'set timestamp_format = "{one}" or "{other}" in [data.schema]',
+        fix=f'set timestamp_format = "{first}" or "{second}" in [data.schema]',
         file=log.name,
         column=column,
     )

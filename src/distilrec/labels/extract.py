@@ -37,7 +37,7 @@ from distilrec.training.trained import TrainedModel
 
 _BATCH = 32
 _BATCHES_PER_SHARD = 16
-_LOGITS = 2**26  # of the teacher at once
+_LOGITS = 2**26  # of the teacher together
 _LARGEST = 60_000.0  # about what float16 holds; a masked item has the logit -_LARGEST
 # Of a teacher's scores of one row: what lies 50,000 below the best is masked to the losses
 LARGEST_SPAN = 49_000.0
@@ -70,7 +70,7 @@ def extract_labels(
     """Make labels of all training rows whose item is in the catalogue; labels already there are
     used again.
 
-    An extraction that was interrupted goes on after the last whole shard. A teacher that says the
+    An extraction that was interrupted resumes after the last whole shard. A teacher that says the
     same about all events of a user is asked once per user.
 
     options: their workers make the shards, on their device where the teacher is a network; their

@@ -27,7 +27,7 @@ def _sum_per_user(ranking: Ranking, values: NDArray[np.float64]) -> PerUser:
 
 
 def _relevant(ranking: Ranking) -> PerUser:
-    return np.diff(ranking.asked.offsets).astype(np.float64)
+    return np.diff(ranking.questions.offsets).astype(np.float64)
 
 
 def _hits(ranking: Ranking, k: int) -> PerUser:
@@ -42,7 +42,7 @@ def _first_hit(ranking: Ranking, k: int) -> PerUser:
     It is one of the m items of R in the best group of ties that has any. With t items in that
     group, it stands at place j of the group with probability m / (t - j) where none stood before.
     """
-    starts, sizes = ranking.asked.offsets[:-1], np.diff(ranking.asked.offsets)
+    starts, sizes = ranking.questions.offsets[:-1], np.diff(ranking.questions.offsets)
     best = np.minimum.reduceat(ranking.above, starts)
     in_best = ranking.known & (ranking.above == np.repeat(best, sizes))
     m = _sum_per_user(ranking, in_best.astype(np.float64))  # 0 where all of R is unknown
@@ -124,7 +124,7 @@ def _companions(ranking: Ranking) -> tuple[NDArray[np.int64], NDArray[np.int64]]
     keys = ranking.owners() * (ranking.above.max(initial=0) + 1) + ranking.above
     ordered = np.sort(keys)
     low, high = np.searchsorted(ordered, keys), np.searchsorted(ordered, keys, side="right")
-    return low - ranking.asked.offsets[:-1][ranking.owners()], high - low
+    return low - ranking.questions.offsets[:-1][ranking.owners()], high - low
 
 
 def auc(ranking: Ranking) -> PerUser:

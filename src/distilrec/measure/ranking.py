@@ -110,7 +110,7 @@ class Ranking:
     top_probability: (users,) float64, softmax probability of the first item.
     """
 
-    asked: Questions
+    questions: Questions
     above: NDArray[np.int64]
     tied: NDArray[np.int64]
     candidates: NDArray[np.int64]
@@ -119,7 +119,7 @@ class Ranking:
 
     @property
     def users(self) -> int:
-        return len(self.asked.histories)
+        return len(self.questions.histories)
 
     @property
     def ranks(self) -> NDArray[np.float64]:
@@ -130,7 +130,7 @@ class Ranking:
     @property
     def known(self) -> NDArray[np.bool_]:
         """Which targets are in the catalogue, (targets,)."""
-        known: NDArray[np.bool_] = self.asked.targets != UNKNOWN_ITEM
+        known: NDArray[np.bool_] = self.questions.targets != UNKNOWN_ITEM
         return known
 
     def chances(self, k: int) -> NDArray[np.float64]:
@@ -144,17 +144,17 @@ class Ranking:
 
     def owners(self) -> NDArray[np.int64]:
         """Return the user (0..users) of every target, (targets,)."""
-        return np.repeat(np.arange(self.users), np.diff(self.asked.offsets))
+        return np.repeat(np.arange(self.users), np.diff(self.questions.offsets))
 
 
-def rank(scorer: Scorer, asked: Questions, depth: int = 10) -> Ranking:
+def rank(scorer: Scorer, questions: Questions, depth: int = 10) -> Ranking:
     """Rank the catalogue for every question.
 
     Raises InvalidValueError when the scores have the wrong shape or are not finite.
     """
     above, tied, candidates, top, probability = [], [], [], [], []
-    for start in range(0, len(asked.histories), _CHUNK):
-        histories = asked.histories.select(start, start + _CHUNK)
+    for start in range(0, len(questions.histories), _CHUNK):
+        histories = questions.histories.select(start, start + _CHUNK)
         scores = np.array(scorer.scores(histories), np.float32)
         if scores.ndim != 2 or len(scores) != len(histories) or not np.isfinite(scores).all():
             raise InvalidValueError(
@@ -162,15 +162,16 @@ def rank(scorer: Scorer, asked: Questions, depth: int = 10) -> Ranking:
                 "users, or NaN or infinity",
                 fix="return one finite float per user and item",
             )
-        if asked.exclude_seen:
+        if questions.exclude_seen:
             scores[
                 np.repeat(np.arange(len(histories)), np.diff(histories.offsets)), histories.items
             ] = -np.inf
-        low, high = asked.offsets[start], asked.offsets[start + len(histories)]
+        low, high = questions.offsets[start], questions.offsets[start + len(histories)]
         owners = np.repeat(
-            np.arange(len(histories)), np.diff(asked.offsets[start : start + len(histories) + 1])
+            np.arange(len(histories)),
+            np.diff(questions.offsets[start : start + len(histories) + 1]),
         )
-        higher, equal = _standing(scores, owners, asked.targets[low:high])
+        higher, equal = _standing(scores, owners, questions.targets[low:high])
         above.append(higher)
         tied.append(equal)
         candidates.append(np.isfinite(scores).sum(1))
@@ -179,7 +180,7 @@ def rank(scorer: Scorer, asked: Questions, depth: int = 10) -> Ranking:
         top.append(np.pad(best, ((0, 0), (0, depth - best.shape[1])), constant_values=UNKNOWN_ITEM))
         highest = scores.max(1, keepdims=True)
         probability.append(1 / np.exp(scores.astype(np.float64) - highest).sum(1))
-    return Ranking(asked, *map(np.concatenate, (above, tied, candidates, top, probability)))
+    return Ranking(questions, *map(np.concatenate, (above, tied, candidates, top, probability)))
 
 
 def _standing(

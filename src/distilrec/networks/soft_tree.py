@@ -223,9 +223,9 @@ def describe_tree(
         if count == 1:
             return TreeNode(float(share.sum()), (), titles)
         strongest = np.argsort(-np.abs(pulls[number]))[:questions]
-        asked = tuple(f"{'+' if pulls[number][n] > 0 else '-'} {names[n]}" for n in strongest)
+        words = tuple(f"{'+' if pulls[number][n] > 0 else '-'} {names[n]}" for n in strongest)
         half = count // 2
         children = (node(2 * number + 1, first, half), node(2 * number + 2, first + half, half))
-        return TreeNode(float(share.sum()), asked, titles, children)
+        return TreeNode(float(share.sum()), words, titles, children)
 
     return node(0, 0, model.leaves)

@@ -68,7 +68,7 @@ def fidelity(
     """Compare the lists of all models; None without a teacher and a student."""
     if teacher not in rankings or student not in rankings:
         return None
-    questions = rankings[teacher][0].asked
+    questions = rankings[teacher][0].questions
     popular = dataset.popularity()
     head = item_groups(popular) == 0
     slices = user_slices(dataset, questions.histories.users)
@@ -120,7 +120,7 @@ def _changed(
     """Return the groups by latest item, of the first seed, whose most frequent recommendations
     differ most.
     """
-    histories, titles = teacher.asked.histories, dataset.info.titles
+    histories, titles = teacher.questions.histories, dataset.info.titles
     has_history = np.diff(histories.offsets) > 0
     latest = np.full(len(histories), UNKNOWN_ITEM)
     latest[has_history] = histories.items[histories.offsets[1:][has_history] - 1]

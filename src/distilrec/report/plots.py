@@ -18,7 +18,7 @@ from distilrec.networks.student import TreeNode
 from distilrec.report.comparison import Row
 
 # What matplotlib draws with, and the variable of the page's style sheet that takes its place. Lines
-# and markers differ too: nobody has to tell colours apart.
+# and markers differ too: the colours need not be told apart.
 _SERIES = ("#010203", "#010204", "#010205", "#010206", "#010207", "#010208", "#010209")
 _INK, _BOX, _LEAF = "#000000", "#01020a", "#01020b"
 _VARIABLES = {colour: f"var(--series-{n})" for n, colour in enumerate(_SERIES, start=1)} | {

@@ -320,7 +320,7 @@ class FunctionTeacher:
             )
         # The differences first: float32 has no room for them beside large scores.
         scores = np.subtract(scores, scores.max(1, keepdims=True)).astype(np.float32)
-        if scores.shape[1] < all_items:  # items that nobody had come last
+        if scores.shape[1] < all_items:  # items without training rows come last
             scores = np.pad(scores, ((0, 0), (0, all_items - warm)), constant_values=0.0)
             scores[:, warm:] = scores[:, :warm].min(1, keepdims=True) - _FLOOR_GAP
         return scores
