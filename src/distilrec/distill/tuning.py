@@ -106,24 +106,17 @@ def tune(
 
     def objective(trial: optuna.Trial) -> float:
         setup = _suggest(trial, start)
-        best = 0.0
-
-        def on_epoch(epoch: Epoch, total: int) -> None:
-            nonlocal best
-            best = max(best, epoch.validation_ndcg)
-            trial.report(best, epoch.epoch)
-            if trial.should_prune():
-                raise optuna.TrialPruned
-
-        return distill_model(
+        options = RunOptions(device=device, on_epoch=_pruned(trial))
+        trained = distill_model(
             setup.student,
             dataset,
             labels,
             setup.training,
             setup.distillation,
             seed=seed,
-            options=RunOptions(device=device, on_epoch=on_epoch),
-        ).best_ndcg
+            options=options,
+        )
+        return trained.best_ndcg
 
     def after(study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
         values = [finished.value for finished in _finished(study) if finished.value is not None]
@@ -148,6 +141,22 @@ def tune(
         float(best.value or 0.0),
         best.number + 1,
     )
+
+
+def _pruned(trial: optuna.Trial) -> Callable[[Epoch, int], None]:
+    """Return what is called after each epoch of a trial: it ends a trial that is behind."""
+    import optuna
+
+    best = 0.0
+
+    def on_epoch(epoch: Epoch, total: int) -> None:
+        nonlocal best
+        best = max(best, epoch.validation_ndcg)
+        trial.report(best, epoch.epoch)
+        if trial.should_prune():
+            raise optuna.TrialPruned
+
+    return on_epoch
 
 
 def _key(start: Setup, dataset: Dataset, labels: Sequence[LabelStore], seed: int) -> str:
