@@ -134,13 +134,8 @@ def tune(
         raise TrainingError("no trial of the search was finished", fix="give it more minutes")
     best = study.best_trial
     setup = _suggest(optuna.trial.FixedTrial(best.params), start)
-    return Choice(
-        setup.student,
-        setup.training,
-        setup.distillation,
-        float(best.value or 0.0),
-        best.number + 1,
-    )
+    ndcg = float(best.value or 0.0)
+    return Choice(setup.student, setup.training, setup.distillation, ndcg, best.number + 1)
 
 
 def _pruned(trial: optuna.Trial) -> Callable[[Epoch, int], None]:
