@@ -5,7 +5,7 @@ RUN := runs/ml-100k
 TORCH := $(shell grep -m1 "^torch==" release/constraints.txt)
 PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-fast coverage lint docs fuzz mutation packages constraints audit serve bench bench-domains clean system keras-tensorflow
+.PHONY: demo test test-fast test-gpu coverage lint docs fuzz mutation packages constraints audit serve bench bench-domains clean system keras-tensorflow
 EXTRAS ?= train none redis ann tune privacy checks ray texts
 .DELETE_ON_ERROR:
 
@@ -35,7 +35,11 @@ test: $(VENV)/dev.stamp system
 # Under a minute on an idle machine: what needs no server, browser, cluster, other library or slow training.
 test-fast: $(VENV)/dev.stamp
 	$(VENV)/bin/python -m pytest --numprocesses 2 --dist loadfile \
-	  -m "not adapters and not chromium and not ray and not redis and not server and not slow"
+	  -m "not adapters and not chromium and not gpu and not ray and not redis and not server and not slow"
+
+# The tests that train on CUDA; they are skipped where torch sees no CUDA device.
+test-gpu: $(VENV)/dev.stamp
+	$(VENV)/bin/python -m pytest -m gpu -rs
 
 # All tests with the share of lines that ran, in subprocesses too; fails below what pyproject.toml asks for.
 coverage: $(VENV)/dev.stamp system

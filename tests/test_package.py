@@ -286,7 +286,7 @@ def test_the_quick_tests_leave_out_every_mark():
     """`make test-fast` is documented, and deselects all marks that pyproject.toml declares."""
     options = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["pytest"]["ini_options"]
     marks = {line.split(":")[0] for line in options["markers"]}
-    assert marks == {"adapters", "chromium", "ray", "redis", "server", "slow"}
+    assert marks == {"adapters", "chromium", "gpu", "ray", "redis", "server", "slow"}
     recipe = re.search(
         r"^test-fast:.*\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text(), re.MULTILINE
     )

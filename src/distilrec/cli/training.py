@@ -32,6 +32,15 @@ Device = Annotated[
     ),
 ]
 
+Precision = Annotated[
+    str,
+    Parameter(
+        name="--precision",
+        help="What matrix products of a training are computed in: auto, float32 or bf16. Without a "
+        "choice bf16 on CUDA devices that have it, else float32.",
+    ),
+]
+
 data_app = App(name="data", help="Public data sets.")
 app.command(data_app)
 
@@ -78,11 +87,17 @@ def prepare(*, begin: Begin = Begin()) -> None:
 
 
 @app.command
-def train(*, run: RunFolder = DEFAULT_RUN, ray: Ray = None, device: Device = "auto") -> None:
+def train(
+    *,
+    run: RunFolder = DEFAULT_RUN,
+    ray: Ray = None,
+    device: Device = "auto",
+    precision: Precision = "auto",
+) -> None:
     """Train the teacher of a prepared run."""
     from distilrec import runs
 
-    with _opened(run, ray, device) as (opened, data):
+    with _opened(run, ray, device, precision) as (opened, data):
         runs.train_teacher(opened, data)
 
 
@@ -95,11 +110,12 @@ def distill(
     ] = False,
     ray: Ray = None,
     device: Device = "auto",
+    precision: Precision = "auto",
 ) -> None:
     """Extract the teacher's labels and train the student on them."""
     from distilrec import runs
 
-    with _opened(run, ray, device) as (opened, data):
+    with _opened(run, ray, device, precision) as (opened, data):
         runs.distill_student(opened, data)
         if not without_comparison:
             runs.train_baseline(opened, data)
@@ -169,26 +185,31 @@ def tune(
     trials: Annotated[int, Parameter(help="Maximum number of students to train.")] = 20,
     minutes: Annotated[float, Parameter(help="Minutes after which no new training begins.")] = 60.0,
     device: Device = "auto",
+    precision: Precision = "auto",
 ) -> None:
     """Search for the student's hyper-parameters on the teacher's labels and validation data, and
     write tuned.toml.
     """
     from distilrec import runs
 
-    with _opened(run, device=device) as (opened, data):
+    with _opened(run, device=device, precision=precision) as (opened, data):
         chosen = runs.tune_student(opened, data, trials=trials, minutes=minutes)
     print(chosen.toml(), end="")
 
 
 @app.command(name="run")
-def run_command(*, begin: Begin = Begin(), device: Device = "auto") -> None:
+def run_command(
+    *, begin: Begin = Begin(), device: Device = "auto", precision: Precision = "auto"
+) -> None:
     """Run the whole line: prepare, train, distill, export, evaluate. After an interruption, the
     same command resumes.
     """
     from distilrec import runs
 
     with _begun(begin) as (chosen, folder, progress, workers):
-        comparison = runs.run_all(chosen, folder, progress, workers=workers, device=device)
+        comparison = runs.run_all(
+            chosen, folder, progress, workers=workers, device=device, precision=precision
+        )
     show_comparison(comparison)
 
 
@@ -239,12 +260,12 @@ def _begun(
 
 @contextmanager
 def _opened(
-    folder: Path, ray: str | None = None, device: str = "auto"
+    folder: Path, ray: str | None = None, device: str = "auto", precision: str = "auto"
 ) -> Iterator[tuple[Run, Dataset]]:
     from distilrec import runs
 
     with terminal_progress() as progress, held(folder):
-        run = runs.open_run(folder, progress, _workers(ray, folder), device)
+        run = runs.open_run(folder, progress, _workers(ray, folder), device, precision)
         yield run, runs.open_data(run)
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -87,7 +87,7 @@ def tune(
     *,
     seed: int,
     budget: Budget,
-    device: str = "auto",
+    options: RunOptions | None = None,
     on_trial: Callable[[int, float, float], None] = lambda trial, value, best: None,
 ) -> Choice:
     """Return the best student that a search finds within a budget; each trial learns from the same
@@ -95,6 +95,7 @@ def tune(
 
     start: the setup of the first trial. folder: keeps the trials, so that a search that was
     interrupted, or is called again, continues; a trial that is behind the median is given up early.
+    options: of them device and precision count, for each training.
     on_trial: is called with the number of each trial, its value and the best one so far.
     Raises TrainingError when no trial was finished.
     """
@@ -104,9 +105,11 @@ def tune(
     if not study.trials:
         study.enqueue_trial(_as_parameters(start))
 
+    options = options or RunOptions()
+    here = RunOptions(options.device, options.precision)
+
     def objective(trial: optuna.Trial) -> float:
         setup = _suggest(trial, start)
-        options = RunOptions(device=device, on_epoch=_pruned(trial))
         trained = distill_model(
             setup.student,
             dataset,
@@ -114,7 +117,7 @@ def tune(
             setup.training,
             setup.distillation,
             seed=seed,
-            options=options,
+            options=replace(here, on_epoch=_pruned(trial)),
         )
         return trained.best_ndcg
 

@@ -20,6 +20,7 @@ from torch import nn
 from torch.nn import functional
 
 from distilrec.engine.kernels import kernel
+from distilrec.networks.full_precision import in_float32
 
 _LEVELS = 2**16  # of the random numbers of dropout
 _only_torch: ContextVar[bool] = ContextVar("only_torch", default=False)
@@ -61,10 +62,12 @@ class Dropout(nn.Module):
         return dropout(x, self.share, self.training)
 
 
+@in_float32
 def scan(inputs: torch.Tensor, decay: torch.Tensor) -> torch.Tensor:
     """h_t = decay * h_{t-1} + inputs_t for all t, of the shape of the inputs.
 
-    inputs: (batch, length, scales, dim); decay: (scales, dim) in (0, 1).
+    inputs: (batch, length, scales, dim); decay: (scales, dim) in (0, 1). In float32, also within
+    autocast: bf16 has too few digits for products of many decays.
     """
     if not _is_here(inputs):
         return _doubling_scan(inputs, decay)

@@ -14,6 +14,7 @@ from torch.nn import functional
 from distilrec.data.dataset import Dataset
 from distilrec.errors import ConfigError
 from distilrec.networks.batches import Batch
+from distilrec.networks.full_precision import in_float32
 from distilrec.networks.on_cpu import Dropout, dropout
 from distilrec.networks.sequence import SequenceModel, with_padding
 from distilrec.settings import Count, Settings, Share
@@ -94,6 +95,7 @@ class Block(nn.Module):
         )
 
 
+@in_float32
 def attention(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, slopes: torch.Tensor
 ) -> torch.Tensor:
@@ -102,7 +104,8 @@ def attention(
 
     ALiBi (Press et al. 2022, sec. 3) with learned slopes, beside the learned positions. What is the
     same for all keys of a query does not change its softmax, so that a bias of the key's position
-    alone does: it comes as a channel more, and needs no (length, length) matrix of biases.
+    alone does: it comes as a channel more, and needs no (length, length) matrix of biases. In
+    float32, also within autocast: bf16 has too few digits for the biases of long histories.
     """
     channels, length = query.shape[-1], query.shape[-2]
     position = torch.arange(length, dtype=query.dtype, device=query.device) - length

@@ -72,7 +72,7 @@ def train_private(
     start: a student of the same catalogue whose weights to begin with, of users who need no
     protection; without it the biases begin with noisy item counts, which cost a little of epsilon.
     options: of them only `on_epoch` counts, which is called ten times, and at the end with the
-    figure; a private training runs on the CPU and keeps no checkpoint.
+    figure; a private training runs on the CPU in float32 and keeps no checkpoint.
     Raises ConfigError for a student that is not recurrent, and for data with features that are
     derived from the log.
     """

@@ -21,6 +21,7 @@ from distilrec.runs.places import Places
 from distilrec.teachers.teacher import Teacher
 from distilrec.training.devices import resolve_device
 from distilrec.training.options import RunOptions
+from distilrec.training.precision import resolve_precision
 from distilrec.workers import InProcess, Workers
 
 
@@ -28,7 +29,8 @@ from distilrec.workers import InProcess, Workers
 class Run:
     """A run folder with its configuration. own_teacher: given from Python, takes the place of the
     configured one; workers: run what can be cut into shards; device: where networks are trained and
-    asked, no part of the configuration.
+    asked; precision: what their matrix products are computed in while they are trained. Neither is
+    a part of the configuration.
     """
 
     folder: Path
@@ -37,11 +39,12 @@ class Run:
     own_teacher: Teacher | None = None
     workers: Workers = field(default_factory=InProcess)
     device: str = "auto"
+    precision: str = "auto"
 
     @property
     def options(self) -> RunOptions:
         """The circumstances of every training of this run."""
-        return RunOptions(self.device, workers=self.workers, progress=self.progress)
+        return RunOptions(self.device, self.precision, workers=self.workers, progress=self.progress)
 
     @property
     def teacher_seed(self) -> int:
@@ -67,9 +70,11 @@ def open_run(
     progress: Progress | None = None,
     workers: Workers | None = None,
     device: str = "auto",
+    precision: str = "auto",
 ) -> Run:
     """Open a run that `prepare` began. Raises FileMissingError and ConfigError."""
-    resolve_device(device)  # a device that is not there is refused before the work begins
+    # What this machine lacks is refused before the work begins
+    resolve_precision(precision, resolve_device(device))
     path = Places(folder).config
     if not path.is_file():
         raise FileMissingError(
@@ -80,7 +85,14 @@ def open_run(
     config = read_json(
         path, RunConfig, error=ConfigError, fix="begin again with `distilrec prepare`"
     )
-    return Run(folder, config, progress or Silent(), workers=workers or InProcess(), device=device)
+    return Run(
+        folder,
+        config,
+        progress or Silent(),
+        workers=workers or InProcess(),
+        device=device,
+        precision=precision,
+    )
 
 
 def open_data(run: Run) -> Dataset:

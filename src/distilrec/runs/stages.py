@@ -38,6 +38,7 @@ from distilrec.teachers.ensemble import EnsembleTeacher
 from distilrec.teachers.external import UserScores
 from distilrec.teachers.teacher import ModelTeacher, Teacher
 from distilrec.training.devices import resolve_device
+from distilrec.training.precision import resolve_precision
 from distilrec.training.trained import SAVED, TrainedModel, load_model, train_model
 from distilrec.training.validation import validation_ndcg
 from distilrec.workers import InProcess, Workers
@@ -50,15 +51,17 @@ def run_all(
     teacher: Callable[[Dataset], Teacher] | None = None,
     workers: Workers | None = None,
     device: str = "auto",
+    precision: str = "auto",
 ) -> Comparison:
     """Log -> data -> teacher -> labels -> student -> bundle -> comparison and report.
 
     teacher: makes your own teacher for the prepared data (`distilrec.teachers.external`,
     `distilrec.teachers.adapters`), in place of the configured one. workers: such as
     `distilrec.scale.ray_workers.RayWorkers`. device: where networks are trained and asked, "auto",
-    "cpu", "cuda", "cuda:1" or "mps".
+    "cpu", "cuda", "cuda:1" or "mps". precision: what matrix products of the trainings are computed
+    in, "auto", "float32" or "bf16".
     """
-    run, dataset = prepare(config, folder, progress, workers, device)
+    run, dataset = prepare(config, folder, progress, workers, device, precision)
     if teacher is None:
         train_teacher(run, dataset)
     else:
@@ -75,10 +78,19 @@ def prepare(
     progress: Progress | None = None,
     workers: Workers | None = None,
     device: str = "auto",
+    precision: str = "auto",
 ) -> tuple[Run, Dataset]:
     """Read, clean, split and encode the data, and begin the run folder."""
-    resolve_device(device)  # a device that is not there is refused before the work begins
-    run = Run(folder, config, progress or Silent(), workers=workers or InProcess(), device=device)
+    # What this machine lacks is refused before the work begins
+    resolve_precision(precision, resolve_device(device))
+    run = Run(
+        folder,
+        config,
+        progress or Silent(),
+        workers=workers or InProcess(),
+        device=device,
+        precision=precision,
+    )
     data = config.data
     source = source_of(run)
     choices = Choices(name_of(data), config.cleaning, config.split, data.derived_features)

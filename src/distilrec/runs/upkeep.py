@@ -104,7 +104,7 @@ def tune_student(run: Run, dataset: Dataset, *, trials: int, minutes: float) -> 
         run.places.tuning,
         seed=config.seed,
         budget=Budget(trials, minutes),
-        device=run.device,
+        options=run.options,
         on_trial=lambda trial, value, best: run.progress.advance(
             "tune", min(trial, trials), trials, f"{value:.4f}, best validation NDCG@10 {best:.4f}"
         ),

@@ -11,6 +11,7 @@ import torch
 
 from distilrec.networks.sequence import SequenceModel
 from distilrec.training.kernels import cross_entropy
+from distilrec.training.precision import computing_in
 from distilrec.training.scoring import CrossEntropy, Loss, Positions, score_positions
 
 # Logits of a chunk. On the CPU about what stays in its caches while the loss reads and writes it
@@ -21,7 +22,11 @@ _FEWEST = 16  # positions of a chunk, however large the catalogue is
 
 
 def add_gradients(
-    model: SequenceModel, positions: Positions, loss: Loss, progress: float
+    model: SequenceModel,
+    positions: Positions,
+    loss: Loss,
+    progress: float,
+    precision: torch.dtype = torch.float32,
 ) -> torch.Tensor:
     """Add the gradients of the loss and of the model's penalty to those of the weights, and return
     the value, a scalar.
@@ -29,6 +34,7 @@ def add_gradients(
     The loss is a mean over positions; that of all is the mean of the chunks' by their sizes.
     States and item vectors get the gradients of their chunks first, the network behind them gets
     their sum in one pass at the end.
+    precision: what logits are computed in; losses are computed in float32.
     """
     whole = [positions.states, positions.vectors, positions.biases]
     # The same values as leaves of a graph of their own
@@ -40,7 +46,9 @@ def add_gradients(
     of_states = []
     for some in _chunks(len(positions), _columns(positions), states.device):
         part = replace(own.select(some), states=states[some].detach().requires_grad_())
-        value = value + _of_chunk(model, part, loss, progress, len(part) / len(positions))
+        value = value + _of_chunk(
+            model, part, loss, progress, len(part) / len(positions), precision
+        )
         of_states.append(
             torch.zeros_like(part.states) if part.states.grad is None else part.states.grad
         )
@@ -55,15 +63,23 @@ def add_gradients(
 
 
 def _of_chunk(
-    model: SequenceModel, part: Positions, loss: Loss, progress: float, share: float
+    model: SequenceModel,
+    part: Positions,
+    loss: Loss,
+    progress: float,
+    share: float,
+    precision: torch.dtype,
 ) -> torch.Tensor | float:
     """Add share times the gradients of the loss of some positions, and return share times it."""
     if not isinstance(loss, CrossEntropy) or not _is_plain(part):
-        value = share * loss(score_positions(model, part, progress))
+        with computing_in(precision, part.states.device):
+            scored = score_positions(model, part, progress)
+        value = share * loss(replace(scored, logits=scored.logits.float()))
         value.backward()  # type: ignore[no-untyped-call]
         return value.detach()
     mixture = loss.mixture(part)
-    logits = model.score(part.states, part.vectors, part.biases)
+    with computing_in(precision, part.states.device):
+        logits = model.score(part.states, part.vectors, part.biases)
     gradients = logits.detach().float().contiguous().clone()
     seen = part.seen
     of_rows = cross_entropy(

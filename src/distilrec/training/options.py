@@ -9,6 +9,7 @@ from typing import TypeVar
 
 import msgspec
 
+from distilrec.errors import ConfigError
 from distilrec.progress import Progress, Silent
 from distilrec.settings import Count, NotNegative, Part, Positive, Settings, Share, ZeroOrMore
 from distilrec.workers import InProcess, Workers
@@ -63,6 +64,19 @@ class Epoch(msgspec.Struct, frozen=True):
         return f"loss {self.loss:.3f}, validation NDCG@10 {self.validation_ndcg:.4f}"
 
 
+PRECISIONS = ("auto", "float32", "bf16")
+
+
+def check_precision(name: str) -> None:
+    """Raise ConfigError for the name of an unknown precision."""
+    if name not in PRECISIONS:
+        raise ConfigError(
+            f"{name!r} is not a precision",
+            fix="use one of " + ", ".join(f'"{known}"' for known in PRECISIONS),
+            parameter="precision",
+        )
+
+
 OnEpoch = Callable[[Epoch, int], None]
 Result = TypeVar("Result")
 
@@ -78,16 +92,23 @@ class RunOptions:
     argument of its own.
 
     device: "auto" (CUDA where there is one, else the CPU), "cpu", "cuda", "cuda:1" or "mps".
+    precision: "float32", "bf16" (matrix products of a training step are computed in bfloat16, while
+    weights, validation and labels stay float32) or "auto" (bf16 on a CUDA device that has it in
+    hardware, else float32). An unknown one raises ConfigError.
     checkpoint: a folder; an unfinished training found there is resumed. workers: run what can be
     cut into shards or shared. progress: hears of the stages. on_epoch: is called with each finished
     epoch and the total number of epochs.
     """
 
     device: str = "auto"
+    precision: str = "auto"
     checkpoint: Path | None = None
     workers: Workers = field(default_factory=InProcess)
     progress: Progress = field(default_factory=Silent)
     on_epoch: OnEpoch = _ignore
+
+    def __post_init__(self) -> None:
+        check_precision(self.precision)
 
     def device_of_shards(self) -> str:
         """Return the name of the device for the shards of a stage: on the workers of a cluster,
@@ -101,7 +122,7 @@ class RunOptions:
         that can be sent to another process. first: is called here with each epoch, before
         `on_epoch`.
         """
-        inside = RunOptions(device=self.device, checkpoint=self.checkpoint)
+        inside = RunOptions(self.device, self.precision, self.checkpoint)
 
         def report(epoch: Epoch, total: int) -> None:
             if first is not None:

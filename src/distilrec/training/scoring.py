@@ -186,7 +186,8 @@ def encode_positions(
     where there is no such position.
 
     What depends on the data is drawn and counted on the CPU, where the batch is; all else runs on
-    the model's device, so that the same positions and items are drawn on every device.
+    the model's device, so that the same positions and items are drawn on every device. States are
+    float32, whatever the network computes in.
     drawn_by: (items,) float64, the probabilities of a sampled softmax. processes: how many share a
     batch. cold_items: score the items without training rows as well.
     """
@@ -210,7 +211,7 @@ def encode_positions(
     sampled = 0 < config.negatives < warm
     items = slice(model.items.catalogue_size if cold_items and not sampled else warm)
     return Positions(
-        states=model.encode(batch, vectors)[window, place],
+        states=model.encode(batch, vectors)[window, place].float(),
         targets=targets.to(model.device),
         rows=rows,
         vectors=vectors[items],

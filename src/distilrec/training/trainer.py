@@ -23,8 +23,9 @@ from distilrec.training import parallel
 from distilrec.training.checkpoints import Progress, is_checkpoint, load_checkpoint, save_checkpoint
 from distilrec.training.devices import resolve_device
 from distilrec.training.gradients import add_gradients
-from distilrec.training.memory import reuse_freed_memory
+from distilrec.training.memory import enough_memory, reuse_freed_memory
 from distilrec.training.options import Epoch, RunOptions, TrainingConfig, TrainingResult
+from distilrec.training.precision import computing_in, resolve_precision
 from distilrec.training.schedule import average, learning_rate, parameter_groups
 from distilrec.training.scoring import NEGATIVE_POWER, Loss, encode_positions
 from distilrec.training.validation import validation_ndcg
@@ -46,14 +47,15 @@ def train(
     loss: gives a scalar, a mean over the scored positions.
     task: what a checkpoint belongs to, besides seed and config.
     cold_items: the loss wants logits of the items without training rows as well.
-    Raises TrainingError when the loss is no longer finite or the checkpoint belongs to another run,
-    and ConfigError for a device that this machine lacks.
+    Raises TrainingError when the loss is no longer finite, when memory does not suffice for a step,
+    and when the checkpoint belongs to another run; ConfigError for a device that this machine
+    lacks, and for a precision that the device lacks.
     """
     reuse_freed_memory()
     options = options or RunOptions()
-    training = _Training(
-        model, dataset, loss, config, seed, cold_items, resolve_device(options.device)
-    )
+    device = resolve_device(options.device)
+    precision = resolve_precision(options.precision, device)
+    training = _Training(model, dataset, loss, config, seed, cold_items, device, precision)
     best = copy.deepcopy(model.state_dict())
     progress = Progress(seed, config, task, (), 0)
     checkpoint = options.checkpoint
@@ -99,8 +101,9 @@ class _Training:
         seed: int,
         cold_items: bool,
         device: torch.device,
+        precision: torch.dtype,
     ) -> None:
-        self.model, self.device = model.to(device), device
+        self.model, self.device, self.precision = model.to(device), device, precision
         self.dataset, self.loss, self.config = dataset, loss, config
         self.seed, self.cold_items = seed, cold_items
         self.averaged = copy.deepcopy(model)
@@ -121,7 +124,7 @@ class _Training:
     def train_epoch(self, number: int) -> float:
         """Take the steps of an epoch, counted from 1, and return the mean loss.
 
-        Raises TrainingError when it is not finite.
+        Raises TrainingError when it is not finite, and when memory does not suffice for a step.
         """
         rng = np.random.default_rng([self.seed, number])
         own_generators = [self.device] if self.device.type == "cuda" else []
@@ -132,7 +135,8 @@ class _Training:
                 self.dataset, self.windows, self.config.batch_size, rng, self.group
             )
             first = (number - 1) * self.steps_per_epoch
-            losses = [self._step(batch, first + place) for place, batch in enumerate(batches)]
+            with enough_memory(self.device, self.config.batch_size):
+                losses = [self._step(batch, first + place) for place, batch in enumerate(batches)]
         mean_loss = float(np.mean(losses))
         if not math.isfinite(mean_loss):
             raise TrainingError(
@@ -149,18 +153,19 @@ class _Training:
             group["lr"] = learning_rate(config, step, self.steps_per_epoch)
         done = step / (config.epochs * self.steps_per_epoch)
         self.optimizer.zero_grad(set_to_none=True)
-        positions = encode_positions(
-            model,
-            batch,
-            config,
-            mask_seen=self.mask_seen,
-            drawn_by=self.drawn_by,
-            processes=self.group[1],
-            cold_items=self.cold_items,
-        )
+        with computing_in(self.precision, self.device):
+            positions = encode_positions(
+                model,
+                batch,
+                config,
+                mask_seen=self.mask_seen,
+                drawn_by=self.drawn_by,
+                processes=self.group[1],
+                cold_items=self.cold_items,
+            )
         value, number = 0.0, 0
         if positions is not None:
-            value = float(add_gradients(model, positions, self.loss, done))
+            value = float(add_gradients(model, positions, self.loss, done, self.precision))
             number = len(positions)
         shared = parallel.share_gradients(model, value, number)
         torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
