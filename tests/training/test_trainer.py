@@ -285,7 +285,7 @@ def test_labels_are_used_again_and_checked(small, tmp_path):
     )
     config = LabelConfig(top_k=5, samples=5)
     extract_labels(teacher, small, tmp_path, config, seed=0)
-    shard = tmp_path / "labels-00000.parquet"
+    shard = tmp_path / "labels-00000.npy"
     made = shard.stat().st_mtime_ns
     extract_labels(teacher, small, tmp_path, config, seed=0)
     assert shard.stat().st_mtime_ns == made
@@ -294,7 +294,7 @@ def test_labels_are_used_again_and_checked(small, tmp_path):
     with pytest.raises(LabelStoreError, match="of another data set"):
         open_labels(tmp_path, dataset("global-time"))
     shard.write_bytes(b"broken")
-    with pytest.raises(LabelStoreError, match=r"labels-00000\.parquet has 6 bytes instead of"):
+    with pytest.raises(LabelStoreError, match=r"labels-00000\.npy has 6 bytes instead of"):
         open_labels(tmp_path, small)
 
 

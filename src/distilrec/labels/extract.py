@@ -7,15 +7,15 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import polars as pl
 import torch
 from numpy.typing import NDArray
 
 from distilrec.data.dataset import Dataset
 from distilrec.errors import ConfigError, LabelStoreError, TeacherError
-from distilrec.files import key_of, remove, replacing, unfinished, write_whole
+from distilrec.files import key_of, remove, unfinished, write_whole
 from distilrec.labels.store import (
     FORMAT_VERSION,
     LABELS,
@@ -23,8 +23,14 @@ from distilrec.labels.store import (
     Extraction,
     LabelManifest,
     LabelStore,
+    MappedArray,
+    find_array,
+    index_path,
+    index_size,
     open_labels,
+    record_type,
     shard_path,
+    write_array,
 )
 from distilrec.networks.batches import Windows, batch_of, training_windows
 from distilrec.settings import Count, Settings
@@ -104,11 +110,12 @@ def extract_labels(
         options.device_of_shards(),
     )
     _make_missing_shards(task, options)
-    shards = [shard_path(folder, shard) for shard in range(manifest.shards)]
-    sizes, labels = [shard.stat().st_size for shard in shards], sum(map(_rows, shards))
+    labels = _write_index(folder, manifest, dataset)
+    files = [*(shard_path(folder, shard) for shard in range(manifest.shards)), index_path(folder)]
+    size = sum(file.stat().st_size for file in files)
     events = len(dataset.training_rows())
-    extraction = Extraction(labels, events, sum(sizes), time.perf_counter() - began)
-    LABELS.write(folder, AboutLabels(manifest, extraction), files=shards, made_from=made_from)
+    extraction = Extraction(labels, events, size, time.perf_counter() - began)
+    LABELS.write(folder, AboutLabels(manifest, extraction), files=files, made_from=made_from)
     remove([begun, *unfinished(folder)])
     return open_labels(folder, dataset)
 
@@ -158,6 +165,9 @@ def _begin(folder: Path, made_from: str) -> Path:
         remove([path, begun])  # first, so that nothing names the shards when they go
         remove(
             [
+                *folder.glob("labels-*.npy"),
+                index_path(folder),
+                # Of format 3 and earlier
                 *folder.glob("labels-*.parquet"),
                 folder / "extraction.json",
                 folder / "unfinished.json",
@@ -167,10 +177,23 @@ def _begin(folder: Path, made_from: str) -> Path:
     return begun
 
 
-def _rows(shard: Path) -> int:
+def _write_index(folder: Path, manifest: LabelManifest, dataset: Dataset) -> int:
+    """Write which label each data set row, or user, has; return the number of labels."""
+    index = np.full(index_size(manifest, dataset), -1, np.dtype("<i8"))
+    labels = 0
+    for shard in range(manifest.shards):
+        records = _find_shard(shard_path(folder, shard), manifest).map()
+        index[records["key"]] = np.arange(labels, labels + len(records))
+        labels += len(records)
+    write_array(index_path(folder), index)
+    return labels
+
+
+def _find_shard(shard: Path, manifest: LabelManifest) -> MappedArray:
+    """Return a shard. Raises LabelStoreError for a damaged one, which is removed."""
     try:
-        return int(pl.scan_parquet(shard).select(pl.len()).collect().item())
-    except (pl.exceptions.PolarsError, OSError) as problem:
+        return find_array(shard, record_type(manifest))
+    except (OSError, ValueError) as problem:
         remove([shard])
         raise LabelStoreError(
             f"{shard} cannot be read, and has been removed: {problem}",
@@ -206,14 +229,13 @@ def _extract_shard(task: _Task, shard: int) -> None:
     answers = _of_users if task.manifest.key == "user" else _of_events
     rng = np.random.default_rng([task.manifest.seed, shard])
     first, stop = shard * task.per_shard, min((shard + 1) * task.per_shard, task.units)
-    tables = []
+    records = []
     with torch.inference_mode():
         for start in range(first, stop, task.batch):
             for keys, answer in answers(task, np.arange(start, min(start + task.batch, stop))):
-                tables.append(_label_table(keys, answer, task.manifest, rng))
+                records.append(_label_records(keys, answer, task.manifest, rng))
     # Another worker may do the same again
-    with replacing(shard_path(task.folder, shard), own=f".{os.getpid()}") as new:
-        pl.concat(tables).write_parquet(new, compression="zstd")
+    write_array(shard_path(task.folder, shard), np.concatenate(records), own=f".{os.getpid()}")
 
 
 def _of_events(task: _Task, some: NDArray[np.int64]) -> Iterator[tuple[torch.Tensor, Answer]]:
@@ -295,9 +317,9 @@ def _relative(
     return Answer(shifted.float(), answer.states)
 
 
-def _label_table(
+def _label_records(
     keys: torch.Tensor, answer: Answer, manifest: LabelManifest, rng: np.random.Generator
-) -> pl.DataFrame:
+) -> NDArray[Any]:
     """Return one label per key. Masked items keep a very low logit: no label falls on them."""
     logits = answer.logits.float().cpu()
     top = torch.topk(logits, manifest.top_k)
@@ -305,27 +327,17 @@ def _label_table(
     sample = torch.from_numpy(
         rng.integers(manifest.catalogue, size=(len(logits), manifest.samples))
     )
-    item_type = (np.uint16, pl.UInt16) if manifest.catalogue <= 2**16 else (np.uint32, pl.UInt32)
-    data: dict[str, NDArray[np.generic]] = {
-        "key": keys.numpy(),
-        "top_items": top.indices.numpy().astype(item_type[0]),
-        "top_logits": _half(top.values),
-        "rest_log_sum": rest.clamp(min=-1e30).float().numpy(),
-        "sample_items": sample.numpy().astype(item_type[0]),
-        "sample_logits": _half(logits.gather(1, sample)),
-    }
-    kinds: dict[str, pl.DataType] = {
-        "key": pl.Int64(),
-        "top_items": pl.Array(item_type[1], manifest.top_k),
-        "top_logits": pl.Array(pl.Float16, manifest.top_k),
-        "rest_log_sum": pl.Float32(),
-        "sample_items": pl.Array(item_type[1], manifest.samples),
-        "sample_logits": pl.Array(pl.Float16, manifest.samples),
-    }
+    records = np.empty(len(keys), record_type(manifest))
+    records["key"] = keys.numpy()
+    records["top_items"] = top.indices.numpy()
+    records["top_logits"] = _half(top.values)
+    records["rest_log_sum"] = rest.clamp(min=-1e30).float().numpy()
+    records["sample_items"] = sample.numpy()
+    records["sample_logits"] = _half(logits.gather(1, sample))
     if manifest.states:
         assert answer.states is not None
-        data["state"], kinds["state"] = _half(answer.states), pl.Array(pl.Float16, manifest.states)
-    return pl.DataFrame(data, schema=kinds)
+        records["state"] = _half(answer.states)
+    return records
 
 
 def _half(values: torch.Tensor) -> NDArray[np.float16]:

@@ -1,11 +1,11 @@
 """The label store: a teacher's soft and hard labels on disk, independent of temperature, made once,
 used by many students.
 
-A folder with `manifest.json` and Parquet shards. One row per training event, or per user where the
-teacher says the same about all events of a user; the labels are what the teacher expected before
-that event.
+A folder with `manifest.json`, shards and `index.npy`. A shard is one `.npy` file, an array of
+records of fixed width. It has one record per training event, or per user where the teacher says the
+same about all events of a user; the labels are what the teacher expected before that event.
 
-| column | type |
+| field | type |
 |---|---|
 | key | int64, the row of the event in the data set, or the user |
 | top_items | K items by falling logit, uint16 (uint32 past 65,536 items); the hard label first |
@@ -13,6 +13,11 @@ that event.
 | rest_log_sum | float32, log-sum-exp of all other logits |
 | sample_items, sample_logits | M items drawn uniformly from the candidates, as above |
 | state | the teacher's last hidden layer, float16; only where asked for |
+
+The index has one int64 per row of the data set, or per user: the number of its label, counted
+through all shards, or -1. Shards and index stay on disk. A look-up maps a file, copies the records
+that are asked for, and closes it, so that neither memory nor the number of open files grows with
+the number of labels.
 
 Logits are stored minus the highest of the row, which changes no softmax and no order, and leaves
 float16 most precise where probabilities are. Masked items have the lowest.
@@ -23,21 +28,23 @@ long the extraction took.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
-import polars as pl
 import torch
 from numpy.typing import NDArray
 
 from distilrec.data.dataset import Dataset
 from distilrec.errors import LabelStoreError
-from distilrec.files import RecordKind
+from distilrec.files import RecordKind, replacing
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
+# Some versions of numpy have no types for it
+_open_memmap: Callable[..., Any] = np.lib.format.open_memmap
 LabelKey = Literal["event", "user"]
 
 
@@ -109,35 +116,62 @@ class StoredLabels:
         return torch.cat([self.top_items, self.sample_items], dim=-1)
 
 
+@dataclass(frozen=True)
+class MappedArray:
+    """An array of one dimension in a `.npy` file, mapped only while it is read.
+
+    offset: of its first element in the file, in bytes.
+    """
+
+    path: Path
+    dtype: np.dtype[Any]
+    offset: int
+    length: int
+
+    def map(self) -> NDArray[Any]:
+        """Return the array as a read-only map of the file. Raises LabelStoreError where the file is
+        gone or has become too short.
+        """
+        try:
+            return np.memmap(self.path, self.dtype, "r", self.offset, (self.length,))
+        except (OSError, ValueError) as problem:
+            raise LABELS.damaged(self.path, f"cannot be read: {problem}") from None
+
+    def at(self, positions: NDArray[np.int64]) -> NDArray[Any]:
+        """Return a copy of the elements at these positions."""
+        # As plain bytes, which numpy copies faster than records field by field
+        return np.asarray(self.map()).view(_bytes_of(self.dtype))[positions].view(self.dtype)
+
+
 class LabelStore:
-    """All labels of one teacher in memory, looked up by data set row."""
+    """All labels of one teacher, on disk, looked up by data set row."""
 
     def __init__(
-        self, manifest: LabelManifest, table: pl.DataFrame, dataset: Dataset, extraction: Extraction
+        self,
+        manifest: LabelManifest,
+        extraction: Extraction,
+        shards: Sequence[MappedArray],
+        index: MappedArray,
+        dataset: Dataset,
     ) -> None:
         self.manifest, self.extraction = manifest, extraction
-        keys = table["key"].to_numpy()
-        if manifest.key == "event":
-            self._place = np.full(len(dataset.items), -1, np.int64)
-            self._place[keys] = np.arange(table.height)
-        else:
-            of_user = np.full(dataset.users, -1, np.int64)
-            of_user[keys] = np.arange(table.height)
-            self._place = of_user[dataset.user_rows()]
-        self._arrays = {name: table[name].to_numpy() for name in table.columns if name != "key"}
+        self._shards, self._index = tuple(shards), index
+        # The number of the first label of each shard, and the number of all labels
+        self._bounds = np.cumsum([0, *(shard.length for shard in shards)])
+        self._offsets = dataset.offsets
 
     def __len__(self) -> int:
-        return len(self._arrays["rest_log_sum"])
+        return int(self._bounds[-1])
 
     def at(self, rows: torch.Tensor, device: torch.device | None = None) -> StoredLabels:
         """Return the labels of these data set rows, (positions,) int64 on the CPU, on a device.
 
         Raises LabelStoreError for a row without labels.
         """
-        place = self._places(rows)
+        records = self._records(rows)
 
         def column(name: str, dtype: type[np.generic]) -> torch.Tensor:
-            return torch.from_numpy(self._arrays[name][place].astype(dtype, copy=False)).to(device)
+            return torch.from_numpy(records[name].astype(dtype, order="C")).to(device)
 
         return StoredLabels(
             top_items=column("top_items", np.int64),
@@ -152,9 +186,8 @@ class LabelStore:
         LabelStoreError.
         """
         self.state_width()
-        return torch.from_numpy(self._arrays["state"][self._places(rows)].astype(np.float32)).to(
-            device
-        )
+        states = self._records(rows)["state"].astype(np.float32, order="C")
+        return torch.from_numpy(states).to(device)
 
     def state_width(self) -> int:
         """Return the number of channels of the teacher's states. Raises LabelStoreError when none
@@ -170,22 +203,84 @@ class LabelStore:
 
     def hard_labels(self) -> NDArray[np.int64]:
         """Return argmax z of every label, (labels,) int64."""
-        labels: NDArray[np.int64] = self._arrays["top_items"][:, 0].astype(np.int64)
-        return labels
+        return np.concatenate(
+            [shard.map()["top_items"][:, 0].astype(np.int64) for shard in self._shards]
+        )
 
-    def _places(self, rows: torch.Tensor) -> NDArray[np.int64]:
-        place: NDArray[np.int64] = self._place[rows.numpy()]
-        if (place < 0).any():
+    def _records(self, rows: torch.Tensor) -> NDArray[Any]:
+        """Return a copy of the records of these data set rows, shard by shard."""
+        labels = self._labels(rows)
+        shard_of = np.searchsorted(self._bounds, labels, side="right") - 1
+        order = np.argsort(shard_of, kind="stable")
+        shards, first = np.unique(shard_of[order], return_index=True)
+        kind = record_type(self.manifest)
+        records = np.empty(len(labels), _bytes_of(kind))
+        for shard, positions in zip(shards, np.split(order, first)[1:], strict=True):
+            found = self._shards[shard].at(labels[positions] - self._bounds[shard])
+            records[positions] = found.view(records.dtype)
+        return records.view(kind)
+
+    def _labels(self, rows: torch.Tensor) -> NDArray[np.int64]:
+        """Return the number of the label of each of these data set rows."""
+        keys: NDArray[np.int64] = rows.numpy()
+        if self.manifest.key == "user":
+            keys = np.searchsorted(self._offsets, keys, side="right") - 1
+        labels = self._index.at(keys)
+        if (labels < 0).any():
             raise LabelStoreError(
-                f"no labels are stored for row {int(rows[int(np.argmin(place))])} of the data set",
+                f"no labels are stored for row {int(rows[int(np.argmin(labels))])} of the data set",
                 fix="extract the labels again",
             )
-        return place
+        return labels
 
 
 def shard_path(folder: Path, shard: int) -> Path:
     """Return the file of one shard."""
-    return folder / f"labels-{shard:05d}.parquet"
+    return folder / f"labels-{shard:05d}.npy"
+
+
+def index_path(folder: Path) -> Path:
+    """Return the file that has the label of each data set row, or user."""
+    return folder / "index.npy"
+
+
+def record_type(manifest: LabelManifest) -> np.dtype[Any]:
+    """Return the type of one label in a shard, without gaps."""
+    item = "<u2" if manifest.catalogue <= 2**16 else "<u4"
+    fields: list[Any] = [
+        ("key", "<i8"),
+        ("top_items", item, (manifest.top_k,)),
+        ("top_logits", "<f2", (manifest.top_k,)),
+        ("rest_log_sum", "<f4"),
+        ("sample_items", item, (manifest.samples,)),
+        ("sample_logits", "<f2", (manifest.samples,)),
+    ]
+    if manifest.states:
+        fields.append(("state", "<f2", (manifest.states,)))
+    return np.dtype(fields)
+
+
+def _bytes_of(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """Return a type of the same width without fields."""
+    return np.dtype((np.void, dtype.itemsize))
+
+
+def write_array(path: Path, array: NDArray[Any], own: str = "") -> None:
+    """Write an array whole or not at all. own: a name of this process, where several may write the
+    same file at the same time.
+    """
+    with replacing(path, own=own) as new, new.open("wb") as file:
+        np.save(file, array, allow_pickle=False)
+
+
+def find_array(path: Path, dtype: np.dtype[Any]) -> MappedArray:
+    """Return where an array lies in its file, of which only the head is read. Raises OSError and
+    ValueError where the file is damaged, or holds something else.
+    """
+    mapped = _open_memmap(path, mode="r")
+    if mapped.dtype != dtype or mapped.ndim != 1:
+        raise ValueError(f"it holds {mapped.dtype} of shape {mapped.shape}, not rows of {dtype}")
+    return MappedArray(path.absolute(), dtype, mapped.offset, len(mapped))
 
 
 def open_labels(folder: Path, dataset: Dataset) -> LabelStore:
@@ -200,16 +295,29 @@ def open_labels(folder: Path, dataset: Dataset) -> LabelStore:
             fix="extract them again",
             file=str(folder),
         )
-    try:
-        shards = [record.path(shard_path(folder, shard).name) for shard in range(manifest.shards)]
-        table = pl.concat([pl.read_parquet(shard) for shard in shards])
-    except (pl.exceptions.PolarsError, OSError) as problem:
+
+    def part(path: Path, dtype: np.dtype[Any]) -> MappedArray:
+        try:
+            return find_array(record.path(path.name), dtype)
+        except (OSError, ValueError) as problem:
+            raise LABELS.damaged(path, f"cannot be read: {problem}") from None
+
+    kind = record_type(manifest)
+    shards = [part(shard_path(folder, shard), kind) for shard in range(manifest.shards)]
+    index = part(index_path(folder), np.dtype("<i8"))
+    if index.length != index_size(manifest, dataset):
         raise LABELS.damaged(
-            folder / LABELS.file, f"names shards that cannot be read: {problem}"
-        ) from None
-    if table.height != extraction.labels:
+            index.path,
+            f"has {index.length:,} entries instead of {index_size(manifest, dataset):,}",
+        )
+    if (labels := sum(shard.length for shard in shards)) != extraction.labels:
         raise LABELS.damaged(
             folder / LABELS.file,
-            f"counts {extraction.labels:,} labels, its shards hold {table.height:,}",
+            f"counts {extraction.labels:,} labels, its shards hold {labels:,}",
         )
-    return LabelStore(manifest, table, dataset, extraction)
+    return LabelStore(manifest, extraction, shards, index, dataset)
+
+
+def index_size(manifest: LabelManifest, dataset: Dataset) -> int:
+    """Return the number of entries of the index: rows of the data set, or users."""
+    return len(dataset.items) if manifest.key == "event" else dataset.users
