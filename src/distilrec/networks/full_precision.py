@@ -7,9 +7,6 @@ from functools import wraps
 
 import torch
 
-# Others, such as meta, have no autocast, and torch raises an error when it is asked about them
-_WITH_AUTOCAST = ("cpu", "cuda", "mps")
-
 
 def in_float32(function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
     """Return a function of tensors that computes in float32, also within `torch.autocast`.
@@ -20,7 +17,8 @@ def in_float32(function: Callable[..., torch.Tensor]) -> Callable[..., torch.Ten
     @wraps(function)
     def computed(*tensors: torch.Tensor) -> torch.Tensor:
         device = tensors[0].device.type
-        if device not in _WITH_AUTOCAST or not torch.is_autocast_enabled(device):
+        # Torch raises an error where it has no autocast, as on meta and, when it is old, on mps
+        if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
             return function(*tensors)
         with torch.autocast(device, enabled=False):
             return function(*(tensor.float() for tensor in tensors))
