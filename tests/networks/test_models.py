@@ -237,3 +237,37 @@ def test_item_dropout_leaves_the_features(small):
     assert torch.equal(some[~left_out], whole[~left_out])
     assert 0 < int(left_out[: tower.warm_items].sum()) < tower.warm_items
     assert left_out[tower.warm_items :].all()
+
+
+@every_model
+def test_a_batch_of_histories_scores_each_as_it_is_scored_alone(config, small, monkeypatch):
+    """Whatever their order and lengths, in several batches, one of them without an event."""
+    monkeypatch.setattr("distilrec.networks.sequence._CPU_BATCH", 4)
+    model = build_model(config, small, 0)
+    rng = np.random.default_rng(0)
+    users = rng.permutation(small.info.warm_users)[:11]
+    histories = small.histories(users, small.offsets[users] + rng.integers(0, 30, len(users)) % (
+        small.train_end[users] - small.offsets[users]
+    ))  # fmt: skip
+    assert len(set(np.diff(histories.offsets))) > 3
+    scores = TorchScorer(model).scores(histories)
+    vectors, biases = model.items.vectors(), model.items.biases()
+    for number in range(len(users)):
+        batch = prediction_batch(
+            histories.select(number, number + 1), small.catalogue_size, model.max_history
+        )
+        with torch.inference_mode():
+            state = model.eval().encode(batch, vectors)[batch.targets == 0]
+            alone = model.score(state, vectors, biases)[0].numpy()
+        np.testing.assert_allclose(scores[number], alone, rtol=1e-4, atol=1e-5)
+
+
+def test_histories_are_taken_in_any_order(small):
+    users = np.arange(7)
+    histories = small.histories(users, small.train_end[users])
+    chosen = np.array([4, 0, 4, 6])
+    taken = histories.take(chosen)
+    assert taken.users.tolist() == chosen.tolist()
+    for number, user in enumerate(chosen):
+        assert taken.of(number).tolist() == histories.of(int(user)).tolist()
+    assert len(histories.take(np.zeros(0, np.int64))) == 0

@@ -100,6 +100,14 @@ class Histories:
             self.events[low:high],
         )
 
+    def take(self, users: NDArray[np.int64]) -> Histories:
+        """Return these users, given by their places in the batch, in this order."""
+        sizes = np.diff(self.offsets)[users]
+        offsets = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+        # The place in `items` of every event: its user's first one, and so many further
+        events = np.repeat(self.offsets[users] - offsets[:-1], sizes) + np.arange(offsets[-1])
+        return Histories(self.users[users], offsets, self.items[events], self.events[events])
+
 
 @dataclass(frozen=True)
 class Dataset:

@@ -150,6 +150,7 @@ class Ranking:
 def rank(scorer: Scorer, questions: Questions, depth: int = 10) -> Ranking:
     """Rank the catalogue for every question.
 
+    depth: how many of the best items are kept; 0 keeps none, and spares their sorting.
     Raises InvalidValueError when the scores have the wrong shape or are not finite.
     """
     above, tied, candidates, top, probability = [], [], [], [], []
@@ -175,12 +176,19 @@ def rank(scorer: Scorer, questions: Questions, depth: int = 10) -> Ranking:
         above.append(higher)
         tied.append(equal)
         candidates.append(np.isfinite(scores).sum(1))
-        best = np.argsort(-scores, axis=1, kind="stable")[:, :depth].astype(np.int32)
-        best[~np.isfinite(np.take_along_axis(scores, best, 1))] = UNKNOWN_ITEM
-        top.append(np.pad(best, ((0, 0), (0, depth - best.shape[1])), constant_values=UNKNOWN_ITEM))
+        top.append(_best(scores, depth))
         highest = scores.max(1, keepdims=True)
         probability.append(1 / np.exp(scores.astype(np.float64) - highest).sum(1))
     return Ranking(questions, *map(np.concatenate, (above, tied, candidates, top, probability)))
+
+
+def _best(scores: NDArray[np.float32], depth: int) -> NDArray[np.int32]:
+    """Return the best items in order, (users, depth), UNKNOWN_ITEM where there are fewer."""
+    if not depth:
+        return np.zeros((len(scores), 0), np.int32)
+    best = np.argsort(-scores, axis=1, kind="stable")[:, :depth].astype(np.int32)
+    best[~np.isfinite(np.take_along_axis(scores, best, 1))] = UNKNOWN_ITEM
+    return np.pad(best, ((0, 0), (0, depth - best.shape[1])), constant_values=UNKNOWN_ITEM)
 
 
 def _standing(

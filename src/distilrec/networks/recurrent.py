@@ -71,17 +71,27 @@ class Recurrent(Student):
         self.outer_norm = nn.RMSNorm(dim, eps=NORM_EPSILON)
 
     def encode(self, batch: Batch, vectors: torch.Tensor) -> torch.Tensor:
+        return self._query(*self._known(batch, vectors))
+
+    def encode_last(self, batch: Batch, vectors: torch.Tensor) -> torch.Tensor:
+        state, latest = self._known(batch, vectors)
+        last = batch.targets == 0
+        return self._query(state[last], latest[last])
+
+    def _known(self, batch: Batch, vectors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return h and x_last + U f_u, (batch, length, scales * dim) and (batch, length, dim)."""
         x = functional.embedding(batch.items, with_padding(vectors))  # (batch, length, dim)
         x = dropout(x, self.dropout, self.training)
         decay = torch.sigmoid(self.theta)  # (scales, dim)
         # (batch, length, scales, dim)
         inputs = (self.gain[batch.events] * x).unsqueeze(2) * torch.sqrt(1 - decay**2)
-        state = scan(inputs, decay).flatten(2)  # (batch, length, scales * dim)
-        latest = x + self.user_features(batch.users).unsqueeze(1)
+        return scan(inputs, decay).flatten(2), x + self.user_features(batch.users).unsqueeze(1)
+
+    def _query(self, state: torch.Tensor, latest: torch.Tensor) -> torch.Tensor:
         r = dropout(self.mix(state) + latest, self.dropout, self.training)
-        context = dropout(torch.cat([state, latest], dim=-1), self.dropout, self.training)
+        known = dropout(torch.cat([state, latest], dim=-1), self.dropout, self.training)
         q: torch.Tensor = self.outer_norm(
-            r + self.narrow(functional.silu(self.widen(self.inner_norm(context))))
+            r + self.narrow(functional.silu(self.widen(self.inner_norm(known))))
         )
         return q
 

@@ -21,7 +21,7 @@ def validation_ndcg(scorer: Scorer, dataset: Dataset) -> float:
     rank_here, size = parallel.rank_and_size()
     users = len(held_out.histories)
     mine = held_out.select(users * rank_here // size, users * (rank_here + 1) // size)
-    values = ndcg(rank(scorer, mine), 10) if len(mine.histories) else np.zeros(0)
+    values = ndcg(rank(scorer, mine, depth=0), 10) if len(mine.histories) else np.zeros(0)
     together = parallel.total(
         torch.tensor([float(values.sum()), float(len(values))], dtype=torch.float64)
     )
