@@ -60,6 +60,7 @@ bench: $(VENV)/bench.stamp
 	$(VENV)/bin/python bench/latency.py --run runs/quality-ml-100k/seed-0
 	$(VENV)/bin/python bench/quality.py --config examples/films/recipe.toml --seeds 3 --shared-teacher --folder runs/quality-ml-1m
 	$(VENV)/bin/python bench/latency.py --run runs/quality-ml-1m/seed-0
+	$(VENV)/bin/python bench/training.py
 	$(VENV)/bin/python bench/engine.py
 	$(VENV)/bin/python bench/service.py
 
