@@ -257,7 +257,8 @@ def test_a_run_with_pseudonyms_forgets_by_id_and_by_pseudonym(tmp_path, monkeypa
 
 @pytest.mark.slow
 def test_seen_takes_an_id_as_every_door_does(finished_run, tmp_path):
-    runs = finished_run.folder.parent
+    runs = tmp_path / "runs"  # of its own: beside the shared run other tests keep damaged ones
+    shutil.copytree(finished_run.folder, runs / "one")
     whole = command("seen", "--user-id", " u1 ", "--runs", runs, cwd=tmp_path)
     assert (
         whole.returncode == 0 and load(finished_run.bundle).manifest.model_version in whole.stdout

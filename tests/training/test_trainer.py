@@ -5,6 +5,7 @@ import platform
 import sys
 from dataclasses import replace
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -147,6 +148,17 @@ def test_seen_items_are_the_whole_history_so_far(small):
             history = small.items[small.offsets[batch.users[window[n]]] : row]
             assert set(seen[n].nonzero().flatten().tolist()) == set(history.tolist())
         assert not seen[torch.arange(len(window)), batch.targets[window, position]].any()
+
+
+@pytest.mark.parametrize("training", [TRAINING, msgspec.structs.replace(TRAINING, negatives=7)])
+def test_users_of_whom_none_had_some_item(small, training):
+    """It is in the catalogue as before, and the training of these users has a loss."""
+    few = small.select_users(np.arange(3))
+    assert (few.popularity()[: few.info.warm_items] == 0).any()
+    trained = train_model(STUDENT, few, training, seed=0)
+    assert all(np.isfinite(epoch.loss) for epoch in trained.record.curve)
+    assert np.isfinite(TorchScorer(trained.model).scores(few.histories(
+        np.arange(3), few.train_end))).all()  # fmt: skip
 
 
 def test_a_loss_that_is_not_finite_stops_the_training(small):

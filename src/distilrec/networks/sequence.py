@@ -64,7 +64,9 @@ class ItemTower(nn.Module):
         self.catalogue_size = dataset.catalogue_size
         self.embedding = nn.Parameter(0.05 * torch.randn(self.warm_items, dim))
         self.features = FeatureProjection(dataset.item_features, dim)
-        counts = torch.from_numpy(dataset.popularity()[: self.warm_items].astype(np.float32))
+        # Among some of the users (`Dataset.select_users`) an item may have no row
+        popularity = np.maximum(dataset.popularity()[: self.warm_items], 1)
+        counts = torch.from_numpy(popularity.astype(np.float32))
         self.bias = nn.Parameter(
             torch.log(counts / counts.sum()) - torch.log(counts / counts.sum()).mean()
         )
