@@ -6,11 +6,12 @@ but for the random numbers of dropout.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -97,7 +98,8 @@ class _Scan(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, inputs: torch.Tensor, decay: torch.Tensor) -> torch.Tensor:
         state = inputs.detach().clone(memory_format=torch.contiguous_format)
-        _in_threads(_forwards, _flat(state), decay.detach().contiguous().numpy().ravel())
+        flat, rates = _flat(state), decay.detach().contiguous().numpy().ravel()
+        in_threads(len(flat), lambda some: _forwards(flat[some], rates))
         ctx.save_for_backward(state, decay)
         return state
 
@@ -108,7 +110,11 @@ class _Scan(torch.autograd.Function):
         flat = _flat(of_inputs)
         # One row for each history, so that threads do not add to the same numbers
         of_decay = np.zeros((len(flat), flat.shape[2]), np.float32)
-        _in_threads(_backwards, flat, decay.contiguous().numpy().ravel(), _flat(state), of_decay)
+        states, rates = _flat(state), decay.contiguous().numpy().ravel()
+        in_threads(
+            len(flat),
+            lambda some: _backwards(flat[some], rates, states[some], of_decay[some]),
+        )
         return of_inputs, torch.from_numpy(of_decay.sum(0)).view(decay.shape)
 
 
@@ -117,26 +123,22 @@ def _flat(state: torch.Tensor) -> NDArray[np.float32]:
     return array
 
 
-def _in_threads(
-    function: Any, values: NDArray[np.float32], decay: NDArray[np.float32], *others: Any
-) -> None:
-    """Call the kernel with its share of the histories in each of torch's threads."""
-    histories = len(values)
-    threads = max(1, min(torch.get_num_threads(), histories))
-    bounds = [histories * thread // threads for thread in range(threads + 1)]
-
-    def run(start: int, stop: int) -> None:
-        function(values[start:stop], decay, *(other[start:stop] for other in others))
-
+def in_threads(rows: int, run: Callable[[slice], None], fewest: int = 1) -> None:
+    """Call run with parts of the rows, one part for each of torch's threads, of `fewest` rows or
+    more. What it calls must let go of Python's lock to gain by it, as compiled kernels do.
+    """
+    threads = max(1, min(torch.get_num_threads(), rows // fewest))
+    bounds = [rows * thread // threads for thread in range(threads + 1)]
+    parts = [slice(*pair) for pair in pairwise(bounds)]
     if threads == 1:
-        run(0, histories)
+        run(parts[0])
     else:
-        list(_pool().map(run, bounds, bounds[1:]))
+        list(_pool().map(run, parts))
 
 
 @cache
 def _pool() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(thread_name_prefix="distilrec-scan")
+    return ThreadPoolExecutor(thread_name_prefix="distilrec-training")
 
 
 @kernel

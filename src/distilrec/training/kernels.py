@@ -4,14 +4,11 @@ position while they are in the cache, from logits to their gradient.
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache
-from itertools import pairwise
-
 import numpy as np
 import torch
 
 from distilrec.engine.kernels import kernel
+from distilrec.networks.on_cpu import in_threads
 
 _F = np.float32
 MASKED = _F(-1e9)
@@ -62,19 +59,8 @@ def cross_entropy(
             own_logits, table, *others, _F(scale), bits, bits.view(np.float32), lanes, losses[some]
         )
 
-    threads = max(1, min(torch.get_num_threads(), rows // 8))
-    bounds = [rows * thread // threads for thread in range(threads + 1)]
-    parts = [slice(*pair) for pair in pairwise(bounds)]
-    if threads == 1:
-        run(parts[0])
-    else:
-        list(_pool().map(run, parts))
+    in_threads(rows, run, fewest=8)
     return float(losses.sum(dtype=np.float64)) * scale
-
-
-@cache
-def _pool() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(thread_name_prefix="distilrec-softmax")
 
 
 @kernel
