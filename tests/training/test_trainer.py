@@ -22,6 +22,7 @@ from distilrec.networks.mlp import MlpConfig
 from distilrec.networks.recurrent import RecurrentConfig
 from distilrec.networks.sequence import TorchScorer
 from distilrec.networks.soft_tree import SoftTreeConfig
+from distilrec.training import trainer
 from distilrec.training.checkpoints import _CHECKPOINT
 from distilrec.training.memory import peak_memory, reset_peak_memory, reuse_freed_memory
 from distilrec.training.options import Epoch, RunOptions, TrainingConfig, TrainingResult
@@ -159,6 +160,26 @@ def test_users_of_whom_none_had_some_item(small, training):
     assert all(np.isfinite(epoch.loss) for epoch in trained.record.curve)
     assert np.isfinite(TorchScorer(trained.model).scores(few.histories(
         np.arange(3), few.train_end))).all()  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("window", "context", "length", "seen"),
+    [(0, 0.0, 12, 0), (6, 0.5, 6, 3), (99, 0.25, 12, 3), (1, 0.9, 1, 0)],
+)
+def test_windows_of_a_training(small, monkeypatch, window, context, length, seen):
+    """Their length, never above what the network looks at, and the part of them that is only seen."""
+    asked = []
+
+    def recorded(*arguments):
+        asked.append(arguments[1:])
+        return training_windows(*arguments)
+
+    monkeypatch.setattr(trainer, "training_windows", recorded)
+    training = msgspec.structs.replace(TRAINING, window=window, context=context, epochs=2)
+    trained = train_model(STUDENT, small, training, seed=0)
+    assert STUDENT.max_history == 12
+    assert asked == [(length, seen)]
+    assert all(np.isfinite(epoch.loss) for epoch in trained.record.curve)
 
 
 def test_a_loss_that_is_not_finite_stops_the_training(small):

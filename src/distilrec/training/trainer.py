@@ -112,7 +112,8 @@ class _Training:
             lr=config.learning_rate,
             fused=device.type in ("cpu", "cuda"),
         )
-        self.windows = training_windows(dataset, model.max_history)
+        length = min(config.window or model.max_history, model.max_history)
+        self.windows = training_windows(dataset, length, int(config.context * length))
         self.steps_per_epoch = math.ceil(len(self.windows.starts) / config.batch_size)
         self.mask_seen = config.mask_seen and not dataset.info.repeats
         popular = torch.from_numpy(
