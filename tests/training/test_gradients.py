@@ -154,3 +154,12 @@ def test_what_is_not_a_number_stays_so():
     zeros = torch.zeros(1, dtype=torch.int64)
     value = cross_entropy(logits, None, zeros, zeros, zeros.unsqueeze(1), torch.ones(1, 1), 1.0)
     assert np.isnan(value)
+
+
+@pytest.mark.parametrize("item", [-1, 3])
+def test_an_item_that_is_no_column_is_refused(item):
+    zeros = torch.zeros(1, dtype=torch.int64)
+    with pytest.raises(IndexError, match=f"items {item} to {item} of 3 columns"):
+        cross_entropy(
+            torch.zeros(1, 3), None, zeros, zeros, torch.tensor([[item]]), torch.ones(1, 1), 1.0
+        )

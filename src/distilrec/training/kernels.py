@@ -42,8 +42,11 @@ def cross_entropy(
     logits: (positions, columns) float32; first: (windows, at least columns) int16, from which place
     on an item is left out, or None; window, place: (positions,) int64; items: (positions, n) int64,
     columns, and their weights w, (positions, n) float32. An item that is left out has no weight.
+    Raises IndexError for an item that is no column: compiled code would write outside the logits.
     """
-    rows = len(logits)
+    rows, columns = logits.shape
+    if items.numel() and not 0 <= int(items.min()) <= int(items.max()) < columns:
+        raise IndexError(f"items {int(items.min())} to {int(items.max())} of {columns} columns")
     losses = np.zeros(rows, np.float32)
     table = np.zeros((1, 0), np.int16) if first is None else first.numpy()
     arrays = [
@@ -53,7 +56,7 @@ def cross_entropy(
 
     def run(some: slice) -> None:
         own_logits, *others = (array[some] for array in arrays)
-        bits = np.zeros(logits.shape[1], np.int32)
+        bits = np.zeros(columns, np.int32)
         lanes = np.zeros(_LANES, np.float32)
         _rows(
             own_logits, table, *others, _F(scale), bits, bits.view(np.float32), lanes, losses[some]
