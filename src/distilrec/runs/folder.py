@@ -73,8 +73,6 @@ def open_run(
     precision: str = "auto",
 ) -> Run:
     """Open a run that `prepare` began. Raises FileMissingError and ConfigError."""
-    # What this machine lacks is refused before the work begins
-    resolve_precision(precision, resolve_device(device))
     path = Places(folder).config
     if not path.is_file():
         raise FileMissingError(
@@ -85,6 +83,21 @@ def open_run(
     config = read_json(
         path, RunConfig, error=ConfigError, fix="begin again with `distilrec prepare`"
     )
+    return run_of(folder, config, progress, workers, device, precision)
+
+
+def run_of(
+    folder: Path,
+    config: RunConfig,
+    progress: Progress | None,
+    workers: Workers | None,
+    device: str,
+    precision: str,
+) -> Run:
+    """Return a run. Raises ConfigError where this machine lacks the device or the precision, before
+    any work begins.
+    """
+    resolve_precision(precision, resolve_device(device))
     return Run(
         folder,
         config,

@@ -21,7 +21,7 @@ from distilrec.ids import as_id
 from distilrec.labels.extract import extract_labels
 from distilrec.labels.store import LABELS, LabelStore
 from distilrec.measure.ranking import questions
-from distilrec.progress import Progress, Silent
+from distilrec.progress import Progress
 from distilrec.report.baselines import fitted_baselines
 from distilrec.report.comparison import ALONE, STUDENT, Candidate, Comparison, compare
 from distilrec.report.page import write_report
@@ -29,7 +29,7 @@ from distilrec.runs import erasure
 from distilrec.runs.artifact import measured_stage, trained_once
 from distilrec.runs.candidates import model_bytes, student_candidate, teacher_candidates, tree_of
 from distilrec.runs.config import RunConfig
-from distilrec.runs.folder import Run, choices_of, finish_erasure, read_costs
+from distilrec.runs.folder import Run, choices_of, finish_erasure, read_costs, run_of
 from distilrec.runs.places import BASELINE, TEACHER
 from distilrec.runs.seen import record_users
 from distilrec.runs.source import name_of, source_of
@@ -37,11 +37,9 @@ from distilrec.teachers.build import load_teacher, make_teacher, single_teachers
 from distilrec.teachers.ensemble import EnsembleTeacher
 from distilrec.teachers.external import UserScores
 from distilrec.teachers.teacher import ModelTeacher, Teacher
-from distilrec.training.devices import resolve_device
-from distilrec.training.precision import resolve_precision
 from distilrec.training.trained import SAVED, TrainedModel, load_model, train_model
 from distilrec.training.validation import validation_ndcg
-from distilrec.workers import InProcess, Workers
+from distilrec.workers import Workers
 
 
 def run_all(
@@ -81,16 +79,7 @@ def prepare(
     precision: str = "auto",
 ) -> tuple[Run, Dataset]:
     """Read, clean, split and encode the data, and begin the run folder."""
-    # What this machine lacks is refused before the work begins
-    resolve_precision(precision, resolve_device(device))
-    run = Run(
-        folder,
-        config,
-        progress or Silent(),
-        workers=workers or InProcess(),
-        device=device,
-        precision=precision,
-    )
+    run = run_of(folder, config, progress, workers, device, precision)
     data = config.data
     source = source_of(run)
     choices = Choices(name_of(data), config.cleaning, config.split, data.derived_features)
