@@ -165,12 +165,12 @@ def test_an_autocast_that_torch_takes_back_is_a_refusal(monkeypatch):
         resolve_precision("bf16", CPU)
 
 
-def test_an_unknown_precision_is_refused_in_python(tmp_path):
+def test_an_unknown_precision_is_refused_in_python(tmp_path, finished_run):
     doors = [
         lambda: RunOptions(precision="fp16"),
         lambda: resolve_precision("fp16", CPU),
         lambda: prepare(RunConfig(DataConfig(dataset="ml-100k")), tmp_path, precision="fp16"),
-        lambda: open_run(tmp_path, precision="fp16"),
+        lambda: open_run(finished_run.folder, precision="fp16"),
     ]
     for door in doors:
         with pytest.raises(ConfigError, match="'fp16' is not a precision") as refused:
