@@ -16,6 +16,7 @@ from distilrec import errors
 from tests import ROOT
 
 
+@pytest.mark.slow
 def test_serving_loads_neither_torch_nor_polars(bundle):
     """In a fresh interpreter, through the public door."""
     code = (

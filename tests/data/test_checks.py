@@ -55,6 +55,7 @@ def test_unique_values_of_a_feature_table():
     )
 
 
+@pytest.mark.slow
 @given(
     values=st.lists(st.one_of(st.none(), st.integers(-9, 9)), max_size=30), low=st.integers(-9, 9)
 )

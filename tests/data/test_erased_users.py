@@ -182,6 +182,7 @@ def test_users_given_from_python():
     assert dataset.users == 59
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", [None, b"a key of sixteen bytes or more"])
 def test_an_erased_user_whose_rows_break_a_check_is_a_user_of_the_log(key):
     made = tables()

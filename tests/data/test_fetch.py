@@ -97,6 +97,7 @@ def test_the_official_archive_comes_first(server, monkeypatch):
     assert "cached" in said[-1]
 
 
+@pytest.mark.slow
 def test_a_changed_archive_is_not_used(server, monkeypatch):
     folder, address = server
     (folder / "ml-100k.zip").write_bytes(archive_100k())

@@ -61,6 +61,7 @@ def by_rule(value):
         return None
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(st.lists(values, min_size=1, max_size=30))
 def test_a_column_follows_the_rule_for_single_ids(texts):
@@ -255,6 +256,7 @@ def test_event_types_of_other_types(types, names):
 # Declared checks.
 
 
+@pytest.mark.slow
 def test_checks_leave_out_what_is_no_number_before_it_is_read(tmp_path):
     made = log(rating=["5", "n/a", "4", "3"] * 4).cast({"timestamp": pl.String})
     made = made.with_columns(

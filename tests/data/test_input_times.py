@@ -107,6 +107,7 @@ def test_offsets_and_fractions_are_read():
     assert read([f"{text},123" for text in NOON]) == NOON
 
 
+@pytest.mark.slow
 def test_forms_of_dates():
     days = [datetime(2023, 8, day, tzinfo=UTC) for day in (1, 2, 13)]
     expected = [f"{day:%Y-%m-%d} 00:00:00" for day in days]
@@ -195,6 +196,7 @@ def test_missing_times_are_dropped_and_counted():
     assert data.info.cleaning_report.dropped["no timestamp"] == 9
 
 
+@pytest.mark.slow
 def test_local_times_are_read_in_their_zone():
     told = schema(timezone="Europe/Berlin")
     assert read(NOON, schema=told)[0] == "2023-08-01 10:00:00"
@@ -215,6 +217,7 @@ def test_local_times_are_read_in_their_zone():
     ]
 
 
+@pytest.mark.slow
 def test_types_of_times_in_parquet(tmp_path):
     base = {"user_id": ["a", "a", "a", "b", "b", "b"], "item_id": list("xyzxyz")}
     text = pl.Series(NOON * 2)

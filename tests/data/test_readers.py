@@ -108,6 +108,7 @@ cell = st.text(
 )
 
 
+@pytest.mark.slow
 @given(rows=st.lists(st.tuples(cell, cell), min_size=1, max_size=20))
 def test_csv_round_trip(rows, tmp_path_factory):
     path = tmp_path_factory.mktemp("csv") / "log.csv"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -180,6 +181,7 @@ def test_the_mean_is_a_sum_and_a_number(seed, events):
     assert state[-1] == case.dim + events
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=25)
 @given(seed=st.integers(0, 10_000), masked=st.booleans(), k=st.sampled_from([1, 5, 60]))
 def test_every_search_finds_the_best(seed, masked, k):

@@ -24,6 +24,7 @@ actions = st.one_of(
 )
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(
     st.lists(actions, min_size=25, max_size=60),

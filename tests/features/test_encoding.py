@@ -35,6 +35,7 @@ rows = st.lists(
 )
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(seen=rows, new=rows)
 def test_every_row_encodes_inside_the_vector(seen, new):
@@ -60,6 +61,7 @@ def test_an_encoder_survives_json(seen):
     assert all(again.encode(row) == encoder.encode(row) for row in seen)
 
 
+@pytest.mark.slow
 @given(prices=st.lists(st.floats(-1e5, 1e5), min_size=2, max_size=50))
 def test_numbers_keep_their_order(prices):
     encoder = fit_encoder([{"price": price} for price in prices], (Feature("price", "numeric"),))

@@ -333,6 +333,7 @@ def test_noise_grows_with_the_questions_and_with_the_privacy(plain):
     assert accountant.get_epsilon(1e-5) == pytest.approx(8.0, rel=0.05)
 
 
+@pytest.mark.slow
 def test_a_student_learns_from_votes(plain, tmp_path):
     voters = [Opinion(np.random.default_rng(n).random(plain.catalogue_size)) for n in range(4)]
     votes = private_votes(

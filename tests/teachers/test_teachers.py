@@ -127,6 +127,7 @@ def test_a_linear_teacher_is_saved_and_checked(small, tmp_path):
 # --- ensemble ---
 
 
+@pytest.mark.slow
 def test_the_ensemble_is_the_weighted_sum(small):
     members = [network(small), fit_linear(LinearConfig(), small, 0)]
     ensemble = EnsembleTeacher(members, [0.5, 3.0])
@@ -784,6 +785,7 @@ def test_a_student_learns_about_items_that_nobody_had(small, tmp_path, monkeypat
         )
 
 
+@pytest.mark.slow
 def test_labels_do_not_depend_on_how_many_are_asked_for_at_once(small, tmp_path, monkeypatch):
     whole = extract_labels(
         network(small), small, tmp_path / "whole", LabelConfig(top_k=8, samples=8), seed=0
