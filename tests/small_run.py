@@ -13,6 +13,7 @@ from distilrec.data.preparation import prepare_dataset
 from distilrec.data.schema import Feature, Schema
 from distilrec.data.splits import Split
 from distilrec.labels.extract import LabelConfig
+from distilrec.networks.dnn import DnnConfig
 from distilrec.networks.mlp import MlpConfig
 from distilrec.networks.recurrent import RecurrentConfig
 from distilrec.networks.soft_tree import SoftTreeConfig
@@ -38,6 +39,14 @@ SCHEMA = Schema(
 
 
 # A small student of each kind
+STUDENT = RecurrentConfig(dim=8, max_history=12)
+NETWORKS = [
+    TransformerConfig(dim=8, layers=1, heads=2, feed_forward=16, max_history=12),
+    DnnConfig(dim=8, hidden=16, max_history=12),
+    STUDENT,
+    MlpConfig(dim=8, hidden=8, max_history=12),
+    SoftTreeConfig(depth=2, inputs=5, max_history=12),
+]
 STUDENTS = {
     "recurrent": RecurrentConfig(dim=8, scales=3),
     "mlp": MlpConfig(dim=8, hidden=16),

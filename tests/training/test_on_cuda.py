@@ -9,13 +9,9 @@ import torch
 
 from distilrec.distill.distillation import DistillationConfig, distill_model
 from distilrec.labels.extract import LabelConfig, extract_labels
-from distilrec.networks.dnn import DnnConfig
-from distilrec.networks.mlp import MlpConfig
-from distilrec.networks.recurrent import RecurrentConfig
-from distilrec.networks.soft_tree import SoftTreeConfig
-from distilrec.networks.transformer import TransformerConfig
 from distilrec.training.options import RunOptions, TrainingConfig
 from distilrec.training.trained import train_model
+from tests.small_run import NETWORKS, STUDENT
 
 pytestmark = [
     pytest.mark.gpu,
@@ -24,14 +20,6 @@ pytestmark = [
     ),
 ]
 
-STUDENT = RecurrentConfig(dim=8, max_history=12)
-NETWORKS = [
-    TransformerConfig(dim=8, layers=1, heads=2, feed_forward=16, max_history=12),
-    DnnConfig(dim=8, hidden=16, max_history=12),
-    STUDENT,
-    MlpConfig(dim=8, hidden=8, max_history=12),
-    SoftTreeConfig(depth=2, inputs=5, max_history=12),
-]
 TRAINING = TrainingConfig(epochs=2, batch_size=16)
 
 

@@ -13,12 +13,8 @@ import torch
 from distilrec.distill.distillation import DistillationConfig, distill_model
 from distilrec.errors import ConfigError, TrainingError
 from distilrec.labels.extract import LabelConfig, extract_labels
-from distilrec.networks.dnn import DnnConfig
-from distilrec.networks.mlp import MlpConfig
 from distilrec.networks.on_cpu import scan
-from distilrec.networks.recurrent import RecurrentConfig
-from distilrec.networks.soft_tree import SoftTreeConfig
-from distilrec.networks.transformer import TransformerConfig, attention
+from distilrec.networks.transformer import attention
 from distilrec.progress import Silent
 from distilrec.runs.config import DataConfig, RunConfig
 from distilrec.runs.folder import Run, open_run
@@ -27,15 +23,8 @@ from distilrec.training import trainer
 from distilrec.training.options import RunOptions, TrainingConfig
 from distilrec.training.precision import computing_in, resolve_precision
 from distilrec.training.trained import train_model
+from tests.small_run import NETWORKS, STUDENT
 
-STUDENT = RecurrentConfig(dim=8, max_history=12)
-NETWORKS = [
-    TransformerConfig(dim=8, layers=1, heads=2, feed_forward=16, max_history=12),
-    DnnConfig(dim=8, hidden=16, max_history=12),
-    STUDENT,
-    MlpConfig(dim=8, hidden=8, max_history=12),
-    SoftTreeConfig(depth=2, inputs=5, max_history=12),
-]
 TRAINING = TrainingConfig(epochs=3, patience=3, batch_size=16)
 FAST = TrainingConfig(epochs=6, patience=6, batch_size=16, learning_rate=1e-2, warmup_steps=2)
 CPU = torch.device("cpu")

@@ -23,9 +23,8 @@ from torch.nn import functional
 from distilrec.labels.store import LabelStore, StoredLabels
 from distilrec.networks.sequence import SequenceModel
 from distilrec.settings import Count, NotNegative, Positive, Settings, Share
-from distilrec.training.scoring import Scored
+from distilrec.training.scoring import MASKED_BELOW, Scored
 
-MASKED_BELOW = -1e8  # a student logit below this belongs to an item that is left out
 _MASKED_TEACHER = -5e4  # masked items keep about the lowest float16 in the store
 _NOTHING = -1e9  # the logit of nothing: finite, so that gradients stay finite
 

@@ -12,7 +12,7 @@ import torch
 from distilrec.networks.sequence import SequenceModel
 from distilrec.training.kernels import cross_entropy
 from distilrec.training.precision import computing_in
-from distilrec.training.scoring import CrossEntropy, Loss, Positions, score_positions
+from distilrec.training.scoring import CrossEntropy, Loss, Mixture, Positions, score_positions
 
 # Logits of a chunk. On the CPU about what stays in its caches while the loss reads and writes it
 # several times; elsewhere what is little beside the memory of a GPU.
@@ -40,25 +40,29 @@ def add_gradients(
     # The same values as leaves of a graph of their own
     states, vectors, biases = (tensor.detach().requires_grad_() for tensor in whole)
     own = replace(positions, vectors=vectors, biases=biases)
-    value = model.penalty()
-    ends, gradients = [value], [torch.ones_like(value)]
-    value = value.detach()
-    of_states = []
+    # Looked up once for all positions, not once a chunk
+    mixture = loss.mixture(own) if isinstance(loss, CrossEntropy) and _is_plain(own) else None
+    penalty = model.penalty()
+    value, of_states = penalty.detach(), []
     for some in _chunks(len(positions), _columns(positions), states.device):
         part = replace(own.select(some), states=states[some].detach().requires_grad_())
-        value = value + _of_chunk(
-            model, part, loss, progress, len(part) / len(positions), precision
-        )
+        share = len(part) / len(positions)
+        of_part: torch.Tensor | float
+        if mixture is None:
+            of_part = _of_chunk(model, part, loss, progress, share, precision)
+        else:
+            of_part = _of_mixture(model, part, mixture.select(some), share, precision)
+        value = value + of_part
         of_states.append(
             torch.zeros_like(part.states) if part.states.grad is None else part.states.grad
         )
-    for end, gradient in zip(whole, (torch.cat(of_states), vectors.grad, biases.grad), strict=True):
-        if end.requires_grad and gradient is not None:
-            ends.append(end)
-            gradients.append(gradient)
-    known = [number for number, end in enumerate(ends) if end.requires_grad]
+    pairs = [
+        (penalty, torch.ones_like(penalty)),
+        *zip(whole, (torch.cat(of_states), vectors.grad, biases.grad), strict=True),
+    ]
+    known = [pair for pair in pairs if pair[0].requires_grad and pair[1] is not None]
     if known:
-        torch.autograd.backward([ends[n] for n in known], [gradients[n] for n in known])
+        torch.autograd.backward([end for end, _ in known], [gradient for _, gradient in known])
     return value
 
 
@@ -69,20 +73,24 @@ def _of_chunk(
     progress: float,
     share: float,
     precision: torch.dtype,
-) -> torch.Tensor | float:
+) -> torch.Tensor:
     """Add share times the gradients of the loss of some positions, and return share times it."""
-    if not isinstance(loss, CrossEntropy) or not _is_plain(part):
-        with computing_in(precision, part.states.device):
-            scored = score_positions(model, part, progress)
-        value = share * loss(replace(scored, logits=scored.logits.float()))
-        value.backward()  # type: ignore[no-untyped-call]
-        return value.detach()
-    mixture = loss.mixture(part)
+    with computing_in(precision, part.states.device):
+        scored = score_positions(model, part, progress)
+    value = share * loss(replace(scored, logits=scored.logits.float()))
+    value.backward()  # type: ignore[no-untyped-call]
+    return value.detach()
+
+
+def _of_mixture(
+    model: SequenceModel, part: Positions, mixture: Mixture, share: float, precision: torch.dtype
+) -> float:
+    """Do what `_of_chunk` does for a cross-entropy against few items, in one pass."""
     with computing_in(precision, part.states.device):
         logits = model.score(part.states, part.vectors, part.biases)
-    gradients = logits.detach().float().contiguous().clone()
+    gradients = logits.detach().to(torch.float32, copy=True, memory_format=torch.contiguous_format)
     seen = part.seen
-    of_rows = cross_entropy(
+    value = cross_entropy(
         gradients,
         None if seen is None else seen.first,
         torch.zeros_like(part.targets) if seen is None else seen.window,
@@ -92,7 +100,7 @@ def _of_chunk(
         share / len(part),
     )
     logits.backward(gradients.to(logits.dtype))  # type: ignore[no-untyped-call]
-    return of_rows
+    return value
 
 
 def _is_plain(part: Positions) -> bool:

@@ -9,10 +9,10 @@ import torch
 
 from distilrec.engine.kernels import kernel
 from distilrec.networks.on_cpu import in_threads
+from distilrec.training.scoring import MASKED_BELOW, MASKED_LOGIT
 
 _F = np.float32
-MASKED = _F(-1e9)
-_MASKED_BELOW = _F(-1e8)
+_MASKED, _MASKED_BELOW = _F(MASKED_LOGIT), _F(MASKED_BELOW)
 _LANES = 16  # maxima that are kept side by side
 _LOG2_E = _F(np.log2(np.e))
 # Powers of two below are 0: a share of 2^-64 moves nothing, and products of smaller ones would not
@@ -93,18 +93,18 @@ def _rows(logits, first, window, place, items, weights, scale, bits, powers, lan
 @kernel
 def _mask(row, first, place):  # type: ignore[no-untyped-def]
     for c in range(row.shape[0]):
-        row[c] = row[c] if first[c] > place else MASKED
+        row[c] = row[c] if first[c] > place else _MASKED
 
 
 @kernel
 def _maximum(row, lanes):  # type: ignore[no-untyped-def]
     whole = row.shape[0] // _LANES * _LANES
-    lanes[:] = MASKED
+    lanes[:] = _MASKED
     for start in range(0, whole, _LANES):
         for c in range(_LANES):
             value = row[start + c]
             lanes[c] = value if value > lanes[c] else lanes[c]
-    highest = MASKED
+    highest = _MASKED
     for c in range(_LANES):
         highest = lanes[c] if lanes[c] > highest else highest
     for c in range(whole, row.shape[0]):

@@ -15,6 +15,7 @@ from distilrec.networks.sequence import SequenceModel
 from distilrec.training.options import TrainingConfig
 
 MASKED_LOGIT = -1e9  # finite, so that 0 * log(0) stays 0 in the soft loss
+MASKED_BELOW = -1e8  # a logit below this belongs to an item that is left out
 # Negatives are drawn by popularity to this power (Mikolov et al. 2013, sec. 2.2)
 NEGATIVE_POWER = 0.75
 
@@ -141,6 +142,10 @@ class Mixture:
 
     items: torch.Tensor
     weights: torch.Tensor
+
+    def select(self, some: slice) -> Mixture:
+        """Return the same of some of the positions."""
+        return Mixture(self.items[some], self.weights[some])
 
 
 @dataclass(frozen=True)
