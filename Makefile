@@ -56,10 +56,10 @@ lint: $(VENV)/dev.stamp
 
 bench: $(VENV)/bench.stamp
 	$(VENV)/bin/python bench/losses.py
-	$(VENV)/bin/python bench/quality.py --config bench/ml-100k.toml --seeds 3 --folder runs/quality-ml-100k
-	$(VENV)/bin/python bench/latency.py --run runs/quality-ml-100k/seed-0
-	$(VENV)/bin/python bench/quality.py --config examples/films/recipe.toml --seeds 3 --shared-teacher --folder runs/quality-ml-1m
-	$(VENV)/bin/python bench/latency.py --run runs/quality-ml-1m/seed-0
+	$(VENV)/bin/python bench/quality.py --dataset ml-100k --seeds 3
+	$(VENV)/bin/python bench/latency.py --run runs/quality/ml-100k/seed-0
+	$(VENV)/bin/python bench/quality.py --dataset ml-1m --seeds 3
+	$(VENV)/bin/python bench/latency.py --run runs/quality/ml-1m/seed-0
 	$(VENV)/bin/python bench/training.py
 	$(VENV)/bin/python bench/engine.py
 	$(VENV)/bin/python bench/service.py
@@ -105,11 +105,10 @@ recipe-%: $(VENV)/bench.stamp
 # All recipes on the data of ../shared/data, students with three seeds (groceries: 25 min for each); then noise, transfer
 # and privacy. Hours. Films are a part of `bench`.
 bench-domains: $(VENV)/bench.stamp
-	for domain in e-commerce groceries dirty-shop music people films-and-trust news; do \
-	  $(VENV)/bin/python examples/$$domain/recipe.py --tables-only && \
-	  $(VENV)/bin/python bench/quality.py --config examples/$$domain/recipe.toml --seeds 3 --shared-teacher \
-	    --folder runs/domains/$$domain || exit 1; \
+	for name in complete-journey ta-feng online-retail lastfm lastfm-friends filmtrust news-bing; do \
+	  $(VENV)/bin/python bench/quality.py --dataset $$name --seeds 3 || exit 1; \
 	done
+	$(VENV)/bin/python bench/summary.py --write
 	$(VENV)/bin/python bench/noise.py
 	$(VENV)/bin/python bench/transfer.py
 	$(VENV)/bin/python bench/privacy.py

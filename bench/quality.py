@@ -1,27 +1,39 @@
 """Teacher, student, the same student without distillation, and baselines, over several seeds.
 
-    python bench/quality.py [--dataset ml-100k] [--seeds 5] [--folder runs/quality] [--config FILE]
-        [--shared-teacher]
+    python bench/quality.py [--dataset ml-100k] [--seeds 3] [--folder runs/quality/ml-100k]
+        [--config FILE] [--no-shared-teacher] [--processes 1]
+
+--dataset names one of the nine data sets in `bench/results/` (the table SETS), which has its
+configuration; tables that a recipe makes are made where they are missing. Another configuration of
+one of them, or another data set, comes with --config.
 
 Each seed is a whole run (teacher, labels, both students, bundles) in a folder of its own: an
-interrupted benchmark resumes where it stopped. With --shared-teacher all students learn from the
-labels of one teacher, that of seed 0. Students are measured through their exported bundles.
-Hyper-parameters are those of the configuration, the epoch of each model is chosen on validation;
-the test part is only read here. Prints a table, the paired differences and one JSON line, and
-writes both into `bench/results/`.
+interrupted benchmark resumes where it stopped. All students learn from the labels of one teacher,
+that of seed 0; with --no-shared-teacher each seed has its own. With --processes 2 two seeds are
+trained side by side, each in a process with one thread; they are measured afterwards, one after
+the other. Students are measured through their exported bundles. Hyper-parameters are those of the
+configuration, the epoch of each model is chosen on validation; the test part is only read here.
+Prints a table, the paired differences and one JSON line, and writes both into `bench/results/`.
+`python bench/summary.py` puts all data sets into one table.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
+import os
+import subprocess
+import sys
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
 import numpy as np
+import torch
 
 from distilrec import runs
 from distilrec.bundle.manifest import Manifest
@@ -29,13 +41,26 @@ from distilrec.data.dataset import Dataset
 from distilrec.report.baselines import fitted_baselines
 from distilrec.report.comparison import ALONE, STUDENT, TEACHER, Candidate, Comparison, compare
 from distilrec.report.page import table, write_report
-from distilrec.runs.config import DataConfig, RunConfig, read_config
+from distilrec.runs.config import RunConfig, read_config
 from distilrec.runs.places import BASELINE
 from distilrec.teachers.teacher import ModelTeacher, Teacher
 from distilrec.training.trained import load_model
 from distilrec.training.validation import validation_ndcg
 
+ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).parent / "results"
+# Every data set of the summary with its configuration
+SETS = {
+    "ml-1m": "examples/films/recipe.toml",
+    "ml-100k": "bench/ml-100k.toml",
+    "ta-feng": "examples/groceries/recipe.toml",
+    "online-retail": "examples/dirty-shop/recipe.toml",
+    "complete-journey": "examples/e-commerce/recipe.toml",
+    "lastfm": "examples/music/recipe.toml",
+    "lastfm-friends": "examples/people/recipe.toml",
+    "filmtrust": "examples/films-and-trust/recipe.toml",
+    "news-bing": "examples/news/recipe.toml",
+}
 STUDENTS = {STUDENT: "student", ALONE: BASELINE}
 
 
@@ -61,10 +86,7 @@ class Seeds:
 
     def add(self, config: RunConfig, folder: Path, *, share_teacher: bool) -> Last:
         """Make the run of one seed, or resume it, and add what it found."""
-        run, dataset = runs.prepare(config, folder, runs.Lines())
-        teacher = runs.train_teacher(run, dataset)
-        runs.distill_student(run, dataset)
-        runs.train_baseline(run, dataset)
+        run, dataset, teacher = _trained(config, folder)
         manifest = runs.export(run, dataset)
         if not (share_teacher and self.teachers):
             self.teachers.append(runs.teacher_candidates(config.teacher, teacher, dataset))
@@ -86,37 +108,91 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--dataset", default="ml-100k")
+    parser.add_argument("--dataset", default="ml-100k", choices=SETS)
     parser.add_argument("--config", type=Path)
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--folder", type=Path, default=Path("runs/quality"))
-    parser.add_argument("--shared-teacher", action="store_true")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--folder", type=Path)
+    parser.add_argument("--shared-teacher", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--processes", type=int, default=1)
     arguments = parser.parse_args()
-    base = (
-        read_config(arguments.config)
-        if arguments.config
-        else RunConfig(DataConfig(dataset=arguments.dataset))
-    )
+    if min(arguments.seeds, arguments.processes) < 1:
+        parser.error("--seeds and --processes are at least 1")
+    base = read_config(arguments.config or ROOT / SETS[arguments.dataset])
+    _make_tables(base, arguments.config or ROOT / SETS[arguments.dataset])
+    name = arguments.dataset if arguments.config is None else arguments.config.resolve().stem
+    folder = arguments.folder or Path("runs") / "quality" / name
     shared, found = arguments.shared_teacher, Seeds()
-    for seed in range(arguments.seeds):
-        print(f"seed {seed}", flush=True)
-        folder = arguments.folder / f"seed-{seed}"
-        config = msgspec.structs.replace(base, seed=seed)
-        if shared:
-            config = msgspec.structs.replace(config, teacher_seed=0)
-            _link_teacher(folder, seed)
-        last = found.add(config, folder, share_teacher=shared)
+    seeds = _seeds(base, folder, arguments.seeds, share_teacher=shared)
+    if arguments.processes > 1:
+        _train_side_by_side(seeds, arguments.processes, share_teacher=shared)
+    for place, config in seeds.items():
+        print(place.name, flush=True)
+        last = found.add(config, place, share_teacher=shared)
     comparison = _compared(found, last, arguments.seeds)
-    comparison = msgspec.structs.replace(
-        comparison, costs=runs.read_costs(arguments.folder / "seed-0")
-    )
+    comparison = msgspec.structs.replace(comparison, costs=runs.read_costs(folder / "seed-0"))
     _write_results(comparison, found.validation, last, arguments.seeds, shared=shared)
-    write_report(comparison, arguments.folder / "report.html")
+    write_report(comparison, folder / "report.html")
+
+
+def _make_tables(config: RunConfig, file: Path) -> None:
+    """Make the tables that a recipe reads, where they are missing."""
+    recipe, log = file.resolve().parent / "recipe.py", config.data.interactions
+    if log is not None and not Path(log).exists() and recipe.is_file():
+        subprocess.run([sys.executable, recipe, "--tables-only"], check=True)
+
+
+def _seeds(
+    base: RunConfig, folder: Path, count: int, *, share_teacher: bool
+) -> dict[Path, RunConfig]:
+    """Return the configuration of each seed by its folder, which is there to be worked in."""
+    found = {}
+    for seed in range(count):
+        place = folder / f"seed-{seed}"
+        config = msgspec.structs.replace(base, seed=seed)
+        place.mkdir(parents=True, exist_ok=True)
+        if share_teacher:
+            config = msgspec.structs.replace(config, teacher_seed=0)
+            _link_teacher(place, seed)
+        found[place] = config
+    return found
+
+
+def _train_side_by_side(
+    seeds: dict[Path, RunConfig], processes: int, *, share_teacher: bool
+) -> None:
+    """Train what the seeds lack, some of them at the same time."""
+    if share_teacher:
+        place, config = next(iter(seeds.items()))
+        run, dataset = runs.prepare(config, place, runs.Lines())
+        runs.train_teacher(run, dataset)
+        runs.teacher_labels(run, dataset)
+    # Processes that are forked inherit the locks of the threads that torch has begun here.
+    fresh = multiprocessing.get_context("spawn")
+    os.environ["OMP_NUM_THREADS"] = "1"
+    with ProcessPoolExecutor(processes, fresh, initializer=_use_one_thread) as pool:
+        list(pool.map(_train, seeds.values(), seeds))
+
+
+def _use_one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def _train(config: RunConfig, folder: Path) -> None:
+    """Train a seed in a process of its own; the models stay in the folder."""
+    _trained(config, folder)
+
+
+def _trained(config: RunConfig, folder: Path) -> tuple[runs.Run, Dataset, Teacher]:
+    """Return the run of a seed with its teacher and both students, trained where they are not."""
+    run, dataset = runs.prepare(config, folder, runs.Lines())
+    teacher = runs.train_teacher(run, dataset)
+    runs.distill_student(run, dataset)
+    runs.train_baseline(run, dataset)
+    return run, dataset, teacher
 
 
 def _link_teacher(folder: Path, seed: int) -> None:
     """Let the run of a later seed find the teacher and the labels of seed 0."""
-    folder.mkdir(parents=True, exist_ok=True)
     for name in ("teacher", "labels") if seed else ():
         if not (folder / name).exists():
             (folder / name).symlink_to(Path("..") / "seed-0" / name)

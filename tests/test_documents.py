@@ -200,10 +200,24 @@ def test_paths_of_the_service_exist():
             )
 
 
+def module_of(file: Path):
+    """Return a program of ours as a module."""
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_summary_of_all_data_sets_is_that_of_the_results():
+    summary = module_of(ROOT / "bench" / "summary.py")
+    text = TEXTS["docs/quality.md"]
+    assert summary.page(text, summary.results(summary.RESULTS)) == text, (
+        "run bench/summary.py --write"
+    )
+
+
 def test_the_tables_of_settings_are_those_of_the_code():
-    spec = importlib.util.spec_from_file_location("reference", DOCS / "reference.py")
-    reference = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(reference)
+    reference = module_of(DOCS / "reference.py")
     assert reference.configuration() == reference.CONFIGURATION.read_text(encoding="utf-8"), (
         "run docs/reference.py"
     )
