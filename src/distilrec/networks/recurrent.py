@@ -73,10 +73,11 @@ class Recurrent(Student):
     def encode(self, batch: Batch, vectors: torch.Tensor) -> torch.Tensor:
         return self._query(*self._known(batch, vectors))
 
-    def encode_last(self, batch: Batch, vectors: torch.Tensor) -> torch.Tensor:
+    def encode_at(
+        self, batch: Batch, vectors: torch.Tensor, window: torch.Tensor, place: torch.Tensor
+    ) -> torch.Tensor:
         state, latest = self._known(batch, vectors)
-        last = batch.targets == 0
-        return self._query(state[last], latest[last])
+        return self._query(state[window, place], latest[window, place])
 
     def _known(self, batch: Batch, vectors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return h and x_last + U f_u, (batch, length, scales * dim) and (batch, length, dim)."""

@@ -147,11 +147,15 @@ class SequenceModel(nn.Module, ABC):
         `items.vectors()`, (items, dim).
         """
 
-    def encode_last(self, batch: Batch, vectors: torch.Tensor) -> torch.Tensor:
-        """Return the state at the end of each history of a prediction batch, (batch, dim); a
-        network that can do without the others does.
+    def encode_at(
+        self, batch: Batch, vectors: torch.Tensor, window: torch.Tensor, place: torch.Tensor
+    ) -> torch.Tensor:
+        """Return the state at some positions, (positions, dim); a network that can do without the
+        others does.
+
+        window, place: (positions,) int64, where each stands in the batch.
         """
-        return self.encode(batch, vectors)[batch.targets == 0]
+        return self.encode(batch, vectors)[window, place]
 
     def score(
         self, hidden: torch.Tensor, vectors: torch.Tensor, biases: torch.Tensor
@@ -211,7 +215,8 @@ class TorchScorer:
                 batch = prediction_batch(some, model.items.catalogue_size, model.max_history).to(
                     model.device
                 )
-                hidden = model.encode_last(batch, self.vectors)
+                last = (batch.targets == 0).nonzero(as_tuple=True)
+                hidden = model.encode_at(batch, self.vectors, *last)
                 logits[users] = model.score(hidden, self.vectors, self.biases).float().cpu().numpy()
         model.train(was_training)
         return logits

@@ -216,7 +216,7 @@ def encode_positions(
     sampled = 0 < config.negatives < warm
     items = slice(model.items.catalogue_size if cold_items and not sampled else warm)
     return Positions(
-        states=model.encode(batch, vectors)[window, place].float(),
+        states=model.encode_at(batch, vectors, window, place).float(),
         targets=targets.to(model.device),
         rows=rows,
         vectors=vectors[items],
