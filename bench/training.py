@@ -130,7 +130,8 @@ def measure(
     """Return milliseconds by part."""
     clock = Clock()
     model = build_model(network, dataset, 0).train()
-    of = trainer._Training(model, dataset, loss, training, 0, False, torch.device("cpu"))
+    here = torch.device("cpu")
+    of = trainer._Training(model, dataset, loss, training, 0, False, here, torch.float32)
     batches = trainer.training_batches(
         dataset, of.windows, training.batch_size, np.random.default_rng(0)
     )
