@@ -20,9 +20,10 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def ml_1m_bundle(dim: int = 64) -> Path:
+def ml_1m_bundle(dim: int = 64, neighbours: int = 0) -> Path:
     """Return the folder of the bundle, made on first use (about two minutes)."""
-    folder = ROOT / "runs" / "bench" / f"ml-1m-{dim}"
+    name = f"ml-1m-{dim}" + (f"-neighbours-{neighbours}" if neighbours else "")
+    folder = ROOT / "runs" / "bench" / name
     bundle = folder / "bundle"
     if (bundle / "manifest.json").is_file():
         return bundle
@@ -35,7 +36,10 @@ def ml_1m_bundle(dim: int = 64) -> Path:
 
     _, dataset = prepare(RunConfig(DataConfig(dataset="ml-1m")), folder)
     trained = train_model(
-        RecurrentConfig(dim=dim), dataset, TrainingConfig(epochs=1, learning_rate=4e-3), seed=0
+        RecurrentConfig(dim=dim, neighbours=neighbours),
+        dataset,
+        TrainingConfig(epochs=1, learning_rate=4e-3),
+        seed=0,
     )
     save_model(trained, folder / "student")
     export_bundle(trained, dataset, bundle)

@@ -29,6 +29,8 @@ from distilrec.engine.filters import Condition, Filter  # noqa: E402
 REQUESTS, TORCH_REQUESTS = 30_000, 300
 RESULTS = Path(__file__).parent / "results"
 TARGET_P50, TARGET_P99 = 25.0, 60.0
+NEIGHBOURS, TARGET_RATIO = 16, 1.25  # of the student with neighbours, to the one without
+WITH_NEIGHBOURS = f"recommend, {NEIGHBOURS} neighbours of 10 events"
 
 
 def percentiles(
@@ -52,6 +54,9 @@ def measure(dim: int) -> list[dict[str, object]]:
     users = recommender.some_users(6_040)
     for user in users:
         recommender.recommend(user)
+    other = distilrec.load(ml_1m_bundle(dim, NEIGHBOURS))
+    for user in users:
+        other.recommend(user)
     runtime, mask = recommender._runtime, recommender._filters.mask(None)
     held = {user: recommender.users.get(user) for user in users}
     drama = Filter(
@@ -79,6 +84,7 @@ def measure(dim: int) -> list[dict[str, object]]:
 
     cases: list[tuple[str, Callable[[str], object], int]] = [
         ("recommend, k = 10", recommender.recommend, REQUESTS),
+        (WITH_NEIGHBOURS, other.recommend, REQUESTS),
         ("the kernel alone", kernel, REQUESTS),
         (
             "recommend, filter on genre and year",
@@ -120,10 +126,14 @@ def main() -> None:
             lines.append(f"| {row['dim']} | {row['what']} | {row['bytes']:,.0f} | | |")
     whole = rows[0]
     met = float(whole["p50_us"]) <= TARGET_P50 and float(whole["p99_us"]) <= TARGET_P99  # type: ignore[arg-type]
+    ratios = [float(row["ratio"]) for row in rows if row["what"] == WITH_NEIGHBOURS]  # type: ignore[arg-type]
+    ratios_met = max(ratios) <= TARGET_RATIO
     lines += [
         "",
         f"Target (dim 32): p50 <= {TARGET_P50:g} us, p99 <= {TARGET_P99:g} us: "
         f"{'met' if met else 'missed'}.",
+        f"Target (both): with neighbours <= {TARGET_RATIO:g} times without: "
+        f"{'met' if ratios_met else 'missed'}.",
     ]
     text = "\n".join(lines) + "\n"
     print(text)
@@ -131,7 +141,7 @@ def main() -> None:
         "benchmark": "engine",
         "machine": platform.processor() or platform.machine(),
         "rows": rows,
-        "met": met,
+        "met": met and ratios_met,
     }
     print(json.dumps(record))
     RESULTS.mkdir(exist_ok=True)

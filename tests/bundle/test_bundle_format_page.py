@@ -31,10 +31,16 @@ PAGE = (ROOT / "docs" / "bundle-format.md").read_text(encoding="utf-8")
 (READER,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 
 
-@pytest.fixture(scope="module", params=sorted(small_run.STUDENTS))
+STUDENTS = {
+    **small_run.STUDENTS,
+    "neighbours": msgspec.structs.replace(small_run.STUDENTS["recurrent"], neighbours=5),
+}
+
+
+@pytest.fixture(scope="module", params=sorted(STUDENTS))
 def exported(request, small, tmp_path_factory) -> Path:
     trained = train_model(
-        small_run.STUDENTS[request.param], small, TrainingConfig(epochs=2, batch_size=16), seed=0
+        STUDENTS[request.param], small, TrainingConfig(epochs=2, batch_size=16), seed=0
     )
     folder = tmp_path_factory.mktemp(request.param)
     export_bundle(trained, small, folder, teacher=trained, metrics={"ndcg@10": 1e-05, "é": 0.5})

@@ -31,6 +31,7 @@ NETWORKS = [
     TransformerConfig(dim=8, layers=1, heads=2, feed_forward=16, max_history=16, gated=False),
     DnnConfig(dim=8, hidden=16, max_history=16),
     RecurrentConfig(dim=8, max_history=16),
+    RecurrentConfig(dim=8, max_history=16, neighbours=4, neighbour_events=3),
     MlpConfig(dim=8, hidden=8, max_history=16),
     SoftTreeConfig(depth=2, inputs=5, max_history=16),
 ]

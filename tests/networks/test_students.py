@@ -22,6 +22,13 @@ class TestRecurrent(StudentContract):
 
 
 @pytest.mark.slow
+class TestRecurrentWithNeighbours(StudentContract):
+    config = msgspec.structs.replace(
+        small_run.STUDENTS["recurrent"], neighbours=5, neighbour_events=4
+    )
+
+
+@pytest.mark.slow
 class TestMlp(StudentContract):
     config = small_run.STUDENTS["mlp"]
 

@@ -35,6 +35,7 @@ pytestmark = pytest.mark.slow
 
 NETWORKS = [
     RecurrentConfig(dim=8, max_history=12, dropout=0.0),
+    RecurrentConfig(dim=8, max_history=12, dropout=0.0, neighbours=4, neighbour_events=3),
     MlpConfig(dim=8, hidden=8, max_history=12, dropout=0.0),
     SoftTreeConfig(depth=2, inputs=5, max_history=12),
     TransformerConfig(dim=8, layers=1, heads=2, feed_forward=16, max_history=12, dropout=0.0),
@@ -56,6 +57,7 @@ def labels(small, tmp_path_factory):
 def step(network, dataset, loss, config, *, mask_seen=True, whole=False):
     """The loss of one batch and the gradient of every weight; whole: by torch alone, all positions at once."""
     model = build_model(network, dataset, 0).train()
+    model.begin(dataset)
     batch = next(training_batches(dataset, training_windows(dataset, 12, 4), 16, None))
     popular = torch.ones(dataset.info.warm_items, dtype=torch.float64) / dataset.info.warm_items
     torch.manual_seed(0)
@@ -104,13 +106,14 @@ def test_the_ground_truth(small, monkeypatch, network, config, logits, mask_seen
     ],
 )
 @pytest.mark.parametrize("mask_seen", [True, False])
-def test_labels(small, labels, monkeypatch, config, fast, logits, mask_seen):
+@pytest.mark.parametrize("network", NETWORKS[:2], ids=["plain", "neighbours"])
+def test_labels(small, labels, monkeypatch, network, config, fast, logits, mask_seen):
     monkeypatch.setattr(gradients, "_CPU_LOGITS", logits)
     loss = distillation_loss(labels, config)
     assert isinstance(loss, CrossEntropy) == fast
     # The labels know the seen items of their own; a training that scores seen items scores them too
-    whole = step(NETWORKS[0], small, loss, TrainingConfig(), mask_seen=mask_seen, whole=True)
-    check_the_same(step(NETWORKS[0], small, loss, TrainingConfig(), mask_seen=mask_seen), whole)
+    whole = step(network, small, loss, TrainingConfig(), mask_seen=mask_seen, whole=True)
+    check_the_same(step(network, small, loss, TrainingConfig(), mask_seen=mask_seen), whole)
 
 
 @given(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,17 @@ from distilrec.features.texts import unpack_texts
 
 Arrays = Mapping[str, NDArray[Any]]
 Shapes = Mapping[str, tuple[int, ...]]
+
+
+class Whole(NamedTuple):
+    """What an array of whole numbers must be: its type, its shape, and numbers from `low` to below
+    `below`.
+    """
+
+    dtype: type[np.integer[Any]]
+    shape: tuple[int, ...]
+    low: int
+    below: int
 
 
 def check_manifest(manifest: Manifest) -> None:
@@ -74,6 +85,14 @@ def check_shapes(weights: Arrays, shapes: Shapes) -> None:
     for name, shape in shapes.items():
         found = checked_array(weights, name, np.float32, shape)
         require(bool(np.isfinite(found).all()), f"array {name!r} holds NaN or infinity")
+
+
+def check_whole_numbers(weights: Arrays, wanted: Mapping[str, Whole]) -> None:
+    """Check that these arrays are there, of these types and shapes, and within their bounds."""
+    for name, (dtype, shape, low, below) in wanted.items():
+        found = checked_array(weights, name, dtype, shape)
+        fits = found.size == 0 or low <= found.min() <= found.max() < below
+        require(bool(fits), f"array {name!r} holds numbers that it must not")
 
 
 def checked_array(arrays: Arrays, name: str, dtype: type, shape: tuple[int, ...]) -> NDArray[Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from typing import Annotated, Literal
 
 import msgspec
@@ -11,9 +12,17 @@ from distilrec.bundle.privacy import PrivacyRecord
 from distilrec.features.encoding import FeatureEncoder
 
 FORMAT_VERSION = 4
+# Of a bundle that a reader of the version before would answer wrongly from
+WITH_NEIGHBOURS = 5
 WEIGHTS, CATALOGUE, HISTORY = "weights.safetensors", "catalogue.safetensors", "history.safetensors"
 GRAPH = "items.usearch"
+NEIGHBOURS = "neighbours"  # the array that a student with neighbours has
 SearchKind = Literal["exact", "quantised", "graph"]
+
+
+def format_of(weights: Iterable[str]) -> int:
+    """Return the format of a bundle with arrays of these names: the oldest that it needs."""
+    return WITH_NEIGHBOURS if NEIGHBOURS in weights else FORMAT_VERSION
 
 
 class FileEntry(msgspec.Struct, frozen=True, omit_defaults=True):

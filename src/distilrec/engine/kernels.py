@@ -35,9 +35,9 @@ TILE = 4_096  # the same for the scan in integers
 
 
 @kernel
-def fold_recurrent(state, items, events, vectors, gain, decay, scale):  # type: ignore[no-untyped-def]
-    """H = decay * h + scale * gain[event] * x per event; the last row of `state` (scales + 1, dim)
-    becomes x_last.
+def fold_recurrent(state, items, events, vectors, gain, decay, scale, kept):  # type: ignore[no-untyped-def]
+    """H = decay * h + scale * gain[event] * x per event; the row of `state` behind these (scales,
+    dim) becomes x_last, and the rows behind that begin with the latest `kept` events.
     """
     scales, dim = decay.shape
     for n in range(items.shape[0]):
@@ -50,6 +50,88 @@ def fold_recurrent(state, items, events, vectors, gain, decay, scale):  # type: 
     if items.shape[0] > 0:
         for c in range(dim):
             state[scales, c] = vectors[items[-1], c]
+    keep_latest(state[scales + 1 :], items, events, kept)
+
+
+@kernel
+def keep_latest(rows, items, events, kept):  # type: ignore[no-untyped-def]
+    """Put these events before those that are there: items plus 1, the latest first, 0 for none,
+    then their types; `kept` of each, in rows (n, dim) of at least 2 kept floats.
+    """
+    dim = rows.shape[1]
+    new = min(items.shape[0], kept)
+    for part in range(2):
+        first = part * kept
+        for n in range(first + kept - 1, first + new - 1, -1):
+            rows[n // dim, n % dim] = rows[(n - new) // dim, (n - new) % dim]
+        for n in range(new):
+            event = items.shape[0] - 1 - n
+            value = items[event] + 1 if part == 0 else events[event]
+            rows[(first + n) // dim, (first + n) % dim] = value
+
+
+@kernel
+def latest_without_each(rows, kept, out):  # type: ignore[no-untyped-def]
+    """Put into out[j] the kept events of a user, `rows`, without event j of the latest (events,);
+    the oldest of them is not known then, and becomes none.
+    """
+    dim = rows.shape[1]
+    for j in range(out.shape[0]):
+        age = out.shape[0] - 1 - j
+        for place in range(2 * kept):
+            n = place % kept
+            source = place + 1 if n >= age else place
+            known = n < age or n + 1 < kept
+            out[j, place // dim, place % dim] = (
+                rows[source // dim, source % dim] if known else np.float32(0.0)
+            )
+
+
+@kernel
+def read_latest(rows, kept, latest):  # type: ignore[no-untyped-def]
+    """Put the kept events but the oldest into `latest` (2 (kept - 1),), items plus 1, then
+    types.
+    """
+    dim = rows.shape[1]
+    number = latest.shape[0] // 2
+    for n in range(number):
+        latest[n] = rows[n // dim, n % dim]
+        latest[number + n] = rows[(kept + n) // dim, (kept + n) % dim]
+
+
+@kernel
+def add_neighbours(latest, neighbours, values, units, ages, out):  # type: ignore[no-untyped-def]
+    """Add the sum over the latest events of w[e, age] S[j, i] to out (items,).
+
+    latest: of `read_latest`; neighbours: (rows, number) int32; values: of the same shape int8, S in
+    `units` (rows,); ages: w, (types, n).
+    """
+    number = ages.shape[1]
+    for age in range(number):
+        item = int(latest[age]) - 1
+        if 0 <= item < neighbours.shape[0]:
+            weight = ages[int(latest[number + age]), age] * units[item]
+            for m in range(neighbours.shape[1]):
+                out[neighbours[item, m]] += weight * np.float32(values[item, m])
+
+
+@kernel
+def neighbours_of(states, kept, items, neighbours, values, units, ages, out):  # type: ignore[no-untyped-def]
+    """Add what `add_neighbours` adds, for some items and for several states, to out (states,
+    items). states: the rows of `keep_latest` of each; rows of neighbours rise.
+    """
+    number = ages.shape[1]
+    latest = np.empty(2 * number, np.float32)
+    for s in range(states.shape[0]):
+        read_latest(states[s], kept, latest)
+        for age in range(number):
+            item = int(latest[age]) - 1
+            if 0 <= item < neighbours.shape[0]:
+                weight = ages[int(latest[number + age]), age] * units[item]
+                for n in range(items.shape[0]):
+                    m = np.searchsorted(neighbours[item], items[n])
+                    if m < neighbours.shape[1] and neighbours[item, m] == items[n]:
+                        out[s, n] += weight * np.float32(values[item, m])
 
 
 @kernel
@@ -91,7 +173,7 @@ def query_recurrent(  # type: ignore[no-untyped-def]
     widen: (wide, (scales + 1) dim), its columns times the gains of the inner norm.
     """
     dim = query.shape[0]
-    scales = state.shape[0] - 1
+    scales = mix.shape[1] // dim
     known = np.empty((scales + 1) * dim, np.float32)
     square = np.float32(0.0)
     for s in range(scales + 1):
@@ -242,16 +324,21 @@ def top_k(scores, seen, mask, k, best_items, best_scores):  # type: ignore[no-un
 @kernel
 def recommend_recurrent(  # type: ignore[no-untyped-def]
     state, user, mix, widen, widen_bias, narrow, narrow_bias, outer, epsilon,
+    kept, neighbours, values, units, ages,
     columns, biases, seen, mask, k, query, scores, best_items, best_scores,
 ):  # fmt: skip
-    """`query_recurrent`, `scores_dot` and `top_k` in one call: entering compiled code costs as much
-    as a small scan.
+    """`query_recurrent`, `scores_dot`, `add_neighbours` and `top_k` in one call: entering compiled
+    code costs as much as a small scan.
     """
     dim = outer.shape[0]
     query_recurrent(
         state, user, mix, widen, widen_bias, narrow, narrow_bias, outer, epsilon, query[:dim]
     )  # fmt: skip
     scores_dot(query, columns, biases, scores)
+    if kept:
+        latest = query[dim : dim + 2 * ages.shape[1]]
+        read_latest(state[mix.shape[1] // dim + 1 :], kept, latest)
+        add_neighbours(latest, neighbours, values, units, ages, scores)
     return top_k(scores, seen, mask, k, best_items, best_scores)
 
 
@@ -344,7 +431,7 @@ def best_of(  # type: ignore[no-untyped-def]
 def queries_recurrent(  # type: ignore[no-untyped-def]
     states, user, mix, widen, widen_bias, narrow, narrow_bias, outer, epsilon, queries
 ):
-    """`query_recurrent` for several states of one user, (n, scales + 1, dim), into `queries` (n,
+    """`query_recurrent` for several states of one user, (n, rows, dim), into `queries` (n,
     dim).
     """
     for n in range(states.shape[0]):

@@ -8,7 +8,7 @@ never holds a wrong score. How much is missed was measured when the bundle was e
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -26,12 +26,25 @@ _FEW = 20_000  # items that pass a filter and are simply all scored
 _MOST = 2_000  # neighbours that are asked of the graph; beyond that a scan is faster
 
 
+class Added(NamedTuple):
+    """What a user adds to the scores of a few items. biases: (items,), with that in them; items:
+    those whose bias is another than that of the table, some perhaps twice.
+    """
+
+    biases: Floats
+    items: Places
+
+
 class Search(Protocol):
     """Finds the best items for a query, (dim,) float32, among those of an `ItemTable`."""
 
-    def best(self, query: Floats, seen: Places, mask: Mask, k: int) -> tuple[Places, Floats]:
+    def best(
+        self, query: Floats, seen: Places, mask: Mask, k: int, added: Added | None = None
+    ) -> tuple[Places, Floats]:
         """Return the k best items that are not in `seen` and pass the mask, best first; see
         `Runtime.best`.
+
+        added: biases in place of those of the table.
         """
         ...
 
@@ -69,10 +82,13 @@ class ExactSearch:
         self._items = items
         self._scores = np.empty(items.count, np.float32)
 
-    def best(self, query: Floats, seen: Places, mask: Mask, k: int) -> tuple[Places, Floats]:
+    def best(
+        self, query: Floats, seen: Places, mask: Mask, k: int, added: Added | None = None
+    ) -> tuple[Places, Floats]:
         items, scores = np.empty(k, np.int32), np.empty(k, np.float32)
+        biases = added.biases if added else self._items.biases
         found = kernels.best_by_rows(
-            query, self._items.vectors, self._items.biases, seen, mask, self._scores, items, scores
+            query, self._items.vectors, biases, seen, mask, self._scores, items, scores
         )  # fmt: skip
         return items[:found], scores[:found]
 
@@ -95,10 +111,13 @@ class QuantisedSearch:
         self._sums = np.empty(kernels.TILE, np.int32)
         self._scores = np.empty(items.count, np.float32)
 
-    def best(self, query: Floats, seen: Places, mask: Mask, k: int) -> tuple[Places, Floats]:
+    def best(
+        self, query: Floats, seen: Places, mask: Mask, k: int, added: Added | None = None
+    ) -> tuple[Places, Floats]:
         items, scores = np.empty(k, np.int32), np.empty(k, np.float32)
+        biases = added.biases if added else self._items.biases
         found = kernels.best_quantised(
-            query, self._columns, self._scales, self._items.vectors, self._items.biases,
+            query, self._columns, self._scales, self._items.vectors, biases,
             seen, mask, 2 * k + 64, self._sums, self._scores, items, scores,
         )  # fmt: skip
         return items[:found], scores[:found]
@@ -140,9 +159,13 @@ class GraphSearch:
         self._query[-2] = info.bias_unit
         self._marked = np.zeros(items.room, np.uint8)
 
-    def best(self, query: Floats, seen: Places, mask: Mask, k: int) -> tuple[Places, Floats]:
+    def best(
+        self, query: Floats, seen: Places, mask: Mask, k: int, added: Added | None = None
+    ) -> tuple[Places, Floats]:
         items, scores = np.empty(k, np.int32), np.empty(k, np.float32)
-        known = (query, self._items.vectors, self._items.biases)
+        known = (query, self._items.vectors, added.biases if added else self._items.biases)
+        # The graph knows nothing of what a user adds: these items are always scored
+        beside = np.concatenate([self._beside, added.items]) if added else self._beside
         share = 1.0
         if len(mask):
             passing = int(np.count_nonzero(mask))
@@ -159,14 +182,14 @@ class GraphSearch:
         self._query[:-2] = query
         while count <= _MOST:
             near = self._graph.search(self._query, count, threads=1).keys.astype(np.int32)
-            candidates = np.concatenate([near, self._beside])
+            candidates = np.concatenate([near, beside])
             found, left = kernels.best_of(
                 *known, candidates, len(near), seen, mask, self._marked, items, scores
             )
             if left >= k:
                 return items[:found], scores[:found]
             count *= 3
-        return self._scan.best(query, seen, mask, k)
+        return self._scan.best(query, seen, mask, k, added)
 
     def put_item(self, item: int) -> None:
         self._scan.put_item(item)

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -22,7 +23,7 @@ from distilrec.bundle.format import (
     write_bundle,
     write_manifest,
 )
-from distilrec.bundle.manifest import GRAPH, Manifest, SearchInfo
+from distilrec.bundle.manifest import GRAPH, Manifest, SearchInfo, format_of
 from distilrec.data.dataset import Dataset
 from distilrec.engine.search import build_graph
 from distilrec.errors import ConfigError
@@ -131,8 +132,8 @@ def _weights(student: Student) -> BundleWeights:
     )
 
 
-def _array(tensor: Tensor) -> NDArray[np.float32]:
-    array: NDArray[np.float32] = tensor.detach().contiguous().numpy()
+def _array(tensor: Tensor) -> NDArray[Any]:
+    array: NDArray[Any] = tensor.detach().contiguous().numpy()
     return array
 
 
@@ -158,6 +159,7 @@ def _manifest(
         distilrec=__version__,
         search=search,
         privacy=record.privacy,
+        format_version=format_of(weights.of_kind),
     )
 
 

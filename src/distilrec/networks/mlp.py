@@ -65,14 +65,22 @@ class Mlp(Student):
         return max(32, 2**25 // (self.items.catalogue_size * len(self.readout)))
 
     def score(
-        self, hidden: torch.Tensor, vectors: torch.Tensor, biases: torch.Tensor
+        self,
+        hidden: torch.Tensor,
+        vectors: torch.Tensor,
+        biases: torch.Tensor,
+        items: torch.Tensor | None = None,
     ) -> torch.Tensor:
         # (positions, items, hidden)
         pairs = torch.relu(hidden.unsqueeze(1) + self.item_layer(vectors))
         return pairs @ self.readout + biases
 
     def score_own(
-        self, hidden: torch.Tensor, vectors: torch.Tensor, biases: torch.Tensor
+        self,
+        hidden: torch.Tensor,
+        vectors: torch.Tensor,
+        biases: torch.Tensor,
+        items: torch.Tensor,
     ) -> torch.Tensor:
         own: torch.Tensor = torch.relu(hidden + self.item_layer(vectors)) @ self.readout + biases
         return own

@@ -21,11 +21,13 @@ from torch import nn
 from torch.nn import functional
 
 from distilrec.data.dataset import Dataset
+from distilrec.errors import ConfigError
 from distilrec.networks.batches import Batch
+from distilrec.networks.neighbours import LARGEST_CATALOGUE, Neighbours
 from distilrec.networks.on_cpu import dropout, scan
 from distilrec.networks.sequence import with_padding
 from distilrec.networks.student import Range, Student, StudentSettings
-from distilrec.settings import Count, Share
+from distilrec.settings import Count, Share, ZeroOrMore
 
 NORM_EPSILON = 1e-6
 # Events, the time constant of the slowest scale before training; that of the fastest is one event
@@ -45,6 +47,12 @@ class RecurrentConfig(StudentSettings, frozen=True, tag="recurrent"):
     """Share of channels that are set to 0 at random in training."""
     max_history: Count = 200
     """Latest events of a user that the model looks at."""
+    neighbours: ZeroOrMore = 0
+    """Items whose scores a past event moves by themselves, of each item; 8 to 32 are a good number,
+    0 is off.
+    """
+    neighbour_events: Count = 10
+    """Latest events that move the scores of their neighbours."""
 
 
 class Recurrent(Student):
@@ -69,15 +77,57 @@ class Recurrent(Student):
         self.widen = nn.Linear(width, config.expansion * dim)
         self.narrow = nn.Linear(config.expansion * dim, dim)
         self.outer_norm = nn.RMSNorm(dim, eps=NORM_EPSILON)
+        self.neighbours = neighbours_of(dataset, config)
+
+    def begin(self, dataset: Dataset) -> None:
+        if self.neighbours is not None:
+            self.neighbours.begin(dataset)
 
     def encode(self, batch: Batch, vectors: torch.Tensor) -> torch.Tensor:
-        return self._query(*self._known(batch, vectors))
+        windows, length = batch.items.shape
+        at = (torch.arange(size, device=batch.items.device) for size in (windows, length))
+        window, place = torch.meshgrid(*at, indexing="ij")
+        return self._with_latest(self._query(*self._known(batch, vectors)), batch, window, place)
 
     def encode_at(
         self, batch: Batch, vectors: torch.Tensor, window: torch.Tensor, place: torch.Tensor
     ) -> torch.Tensor:
         state, latest = self._known(batch, vectors)
-        return self._query(state[window, place], latest[window, place])
+        query = self._query(state[window, place], latest[window, place])
+        return self._with_latest(query, batch, window, place)
+
+    def _with_latest(
+        self, query: torch.Tensor, batch: Batch, window: torch.Tensor, place: torch.Tensor
+    ) -> torch.Tensor:
+        """Return queries with what `neighbours` has to know behind them."""
+        if self.neighbours is None:
+            return query
+        return torch.cat([query, self.neighbours.latest(batch, window, place)], dim=-1)
+
+    def score(
+        self,
+        hidden: torch.Tensor,
+        vectors: torch.Tensor,
+        biases: torch.Tensor,
+        items: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        if self.neighbours is None:
+            return super().score(hidden, vectors, biases, items)
+        query, latest = hidden[:, : self.state_dim], hidden[:, self.state_dim :]
+        return self.neighbours.add(super().score(query, vectors, biases), latest, items)
+
+    def score_own(
+        self,
+        hidden: torch.Tensor,
+        vectors: torch.Tensor,
+        biases: torch.Tensor,
+        items: torch.Tensor,
+    ) -> torch.Tensor:
+        if self.neighbours is None:
+            return super().score_own(hidden, vectors, biases, items)
+        query, latest = hidden[..., : self.state_dim], hidden[..., self.state_dim :]
+        own = super().score_own(query, vectors, biases, items)
+        return own + self.neighbours.of(latest, items)
 
     def _known(self, batch: Batch, vectors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return h and x_last + U f_u, (batch, length, scales * dim) and (batch, length, dim)."""
@@ -107,4 +157,21 @@ class Recurrent(Student):
             "narrow": self.narrow.weight,
             "narrow_bias": self.narrow.bias,
             "outer_norm": self.outer_norm.weight,
+            **({} if self.neighbours is None else self.neighbours.arrays()),
         }
+
+
+def neighbours_of(dataset: Dataset, config: RecurrentConfig) -> Neighbours | None:
+    """Return the term of these settings, None where it is off. Raises ConfigError for a catalogue
+    that is too large.
+    """
+    if not config.neighbours:
+        return None
+    if dataset.catalogue_size > LARGEST_CATALOGUE:
+        raise ConfigError(
+            f"a student with neighbours can have {LARGEST_CATALOGUE:,} items, and this catalogue "
+            f"has {dataset.catalogue_size:,}",
+            fix="set neighbours = 0 in [student]",
+            parameter="neighbours",
+        )
+    return Neighbours(dataset, config.neighbours, config.neighbour_events, config.dropout)

@@ -131,7 +131,8 @@ class SequenceModel(nn.Module, ABC):
     items: ItemTower
     user_features: FeatureProjection
     max_history: int
-    state_dim: int  # channels of the states that `encode` gives
+    # Channels of the states that `encode` gives; what `score` needs besides may stand behind them
+    state_dim: int
 
     def _set_up(self, dataset: Dataset, config: Sizes) -> None:
         """Make what most networks begin with: items, users and states of `config.dim` channels."""
@@ -157,17 +158,31 @@ class SequenceModel(nn.Module, ABC):
         """
         return self.encode(batch, vectors)[window, place]
 
+    def begin(self, dataset: Dataset) -> None:
+        """Take from the training rows what a training begins with, besides fresh weights."""
+
     def score(
-        self, hidden: torch.Tensor, vectors: torch.Tensor, biases: torch.Tensor
+        self,
+        hidden: torch.Tensor,
+        vectors: torch.Tensor,
+        biases: torch.Tensor,
+        items: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Return logits of the given items, (positions, items), from states (positions, dim)."""
+        """Return logits of the given items, (positions, items), from states (positions, dim).
+
+        items: which these are, (items,) int64, None for the first of the catalogue.
+        """
         return functional.linear(hidden, vectors, biases)
 
     def score_own(
-        self, hidden: torch.Tensor, vectors: torch.Tensor, biases: torch.Tensor
+        self,
+        hidden: torch.Tensor,
+        vectors: torch.Tensor,
+        biases: torch.Tensor,
+        items: torch.Tensor,
     ) -> torch.Tensor:
-        """Return logits of items that differ by state: states and vectors are (…, dim), biases (…),
-        which broadcast.
+        """Return logits of items that differ by state: states and vectors are (…, dim), biases and
+        items (…), which broadcast.
         """
         return (hidden * vectors).sum(-1) + biases
 

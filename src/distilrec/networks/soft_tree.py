@@ -126,12 +126,20 @@ class SoftTree(Student):
         return torch.exp(vectors + biases.unsqueeze(-1) - self.log_totals())
 
     def score(
-        self, hidden: torch.Tensor, vectors: torch.Tensor, biases: torch.Tensor
+        self,
+        hidden: torch.Tensor,
+        vectors: torch.Tensor,
+        biases: torch.Tensor,
+        items: torch.Tensor | None = None,
     ) -> torch.Tensor:
         return torch.log(hidden @ self.likely(vectors, biases).T + _SMALLEST)
 
     def score_own(
-        self, hidden: torch.Tensor, vectors: torch.Tensor, biases: torch.Tensor
+        self,
+        hidden: torch.Tensor,
+        vectors: torch.Tensor,
+        biases: torch.Tensor,
+        items: torch.Tensor,
     ) -> torch.Tensor:
         return torch.log((hidden * self.likely(vectors, biases)).sum(-1) + _SMALLEST)
 

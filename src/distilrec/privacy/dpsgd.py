@@ -277,6 +277,12 @@ def _check(config: StudentConfig, dataset: Dataset) -> None:
             fix='set kind = "recurrent" in [student]',
             parameter="student",
         )
+    if config.neighbours:
+        raise ConfigError(
+            "the neighbours of the items are counted in the log without noise",
+            fix="set neighbours = 0 in [student]",
+            parameter="neighbours",
+        )
     names = {encoding.name for encoding in dataset.info.item_encoder.encodings}
     if names & {feature.name for feature in derived_features(dataset.info.schema)}:
         raise ConfigError(

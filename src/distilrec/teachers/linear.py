@@ -20,18 +20,14 @@ import numpy as np
 import torch
 from msgspec import Meta
 from numpy.typing import NDArray
-from torch.nn import functional
 
-from distilrec.data.dataset import UNKNOWN_ITEM, Dataset, Histories
+from distilrec.data.dataset import Dataset, Histories
 from distilrec.errors import ConfigError, TrainingError
 from distilrec.files import RecordKind
 from distilrec.networks.batches import Batch
+from distilrec.networks.transitions import LARGEST_DENSE, transition_weights
 from distilrec.settings import Count, Positive, Settings
 from distilrec.teachers.teacher import Answer, Cost
-
-LARGEST_CATALOGUE = 12_000  # (items, items) float32 then take 576 MB
-_CHUNK = 4096
-_NO_SHARE = 1e-7  # of its weight; an older event moves no digit of a score
 
 
 class LinearConfig(Settings, frozen=True, tag="linear", tag_field="kind"):
@@ -80,31 +76,16 @@ class LinearTeacher:
             window.to(self._rows.device),
             position.to(self._rows.device),
         )
-        used, window = torch.unique(window, return_inverse=True)
-        batch = batch.select(used)
         out = self._rows.new_empty(len(window), self.weights.shape[1])
-        state = self._before(batch.earlier)
+        state = self._rows.new_zeros(len(batch.items), self.weights.shape[1])
+        for step in range(batch.earlier.shape[1]):
+            self._fold(state, batch.earlier[:, step])
         for step in range(batch.items.shape[1]):
             self._fold(state, batch.items[:, step])
             here = position == step
             out[here] = state[window[here]]
         cold = _below(out.amin(1, keepdim=True)).expand(-1, items - out.shape[1])
         return Answer(torch.cat([out, cold], dim=1))
-
-    def _before(self, earlier: torch.Tensor) -> torch.Tensor:
-        """Return the state after the items from before each window, (windows, items)."""
-        there = earlier < self._catalogue_size
-        age = there.flip(1).cumsum(1).flip(1) - there.long()
-        share = torch.where(there, torch.pow(self.config.decay, age.float()), 0.0)
-        some = share > _NO_SHARE
-        counts = some.sum(1)
-        return functional.embedding_bag(
-            earlier[some],
-            self._rows,
-            counts.cumsum(0) - counts,
-            per_sample_weights=share[some],
-            mode="sum",
-        )
 
     def _fold(self, state: torch.Tensor, items: torch.Tensor) -> None:
         in_catalogue = (items < self._catalogue_size).unsqueeze(1)
@@ -130,54 +111,19 @@ def _below(lowest: torch.Tensor) -> torch.Tensor:
 def fit_linear(config: LinearConfig, dataset: Dataset, seed: int) -> LinearTeacher:
     """Solve for B. Raises ConfigError when the catalogue is too large for dense weights."""
     items = dataset.info.warm_items
-    if items > LARGEST_CATALOGUE:
+    if items > LARGEST_DENSE:
         raise ConfigError(
             f"the linear teacher holds items x items weights; {items:,} items are more than "
-            f"{LARGEST_CATALOGUE:,}",
+            f"{LARGEST_DENSE:,}",
             fix="use another teacher for this catalogue",
             parameter="teacher",
         )
     began = time.perf_counter()
-    gram = np.zeros((items, items), np.float32)
-    cross = np.zeros((items, items), np.float32)  # Y'X, so that one event adds to one row
-    inputs, targets = np.zeros((_CHUNK, items), np.float32), np.zeros(_CHUNK, np.int64)
-    filled = 0
-    total = int(dataset.is_training().sum())
-    chosen = np.random.default_rng(seed).random(len(dataset.items)) < config.rows / max(total, 1)
-    for user in range(dataset.info.warm_users):
-        state = np.zeros(items, np.float32)
-        first = int(dataset.offsets[user])
-        for row in range(first, int(dataset.train_end[user])):
-            item = dataset.items[row]
-            if item == UNKNOWN_ITEM or item >= items:
-                continue
-            if chosen[row] and row > first:
-                inputs[filled], targets[filled] = state, item
-                filled += 1
-                if filled == _CHUNK:
-                    _accumulate(gram, cross, inputs, targets)
-                    filled = 0
-            state *= config.decay
-            state[item] += 1.0
-    _accumulate(gram, cross, inputs[:filled], targets[:filled])
-    gram[np.diag_indices(items)] += config.ridge
-    weights = np.linalg.solve(gram.astype(np.float64), cross.T.astype(np.float64)).astype(
-        np.float32
+    weights = transition_weights(
+        dataset, ridge=config.ridge, decay=config.decay, rows=config.rows, seed=seed
     )
     seconds = time.perf_counter() - began
     return LinearTeacher(config, weights, dataset.catalogue_size, dataset.fingerprint(), seconds)
-
-
-def _accumulate(
-    gram: NDArray[np.float32],
-    cross: NDArray[np.float32],
-    inputs: NDArray[np.float32],
-    targets: NDArray[np.int64],
-) -> None:
-    gram += inputs.T @ inputs
-    torch.from_numpy(cross).index_add_(
-        0, torch.from_numpy(targets[: len(inputs)]), torch.from_numpy(inputs)
-    )
 
 
 class _Record(msgspec.Struct, frozen=True):

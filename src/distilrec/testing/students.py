@@ -169,7 +169,7 @@ class StudentContract:
         user = user_vector(bundle, dataset, int(one.users[0]))
         state = folded(runtime, one.items, one.events)
         query = runtime.query(state, user)
-        width = student.state_dim
+        width = encoded.shape[1]
         np.testing.assert_allclose(query[:width], encoded[0].numpy(), _TOLERANCE, _TOLERANCE)
         assert not query[width:].any()
         expected = TorchScorer(student).scores(one)[0]
@@ -234,8 +234,12 @@ class StudentContract:
     def test_a_new_item_is_scored_by_its_vector(
         self, dataset: Dataset, bundle: Bundle, runtime: Runtime
     ) -> None:
-        """As many items as the table has no room for; each is the copy of one that is there."""
-        state = folded(runtime, np.arange(4, dtype=np.int32), np.zeros(4, np.int32))
+        """As many items as the table has no room for; each is the copy of one that is there.
+
+        The user's items have no training rows: the others may move scores by more than vectors.
+        """
+        cold = np.arange(dataset.info.warm_items, dataset.catalogue_size, dtype=np.int32)
+        state = folded(runtime, np.tile(cold, 2), np.zeros(2 * len(cold), np.int32))
         nothing = np.zeros(bundle.manifest.dim, np.float32)
         vectors, biases = bundle.weights.vectors, bundle.weights.biases
         copied = np.arange(100) % dataset.catalogue_size
@@ -256,7 +260,8 @@ class StudentContract:
         kind = kind_of(self.config)
         assert bundle.manifest.kind == kind
         own = RUNTIMES[kind].shapes(bundle.manifest, bundle.weights.of_kind)
-        assert set(bundle.weights.pack()) == _COMMON | set(own)
+        whole = RUNTIMES[kind].whole_numbers(bundle.manifest, bundle.weights.of_kind)
+        assert set(bundle.weights.pack()) == _COMMON | set(own) | set(whole)
         assert not _COMMON & set(own)
         assert holds(folder, trained)
 
@@ -299,6 +304,8 @@ class StudentContract:
                     changed[name] = array[..., :-1]
                 case "other type":
                     changed[name] = array.astype(np.float64)
+                case _ if np.issubdtype(array.dtype, np.integer):
+                    changed[name] = np.full_like(array, np.iinfo(array.dtype).max)
                 case _:
                     changed[name] = np.full_like(array, np.nan)
             rewrite(bundle, changed, tmp_path)

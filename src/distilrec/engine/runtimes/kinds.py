@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from distilrec.bundle.checks import check_shapes
+from distilrec.bundle.checks import check_shapes, check_whole_numbers
 from distilrec.bundle.format import Bundle, corrupted
 from distilrec.bundle.manifest import WEIGHTS, SearchKind
 from distilrec.engine.runtimes.mlp import MlpRuntime
@@ -58,6 +58,7 @@ def make_runtime(bundle: Bundle, search: SearchKind | None = None) -> Runtime:
     check_search(search, bundle.manifest.kind, "search")
     try:
         own = bundle.weights.of_kind
+        check_whole_numbers(own, kind.whole_numbers(bundle.manifest, own))
         check_shapes(own, kind.shapes(bundle.manifest, own))
     except ValueError as problem:
         raise corrupted(bundle.folder / WEIGHTS, str(problem)) from None

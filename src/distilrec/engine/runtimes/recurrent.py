@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
-from distilrec.bundle.checks import Arrays, Shapes, length_of
+from distilrec.bundle.checks import Arrays, Shapes, Whole, length_of
 from distilrec.bundle.format import Bundle
 from distilrec.bundle.manifest import Manifest, SearchKind
 from distilrec.engine import kernels
 from distilrec.engine.items import Floats, ItemTable, Mask, Places, columns_of
+from distilrec.engine.runtimes.neighbours import (
+    OwnBiases,
+    neighbours_in,
+    shapes_of_neighbours,
+    whole_numbers_of_neighbours,
+)
 from distilrec.engine.runtimes.runtime import Runtime
 from distilrec.engine.search import make_search
 
@@ -41,7 +49,9 @@ class RecurrentRuntime(Runtime):
             w["outer_norm"],
             NORM_EPSILON,
         )
-        self._query = np.zeros(len(self._columns), np.float32)  # reused
+        self._neighbours = neighbours_in(w, len(bundle.manifest.event_types))
+        self._own_biases = OwnBiases(self._items, self._neighbours)
+        self._query = self._new_query()  # reused
         self._scores = np.empty_like(biases)
 
     @staticmethod
@@ -58,7 +68,12 @@ class RecurrentRuntime(Runtime):
             "narrow": (dim, wide),
             "narrow_bias": (dim,),
             "outer_norm": (dim,),
+            **shapes_of_neighbours(manifest, weights),
         }
+
+    @staticmethod
+    def whole_numbers(manifest: Manifest, weights: Arrays) -> Mapping[str, Whole]:
+        return whole_numbers_of_neighbours(manifest, weights)
 
     @staticmethod
     def query_length(weights: Arrays) -> float:
@@ -66,42 +81,67 @@ class RecurrentRuntime(Runtime):
         return float(np.linalg.norm(weights["outer_norm"]))
 
     def new_state(self) -> Floats:
-        return np.zeros((len(self._decay) + 1, self._decay.shape[1]), np.float32)
+        scales, dim = self._decay.shape
+        return np.zeros((scales + 1 + self._neighbours.rows_of_state(dim), dim), np.float32)
 
     def fold(self, state: Floats, items: Places, events: Places) -> None:
         kernels.fold_recurrent(
-            state, items, events, self._items.vectors, self._gain, self._decay, self._scale
-        )
+            state, items, events, self._items.vectors, self._gain, self._decay, self._scale,
+            self._neighbours.kept,
+        )  # fmt: skip
 
     def query(self, state: Floats, user: Floats) -> Floats:
-        query = np.zeros(len(self._columns), np.float32)
-        kernels.query_recurrent(state, user, *self._weights, query[: self._decay.shape[1]])
+        query, dim = self._new_query(), self._decay.shape[1]
+        kernels.query_recurrent(state, user, *self._weights, query[:dim])
+        kernels.read_latest(self._kept(state), self._neighbours.kept, self._latest(query))
         return query
+
+    def _new_query(self) -> Floats:
+        """Return room for a query, the latest events behind it, and what kernels read."""
+        length = self._decay.shape[1] + 2 * self._neighbours.events
+        return np.zeros(max(len(self._columns), length), np.float32)
+
+    def _latest(self, query: Floats) -> Floats:
+        dim = self._decay.shape[1]
+        return query[dim : dim + 2 * self._neighbours.events]
+
+    def _kept(self, states: Floats) -> Floats:
+        """Return the rows of a state, or of each of several, that keep the latest events."""
+        return states[..., len(self._decay) + 1 :, :]
 
     def best(
         self, state: Floats, user: Floats, seen: Places, mask: Mask, k: int
     ) -> tuple[Places, Floats]:
         if self._search is not None:
-            return self._search.best(self.query(state, user)[: self._decay.shape[1]], seen, mask, k)
+            query, added = self.query(state, user), None
+            if self._neighbours.events:
+                added = self._own_biases.of(self._latest(query))
+            return self._search.best(query[: self._decay.shape[1]], seen, mask, k, added)
         items, scores = np.empty(k, np.int32), np.empty(k, np.float32)
         found = kernels.recommend_recurrent(
-            state, user, *self._weights, self._columns, self._items.biases, seen, mask, k,
+            state, user, *self._weights, self._neighbours.kept, *self._neighbours,
+            self._columns, self._items.biases, seen, mask, k,
             self._query, self._scores, items, scores,
         )  # fmt: skip
         return items[:found], scores[:found]
 
     def scores(self, query: Floats) -> Floats:
+        out: Floats
         if self._search is not None:
-            every: Floats = self._items.vectors @ query[: self._decay.shape[1]] + self._items.biases
-            return every
-        out = np.empty(self._items.count, np.float32)
-        kernels.scores_dot(query, self._columns, self._items.biases, out)
+            out = self._items.vectors @ query[: self._decay.shape[1]] + self._items.biases
+        else:
+            out = np.empty(self._items.count, np.float32)
+            kernels.scores_dot(query, self._columns, self._items.biases, out)
+        kernels.add_neighbours(self._latest(query), *self._neighbours, out)
         return out
 
     def scores_of(self, states: Floats, user: Floats, items: Places) -> Floats:
         queries = np.empty((len(states), self._decay.shape[1]), np.float32)
         kernels.queries_recurrent(states, user, *self._weights, queries)
         scores: Floats = queries @ self._items.vectors[items].T + self._items.biases[items]
+        kernels.neighbours_of(
+            self._kept(states), self._neighbours.kept, items, *self._neighbours, scores
+        )
         return scores
 
     def without_each(self, items: Places, events: Places, state: Floats | None = None) -> Floats:
@@ -109,10 +149,17 @@ class RecurrentRuntime(Runtime):
         kernels.without_each_recurrent(
             items, events, self._items.vectors, self._gain, self._decay, self._scale, out
         )  # fmt: skip
+        of_these = self.new_state()
+        self.fold(of_these, items, events)
         if state is not None:
-            of_these = self.new_state()
-            self.fold(of_these, items, events)
-            out[:, :-1] += (state - of_these)[:-1] / self._decay  # what is older decays once less
+            scales = len(self._decay)
+            # What is older decays once less
+            out[:, :scales] += (state - of_these)[:scales] / self._decay
+        kernels.latest_without_each(
+            self._kept(of_these if state is None else state),
+            self._neighbours.kept,
+            self._kept(out),
+        )
         return out
 
     def item_vectors(self, items: Places) -> Floats:
@@ -122,6 +169,7 @@ class RecurrentRuntime(Runtime):
         self._items.put(item, vector, bias)
         if self._search is not None:
             self._search.put_item(item)
+            self._own_biases.put_item(item)
             return
         if missing := self._items.room - self._columns.shape[1]:
             self._columns = np.pad(self._columns, ((0, 0), (0, missing)))

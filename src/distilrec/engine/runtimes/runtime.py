@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import ClassVar
 
-from distilrec.bundle.checks import Arrays, Shapes
+from distilrec.bundle.checks import Arrays, Shapes, Whole
 from distilrec.bundle.format import Bundle
 from distilrec.bundle.manifest import Manifest, SearchKind
 from distilrec.engine.items import Floats, Mask, Places
@@ -16,7 +17,8 @@ class Runtime(ABC):
     catalogue.
 
     `Bundle.weights` has `vectors`, `biases`, `user_table` and `item_table` for every kind of
-    student, and in `of_kind` those of `shapes`; all are checked before a runtime is made.
+    student, and in `of_kind` those of `shapes` and `whole_numbers`; all are checked before a
+    runtime is made.
     """
 
     searches: ClassVar[tuple[SearchKind, ...]] = ("exact",)
@@ -32,6 +34,13 @@ class Runtime(ABC):
         """Return the shapes of the arrays that only this kind has, `weights`; sizes that the
         manifest does not have come from them. Raises ValueError for sizes that cannot be.
         """
+
+    @staticmethod
+    def whole_numbers(manifest: Manifest, weights: Arrays) -> Mapping[str, Whole]:
+        """Return what the arrays of whole numbers among these must be, where this kind has some.
+        Raises ValueError for what cannot be.
+        """
+        return {}
 
     @staticmethod
     def query_length(weights: Arrays) -> float:

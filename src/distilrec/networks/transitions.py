@@ -1,0 +1,123 @@
+"""From past items to the next one, by counting and in closed form: what the linear teacher answers
+by, and what the neighbours of a student begin with.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from distilrec.data.dataset import UNKNOWN_ITEM, Dataset
+
+LARGEST_DENSE = 12_000  # items: (items, items) float32 then take 576 MB
+RIDGE, DECAY, ROWS = 300.0, 0.9, 300_000
+_CHUNK = 4096
+_EVENTS = 10  # latest events that are paired with the next one, in a larger catalogue
+_SHRINKAGE = 20.0  # pairs that an item is thought to have had besides
+Floats = NDArray[np.float32]
+
+
+def transition_weights(
+    dataset: Dataset, *, ridge: float, decay: float, rows: int, seed: int
+) -> Floats:
+    """Return B = (X'X + ridge I)^-1 X'Y, (items with training rows, the same).
+
+    X: the history before each training event, items by decay^age; Y: its item. rows: the maximum
+    number of events, drawn at random.
+    """
+    items = dataset.info.warm_items
+    gram = np.zeros((items, items), np.float32)
+    cross = np.zeros((items, items), np.float32)  # Y'X, so that one event adds to one row
+    inputs, targets = np.zeros((_CHUNK, items), np.float32), np.zeros(_CHUNK, np.int64)
+    filled = 0
+    total = int(dataset.is_training().sum())
+    chosen = np.random.default_rng(seed).random(len(dataset.items)) < rows / max(total, 1)
+    for user in range(dataset.info.warm_users):
+        state = np.zeros(items, np.float32)
+        first = int(dataset.offsets[user])
+        for row in range(first, int(dataset.train_end[user])):
+            item = dataset.items[row]
+            if item == UNKNOWN_ITEM or item >= items:
+                continue
+            if chosen[row] and row > first:
+                inputs[filled], targets[filled] = state, item
+                filled += 1
+                if filled == _CHUNK:
+                    _accumulate(gram, cross, inputs, targets)
+                    filled = 0
+            state *= decay
+            state[item] += 1.0
+    _accumulate(gram, cross, inputs[:filled], targets[:filled])
+    gram[np.diag_indices(items)] += ridge
+    weights: Floats = np.linalg.solve(gram.astype(np.float64), cross.T.astype(np.float64)).astype(
+        np.float32
+    )
+    return weights
+
+
+def _accumulate(gram: Floats, cross: Floats, inputs: Floats, targets: NDArray[np.int64]) -> None:
+    gram += inputs.T @ inputs
+    torch.from_numpy(cross).index_add_(
+        0, torch.from_numpy(targets[: len(inputs)]), torch.from_numpy(inputs)
+    )
+
+
+def largest_transitions(dataset: Dataset, number: int) -> tuple[NDArray[np.int64], Floats]:
+    """Return for each item with training rows the items that most follow it and their weights,
+    (items, number) each, rising by item in each row.
+
+    Of `transition_weights` where the catalogue is small enough for these, else by counting. An item
+    follows itself only where the log has repeats.
+    """
+    items = dataset.info.warm_items
+    if items <= LARGEST_DENSE:
+        weights = transition_weights(dataset, ridge=RIDGE, decay=DECAY, rows=ROWS, seed=0)
+        if not dataset.info.repeats:
+            np.fill_diagonal(weights, -np.inf)
+        chosen = np.argpartition(-weights, number - 1, axis=1)[:, :number]
+        chosen.sort(axis=1)
+        return chosen, np.take_along_axis(weights, chosen, 1)
+    return _counted(dataset, number)
+
+
+def _counted(dataset: Dataset, number: int) -> tuple[NDArray[np.int64], Floats]:
+    """Return the same by how much more often an item is among the next ones than its popularity
+    says: (n_ji - n_j p_i) / (n_j + shrinkage), n_ji the events on i soon after one on j.
+    """
+    items = dataset.info.warm_items
+    keys, counts = _pairs(dataset)
+    past, following = keys // items, keys % items
+    of_past = np.bincount(past, counts, items)
+    of_next = np.bincount(following, counts, items)
+    expected = of_past[past] * of_next[following] / max(counts.sum(), 1.0)
+    weights = (counts - expected) / (of_past[past] + _SHRINKAGE)
+    if not dataset.info.repeats:
+        weights[past == following] = -np.inf
+    # The most popular items stand behind, for items that too few have followed
+    others = np.arange(items)[:, None] * items + np.arange(number)
+    keys, first = np.unique(np.concatenate([keys, others.ravel()]), return_index=True)
+    weights = np.concatenate([weights, np.full(others.size, -np.inf)])[first]
+    past = keys // items
+    order = np.lexsort((-weights, past))
+    starts = np.searchsorted(past, np.arange(items))
+    chosen = np.sort(order[starts[:, None] + np.arange(number)], axis=1)  # by item again
+    return keys[chosen] % items, weights[chosen].astype(np.float32)
+
+
+def _pairs(dataset: Dataset) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Return the pairs of an item and one that comes soon after it, past * items + next, rising,
+    and how often each occurs, later ones weighing less.
+    """
+    items = dataset.info.warm_items
+    rows = np.flatnonzero(dataset.is_training() & (dataset.items >= 0) & (dataset.items < items))
+    users = dataset.user_rows()[rows]
+    taken = dataset.items[rows].astype(np.int64)
+    keys, weights = [np.zeros(0, np.int64)], [np.zeros(0)]
+    for age in range(min(_EVENTS, len(rows) - 1)):
+        together = users[age + 1 :] == users[: -age - 1]
+        keys.append((taken[: -age - 1] * items + taken[age + 1 :])[together])
+        weights.append(np.full(len(keys[-1]), DECAY**age))
+    found, inverse = np.unique(np.concatenate(keys), return_inverse=True)
+    counts = np.bincount(inverse, np.concatenate(weights), len(found)).astype(np.float64)
+    return found, counts

@@ -1,0 +1,186 @@
+"""The neighbours of the latest events in torch: where they come from, and what they add."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+
+import msgspec
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from distilrec.errors import ConfigError
+from distilrec.networks import neighbours, recurrent, transitions
+from distilrec.networks.batches import prediction_batch
+from distilrec.networks.build import build_model
+from distilrec.networks.neighbours import Neighbours
+from distilrec.networks.recurrent import RecurrentConfig
+from distilrec.training.options import RunOptions, TrainingConfig
+from distilrec.training.scoring import GROUND_TRUTH
+from distilrec.training.trained import load_model, save_model, train_model
+from distilrec.training.trainer import train
+
+CONFIG = RecurrentConfig(dim=8, max_history=12, neighbours=5, neighbour_events=3)
+SHORT = TrainingConfig(epochs=2, batch_size=16)
+
+
+@pytest.fixture(scope="module")
+def term(small):
+    made = Neighbours(small, 5, 3, 0.0).eval()
+    made.begin(small)
+    with torch.no_grad():
+        made.ages.copy_(torch.randn(made.ages.shape, generator=torch.Generator().manual_seed(0)))
+    return made
+
+
+def whole(term):
+    """S as a table, (items, items)."""
+    table = torch.zeros(term.warm, term.warm)
+    return table.scatter(1, term.items, term.values().detach())
+
+
+@pytest.mark.parametrize("dense", [True, False])
+@pytest.mark.parametrize("repeats", [True, False])
+def test_the_pattern_is_what_most_follows(small, monkeypatch, dense, repeats):
+    if not dense:
+        monkeypatch.setattr(transitions, "LARGEST_DENSE", 0)
+    data = replace(small, info=msgspec.structs.replace(small.info, repeats=repeats))
+    items, weights = transitions.largest_transitions(data, 5)
+    assert items.shape == weights.shape == (small.info.warm_items, 5)
+    assert items.min() >= 0
+    assert items.max() < small.info.warm_items
+    assert (np.diff(items, axis=1) > 0).all()
+    itself = items == np.arange(len(items))[:, None]
+    assert repeats or not np.isfinite(weights[itself]).any() or not itself.any()
+    # No training row is in another part, and none of another part counts
+    held_out = replace(data, items=np.where(data.is_training(), data.items, 0).astype(np.int32))
+    again, values = transitions.largest_transitions(held_out, 5)
+    np.testing.assert_array_equal(again, items)
+    np.testing.assert_array_equal(values, weights)
+
+
+def test_counting_finds_the_item_that_always_follows(small, monkeypatch):
+    monkeypatch.setattr(transitions, "LARGEST_DENSE", 0)
+    users, length, warm = small.users, 8, small.info.warm_items
+    rng = np.random.default_rng(0)
+    first = rng.integers(warm, size=(users, length // 2))
+    log = np.stack([first, (first + 7) % warm], axis=2).reshape(users, length).astype(np.int32)
+    ends = (np.arange(users) + 1) * length
+    made = replace(
+        small,
+        offsets=np.concatenate([[0], ends]).astype(np.int64),
+        train_end=ends.astype(np.int64),
+        validation_end=ends.astype(np.int64),
+        items=log.ravel(),
+        events=np.zeros(log.size, np.int32),
+        times=np.zeros(log.size),
+    )
+    items, weights = transitions.largest_transitions(made, 3)
+    most = items[np.arange(warm), weights.argmax(1)]
+    assert (most == (np.arange(warm) + 7) % warm).mean() > 0.9
+
+
+@given(data=st.data())
+def test_what_is_added_is_the_sum_over_the_latest_events(small, term, data):
+    """To all items, to some of them, and to items that differ by position."""
+    catalogue, warm = small.catalogue_size, term.warm
+    kinds = len(small.info.event_types)
+    drawn = st.lists(
+        st.tuples(st.integers(0, catalogue), st.integers(0, kinds - 1)), min_size=3, max_size=3
+    )
+    latest = [data.draw(drawn) for _ in range(4)]
+    table, expected = whole(term), torch.zeros(4, catalogue)
+    for row, events in enumerate(latest):
+        for age, (item, kind) in enumerate(events):
+            if 0 < item <= warm:
+                expected[row, :warm] += term.ages[kind, age].detach() * table[item - 1]
+    state = torch.tensor([[*(i for i, _ in one), *(k for _, k in one)] for one in latest]).float()
+    logits = torch.ones(4, catalogue)
+    added = term.add(logits, state, None)
+    assert added is logits  # no second tensor of this size
+    torch.testing.assert_close(added.detach() - 1, expected, rtol=1e-5, atol=1e-5)
+    some = torch.tensor(data.draw(st.lists(st.integers(0, warm - 1), min_size=1, unique=True)))
+    few = term.add(torch.zeros(4, len(some)), state, some)
+    torch.testing.assert_close(few.detach(), expected[:, some], rtol=1e-5, atol=1e-5)
+    own = some.expand(4, -1)
+    torch.testing.assert_close(
+        term.of(state.unsqueeze(1), own).detach(), expected[:, some], rtol=1e-5, atol=1e-5
+    )
+
+
+def test_the_latest_events_are_those_before_the_position(small, term):
+    users = np.array([0, 1, 2])
+    histories = small.histories(users, small.offsets[users] + np.array([0, 2, 4]))
+    batch = prediction_batch(histories, small.catalogue_size, 12)
+    last = (batch.targets == 0).nonzero(as_tuple=True)
+    latest = term.latest(batch, *last)
+    for user in range(3):
+        items = histories.of(user)[::-1][:3] + 1
+        assert latest[user, :3].tolist() == [*items, *[0] * (3 - len(items))]
+    model = build_model(CONFIG, small, 0).eval()
+    vectors = model.items.vectors()
+    torch.testing.assert_close(
+        model.encode(batch, vectors)[last], model.encode_at(batch, vectors, *last)
+    )
+
+
+def test_values_are_those_of_a_bundle_where_they_are_not_trained(term):
+    integers, units = term.integers()
+    assert integers.abs().max() == 127
+    served = term.values()
+    torch.testing.assert_close(served, integers * units[:, None])
+    assert ((served - term.strengths).abs() <= units[:, None] / 2 + 1e-6).all()
+    trained = copy.deepcopy(term).train()
+    assert trained.values() is trained.strengths
+
+
+def test_a_saved_student_has_its_pattern(small, tmp_path):
+    trained = train_model(CONFIG, small, SHORT, seed=0)
+    fresh = build_model(CONFIG, small, 0)
+    assert not torch.equal(trained.model.neighbours.items, fresh.neighbours.items)
+    save_model(trained, tmp_path)
+    again = load_model(tmp_path, small).model
+    for name, tensor in trained.model.state_dict().items():
+        assert torch.equal(again.state_dict()[name], tensor), name
+
+
+def test_a_resumed_training_ends_as_one_in_one_go(small, tmp_path):
+    once = build_model(CONFIG, small, 0)
+    train(once, small, GROUND_TRUTH, SHORT, seed=0)
+
+    class Stop(Exception):
+        pass
+
+    def stop(epoch, total):
+        if epoch.epoch == 1:
+            raise Stop
+
+    options = RunOptions(checkpoint=tmp_path / "checkpoint", on_epoch=stop)
+    with pytest.raises(Stop):
+        train(build_model(CONFIG, small, 0), small, GROUND_TRUTH, SHORT, seed=0, options=options)
+    resumed = build_model(CONFIG, small, 0)
+    train(
+        resumed, small, GROUND_TRUTH, SHORT, seed=0,
+        options=RunOptions(checkpoint=tmp_path / "checkpoint"),
+    )  # fmt: skip
+    for name, tensor in once.state_dict().items():
+        torch.testing.assert_close(resumed.state_dict()[name], tensor, msg=name)
+
+
+def test_a_student_has_no_more_neighbours_than_there_are_items(small):
+    many = msgspec.structs.replace(CONFIG, neighbours=10_000)
+    model = build_model(many, small, 0)
+    model.begin(small)
+    assert model.neighbours.items.shape == (small.info.warm_items, small.info.warm_items)
+
+
+def test_a_catalogue_that_is_too_large_is_refused(small, monkeypatch):
+    monkeypatch.setattr(recurrent, "LARGEST_CATALOGUE", 5)
+    with pytest.raises(ConfigError, match="can have 5 items") as caught:
+        build_model(CONFIG, small, 0)
+    assert "neighbours = 0" in caught.value.fix
+    assert build_model(msgspec.structs.replace(CONFIG, neighbours=0), small, 0).neighbours is None
+    assert neighbours.LARGEST_CATALOGUE == 2**24
