@@ -38,10 +38,9 @@ class TrainingConfig(Settings, frozen=True):
     """
     window: ZeroOrMore = 0
     """Events of a training window; 0 and what is above it is the network's `max_history`."""
-    context: Share = 0.0
-    """Share of a window that is only seen: its events are scored in another window. Without it a
-    long history is cut into pieces, and the first event of a piece is predicted from an empty
-    state.
+    context: Share = 0.5
+    """Share of a window that is only seen: its events are scored in another window. With 0 a long
+    history is cut into pieces, and the first event of a piece is predicted from an empty state.
     """
     positions: ZeroOrMore = 0
     """Maximum number of positions of a batch that are scored, drawn at random; 0 is all."""
