@@ -5,9 +5,9 @@
 
 Everyone trains on the same rows, without features, on one thread, for the same CPU time at most;
 the settings of each are in `PEERS`. After each epoch the whole catalogue is ranked for all
-validation users, which counts for nobody; the epoch is chosen on validation, the test part is read
-for that epoch alone. A training that is finished is kept in the folder. Prints a table and one JSON
-line, and writes both into `bench/results/`.
+validation users, which is not counted as training; the epoch is chosen on validation, the test part
+is read for that epoch alone. A training that is finished is kept in the folder. Prints a table and
+one JSON line, and writes both into `bench/results/`.
 
 Needs what the extra `adapters` has, RecBole as the Makefile installs it, and for RecTools
 `pip install pytorch-lightning`; peers that are not installed are left out and named.
