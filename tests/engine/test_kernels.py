@@ -1,4 +1,4 @@
-"""The loops of the engine against plain numpy."""
+"""The loops of the engine, compiled and in numpy, against the equations."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distilrec.engine import kernels
+from distilrec.engine import kernels as compiled
+from distilrec.engine.items import TILE
+from distilrec.engine.loops import loops_of
 
 NO_NEIGHBOURS = (
     np.zeros((0, 0), np.int32),
@@ -18,9 +20,14 @@ NO_NEIGHBOURS = (
 SIZES = st.sampled_from([1, 2, 31, 32, 33, 64, 97])  # groups of 32 are compared at once
 
 
+@pytest.fixture(scope="module", params=["numba", "numpy"])
+def kernels(request):
+    return loops_of(request.param)
+
+
 @settings(deadline=None)
 @given(seed=st.integers(0, 10_000), items=SIZES, k=st.sampled_from([1, 2, 10, 40, 100]))
-def test_top_k_is_a_stable_sort_without_the_seen_and_the_masked(seed, items, k):
+def test_top_k_is_a_stable_sort_without_the_seen_and_the_masked(kernels, seed, items, k):
     rng = np.random.default_rng(seed)
     values = rng.integers(-5, 6, items).astype(np.float32)  # integers: many ties
     seen = rng.integers(items, size=rng.integers(items + 1)).astype(np.int32)
@@ -41,7 +48,7 @@ def test_top_k_is_a_stable_sort_without_the_seen_and_the_masked(seed, items, k):
 
 @settings(deadline=None)
 @given(seed=st.integers(0, 1_000), cut=st.integers(0, 20), dim=st.sampled_from([1, 4, 16, 33]))
-def test_folding_in_two_parts_is_folding_at_once(seed, cut, dim):
+def test_folding_in_two_parts_is_folding_at_once(kernels, seed, cut, dim):
     rng = np.random.default_rng(seed)
     vectors = rng.normal(size=(30, dim)).astype(np.float32)
     gain = rng.normal(size=(3, dim)).astype(np.float32)
@@ -72,7 +79,7 @@ def test_folding_in_two_parts_is_folding_at_once(seed, cut, dim):
     dim=st.sampled_from([8, 32]),
     items=st.sampled_from([1, 50, 2_048, 5_000]),
 )
-def test_scores(seed, dim, items):
+def test_scores(kernels, seed, dim, items):
     rng = np.random.default_rng(seed)
     query, readout = rng.normal(size=(2, dim)).astype(np.float32)
     vectors, biases = (
@@ -134,7 +141,7 @@ class Case:
 @given(
     seed=st.integers(0, 10_000), dim=st.sampled_from([1, 3, 8]), scales=st.sampled_from([1, 2, 3])
 )
-def test_the_query_is_that_of_the_equations(seed, dim, scales):
+def test_the_query_is_that_of_the_equations(kernels, seed, dim, scales):
     case = Case(seed, dim, scales)
     query = np.full(dim, 7, np.float32)
     kernels.query_recurrent(case.state, case.user, *case.weights, query)
@@ -154,7 +161,7 @@ def test_the_query_is_that_of_the_equations(seed, dim, scales):
 
 @settings(deadline=None, max_examples=25)
 @given(seed=st.integers(0, 10_000), events=st.integers(0, 6), scales=st.sampled_from([1, 2]))
-def test_the_state_without_an_event_is_a_fold_without_it(seed, events, scales):
+def test_the_state_without_an_event_is_a_fold_without_it(kernels, seed, events, scales):
     case = Case(seed, scales=scales)
     items = case.rng.integers(40, size=events).astype(np.int32)
     kinds = case.rng.integers(3, size=events).astype(np.int32)
@@ -176,7 +183,7 @@ def test_the_state_without_an_event_is_a_fold_without_it(seed, events, scales):
 
 @settings(deadline=None, max_examples=25)
 @given(seed=st.integers(0, 10_000), events=st.integers(0, 6))
-def test_the_mean_is_a_sum_and_a_number(seed, events):
+def test_the_mean_is_a_sum_and_a_number(kernels, seed, events):
     case = Case(seed)
     items = case.rng.integers(40, size=events).astype(np.int32)
     state = np.arange(case.dim + 1, dtype=np.float32)
@@ -190,7 +197,7 @@ def test_the_mean_is_a_sum_and_a_number(seed, events):
 @pytest.mark.slow
 @settings(deadline=None, max_examples=25)
 @given(seed=st.integers(0, 10_000), masked=st.booleans(), k=st.sampled_from([1, 5, 60]))
-def test_every_search_finds_the_best(seed, masked, k):
+def test_every_search_finds_the_best(kernels, seed, masked, k):
     """In one call from the state, by rows, among candidates, among given items."""
     case = Case(seed, dim=5)
     mask = case.mask if masked else np.zeros(0, np.uint8)
@@ -241,7 +248,7 @@ def test_every_search_finds_the_best(seed, masked, k):
     check(found, items, values, case.best(scores, k, set(range(40)) - set(some.tolist()), nothing))
 
 
-def test_equal_scores_keep_the_order_given_when_rescored():
+def test_equal_scores_keep_the_order_given_when_rescored(kernels):
     vectors, biases = np.zeros((6, 2), np.float32), np.array([1, 1, 2, 1, 1, 1], np.float32)
     items, values = np.zeros(4, np.int32), np.zeros(4, np.float32)
     assert (
@@ -255,7 +262,7 @@ def test_equal_scores_keep_the_order_given_when_rescored():
 
 @settings(deadline=None, max_examples=25)
 @given(seed=st.integers(0, 10_000), k=st.sampled_from([1, 5, 60]))
-def test_the_search_in_8_bits_finds_the_best(seed, k):
+def test_the_search_in_8_bits_finds_the_best(kernels, seed, k):
     case = Case(seed, dim=5)
     query = case.query(case.state).astype(np.float32)
     scores = case.vectors @ query + case.biases
@@ -265,7 +272,7 @@ def test_the_search_in_8_bits_finds_the_best(seed, k):
     items, values = np.full(k, -7, np.int32), np.full(k, np.nan, np.float32)
     found = kernels.best_quantised(
         query, integers, lengths, case.vectors, case.biases, case.seen, case.mask, 2 * k + 30,
-        np.empty(kernels.TILE, np.int32), np.empty(40, np.float32), items, values,
+        np.empty(TILE, np.int32), np.empty(40, np.float32), items, values,
     )  # fmt: skip
     assert items[:found].tolist() == case.best(scores, k, set(case.seen.tolist()), case.mask)
     np.testing.assert_allclose(values[:found], scores[items[:found]], rtol=2e-3, atol=1e-3)
@@ -279,8 +286,8 @@ def test_scores_in_8_bits_are_exact(seed, items):
     columns = rng.integers(-127, 128, (16, items)).astype(np.int8)
     query[:2], columns[:2, 0] = 127, 127  # the largest products of two that must fit into 16 bits
     scales, biases = rng.random(items).astype(np.float32), rng.normal(size=items).astype(np.float32)
-    out, sums = np.empty(items, np.float32), np.full(kernels.TILE, 7, np.int32)
-    kernels.scores_quantised(query, columns, scales, biases, np.float32(0.5), sums, out)
+    out, sums = np.empty(items, np.float32), np.full(TILE, 7, np.int32)
+    compiled.scores_quantised(query, columns, scales, biases, np.float32(0.5), sums, out)
     exact = query.astype(np.int64) @ columns.astype(np.int64)
     np.testing.assert_allclose(out, 0.5 * scales * exact + biases, rtol=1e-5, atol=1e-4)
 
@@ -291,7 +298,7 @@ def test_scores_in_8_bits_are_exact(seed, items):
     diversity=st.sampled_from([0.0, 0.3, 0.7, 1.0]),
     k=st.integers(1, 8),
 )
-def test_diversified_lists_against_plain_python(seed, diversity, k):
+def test_diversified_lists_against_plain_python(kernels, seed, diversity, k):
     rng = np.random.default_rng(seed)
     vectors = rng.normal(size=(8, 3)).astype(np.float32)
     vectors[rng.integers(8)] = 0  # like nothing

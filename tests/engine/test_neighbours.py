@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from distilrec import load
 from distilrec.bundle.format import read_bundle
 from distilrec.bundle.manifest import FORMAT_VERSION, GRAPH, WEIGHTS, WITH_NEIGHBOURS, SearchInfo
-from distilrec.engine import kernels
 from distilrec.engine import search as engine_search
 from distilrec.engine.items import ItemTable
+from distilrec.engine.loops import loops_of
 from distilrec.engine.runtimes.kinds import make_runtime
 from distilrec.engine.search import Added, ExactSearch, GraphSearch, QuantisedSearch, build_graph
 from distilrec.engine.stored import StoredRecommender
@@ -32,6 +32,11 @@ from tests.bundle.test_forged_bundles import forge_arrays, put, swap
 
 CONFIG = RecurrentConfig(dim=8, max_history=12, neighbours=6, neighbour_events=4)
 EVERYTHING, NOTHING = np.zeros(0, np.uint8), np.zeros(0, np.int32)
+
+
+@pytest.fixture(scope="module", params=["numba", "numpy"])
+def kernels(request):
+    return loops_of(request.param)
 
 
 def kept_events(items, events, kept):
@@ -50,7 +55,7 @@ def kept_events(items, events, kept):
     kept=st.integers(1, 6),
     dim=st.sampled_from([1, 3, 16]),
 )
-def test_a_state_keeps_the_latest_events(seed, count, cut, kept, dim):
+def test_a_state_keeps_the_latest_events(kernels, seed, count, cut, kept, dim):
     rng = np.random.default_rng(seed)
     items, events = rng.integers(2**24 - 1, size=count), rng.integers(3, size=count)
     items, events = items.astype(np.int32), events.astype(np.int32)
@@ -66,7 +71,7 @@ def test_a_state_keeps_the_latest_events(seed, count, cut, kept, dim):
 
 @settings(deadline=None)
 @given(seed=st.integers(0, 10_000), count=st.integers(1, 9), kept=st.integers(2, 6))
-def test_what_is_kept_without_each_event(seed, count, kept):
+def test_what_is_kept_without_each_event(kernels, seed, count, kept):
     """All that counts for a score, which is one event less than a state keeps."""
     rng = np.random.default_rng(seed)
     items, events = rng.integers(50, size=count + 3), rng.integers(3, size=count + 3)
@@ -148,7 +153,7 @@ def test_the_term_counts(exported, student):
 
 @settings(deadline=None, max_examples=20)
 @given(seed=st.integers(0, 1_000), k=st.integers(1, 30))
-def test_every_search_takes_what_a_user_adds(tmp_path_factory, seed, k):
+def test_every_search_takes_what_a_user_adds(kernels, tmp_path_factory, seed, k):
     """Above all items that the graph, which knows nothing of it, finds far away."""
     rng = np.random.default_rng(seed)
     items = ItemTable(
@@ -165,7 +170,11 @@ def test_every_search_takes_what_a_user_adds(tmp_path_factory, seed, k):
     exact = items.vectors @ query + biases
     exact[seen] = -np.inf
     best = np.sort(exact)[::-1][:k]
-    for search in (ExactSearch(items), QuantisedSearch(items), GraphSearch(items, file, info)):
+    for search in (
+        ExactSearch(items, kernels),
+        QuantisedSearch(items, kernels),
+        GraphSearch(items, file, info, kernels),
+    ):
         for mask in (EVERYTHING, np.ones(2_000, np.uint8)):
             found, scores = search.best(query, seen, mask, k, Added(biases, far))
             np.testing.assert_allclose(scores, exact[found], rtol=1e-4, atol=1e-4)

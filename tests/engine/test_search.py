@@ -17,6 +17,7 @@ from distilrec import load
 from distilrec.bundle import format as bundle_format
 from distilrec.bundle.format import read_bundle
 from distilrec.bundle.manifest import CATALOGUE, GRAPH, FileEntry, SearchInfo
+from distilrec.engine import kernels
 from distilrec.engine import search as engine_search
 from distilrec.engine.items import ItemTable
 from distilrec.engine.search import ExactSearch, GraphSearch, QuantisedSearch, build_graph
@@ -89,7 +90,7 @@ def test_the_scans_find_what_is_best(seed, items, dim, k, passing, scale):
     mask = EVERYTHING if passing is None else (rng.random(items) < passing).astype(np.uint8)
     query = (scale * rng.normal(size=dim)).astype(np.float32)
     best, exact_scores = exact(known, query, seen, mask, k)
-    for search in (ExactSearch(known), QuantisedSearch(known)):
+    for search in (ExactSearch(known, kernels), QuantisedSearch(known, kernels)):
         found, scores = search.best(query, seen, mask, k)
         assert_honest(found, scores, known, query, seen, mask)
         assert len(found) == len(best)
@@ -111,7 +112,7 @@ def graph(tmp_path_factory):
 @pytest.mark.parametrize("seen_near", [0, 12, 3_000])
 def test_the_graph_finds_nearly_all(graph, passing, seen_near):
     known, file = graph
-    search = GraphSearch(known, file, GRAPH_INFO)
+    search = GraphSearch(known, file, GRAPH_INFO, kernels)
     rng = np.random.default_rng(0)
     hits = wanted = 0
     for _ in range(40):
@@ -133,7 +134,10 @@ def test_the_graph_finds_nearly_all(graph, passing, seen_near):
 
 def test_the_graph_and_the_scan_follow_new_items(graph):
     known, file = graph
-    for search in (QuantisedSearch, lambda items: GraphSearch(items, file, GRAPH_INFO)):
+    for search in (
+        lambda items: QuantisedSearch(items, kernels),
+        lambda items: GraphSearch(items, file, GRAPH_INFO, kernels),
+    ):
         items = ItemTable(known.vectors.copy(), known.biases.copy())
         searched = search(items)
         query = np.ones(16, np.float32)

@@ -47,7 +47,7 @@ class Mean(Student):
 
 
 class MeanRuntime(Runtime):
-    def __init__(self, bundle, search):
+    def __init__(self, bundle, search, kernels):
         self._items = ItemTable(bundle.weights.vectors, bundle.weights.biases)
 
     @staticmethod

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+from types import ModuleType
+
 import numpy as np
 
-from distilrec.engine import kernels
 from distilrec.engine.items import Floats, Places
 from distilrec.engine.runtimes.runtime import Runtime
 
 
 def diversified(
-    runtime: Runtime, places: Places, scores: Floats, k: int, diversity: float
+    runtime: Runtime,
+    kernels: ModuleType,
+    places: Places,
+    scores: Floats,
+    k: int,
+    diversity: float,
 ) -> Places:
     """Return which k of these items to show, best first, as places in the list, (k,) int32.
 
-    Maximal marginal relevance. diversity: from 0 (by score) to 1 (by unlikeness).
+    Maximal marginal relevance. kernels: as of `loops_of`; diversity: from 0 (by score) to 1 (by
+    unlikeness).
     """
     chosen = np.empty(k, np.int32)
     if k:

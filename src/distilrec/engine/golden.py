@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import ModuleType
+
 import numpy as np
 
 from distilrec.bundle.format import Bundle
@@ -15,7 +17,9 @@ from distilrec.errors import BundleCorruptedError
 _TOLERANCE = 1e-4
 
 
-def verify_golden(bundle: Bundle, runtime: Runtime, mask: Mask, *, approximate: bool) -> None:
+def verify_golden(
+    bundle: Bundle, runtime: Runtime, kernels: ModuleType, mask: Mask, *, approximate: bool
+) -> None:
     """Answer the golden questions by every kernel, which also compiles them all before the first
     request.
 
@@ -31,7 +35,7 @@ def verify_golden(bundle: Bundle, runtime: Runtime, mask: Mask, *, approximate: 
         runtime.scores_of(without, user, seen)
         scores = runtime.scores(runtime.query(state, user))
         places, best = runtime.best(state, user, seen, mask, len(golden.top_items))
-        diversified(runtime, places, best, len(places), 0.5)
+        diversified(runtime, kernels, places, best, len(places), 0.5)
         expected = np.array(golden.top_scores)
         # Whatever the search, its scores are exact; which items they are is only sure where it
         # looks at all.

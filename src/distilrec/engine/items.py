@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from distilrec.engine import kernels
-
 Floats = NDArray[np.float32]
 Places = NDArray[np.int32]
 Mask = NDArray[np.uint8]
+CHANNELS = 8  # that the compiled loops take at once
+TILE = 4_096  # items of a pass of the scan in integers
 
 
 class ItemTable:
@@ -53,4 +53,4 @@ def columns_of(vectors: Floats) -> Floats:
 
 def channels_of(dim: int) -> int:
     """Return the next multiple of what the kernels take at once."""
-    return dim + -dim % kernels.CHANNELS
+    return dim + -dim % CHANNELS

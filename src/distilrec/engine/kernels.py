@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 from numba import njit
 
+from distilrec.engine.items import CHANNELS, TILE
+
 CACHED = True  # whether compiled kernels are kept on disk
 
 
@@ -28,10 +30,8 @@ def kernel(function: Callable[..., Any]) -> Any:
         return njit(**options)(function)
 
 
-CHANNELS = 8
 _GROUP = 32  # scores that are compared with the worst of the best at once
 _BLOCK = 2_048  # items per pass: their scores stay in the first-level cache
-TILE = 4_096  # the same for the scan in integers
 
 
 @kernel

@@ -39,6 +39,7 @@ from distilrec.engine.explanations import effects_of
 from distilrec.engine.filters import Filter
 from distilrec.engine.golden import verify_golden
 from distilrec.engine.items import Floats
+from distilrec.engine.loops import RuntimeName, loops_of
 from distilrec.engine.runtimes.kinds import make_runtime
 from distilrec.engine.sessions import Sessions
 from distilrec.engine.users import User, Users
@@ -56,7 +57,8 @@ class Recommender:
 
     max_users: how many users stay in memory, None for all; max_events: how many of the latest
     events of each user are remembered as seen and can be explained. The state itself is a fold of
-    all events. search: how the best items are found, where not as the bundle says.
+    all events. search: how the best items are found, where not as the bundle says. runtime:
+    "numba" compiles the loops, "numpy" needs no compiler.
 
     lock: every method holds it; a thread that holds it makes several calls as one.
     """
@@ -68,6 +70,7 @@ class Recommender:
         max_users: int | None = None,
         max_events: int = MAX_EVENTS,
         search: SearchKind | None = None,
+        runtime: RuntimeName = "numba",
     ) -> None:
         for name, value in (("max_users", max_users), ("max_events", max_events)):
             if value is not None and value < 1:
@@ -77,7 +80,8 @@ class Recommender:
         # Not the bundle itself: what only loading needs leaves memory.
         self._manifest, self._folder = bundle.manifest, bundle.folder
         self.model_version = bundle.manifest.model_version
-        self._runtime = make_runtime(bundle, search)
+        self._kernels = loops_of(runtime)
+        self._runtime = make_runtime(bundle, search, self._kernels)
         self._catalogue = Catalogue(bundle, self._runtime)
         self._users = Users(max_users, max_events)
         self._sessions = Sessions(bundle, self._runtime, self._catalogue.index, self._users)
@@ -85,7 +89,8 @@ class Recommender:
         # Of the catalogue, nearer for every answer.
         self._item_ids, self._filters = self._catalogue.ids, self._catalogue.filters
         approximate = (search or bundle.manifest.search.kind) != "exact"
-        verify_golden(bundle, self._runtime, self._filters.mask(None), approximate=approximate)
+        no_filter = self._filters.mask(None)
+        verify_golden(bundle, self._runtime, self._kernels, no_filter, approximate=approximate)
 
     @property
     def manifest(self) -> Manifest:
@@ -311,7 +316,9 @@ class Recommender:
                 min(pool, len(self._item_ids)),
             )
             if diversity:
-                order = diversified(self._runtime, places, best, min(k, len(places)), diversity)
+                order = diversified(
+                    self._runtime, self._kernels, places, best, min(k, len(places)), diversity
+                )
                 places, best = places[order], best[order]
             ids = self._item_ids
         return [ids[place] for place in places.tolist()], best.tolist()
@@ -441,14 +448,23 @@ def load(
     max_users: int | None = None,
     max_events: int = MAX_EVENTS,
     search: SearchKind | None = None,
+    runtime: RuntimeName = "numba",
 ) -> Recommender:
     """Return a recommender from a bundle folder: files checked, kernels compiled, golden answers
     reproduced.
 
     max_users: how many users stay in memory (None: all). Without a store, a user who leaves memory
     loses what was not in the bundle. search: "exact", "quantised" or "graph", None for what the
-    bundle says.
-    Raises BundleMissingError, BundleCorruptedError, BundleVersionError; ConfigError for a search
-    that this bundle cannot do, MissingExtraError for a graph without the package usearch.
+    bundle says. runtime: "numba", or "numpy" where nothing can be compiled: slower, and numba is
+    not loaded.
+    Raises BundleMissingError, BundleCorruptedError, BundleVersionError; ConfigError for another
+    runtime and for a search that this bundle cannot do, MissingExtraError for a graph without the
+    package usearch.
     """
-    return Recommender(read_bundle(path), max_users=max_users, max_events=max_events, search=search)
+    return Recommender(
+        read_bundle(path),
+        max_users=max_users,
+        max_events=max_events,
+        search=search,
+        runtime=runtime,
+    )

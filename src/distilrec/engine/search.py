@@ -8,14 +8,14 @@ never holds a wrong score. How much is missed was measured when the bundle was e
 from __future__ import annotations
 
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from distilrec.bundle.format import Bundle
 from distilrec.bundle.manifest import SearchInfo, SearchKind
-from distilrec.engine import kernels
-from distilrec.engine.items import Floats, ItemTable, Mask, Places, channels_of
+from distilrec.engine.items import TILE, Floats, ItemTable, Mask, Places, channels_of
 from distilrec.errors import BundleCorruptedError, ConfigError, MissingExtraError
 from distilrec.files import replacing
 
@@ -53,7 +53,9 @@ class Search(Protocol):
         ...
 
 
-def make_search(kind: SearchKind, items: ItemTable, bundle: Bundle) -> Search | None:
+def make_search(
+    kind: SearchKind, items: ItemTable, bundle: Bundle, kernels: ModuleType
+) -> Search | None:
     """Return the search of this kind over a bundle's items; None for the exact scan of a catalogue
     that fits into the caches, which is part of the runtime.
 
@@ -62,9 +64,9 @@ def make_search(kind: SearchKind, items: ItemTable, bundle: Bundle) -> Search | 
     """
     match kind:
         case "exact":
-            return None if items.count <= _IN_CACHE else ExactSearch(items)
+            return None if items.count <= _IN_CACHE else ExactSearch(items, kernels)
         case "quantised":
-            return QuantisedSearch(items)
+            return QuantisedSearch(items, kernels)
         case "graph":
             if bundle.graph is None:
                 raise ConfigError(
@@ -72,14 +74,14 @@ def make_search(kind: SearchKind, items: ItemTable, bundle: Bundle) -> Search | 
                     fix='export it with [bundle] search = "graph", or use search = "quantised"',
                     parameter="search",
                 )
-            return GraphSearch(items, bundle.graph, bundle.manifest.search)
+            return GraphSearch(items, bundle.graph, bundle.manifest.search, kernels)
 
 
 class ExactSearch:
     """The product of the query with every vector, as they lie in memory or in the mapped file."""
 
-    def __init__(self, items: ItemTable) -> None:
-        self._items = items
+    def __init__(self, items: ItemTable, kernels: ModuleType) -> None:
+        self._items, self._kernels = items, kernels
         self._scores = np.empty(items.count, np.float32)
 
     def best(
@@ -87,7 +89,7 @@ class ExactSearch:
     ) -> tuple[Places, Floats]:
         items, scores = np.empty(k, np.int32), np.empty(k, np.float32)
         biases = added.biases if added else self._items.biases
-        found = kernels.best_by_rows(
+        found = self._kernels.best_by_rows(
             query, self._items.vectors, biases, seen, mask, self._scores, items, scores
         )  # fmt: skip
         return items[:found], scores[:found]
@@ -101,14 +103,14 @@ class QuantisedSearch:
     out first.
     """
 
-    def __init__(self, items: ItemTable) -> None:
-        self._items = items
+    def __init__(self, items: ItemTable, kernels: ModuleType) -> None:
+        self._items, self._kernels = items, kernels
         dim = items.vectors.shape[1]
         self._columns = np.zeros((channels_of(dim), items.room), np.int8)
         self._scales = np.zeros(items.room, np.float32)
         for start in range(0, items.count, _CHUNK):
             self._quantise(slice(start, min(start + _CHUNK, items.count)))
-        self._sums = np.empty(kernels.TILE, np.int32)
+        self._sums = np.empty(TILE, np.int32)
         self._scores = np.empty(items.count, np.float32)
 
     def best(
@@ -116,7 +118,7 @@ class QuantisedSearch:
     ) -> tuple[Places, Floats]:
         items, scores = np.empty(k, np.int32), np.empty(k, np.float32)
         biases = added.biases if added else self._items.biases
-        found = kernels.best_quantised(
+        found = self._kernels.best_quantised(
             query, self._columns, self._scales, self._items.vectors, biases,
             seen, mask, 2 * k + 64, self._sums, self._scores, items, scores,
         )  # fmt: skip
@@ -148,13 +150,13 @@ class GraphSearch:
     that is near), every item that passes is scored, or the catalogue is scanned in integers.
     """
 
-    def __init__(self, items: ItemTable, file: Path, info: SearchInfo) -> None:
-        self._items = items
+    def __init__(self, items: ItemTable, file: Path, info: SearchInfo, kernels: ModuleType) -> None:
+        self._items, self._kernels = items, kernels
         self._graph = _open_graph(file, items.vectors.shape[1] + 2)
         self._graph.expansion_search = info.expansion_search
         order = np.argsort(_square_norms(items.vectors, items.biases, info), kind="stable")
         self._beside = np.sort(order[len(self._graph) :]).astype(np.int32)
-        self._scan = QuantisedSearch(items)
+        self._scan = QuantisedSearch(items, kernels)
         self._query = np.zeros(items.vectors.shape[1] + 2, np.float32)
         self._query[-2] = info.bias_unit
         self._marked = np.zeros(items.room, np.uint8)
@@ -171,7 +173,7 @@ class GraphSearch:
             passing = int(np.count_nonzero(mask))
             if passing <= _FEW:
                 allowed = np.flatnonzero(mask).astype(np.int32)
-                found, _ = kernels.best_of(
+                found, _ = self._kernels.best_of(
                     *known, allowed, 0, seen, mask, self._marked, items, scores
                 )
                 return items[:found], scores[:found]
@@ -183,7 +185,7 @@ class GraphSearch:
         while count <= _MOST:
             near = self._graph.search(self._query, count, threads=1).keys.astype(np.int32)
             candidates = np.concatenate([near, beside])
-            found, left = kernels.best_of(
+            found, left = self._kernels.best_of(
                 *known, candidates, len(near), seen, mask, self._marked, items, scores
             )
             if left >= k:

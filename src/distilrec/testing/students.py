@@ -31,6 +31,7 @@ from distilrec.data.preparation import prepare_dataset
 from distilrec.data.schema import Feature, Schema
 from distilrec.engine.embedding import embed_bag
 from distilrec.engine.items import Floats, Places
+from distilrec.engine.loops import RuntimeName, loops_of
 from distilrec.engine.recommender import Recommender, load
 from distilrec.engine.runtimes.kinds import RUNTIMES, make_runtime
 from distilrec.engine.runtimes.runtime import Runtime
@@ -49,6 +50,7 @@ LONGEST = 60  # events of a history
 _TOLERANCE = 1e-5
 _COMMON = {"vectors", "biases", "user_table", "item_table"}
 _EVERYTHING = np.zeros(0, np.uint8)
+_RUNTIMES = get_args(RuntimeName)
 
 
 def small_dataset() -> Dataset:
@@ -128,15 +130,15 @@ class StudentContract:
         """Return its bundle."""
         return read_bundle(folder)
 
-    @pytest.fixture
-    def runtime(self, bundle: Bundle) -> Runtime:
-        """Return a runtime of its bundle."""
-        return make_runtime(bundle, "exact")
+    @pytest.fixture(params=_RUNTIMES)
+    def runtime(self, bundle: Bundle, request: pytest.FixtureRequest) -> Runtime:
+        """Return a runtime of its bundle, compiled or in numpy."""
+        return make_runtime(bundle, "exact", loops_of(request.param))
 
-    @pytest.fixture
-    def recommender(self, folder: Path) -> Recommender:
+    @pytest.fixture(params=_RUNTIMES)
+    def recommender(self, folder: Path, request: pytest.FixtureRequest) -> Recommender:
         """Return a recommender of its bundle; loading it checks the golden answers."""
-        return load(folder)
+        return load(folder, runtime=request.param)
 
     # Tables and settings
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from types import ModuleType
+
 from distilrec.bundle.checks import check_shapes, check_whole_numbers
 from distilrec.bundle.format import Bundle, corrupted
 from distilrec.bundle.manifest import WEIGHTS, SearchKind
+from distilrec.engine.loops import loops_of
 from distilrec.engine.runtimes.mlp import MlpRuntime
 from distilrec.engine.runtimes.recurrent import RecurrentRuntime
 from distilrec.engine.runtimes.runtime import Runtime
@@ -47,8 +50,11 @@ def check_search(search: SearchKind, kind: str, parameter: str) -> None:
         )
 
 
-def make_runtime(bundle: Bundle, search: SearchKind | None = None) -> Runtime:
-    """Return the runtime of a bundle's kind of student. search: in place of the bundle's own.
+def make_runtime(
+    bundle: Bundle, search: SearchKind | None = None, kernels: ModuleType | None = None
+) -> Runtime:
+    """Return the runtime of a bundle's kind of student. search: in place of the bundle's own;
+    kernels: as of `loops_of`, those compiled by numba by default.
 
     Raises BundleVersionError for an unknown kind, BundleCorruptedError for arrays that are not
     those of the kind, and ConfigError where this bundle or kind cannot be searched that way.
@@ -62,4 +68,4 @@ def make_runtime(bundle: Bundle, search: SearchKind | None = None) -> Runtime:
         check_shapes(own, kind.shapes(bundle.manifest, own))
     except ValueError as problem:
         raise corrupted(bundle.folder / WEIGHTS, str(problem)) from None
-    return kind(bundle, search)
+    return kind(bundle, search, kernels or loops_of("numba"))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from types import ModuleType
+
 import numpy as np
 
 from distilrec.bundle.checks import Arrays, Shapes, length_of
 from distilrec.bundle.format import Bundle
 from distilrec.bundle.manifest import Manifest, SearchKind
-from distilrec.engine import kernels
 from distilrec.engine.items import Floats, ItemTable, Mask, Places
 from distilrec.engine.runtimes.runtime import Runtime
 
@@ -15,7 +16,8 @@ from distilrec.engine.runtimes.runtime import Runtime
 class MlpRuntime(Runtime):
     """`distilrec.networks.mlp`; the hidden layer of the items is computed once."""
 
-    def __init__(self, bundle: Bundle, search: SearchKind = "exact") -> None:
+    def __init__(self, bundle: Bundle, search: SearchKind, kernels: ModuleType) -> None:
+        self._kernels = kernels
         vectors, biases, w = bundle.weights.vectors, bundle.weights.biases, bundle.weights.of_kind
         self._user_layer, self._user_layer_bias = w["user_layer"], w["user_layer_bias"]
         self._item_layer, self._readout = w["item_layer"], w["readout"]
@@ -36,7 +38,7 @@ class MlpRuntime(Runtime):
         return np.zeros(self._items.vectors.shape[1] + 1, np.float32)
 
     def fold(self, state: Floats, items: Places, events: Places) -> None:
-        kernels.fold_mean(state, items, self._items.vectors)
+        self._kernels.fold_mean(state, items, self._items.vectors)
 
     def query(self, state: Floats, user: Floats) -> Floats:
         query: Floats = self._queries(state[None], user)[0]
@@ -49,7 +51,7 @@ class MlpRuntime(Runtime):
 
     def scores(self, query: Floats) -> Floats:
         out = np.empty(self._items.count, np.float32)
-        kernels.scores_relu(
+        self._kernels.scores_relu(
             query, self._readout, self._hidden[: self._items.count], self._items.biases, out
         )
         return out
@@ -64,7 +66,9 @@ class MlpRuntime(Runtime):
         self, state: Floats, user: Floats, seen: Places, mask: Mask, k: int
     ) -> tuple[Places, Floats]:
         items, scores = np.empty(k, np.int32), np.empty(k, np.float32)
-        found = kernels.top_k(self.scores(self.query(state, user)), seen, mask, k, items, scores)
+        found = self._kernels.top_k(
+            self.scores(self.query(state, user)), seen, mask, k, items, scores
+        )
         return items[:found], scores[:found]
 
     def without_each(self, items: Places, events: Places, state: Floats | None = None) -> Floats:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import ModuleType
 from typing import NamedTuple
 
 import numpy as np
@@ -9,7 +10,6 @@ from numpy.typing import NDArray
 
 from distilrec.bundle.checks import Arrays, Shapes, Whole, length_of, require
 from distilrec.bundle.manifest import NEIGHBOURS, Manifest
-from distilrec.engine import kernels
 from distilrec.engine.items import Floats, ItemTable, Places
 from distilrec.engine.search import Added
 
@@ -89,8 +89,8 @@ class OwnBiases:
     that reads biases finds the best of this user. Few change, and these are set back.
     """
 
-    def __init__(self, items: ItemTable, neighbours: NeighbourArrays) -> None:
-        self._items, self._neighbours = items, neighbours
+    def __init__(self, items: ItemTable, neighbours: NeighbourArrays, kernels: ModuleType) -> None:
+        self._items, self._neighbours, self._kernels = items, neighbours, kernels
         self._biases = np.empty(0, np.float32)
         self._changed = np.zeros(0, np.int32)
 
@@ -100,7 +100,7 @@ class OwnBiases:
         past = latest[: self._neighbours.events].astype(np.int32) - 1
         known = past[(past >= 0) & (past < len(self._neighbours.items))]
         self._changed = self._neighbours.items[known].ravel()
-        kernels.add_neighbours(latest, *self._neighbours, self._biases)
+        self._kernels.add_neighbours(latest, *self._neighbours, self._biases)
         return Added(self._biases[: self._items.count], self._changed)
 
     def put_item(self, item: int) -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import ModuleType
 
 import numpy as np
 
 from distilrec.bundle.checks import Arrays, Shapes, Whole, length_of
 from distilrec.bundle.format import Bundle
 from distilrec.bundle.manifest import Manifest, SearchKind
-from distilrec.engine import kernels
 from distilrec.engine.items import Floats, ItemTable, Mask, Places, columns_of
 from distilrec.engine.runtimes.neighbours import (
     OwnBiases,
@@ -32,10 +32,11 @@ class RecurrentRuntime(Runtime):
 
     searches = ("exact", "quantised", "graph")
 
-    def __init__(self, bundle: Bundle, search: SearchKind = "exact") -> None:
+    def __init__(self, bundle: Bundle, search: SearchKind, kernels: ModuleType) -> None:
+        self._kernels = kernels
         vectors, biases, w = bundle.weights.vectors, bundle.weights.biases, bundle.weights.of_kind
         self._items = ItemTable(vectors, biases)
-        self._search = make_search(search, self._items, bundle)
+        self._search = make_search(search, self._items, bundle, kernels)
         # (channels, room)
         self._columns = columns_of(vectors if self._search is None else vectors[:0])
         self._gain, self._decay = w["gain"], w["decay"]
@@ -50,7 +51,7 @@ class RecurrentRuntime(Runtime):
             NORM_EPSILON,
         )
         self._neighbours = neighbours_in(w, len(bundle.manifest.event_types))
-        self._own_biases = OwnBiases(self._items, self._neighbours)
+        self._own_biases = OwnBiases(self._items, self._neighbours, kernels)
         self._query = self._new_query()  # reused
         self._scores = np.empty_like(biases)
 
@@ -85,15 +86,15 @@ class RecurrentRuntime(Runtime):
         return np.zeros((scales + 1 + self._neighbours.rows_of_state(dim), dim), np.float32)
 
     def fold(self, state: Floats, items: Places, events: Places) -> None:
-        kernels.fold_recurrent(
+        self._kernels.fold_recurrent(
             state, items, events, self._items.vectors, self._gain, self._decay, self._scale,
             self._neighbours.kept,
         )  # fmt: skip
 
     def query(self, state: Floats, user: Floats) -> Floats:
         query, dim = self._new_query(), self._decay.shape[1]
-        kernels.query_recurrent(state, user, *self._weights, query[:dim])
-        kernels.read_latest(self._kept(state), self._neighbours.kept, self._latest(query))
+        self._kernels.query_recurrent(state, user, *self._weights, query[:dim])
+        self._kernels.read_latest(self._kept(state), self._neighbours.kept, self._latest(query))
         return query
 
     def _new_query(self) -> Floats:
@@ -118,7 +119,7 @@ class RecurrentRuntime(Runtime):
                 added = self._own_biases.of(self._latest(query))
             return self._search.best(query[: self._decay.shape[1]], seen, mask, k, added)
         items, scores = np.empty(k, np.int32), np.empty(k, np.float32)
-        found = kernels.recommend_recurrent(
+        found = self._kernels.recommend_recurrent(
             state, user, *self._weights, self._neighbours.kept, *self._neighbours,
             self._columns, self._items.biases, seen, mask, k,
             self._query, self._scores, items, scores,
@@ -131,22 +132,22 @@ class RecurrentRuntime(Runtime):
             out = self._items.vectors @ query[: self._decay.shape[1]] + self._items.biases
         else:
             out = np.empty(self._items.count, np.float32)
-            kernels.scores_dot(query, self._columns, self._items.biases, out)
-        kernels.add_neighbours(self._latest(query), *self._neighbours, out)
+            self._kernels.scores_dot(query, self._columns, self._items.biases, out)
+        self._kernels.add_neighbours(self._latest(query), *self._neighbours, out)
         return out
 
     def scores_of(self, states: Floats, user: Floats, items: Places) -> Floats:
         queries = np.empty((len(states), self._decay.shape[1]), np.float32)
-        kernels.queries_recurrent(states, user, *self._weights, queries)
+        self._kernels.queries_recurrent(states, user, *self._weights, queries)
         scores: Floats = queries @ self._items.vectors[items].T + self._items.biases[items]
-        kernels.neighbours_of(
+        self._kernels.neighbours_of(
             self._kept(states), self._neighbours.kept, items, *self._neighbours, scores
         )
         return scores
 
     def without_each(self, items: Places, events: Places, state: Floats | None = None) -> Floats:
         out = np.empty((len(items), *self.new_state().shape), np.float32)
-        kernels.without_each_recurrent(
+        self._kernels.without_each_recurrent(
             items, events, self._items.vectors, self._gain, self._decay, self._scale, out
         )  # fmt: skip
         of_these = self.new_state()
@@ -155,7 +156,7 @@ class RecurrentRuntime(Runtime):
             scales = len(self._decay)
             # What is older decays once less
             out[:, :scales] += (state - of_these)[:scales] / self._decay
-        kernels.latest_without_each(
+        self._kernels.latest_without_each(
             self._kept(of_these if state is None else state),
             self._neighbours.kept,
             self._kept(out),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from types import ModuleType
 from typing import ClassVar
 
 from distilrec.bundle.checks import Arrays, Shapes, Whole
@@ -25,8 +26,10 @@ class Runtime(ABC):
     """How the best items can be found."""
 
     @abstractmethod
-    def __init__(self, bundle: Bundle, search: SearchKind) -> None:
-        """Make a runtime of a bundle. search: one of `searches`."""
+    def __init__(self, bundle: Bundle, search: SearchKind, kernels: ModuleType) -> None:
+        """Make a runtime of a bundle. search: one of `searches`; kernels: the loops, compiled or in
+        numpy, see `distilrec.engine.loops`.
+        """
 
     @staticmethod
     @abstractmethod

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from types import ModuleType
+
 import numpy as np
 
 from distilrec.bundle.checks import Arrays, Shapes, length_of, require
 from distilrec.bundle.format import Bundle
 from distilrec.bundle.manifest import Manifest, SearchKind
-from distilrec.engine import kernels
 from distilrec.engine.items import Floats, ItemTable, Mask, Places, columns_of
 from distilrec.engine.runtimes.runtime import Runtime
 
@@ -21,7 +22,8 @@ class TreeRuntime(Runtime):
     it adds to the gates.
     """
 
-    def __init__(self, bundle: Bundle, search: SearchKind = "exact") -> None:
+    def __init__(self, bundle: Bundle, search: SearchKind, kernels: ModuleType) -> None:
+        self._kernels = kernels
         vectors, biases, w = bundle.weights.vectors, bundle.weights.biases, bundle.weights.of_kind
         self._items = ItemTable(vectors, biases)
         self._gates, self._gate_bias, self._log_totals = w["gates"], w["gate_bias"], w["log_totals"]
@@ -79,12 +81,12 @@ class TreeRuntime(Runtime):
     ) -> tuple[Places, Floats]:
         items, scores = np.empty(k, np.int32), np.empty(k, np.float32)
         probabilities = self._probabilities(self.query(state, user))
-        found = kernels.top_k(probabilities, seen, mask, k, items, scores)
+        found = self._kernels.top_k(probabilities, seen, mask, k, items, scores)
         return items[:found], _logarithm(scores[:found])
 
     def _probabilities(self, query: Floats) -> Floats:
         out = np.empty(self._items.count, np.float32)
-        kernels.scores_dot(query, self._columns, self._no_bias, out)
+        self._kernels.scores_dot(query, self._columns, self._no_bias, out)
         return out
 
     def without_each(self, items: Places, events: Places, state: Floats | None = None) -> Floats:

@@ -1,0 +1,334 @@
+"""The functions of `distilrec.engine.kernels` in numpy: for machines that cannot compile, and to
+test the compiled loops against.
+
+Names, parameters and what is written into the given arrays are the same. Everything is float32.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distilrec.engine.items import Floats, Mask, Places
+
+_NO_ITEMS: Places = np.zeros(0, np.int32)
+_NO_MASK: Mask = np.zeros(0, np.uint8)
+_FROM = 4_096  # scores from which the best are picked out before they are sorted
+
+
+def fold_recurrent(
+    state: Floats,
+    items: Places,
+    events: Places,
+    vectors: Floats,
+    gain: Floats,
+    decay: Floats,
+    scale: Floats,
+    kept: int,
+) -> None:
+    """H = decay * h + scale * gain[event] * x per event; the row of `state` behind these becomes
+    x_last, and the rows behind that begin with the latest `kept` events.
+    """
+    scales = len(decay)
+    for item, event in zip(items, events, strict=True):
+        state[:scales] = decay * state[:scales] + scale * (gain[event] * vectors[item])
+    if len(items):
+        state[scales] = vectors[items[-1]]
+    keep_latest(state[scales + 1 :], items, events, kept)
+
+
+def keep_latest(rows: Floats, items: Places, events: Places, kept: int) -> None:
+    """Put these events before those that are there: items plus 1, the latest first, 0 for none,
+    then their types; `kept` of each.
+    """
+    flat = rows.reshape(-1).copy()
+    new = [items[::-1][:kept] + 1, events[::-1][:kept]]
+    for part, values in enumerate(new):
+        own = flat[part * kept : (part + 1) * kept]
+        own[:] = np.concatenate([values, own])[:kept]
+    rows[:] = flat.reshape(rows.shape)
+
+
+def latest_without_each(rows: Floats, kept: int, out: Floats) -> None:
+    """Put into out[j] the kept events of a user, `rows`, without event j of the latest."""
+    events = rows.reshape(-1)[: 2 * kept].reshape(2, kept)
+    for j in range(len(out)):
+        without = np.delete(events, [len(out) - 1 - j] if len(out) - 1 - j < kept else [], axis=1)
+        flat = out[j].reshape(-1).copy()
+        flat[: 2 * kept] = 0
+        for part, values in enumerate(without):
+            flat[part * kept : part * kept + len(values)] = values
+        out[j] = flat.reshape(out[j].shape)
+
+
+def read_latest(rows: Floats, kept: int, latest: Floats) -> None:
+    """Put the kept events but the oldest into `latest`, items plus 1, then types."""
+    number = len(latest) // 2
+    flat = rows.reshape(-1)
+    latest[:number] = flat[:number]
+    latest[number:] = flat[kept : kept + number]
+
+
+def add_neighbours(
+    latest: Floats,
+    neighbours: Places,
+    values: NDArray[np.int8],
+    units: Floats,
+    ages: Floats,
+    out: Floats,
+) -> None:
+    """Add the sum over the latest events of w[e, age] S[j, i] to out (items,)."""
+    number = ages.shape[1]
+    for age in range(number):
+        item, event = int(latest[age]) - 1, int(latest[number + age])
+        if 0 <= item < len(neighbours):
+            # An item is in a row once.
+            weight = ages[event, age] * units[item]
+            out[neighbours[item]] += weight * values[item].astype(np.float32)
+
+
+def neighbours_of(
+    states: Floats,
+    kept: int,
+    items: Places,
+    neighbours: Places,
+    values: NDArray[np.int8],
+    units: Floats,
+    ages: Floats,
+    out: Floats,
+) -> None:
+    """Add what `add_neighbours` adds, for some items and for several states, to out."""
+    number = ages.shape[1]
+    if not number:
+        return
+    every = int(max(neighbours.max(initial=0), items.max(initial=0))) + 1
+    latest = np.empty(2 * number, np.float32)
+    for state, row in zip(states, out, strict=True):
+        read_latest(state, kept, latest)
+        added = np.zeros(every, np.float32)
+        add_neighbours(latest, neighbours, values, units, ages, added)
+        row += added[items]
+
+
+def without_each_recurrent(
+    items: Places,
+    events: Places,
+    vectors: Floats,
+    gain: Floats,
+    decay: Floats,
+    scale: Floats,
+    out: Floats,
+) -> None:
+    """out[j] = the state had event j not happened: h - a^(n-1-j) (h_j - h_{j-1})."""
+    total, scales = len(items), len(decay)
+    states = np.zeros((total + 1, *decay.shape))
+    for n, (item, event) in enumerate(zip(items, events, strict=True)):
+        states[n + 1] = decay * states[n] + scale * (gain[event] * vectors[item])
+    later = decay.astype(np.float64) ** np.arange(total - 1, -1, -1)[:, None, None]
+    out[:, :scales] = states[-1] - later * np.diff(states, axis=0)
+    if total:
+        out[:, scales] = vectors[items[-1]]
+        out[-1, scales] = vectors[items[-2]] if total > 1 else 0.0
+
+
+def query_recurrent(
+    state: Floats,
+    user: Floats,
+    mix: Floats,
+    widen: Floats,
+    widen_bias: Floats,
+    narrow: Floats,
+    narrow_bias: Floats,
+    outer: Floats,
+    epsilon: np.float32,
+    query: Floats,
+) -> None:
+    """Q = norm(W h + x_last + U f_u + MLP(norm([h, x_last + U f_u]))) into `query` (dim,)."""
+    dim = len(query)
+    known = state[: mix.shape[1] // dim + 1].reshape(-1).copy()
+    known[-dim:] += user
+    value = widen_bias + widen @ known / np.sqrt(np.mean(known * known) + epsilon)
+    # Beyond this a float32 is 0 or the value itself.
+    hidden = value / (1 + np.exp(np.minimum(-value, np.float32(80))))
+    raw = known[-dim:] + narrow_bias + mix @ known[:-dim] + hidden @ narrow
+    query[:] = outer * raw / np.sqrt(np.mean(raw * raw) + epsilon)
+
+
+def queries_recurrent(
+    states: Floats,
+    user: Floats,
+    mix: Floats,
+    widen: Floats,
+    widen_bias: Floats,
+    narrow: Floats,
+    narrow_bias: Floats,
+    outer: Floats,
+    epsilon: np.float32,
+    queries: Floats,
+) -> None:
+    """`query_recurrent` for several states of one user, into `queries` (n, dim)."""
+    weights = mix, widen, widen_bias, narrow, narrow_bias, outer, epsilon
+    for state, query in zip(states, queries, strict=True):
+        query_recurrent(state, user, *weights, query)
+
+
+def fold_mean(state: Floats, items: Places, vectors: Floats) -> None:
+    """Add the item vectors to state[:dim] and their number to state[dim]."""
+    for item in items:
+        state[:-1] += vectors[item]
+    state[-1] += len(items)
+
+
+def scores_dot(query: Floats, columns: Floats, biases: Floats, out: Floats) -> None:
+    """s_i = q . v_i + b_i for all items into `out`; columns may have room for more items."""
+    count = len(out)
+    np.matmul(query[: len(columns)], columns[:, :count], out=out)
+    out += biases[:count]
+
+
+def scores_relu(
+    query: Floats, readout: Floats, hidden: Floats, biases: Floats, out: Floats
+) -> None:
+    """s_i = w . relu(q + h_i) + b_i for all items into `out`."""
+    out[:] = np.maximum(query + hidden, 0) @ readout + biases
+
+
+def top_k(
+    scores: Floats, seen: Places, mask: Mask, k: int, best_items: Places, best_scores: Floats
+) -> int:
+    """Find the k best items that are not in `seen` and pass the mask, best first, equal scores in
+    item order; return how many there are. What is left out gets the score -inf.
+    """
+    scores[seen] = -np.inf
+    if len(mask):
+        scores[mask == 0] = -np.inf
+    items = np.arange(len(scores))
+    if k < len(scores) and len(scores) >= _FROM:
+        items = np.flatnonzero(scores >= np.partition(scores, -k)[-k])
+    order = items[np.argsort(-scores[items], kind="stable")[:k]]
+    order = order[scores[order] > -np.inf]
+    best_items[: len(order)], best_scores[: len(order)] = order, scores[order]
+    return len(order)
+
+
+def recommend_recurrent(
+    state: Floats,
+    user: Floats,
+    mix: Floats,
+    widen: Floats,
+    widen_bias: Floats,
+    narrow: Floats,
+    narrow_bias: Floats,
+    outer: Floats,
+    epsilon: np.float32,
+    kept: int,
+    neighbours: Places,
+    values: NDArray[np.int8],
+    units: Floats,
+    ages: Floats,
+    columns: Floats,
+    biases: Floats,
+    seen: Places,
+    mask: Mask,
+    k: int,
+    query: Floats,
+    scores: Floats,
+    best_items: Places,
+    best_scores: Floats,
+) -> int:
+    """`query_recurrent`, `scores_dot`, `add_neighbours` and `top_k`."""
+    dim = len(outer)
+    query_recurrent(
+        state, user, mix, widen, widen_bias, narrow, narrow_bias, outer, epsilon, query[:dim]
+    )  # fmt: skip
+    scores_dot(query, columns, biases, scores)
+    if kept:
+        latest = query[dim : dim + 2 * ages.shape[1]]
+        read_latest(state[mix.shape[1] // dim + 1 :], kept, latest)
+        add_neighbours(latest, neighbours, values, units, ages, scores)
+    return top_k(scores, seen, mask, k, best_items, best_scores)
+
+
+def best_quantised(
+    query: Floats,
+    columns: NDArray[np.int8],
+    scales: Floats,
+    vectors: Floats,
+    biases: Floats,
+    seen: Places,
+    mask: Mask,
+    pool: int,
+    sums: NDArray[np.int32],
+    scores: Floats,
+    best_items: Places,
+    best_scores: Floats,
+) -> int:
+    """Find the best items. Numpy has no fast product of integers, so all are scored exactly."""
+    return best_by_rows(query, vectors, biases, seen, mask, scores, best_items, best_scores)
+
+
+def best_by_rows(
+    query: Floats,
+    vectors: Floats,
+    biases: Floats,
+    seen: Places,
+    mask: Mask,
+    scores: Floats,
+    best_items: Places,
+    best_scores: Floats,
+) -> int:
+    """Find the best items by q . v_i + b_i; as many as `best_items` holds or fewer, best first."""
+    np.matmul(vectors, query, out=scores)
+    scores += biases
+    return top_k(scores, seen, mask, len(best_items), best_items, best_scores)
+
+
+def rescore(
+    query: Floats,
+    vectors: Floats,
+    biases: Floats,
+    items: Places,
+    best_items: Places,
+    best_scores: Floats,
+) -> int:
+    """Find the best of `items` by q . v_i + b_i, equal scores in the order given."""
+    scores = vectors[items] @ query + biases[items]
+    found = top_k(scores, _NO_ITEMS, _NO_MASK, len(best_items), best_items, best_scores)
+    best_items[:found] = items[best_items[:found]]
+    return found
+
+
+def best_of(
+    query: Floats,
+    vectors: Floats,
+    biases: Floats,
+    candidates: Places,
+    few: int,
+    seen: Places,
+    mask: Mask,
+    marked: Mask,
+    best_items: Places,
+    best_scores: Floats,
+) -> tuple[int, int]:
+    """`rescore` of those of `candidates` that are not in `seen` and pass the mask, each once; equal
+    scores by item. Also returns how many of the first `few` candidates were not left out.
+    """
+    passing = ~np.isin(candidates, seen)
+    if len(mask):
+        passing &= mask[candidates] == 1
+    left = np.unique(candidates[passing]).astype(np.int32)
+    near = len(np.unique(candidates[:few][passing[:few]]))
+    return rescore(query, vectors, biases, left, best_items, best_scores), near
+
+
+def diversify(vectors: Floats, relevance: Floats, diversity: np.float32, chosen: Places) -> None:
+    """Maximal marginal relevance: `chosen` (k,) gets rows of `vectors` (n, dim), n >= k."""
+    unit = vectors / np.sqrt((vectors * vectors).sum(axis=1, keepdims=True) + np.float32(1e-12))
+    closest = np.full(len(vectors), -1, np.float32)
+    for place in range(len(chosen)):
+        likeness = closest if place else np.float32(0)
+        value = (1 - diversity) * relevance - diversity * likeness
+        value[chosen[:place]] = -np.inf
+        best = int(np.argmax(value))
+        chosen[place] = best
+        closest = np.maximum(closest, unit @ unit[best])
