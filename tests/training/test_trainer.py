@@ -28,6 +28,7 @@ from distilrec.training.memory import peak_memory, reset_peak_memory, reuse_free
 from distilrec.training.options import Epoch, RunOptions, TrainingConfig, TrainingResult
 from distilrec.training.scoring import (
     MASKED_LOGIT,
+    Objective,
     Sampled,
     Scored,
     encode_positions,
@@ -185,7 +186,8 @@ def test_windows_of_a_training(small, monkeypatch, window, context, length, seen
 def test_a_loss_that_is_not_finite_stops_the_training(small):
     model = build_model(STUDENT, small, 0)
     with pytest.raises(TrainingError, match="the loss is nan in epoch 1"):
-        train(model, small, lambda scored: scored.logits.sum() * float("nan"), TRAINING, seed=0)
+        nothing = Objective(lambda scored: scored.logits.sum() * float("nan"))
+        train(model, small, nothing, TRAINING, seed=0)
 
 
 def test_a_student_has_a_dropout_of_its_own_while_it_is_distilled(small, tmp_path):
@@ -243,7 +245,7 @@ def test_distillation_pulls_the_student_to_the_teacher(config, small, tmp_path):
         )
         labelled = log_softmax(teacher.model)
         train(
-            model, small, loss, training, seed=0,
+            model, small, Objective(loss), training, seed=0,
             options=RunOptions(on_epoch=lambda *_: distances.append(
                 float((labelled.exp() * (labelled - log_softmax(model))).sum(-1).mean())
             )),

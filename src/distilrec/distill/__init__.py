@@ -10,14 +10,17 @@ from distilrec._lazy import lazy_names
 
 if TYPE_CHECKING:
     from distilrec.distill.distillation import DistillationConfig, distill_model
+    from distilrec.distill.sources import AskedTeacher
 
 _MODULES = {
+    "AskedTeacher": "sources",
     "DistillationConfig": "distillation",
     "distill_model": "distillation",
 }
 __getattr__ = lazy_names(__name__, _MODULES)
 
 __all__ = [
+    "AskedTeacher",
     "DistillationConfig",
     "distill_model",
 ]

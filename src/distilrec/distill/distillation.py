@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 
 import msgspec
@@ -20,13 +21,24 @@ from distilrec.distill.losses import (
     believed,
     soft_labels,
 )
+from distilrec.distill.sources import AskedTeacher, Labels, Source, Stored, asked_teachers, sources
 from distilrec.errors import ConfigError
-from distilrec.labels.store import LabelStore, StoredLabels
 from distilrec.measure.slices import item_groups
 from distilrec.networks.build import StudentConfig, build_model
 from distilrec.networks.sequence import SequenceModel
+from distilrec.training.devices import resolve_device
 from distilrec.training.options import RunOptions, TrainingConfig
-from distilrec.training.scoring import CrossEntropy, Loss, Mixture, Positions, Scored, ground_truth
+from distilrec.training.scoring import (
+    CrossEntropy,
+    Dense,
+    Loss,
+    Mixture,
+    Objective,
+    Positions,
+    Scored,
+    ground_truth,
+    target_alone,
+)
 from distilrec.training.trained import TrainedModel, finished, training_task
 from distilrec.training.trainer import train
 
@@ -36,7 +48,7 @@ __all__ = ["DistillationConfig", "distill_model", "distillation_loss"]
 def distill_model(
     config: StudentConfig,
     dataset: Dataset,
-    labels: LabelStore | Sequence[LabelStore],
+    labels: Labels | Sequence[Labels],
     training: TrainingConfig,
     distillation: DistillationConfig,
     *,
@@ -44,31 +56,40 @@ def distill_model(
     options: RunOptions | None = None,
     terms: Sequence[Term] = TERMS,
 ) -> TrainedModel:
-    """Train a student on the ground truth and on the stored labels of one teacher or several.
+    """Train a student on the ground truth and on the labels of one teacher or several: stored ones,
+    or those of teachers that are asked (`AskedTeacher`) about the windows of the training.
 
     terms: the losses that `distillation` has weights for.
     Raises ConfigError for a combination that cannot work.
     """
-    stores, terms = _stores(labels), _used(terms, distillation)
-    cold_items = stores[0].manifest.catalogue > dataset.info.warm_items
+    found, terms = sources(labels), _used(terms, distillation)
+    options, asked = options or RunOptions(), asked_teachers(found)
+    cold_items = found[0].manifest.catalogue > dataset.info.warm_items
     if training.negatives:
         _check_sampled_softmax(terms, cold_items)
+        if asked and distillation.all_logits and distillation.soft_weight:
+            raise ConfigError(
+                "the logits of the whole catalogue, which all_logits asks for, are not there in a "
+                "sampled softmax",
+                fix="set negatives = 0 in student_training, or all_logits = false in distillation",
+                parameter="negatives",
+            )
     if "dropout" in config.__struct_fields__:
         config = msgspec.structs.replace(config, dropout=distillation.dropout)
     model = build_model(config, dataset, seed)
-    _add_modules(model, terms, stores[0], seed)
-    loss = distillation_loss(stores, distillation, model, dataset, terms)
-    task = msgspec.json.encode((distillation, [store.manifest for store in stores])).decode()
-    result = train(
-        model,
-        dataset,
-        loss,
-        training,
-        seed=seed,
-        task=training_task(dataset, config, task),
-        cold_items=cold_items,
-        options=options,
-    )
+    _add_modules(model, terms, found[0], seed)
+    loss = distillation_loss(labels, distillation, model, dataset, terms)
+    task = msgspec.json.encode((distillation, [source.manifest for source in found])).decode()
+    with _asked_on(resolve_device(options.device), asked):
+        result = train(
+            model,
+            dataset,
+            Objective(loss, cold_items, lambda: sum(source.seconds for source in asked)),
+            _windows_for(training, model, asked),
+            seed=seed,
+            task=training_task(dataset, config, task),
+            options=options,
+        )
     for term in terms:
         if term.module is not None:
             delattr(model, term.name)
@@ -76,7 +97,7 @@ def distill_model(
 
 
 def distillation_loss(
-    labels: LabelStore | Sequence[LabelStore],
+    labels: Labels | Sequence[Labels],
     config: DistillationConfig,
     model: SequenceModel | None = None,
     dataset: Dataset | None = None,
@@ -87,7 +108,7 @@ def distillation_loss(
     A term with weights of its own needs them in `model`, under its name; groups of popularity and
     denoising need `dataset`.
     """
-    stores, terms = _stores(labels), _used(terms, config)
+    found, terms = sources(labels), _used(terms, config)
     modules = {}
     for term in terms:
         if term.module is not None:
@@ -102,24 +123,25 @@ def distillation_loss(
 
     def loss(scored: Scored) -> torch.Tensor:
         device = scored.logits.device
-        stored = [store.at(scored.rows, device) for store in stores]
-        views = _views(scored, stored, config.temperature)
+        views = _views(scored, found, config, config.temperature)
 
         def plain() -> View:
-            return views[0] if config.temperature == 1.0 else _views(scored, stored[:1], 1.0)[0]
+            if config.temperature == 1.0:
+                return views[0]
+            return _views(scored, found[:1], config, 1.0)[0]
 
         kept = None
         if config.denoise:
             assert dataset is not None
             items = torch.from_numpy(dataset.items[scored.rows.numpy()].astype(np.int64))
-            kept = believed(stored[0], items.to(device), config.denoise)
+            kept = believed(found[0].labels(scored), items.to(device), config.denoise)
         step = Step(
             config,
             scored,
             views,
             plain,
             None if groups is None else groups.to(device),
-            lambda: stores[0].states_at(scored.rows, device),
+            lambda: found[0].states(scored),
             modules,
         )
         total = (1 - config.soft_weight) * _of_truth(step, kept)
@@ -127,15 +149,32 @@ def distillation_loss(
             total = total + term.weight(config) * term.function(step)
         return total
 
-    plain = config.temperature == 1.0 and not config.denoise and len(stores) == 1
+    plain = config.temperature == 1.0 and not config.denoise and len(found) == 1
     if plain and [term.name for term in terms] == ["soft"]:
-        return CrossEntropy(loss, lambda positions: _mixture(positions, stores[0], config))
+        return _in_one_pass(loss, found[0], config)
     return loss
 
 
-def _mixture(positions: Positions, labels: LabelStore, config: DistillationConfig) -> Mixture:
+def _in_one_pass(
+    loss: Loss, source: Stored | AskedTeacher, config: DistillationConfig
+) -> CrossEntropy:
+    """Return a loss of soft labels at temperature 1 with its faster way."""
+    if isinstance(source, AskedTeacher) and config.all_logits:
+        return CrossEntropy(
+            loss,
+            lambda positions: target_alone(positions, 1 - config.soft_weight),
+            lambda positions: Dense(source.logits(positions).clone(), config.soft_weight),
+        )
+    return CrossEntropy(
+        loss,
+        lambda positions: _mixture(positions, source, config),
+        by_chunk=isinstance(source, AskedTeacher),
+    )
+
+
+def _mixture(positions: Positions, source: Source, config: DistillationConfig) -> Mixture:
     """Return the true next item and the teacher's, with what each has in the loss."""
-    stored = labels.at(positions.rows, positions.targets.device)
+    stored = source.labels(positions)
     items, seen = stored.items(), positions.seen
     allowed = torch.ones_like(items, dtype=torch.bool) if seen is None else ~seen.among(items)
     soft = soft_labels(stored, allowed, config.temperature, len(positions.vectors))
@@ -182,9 +221,7 @@ def _check_sampled_softmax(terms: Sequence[Term], cold_items: bool) -> None:
         )
 
 
-def _add_modules(
-    model: SequenceModel, terms: Sequence[Term], labels: LabelStore, seed: int
-) -> None:
+def _add_modules(model: SequenceModel, terms: Sequence[Term], labels: Source, seed: int) -> None:
     """Add the weights of the terms to the student while it is trained."""
     for term in terms:
         if term.module is not None:
@@ -193,11 +230,35 @@ def _add_modules(
                 model.add_module(term.name, term.module(model, labels))
 
 
-def _stores(labels: LabelStore | Sequence[LabelStore]) -> list[LabelStore]:
-    return [labels] if isinstance(labels, LabelStore) else list(labels)
+def _windows_for(
+    training: TrainingConfig, model: SequenceModel, asked: Sequence[AskedTeacher]
+) -> TrainingConfig:
+    """Return the same training with windows that every teacher that is asked can look at."""
+    if not asked:
+        return training
+    longest = min(source.teacher.max_history for source in asked)
+    window = min(training.window or model.max_history, longest)
+    return msgspec.structs.replace(training, window=window)
 
 
-def _views(scored: Scored, stored: list[StoredLabels], temperature: float) -> list[View]:
+@contextmanager
+def _asked_on(device: torch.device, asked: Sequence[AskedTeacher]) -> Iterator[None]:
+    """Let teachers answer on a device, and come back to the CPU."""
+    try:
+        for source in asked:
+            source.move_to(device)
+        yield
+    finally:
+        for source in asked:
+            source.move_to(torch.device("cpu"))
+
+
+def _views(
+    scored: Scored,
+    found: Sequence[Stored | AskedTeacher],
+    config: DistillationConfig,
+    temperature: float,
+) -> list[View]:
     """Return one view for the labels of each teacher.
 
     With a sampled softmax the columns are the items of the labels alone, and its log-sum-exp is
@@ -207,12 +268,23 @@ def _views(scored: Scored, stored: list[StoredLabels], temperature: float) -> li
     if sampled is None:
         # (positions, items), the costly step
         log_student = torch.log_softmax(scored.logits / t, dim=-1)
-        return [View(scored.logits, log_student, labels) for labels in stored]
+        return [
+            View(
+                scored.logits,
+                log_student,
+                source.labels(scored),
+                source.logits(scored)
+                if isinstance(source, AskedTeacher) and config.all_logits
+                else None,
+            )
+            for source in found
+        ]
     total = torch.logsumexp(
         (scored.logits - sampled.correction) / t + sampled.correction, -1, keepdim=True
     )
     views = []
-    for labels in stored:
+    for source in found:
+        labels = source.labels(scored)
         items = labels.items()  # (positions, K + M)
         student = sampled.logits_of(items)
         columns = torch.arange(items.shape[-1], device=items.device).expand_as(items)

@@ -20,7 +20,8 @@ from msgspec import Meta
 from torch import nn
 from torch.nn import functional
 
-from distilrec.labels.store import LabelStore, StoredLabels
+from distilrec.distill.sources import Source
+from distilrec.labels.store import StoredLabels
 from distilrec.networks.sequence import SequenceModel
 from distilrec.settings import Count, NotNegative, Positive, Settings, Share
 from distilrec.training.scoring import MASKED_BELOW, Scored
@@ -33,9 +34,18 @@ def soft_loss(student: torch.Tensor, teacher: torch.Tensor, temperature: float) 
     """L_s = -T^2 sum_i softmax(z / T)_i log softmax(s / T)_i (Hinton et al. 2015, sec. 2); both
     (positions, items).
     """
-    labels = torch.softmax(teacher / temperature, dim=-1)
     log_student = torch.log_softmax(student / temperature, dim=-1)
-    return -(temperature**2) * (labels * log_student).sum(-1).mean()
+    return soft_losses(log_student, teacher, temperature).mean()
+
+
+def soft_losses(
+    log_student: torch.Tensor, teacher: torch.Tensor, temperature: float
+) -> torch.Tensor:
+    """Return the soft loss of each position, (positions,), from log softmax(s / T) and z, both
+    (positions, items).
+    """
+    labels = torch.softmax(teacher / temperature, dim=-1)
+    return -(temperature**2) * (labels * log_student).sum(-1)
 
 
 def believed(labels: StoredLabels, targets: torch.Tensor, left_out: float) -> torch.Tensor:
@@ -298,6 +308,15 @@ class DistillationConfig(Settings, frozen=True):
     """Whether the labels of each member of an ensemble are combined, the easiest first, in place of
     those of the average.
     """
+    labels: Literal["stored", "asked"] = "stored"
+    """Whether the teacher's labels are stored once for every event ("stored"), or the teacher is
+    asked during training about the windows that the student sees ("asked"). A window then has at
+    most as many events as the teacher looks at.
+    """
+    all_logits: bool = True
+    """Whether the soft loss reads the teacher's logits of all items where it is asked; otherwise
+    the best and the drawn items of `[labels]`, as with stored labels.
+    """
     dropout: Share = 0.0
     """Dropout of the student while it is distilled; without distillation it has its own. A tree has
     none.
@@ -308,12 +327,14 @@ class DistillationConfig(Settings, frozen=True):
 
 class View(NamedTuple):
     """Student logits (positions, items), log softmax(s / T) of the same shape, and the labels of
-    one teacher, whose items are columns of both.
+    one teacher, whose items are columns of both. teacher: its logits of all items, (positions,
+    items), where the soft loss reads them.
     """
 
     student: torch.Tensor
     log_student: torch.Tensor
     labels: StoredLabels
+    teacher: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -351,7 +372,7 @@ class Term:
     name: str
     function: Callable[[Step], torch.Tensor]
     needs: frozenset[Need] = frozenset({"labels"})
-    module: Callable[[SequenceModel, LabelStore], nn.Module] | None = None
+    module: Callable[[SequenceModel, Source], nn.Module] | None = None
 
     @property
     def setting(self) -> str:
@@ -379,8 +400,11 @@ class Projection(nn.Module):
 def _soft(step: Step) -> torch.Tensor:
     sampled = step.scored.sampled
     catalogue = sampled.catalogue if sampled else None
+    t = step.config.temperature
     by_teacher = [
-        soft_losses_stored(view.log_student, view.labels, step.config.temperature, catalogue)
+        soft_losses_stored(view.log_student, view.labels, t, catalogue)
+        if view.teacher is None
+        else soft_losses(view.log_student, view.teacher, t)
         for view in step.views
     ]
     if len(by_teacher) == 1:
@@ -419,7 +443,7 @@ def _hint(step: Step) -> torch.Tensor:
     return hint_loss(step.modules["hint"](step.scored.states), step.states())
 
 
-def _projection(model: SequenceModel, labels: LabelStore) -> nn.Module:
+def _projection(model: SequenceModel, labels: Source) -> nn.Module:
     return Projection(model.state_dim, labels.state_width())
 
 

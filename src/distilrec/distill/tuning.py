@@ -14,9 +14,9 @@ import msgspec
 
 from distilrec.data.dataset import Dataset
 from distilrec.distill.distillation import DistillationConfig, distill_model
+from distilrec.distill.sources import Labels
 from distilrec.errors import ConfigError, TrainingError
 from distilrec.files import key_of
-from distilrec.labels.store import LabelStore
 from distilrec.networks.build import StudentConfig, student_class
 from distilrec.training.options import Epoch, RunOptions, TrainingConfig
 
@@ -82,7 +82,7 @@ class Budget:
 def tune(
     start: Setup,
     dataset: Dataset,
-    labels: Sequence[LabelStore],
+    labels: Sequence[Labels],
     folder: Path,
     *,
     seed: int,
@@ -157,11 +157,11 @@ def _pruned(trial: optuna.Trial) -> Callable[[Epoch, int], None]:
     return on_epoch
 
 
-def _key(start: Setup, dataset: Dataset, labels: Sequence[LabelStore], seed: int) -> str:
+def _key(start: Setup, dataset: Dataset, labels: Sequence[Labels], seed: int) -> str:
     """Return a key of everything that the trials of a search depend on."""
     return key_of(
         dataset.fingerprint(),
-        [store.manifest for store in labels],
+        [one.manifest for one in labels],
         start.student,
         start.training,
         start.distillation,

@@ -24,6 +24,7 @@ from distilrec.labels.store import (
     LabelManifest,
     LabelStore,
     MappedArray,
+    StoredLabels,
     find_array,
     index_path,
     index_size,
@@ -322,22 +323,31 @@ def _label_records(
 ) -> NDArray[Any]:
     """Return one label per key. Masked items keep a very low logit: no label falls on them."""
     logits = answer.logits.float().cpu()
-    top = torch.topk(logits, manifest.top_k)
-    rest = logits.scatter(1, top.indices, -torch.inf).logsumexp(1)
-    sample = torch.from_numpy(
-        rng.integers(manifest.catalogue, size=(len(logits), manifest.samples))
-    )
+    drawn = rng.integers(manifest.catalogue, size=(len(logits), manifest.samples))
+    labels = best_and_drawn(logits, manifest.top_k, torch.from_numpy(drawn))
     records = np.empty(len(keys), record_type(manifest))
     records["key"] = keys.numpy()
-    records["top_items"] = top.indices.numpy()
-    records["top_logits"] = _half(top.values)
-    records["rest_log_sum"] = rest.clamp(min=-1e30).float().numpy()
-    records["sample_items"] = sample.numpy()
-    records["sample_logits"] = _half(logits.gather(1, sample))
+    records["top_items"] = labels.top_items.numpy()
+    records["top_logits"] = _half(labels.top_logits)
+    records["rest_log_sum"] = labels.rest_log_sum.numpy()
+    records["sample_items"] = labels.sample_items.numpy()
+    records["sample_logits"] = _half(labels.sample_logits)
     if manifest.states:
         assert answer.states is not None
         records["state"] = _half(answer.states)
     return records
+
+
+def best_and_drawn(logits: torch.Tensor, top_k: int, drawn: torch.Tensor) -> StoredLabels:
+    """Return what labels keep of a teacher's logits, (positions, items) float32.
+
+    drawn: (positions, M) int64, items.
+    """
+    top = torch.topk(logits, top_k)
+    rest = logits.scatter(1, top.indices, -torch.inf).logsumexp(1)
+    return StoredLabels(
+        top.indices, top.values, rest.clamp(min=-1e30).float(), drawn, logits.gather(1, drawn)
+    )
 
 
 def _half(values: torch.Tensor) -> NDArray[np.float16]:

@@ -36,6 +36,10 @@ class Batch:
         """Return the same batch on a device."""
         return Batch(*(getattr(self, field.name).to(device) for field in fields(self)))
 
+    def select(self, windows: torch.Tensor) -> Batch:
+        """Return some of the windows, (n,) int64."""
+        return Batch(*(getattr(self, field.name)[windows] for field in fields(self)))
+
 
 @dataclass(frozen=True)
 class Windows:

@@ -86,11 +86,15 @@ def measured_stage(
     reset_peak_memory()
     yield stage
     stage.reused = bool(before) and None not in before and before == _keys(records)
-    costs = {cost.stage: cost for cost in read_costs(run.folder)}
-    if not (stage.reused and name in costs):
-        run.folder.mkdir(parents=True, exist_ok=True)
-        costs[name] = StageCost(name, time.perf_counter() - began, peak_memory())
-        write_json(run.places.costs, list(costs.values()))
+    if not (stage.reused and name in {cost.stage for cost in read_costs(run.folder)}):
+        record_cost(run, StageCost(name, time.perf_counter() - began, peak_memory()))
+
+
+def record_cost(run: Run, cost: StageCost) -> None:
+    """Write what a stage cost into costs.json, in the place of what it cost before."""
+    costs = {earlier.stage: earlier for earlier in read_costs(run.folder)} | {cost.stage: cost}
+    run.folder.mkdir(parents=True, exist_ok=True)
+    write_json(run.places.costs, list(costs.values()))
 
 
 def _keys(records: Sequence[tuple[RecordKind[Any], Path]]) -> list[str | None]:

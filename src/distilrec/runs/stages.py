@@ -15,6 +15,7 @@ from distilrec.data.dataset import Dataset
 from distilrec.data.preparation import Choices, Circumstances, prepare_source
 from distilrec.data.pseudonyms import pseudonym, pseudonym_key
 from distilrec.distill.distillation import distill_model
+from distilrec.distill.sources import AskedTeacher, Labels
 from distilrec.export.export import export_bundle, record_metrics
 from distilrec.files import write_json
 from distilrec.ids import as_id
@@ -23,10 +24,17 @@ from distilrec.labels.store import LABELS, LabelStore
 from distilrec.measure.ranking import questions
 from distilrec.progress import Progress
 from distilrec.report.baselines import fitted_baselines
-from distilrec.report.comparison import ALONE, STUDENT, Candidate, Comparison, compare
+from distilrec.report.comparison import (
+    ALONE,
+    STUDENT,
+    Candidate,
+    Comparison,
+    StageCost,
+    compare,
+)
 from distilrec.report.page import write_report
 from distilrec.runs import erasure
-from distilrec.runs.artifact import measured_stage, trained_once
+from distilrec.runs.artifact import measured_stage, record_cost, trained_once
 from distilrec.runs.candidates import model_bytes, student_candidate, teacher_candidates, tree_of
 from distilrec.runs.config import RunConfig
 from distilrec.runs.folder import Run, choices_of, finish_erasure, read_costs, run_of
@@ -151,8 +159,8 @@ def open_teacher(run: Run, dataset: Dataset) -> Teacher:
 
 
 def distill_student(run: Run, dataset: Dataset) -> TrainedModel:
-    """Extract the labels of the teacher, and train the student on them; a private one learns from
-    the log alone.
+    """Train the student on the stored labels of the teacher, which are extracted first, or on a
+    teacher that is asked; a private one learns from the log alone.
     """
     config, training, distillation = (
         run.config.student,
@@ -174,29 +182,50 @@ def distill_student(run: Run, dataset: Dataset) -> TrainedModel:
             f"student: differentially private, {trained.record.privacy}; no labels of the teacher"
         )
         return trained
-    stores = teacher_labels(run, dataset)
-    return trained_once(
+    labels = student_labels(run, dataset)
+    trained = trained_once(
         run,
         dataset,
         "student",
-        (config, training, distillation, [store.manifest for store in stores]),
+        (config, training, distillation, [one.manifest for one in labels]),
         partial(
-            distill_model, config, dataset, stores, training, distillation, seed=run.config.seed
+            distill_model, config, dataset, labels, training, distillation, seed=run.config.seed
         ),
     )
+    if distillation.labels == "asked":
+        record_cost(run, StageCost("teacher asked", trained.seconds_asked, 0))
+        run.progress.say(
+            f"labels: the teacher was asked during the training, {trained.seconds_asked:.0f} s of "
+            f"its {trained.seconds:.0f} s"
+        )
+    return trained
+
+
+def student_labels(run: Run, dataset: Dataset) -> list[Labels]:
+    """Return the labels that the student learns from: stored ones, which are extracted first, or
+    teachers that are asked.
+    """
+    if run.config.distillation.labels == "stored":
+        return [*teacher_labels(run, dataset)]
+    teachers = _labelling_teachers(run, dataset).values()
+    return [AskedTeacher(teacher, dataset, run.config.labels) for teacher in teachers]
+
+
+def _labelling_teachers(run: Run, dataset: Dataset) -> dict[Path, Teacher]:
+    """Return the teacher, or for a curriculum each member of an ensemble, by the folder of its
+    labels.
+    """
+    teacher, folder = open_teacher(run, dataset), run.places.labels
+    if not run.config.distillation.curriculum:
+        return {folder: teacher}
+    return {folder / f"member-{n}": member for n, member in enumerate(single_teachers(teacher))}
 
 
 def teacher_labels(run: Run, dataset: Dataset) -> list[LabelStore]:
     """Extract the labels of the teacher, or for a curriculum those of each member of an ensemble;
     return them.
     """
-    teacher = open_teacher(run, dataset)
-    folder = run.places.labels
-    teachers = {folder: teacher}
-    if run.config.distillation.curriculum:
-        teachers = {
-            folder / f"member-{n}": member for n, member in enumerate(single_teachers(teacher))
-        }
+    teachers = _labelling_teachers(run, dataset)
     with measured_stage(run, "labels", [(LABELS, folder) for folder in teachers]):
         stores = [
             extract_labels(

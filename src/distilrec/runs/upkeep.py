@@ -30,7 +30,7 @@ from distilrec.report.gate import Check, Thresholds, check
 from distilrec.runs.candidates import engine_latency, model_bytes
 from distilrec.runs.folder import Run
 from distilrec.runs.source import new_log
-from distilrec.runs.stages import teacher_labels
+from distilrec.runs.stages import student_labels
 
 
 def gate(run: Run, dataset: Dataset, thresholds: Thresholds) -> list[Check]:
@@ -95,12 +95,12 @@ def check_drift(
 
 def tune_student(run: Run, dataset: Dataset, *, trials: int, minutes: float) -> Choice:
     """Search for the student's hyper-parameters on the labels of the run; write `tuned.toml`."""
-    stores = teacher_labels(run, dataset)
+    labels = student_labels(run, dataset)
     config = run.config
     chosen = tune(
         Setup(config.student, config.student_training, config.distillation),
         dataset,
-        stores,
+        labels,
         run.places.tuning,
         seed=config.seed,
         budget=Budget(trials, minutes),

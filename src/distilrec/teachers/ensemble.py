@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from distilrec.data.dataset import UNKNOWN_ITEM, Dataset, Histories
 from distilrec.measure.ranking import questions
 from distilrec.networks.batches import Batch
-from distilrec.teachers.teacher import Answer, Cost, Teacher, move_teacher
+from distilrec.teachers.teacher import Answer, Cost, Reader, Teacher, move_teacher, reader
 from distilrec.training.scoring import MASKED_LOGIT
 
 _MOST_QUESTIONS = 4_000
@@ -54,12 +54,24 @@ class EnsembleTeacher:
     def answer(
         self, batch: Batch, window: torch.Tensor, position: torch.Tensor, items: int
     ) -> Answer:
-        total = torch.zeros(())
-        for member, weight in zip(self.members, self.weights, strict=True):
-            if weight:
-                logits = member.answer(batch, window, position, items).logits
+        return self.read(batch, items)(window, position)
+
+    def read(self, batch: Batch, items: int) -> Reader:
+        """Let each member read a batch, and return what averages their answers."""
+        readers = [
+            (reader(member, batch, items), weight)
+            for member, weight in zip(self.members, self.weights, strict=True)
+            if weight
+        ]
+
+        def answer(window: torch.Tensor, position: torch.Tensor) -> Answer:
+            total = torch.zeros(())
+            for read, weight in readers:
+                logits = read(window, position).logits
                 total = total.to(logits.device) + weight * logits
-        return Answer(total)
+            return Answer(total)
+
+        return answer
 
     def scores(self, histories: Histories) -> NDArray[np.float32]:
         total = np.zeros((), np.float32)

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from msgspec import Meta
 from numpy.typing import NDArray
+from torch.nn import functional
 
 from distilrec.data.dataset import Dataset, Histories
 from distilrec.errors import ConfigError, TrainingError
@@ -28,6 +29,8 @@ from distilrec.networks.batches import Batch
 from distilrec.networks.transitions import LARGEST_DENSE, transition_weights
 from distilrec.settings import Count, Positive, Settings
 from distilrec.teachers.teacher import Answer, Cost
+
+_NO_SHARE = 1e-7  # of its weight; an older event moves no digit of a score
 
 
 class LinearConfig(Settings, frozen=True, tag="linear", tag_field="kind"):
@@ -76,16 +79,31 @@ class LinearTeacher:
             window.to(self._rows.device),
             position.to(self._rows.device),
         )
+        used, window = torch.unique(window, return_inverse=True)
+        batch = batch.select(used)
         out = self._rows.new_empty(len(window), self.weights.shape[1])
-        state = self._rows.new_zeros(len(batch.items), self.weights.shape[1])
-        for step in range(batch.earlier.shape[1]):
-            self._fold(state, batch.earlier[:, step])
+        state = self._before(batch.earlier)
         for step in range(batch.items.shape[1]):
             self._fold(state, batch.items[:, step])
             here = position == step
             out[here] = state[window[here]]
         cold = _below(out.amin(1, keepdim=True)).expand(-1, items - out.shape[1])
         return Answer(torch.cat([out, cold], dim=1))
+
+    def _before(self, earlier: torch.Tensor) -> torch.Tensor:
+        """Return the state after the items from before each window, (windows, items)."""
+        there = earlier < self._catalogue_size
+        age = there.flip(1).cumsum(1).flip(1) - there.long()
+        share = torch.where(there, torch.pow(self.config.decay, age.float()), 0.0)
+        some = share > _NO_SHARE
+        counts = some.sum(1)
+        return functional.embedding_bag(
+            earlier[some],
+            self._rows,
+            counts.cumsum(0) - counts,
+            per_sample_weights=share[some],
+            mode="sum",
+        )
 
     def _fold(self, state: torch.Tensor, items: torch.Tensor) -> None:
         in_catalogue = (items < self._catalogue_size).unsqueeze(1)

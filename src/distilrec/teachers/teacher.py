@@ -4,6 +4,7 @@ elsewhere.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -64,6 +65,27 @@ class Teacher(Protocol):
         ...
 
 
+Reader = Callable[[torch.Tensor, torch.Tensor], Answer]
+
+
+@runtime_checkable
+class Readable(Protocol):
+    """A teacher that reads a batch once and then answers about some of its positions at a time."""
+
+    def read(self, batch: Batch, items: int) -> Reader:
+        """Return a function that answers as `Teacher.answer` does, from window and position."""
+        ...
+
+
+def reader(teacher: Teacher, batch: Batch, items: int) -> Reader:
+    """Return a function that asks a teacher about positions of a batch, given by window and
+    position, (positions,) int64 each.
+    """
+    if isinstance(teacher, Readable):
+        return teacher.read(batch, items)
+    return lambda window, position: teacher.answer(batch, window, position, items)
+
+
 @runtime_checkable
 class Movable(Protocol):
     """A teacher that can answer on another device."""
@@ -100,12 +122,22 @@ class ModelTeacher:
     def answer(
         self, batch: Batch, window: torch.Tensor, position: torch.Tensor, items: int
     ) -> Answer:
+        return self.read(batch, items)(window, position)
+
+    def read(self, batch: Batch, items: int) -> Reader:
+        """Encode a batch, and return what scores some of its positions."""
         model = self.trained.model
         with torch.inference_mode():
             vectors, biases = self._scorer.vectors, self._scorer.biases
-            states = model.encode(batch.to(model.device), vectors)[window, position]
-            logits = model.score(states, vectors[:items], biases[:items])
-            return Answer(logits, states[:, : self.state_dim])
+            encoded = model.encode(batch.to(model.device), vectors)
+
+        def answer(window: torch.Tensor, position: torch.Tensor) -> Answer:
+            with torch.inference_mode():
+                states = encoded[window, position]
+                logits = model.score(states, vectors[:items], biases[:items])
+                return Answer(logits, states[:, : self.state_dim])
+
+        return answer
 
     def scores(self, histories: Histories) -> NDArray[np.float32]:
         return self._scorer.scores(histories)

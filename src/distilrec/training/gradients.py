@@ -40,18 +40,21 @@ def add_gradients(
     # The same values as leaves of a graph of their own
     states, vectors, biases = (tensor.detach().requires_grad_() for tensor in whole)
     own = replace(positions, vectors=vectors, biases=biases)
-    # Looked up once for all positions, not once a chunk
-    mixture = loss.mixture(own) if isinstance(loss, CrossEntropy) and _is_plain(own) else None
+    in_one_pass = loss if isinstance(loss, CrossEntropy) and _is_plain(own) else None
+    # Labels that are stored are looked up once for all positions, not once a chunk
+    once = in_one_pass is not None and not in_one_pass.by_chunk
+    mixture = in_one_pass.mixture(own) if in_one_pass is not None and once else None
     penalty = model.penalty()
     value, of_states = penalty.detach(), []
     for some in _chunks(len(positions), _columns(positions), states.device):
         part = replace(own.select(some), states=states[some].detach().requires_grad_())
         share = len(part) / len(positions)
         of_part: torch.Tensor | float
-        if mixture is None:
+        if in_one_pass is None:
             of_part = _of_chunk(model, part, loss, progress, share, precision)
         else:
-            of_part = _of_mixture(model, part, mixture.select(some), share, precision)
+            few = in_one_pass.mixture(part) if mixture is None else mixture.select(some)
+            of_part = _of_mixture(model, part, in_one_pass, few, share, precision)
         value = value + of_part
         of_states.append(
             torch.zeros_like(part.states) if part.states.grad is None else part.states.grad
@@ -83,9 +86,15 @@ def _of_chunk(
 
 
 def _of_mixture(
-    model: SequenceModel, part: Positions, mixture: Mixture, share: float, precision: torch.dtype
+    model: SequenceModel,
+    part: Positions,
+    loss: CrossEntropy,
+    mixture: Mixture,
+    share: float,
+    precision: torch.dtype,
 ) -> float:
-    """Do what `_of_chunk` does for a cross-entropy against few items, in one pass."""
+    """Do what `_of_chunk` does for a cross-entropy, in one pass."""
+    dense = None if loss.dense is None else loss.dense(part)
     with computing_in(precision, part.states.device):
         logits = model.score(part.states, part.vectors, part.biases)
     gradients = logits.detach().to(torch.float32, copy=True, memory_format=torch.contiguous_format)
@@ -98,6 +107,7 @@ def _of_mixture(
         mixture.items,
         mixture.weights,
         share / len(part),
+        dense,
     )
     logits.backward(gradients.to(logits.dtype))  # type: ignore[no-untyped-call]
     return value

@@ -9,7 +9,7 @@ import torch
 
 from distilrec.engine.kernels import kernel
 from distilrec.networks.on_cpu import in_threads
-from distilrec.training.scoring import MASKED_BELOW, MASKED_LOGIT
+from distilrec.training.scoring import MASKED_BELOW, MASKED_LOGIT, Dense
 
 _F = np.float32
 _MASKED, _MASKED_BELOW = _F(MASKED_LOGIT), _F(MASKED_BELOW)
@@ -35,13 +35,16 @@ def cross_entropy(
     items: torch.Tensor,
     weights: torch.Tensor,
     scale: float,
+    dense: Dense | None = None,
 ) -> float:
     """Put scale times the gradient of the cross-entropy in place of the logits, and return scale
-    times its sum over the positions: sum_j w_j (log sum_i exp s_i - s_j).
+    times its sum over the positions: sum_j w_j (log sum_i exp s_i - s_j), and with `dense` the same
+    sum over all items j with w_j = weight * softmax(z)_j.
 
     logits: (positions, columns) float32; first: (windows, at least columns) int16, from which place
     on an item is left out, or None; window, place: (positions,) int64; items: (positions, n) int64,
     columns, and their weights w, (positions, n) float32. An item that is left out has no weight.
+    dense: its logits z are (positions, columns) float32, and are overwritten.
     Raises IndexError for an item that is no column: compiled code would write outside the logits.
     """
     rows, columns = logits.shape
@@ -49,26 +52,34 @@ def cross_entropy(
         raise IndexError(f"items {int(items.min())} to {int(items.max())} of {columns} columns")
     losses = np.zeros(rows, np.float32)
     table = np.zeros((1, 0), np.int16) if first is None else first.numpy()
+    teacher = logits.new_empty(rows, 0) if dense is None else dense.logits.contiguous()
     arrays = [
         tensor.numpy()
-        for tensor in (logits, window, place, items.contiguous(), weights.contiguous())
+        for tensor in (logits, teacher, window, place, items.contiguous(), weights.contiguous())
     ]
+    of_dense = _F(0.0 if dense is None else dense.weight)
 
     def run(some: slice) -> None:
-        own_logits, *others = (array[some] for array in arrays)
+        own_logits, own_teacher, *others = (array[some] for array in arrays)
         bits = np.zeros(columns, np.int32)
         lanes = np.zeros(_LANES, np.float32)
+        powers = bits.view(np.float32)
         _rows(
-            own_logits, table, *others, _F(scale), bits, bits.view(np.float32), lanes, losses[some]
-        )
+            own_logits, own_teacher, of_dense, table, *others, _F(scale), bits, powers, lanes,
+            losses[some],
+        )  # fmt: skip
 
     in_threads(rows, run, fewest=8)
     return float(losses.sum(dtype=np.float64)) * scale
 
 
 @kernel
-def _rows(logits, first, window, place, items, weights, scale, bits, powers, lanes, losses):  # type: ignore[no-untyped-def]
+def _rows(  # type: ignore[no-untyped-def]
+    logits, teacher, of_dense, first, window, place, items, weights, scale, bits, powers, lanes,
+    losses,
+):  # fmt: skip
     """Compute the loss and the gradient of each row; `powers` is `bits`, read as float32."""
+    dense = teacher.shape[1] > 0
     for r in range(logits.shape[0]):
         row = logits[r]
         if first.shape[1] > 0:
@@ -82,9 +93,19 @@ def _rows(logits, first, window, place, items, weights, scale, bits, powers, lan
                 below += weights[r, j] * (highest - value)
             else:
                 weights[r, j] = _NONE
+        if dense:
+            expected = teacher[r]
+            if first.shape[1] > 0:
+                _mask(expected, first[window[r]], place[r])
+            _powers_of_two(expected, _maximum(expected, lanes), bits)
+            _multiply(expected, of_dense / _product_and_sum(expected, powers))
+            total += of_dense
+            below += _weighted(expected, row, highest)
         _powers_of_two(row, highest, bits)
         of_all = _product_and_sum(row, powers)
         _multiply(row, total * scale / of_all)
+        if dense:
+            _subtract(row, teacher[r], scale)
         for j in range(items.shape[1]):
             row[items[r, j]] -= weights[r, j] * scale
         losses[r] = total * np.log(of_all) + below
@@ -137,3 +158,18 @@ def _product_and_sum(row, powers):  # type: ignore[no-untyped-def]
 def _multiply(row, factor):  # type: ignore[no-untyped-def]
     for c in range(row.shape[0]):
         row[c] *= factor
+
+
+@kernel
+def _weighted(weights, row, highest):  # type: ignore[no-untyped-def]
+    """Return sum_i w_i (highest - x_i)."""
+    total = _NONE
+    for c in range(row.shape[0]):
+        total += weights[c] * (highest - row[c])
+    return total
+
+
+@kernel
+def _subtract(row, weights, factor):  # type: ignore[no-untyped-def]
+    for c in range(row.shape[0]):
+        row[c] -= weights[c] * factor

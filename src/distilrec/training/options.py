@@ -58,12 +58,15 @@ class TrainingConfig(Settings, frozen=True):
 
 
 class Epoch(msgspec.Struct, frozen=True):
-    """One line of the learning curve. seconds: since the beginning, training and validation."""
+    """One line of the learning curve. seconds: since the beginning, training and validation; asked:
+    those of them in which a teacher was asked for labels.
+    """
 
     epoch: int
     loss: float
     validation_ndcg: float
     seconds: float
+    asked: float = 0.0
 
     def note(self) -> str:
         """Return the loss and the validation quality, to be shown beside the progress."""

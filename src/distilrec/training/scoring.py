@@ -26,9 +26,9 @@ class Positions:
 
     states: (positions, dim); targets: (positions,) int64, items; rows: (positions,) int64, of the
     data set, on the CPU; vectors, biases: (items, dim) and (items,), of the items that are scored;
-    warm: how many of these can be a target, they come first; seen: what each position has had,
-    None where that is not left out; drawn: the columns of a sampled softmax, None where all items
-    are scored.
+    warm: how many of these can be a target, they come first; origin: the windows that the positions
+    are of; seen: what each position has had, None where that is not left out; drawn: the columns of
+    a sampled softmax, None where all items are scored.
     """
 
     states: torch.Tensor
@@ -37,6 +37,7 @@ class Positions:
     vectors: torch.Tensor
     biases: torch.Tensor
     warm: int
+    origin: Origin
     seen: Seen | None = None
     drawn: Drawn | None = None
 
@@ -50,8 +51,25 @@ class Positions:
             states=self.states[some],
             targets=self.targets[some],
             rows=self.rows[some],
+            origin=self.origin.select(some),
             seen=None if self.seen is None else self.seen.select(some),
         )
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The windows that positions are of, for a teacher that is asked about them.
+
+    window, place: (positions,) int64, where a position stands in the batch.
+    """
+
+    batch: Batch
+    window: torch.Tensor
+    place: torch.Tensor
+
+    def select(self, some: slice) -> Origin:
+        """Return the same of some of the positions."""
+        return replace(self, window=self.window[some], place=self.place[some])
 
 
 @dataclass(frozen=True)
@@ -103,7 +121,7 @@ class Scored:
     int64, of the data set, on the CPU;
     states: (positions, dim); progress: the share of the training that is done.
     sampled: where the softmax is sampled. Then the logits are those of the target and of the drawn
-    items.
+    items. positions: what was scored.
     """
 
     logits: torch.Tensor
@@ -113,6 +131,7 @@ class Scored:
     warm: int
     progress: float = 0.0
     sampled: Sampled | None = None
+    positions: Positions | None = None
 
 
 @dataclass(frozen=True)
@@ -149,17 +168,50 @@ class Mixture:
 
 
 @dataclass(frozen=True)
+class Dense:
+    """What a teacher expects at each position, over all items: softmax(logits), with a weight.
+
+    logits: (positions, items) float32; those of items that the position has had are left out.
+    """
+
+    logits: torch.Tensor
+    weight: float
+
+
+@dataclass(frozen=True)
 class CrossEntropy:
-    """A loss that is sum_j w_j (-log softmax(s)_j) over few items, a mean over positions, which
-    `distilrec.training.gradients` has a faster way for. whole: the same as any loss; mixture: gives
-    the items and their weights w. Only for a softmax over items that can all be a target.
+    """A loss that is sum_j w_j (-log softmax(s)_j) over few items, or over all, a mean over
+    positions, which `distilrec.training.gradients` has a faster way for. Only for a softmax over
+    items that can all be a target.
+
+    whole: the same as any loss; mixture: gives few items and their weights w; dense: gives a share
+    of all items beside them; by_chunk: the mixture is asked for a chunk of positions at a time, as
+    `dense` always is.
     """
 
     whole: Loss
     mixture: Callable[[Positions], Mixture]
+    dense: Callable[[Positions], Dense] | None = None
+    by_chunk: bool = False
 
     def __call__(self, scored: Scored) -> torch.Tensor:
         return self.whole(scored)
+
+
+def _no_seconds() -> float:
+    return 0.0
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What a training minimises. loss: a mean over the scored positions; cold_items: it wants
+    logits of the items without training rows as well; asked_seconds: returns how long a teacher
+    has been asked so far, in this process.
+    """
+
+    loss: Loss
+    cold_items: bool = False
+    asked_seconds: Callable[[], float] = _no_seconds
 
 
 def ground_truth(scored: Scored) -> torch.Tensor:
@@ -167,14 +219,13 @@ def ground_truth(scored: Scored) -> torch.Tensor:
     return functional.cross_entropy(scored.logits[:, : scored.warm], scored.targets)
 
 
-def _target_alone(positions: Positions) -> Mixture:
-    return Mixture(
-        positions.targets.unsqueeze(1),
-        torch.ones(len(positions), 1, device=positions.targets.device),
-    )
+def target_alone(positions: Positions, weight: float = 1.0) -> Mixture:
+    """Return the true next item of each position with a weight."""
+    targets = positions.targets.unsqueeze(1)
+    return Mixture(targets, torch.full(targets.shape, weight, device=targets.device))
 
 
-GROUND_TRUTH = CrossEntropy(ground_truth, _target_alone)
+GROUND_TRUTH = CrossEntropy(ground_truth, target_alone)
 
 
 def encode_positions(
@@ -222,6 +273,7 @@ def encode_positions(
         vectors=vectors[items],
         biases=model.items.biases()[items],
         warm=warm,
+        origin=Origin(batch, window, place),
         seen=seen_so_far(batch, model.items.catalogue_size, window, place) if mask_seen else None,
         drawn=_draw(drawn_by, config.negatives, model.device) if sampled else None,
     )
@@ -237,8 +289,15 @@ def score_positions(model: SequenceModel, positions: Positions, progress: float)
     if positions.seen is not None:
         seen = positions.seen.among(slice(len(positions.vectors)))
         logits = logits.masked_fill(seen, MASKED_LOGIT)
-    states = positions.states[:, : model.state_dim]
-    return Scored(logits, positions.targets, positions.rows, states, positions.warm, progress)
+    return Scored(
+        logits,
+        positions.targets,
+        positions.rows,
+        positions.states[:, : model.state_dim],
+        positions.warm,
+        progress,
+        positions=positions,
+    )
 
 
 def _draw(drawn_by: torch.Tensor, number: int, device: torch.device) -> Drawn:
@@ -282,6 +341,7 @@ def _score_sample(
         logits.shape[1],
         progress,
         Sampled(functional.pad(drawn.correction, (1, 0)), positions.warm, logits_of),
+        positions,
     )
 
 

@@ -16,7 +16,7 @@ from distilrec.files import RecordKind
 from distilrec.networks.build import ModelConfig, build_model
 from distilrec.networks.sequence import SequenceModel
 from distilrec.training.options import Epoch, RunOptions, TrainingConfig, TrainingResult
-from distilrec.training.scoring import GROUND_TRUTH
+from distilrec.training.scoring import GROUND_TRUTH, Objective
 from distilrec.training.trainer import train
 
 
@@ -49,6 +49,11 @@ class TrainedModel:
         """Training time, wall clock."""
         return self.record.curve[-1].seconds
 
+    @property
+    def seconds_asked(self) -> float:
+        """The part of the training time in which a teacher was asked for labels."""
+        return self.record.curve[-1].asked
+
 
 def finished(
     model: SequenceModel, config: ModelConfig, seed: int, dataset: Dataset, result: TrainingResult
@@ -74,7 +79,7 @@ def train_model(
     result = train(
         model,
         dataset,
-        GROUND_TRUTH,
+        Objective(GROUND_TRUTH),
         training,
         seed=seed,
         task=training_task(dataset, config),

@@ -27,26 +27,23 @@ from distilrec.training.memory import enough_memory, reuse_freed_memory
 from distilrec.training.options import Epoch, RunOptions, TrainingConfig, TrainingResult
 from distilrec.training.precision import computing_in, resolve_precision
 from distilrec.training.schedule import average, learning_rate, parameter_groups
-from distilrec.training.scoring import NEGATIVE_POWER, Loss, encode_positions
+from distilrec.training.scoring import NEGATIVE_POWER, Objective, encode_positions
 from distilrec.training.validation import validation_ndcg
 
 
 def train(
     model: SequenceModel,
     dataset: Dataset,
-    loss: Loss,
+    objective: Objective,
     config: TrainingConfig,
     *,
     seed: int,
     task: str = "",
-    cold_items: bool = False,
     options: RunOptions | None = None,
 ) -> TrainingResult:
     """Train in place and leave the weights of the best validation epoch in the model, on the CPU.
 
-    loss: gives a scalar, a mean over the scored positions.
     task: what a checkpoint belongs to, besides seed and config.
-    cold_items: the loss wants logits of the items without training rows as well.
     Raises TrainingError when the loss is no longer finite, when memory does not suffice for a step,
     and when the checkpoint belongs to another run; ConfigError for a device that this machine
     lacks, and for a precision that the device lacks.
@@ -59,7 +56,7 @@ def train(
     resumed = checkpoint is not None and is_checkpoint(checkpoint)
     if not resumed:
         model.begin(dataset)
-    training = _Training(model, dataset, loss, config, seed, cold_items, device, precision)
+    training = _Training(model, dataset, objective, config, seed, device, precision)
     best = copy.deepcopy(model.state_dict())
     progress = Progress(seed, config, task, (), 0)
     if checkpoint is not None and resumed:
@@ -67,13 +64,15 @@ def train(
             checkpoint, model, training.averaged, training.optimizer, best, progress
         )
     curve, best_epoch = list(progress.curve), progress.best_epoch
-    earlier = curve[-1].seconds if curve else 0.0
-    began = time.perf_counter()
+    earlier, asked_earlier = (curve[-1].seconds, curve[-1].asked) if curve else (0.0, 0.0)
+    began, asked_before = time.perf_counter(), objective.asked_seconds()
     while len(curve) < config.epochs and len(curve) - best_epoch < config.patience:
         number = len(curve) + 1
         mean_loss = training.train_epoch(number)
         ndcg = validation_ndcg(TorchScorer(training.averaged), dataset)
-        curve.append(Epoch(number, mean_loss, ndcg, earlier + time.perf_counter() - began))
+        seconds = earlier + time.perf_counter() - began
+        asked = asked_earlier + objective.asked_seconds() - asked_before
+        curve.append(Epoch(number, mean_loss, ndcg, seconds, asked))
         if best_epoch == 0 or ndcg > curve[best_epoch - 1].validation_ndcg:
             best_epoch = number
             best = copy.deepcopy(training.averaged.state_dict())
@@ -99,16 +98,14 @@ class _Training:
         self,
         model: SequenceModel,
         dataset: Dataset,
-        loss: Loss,
+        objective: Objective,
         config: TrainingConfig,
         seed: int,
-        cold_items: bool,
         device: torch.device,
         precision: torch.dtype,
     ) -> None:
         self.model, self.device, self.precision = model.to(device), device, precision
-        self.dataset, self.loss, self.config = dataset, loss, config
-        self.seed, self.cold_items = seed, cold_items
+        self.dataset, self.objective, self.config, self.seed = dataset, objective, config, seed
         self.averaged = copy.deepcopy(model)
         self.optimizer = torch.optim.AdamW(
             parameter_groups(model, config.weight_decay),
@@ -165,11 +162,13 @@ class _Training:
                 mask_seen=self.mask_seen,
                 drawn_by=self.drawn_by,
                 processes=self.group[1],
-                cold_items=self.cold_items,
+                cold_items=self.objective.cold_items,
             )
         value, number = 0.0, 0
         if positions is not None:
-            value = float(add_gradients(model, positions, self.loss, done, self.precision))
+            value = float(
+                add_gradients(model, positions, self.objective.loss, done, self.precision)
+            )
             number = len(positions)
         shared = parallel.share_gradients(model, value, number)
         torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)

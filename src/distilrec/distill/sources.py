@@ -1,0 +1,192 @@
+"""Where the labels of a step come from: a store, or a teacher that is asked for the very windows
+that the student sees.
+
+Asking is "consistent" distillation (Beyer et al. 2022, sec. 3): teacher and student get the same
+input, and the student learns what the teacher says about it, not about another cut of the history.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import msgspec
+import torch
+
+from distilrec.data.dataset import Dataset
+from distilrec.errors import ConfigError, LabelStoreError, TeacherError
+from distilrec.labels.extract import LabelConfig, best_and_drawn
+from distilrec.labels.store import LabelManifest, LabelStore, StoredLabels
+from distilrec.networks.batches import Batch
+from distilrec.teachers.teacher import Answer, Teacher, as_teacher, move_teacher, reader
+from distilrec.training.scoring import MASKED_LOGIT, Origin, Positions, Scored
+from distilrec.training.trained import TrainedModel
+
+
+class AskedManifest(msgspec.Struct, frozen=True):
+    """Whose answers a student learns from, and of what: see `LabelManifest`."""
+
+    teacher: str
+    top_k: int
+    samples: int
+    catalogue: int
+
+
+class Source(Protocol):
+    """Labels of one teacher. manifest: says which; catalogue: number of items that they cover.
+
+    `of` are the positions that are scored, before or after their logits are there.
+    """
+
+    @property
+    def manifest(self) -> LabelManifest | AskedManifest: ...
+
+    def state_width(self) -> int:
+        """Return the number of channels of the teacher's states. Raises LabelStoreError for a
+        teacher without any.
+        """
+        ...
+
+    def labels(self, of: Positions | Scored) -> StoredLabels:
+        """Return the best and the drawn items of each position."""
+        ...
+
+    def states(self, of: Positions | Scored) -> torch.Tensor:
+        """Return the teacher's states, (positions, dim) float32."""
+        ...
+
+
+class Stored:
+    """The labels of a store, by data set row."""
+
+    def __init__(self, store: LabelStore) -> None:
+        self.store, self.manifest = store, store.manifest
+
+    def state_width(self) -> int:
+        return self.store.state_width()
+
+    def labels(self, of: Positions | Scored) -> StoredLabels:
+        return self.store.at(of.rows, of.states.device)
+
+    def states(self, of: Positions | Scored) -> torch.Tensor:
+        return self.store.states_at(of.rows, of.states.device)
+
+
+class AskedTeacher:
+    """A teacher that is asked during the training of its student, in place of stored labels.
+
+    Its answers are never kept longer than a chunk of positions needs them.
+    config: how many items the losses that read few of them get; `states` are there where the
+    teacher has some. seconds: how long it has been asked, in this process.
+    Raises ConfigError for a teacher that says the same about all events of a user, which cannot be
+    asked about windows.
+    """
+
+    def __init__(
+        self, teacher: Teacher | TrainedModel, dataset: Dataset, config: LabelConfig | None = None
+    ) -> None:
+        config = config or LabelConfig()
+        self.teacher = as_teacher(teacher)
+        if self.teacher.per_user:
+            raise ConfigError(
+                "this teacher has one list of scores for each user: it cannot be asked about the "
+                "windows of a training",
+                fix='set distillation.labels = "stored"',
+                parameter="distillation.labels",
+            )
+        items = dataset.catalogue_size if config.cold_items else dataset.info.warm_items
+        self.manifest = AskedManifest(
+            self.teacher.identity, min(config.top_k, items), config.samples, items
+        )
+        self.seconds = 0.0
+        self._batch: Batch | None = None
+        self._read: Callable[[torch.Tensor, torch.Tensor], Answer] | None = None
+        self._origin: Origin | None = None
+        self._answer: Answer | None = None
+
+    def state_width(self) -> int:
+        if not self.teacher.state_dim:
+            raise LabelStoreError(
+                "this teacher has no hidden layer, which the hint needs",
+                fix="set distillation.hint_weight = 0, or use one trained network as the teacher",
+            )
+        return self.teacher.state_dim
+
+    def labels(self, of: Positions | Scored) -> StoredLabels:
+        manifest, logits = self.manifest, self.logits(of)
+        highest = logits.amax(1, keepdim=True)
+        masked = logits <= MASKED_LOGIT
+        # On the CPU, so that the same items are drawn on every device
+        drawn = torch.randint(manifest.catalogue, (len(logits), manifest.samples))
+        relative = (logits - highest).masked_fill(masked, MASKED_LOGIT)
+        return best_and_drawn(relative, manifest.top_k, drawn.to(logits.device))
+
+    def logits(self, of: Positions | Scored) -> torch.Tensor:
+        """Return the logits of all items, (positions, items) float32; those of items that a
+        position has had are MASKED_LOGIT.
+        """
+        return self._answered(_positions(of)).logits
+
+    def states(self, of: Positions | Scored) -> torch.Tensor:
+        states = self._answered(_positions(of)).states
+        assert states is not None
+        return states
+
+    def move_to(self, device: torch.device) -> None:
+        """Move the networks of the teacher to a device, and forget what they have answered."""
+        move_teacher(self.teacher, device)
+        self._batch = self._read = self._origin = self._answer = None
+
+    def _answered(self, positions: Positions) -> Answer:
+        """Ask about some positions; the answer before is kept for other losses of the same
+        positions, and what the teacher made of the batch for its other positions.
+        """
+        origin, began = positions.origin, time.perf_counter()
+        if self._answer is not None and self._origin is origin:
+            return self._answer
+        self._answer = None
+        if self._read is None or self._batch is not origin.batch:
+            self._read = reader(self.teacher, origin.batch, self.manifest.catalogue)
+            self._batch = origin.batch
+        with torch.no_grad():
+            raw = self._read(origin.window, origin.place)
+            device = positions.states.device
+            logits = raw.logits.to(device, torch.float32)
+            if not torch.isfinite(logits).all():
+                raise TeacherError(
+                    "the teacher's scores hold NaN or infinity",
+                    fix="train it again, or correct the scores: each item needs a finite number",
+                )
+            seen = positions.seen
+            # New tensors: a teacher answers in inference mode, whose tensors no gradient can pass
+            logits = (
+                logits.clone()
+                if seen is None
+                else logits.masked_fill(seen.among(slice(logits.shape[1])), MASKED_LOGIT)
+            )
+            states = None if raw.states is None else raw.states.to(device).float().clone()
+        self._origin, self._answer = origin, Answer(logits, states)
+        self.seconds += time.perf_counter() - began
+        return self._answer
+
+
+def _positions(of: Positions | Scored) -> Positions:
+    if isinstance(of, Positions):
+        return of
+    assert of.positions is not None
+    return of.positions
+
+
+Labels = LabelStore | AskedTeacher
+
+
+def sources(labels: Labels | Sequence[Labels]) -> list[Stored | AskedTeacher]:
+    """Return the labels of one teacher or several as sources."""
+    several = [labels] if isinstance(labels, LabelStore | AskedTeacher) else list(labels)
+    return [Stored(one) if isinstance(one, LabelStore) else one for one in several]
+
+
+def asked_teachers(found: Sequence[Stored | AskedTeacher]) -> list[AskedTeacher]:
+    """Return the teachers among the sources that are asked."""
+    return [source for source in found if isinstance(source, AskedTeacher)]
