@@ -31,7 +31,7 @@ from distilrec.export.search import BundleConfig
 from distilrec.labels.extract import LabelConfig
 from distilrec.networks.build import StudentConfig
 from distilrec.privacy.accounting import PrivateTrainingConfig
-from distilrec.runs.config import DataConfig, RunConfig
+from distilrec.runs.config import BaselineConfig, DataConfig, RunConfig, TunedConfig
 from distilrec.serve.app import endpoints
 from distilrec.serve.openapi import openapi
 from distilrec.settings import BOUNDS
@@ -173,6 +173,8 @@ SECTIONS: tuple[tuple[str, type], ...] = (
     ("`[teacher_training]` and `[student_training]`", TrainingConfig),
     ("`[labels]`", LabelConfig),
     *_tagged("`[student]`", StudentConfig),
+    ("`[baseline]`", BaselineConfig),
+    ("`[tuned]`", TunedConfig),
     ("`[distillation]`", DistillationConfig),
     ("`[bundle]`", BundleConfig),
     ("`[privacy]`", PrivateTrainingConfig),

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import App, Parameter
 
@@ -182,19 +182,27 @@ def drift(
 def tune(
     *,
     run: RunFolder = DEFAULT_RUN,
-    trials: Annotated[int, Parameter(help="Maximum number of students to train.")] = 20,
-    minutes: Annotated[float, Parameter(help="Minutes after which no new training begins.")] = 60.0,
+    only: Annotated[
+        Literal["student", "baseline"] | None,
+        Parameter(
+            help="Search for one of them: the distilled student, or the one without distillation."
+        ),
+    ] = None,
+    trials: Annotated[int, Parameter(help="Maximum number of trainings of each.")] = 20,
+    minutes: Annotated[
+        float, Parameter(help="Minutes of each after which no new training begins.")
+    ] = 60.0,
     device: Device = "auto",
     precision: Precision = "auto",
 ) -> None:
-    """Search for the student's hyper-parameters on the teacher's labels and validation data, and
-    write tuned.toml.
+    """Search for the hyper-parameters of the student, and with the same budget for those of the
+    student without distillation, on validation data; write tuned.toml.
     """
     from distilrec import runs
 
     with _opened(run, device=device, precision=precision) as (opened, data):
-        chosen = runs.tune_student(opened, data, trials=trials, minutes=minutes)
-    print(chosen.toml(), end="")
+        tuned = runs.tune_students(opened, data, only=only, trials=trials, minutes=minutes)
+    print(tuned.toml(), end="")
 
 
 @app.command(name="run")

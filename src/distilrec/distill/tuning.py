@@ -1,5 +1,7 @@
-"""A search for hyper-parameters of student and distillation within a budget, on validation data
-only (Optuna).
+"""A search for the hyper-parameters of a student within a budget, on validation data only (Optuna).
+
+The student without distillation is searched for in the same way as the distilled one: the gain of
+distillation is that over the best student that the log alone can give.
 """
 
 from __future__ import annotations
@@ -19,46 +21,95 @@ from distilrec.errors import ConfigError, TrainingError
 from distilrec.files import key_of
 from distilrec.networks.build import StudentConfig, student_class
 from distilrec.training.options import Epoch, RunOptions, TrainingConfig
+from distilrec.training.trained import TrainedModel, train_model
 
 if TYPE_CHECKING:
     import optuna
 
-_BEFORE_PRUNING = 5  # trials, and epochs of a trial, that run without being compared
+_BEFORE_PRUNING = 5  # trials, and steps of a trial, that run without being compared
+_STEPS = 20  # of a trial, whatever its number of epochs: trials are compared at equal shares
+# What a trial chooses from, besides the value that the search begins with
+_WINDOWS = (0, 25, 50, 100, 200)
+_CONTEXTS = (0.0, 0.25, 0.5, 0.75)
+_BATCHES = (8, 16, 32, 64)
+_AVERAGES = (0.99, 0.995, 0.998, 0.999)
+_DECAYS = (0.0, 0.001, 0.01, 0.1)
+_TEMPERATURES = (0.5, 1.0, 2.0)
 
 
 @dataclass(frozen=True)
 class Setup:
-    """What a search changes: the student, its training and its distillation."""
+    """What a search changes: the student, its training and its distillation, None for a student
+    without.
+    """
 
     student: StudentConfig
     training: TrainingConfig
-    distillation: DistillationConfig
+    distillation: DistillationConfig | None
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A student with its training, and the validation NDCG@10 that it reached."""
+    """A student with its training, and the validation NDCG@10 that it reached. trials: that the
+    search has made so far.
+    """
 
     student: StudentConfig
     training: TrainingConfig
-    distillation: DistillationConfig
+    distillation: DistillationConfig | None
     validation_ndcg: float
     trial: int
+    trials: int
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What the searches found, for the distilled student and for the one without distillation;
+    None for one that was not searched for.
+    """
+
+    student: Choice | None
+    baseline: Choice | None
 
     def toml(self) -> str:
         """Return the sections of a configuration file."""
-        sections = (
-            ("student", self.student),
-            ("student_training", self.training),
-            ("distillation", self.distillation),
-        )
-        lines = [f"# validation NDCG@10 {self.validation_ndcg:.4f} in trial {self.trial}"]
-        for name, config in sections:
-            lines += ["", f"[{name}]"]
-            lines += [
-                f"{key} = {json.dumps(value)}" for key, value in msgspec.to_builtins(config).items()
-            ]
+        sections: dict[str, object] = {}
+        lines = []
+        if self.student is not None:
+            lines.append(_found("student", self.student))
+            sections["student"] = self.student.student
+            sections["student_training"] = self.student.training
+            sections["distillation"] = self.student.distillation
+        if self.baseline is not None:
+            lines.append(_found("student without distillation", self.baseline))
+            sections["baseline.student"] = self.baseline.student
+            sections["baseline.training"] = self.baseline.training
+        sections["tuned"] = {
+            name: choice.trials
+            for name, choice in (("student", self.student), ("baseline", self.baseline))
+            if choice is not None
+        }
+        for name, config in sections.items():
+            lines += _section(name, msgspec.to_builtins(config))
         return "\n".join(lines) + "\n"
+
+
+def _found(name: str, choice: Choice) -> str:
+    return (
+        f"# {name}: validation NDCG@10 {choice.validation_ndcg:.4f} in trial {choice.trial} of "
+        f"{choice.trials}"
+    )
+
+
+def _section(name: str, values: dict[str, Any]) -> list[str]:
+    """Return the lines of a section of TOML and of the sections inside it."""
+    lines, inside = ["", f"[{name}]"], []
+    for key, value in values.items():
+        if isinstance(value, dict):
+            inside += _section(f"{name}.{key}", value)
+        elif value is not None:
+            lines.append(f"{key} = {json.dumps(value)}")
+    return lines + inside
 
 
 @dataclass(frozen=True)
@@ -91,7 +142,7 @@ def tune(
     on_trial: Callable[[int, float, float], None] = lambda trial, value, best: None,
 ) -> Choice:
     """Return the best student that a search finds within a budget; each trial learns from the same
-    stored labels.
+    labels, or from none where the setup has no distillation.
 
     start: the setup of the first trial. folder: keeps the trials, so that a search that was
     interrupted, or is called again, continues; a trial that is behind the median is given up early.
@@ -109,17 +160,8 @@ def tune(
     here = RunOptions(options.device, options.precision)
 
     def objective(trial: optuna.Trial) -> float:
-        setup = _suggest(trial, start)
-        trained = distill_model(
-            setup.student,
-            dataset,
-            labels,
-            setup.training,
-            setup.distillation,
-            seed=seed,
-            options=replace(here, on_epoch=_pruned(trial)),
-        )
-        return trained.best_ndcg
+        own = replace(here, on_epoch=_pruned(trial))
+        return _trained(_suggest(trial, start), dataset, labels, seed, own).best_ndcg
 
     def after(study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
         values = [finished.value for finished in _finished(study) if finished.value is not None]
@@ -138,19 +180,39 @@ def tune(
     best = study.best_trial
     setup = _suggest(optuna.trial.FixedTrial(best.params), start)
     ndcg = float(best.value or 0.0)
-    return Choice(setup.student, setup.training, setup.distillation, ndcg, best.number + 1)
+    return Choice(
+        setup.student,
+        setup.training,
+        setup.distillation,
+        ndcg,
+        best.number + 1,
+        len(study.trials),
+    )
+
+
+def _trained(
+    setup: Setup, dataset: Dataset, labels: Sequence[Labels], seed: int, options: RunOptions
+) -> TrainedModel:
+    """Train a student as its setup says."""
+    student, training = setup.student, setup.training
+    if setup.distillation is None:
+        return train_model(student, dataset, training, seed=seed, options=options)
+    return distill_model(
+        student, dataset, labels, training, setup.distillation, seed=seed, options=options
+    )
 
 
 def _pruned(trial: optuna.Trial) -> Callable[[Epoch, int], None]:
     """Return what is called after each epoch of a trial: it ends a trial that is behind."""
     import optuna
 
-    best = 0.0
+    best, reported = 0.0, 0
 
     def on_epoch(epoch: Epoch, total: int) -> None:
-        nonlocal best
-        best = max(best, epoch.validation_ndcg)
-        trial.report(best, epoch.epoch)
+        nonlocal best, reported
+        best, step = max(best, epoch.validation_ndcg), _STEPS * epoch.epoch // total
+        if step > reported:
+            trial.report(best, reported := step)
         if trial.should_prune():
             raise optuna.TrialPruned
 
@@ -196,13 +258,16 @@ def _finished(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
 def _as_parameters(setup: Setup) -> dict[str, Any]:
     """Return a setup as the parameters of a trial; the sampler chooses values outside the space."""
     student, distillation = setup.student, setup.distillation
-    parameters: dict[str, Any] = {
-        "learning_rate": setup.training.learning_rate,
-        "soft_weight": distillation.soft_weight,
-        "temperature": distillation.temperature,
-    }
+    searched = (
+        "learning_rate", "window", "context", "epochs", "batch_size", "averaging", "weight_decay",
+    )  # fmt: skip
+    parameters: dict[str, Any] = {name: getattr(setup.training, name) for name in searched}
+    if distillation is not None:
+        parameters["soft_weight"] = distillation.soft_weight
+        parameters["temperature"] = distillation.temperature
     if "dropout" in student.__struct_fields__:
-        parameters["dropout"] = distillation.dropout
+        of = student if distillation is None else distillation
+        parameters["dropout"] = of.dropout  # type: ignore[union-attr]
     return parameters | {name: getattr(student, name) for name in student_class(student).space}
 
 
@@ -210,18 +275,45 @@ def _suggest(trial: Any, start: Setup) -> Setup:
     """Return the setup of a trial. The width of the student is the caller's choice of size and
     stays.
     """
-    student, replace = start.student, msgspec.structs.replace
-    learning_rate = trial.suggest_float("learning_rate", 5e-4, 2e-2, log=True)
-    soft_weight = trial.suggest_float("soft_weight", 0.0, 1.0)
-    temperature = trial.suggest_float("temperature", 0.5, 4.0, log=True)
-    has_dropout = "dropout" in student.__struct_fields__
-    dropout = trial.suggest_float("dropout", 0.0, 0.6) if has_dropout else 0.0
+    student, distillation, replace = start.student, start.distillation, msgspec.structs.replace
+    training = _suggest_training(trial, start.training, student.max_history)  # type: ignore[attr-defined]
     space = student_class(student).space
     changes = {name: values.suggest(trial, name) for name, values in space.items()}
-    return Setup(
-        replace(student, **changes),
-        replace(start.training, learning_rate=learning_rate),
-        replace(
-            start.distillation, soft_weight=soft_weight, temperature=temperature, dropout=dropout
-        ),
+    dropout = {}
+    if "dropout" in student.__struct_fields__:
+        dropout["dropout"] = trial.suggest_float("dropout", 0.0, 0.6)
+    if distillation is None:
+        return Setup(replace(student, **changes, **dropout), training, None)
+    temperatures = _with(_TEMPERATURES, distillation.temperature)
+    distillation = replace(
+        distillation,
+        soft_weight=trial.suggest_float("soft_weight", 0.0, 1.0),
+        temperature=trial.suggest_categorical("temperature", temperatures),
+        **dropout,
     )
+    return Setup(replace(student, **changes), training, distillation)
+
+
+def _suggest_training(trial: Any, start: TrainingConfig, longest: int) -> TrainingConfig:
+    """Return the training of a trial. longest: events that the student looks at.
+
+    A training that had all its epochs, whatever validation said, has all of them in every trial.
+    """
+    windows = _with([window for window in _WINDOWS if window < longest], start.window)
+    epochs = trial.suggest_int("epochs", max(1, start.epochs // 2), 2 * start.epochs, log=True)
+    return msgspec.structs.replace(
+        start,
+        epochs=epochs,
+        patience=start.patience if start.patience < start.epochs else max(start.patience, epochs),
+        learning_rate=trial.suggest_float("learning_rate", 5e-4, 2e-2, log=True),
+        window=trial.suggest_categorical("window", windows),
+        context=trial.suggest_categorical("context", _with(_CONTEXTS, start.context)),
+        batch_size=trial.suggest_categorical("batch_size", _with(_BATCHES, start.batch_size)),
+        averaging=trial.suggest_categorical("averaging", _with(_AVERAGES, start.averaging)),
+        weight_decay=trial.suggest_categorical("weight_decay", _with(_DECAYS, start.weight_decay)),
+    )
+
+
+def _with(values: Sequence[float], one: float) -> list[float]:
+    """Return the values and one more, in rising order."""
+    return sorted({*values, one})

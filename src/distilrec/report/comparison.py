@@ -108,9 +108,18 @@ class StageCost(msgspec.Struct, frozen=True):
     peak_bytes: int
 
 
+class Trials(msgspec.Struct, frozen=True):
+    """How many trials of a search chose the settings of the distilled student, and those of the one
+    without distillation.
+    """
+
+    student: int
+    alone: int
+
+
 class Comparison(msgspec.Struct, frozen=True):
-    """Everything the report shows. costs, tree, privacy: filled in by the run; tree: of a student
-    that is one; privacy: of a student that was trained with differential privacy.
+    """Everything the report shows. costs, tree, privacy, trials: filled in by the run; tree: of a
+    student that is one; privacy: of a student that was trained with differential privacy.
     """
 
     dataset: str
@@ -128,6 +137,7 @@ class Comparison(msgspec.Struct, frozen=True):
     fidelity: Fidelity | None = msgspec.field(default=None, name="lost")
     tree: TreeNode | None = None
     privacy: PrivacyRecord | None = None
+    trials: Trials | None = None
 
     def row(self, name: str) -> Row:
         """Return the row of a model."""

@@ -12,7 +12,7 @@ from markupsafe import Markup
 from distilrec._version import __version__
 from distilrec.files import write_whole
 from distilrec.measure.statistics import Difference
-from distilrec.report.comparison import ALONE, STUDENT, TEACHER, Comparison, Row
+from distilrec.report.comparison import ALONE, STUDENT, TEACHER, Comparison, Row, Trials
 from distilrec.report.plots import (
     draw_curves,
     draw_differences,
@@ -73,7 +73,9 @@ def verdict(comparison: Comparison) -> list[str]:
         )
     for difference in comparison.differences:
         if difference.metric == "ndcg@10" and difference.a == STUDENT:
-            lines.append(_sentence(difference))
+            lines.append(_sentence(difference, comparison))
+    if ALONE in names and comparison.trials is not None and comparison.privacy is None:
+        lines.append(_tuning(comparison.trials))
     if {TEACHER, STUDENT} <= names:
         teacher, student = comparison.row(TEACHER), comparison.row(STUDENT)
         lines.append(
@@ -166,14 +168,38 @@ def figures(comparison: Comparison) -> list[Figure]:
     return found
 
 
-def _sentence(difference: Difference) -> str:
+def _tuning(trials: Trials) -> str:
+    """Return how hard both students were tuned."""
+    if trials.alone and trials.alone == trials.student:
+        return (
+            "Both students were tuned on validation with the same budget: "
+            f"{trials.student} trials each."
+        )
+    if trials.alone:
+        return (
+            f"Both students were tuned on validation: the distilled one in {trials.student} "
+            f"trials, the one without distillation in {trials.alone}."
+        )
+    if trials.student:
+        return (
+            f"The student was tuned on validation in {trials.student} trials, the one without "
+            "distillation was not: the difference between them favours distillation."
+        )
+    return (
+        "Neither student was tuned; one without distillation may reach more than it does here "
+        "(`distilrec tune`)."
+    )
+
+
+def _sentence(difference: Difference, comparison: Comparison) -> str:
     interval = difference.interval
     judgement = {-1: "worse than", 0: "not distinguishable from", 1: "better than"}[
         _side(difference) or 0
     ]
-    other = (
-        "the same student without distillation" if difference.b == ALONE else f"the {difference.b}"
-    )
+    other = f"the {difference.b}"
+    if difference.b == ALONE:
+        sizes = {comparison.row(name).parameters for name in (STUDENT, ALONE)}
+        other = f"the {'same ' if len(sizes) == 1 else ''}{ALONE}"
     return (
         f"The student is {judgement} {other}: {interval.mean:+.4f} NDCG@10, 95% interval "
         f"[{interval.low:+.4f}, {interval.high:+.4f}], p = {difference.p_value:.3g}."

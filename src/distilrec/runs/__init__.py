@@ -26,7 +26,7 @@ if TYPE_CHECKING:
         train_baseline,
         train_teacher,
     )
-    from distilrec.runs.upkeep import check_drift, gate, tune_student
+    from distilrec.runs.upkeep import check_drift, gate, tune_students
 
 _MODULES = {
     "DataConfig": "config", "RunConfig": "config", "read_config": "config",
@@ -37,7 +37,7 @@ _MODULES = {
     "trained_once": "artifact",
     "model_bytes": "candidates", "student_candidate": "candidates",
     "teacher_candidates": "candidates",
-    "check_drift": "upkeep", "gate": "upkeep", "tune_student": "upkeep",
+    "check_drift": "upkeep", "gate": "upkeep", "tune_students": "upkeep",
 }  # fmt: skip
 __getattr__ = lazy_names(__name__, _MODULES)
 
@@ -66,5 +66,5 @@ __all__ = [
     "train_baseline",
     "train_teacher",
     "trained_once",
-    "tune_student",
+    "tune_students",
 ]

@@ -4,6 +4,7 @@ never ignored.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import msgspec
@@ -18,11 +19,11 @@ from distilrec.distill.distillation import DistillationConfig
 from distilrec.errors import ConfigError
 from distilrec.export.search import BundleConfig
 from distilrec.labels.extract import LabelConfig
-from distilrec.networks.build import StudentConfig
+from distilrec.networks.build import StudentConfig, student_class
 from distilrec.networks.recurrent import RecurrentConfig
 from distilrec.networks.transformer import TransformerConfig
 from distilrec.privacy.accounting import PrivateTrainingConfig
-from distilrec.settings import Seed, Settings, read_settings
+from distilrec.settings import Seed, Settings, ZeroOrMore, read_settings
 from distilrec.teachers.build import EnsembleConfig, MemberConfig, TeacherConfig
 from distilrec.teachers.external import ScoresConfig
 from distilrec.training.options import TrainingConfig
@@ -100,6 +101,28 @@ class DataConfig(Settings, frozen=True):
         return TextFormat(self.encoding, self.quote, self.escape)
 
 
+class BaselineConfig(Settings, frozen=True):
+    """The student without distillation, with which the distilled one is compared, where it has
+    settings of its own.
+    """
+
+    student: StudentConfig | None = None
+    """The model, of the size of `[student]`; `[student]` by default."""
+    training: TrainingConfig | None = None
+    """How it is trained; `[student_training]` by default."""
+
+
+class TunedConfig(Settings, frozen=True):
+    """What was spent on the choice of these settings, as `distilrec tune` writes it; the report
+    says it.
+    """
+
+    student: ZeroOrMore = 0
+    """Trials of the search for the settings of the distilled student."""
+    baseline: ZeroOrMore = 0
+    """Trials of the search for those of the student without distillation."""
+
+
 class RunConfig(Settings, frozen=True):
     """All choices of a run."""
 
@@ -119,6 +142,10 @@ class RunConfig(Settings, frozen=True):
     """The model that is served."""
     student_training: TrainingConfig = TrainingConfig(epochs=40, patience=40, learning_rate=4e-3)
     """How the student is trained, with and without distillation."""
+    baseline: BaselineConfig = BaselineConfig()
+    """The student without distillation, where it has settings of its own."""
+    tuned: TunedConfig = TunedConfig()
+    """How many trials of a search chose the settings of the students."""
     distillation: DistillationConfig = DistillationConfig()
     """The losses of distillation."""
     bundle: BundleConfig = BundleConfig()
@@ -133,6 +160,27 @@ class RunConfig(Settings, frozen=True):
     """Seed of the teacher and its labels, to train several students of one teacher; `seed` by
     default.
     """
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.baseline.student is not None:
+            _need_same_size(self.student, self.baseline.student)
+
+
+def _need_same_size(student: StudentConfig, baseline: StudentConfig) -> None:
+    """Raise ConfigError where the student without distillation is of another kind or size than the
+    distilled one.
+    """
+    free = {"dropout", *student_class(student).space}
+    for name, value in msgspec.to_builtins(student).items():
+        other = msgspec.to_builtins(baseline).get(name)
+        if name not in free and other != value:
+            raise ConfigError(
+                f"the student without distillation has {name} = {other!r}, the distilled one "
+                f"{value!r}: what is compared is one size",
+                fix=f"set {name} = {json.dumps(value)} in [baseline.student]",
+                parameter=f"baseline.student.{name}",
+            )
 
 
 def read_config(path: Path | str) -> RunConfig:

@@ -30,6 +30,7 @@ from distilrec.report.comparison import (
     Candidate,
     Comparison,
     StageCost,
+    Trials,
     compare,
 )
 from distilrec.report.page import write_report
@@ -252,7 +253,8 @@ def train_baseline(run: Run, dataset: Dataset) -> TrainedModel:
     """Train the same student without distillation: the comparison with it shows what distillation
     adds.
     """
-    config, training = run.config.student, run.config.student_training
+    config = run.config.baseline.student or run.config.student
+    training = run.config.baseline.training or run.config.student_training
     make = partial(train_model, config, dataset, training, seed=run.config.seed)
     return trained_once(run, dataset, BASELINE, (config, training), make)
 
@@ -357,7 +359,11 @@ def evaluate(run: Run, dataset: Dataset) -> Comparison:
     manifest = record_metrics(run.bundle, metrics, partial(record_training, run, dataset))
     costs, tree = read_costs(run.folder), tree_of(run, dataset)
     comparison = msgspec.structs.replace(
-        comparison, costs=costs, tree=tree, privacy=manifest.privacy
+        comparison,
+        costs=costs,
+        tree=tree,
+        privacy=manifest.privacy,
+        trials=Trials(run.config.tuned.student, run.config.tuned.baseline),
     )
     run.progress.advance("evaluate", len(candidates), len(candidates))
     write_json(run.places.comparison, comparison)

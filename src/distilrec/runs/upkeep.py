@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Literal, get_args
 
 import msgspec
 import polars as pl
 
 from distilrec.data.cleaning import clean_log
 from distilrec.data.dataset import Dataset
-from distilrec.distill.tuning import Budget, Choice, Setup, tune
+from distilrec.distill.tuning import Budget, Choice, Setup, Tuned, tune
 from distilrec.engine.recommender import load
 from distilrec.errors import ConfigError
 from distilrec.files import read_json, write_whole
@@ -93,25 +94,59 @@ def check_drift(
     return drift(dataset, live, stability=stability, unknown=unknown)
 
 
-def tune_student(run: Run, dataset: Dataset, *, trials: int, minutes: float) -> Choice:
-    """Search for the student's hyper-parameters on the labels of the run; write `tuned.toml`."""
-    labels = student_labels(run, dataset)
-    config = run.config
+Tunable = Literal["student", "baseline"]
+
+
+def tune_students(
+    run: Run, dataset: Dataset, *, trials: int, minutes: float, only: Tunable | None = None
+) -> Tuned:
+    """Search for the hyper-parameters of the student on the labels of the run, and with the same
+    budget for those of the student without distillation; write `tuned.toml`.
+
+    only: one of the two. Raises ConfigError for another name.
+    """
+    names: tuple[Tunable, ...] = get_args(Tunable)
+    if only is not None and only not in names:
+        raise ConfigError(
+            f"{only!r} is not what can be tuned",
+            fix="use one of: " + ", ".join(names),
+            parameter="only",
+        )
+    budget = Budget(trials, minutes)
+    found = {
+        name: _tune(run, dataset, name, budget) if only in (None, name) else None for name in names
+    }
+    tuned = Tuned(found["student"], found["baseline"])
+    write_whole(run.places.tuned, tuned.toml().encode())
+    run.progress.say(f"see {run.places.tuned}")
+    return tuned
+
+
+def _tune(run: Run, dataset: Dataset, name: Tunable, budget: Budget) -> Choice:
+    """Search for the hyper-parameters of one of the two students."""
+    config, trials = run.config, budget.trials
+    distilled = Setup(config.student, config.student_training, config.distillation)
+    alone = Setup(
+        config.baseline.student or config.student,
+        config.baseline.training or config.student_training,
+        None,
+    )
     chosen = tune(
-        Setup(config.student, config.student_training, config.distillation),
+        distilled if name == "student" else alone,
         dataset,
-        labels,
+        student_labels(run, dataset) if name == "student" else [],
         run.places.tuning,
         seed=config.seed,
-        budget=Budget(trials, minutes),
+        budget=budget,
         options=run.options,
         on_trial=lambda trial, value, best: run.progress.advance(
-            "tune", min(trial, trials), trials, f"{value:.4f}, best validation NDCG@10 {best:.4f}"
+            f"tune {name}",
+            min(trial, trials),
+            trials,
+            f"{value:.4f}, best validation NDCG@10 {best:.4f}",
         ),
     )
-    path = run.places.tuned
-    write_whole(path, chosen.toml().encode())
     run.progress.say(
-        f"best validation NDCG@10 {chosen.validation_ndcg:.4f} in trial {chosen.trial}: see {path}"
+        f"{name}: best validation NDCG@10 {chosen.validation_ndcg:.4f} in trial {chosen.trial}"
     )
     return chosen
