@@ -27,6 +27,7 @@ from distilrec.data.cleaning import Cleaning
 from distilrec.data.schema import Feature, Schema
 from distilrec.data.splits import Split
 from distilrec.distill.distillation import DistillationConfig
+from distilrec.distill.sizes import SweepConfig
 from distilrec.export.search import BundleConfig
 from distilrec.labels.extract import LabelConfig
 from distilrec.networks.build import StudentConfig
@@ -178,6 +179,7 @@ SECTIONS: tuple[tuple[str, type], ...] = (
     ("`[distillation]`", DistillationConfig),
     ("`[bundle]`", BundleConfig),
     ("`[privacy]`", PrivateTrainingConfig),
+    ("`[sweep]`", SweepConfig),
 )
 
 

@@ -44,19 +44,25 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def __post_init__(self) -> None:
         for field in msgspec.structs.fields(type(self)):
             value = getattr(self, field.name)
-            for meta in _ranges(field.type) if isinstance(value, int | float) else ():
-                bounds = [
-                    (words, of, bound)
-                    for name, words, of in BOUNDS
-                    if (bound := getattr(meta, name)) is not None
-                ]
-                if not all(of(value, bound) for _, of, bound in bounds):
-                    raise ConfigError(
-                        f"{field.name} is {value}",
-                        fix="use "
-                        + " and ".join(f"{words} {bound:g}" for words, _, bound in bounds),
-                        parameter=field.name,
-                    )
+            for each in value if isinstance(value, tuple) else (value,):
+                if isinstance(each, int | float):
+                    _check_range(field, each)
+
+
+def _check_range(field: msgspec.structs.FieldInfo, value: float) -> None:
+    """Raise ConfigError for a value, or one of several, that is outside the range of its field."""
+    for meta in _ranges(field.type):
+        bounds = [
+            (words, of, bound)
+            for name, words, of in BOUNDS
+            if (bound := getattr(meta, name)) is not None
+        ]
+        if not all(of(value, bound) for _, of, bound in bounds):
+            raise ConfigError(
+                f"{field.name} is {value}",
+                fix="use " + " and ".join(f"{words} {bound:g}" for words, _, bound in bounds),
+                parameter=field.name,
+            )
 
 
 def _ranges(kind: Any) -> list[Meta]:

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
     from distilrec.report.comparison import Comparison
+    from distilrec.report.sweep import Sweep
 
 
 @contextmanager
@@ -71,15 +72,37 @@ class TerminalProgress:
 
 def show_comparison(comparison: Comparison) -> None:
     """Print the table of a comparison and its verdict."""
+    from distilrec.report.page import table, verdict
+
+    _print_table(
+        f"{comparison.dataset}, {comparison.split}, test part, {comparison.users:,} users",
+        table(comparison),
+    )
+    for line in verdict(comparison):
+        print(line)
+
+
+def show_sweep(sweep: Sweep) -> None:
+    """Print the table of a sweep, what it says, and the section of the chosen student."""
+    from distilrec.report.sweep_page import section, sweep_table
+    from distilrec.report.sweep_words import headline, sentences
+
+    _print_table(
+        f"{sweep.dataset}, {sweep.split}, {sweep.users:,} users, trainings of each student: "
+        f"{sweep.seeds}",
+        sweep_table(sweep),
+    )
+    for line in (headline(sweep), *sentences(sweep)):
+        print(line)
+    print(f"\n{section(sweep)}", end="")
+
+
+def _print_table(title: str, lines: list[list[str]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from distilrec.report.page import table, verdict
-
-    header, *rows = table(comparison)
-    shown = Table(
-        title=f"{comparison.dataset}, {comparison.split}, test part, {comparison.users:,} users"
-    )
+    header, *rows = lines
+    shown = Table(title=title)
     for position, name in enumerate(header):
         shown.add_column(name, justify="left" if position == 0 else "right", no_wrap=position > 0)
     for row in rows:
@@ -87,5 +110,3 @@ def show_comparison(comparison: Comparison) -> None:
     console = Console()
     wide = console if console.width >= 170 else Console(width=170)
     wide.print(shown)
-    for line in verdict(comparison):
-        print(line)

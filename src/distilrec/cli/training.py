@@ -82,7 +82,7 @@ def prepare(*, begin: Begin = Begin()) -> None:
     """Read, clean, split and encode the data, and begin a run folder."""
     from distilrec import runs
 
-    with _begun(begin) as (chosen, folder, progress, workers):
+    with begun_run(begin) as (chosen, folder, progress, workers):
         runs.prepare(chosen, folder, progress, workers)
 
 
@@ -97,7 +97,7 @@ def train(
     """Train the teacher of a prepared run."""
     from distilrec import runs
 
-    with _opened(run, ray, device, precision) as (opened, data):
+    with opened_run(run, ray, device, precision) as (opened, data):
         runs.train_teacher(opened, data)
 
 
@@ -115,7 +115,7 @@ def distill(
     """Extract the teacher's labels and train the student on them."""
     from distilrec import runs
 
-    with _opened(run, ray, device, precision) as (opened, data):
+    with opened_run(run, ray, device, precision) as (opened, data):
         runs.distill_student(opened, data)
         if not without_comparison:
             runs.train_baseline(opened, data)
@@ -126,7 +126,7 @@ def export(*, run: RunFolder = DEFAULT_RUN) -> None:
     """Write the bundle of the student."""
     from distilrec import runs
 
-    with _opened(run) as (opened, data):
+    with opened_run(run) as (opened, data):
         runs.export(opened, data)
 
 
@@ -135,7 +135,7 @@ def evaluate(*, run: RunFolder = DEFAULT_RUN) -> None:
     """Compare teacher, student and baselines on the test part, and write report.html."""
     from distilrec import runs
 
-    with _opened(run) as (opened, data):
+    with opened_run(run) as (opened, data):
         comparison = runs.evaluate(opened, data)
     show_comparison(comparison)
 
@@ -151,7 +151,7 @@ def gate(
     from distilrec.report.gate import read_thresholds
 
     wanted = read_thresholds(thresholds)
-    with _opened(run) as (opened, data):
+    with opened_run(run) as (opened, data):
         checks = runs.gate(opened, data, wanted)
     _print_checks(checks)
 
@@ -173,7 +173,7 @@ def drift(
     """
     from distilrec import runs
 
-    with _opened(run) as (opened, data):
+    with opened_run(run) as (opened, data):
         indices = runs.check_drift(opened, data, log, stability=stability, unknown=unknown)
     _print_checks(indices)
 
@@ -200,7 +200,7 @@ def tune(
     """
     from distilrec import runs
 
-    with _opened(run, device=device, precision=precision) as (opened, data):
+    with opened_run(run, device=device, precision=precision) as (opened, data):
         tuned = runs.tune_students(opened, data, only=only, trials=trials, minutes=minutes)
     print(tuned.toml(), end="")
 
@@ -214,7 +214,7 @@ def run_command(
     """
     from distilrec import runs
 
-    with _begun(begin) as (chosen, folder, progress, workers):
+    with begun_run(begin) as (chosen, folder, progress, workers):
         comparison = runs.run_all(
             chosen, folder, progress, workers=workers, device=device, precision=precision
         )
@@ -256,9 +256,10 @@ def _folder(run: Path | None, config: RunConfig) -> Path:
 
 
 @contextmanager
-def _begun(
+def begun_run(
     begin: Begin,
 ) -> Iterator[tuple[RunConfig, Path, TerminalProgress, Workers | None]]:
+    """Yield what a run is begun with; its folder is held until the block ends."""
     chosen = _config(begin)
     folder = _folder(begin.run, chosen)
     folder.mkdir(parents=True, exist_ok=True)
@@ -267,9 +268,10 @@ def _begun(
 
 
 @contextmanager
-def _opened(
+def opened_run(
     folder: Path, ray: str | None = None, device: str = "auto", precision: str = "auto"
 ) -> Iterator[tuple[Run, Dataset]]:
+    """Yield a run and its data; its folder is held until the block ends."""
     from distilrec import runs
 
     with terminal_progress() as progress, held(folder):

@@ -205,6 +205,18 @@ class Dataset:
             user_features=features,
         )
 
+    def with_training_users(self, users: NDArray[np.bool_]) -> Dataset:
+        """Return the same rows, of which those of some users alone are for training and validation.
+        users: (users,).
+
+        Users and rows keep their numbers, so that what is stored for them still fits.
+        """
+        return replace(
+            self,
+            train_end=np.where(users, self.train_end, self.offsets[:-1]),
+            validation_end=np.where(users, self.validation_end, self.offsets[:-1]),
+        )
+
     def popularity(self) -> NDArray[np.int64]:
         """Return the training interactions per item of the catalogue, (items,)."""
         rows = self.items[self.is_training()]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from distilrec.data.dataset import Dataset
+from distilrec.data.dataset import UNKNOWN_ITEM, Dataset
 from distilrec.features.encoding import CategoricalEncoding, NumericEncoding
 
 _MOST_VALUES = 12  # of a categorical feature: more are no groups
@@ -21,6 +21,24 @@ def item_groups(popular: NDArray[np.int64], count: int = 3) -> NDArray[np.int64]
     before = np.cumsum(popular) - popular
     groups: NDArray[np.int64] = np.minimum(count * before // max(popular.sum(), 1), count - 1)
     return groups
+
+
+def target_slices(
+    dataset: Dataset, targets: NDArray[np.int32], users: NDArray[np.int64]
+) -> dict[str, NDArray[np.bool_]]:
+    """Return the groups of held-out items. Head, middle and tail items each had a third of the
+    training interactions.
+    """
+    third = item_groups(dataset.popularity())
+    in_catalogue = targets != UNKNOWN_ITEM
+    warm = in_catalogue & (targets < dataset.info.warm_items)
+    return {
+        "head items": warm & (third[targets] == 0),
+        "middle items": warm & (third[targets] == 1),
+        "tail items": warm & (third[targets] == 2),
+        "cold items": in_catalogue & ~warm,
+        **user_slices(dataset, users),
+    }
 
 
 def user_slices(dataset: Dataset, users: NDArray[np.int64]) -> dict[str, NDArray[np.bool_]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
@@ -80,13 +82,52 @@ def randomisation_test(
 
     differences: (users,), averaged over seeds.
     """
-    rng = np.random.default_rng(seed)
-    observed, users = abs(differences.mean()), len(differences)
-    extreme = 0
+    observed = abs(differences.mean())
+    extreme = sum(
+        np.count_nonzero(np.abs(means) >= observed - 1e-15)
+        for means in _means_of_flipped(differences, seed, resamples)
+    )
+    return float(extreme + 1) / (resamples + 1)
+
+
+def not_worse_test(
+    differences: NDArray[np.float64], margin: float, seed: int = 0, resamples: int = RESAMPLES
+) -> float:
+    """Return the one-sided p-value that the mean difference is -margin or lower: the signs of
+    difference + margin are flipped at random.
+
+    differences: (users,), averaged over seeds.
+    """
+    shifted = differences + margin
+    observed = shifted.mean()
+    extreme = sum(
+        np.count_nonzero(means >= observed - 1e-15)
+        for means in _means_of_flipped(shifted, seed, resamples)
+    )
+    return float(extreme + 1) / (resamples + 1)
+
+
+def _means_of_flipped(
+    differences: NDArray[np.float64], seed: int, resamples: int
+) -> Iterator[NDArray[np.float64]]:
+    """Yield the means of the differences with random signs, in portions."""
+    rng, users = np.random.default_rng(seed), len(differences)
     for count in _portions(resamples, users):
         signs = rng.integers(0, 2, size=(count, users)) * 2 - 1
-        extreme += np.count_nonzero(np.abs((signs * differences).mean(axis=1)) >= observed - 1e-15)
-    return float(extreme + 1) / (resamples + 1)
+        yield (signs * differences).mean(axis=1)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Return the p-values of several tests, corrected so that the chance of one false claim among
+    them stays what it is for one (Holm 1979).
+    """
+    order = np.argsort(p_values, kind="stable")
+    corrected = [0.0] * len(order)
+    highest = 0.0
+    for place, test in enumerate(order):
+        highest = max(highest, min(1.0, (len(order) - place) * p_values[test]))
+        corrected[test] = highest
+    return corrected
 
 
 def paired_difference(

@@ -30,7 +30,7 @@ from distilrec.data.dataset import Dataset
 from distilrec.networks.batches import Batch, prediction_batch
 from distilrec.networks.on_cpu import scan
 from distilrec.networks.sequence import FeatureProjection, ItemTower, with_padding
-from distilrec.networks.student import Range, Student, StudentSettings, TreeNode
+from distilrec.networks.student import Range, Size, Student, StudentSettings, TreeNode
 from distilrec.settings import Count, Share
 
 DECAYS = (0.7, 0.98)
@@ -56,6 +56,7 @@ class SoftTree(Student):
 
     settings = SoftTreeConfig
     space: ClassVar = {"depth": Range(2, 8), "balance": Range(1e-3, 1.0, log=True)}
+    size = Size("depth", "levels", (2, 3, 4, 5, 6, 7))
     item_inputs: torch.Tensor
     decays: torch.Tensor
 

@@ -48,6 +48,17 @@ class Range:
         return value
 
 
+@dataclass(frozen=True)
+class Size:
+    """What makes a student of a kind larger or smaller. unit: what the value counts; values: the
+    sizes that `distilrec sweep` trains by default.
+    """
+
+    setting: str = "dim"
+    unit: str = "floats"
+    values: tuple[int, ...] = (4, 8, 16, 32, 64, 128)
+
+
 class TreeNode(msgspec.Struct, frozen=True):
     """A gate or a leaf, to be read. share: of requests that get here; questions: what pulls to the
     right (+) or to the left (-), strongest first, gates only; items: what is typical here;
@@ -71,6 +82,8 @@ class Student(SequenceModel):
     """The class of its settings."""
     space: ClassVar[Mapping[str, Range]] = {}
     """The settings that `distilrec tune` searches; the width is left to the user."""
+    size: ClassVar[Size] = Size()
+    """The setting that `distilrec sweep` changes."""
 
     @abstractmethod
     def __init__(self, dataset: Dataset, config: Any) -> None:

@@ -21,7 +21,7 @@ from distilrec.measure import metrics
 from distilrec.measure.latency import Latency
 from distilrec.measure.ranking import Questions, Ranking, Scorer, rank
 from distilrec.measure.ranking import questions as questions_of
-from distilrec.measure.slices import item_groups, user_slices
+from distilrec.measure.slices import target_slices
 from distilrec.measure.statistics import Difference, Interval, bootstrap, paired_difference
 from distilrec.networks.student import TreeNode
 from distilrec.report.fidelity import Fidelity, fidelity
@@ -157,7 +157,7 @@ def compare(
     """
     questions = questions_of(dataset, "test")
     users = np.repeat(questions.histories.users, np.diff(questions.offsets))
-    slices = _slices(dataset, questions.targets, users)
+    slices = target_slices(dataset, questions.targets, users)
     measured: dict[str, _Measured] = {}
     for candidate in candidates:
         on_model(candidate.name)
@@ -283,22 +283,4 @@ def _list_metrics(
         measures["calibration error"] = metrics.calibration_error
     return {
         name: float(np.mean([measure(r) for r in rankings])) for name, measure in measures.items()
-    }
-
-
-def _slices(
-    dataset: Dataset, targets: NDArray[np.int32], users: NDArray[np.int64]
-) -> dict[str, NDArray[np.bool_]]:
-    """Return the groups of held-out items. Head, middle and tail items each had a third of the
-    training interactions.
-    """
-    third = item_groups(dataset.popularity())
-    in_catalogue = targets != UNKNOWN_ITEM
-    warm = in_catalogue & (targets < dataset.info.warm_items)
-    return {
-        "head items": warm & (third[targets] == 0),
-        "middle items": warm & (third[targets] == 1),
-        "tail items": warm & (third[targets] == 2),
-        "cold items": in_catalogue & ~warm,
-        **user_slices(dataset, users),
     }

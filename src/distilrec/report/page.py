@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from distilrec._version import __version__
@@ -21,6 +21,7 @@ from distilrec.report.plots import (
     draw_tree,
     svg,
 )
+from distilrec.report.units import bytes_in_words, time_in_words
 
 _QUALITY = ("model", "NDCG@10 [95%]", "HR@10", "MRR@10", "AUC", "retention", "agreement")
 _COST = ("parameters", "size", "training", "per request", "p99")
@@ -46,19 +47,11 @@ def _quality_cells(row: Row) -> list[str]:
 def _cost_cells(row: Row) -> list[str]:
     return [
         "" if row.parameters is None else f"{row.parameters:,}",
-        "" if row.size is None else _bytes(row.size),
+        "" if row.size is None else bytes_in_words(row.size),
         "" if row.training_seconds is None else f"{row.training_seconds:.0f} s",
-        "" if row.latency is None else _microseconds(row.latency.p50),
-        "" if row.latency is None else _microseconds(row.latency.p99),
+        "" if row.latency is None else time_in_words(row.latency.p50),
+        "" if row.latency is None else time_in_words(row.latency.p99),
     ]
-
-
-def _bytes(size: int) -> str:
-    return f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{size / 1e3:.0f} kB"
-
-
-def _microseconds(value: float) -> str:
-    return f"{value / 1e3:.2f} ms" if value >= 1e3 else f"{value:.1f} us"
 
 
 def verdict(comparison: Comparison) -> list[str]:
@@ -83,12 +76,15 @@ def verdict(comparison: Comparison) -> list[str]:
         )
         if teacher.latency and student.latency:
             lines.append(
-                f"One request takes {_microseconds(student.latency.p50)} instead of "
-                f"{_microseconds(teacher.latency.p50)}: "
+                f"One request takes {time_in_words(student.latency.p50)} instead of "
+                f"{time_in_words(teacher.latency.p50)}: "
                 f"{teacher.latency.p50 / student.latency.p50:,.0f} times less."
             )
         if teacher.size and student.size:
-            lines.append(f"The model has {_bytes(student.size)} instead of {_bytes(teacher.size)}.")
+            lines.append(
+                "The model has "
+                f"{bytes_in_words(student.size)} instead of {bytes_in_words(teacher.size)}."
+            )
     return lines
 
 
@@ -208,15 +204,8 @@ def _sentence(difference: Difference, comparison: Comparison) -> str:
 
 def write_report(comparison: Comparison, path: Path) -> None:
     """Write the HTML report: one file, no external resources."""
-    environment = Environment(
-        loader=PackageLoader("distilrec", "report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     rows = comparison.rows
-    page = environment.get_template("report.html").render(
+    page = template("report.html").render(
         comparison=comparison,
         version=__version__,
         headline=headline(comparison),
@@ -236,6 +225,18 @@ def write_report(comparison: Comparison, path: Path) -> None:
         else "",
     )
     write_whole(path, page.encode())
+
+
+def template(name: str) -> Template:
+    """Return a page of this folder to be filled in."""
+    environment = Environment(
+        loader=PackageLoader("distilrec", "report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(name)
 
 
 def _plots(comparison: Comparison) -> list[tuple[Markup, str]]:

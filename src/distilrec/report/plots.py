@@ -7,13 +7,15 @@ from __future__ import annotations
 import io
 import textwrap
 from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
 
 import matplotlib
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import ScalarFormatter
 
-from distilrec.measure.statistics import Difference
+from distilrec.measure.statistics import Difference, Interval
 from distilrec.networks.student import TreeNode
 from distilrec.report.comparison import Row
 
@@ -109,6 +111,56 @@ def draw_trade(axes: Axes, rows: Sequence[Row]) -> None:
         xlabel="microseconds per request (p50, logarithmic)", ylabel="test NDCG@10, 95% interval"
     )
     axes.margins(0.2)
+    axes.legend(frameon=False, fontsize="small")
+
+
+class Curve(NamedTuple):
+    """Models of several sizes: their names, and the quality of each against what it costs."""
+
+    name: str
+    labels: Sequence[str]
+    costs: Sequence[float]
+    quality: Sequence[Interval]
+
+
+def draw_sizes(
+    axes: Axes, curves: Sequence[Curve], cost: str, level: tuple[str, Interval] | None = None
+) -> None:
+    """Draw quality against a cost, a line for each curve. level: a model that they are compared
+    with, by its name.
+    """
+    for n, curve in enumerate(curves):
+        means = [interval.mean for interval in curve.quality]
+        reach = [
+            [interval.mean - interval.low for interval in curve.quality],
+            [interval.high - interval.mean for interval in curve.quality],
+        ]
+        axes.errorbar(
+            curve.costs,
+            means,
+            reach,
+            color=_SERIES[n],
+            linestyle=_LINES[n],
+            marker=_MARKERS[n],
+            capsize=3,
+            label=curve.name,
+        )
+        for label, x, y in zip(curve.labels, curve.costs, means, strict=True):
+            above = (0, 6) if n == 0 else (0, -12)
+            axes.annotate(
+                label, (x, y), above, textcoords="offset points", fontsize=8, color=_INK, ha="left"
+            )
+    if level is not None:
+        name, interval = level
+        n = len(curves)
+        axes.axhline(interval.mean, color=_SERIES[n], linestyle=_LINES[n], label=name)
+        axes.axhspan(interval.low, interval.high, color=_SERIES[n], alpha=0.1, linewidth=0)
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(ScalarFormatter())
+    axes.xaxis.set_minor_formatter(ScalarFormatter())
+    axes.tick_params(axis="x", which="both", labelsize="small")
+    axes.set(xlabel=f"{cost}, logarithmic", ylabel="test NDCG@10, 95% interval")
+    axes.margins(0.1)
     axes.legend(frameon=False, fontsize="small")
 
 

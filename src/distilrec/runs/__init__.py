@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from distilrec.runs.candidates import model_bytes, student_candidate, teacher_candidates
     from distilrec.runs.config import DataConfig, RunConfig, read_config
     from distilrec.runs.folder import Run, open_data, open_run, read_costs
+    from distilrec.runs.sizes import sweep
     from distilrec.runs.stages import (
         distill_student,
         evaluate,
@@ -37,6 +38,7 @@ _MODULES = {
     "trained_once": "artifact",
     "model_bytes": "candidates", "student_candidate": "candidates",
     "teacher_candidates": "candidates",
+    "sweep": "sizes",
     "check_drift": "upkeep", "gate": "upkeep", "tune_students": "upkeep",
 }  # fmt: skip
 __getattr__ = lazy_names(__name__, _MODULES)
@@ -61,6 +63,7 @@ __all__ = [
     "read_costs",
     "run_all",
     "student_candidate",
+    "sweep",
     "teacher_candidates",
     "teacher_labels",
     "train_baseline",

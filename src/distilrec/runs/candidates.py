@@ -11,7 +11,7 @@ from distilrec.data.dataset import Dataset
 from distilrec.engine.recommender import Recommender, load
 from distilrec.errors import BundleError
 from distilrec.export.export import holds
-from distilrec.measure.latency import Latency, measure
+from distilrec.measure.latency import Latency, Request, measure
 from distilrec.measure.ranking import Scorer
 from distilrec.networks.student import Student, TreeNode
 from distilrec.report.comparison import MEMBER, TEACHER, BundleScorer, Candidate, K
@@ -95,15 +95,25 @@ def engine_latency(recommender: Recommender, dataset: Dataset) -> Latency:
     """Return the latency of `Recommender.recommend`, top 10, for users with their whole history in
     the state.
     """
+    return measure(engine_request(recommender, dataset), _ENGINE_REQUESTS)
+
+
+def engine_request(recommender: Recommender, dataset: Dataset) -> Request:
+    """Return a request to an engine that has the whole history of each user in the state."""
     users = dataset.info.user_ids[: dataset.info.warm_users]
     for user in users:
         recommender.recommend(user)
-    return measure(lambda n: recommender.recommend(users[n % len(users)]), _ENGINE_REQUESTS)
+    return lambda n: recommender.recommend(users[n % len(users)])
 
 
 def torch_latency(scorer: Scorer, dataset: Dataset) -> Latency:
-    """Return the latency of the same answer through torch: the history in, the ten best unseen
-    items out, one user at a time.
+    """Return the latency of the same answer through torch."""
+    return measure(torch_request(scorer, dataset), _TORCH_REQUESTS)
+
+
+def torch_request(scorer: Scorer, dataset: Dataset) -> Request:
+    """Return a request to a model of torch: the history in, the ten best unseen items out, one user
+    at a time.
     """
     everyone = np.arange(dataset.info.warm_users)
     histories = dataset.histories(everyone, dataset.offsets[1 : len(everyone) + 1])
@@ -116,4 +126,4 @@ def torch_latency(scorer: Scorer, dataset: Dataset) -> Latency:
         best = np.argpartition(-scores, K)[:K] if len(scores) > K else np.arange(len(scores))
         return best[np.argsort(-scores[best])]
 
-    return measure(request, _TORCH_REQUESTS)
+    return request

@@ -16,6 +16,7 @@ from distilrec.data.lines import TextFormat
 from distilrec.data.schema import Schema
 from distilrec.data.splits import Split
 from distilrec.distill.distillation import DistillationConfig
+from distilrec.distill.sizes import SweepConfig
 from distilrec.errors import ConfigError
 from distilrec.export.search import BundleConfig
 from distilrec.labels.extract import LabelConfig
@@ -154,6 +155,8 @@ class RunConfig(Settings, frozen=True):
     """Trains the student with differential privacy and without labels; by distillation where the
     section is left out.
     """
+    sweep: SweepConfig = SweepConfig()
+    """The students of `distilrec sweep`."""
     seed: Seed = 0
     """Everything random follows from it."""
     teacher_seed: Seed | None = None

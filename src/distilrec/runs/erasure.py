@@ -121,7 +121,7 @@ def _erase(run: Path, data: Dataset | None, users: Sequence[str]) -> list[str]:
 
 def _delete_what_is_made_again(places: Places) -> list[str]:
     lines = []
-    for made in (places.labels, places.checkpoints, places.tuning):
+    for made in (places.labels, places.checkpoints, places.tuning, places.sweep):
         if made.exists():
             shutil.rmtree(made)
             lines.append(f"{made.name}: deleted, made again when needed")

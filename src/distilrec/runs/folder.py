@@ -28,15 +28,16 @@ from distilrec.workers import InProcess, Workers
 @dataclass(frozen=True)
 class Run:
     """A run folder with its configuration. own_teacher: given from Python, takes the place of the
-    configured one; workers: run what can be cut into shards; device: where networks are trained and
-    asked; precision: what their matrix products are computed in while they are trained. Neither is
-    a part of the configuration.
+    configured one; labels: where its labels are, in the run folder by default; workers: run what
+    can be cut into shards; device: where networks are trained and asked; precision: what their
+    matrix products are computed in while they are trained. Neither is a part of the configuration.
     """
 
     folder: Path
     config: RunConfig
     progress: Progress
     own_teacher: Teacher | None = None
+    labels: Path | None = None
     workers: Workers = field(default_factory=InProcess)
     device: str = "auto"
     precision: str = "auto"

@@ -83,6 +83,21 @@ class Places:
         return self.folder / "tuned.toml"
 
     @property
+    def sweep(self) -> Path:
+        """The students of `distilrec sweep`, and what they gave to each user."""
+        return self.folder / "sweep"
+
+    @property
+    def sweep_report(self) -> Path:
+        """What a sweep has found, as a page."""
+        return self.folder / "sweep.html"
+
+    @property
+    def sweep_section(self) -> Path:
+        """The student that a sweep has chosen, as a section of a configuration."""
+        return self.folder / "sweep.toml"
+
+    @property
     def seen(self) -> Path:
         """The record of users that each exported model was trained on."""
         return self.folder / SEEN

@@ -216,7 +216,7 @@ def _labelling_teachers(run: Run, dataset: Dataset) -> dict[Path, Teacher]:
     """Return the teacher, or for a curriculum each member of an ensemble, by the folder of its
     labels.
     """
-    teacher, folder = open_teacher(run, dataset), run.places.labels
+    teacher, folder = open_teacher(run, dataset), run.labels or run.places.labels
     if not run.config.distillation.curriculum:
         return {folder: teacher}
     return {folder / f"member-{n}": member for n, member in enumerate(single_teachers(teacher))}
