@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 
 from distilrec.errors import ConfigError
 from distilrec.networks import neighbours, recurrent, transitions
-from distilrec.networks.batches import prediction_batch
+from distilrec.networks.batches import batch_of, prediction_batch, training_windows
 from distilrec.networks.build import build_model
 from distilrec.networks.neighbours import Neighbours
 from distilrec.networks.recurrent import RecurrentConfig
 from distilrec.training.options import RunOptions, TrainingConfig
-from distilrec.training.scoring import GROUND_TRUTH
+from distilrec.training.scoring import GROUND_TRUTH, Objective
 from distilrec.training.trained import load_model, save_model, train_model
 from distilrec.training.trainer import train
 
@@ -29,7 +29,7 @@ SHORT = TrainingConfig(epochs=2, batch_size=16)
 
 @pytest.fixture(scope="module")
 def term(small):
-    made = Neighbours(small, 5, 3, 0.0).eval()
+    made = Neighbours(small, 5, 3).eval()
     made.begin(small)
     with torch.no_grad():
         made.ages.copy_(torch.randn(made.ages.shape, generator=torch.Generator().manual_seed(0)))
@@ -39,14 +39,11 @@ def term(small):
 def whole(term):
     """S as a table, (items, items)."""
     table = torch.zeros(term.warm, term.warm)
-    return table.scatter(1, term.items, term.values().detach())
+    return table.scatter(1, term.items.long(), term.values * term.units[:, None])
 
 
-@pytest.mark.parametrize("dense", [True, False])
 @pytest.mark.parametrize("repeats", [True, False])
-def test_the_pattern_is_what_most_follows(small, monkeypatch, dense, repeats):
-    if not dense:
-        monkeypatch.setattr(transitions, "LARGEST_DENSE", 0)
+def test_the_pattern_is_what_most_follows(small, repeats):
     data = replace(small, info=msgspec.structs.replace(small.info, repeats=repeats))
     items, weights = transitions.largest_transitions(data, 5)
     assert items.shape == weights.shape == (small.info.warm_items, 5)
@@ -62,8 +59,21 @@ def test_the_pattern_is_what_most_follows(small, monkeypatch, dense, repeats):
     np.testing.assert_array_equal(values, weights)
 
 
-def test_counting_finds_the_item_that_always_follows(small, monkeypatch):
-    monkeypatch.setattr(transitions, "LARGEST_DENSE", 0)
+def test_users_can_be_left_out(small):
+    """What these users did does not count: they may as well have done something else."""
+    users = small.user_rows()
+    changed = replace(small, items=np.where(users % 5 == 2, 0, small.items).astype(np.int32))
+    for one, other in zip(
+        transitions.largest_transitions(small, 5, without=(2, 5)),
+        transitions.largest_transitions(changed, 5, without=(2, 5)),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(one, other)
+    whole = transitions.largest_transitions(small, 5)
+    assert not np.array_equal(whole[1], transitions.largest_transitions(changed, 5)[1])
+
+
+def test_counting_finds_the_item_that_always_follows(small):
     users, length, warm = small.users, 8, small.info.warm_items
     rng = np.random.default_rng(0)
     first = rng.integers(warm, size=(users, length // 2))
@@ -127,14 +137,30 @@ def test_the_latest_events_are_those_before_the_position(small, term):
     )
 
 
-def test_values_are_those_of_a_bundle_where_they_are_not_trained(term):
-    integers, units = term.integers()
-    assert integers.abs().max() == 127
-    served = term.values()
-    torch.testing.assert_close(served, integers * units[:, None])
-    assert ((served - term.strengths).abs() <= units[:, None] / 2 + 1e-6).all()
+def test_in_training_a_user_meets_the_values_of_others(small, term):
     trained = copy.deepcopy(term).train()
-    assert trained.values() is trained.strengths
+    windows = training_windows(small, 12)
+    batch = batch_of(small, windows, np.arange(20))
+    window, place = (batch.targets >= 0).nonzero(as_tuple=True)
+    latest = trained.latest(batch, window, place)
+    assert latest.shape[1] == 7
+    assert (latest[:, 6] == batch.users[window] % 5 + 1).all()
+    added = trained.add(torch.zeros(len(window), term.warm), latest, None).detach()
+    scale = neighbours._LARGEST / transitions.largest_transitions(small, 5)[1].max()
+    expected = torch.zeros_like(added)
+    for part in range(5):
+        items, values = transitions.largest_transitions(small, 5, without=(part, 5))
+        table = torch.zeros(term.warm, term.warm).scatter(
+            1, torch.from_numpy(items), scale * torch.from_numpy(values).clamp(min=0)
+        )
+        for row in (batch.users[window] % 5 == part).nonzero().flatten().tolist():
+            for age in range(3):
+                item, kind = int(latest[row, age]) - 1, int(latest[row, 3 + age])
+                if 0 <= item < term.warm:
+                    expected[row] += term.ages[kind, age].detach() * table[item]
+    torch.testing.assert_close(added, expected, rtol=1e-5, atol=1e-5)
+    own = trained.of(latest.unsqueeze(1), torch.arange(term.warm).expand(len(window), -1))
+    torch.testing.assert_close(own.detach(), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_a_saved_student_has_its_pattern(small, tmp_path):
@@ -149,7 +175,7 @@ def test_a_saved_student_has_its_pattern(small, tmp_path):
 
 def test_a_resumed_training_ends_as_one_in_one_go(small, tmp_path):
     once = build_model(CONFIG, small, 0)
-    train(once, small, GROUND_TRUTH, SHORT, seed=0)
+    train(once, small, Objective(GROUND_TRUTH), SHORT, seed=0)
 
     class Stop(Exception):
         pass
@@ -160,10 +186,17 @@ def test_a_resumed_training_ends_as_one_in_one_go(small, tmp_path):
 
     options = RunOptions(checkpoint=tmp_path / "checkpoint", on_epoch=stop)
     with pytest.raises(Stop):
-        train(build_model(CONFIG, small, 0), small, GROUND_TRUTH, SHORT, seed=0, options=options)
+        train(
+            build_model(CONFIG, small, 0),
+            small,
+            Objective(GROUND_TRUTH),
+            SHORT,
+            seed=0,
+            options=options,
+        )
     resumed = build_model(CONFIG, small, 0)
     train(
-        resumed, small, GROUND_TRUTH, SHORT, seed=0,
+        resumed, small, Objective(GROUND_TRUTH), SHORT, seed=0,
         options=RunOptions(checkpoint=tmp_path / "checkpoint"),
     )  # fmt: skip
     for name, tensor in once.state_dict().items():

@@ -3,56 +3,74 @@ term beside a student's query.
 
     s_i += sum over the latest n events of w[e, age] S[j, i],   j the item, e the type of the event
 
-S has a fixed pattern: `number` neighbours i of each item j. Pattern and first values are the
-largest weights of a transition model of the training rows (`distilrec.networks.transitions`); w and
-the values of S are learned. A bundle holds S in 8 bits, so that it is rounded where it is not
-trained.
+S has `number` neighbours i of each item j, counted in the training rows
+(`distilrec.networks.transitions`), in 8 bits; w is learned. A pair that S has from a row says
+nothing about how well S foretells this row, and S has one value for every few pairs: so S is not
+learned, and while w is, each user meets the S of other users, of whom there are `_PARTS` groups.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import nn
-from torch.nn import functional
 
 from distilrec.data.dataset import Dataset
 from distilrec.networks.batches import Batch
-from distilrec.networks.on_cpu import dropout
 from distilrec.networks.transitions import largest_transitions
 
 LARGEST_CATALOGUE = 2**24  # whole numbers up to here are float32
-_LEVELS = 127.0  # of the values of an item's row, up to the largest, on either side of 0
-_DECAY = 0.9  # of w by age, before training
-_LARGEST = 3.0  # the largest value of S before training
+_PARTS = 5
+_LEVELS = 127.0  # of the values of an item's row, up to the largest
+_DECAY = 0.8  # of w by age, before training
+_LARGEST = 3.0  # the largest value of S: with w = 1, its part of a logit
 
 
 class Neighbours(nn.Module):
     """The term for one student. An item without training rows neither has neighbours nor is one.
 
     What an answer has to know of a user travels behind the query, as float32: the latest items plus
-    1, the latest first, 0 where there was none, and the types of their events; (…, 2 n).
+    1, the latest first, 0 where there was none, and the types of their events, (…, 2 n); in
+    training also which S the user meets.
     """
 
-    items: torch.Tensor  # (warm items, number) int64, rising in each row
+    items: torch.Tensor  # (warm items, number) int32, rising in each row
+    values: torch.Tensor  # S in units of the row, (warm items, number) int8
+    units: torch.Tensor  # (warm items,)
+    part_items: torch.Tensor  # the same for training, ((1 + parts) warm items, number): S, then
+    part_values: torch.Tensor  # those without the users of each part, float32
 
-    def __init__(self, dataset: Dataset, number: int, events: int, share: float) -> None:
+    def __init__(self, dataset: Dataset, number: int, events: int) -> None:
         super().__init__()
-        self.events, self.dropout = events, share
+        self.events = events
         self.catalogue, self.warm = dataset.catalogue_size, dataset.info.warm_items
         number = min(number, self.warm)
-        pattern = torch.arange(number).expand(self.warm, number)
+        pattern = torch.arange(number, dtype=torch.int32).expand(self.warm, number)
         self.register_buffer("items", pattern.contiguous())
-        self.strengths = nn.Parameter(torch.zeros(self.warm, number))  # S
+        self.register_buffer("values", torch.zeros(self.warm, number, dtype=torch.int8))
+        self.register_buffer("units", torch.ones(self.warm))
+        for name, dtype in (("part_items", torch.int32), ("part_values", torch.float32)):
+            nothing = torch.zeros(1, 1, dtype=dtype).expand((1 + _PARTS) * self.warm, number)
+            self.register_buffer(name, nothing, persistent=False)
         fading = _DECAY ** torch.arange(events, dtype=torch.float32)
         self.ages = nn.Parameter(fading.expand(len(dataset.info.event_types), events).clone())  # w
 
     @torch.no_grad()
     def begin(self, dataset: Dataset) -> None:
-        """Set pattern and values of S to what the training rows say."""
-        items, weights = largest_transitions(dataset, self.items.shape[1])
+        """Count S in the training rows, and for training without the users of each part."""
+        number, device = self.items.shape[1], self.ages.device
+        items, values = largest_transitions(dataset, number)
+        scale = _LARGEST / max(float(values.max(initial=0.0)), 1e-6)
+        whole = scale * torch.from_numpy(values).clamp(min=0)
+        units = whole.amax(1).clamp(min=1e-6) / _LEVELS
+        self.units.copy_(units)
         self.items.copy_(torch.from_numpy(items))
-        values = torch.from_numpy(weights).clamp(min=0)
-        self.strengths.copy_(_LARGEST * values / values.max().clamp(min=1e-6))
+        self.values.copy_(torch.round(whole / units.unsqueeze(1)))
+        every = [(torch.from_numpy(items), whole)]
+        for part in range(_PARTS):
+            items, values = largest_transitions(dataset, number, without=(part, _PARTS))
+            every.append((torch.from_numpy(items), scale * torch.from_numpy(values).clamp(min=0)))
+        self.part_items = torch.cat([items for items, _ in every]).int().to(device)
+        self.part_values = torch.cat([values for _, values in every]).to(device)
 
     def latest(self, batch: Batch, window: torch.Tensor, place: torch.Tensor) -> torch.Tensor:
         """Return the latest events at some positions, (…, 2 n); see the class.
@@ -65,7 +83,10 @@ class Neighbours(nn.Module):
         items, events = batch.items[window, before], batch.events[window, before]
         # The start token and padding stand behind the catalogue
         there &= items < self.catalogue
-        return torch.cat([torch.where(there, items + 1, 0), events], dim=-1).float()
+        known = [torch.where(there, items + 1, 0), events]
+        if self.training:
+            known.append(batch.users[window] % _PARTS + 1)
+        return torch.cat(known, dim=-1).float()
 
     def add(
         self, logits: torch.Tensor, latest: torch.Tensor, items: torch.Tensor | None
@@ -76,9 +97,9 @@ class Neighbours(nn.Module):
         items: of the columns, (columns,), in the warm items; None for the first of the catalogue.
         """
         rows, weights = self._rows(latest)  # (positions, n)
-        values = functional.embedding(rows, self.values()) * weights.unsqueeze(-1)
-        values = dropout(values, self.dropout, self.training)
-        columns = self.items[rows]  # (positions, n, number)
+        pattern, table = self._tables()
+        values = table[rows] * weights.unsqueeze(-1)
+        columns = pattern[rows].long()  # (positions, n, number)
         if items is not None:
             places = items.new_full((self.warm,), -1)
             places[items] = torch.arange(len(items), device=items.device)
@@ -92,41 +113,36 @@ class Neighbours(nn.Module):
         without its last axis.
         """
         rows, weights = self._rows(latest)  # (…, n)
-        pattern = self.items + self.warm * torch.arange(self.warm, device=items.device)[:, None]
-        pattern = pattern.flatten()  # rising
+        pattern, table = self._tables()
+        first = self.warm * torch.arange(len(pattern), device=items.device).unsqueeze(1)
+        pairs = (pattern + first).flatten()  # rising
         wanted = items.unsqueeze(-1) + self.warm * rows
-        found = torch.searchsorted(pattern, wanted).clamp(max=len(pattern) - 1)
-        there = pattern[found] == wanted
-        values = torch.where(there, self.values().flatten()[found], 0.0)
+        found = torch.searchsorted(pairs, wanted).clamp(max=len(pairs) - 1)
+        values = torch.where(pairs[found] == wanted, table.flatten()[found], 0.0)
         return (values * weights).sum(-1)
 
     def _rows(self, latest: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the rows of S that count and the weight of each, (…, n); 0 where there is none."""
-        whole = latest.long()
-        items, events = whole[..., : self.events], whole[..., self.events :]
-        ages = torch.arange(self.events, device=latest.device)
+        whole, n = latest.long(), self.events
+        items, events, part = whole[..., :n], whole[..., n : 2 * n], whole[..., 2 * n :]
         there = (items > 0) & (items <= self.warm)
-        weights = torch.where(there, self.ages[events, ages], 0.0)
-        return torch.where(there, items - 1, 0), weights
+        weights = self.ages[events, torch.arange(n, device=latest.device)]
+        rows = items - 1 + (self.warm * part if self.training else 0)
+        return torch.where(there, rows, 0), torch.where(there, weights, 0.0)
 
-    def values(self) -> torch.Tensor:
-        """Return S, (warm items, number), as it is served where it is not in training."""
+    def _tables(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the neighbours of each row of S and their values, as it is served where it is not
+        in training.
+        """
         if self.training:
-            return self.strengths
-        integers, units = self.integers()
-        return integers * units.unsqueeze(-1)
-
-    def integers(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return S in 8 bits: integers from -127 to 127, float32, and the unit of each row."""
-        units = self.strengths.abs().amax(1).clamp(min=1e-30) / _LEVELS
-        return torch.round(self.strengths / units.unsqueeze(-1)), units
+            return self.part_items, self.part_values
+        return self.items, self.values * self.units.unsqueeze(-1)
 
     def arrays(self) -> dict[str, torch.Tensor]:
         """Return the arrays of a bundle."""
-        integers, units = self.integers()
         return {
-            "neighbours": self.items.int(),
-            "neighbour_values": integers.to(torch.int8),
-            "neighbour_units": units,
+            "neighbours": self.items,
+            "neighbour_values": self.values,
+            "neighbour_units": self.units,
             "neighbour_ages": self.ages,
         }

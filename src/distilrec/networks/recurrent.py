@@ -174,4 +174,4 @@ def neighbours_of(dataset: Dataset, config: RecurrentConfig) -> Neighbours | Non
             fix="set neighbours = 0 in [student]",
             parameter="neighbours",
         )
-    return Neighbours(dataset, config.neighbours, config.neighbour_events, config.dropout)
+    return Neighbours(dataset, config.neighbours, config.neighbour_events)

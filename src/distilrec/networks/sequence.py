@@ -159,7 +159,7 @@ class SequenceModel(nn.Module, ABC):
         return self.encode(batch, vectors)[window, place]
 
     def begin(self, dataset: Dataset) -> None:
-        """Take from the training rows what a training begins with, besides fresh weights."""
+        """Take what a network has from the training rows besides weights that are learned."""
 
     def score(
         self,

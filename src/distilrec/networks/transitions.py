@@ -1,5 +1,5 @@
-"""From past items to the next one, by counting and in closed form: what the linear teacher answers
-by, and what the neighbours of a student begin with.
+"""From past items to the next one, in closed form and by counting: what the linear teacher answers
+by, and the neighbours of a student.
 """
 
 from __future__ import annotations
@@ -11,9 +11,8 @@ from numpy.typing import NDArray
 from distilrec.data.dataset import UNKNOWN_ITEM, Dataset
 
 LARGEST_DENSE = 12_000  # items: (items, items) float32 then take 576 MB
-RIDGE, DECAY, ROWS = 300.0, 0.9, 300_000
 _CHUNK = 4096
-_EVENTS = 10  # latest events that are paired with the next one, in a larger catalogue
+_EVENTS, _DECAY = 10, 0.9  # latest events that are paired with the next one, and their weights
 _SHRINKAGE = 20.0  # pairs that an item is thought to have had besides
 Floats = NDArray[np.float32]
 
@@ -63,30 +62,19 @@ def _accumulate(gram: Floats, cross: Floats, inputs: Floats, targets: NDArray[np
     )
 
 
-def largest_transitions(dataset: Dataset, number: int) -> tuple[NDArray[np.int64], Floats]:
+def largest_transitions(
+    dataset: Dataset, number: int, without: tuple[int, int] | None = None
+) -> tuple[NDArray[np.int64], Floats]:
     """Return for each item with training rows the items that most follow it and their weights,
     (items, number) each, rising by item in each row.
 
-    Of `transition_weights` where the catalogue is small enough for these, else by counting. An item
-    follows itself only where the log has repeats.
+    A weight says how much more often an item is among the next ones than its popularity says:
+    (n_ji - n_j p_i) / (n_j + shrinkage), n_ji the events on i soon after one on j. An item follows
+    itself only where the log has repeats.
+    without: (part, parts) leaves out the users whose position is this part, modulo parts.
     """
     items = dataset.info.warm_items
-    if items <= LARGEST_DENSE:
-        weights = transition_weights(dataset, ridge=RIDGE, decay=DECAY, rows=ROWS, seed=0)
-        if not dataset.info.repeats:
-            np.fill_diagonal(weights, -np.inf)
-        chosen = np.argpartition(-weights, number - 1, axis=1)[:, :number]
-        chosen.sort(axis=1)
-        return chosen, np.take_along_axis(weights, chosen, 1)
-    return _counted(dataset, number)
-
-
-def _counted(dataset: Dataset, number: int) -> tuple[NDArray[np.int64], Floats]:
-    """Return the same by how much more often an item is among the next ones than its popularity
-    says: (n_ji - n_j p_i) / (n_j + shrinkage), n_ji the events on i soon after one on j.
-    """
-    items = dataset.info.warm_items
-    keys, counts = _pairs(dataset)
+    keys, counts = _pairs(dataset, without)
     past, following = keys // items, keys % items
     of_past = np.bincount(past, counts, items)
     of_next = np.bincount(following, counts, items)
@@ -105,19 +93,24 @@ def _counted(dataset: Dataset, number: int) -> tuple[NDArray[np.int64], Floats]:
     return keys[chosen] % items, weights[chosen].astype(np.float32)
 
 
-def _pairs(dataset: Dataset) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+def _pairs(
+    dataset: Dataset, without: tuple[int, int] | None
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Return the pairs of an item and one that comes soon after it, past * items + next, rising,
     and how often each occurs, later ones weighing less.
     """
     items = dataset.info.warm_items
     rows = np.flatnonzero(dataset.is_training() & (dataset.items >= 0) & (dataset.items < items))
     users = dataset.user_rows()[rows]
+    if without is not None:
+        kept = users % without[1] != without[0]
+        rows, users = rows[kept], users[kept]
     taken = dataset.items[rows].astype(np.int64)
     keys, weights = [np.zeros(0, np.int64)], [np.zeros(0)]
     for age in range(min(_EVENTS, len(rows) - 1)):
         together = users[age + 1 :] == users[: -age - 1]
         keys.append((taken[: -age - 1] * items + taken[age + 1 :])[together])
-        weights.append(np.full(len(keys[-1]), DECAY**age))
+        weights.append(np.full(len(keys[-1]), _DECAY**age))
     found, inverse = np.unique(np.concatenate(keys), return_inverse=True)
     counts = np.bincount(inverse, np.concatenate(weights), len(found)).astype(np.float64)
     return found, counts

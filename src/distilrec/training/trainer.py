@@ -52,14 +52,12 @@ def train(
     options = options or RunOptions()
     device = resolve_device(options.device)
     precision = resolve_precision(options.precision, device)
-    checkpoint = options.checkpoint
-    resumed = checkpoint is not None and is_checkpoint(checkpoint)
-    if not resumed:
-        model.begin(dataset)
+    model.begin(dataset)
     training = _Training(model, dataset, objective, config, seed, device, precision)
     best = copy.deepcopy(model.state_dict())
     progress = Progress(seed, config, task, (), 0)
-    if checkpoint is not None and resumed:
+    checkpoint = options.checkpoint
+    if checkpoint is not None and is_checkpoint(checkpoint):
         progress = load_checkpoint(
             checkpoint, model, training.averaged, training.optimizer, best, progress
         )
