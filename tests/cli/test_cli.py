@@ -98,6 +98,8 @@ def test_the_whole_line(shop):
     assert "95% interval" in done.stdout
     assert "rows read" in done.stderr
     assert "validation NDCG@10" in done.stderr
+    stages = ["prepare", "teacher", "labels", "student", "baseline", "export", "evaluate"]
+    assert re.findall(r"(\w+): [\d.]+ s, peak memory [\d,]+ MiB", done.stderr) == stages
     assert {path.name for path in (folder / "runs" / "shop").iterdir()} == {
         "config.json",
         "costs.json",

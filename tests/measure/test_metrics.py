@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from distilrec.data.dataset import UNKNOWN_ITEM, Histories
 from distilrec.errors import InvalidValueError
 from distilrec.measure import metrics, statistics
-from distilrec.measure.ranking import Questions, Ranking, rank
+from distilrec.measure import ranking as ranking_module
+from distilrec.measure.ranking import MOST_SCORES, Questions, Ranking, rank, users_at_once
 from distilrec.measure.statistics import bootstrap, paired_difference, randomisation_test
 
 with warnings.catch_warnings():
@@ -52,6 +53,7 @@ def ask(targets, seen=None, exclude_seen=True):
         np.array([t for each in targets for t in each], np.int32),
         exclude_seen,
         0,
+        ITEMS,
     )
 
 
@@ -407,6 +409,44 @@ def test_quality_metrics_lie_between_0_and_1_and_agree(seed):
         assert ((per_user >= 0) & (per_user <= 1 + 1e-12)).all(), name
         assert ((per_user > 0) == (values["hit_rate"] > 0)).all(), name
     assert (values["recall_capped"] >= values["recall"] - 1e-12).all()
+
+
+def test_how_many_users_are_scored_together_follows_from_the_catalogue(monkeypatch):
+    assert [users_at_once(items) for items in (1, 3_883, 100_000, 10**6, 10**9)] == [
+        512,
+        512,
+        167,
+        16,
+        1,
+    ]
+    assert all(users_at_once(items) * items <= MOST_SCORES for items in (10**3, 10**5, 3 * 10**6))
+    scores, targets, seen = random_case(0)
+    whole = rank(Fixed(scores), ask(targets, seen), K)
+    asked_for = []
+
+    class Counting(Fixed):
+        def scores(self, histories):
+            asked_for.append(len(histories))
+            return super().scores(histories)
+
+    monkeypatch.setattr(ranking_module, "MOST_SCORES", 5 * ITEMS)
+    parts = rank(Counting(scores), ask(targets, seen), K)
+    assert asked_for == [5, 5, 2]
+    for name in ("above", "tied", "candidates", "top", "top_probability"):
+        assert np.array_equal(getattr(parts, name), getattr(whole, name)), name
+
+
+@settings(deadline=None)
+@drawn(seed=st.integers(0, 10**6), depth=st.integers(0, 2 * ITEMS), levels=st.integers(1, 40))
+def test_the_best_items_are_those_of_a_whole_sort(seed, depth, levels):
+    rng = np.random.default_rng(seed)
+    scores = rng.integers(levels, size=(4, ITEMS)).astype(np.float32)
+    scores[rng.random(scores.shape) < 0.3] = -np.inf
+    expected = np.full((4, depth), UNKNOWN_ITEM, np.int32)
+    order = np.argsort(-scores, axis=1, kind="stable")[:, :depth]
+    some = np.isfinite(np.take_along_axis(scores, order, 1))
+    expected[:, : order.shape[1]] = np.where(some, order, UNKNOWN_ITEM)
+    assert np.array_equal(ranking_module._best(scores, depth), expected)
 
 
 def test_bad_scores_are_refused():

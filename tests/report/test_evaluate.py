@@ -18,6 +18,7 @@ from distilrec.measure.metrics import ndcg
 from distilrec.measure.ranking import questions, rank
 from distilrec.measure.slices import user_slices
 from distilrec.measure.statistics import bootstrap
+from distilrec.report import baselines
 from distilrec.report import comparison as report
 from distilrec.report.baselines import (
     ease,
@@ -61,6 +62,14 @@ def test_item_knn_is_cosine_similarity_of_the_nearest(small):
     cosine = matrix[:, a] @ matrix[:, b] / np.sqrt(matrix[:, a].sum() * matrix[:, b].sum())
     assert weights[a, b] == pytest.approx(cosine)
     assert (np.diag(weights) == 0).all()
+
+
+def test_how_many_users_had_both_items_is_counted_a_few_users_at_a_time(small, monkeypatch):
+    matrix = interaction_matrix(small)
+    whole = baselines._shared_users(small)
+    assert np.array_equal(whole, matrix.T @ matrix)
+    monkeypatch.setattr(baselines, "MOST_SCORES", 7 * small.catalogue_size)
+    assert np.array_equal(baselines._shared_users(small), whole)
 
 
 def test_popularity_ranks_the_catalogue_order_first(small):

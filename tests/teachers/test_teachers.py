@@ -529,6 +529,8 @@ epochs = 1
         "labels",
         "student",
         "baseline",
+        "export",
+        "evaluate",
     ]
     assert all(cost.seconds > 0 for cost in comparison.costs)
     assert {d.b for d in comparison.differences} >= {"member 1: scores", "member 2: function"}
@@ -786,14 +788,27 @@ def test_a_student_learns_about_items_that_nobody_had(small, tmp_path, monkeypat
 
 
 @pytest.mark.slow
-def test_labels_do_not_depend_on_how_many_are_asked_for_at_once(small, tmp_path, monkeypatch):
-    whole = extract_labels(
-        network(small), small, tmp_path / "whole", LabelConfig(top_k=8, samples=8), seed=0
-    )
-    monkeypatch.setattr("distilrec.labels.extract._LOGITS", 7 * small.info.warm_items)
-    parts = extract_labels(
-        network(small), small, tmp_path / "parts", LabelConfig(top_k=8, samples=8), seed=0
-    )
+@pytest.mark.parametrize("together", [7, 100])
+def test_labels_do_not_depend_on_how_many_are_asked_for_at_once(
+    small, tmp_path, monkeypatch, together
+):
+    teacher, asked_for = ModelTeacher(network(small)), []
+    answer = teacher.answer
+
+    def counting(batch, window, position, items):
+        asked_for.append((len(window), len(batch.users)))
+        return answer(batch, window, position, items)
+
+    config = LabelConfig(top_k=8, samples=8)
+    whole = extract_labels(teacher, small, tmp_path / "whole", config, seed=0)
+    monkeypatch.setattr("distilrec.labels.extract._LOGITS", together * small.catalogue_size)
+    monkeypatch.setattr(teacher, "answer", counting)
+    parts = extract_labels(teacher, small, tmp_path / "parts", config, seed=0)
+    assert all(positions <= together for positions, _ in asked_for)
+    if together == 100:  # whole windows fit: each is in one batch, and asked for once
+        windows = training_windows(small, teacher.max_history, teacher.max_history // 2)
+        assert sum(number for _, number in asked_for) == len(windows.starts)
+        assert max(number for _, number in asked_for) > 1
     rows = torch.from_numpy(small.training_rows())
     for name in ("top_items", "top_logits", "rest_log_sum", "sample_items", "sample_logits"):
         torch.testing.assert_close(

@@ -37,7 +37,9 @@ def golden_answers(student: Student, dataset: Dataset) -> list[Golden]:
     histories, count = users.histories, len(users.lengths)
     scorer = TorchScorer(_with_users(student, users))
     depth = min(_DEPTH, dataset.catalogue_size - max(users.lengths))
-    asked = Questions(histories, np.arange(count + 1), np.zeros(count, np.int32), True, 0)
+    asked = Questions(
+        histories, np.arange(count + 1), np.zeros(count, np.int32), True, 0, dataset.catalogue_size
+    )
     top = rank(scorer, asked, depth).top
     scores = np.take_along_axis(scorer.scores(histories), top.astype(np.int64), 1)
     return [

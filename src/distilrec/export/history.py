@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 from distilrec.bundle.contents import BundleHistory
 from distilrec.data.dataset import UNKNOWN_ITEM, Dataset, Histories
 from distilrec.engine.order import TAIL
+from distilrec.measure.ranking import MOST_SCORES
 from distilrec.teachers.teacher import Teacher
 
 _TEACHER_DEPTH = 20
-_SCORES = 2**24  # of the teacher in one step
 
 
 def history_of(dataset: Dataset, teacher: Teacher | None) -> BundleHistory:
@@ -55,7 +55,7 @@ def teacher_lists(
     there are fewer.
     """
     chunks = []
-    step = max(1, _SCORES // catalogue_size)
+    step = max(1, MOST_SCORES // catalogue_size)
     for start in range(0, len(histories), step):
         part = histories.select(start, start + step)
         scores = teacher.scores(part)

@@ -44,7 +44,9 @@ from distilrec.training.trained import TrainedModel
 
 _BATCH = 32
 _BATCHES_PER_SHARD = 16
-_LOGITS = 2**26  # of the teacher together
+# Of the teacher together: an array of them has 128 MiB, the six that are held at the same time a
+# little less than 1 GiB
+_LOGITS = 2**25
 _LARGEST = 60_000.0  # about what float16 holds; a masked item has the logit -_LARGEST
 # Of a teacher's scores of one row: what lies 50,000 below the best is masked to the losses
 LARGEST_SPAN = 49_000.0
@@ -232,16 +234,30 @@ def _extract_shard(task: _Task, shard: int) -> None:
     first, stop = shard * task.per_shard, min((shard + 1) * task.per_shard, task.units)
     records = []
     with torch.inference_mode():
-        for start in range(first, stop, task.batch):
-            for keys, answer in answers(task, np.arange(start, min(start + task.batch, stop))):
+        for some in _batches(task, first, stop):
+            for keys, answer in answers(task, some):
                 records.append(_label_records(keys, answer, task.manifest, rng))
     # Another worker may do the same again
     write_array(shard_path(task.folder, shard), np.concatenate(records), own=f".{os.getpid()}")
 
 
+def _batches(task: _Task, first: int, stop: int) -> Iterator[NDArray[np.int64]]:
+    """Yield the windows, or users, from first to stop in batches: at most `task.batch`, and at most
+    as many as `_LOGITS` are enough for, but always one.
+    """
+    windows, by_event = task.windows, task.manifest.key == "event"
+    positions = (windows.stops - windows.scored)[first:stop] if by_event else np.ones(stop - first)
+    most = max(1, _LOGITS // task.dataset.catalogue_size)
+    while first < stop:
+        needed = np.cumsum(positions[: task.batch])
+        number = max(1, int(np.searchsorted(needed, most, side="right")))
+        yield np.arange(first, first + number)
+        first, positions = first + number, positions[number:]
+
+
 def _of_events(task: _Task, some: NDArray[np.int64]) -> Iterator[tuple[torch.Tensor, Answer]]:
     """Return the rows of the events of some windows, and the teacher's answers before them, in
-    parts that fit into memory.
+    parts that fit into memory even where one window is too large.
     """
     dataset, items = task.dataset, task.manifest.catalogue
     at_once = max(1, _LOGITS // items)
@@ -260,16 +276,14 @@ def _of_events(task: _Task, some: NDArray[np.int64]) -> Iterator[tuple[torch.Ten
 
 
 def _of_users(task: _Task, some: NDArray[np.int64]) -> Iterator[tuple[torch.Tensor, Answer]]:
-    """Return some users, and the teacher's answers after all their training events, in parts that
-    fit into memory.
-    """
+    """Return some users, and the teacher's answers after all their training events."""
     dataset = task.dataset
-    at_once = max(1, _LOGITS // dataset.catalogue_size)
-    for start in range(0, len(some), at_once):
-        users = some[start : start + at_once]
-        scores = task.teacher.scores(dataset.histories(users, dataset.train_end[users]))
-        answer = Answer(torch.from_numpy(scores[:, : task.manifest.catalogue]))
-        yield torch.from_numpy(users), _relative(answer, None, torch.from_numpy(users), dataset)
+    scores = task.teacher.scores(dataset.histories(some, dataset.train_end[some]))
+    answer, users = (
+        Answer(torch.from_numpy(scores[:, : task.manifest.catalogue])),
+        torch.from_numpy(some),
+    )
+    yield users, _relative(answer, None, users, dataset)
 
 
 def _relative(

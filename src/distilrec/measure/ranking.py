@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from distilrec.data.dataset import UNKNOWN_ITEM, Dataset, Histories, Part
 from distilrec.errors import InvalidValueError, NothingToEvaluateError
 
-_CHUNK = 512
+_MOST_USERS = 512
+MOST_SCORES = 2**24
 
 
 class Scorer(Protocol):
@@ -26,6 +27,16 @@ class Scorer(Protocol):
         ...
 
 
+def users_at_once(items: int) -> int:
+    """Return how many users are scored together over a catalogue of this size: at most 512, and at
+    most 2^24 scores, so that what a ranking holds does not grow with the catalogue.
+
+    An array of 2^24 scores has 64 MiB; the scorer's, a copy and what is computed from it take about
+    250 MiB. Past 2^24 items it is one user.
+    """
+    return max(1, min(_MOST_USERS, MOST_SCORES // items))
+
+
 @dataclass(frozen=True)
 class Questions:
     """Who is asked for in a part, with what history, and what the right answers are.
@@ -34,7 +45,7 @@ class Questions:
     without repetitions; UNKNOWN_ITEM stands for items outside the catalogue, which no model can
     predict and which count as misses.
     repeated: held-out events left out because the item was already in the history and seen items
-    are masked.
+    are masked. items: size of the catalogue.
     """
 
     histories: Histories
@@ -42,6 +53,7 @@ class Questions:
     targets: NDArray[np.int32]
     exclude_seen: bool
     repeated: int
+    items: int
 
     def select(self, start: int, stop: int) -> Questions:
         """Return the questions about the users from start to stop."""
@@ -52,6 +64,7 @@ class Questions:
             self.targets[low:high],
             self.exclude_seen,
             self.repeated,
+            self.items,
         )
 
 
@@ -94,6 +107,7 @@ def questions(dataset: Dataset, part: Part, exclude_seen: bool | None = None) ->
         flat.astype(np.int32),
         exclude,
         repeated,
+        dataset.catalogue_size,
     )
 
 
@@ -154,8 +168,9 @@ def rank(scorer: Scorer, questions: Questions, depth: int = 10) -> Ranking:
     Raises InvalidValueError when the scores have the wrong shape or are not finite.
     """
     above, tied, candidates, top, probability = [], [], [], [], []
-    for start in range(0, len(questions.histories), _CHUNK):
-        histories = questions.histories.select(start, start + _CHUNK)
+    step = users_at_once(questions.items)
+    for start in range(0, len(questions.histories), step):
+        histories = questions.histories.select(start, start + step)
         scores = np.array(scorer.scores(histories), np.float32)
         if scores.ndim != 2 or len(scores) != len(histories) or not np.isfinite(scores).all():
             raise InvalidValueError(
@@ -177,18 +192,27 @@ def rank(scorer: Scorer, questions: Questions, depth: int = 10) -> Ranking:
         tied.append(equal)
         candidates.append(np.isfinite(scores).sum(1))
         top.append(_best(scores, depth))
-        highest = scores.max(1, keepdims=True)
-        probability.append(1 / np.exp(scores.astype(np.float64) - highest).sum(1))
+        probability.append(np.array([_highest_probability(row) for row in scores]))
     return Ranking(questions, *map(np.concatenate, (above, tied, candidates, top, probability)))
+
+
+def _highest_probability(scores: NDArray[np.float32]) -> np.float64:
+    """Return the softmax probability of the best of one user's scores, (items,)."""
+    probability: np.float64 = 1 / np.exp(scores.astype(np.float64) - scores.max()).sum()
+    return probability
 
 
 def _best(scores: NDArray[np.float32], depth: int) -> NDArray[np.int32]:
     """Return the best items in order, (users, depth), UNKNOWN_ITEM where there are fewer."""
-    if not depth:
-        return np.zeros((len(scores), 0), np.int32)
-    best = np.argsort(-scores, axis=1, kind="stable")[:, :depth].astype(np.int32)
-    best[~np.isfinite(np.take_along_axis(scores, best, 1))] = UNKNOWN_ITEM
-    return np.pad(best, ((0, 0), (0, depth - best.shape[1])), constant_values=UNKNOWN_ITEM)
+    best = np.full((len(scores), depth), UNKNOWN_ITEM, np.int32)
+    kept = min(depth, scores.shape[1])
+    for user, row in enumerate(scores if kept else ()):
+        lowest = np.partition(row, -kept)[-kept]
+        # With all that are level with the last one, of which the first ones are kept
+        good = np.flatnonzero((row >= lowest) & (row > -np.inf))
+        order = good[np.argsort(-row[good], kind="stable")][:kept]
+        best[user, : len(order)] = order
+    return best
 
 
 def _standing(

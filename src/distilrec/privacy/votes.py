@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from distilrec.data.dataset import Dataset, Histories
 from distilrec.errors import TeacherError
+from distilrec.measure.ranking import MOST_SCORES
 from distilrec.privacy.accounting import noise_of_one_release
 from distilrec.settings import Count, Part, Positive, Settings
 from distilrec.teachers.external import ScoresConfig, UserScores, user_scores
@@ -112,11 +113,7 @@ def private_votes(
     histories = dataset.histories(users, dataset.train_end[users])
     counts = np.zeros(candidates.shape)
     for voter in voters:
-        scores = voter.scores(histories).copy()
-        if not dataset.info.repeats:
-            for k in range(len(users)):
-                scores[k, histories.of(k)] = -np.inf
-        of_candidates = np.take_along_axis(scores, candidates, 1)
+        of_candidates = _scores_of(voter, histories, candidates, dataset)
         best = np.argpartition(-of_candidates, config.top - 1, axis=1)[:, : config.top]
         np.put_along_axis(
             counts, best, np.take_along_axis(counts, best, 1) + 1 / math.sqrt(config.top), 1
@@ -127,3 +124,21 @@ def private_votes(
     return Votes(
         np.take_along_axis(candidates, order, 1), np.take_along_axis(counts, order, 1), sigma
     )
+
+
+def _scores_of(
+    voter: Voter, histories: Histories, candidates: NDArray[np.int64], dataset: Dataset
+) -> NDArray[np.float32]:
+    """Return a voter's scores of the candidates of each user, (users, n), -inf for an item that the
+    user has had where the log has no repeats.
+    """
+    parts = []
+    step = max(1, MOST_SCORES // dataset.catalogue_size)
+    for start in range(0, len(histories), step):
+        some = histories.select(start, start + step)
+        scores = voter.scores(some).copy()
+        if not dataset.info.repeats:
+            for k in range(len(some)):
+                scores[k, some.of(k)] = -np.inf
+        parts.append(np.take_along_axis(scores, candidates[start : start + step], 1))
+    return np.concatenate(parts)

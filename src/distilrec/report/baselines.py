@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distilrec.data.dataset import Dataset, Histories
-from distilrec.measure.ranking import Scorer
+from distilrec.measure.ranking import MOST_SCORES, Scorer
 from distilrec.training.validation import validation_ndcg
 
 LARGEST_DENSE_CATALOGUE = 12_000
@@ -60,13 +60,29 @@ def interaction_matrix(dataset: Dataset) -> NDArray[np.float32]:
     return matrix
 
 
+def _shared_users(dataset: Dataset) -> NDArray[np.float32]:
+    """Return how many users had both of two items in training, (items, items): X'X for the matrix X
+    of who had what, of which a few users are made at a time. Whole numbers, so the sum is exact.
+    """
+    rows = dataset.training_rows()
+    users, items = dataset.user_rows()[rows], dataset.items[rows]
+    shared = np.zeros((dataset.catalogue_size,) * 2, np.float32)
+    step = max(1, MOST_SCORES // dataset.catalogue_size)
+    for first in range(0, dataset.users, step):
+        low, high = np.searchsorted(users, [first, first + step])
+        some = np.zeros((step, dataset.catalogue_size), np.float32)
+        some[users[low:high] - first, items[low:high]] = 1.0
+        shared += some.T @ some
+    return shared
+
+
 def item_knn(dataset: Dataset, neighbours: int) -> ItemWeights:
     """Return the cosine similarity of items, each row cut to its nearest neighbours (Sarwar et al.
     2001).
     """
-    matrix = interaction_matrix(dataset)
-    norms = np.maximum(np.linalg.norm(matrix, axis=0), 1e-12)
-    similarity = (matrix.T @ matrix) / norms / norms[:, None]
+    shared = _shared_users(dataset)
+    norms = np.maximum(np.sqrt(np.diag(shared)), 1e-12)
+    similarity = shared / norms / norms[:, None]
     np.fill_diagonal(similarity, 0.0)
     if neighbours < len(similarity):
         far = np.argsort(-similarity, axis=1, kind="stable")[:, neighbours:]
@@ -76,8 +92,7 @@ def item_knn(dataset: Dataset, neighbours: int) -> ItemWeights:
 
 def ease(dataset: Dataset, ridge: float) -> ItemWeights:
     """B = I - P diag(1 / diag P), P = (X'X + ridge I)^-1 (Steck 2019, eq. 8)."""
-    matrix = interaction_matrix(dataset)
-    gram = (matrix.T @ matrix).astype(np.float64)
+    gram = _shared_users(dataset).astype(np.float64)
     inverse = np.linalg.inv(gram + ridge * np.eye(len(gram)))
     weights = -inverse / np.diag(inverse)
     np.fill_diagonal(weights, 0.0)

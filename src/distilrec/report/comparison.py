@@ -107,6 +107,11 @@ class StageCost(msgspec.Struct, frozen=True):
     seconds: float
     peak_bytes: int
 
+    def line(self) -> str:
+        """Return what is said at the end of the stage."""
+        memory = f", peak memory {self.peak_bytes / 2**20:,.0f} MiB" if self.peak_bytes else ""
+        return f"{self.stage}: {self.seconds:.1f} s{memory}"
+
 
 class Trials(msgspec.Struct, frozen=True):
     """How many trials of a search chose the settings of the distilled student, and those of the one

@@ -75,8 +75,8 @@ class Stage:
 def measured_stage(
     run: Run, name: str, records: Sequence[tuple[RecordKind[Any], Path]] = ()
 ) -> Iterator[Stage]:
-    """Write time and peak memory of a stage into costs.json; a stage that used its records again
-    leaves what is there.
+    """Write time and peak memory of a stage into costs.json, and report them; a stage that used its
+    records again leaves what is there.
 
     records: what the stage makes, by kind and folder. Time and memory are those of this process;
     workers of a cluster are not counted.
@@ -91,10 +91,11 @@ def measured_stage(
 
 
 def record_cost(run: Run, cost: StageCost) -> None:
-    """Write what a stage cost into costs.json, in the place of what it cost before."""
+    """Write what a stage cost into costs.json, in the place of what it cost before, and report it."""
     costs = {earlier.stage: earlier for earlier in read_costs(run.folder)} | {cost.stage: cost}
     run.folder.mkdir(parents=True, exist_ok=True)
     write_json(run.places.costs, list(costs.values()))
+    run.progress.say(cost.line())
 
 
 def _keys(records: Sequence[tuple[RecordKind[Any], Path]]) -> list[str | None]:

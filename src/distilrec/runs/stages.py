@@ -116,8 +116,6 @@ def _say_prepared(run: Run, dataset: Dataset) -> None:
         f"{int(dataset.is_training().sum()):,} training rows, "
         f"split {dataset.info.split.kind}"
     )
-    cost = next(cost for cost in read_costs(run.folder) if cost.stage == "prepare")
-    say(f"prepared in {cost.seconds:.1f} s, peak memory {cost.peak_bytes / 2**20:,.0f} MiB")
 
 
 def train_teacher(run: Run, dataset: Dataset) -> Teacher:
@@ -271,14 +269,15 @@ def export(run: Run, dataset: Dataset, *, measured_next: bool = False) -> Manife
     # What the teacher would recommend is not private.
     shown = teacher if run.config.privacy is None else None
     record = partial(record_training, run, dataset)
-    manifest = export_bundle(
-        student, dataset, run.bundle, teacher=shown, config=run.config.bundle, before=record
-    )
-    if (run.places.baseline / SAVED.file).is_file():
-        baseline = load_model(run.places.baseline, dataset)
-        export_bundle(
-            baseline, dataset, run.bundle_baseline, config=run.config.bundle, before=record
+    with measured_stage(run, "export"):
+        manifest = export_bundle(
+            student, dataset, run.bundle, teacher=shown, config=run.config.bundle, before=record
         )
+        if (run.places.baseline / SAVED.file).is_file():
+            baseline = load_model(run.places.baseline, dataset)
+            export_bundle(
+                baseline, dataset, run.bundle_baseline, config=run.config.bundle, before=record
+            )
     search = manifest.search
     run.progress.say(
         f"bundle in {run.bundle}: "
@@ -333,6 +332,29 @@ def evaluate(run: Run, dataset: Dataset) -> Comparison:
     """Compare all models on the test part; write `comparison.json`, `report.html`, and the metrics
     in the bundle's manifest.
     """
+    with measured_stage(run, "evaluate"):
+        comparison = _compared(run, dataset)
+    metrics = {name: value.mean for name, value in comparison.row(STUDENT).quality.items()}
+    manifest = record_metrics(run.bundle, metrics, partial(record_training, run, dataset))
+    costs, tree = read_costs(run.folder), tree_of(run, dataset)
+    comparison = msgspec.structs.replace(
+        comparison,
+        costs=costs,
+        tree=tree,
+        privacy=manifest.privacy,
+        trials=Trials(run.config.tuned.student, run.config.tuned.baseline),
+    )
+    write_json(run.places.comparison, comparison)
+    write_report(comparison, run.places.report)
+    run.progress.say(
+        f"bundle in {run.bundle}: model {manifest.model_version}, with the metrics just measured"
+    )
+    run.progress.say(f"report in {run.places.report}")
+    return comparison
+
+
+def _compared(run: Run, dataset: Dataset) -> Comparison:
+    """Return the comparison of all models on the test part."""
     teacher = open_teacher(run, dataset)
     candidates = [
         *teacher_candidates(
@@ -349,27 +371,11 @@ def evaluate(run: Run, dataset: Dataset) -> Comparison:
         for name, scorer in fitted_baselines(dataset).items()
     ]
     done = iter(range(len(candidates)))
-    comparison = compare(
+    compared = compare(
         dataset,
         candidates,
         lambda name: run.progress.advance("evaluate", next(done), len(candidates), name),
         teacher.item_vectors() if isinstance(teacher, ModelTeacher) else None,
     )
-    metrics = {name: value.mean for name, value in comparison.row(STUDENT).quality.items()}
-    manifest = record_metrics(run.bundle, metrics, partial(record_training, run, dataset))
-    costs, tree = read_costs(run.folder), tree_of(run, dataset)
-    comparison = msgspec.structs.replace(
-        comparison,
-        costs=costs,
-        tree=tree,
-        privacy=manifest.privacy,
-        trials=Trials(run.config.tuned.student, run.config.tuned.baseline),
-    )
     run.progress.advance("evaluate", len(candidates), len(candidates))
-    write_json(run.places.comparison, comparison)
-    write_report(comparison, run.places.report)
-    run.progress.say(
-        f"bundle in {run.bundle}: model {manifest.model_version}, with the metrics just measured"
-    )
-    run.progress.say(f"report in {run.places.report}")
-    return comparison
+    return compared
