@@ -792,7 +792,7 @@ def test_a_student_learns_about_items_that_nobody_had(small, tmp_path, monkeypat
 def test_labels_do_not_depend_on_how_many_are_asked_for_at_once(
     small, tmp_path, monkeypatch, together
 ):
-    teacher, asked_for = ModelTeacher(network(small)), []
+    teacher, asked_for = network(small), []
     answer = teacher.answer
 
     def counting(batch, window, position, items):

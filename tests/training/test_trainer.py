@@ -15,6 +15,7 @@ from distilrec.distill.losses import hard_loss, soft_losses_stored
 from distilrec.errors import ConfigError, LabelStoreError, TrainingError
 from distilrec.labels.extract import LabelConfig, extract_labels
 from distilrec.labels.store import open_labels
+from distilrec.measure.ranking import questions
 from distilrec.networks.batches import training_batches, training_windows
 from distilrec.networks.build import build_model
 from distilrec.networks.dnn import DnnConfig
@@ -38,7 +39,7 @@ from distilrec.training.scoring import (
 )
 from distilrec.training.trained import finished, train_model
 from distilrec.training.trainer import train
-from distilrec.training.validation import validation_ndcg
+from distilrec.training.validation import mean_ndcg, sample_of, validation_ndcg
 from tests.small_run import dataset
 
 pytestmark = pytest.mark.slow
@@ -120,6 +121,47 @@ def test_the_best_epoch_is_kept_and_training_stops_early(small):
     assert len(curve) == best + 2 < 40
     assert curve[best - 1].validation_ndcg == max(point.validation_ndcg for point in curve)
     assert validation_ndcg(TorchScorer(trained.model), small) == curve[best - 1].validation_ndcg
+
+
+def test_epochs_are_compared_on_a_sample_and_what_is_kept_is_measured_on_all(small, tmp_path):
+    config = msgspec.structs.replace(TRAINING, validation_users=7)
+    whole = train_model(STUDENT, small, config, seed=3)
+    record = whole.record
+    asked = questions(small, "validation")
+    sample = sample_of(asked, 7, 3)
+    assert len(sample.histories) == 7
+    scorer = TorchScorer(whole.model)
+    assert mean_ndcg(scorer, sample) == record.curve[record.best_epoch - 1].validation_ndcg
+    assert whole.best_ndcg == record.validation_ndcg == validation_ndcg(scorer, small)
+    assert whole.best_ndcg != mean_ndcg(scorer, sample)
+    with pytest.raises(Interrupted):
+        train_model(
+            STUDENT,
+            small,
+            config,
+            seed=3,
+            options=RunOptions(checkpoint=tmp_path, on_epoch=interrupt_after(1)),
+        )
+    resumed = train_model(STUDENT, small, config, seed=3, options=RunOptions(checkpoint=tmp_path))
+    assert resumed.record.identity == record.identity
+    assert resumed.best_ndcg == whole.best_ndcg
+
+
+def test_the_sample_follows_from_the_seed_and_keeps_what_was_asked(small):
+    asked = questions(small, "validation")
+    users = len(asked.histories)
+    for number in (0, users, users + 1, 20_000):
+        assert sample_of(asked, number, 0) is asked
+    one, again, other = sample_of(asked, 9, 0), sample_of(asked, 9, 0), sample_of(asked, 9, 1)
+    assert np.array_equal(one.histories.users, again.histories.users)
+    assert not np.array_equal(one.histories.users, other.histories.users)
+    assert len(np.unique(one.histories.users)) == 9
+    for place, user in enumerate(one.histories.users):
+        (before,) = np.flatnonzero(asked.histories.users == user)
+        assert np.array_equal(one.histories.of(place), asked.histories.of(before))
+        assert np.array_equal(
+            one.select(place, place + 1).targets, asked.select(before, before + 1).targets
+        )
 
 
 def test_training_learns(small):

@@ -102,11 +102,20 @@ class Histories:
 
     def take(self, users: NDArray[np.int64]) -> Histories:
         """Return these users, given by their places in the batch, in this order."""
-        sizes = np.diff(self.offsets)[users]
-        offsets = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
-        # The place in `items` of every event: its user's first one, and so many further
-        events = np.repeat(self.offsets[users] - offsets[:-1], sizes) + np.arange(offsets[-1])
+        offsets, events = take_rows(self.offsets, users)
         return Histories(self.users[users], offsets, self.items[events], self.events[events])
+
+
+def take_rows(
+    offsets: NDArray[np.int64], groups: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the offsets of some groups of rows when they stand one after the other, and the rows
+    that they have, (rows,).
+    """
+    sizes = np.diff(offsets)[groups]
+    taken = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+    # A row is its group's first one, and as many further as it has before it in the group
+    return taken, np.repeat(offsets[groups] - taken[:-1], sizes) + np.arange(taken[-1])
 
 
 @dataclass(frozen=True)

@@ -4,13 +4,13 @@ numpy only.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from distilrec.data.dataset import UNKNOWN_ITEM, Dataset, Histories, Part
+from distilrec.data.dataset import UNKNOWN_ITEM, Dataset, Histories, Part, take_rows
 from distilrec.errors import InvalidValueError, NothingToEvaluateError
 
 _MOST_USERS = 512
@@ -65,6 +65,16 @@ class Questions:
             self.exclude_seen,
             self.repeated,
             self.items,
+        )
+
+    def take(self, users: NDArray[np.int64]) -> Questions:
+        """Return the questions about these users, given by their places, in this order."""
+        offsets, targets = take_rows(self.offsets, users)
+        return replace(
+            self,
+            histories=self.histories.take(users),
+            offsets=offsets,
+            targets=self.targets[targets],
         )
 
 

@@ -91,7 +91,7 @@ def measured_stage(
 
 
 def record_cost(run: Run, cost: StageCost) -> None:
-    """Write what a stage cost into costs.json, in the place of what it cost before, and report it."""
+    """Write what a stage cost into costs.json, in the place of what it cost before; report it."""
     costs = {earlier.stage: earlier for earlier in read_costs(run.folder)} | {cost.stage: cost}
     run.folder.mkdir(parents=True, exist_ok=True)
     write_json(run.places.costs, list(costs.values()))

@@ -22,6 +22,10 @@ class TrainingConfig(Settings, frozen=True):
     """Maximum number of epochs; the learning rate falls over all of them."""
     patience: Count = 6
     """Epochs without a better validation NDCG@10 after which the training stops."""
+    validation_users: ZeroOrMore = 20_000
+    """Maximum number of validation users on whom epochs are compared, drawn once by seed; the epoch
+    that is kept is measured on all of them. 0 is always all.
+    """
     batch_size: Count = 32
     """Windows in a batch."""
     learning_rate: Part = 2e-3
@@ -58,8 +62,9 @@ class TrainingConfig(Settings, frozen=True):
 
 
 class Epoch(msgspec.Struct, frozen=True):
-    """One line of the learning curve. seconds: since the beginning, training and validation; asked:
-    those of them in which a teacher was asked for labels.
+    """One line of the learning curve. validation_ndcg: over the users on whom epochs are compared;
+    seconds: since the beginning, training and validation; asked: those of them in which a teacher
+    was asked for labels.
     """
 
     epoch: int
@@ -145,7 +150,10 @@ class RunOptions:
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """The learning curve and the best epoch, whose weights the model now has."""
+    """The learning curve and the best epoch, whose weights the model now has. validation_ndcg: of
+    these, over all validation users, where the curve is that of a sample.
+    """
 
     curve: tuple[Epoch, ...]
     best_epoch: int
+    validation_ndcg: float | None = None

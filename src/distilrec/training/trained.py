@@ -21,7 +21,9 @@ from distilrec.training.trainer import train
 
 
 class ModelRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What is known of a trained model besides its weights."""
+    """What is known of a trained model besides its weights. validation_ndcg: over all validation
+    users, where the curve is that of a sample.
+    """
 
     config: ModelConfig
     seed: int
@@ -30,6 +32,7 @@ class ModelRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     best_epoch: int
     identity: str = ""
     privacy: PrivacyRecord | None = None
+    validation_ndcg: float | None = None
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,9 @@ class TrainedModel:
 
     @property
     def best_ndcg(self) -> float:
-        """Validation NDCG@10 of the epoch that was kept."""
+        """Validation NDCG@10 of the epoch that was kept, over all validation users."""
+        if self.record.validation_ndcg is not None:
+            return self.record.validation_ndcg
         return self.record.curve[self.record.best_epoch - 1].validation_ndcg
 
     @property
@@ -59,7 +64,14 @@ def finished(
     model: SequenceModel, config: ModelConfig, seed: int, dataset: Dataset, result: TrainingResult
 ) -> TrainedModel:
     """Return a trained model with its identity: a hash of weights, configuration and data set."""
-    record = ModelRecord(config, seed, dataset.fingerprint(), result.curve, result.best_epoch)
+    record = ModelRecord(
+        config,
+        seed,
+        dataset.fingerprint(),
+        result.curve,
+        result.best_epoch,
+        validation_ndcg=result.validation_ndcg,
+    )
     digest = hashlib.sha256(msgspec.json.encode((config, record.dataset_fingerprint)))
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(name.encode() + tensor.cpu().numpy().tobytes())

@@ -17,6 +17,7 @@ import torch
 
 from distilrec.data.dataset import Dataset
 from distilrec.errors import TrainingError
+from distilrec.measure.ranking import questions
 from distilrec.networks.batches import Batch, training_batches, training_windows
 from distilrec.networks.sequence import SequenceModel, TorchScorer
 from distilrec.training import parallel
@@ -28,7 +29,7 @@ from distilrec.training.options import Epoch, RunOptions, TrainingConfig, Traini
 from distilrec.training.precision import computing_in, resolve_precision
 from distilrec.training.schedule import average, learning_rate, parameter_groups
 from distilrec.training.scoring import NEGATIVE_POWER, Objective, encode_positions
-from distilrec.training.validation import validation_ndcg
+from distilrec.training.validation import mean_ndcg, sample_of
 
 
 def train(
@@ -42,6 +43,9 @@ def train(
     options: RunOptions | None = None,
 ) -> TrainingResult:
     """Train in place and leave the weights of the best validation epoch in the model, on the CPU.
+
+    Where epochs are compared on a sample of the validation users, the weights that are kept are
+    measured on all of them at the end.
 
     task: what a checkpoint belongs to, besides seed and config.
     Raises TrainingError when the loss is no longer finite, when memory does not suffice for a step,
@@ -67,7 +71,7 @@ def train(
     while len(curve) < config.epochs and len(curve) - best_epoch < config.patience:
         number = len(curve) + 1
         mean_loss = training.train_epoch(number)
-        ndcg = validation_ndcg(TorchScorer(training.averaged), dataset)
+        ndcg = training.validate()
         seconds = earlier + time.perf_counter() - began
         asked = asked_earlier + objective.asked_seconds() - asked_before
         curve.append(Epoch(number, mean_loss, ndcg, seconds, asked))
@@ -85,8 +89,9 @@ def train(
             )
         options.on_epoch(curve[-1], config.epochs)
     model.load_state_dict(best)
+    over_all = training.validate_over_all()
     model.cpu().eval()
-    return TrainingResult(tuple(curve), best_epoch)
+    return TrainingResult(tuple(curve), best_epoch, over_all)
 
 
 class _Training:
@@ -119,6 +124,8 @@ class _Training:
         )
         self.drawn_by = popular**NEGATIVE_POWER / (popular**NEGATIVE_POWER).sum()  # (items,)
         self.group = parallel.rank_and_size()
+        self.held_out = questions(dataset, "validation")
+        self.asked = sample_of(self.held_out, config.validation_users, seed)
 
     def train_epoch(self, number: int) -> float:
         """Take the steps of an epoch, counted from 1, and return the mean loss.
@@ -144,6 +151,16 @@ class _Training:
                 epoch=number,
             )
         return mean_loss
+
+    def validate(self) -> float:
+        """Return NDCG@10 of the averaged weights over the users on whom epochs are compared."""
+        return mean_ndcg(TorchScorer(self.averaged), self.asked)
+
+    def validate_over_all(self) -> float | None:
+        """Return NDCG@10 of the model over all validation users; None where these are the same."""
+        if self.asked is self.held_out:
+            return None
+        return mean_ndcg(TorchScorer(self.model), self.held_out)
 
     def _step(self, batch: Batch, step: int) -> float:
         """Take one step, counted from 0 over all epochs, and return its loss."""
