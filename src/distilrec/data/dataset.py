@@ -113,9 +113,10 @@ def take_rows(
     that they have, (rows,).
     """
     sizes = np.diff(offsets)[groups]
-    taken = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+    taken: NDArray[np.int64] = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
     # A row is its group's first one, and as many further as it has before it in the group
-    return taken, np.repeat(offsets[groups] - taken[:-1], sizes) + np.arange(taken[-1])
+    first: NDArray[np.int64] = np.repeat(offsets[groups] - taken[:-1], sizes)
+    return taken, first + np.arange(taken[-1], dtype=np.int64)
 
 
 @dataclass(frozen=True)
