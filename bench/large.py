@@ -36,7 +36,7 @@ from distilrec.networks.recurrent import RecurrentConfig  # noqa: E402
 from distilrec.training import trainer  # noqa: E402
 from distilrec.training.memory import peak_memory, reset_peak_memory, reuse_freed_memory  # noqa: E402
 from distilrec.training.options import TrainingConfig  # noqa: E402
-from distilrec.training.scoring import GROUND_TRUTH  # noqa: E402
+from distilrec.training.scoring import GROUND_TRUTH, Objective  # noqa: E402
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results"
@@ -95,10 +95,9 @@ def main() -> None:
         lambda: trainer._Training(
             build_model(RecurrentConfig(), dataset, 0),
             dataset,
-            GROUND_TRUTH,
+            Objective(GROUND_TRUTH),
             config,
             0,
-            False,
             torch.device("cpu"),
             torch.float32,
         ),

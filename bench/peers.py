@@ -45,7 +45,7 @@ from distilrec.runs.config import DataConfig, RunConfig
 from distilrec.teachers import from_recbole, training_frame, write_atomic_file
 from distilrec.training import trainer
 from distilrec.training.options import TrainingConfig
-from distilrec.training.scoring import GROUND_TRUTH
+from distilrec.training.scoring import GROUND_TRUTH, Objective
 
 RESULTS = Path(__file__).parent / "results"
 LENGTH = 200  # of histories, for everyone but RecBole
@@ -91,7 +91,7 @@ def ours(kind: str, dataset: Dataset, size: Size, seed: int, folder: Path) -> Ep
     model = build_model(config, dataset, seed)
     here = torch.device("cpu")
     steps = trainer._Training(
-        model, dataset, GROUND_TRUTH, training, seed, False, here, torch.float32
+        model, dataset, Objective(GROUND_TRUTH), training, seed, here, torch.float32
     )
     for number in range(1, training.epochs + 1):
         steps.train_epoch(number)

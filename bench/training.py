@@ -34,7 +34,7 @@ from distilrec.runs.config import DataConfig, RunConfig
 from distilrec.training import gradients, trainer
 from distilrec.training.memory import reuse_freed_memory
 from distilrec.training.options import Epoch, TrainingConfig, TrainingResult
-from distilrec.training.scoring import GROUND_TRUTH, CrossEntropy, Loss
+from distilrec.training.scoring import GROUND_TRUTH, CrossEntropy, Loss, Objective
 from distilrec.training.trained import finished
 from distilrec.training.validation import validation_ndcg
 
@@ -131,12 +131,12 @@ def measure(
     clock = Clock()
     model = build_model(network, dataset, 0).train()
     here = torch.device("cpu")
-    of = trainer._Training(model, dataset, loss, training, 0, False, here, torch.float32)
+    of = trainer._Training(model, dataset, Objective(loss), training, 0, here, torch.float32)
     batches = trainer.training_batches(
         dataset, of.windows, training.batch_size, np.random.default_rng(0)
     )
     if isinstance(loss, CrossEntropy):
-        of.loss = CrossEntropy(loss.whole, clock.timed("labels", loss.mixture))
+        of.objective = Objective(CrossEntropy(loss.whole, clock.timed("labels", loss.mixture)))
     kept = trainer.encode_positions, trainer.add_gradients, gradients.torch.autograd.backward
     trainer.encode_positions = clock.timed("forward", kept[0])
     trainer.add_gradients = clock.timed("scored", kept[1])
