@@ -103,7 +103,7 @@ QUICK_START = "runs/mine"  # the block of docs/index.md has a test of its own
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "code", [each for each in blocks("python") if QUICK_START not in each.values[0]]
+    "code", [block for block in blocks("python") if QUICK_START not in block.values[0]]
 )
 def test_python_runs(code, films, tmp_path):
     """What a page leaves to its reader (a model, a configuration) is given here."""
@@ -443,8 +443,8 @@ def test_the_table_of_errors_is_that_of_the_code():
 
 def test_the_table_of_endpoints_names_their_scopes():
     table = {
-        (each.method, re.sub(r":\w+}", "}", each.path)): each.scope or ""
-        for each in service_table()
+        (endpoint.method, re.sub(r":\w+}", "}", endpoint.path)): endpoint.scope or ""
+        for endpoint in service_table()
     }
     said = {}
     for names, scope, _ in table_of("docs/serving.md", "endpoint"):

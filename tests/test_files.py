@@ -57,7 +57,7 @@ def test_a_file_is_written_whole(tmp_path):
         if len(changes) < number:
             break
         write_whole(path, b"old")
-        assert [each.name for each in tmp_path.iterdir()] == ["file"]
+        assert [path.name for path in tmp_path.iterdir()] == ["file"]
     assert changes == ["fsync /file.new", "replace /file.new", "fsync "]
     assert path.read_bytes() == b"the new content"
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from packaging.requirements import Requirement
@@ -14,6 +15,7 @@ from packaging.requirements import Requirement
 import distilrec
 from distilrec import errors
 from tests import ROOT
+from tests.conftest import pytest_ignore_collect
 
 
 @pytest.mark.slow
@@ -31,7 +33,10 @@ def test_serving_loads_neither_torch_nor_polars(bundle):
 
 
 def all_errors(base=errors.DistilrecError):
-    return [base, *(each for child in base.__subclasses__() for each in all_errors(child))]
+    return [
+        base,
+        *(descendant for child in base.__subclasses__() for descendant in all_errors(child)),
+    ]
 
 
 def test_every_error_has_its_own_documented_code():
@@ -93,9 +98,9 @@ def test_every_command_and_setting_is_documented():
             assert f"`{field.name}`" in settings, (
                 f"docs/configuration.md lacks {kind.__name__}.{field.name}"
             )
-            for each in getattr(field.type, "__args__", (field.type,)):
-                if isinstance(each, type) and issubclass(each, msgspec.Struct):
-                    walk(each)
+            for argument in getattr(field.type, "__args__", (field.type,)):
+                if isinstance(argument, type) and issubclass(argument, msgspec.Struct):
+                    walk(argument)
 
     walk(RunConfig)
 
@@ -113,7 +118,8 @@ def test_the_pinned_versions_are_those_that_are_asked_for():
     ours = {"redis", "ann", "ray", "tune", "privacy", "checks", "texts", "train"}
     assert set(extras) == ours | {"adapters", "dev", "docs", "bench"}
     for wish in map(
-        Requirement, [*project["dependencies"], *(each for name in ours for each in extras[name])]
+        Requirement,
+        [*project["dependencies"], *(requirement for name in ours for requirement in extras[name])],
     ):
         if wish.name != "distilrec":
             versions = [next(iter(pin.specifier)).version for pin in pins if pin.name == wish.name]
@@ -315,3 +321,17 @@ def test_what_all_tests_share_imports_nothing_heavy():
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
     )
     assert done.stdout.strip() == "[]"
+
+
+def test_a_module_that_is_deselected_as_a_whole_is_not_read(tmp_path):
+    module = tmp_path / "test_slow.py"
+    module.write_text("import nothing_like_this\n\npytestmark = pytest.mark.slow\n")
+
+    def ignored(selection):
+        config = SimpleNamespace(option=SimpleNamespace(markexpr=selection))
+        return pytest_ignore_collect(module, config)
+
+    assert ignored("not redis and not slow")
+    assert not any(
+        ignored(selection) for selection in ("", "slow", "not redis", "not slow or redis")
+    )

@@ -116,7 +116,7 @@ def test_a_cold_item_of_the_table_scores_as_if_added_live(student, small):
 
     recommender = load(student[1])
     cold = small.info.item_ids[-1]
-    row = next(each for each in tables()["items"].to_dicts() if each["item_id"] == cold)
+    row = next(item for item in tables()["items"].to_dicts() if item["item_id"] == cold)
     recommender.add_item(
         "same", {"genres": row["genres"], "price": row["price"], "title": row["title"]}
     )
@@ -157,7 +157,7 @@ import distilrec
 from distilrec.engine import kernels
 
 def compiled():
-    return {name: len(each.signatures) for name, each in vars(kernels).items() if hasattr(each, "signatures")}
+    return {name: len(function.signatures) for name, function in vars(kernels).items() if hasattr(function, "signatures")}
 
 recommender = distilrec.load(sys.argv[1])
 before = compiled()

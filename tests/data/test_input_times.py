@@ -65,9 +65,9 @@ NOON = ["2023-08-01 12:00:00", "2023-08-02 13:30:15", "2023-08-13 00:00:00"]
 def test_a_day_past_the_twelfth_decides_for_the_whole_column(day_first, pattern):
     days = [datetime(2023, 8, day, 12, tzinfo=UTC) for day in (1, 2, 3, 13)]
     found = read([day.strftime(day_first) for day in days])
-    assert [each[:10] for each in found] == [f"2023-08-{day:02}" for day in (1, 2, 3, 13)]
+    assert [time[:10] for time in found] == [f"2023-08-{day:02}" for day in (1, 2, 3, 13)]
     if pattern is None:
-        assert {each[11:] for each in found} == {"12:00:00"}
+        assert {time[11:] for time in found} == {"12:00:00"}
 
 
 def test_the_row_that_decides_may_be_the_last_of_many():

@@ -101,7 +101,7 @@ def test_what_training_read_is_what_a_cold_item_says(folder):
     """An item of the table and one that is added with the same cells have the same score and the same attributes."""
     recommender = load(folder)
     row = next(
-        each for each in tables()["items"].to_dicts() if each["item_id"] == "i41"
+        item for item in tables()["items"].to_dicts() if item["item_id"] == "i41"
     )  # in no interaction
     cells = {
         "genres": row["genres"], "price": row["price"], "tags": "t2,t1, both", "shelf": 1.0, "used": False,

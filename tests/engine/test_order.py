@@ -32,7 +32,9 @@ def event(
 
 
 def order(events: list[StoredEvent]) -> list[str]:
-    return [each.event.item_id for each in sorted(placed(events), key=lambda each: each.when)]
+    return [
+        stored.event.item_id for stored in sorted(placed(events), key=lambda stored: stored.when)
+    ]
 
 
 @pytest.mark.parametrize(
@@ -173,7 +175,7 @@ def test_events_of_the_log_count_once_and_others_count(exported, tmp_path):
         )
         for row in rows
     ]  # fmt: skip
-    others = [item for item in info.item_ids if item not in {each.item_id for each in known}]
+    others = [item for item in info.item_ids if item not in {stored.item_id for stored in known}]
     end = times.max()
     lost = StoredEvent(
         user, others[0], "view", end - HOUR, end - HOUR, "lost"

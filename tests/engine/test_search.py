@@ -181,9 +181,11 @@ def test_a_bundle_answers_the_same_whatever_the_search(searched, small, kind):
         small.users,
     )  # small enough to find everything
     new = ItemRecord("new", "New", {"genres": "g1|g2", "price": 3.0})
-    for each in (recommender, plain):
-        each.put_item(new)
-        each.update([{"user_id": "u1", "item_id": "new"}, {"user_id": "stranger", "item_id": "i3"}])
+    for engine in (recommender, plain):
+        engine.put_item(new)
+        engine.update(
+            [{"user_id": "u1", "item_id": "new"}, {"user_id": "stranger", "item_id": "i3"}]
+        )
     for user in ("u1", "u5", "stranger", "nobody"):
         for k in (1, 10, 99):
             ours, theirs = recommender.recommend(user, k=k), plain.recommend(user, k=k)
@@ -211,9 +213,9 @@ def test_a_large_catalogue_is_scanned_by_rows(searched, monkeypatch):
     monkeypatch.setattr(engine_search, "_IN_CACHE", 0)
     rows = load(searched / "exact")
     new = ItemRecord("new", "New", {"genres": "g1|g2", "price": 3.0})
-    for each in (rows, plain):
-        each.put_item(new)
-        each.update([{"user_id": "u1", "item_id": "new"}])
+    for engine in (rows, plain):
+        engine.put_item(new)
+        engine.update([{"user_id": "u1", "item_id": "new"}])
     for user in ("u1", "u5", "nobody"):
         ours, theirs = rows.recommend(user, k=99), plain.recommend(user, k=99)
         assert [a.item_id for a in ours] == [a.item_id for a in theirs]

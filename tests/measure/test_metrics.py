@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import warnings
 
 import numpy as np
@@ -18,13 +19,14 @@ from distilrec.measure import ranking as ranking_module
 from distilrec.measure.ranking import MOST_SCORES, Questions, Ranking, rank, users_at_once
 from distilrec.measure.statistics import bootstrap, paired_difference, randomisation_test
 
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")
-    import ranx
-    from rectools import Columns
-    from rectools import metrics as rectools_metrics
-
 ITEMS, K = 30, 10
+
+
+def quietly(name: str):
+    """Another library, loaded by the test that needs it: that takes seconds, and it warns."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return importlib.import_module(name)
 
 
 class Fixed:
@@ -42,15 +44,15 @@ def ask(targets, seen=None, exclude_seen=True):
     seen = seen or [[] for _ in range(users)]
     histories = Histories(
         np.arange(users),
-        np.concatenate([[0], np.cumsum([len(each) for each in seen])]).astype(np.int64),
-        np.array([item for each in seen for item in each], np.int32),
-        np.zeros(sum(len(each) for each in seen), np.int32),
+        np.concatenate([[0], np.cumsum([len(items) for items in seen])]).astype(np.int64),
+        np.array([item for items in seen for item in items], np.int32),
+        np.zeros(sum(len(items) for items in seen), np.int32),
     )
-    offsets = np.concatenate([[0], np.cumsum([len(each) for each in targets])]).astype(np.int64)
+    offsets = np.concatenate([[0], np.cumsum([len(items) for items in targets])]).astype(np.int64)
     return Questions(
         histories,
         offsets,
-        np.array([t for each in targets for t in each], np.int32),
+        np.array([t for items in targets for t in items], np.int32),
         exclude_seen,
         0,
         ITEMS,
@@ -78,15 +80,17 @@ def frames(ranking, targets):
         for r, i in enumerate(top, 1)
         if i != UNKNOWN_ITEM
     ]
-    truth = [(u, i) for u, each in enumerate(targets) for i in each]
+    truth = [(u, i) for u, items in enumerate(targets) for i in items]
     return (
-        pd.DataFrame(reco, columns=[Columns.User, Columns.Item, Columns.Rank]),
-        pd.DataFrame(truth, columns=[Columns.User, Columns.Item]),
+        pd.DataFrame(reco, columns=["user_id", "item_id", "rank"]),
+        pd.DataFrame(truth, columns=["user_id", "item_id"]),
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(5))
 def test_same_as_rectools(seed):
+    rectools_metrics = quietly("rectools.metrics")
     scores, targets, seen = random_case(seed)
     ranking = rank(Fixed(scores), ask(targets, seen), K)
     reco, truth = frames(ranking, targets)
@@ -102,9 +106,9 @@ def test_same_as_rectools(seed):
         per_user = theirs.calc_per_user(reco, truth).sort_index().to_numpy()
         np.testing.assert_allclose(ours(ranking, K), per_user, atol=1e-9, err_msg=str(theirs))
     users = pd.DataFrame(
-        [(u, i) for u, each in enumerate(seen) for i in each], columns=[Columns.User, Columns.Item]
+        [(u, i) for u, items in enumerate(seen) for i in items], columns=["user_id", "item_id"]
     )
-    popularity = np.bincount(users[Columns.Item], minlength=ITEMS)
+    popularity = np.bincount(users["item_id"], minlength=ITEMS)
     popular = rectools_metrics.AvgRecPopularity(k=K).calc(reco, users)
     assert metrics.average_popularity(ranking, K, popularity) == pytest.approx(popular, abs=1e-9)
     covered = rectools_metrics.CatalogCoverage(k=K, normalize=True).calc(reco, catalogue)
@@ -116,9 +120,10 @@ def test_same_as_rectools(seed):
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.filterwarnings("ignore:.*unsafe cast from uint64")  # numba, in colour when it can
 def test_same_as_ranx(seed):
+    ranx = quietly("ranx")
     scores, targets, _ = random_case(seed)
     ranking = rank(Fixed(scores), ask(targets), ITEMS)
-    qrels = ranx.Qrels({f"q{u}": {f"d{i}": 1 for i in each} for u, each in enumerate(targets)})
+    qrels = ranx.Qrels({f"q{u}": {f"d{i}": 1 for i in items} for u, items in enumerate(targets)})
     run = ranx.Run(
         {f"q{u}": {f"d{i}": float(s) for i, s in enumerate(row)} for u, row in enumerate(scores)}
     )
@@ -138,15 +143,17 @@ def test_same_as_ranx(seed):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 def test_novelty_and_diversity_are_those_of_rectools(seed):
+    rectools_metrics = quietly("rectools.metrics")
     scores, targets, _ = random_case(seed)
     ranking = rank(Fixed(scores), ask(targets), K)
     reco, _ = frames(ranking, targets)
     rng = np.random.default_rng(seed)
     known = rng.random((20, ITEMS)) < 0.3
     known[0] = True  # every item is known to somebody
-    pairs = pd.DataFrame(np.argwhere(known), columns=[Columns.User, Columns.Item])
+    pairs = pd.DataFrame(np.argwhere(known), columns=["user_id", "item_id"])
     expected = rectools_metrics.MeanInvUserFreq(k=K).calc(reco, pairs)
     assert metrics.novelty(ranking, K, known.sum(0), 20) == pytest.approx(expected, abs=1e-9)
     vectors = rng.normal(size=(ITEMS, 6)).astype(np.float32)
@@ -154,7 +161,7 @@ def test_novelty_and_diversity_are_those_of_rectools(seed):
 
     class Cosine:
         def __getitem__(self, pairs):
-            first, second = (np.array(each, int) for each in pairs)
+            first, second = (np.array(column, int) for column in pairs)
             return 1 - (unit[first] * unit[second]).sum(1)
 
     expected = rectools_metrics.IntraListDiversity(k=K, distance_calculator=Cosine()).calc(reco)
@@ -220,8 +227,8 @@ def given(top, probability, targets):
     ranks = np.array(
         [
             list(top[user]).index(target) if target in top[user] else ITEMS
-            for user, each in enumerate(targets)
-            for target in each
+            for user, items in enumerate(targets)
+            for target in items
         ]
     )
     ones, candidates = np.ones(len(ranks), np.int64), np.full(len(top), ITEMS)

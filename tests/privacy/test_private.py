@@ -129,7 +129,7 @@ def test_every_step_adds_the_noise_it_accounts_for(plain, monkeypatch):
 
     def without_gradients(*arguments):
         values, gradients = zeros(*arguments)
-        return values, {name: torch.zeros_like(each) for name, each in gradients.items()}
+        return values, {name: torch.zeros_like(gradient) for name, gradient in gradients.items()}
 
     monkeypatch.setattr(private, "_user_gradients", without_gradients)
     step = torch.optim.Adam.step

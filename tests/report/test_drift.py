@@ -34,12 +34,12 @@ def live():
 
 
 def values(small, log):
-    return {each.what.split(" (")[0]: each for each in drift(small, log)}
+    return {shift.what.split(" (")[0]: shift for shift in drift(small, log)}
 
 
 def test_the_training_log_has_not_moved(small):
     found = values(small, live())
-    assert all(each.passed for each in found.values()), found
+    assert all(shift.passed for shift in found.values()), found
     assert found["events of users without training rows"].value == 0
     assert found["events of unknown types"].value == 0
 

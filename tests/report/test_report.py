@@ -32,7 +32,7 @@ def test_it_is_whole_and_needs_nothing_else(comparison, tmp_path):
     for sentence in (
         headline(comparison),
         *verdict(comparison),
-        *(each.meaning for each in figures(comparison)),
+        *(figure.meaning for figure in figures(comparison)),
     ):
         assert sentence.replace("'", "&#39;") in page
     assert not re.search(r"""(src|href)=["'](?!#)""", page)

@@ -60,7 +60,9 @@ def matches(labels: dict[str, str], wanted: str | None) -> bool:
 
 
 def total(metrics, name: str, wanted: str | None) -> float:
-    return sum(value for each, labels, value in metrics if each == name and matches(labels, wanted))
+    return sum(
+        value for metric, labels, value in metrics if metric == name and matches(labels, wanted)
+    )
 
 
 def fires(rule: str, metrics) -> bool:
@@ -78,8 +80,10 @@ def test_every_alert_names_metrics_and_labels_that_exist(server):
     exposed = samples(server)
     for rule, text in RULES.items():
         for name, wanted, _ in SELECTOR.findall(text):
-            known = {label for each, labels, _ in exposed if each == name for label in labels}
-            assert any(each == name for each, _, _ in exposed), f"{rule}: there is no metric {name}"
+            known = {label for metric, labels, _ in exposed if metric == name for label in labels}
+            assert any(metric == name for metric, _, _ in exposed), (
+                f"{rule}: there is no metric {name}"
+            )
             assert {label for label, _, _ in LABEL.findall(wanted)} <= known, (
                 f"{rule}: {name} has not these labels"
             )
@@ -90,8 +94,8 @@ def test_the_share_of_unknown_items_is_that_of_the_accepted_events(server):
         server.post(
             "/v1/events",
             events=[
-                {"user_id": "u1", "item_id": each, "event_id": f"{number}-{n}"}
-                for n, each in enumerate(items)
+                {"user_id": "u1", "item_id": item, "event_id": f"{number}-{n}"}
+                for n, item in enumerate(items)
             ],
         )
 
@@ -113,7 +117,7 @@ def test_the_share_of_unknown_items_is_that_of_the_accepted_events(server):
 def test_waiting_events_are_compared_with_the_limit_of_this_service(server):
     metrics = samples(server)
     assert total(metrics, "distilrec_events_pending_limit", None) == 1_000
-    idle = [each for each in metrics if each[0] != "distilrec_events_pending"]
+    idle = [sample for sample in metrics if sample[0] != "distilrec_events_pending"]
     assert not fires("DistilrecEventsWait", [*idle, ("distilrec_events_pending", {}, 500.0)])
     assert fires("DistilrecEventsWait", [*idle, ("distilrec_events_pending", {}, 501.0)])
 
@@ -122,7 +126,10 @@ def test_all_failures_of_the_service_are_errors_and_no_mistake_of_a_caller_is():
     (wanted,) = (wanted for name, wanted, _ in SELECTOR.findall(RULES["DistilrecErrors"]))
 
     def below(kind: type[DistilrecError]) -> list[type[DistilrecError]]:
-        return [kind, *(each for child in kind.__subclasses__() for each in below(child))]
+        return [
+            kind,
+            *(descendant for child in kind.__subclasses__() for descendant in below(child)),
+        ]
 
     for kind in below(DistilrecError):
         counted = matches({"code": kind.code}, wanted)

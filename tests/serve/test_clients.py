@@ -345,8 +345,8 @@ def test_the_description_says_which_errors_there_are(server, guarded):
         ):
             responses = described["paths"][path]["post"]["responses"]
             bodies = {
-                each["content"]["application/json"]["schema"]["$ref"]
-                for s, each in responses.items()
+                response["content"]["application/json"]["schema"]["$ref"]
+                for s, response in responses.items()
                 if s != "200"
             }
             assert bodies == {f"#/components/schemas/{body}"}

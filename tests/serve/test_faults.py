@@ -326,7 +326,7 @@ def test_several_workers_share_users_items_and_models(two_bundles, redis_server)
         with httpx.Client(base_url=server.url, timeout=PATIENCE, trust_env=False) as client:
             response = client.post("/v1/recommend", json={"user_id": "shared", "k": 99})
             workers.add(response.headers["x-request-id"].split("-")[0])
-            assert {each["item_id"] for each in response.json()["items"]}.isdisjoint(seen)
+            assert {item["item_id"] for item in response.json()["items"]}.isdisjoint(seen)
 
     def ask() -> tuple[str, dict]:
         """Which worker answers a new connection, and what."""
@@ -349,7 +349,7 @@ def test_several_workers_share_users_items_and_models(two_bundles, redis_server)
     def both_follow() -> bool:
         """The other worker looks every half second."""
         worker, answer = ask()
-        fresh = "fresh" in {each["item_id"] for each in answer["items"]}
+        fresh = "fresh" in {item["item_id"] for item in answer["items"]}
         if fresh and answer["model_version"] == report["model_version"]:
             following.add(worker)
         return following == workers
@@ -360,11 +360,11 @@ def test_several_workers_share_users_items_and_models(two_bundles, redis_server)
     for _ in range(12):
         _, answer = ask()
         assert answer["model_version"] == report["model_version"]
-        assert "fresh" in {each["item_id"] for each in answer["items"]}
+        assert "fresh" in {item["item_id"] for item in answer["items"]}
     server.client.delete("/v1/users/shared")
     stranger = server.items("nobody", k=99)
     for _ in range(12):
-        assert [each["item_id"] for each in ask()[1]["items"]] == stranger
+        assert [item["item_id"] for item in ask()[1]["items"]] == stranger
     text = server.client.get("/metrics").text
     accepted = float(text.split('distilrec_events_total{outcome="accepted"} ')[1].split()[0])
     assert accepted == 25 + len(load.acknowledged) + len(later.acknowledged)  # of both

@@ -115,7 +115,7 @@ def test_a_store_with_wrong_values_is_opened_and_the_rest_applied(bundle, old_st
     assert recommender.item("i1").available is False
     opened.put_item(ItemRecord("i1", available=True))
     assert recommender.item("i1").available and recommender.item("i1").attributes["price"] == 19.0
-    assert [each.item_id for each in opened.recommend("nobody", where=Filter(allow=("i1",)))] == [
+    assert [item.item_id for item in opened.recommend("nobody", where=Filter(allow=("i1",)))] == [
         "i1"
     ]
     opened.put_item(ItemRecord("new", removed=True, available=False))

@@ -265,7 +265,7 @@ def test_what_is_allowed_is_answered(server):
     results = server.post(
         "/v1/recommend/batch", requests=[{"user_id": f"u{n}", "k": 40} for n in range(1_000)]
     )["results"]
-    assert [each["user_id"] for each in results] == [f"u{n}" for n in range(1_000)]
+    assert [result["user_id"] for result in results] == [f"u{n}" for n in range(1_000)]
     tensor = {"name": "user_id", "shape": [51], "datatype": "BYTES", "data": ["u1"] * 51}
     k = {"name": "k", "shape": [1], "datatype": "INT64", "data": [1_000]}
     response = server.client.post("/v2/models/distilrec/infer", json={"inputs": [tensor, k]})
@@ -338,9 +338,9 @@ def test_health_is_answered_while_a_long_log_is_folded_again(bundle, tmp_path, r
     )
     library.update([{"user_id": "long", "item_id": f"i{n % 40}"} for n in range(1, 60_000)])
     expected = library.recommend("long", [f"i{n}" for n in range(40)])
-    assert [item["item_id"] for item in ranked] == [each.item_id for each in expected]
+    assert [item["item_id"] for item in ranked] == [answer.item_id for answer in expected]
     assert [item["score"] for item in ranked] == pytest.approx(
-        [each.score for each in expected], abs=1e-3
+        [answer.score for answer in expected], abs=1e-3
     )
     assert server.client.get("/v1/users/long").json()["event_count"] == 60_003
 
@@ -353,7 +353,7 @@ def test_health_is_answered_during_costly_requests(server):
     ]  # fmt: skip
     with Watch(server) as watch, ThreadPoolExecutor(8) as pool:
         made = [pool.submit(server.client.post, path, json=body) for path, body in heavy * 8]
-        assert {each.result().status_code for each in made} == {200}
+        assert {request.result().status_code for request in made} == {200}
     assert watch.slowest < PROMPT
 
 

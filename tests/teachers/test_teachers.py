@@ -137,12 +137,12 @@ def test_the_ensemble_is_the_weighted_sum(small):
     np.testing.assert_allclose(ensemble.scores(histories), expected, rtol=1e-5)
     batch = next(training_batches(small, training_windows(small, 12), 8, None))
     window, position = (batch.targets >= 0).nonzero(as_tuple=True)
-    each = [
+    member_scores = [
         member.answer(batch, window, position, small.info.warm_items).logits for member in members
     ]
     torch.testing.assert_close(
         ensemble.answer(batch, window, position, small.info.warm_items).logits,
-        0.5 * each[0] + 3.0 * each[1],
+        0.5 * member_scores[0] + 3.0 * member_scores[1],
     )
     assert ensemble.max_history == 12
     assert ensemble.cost.parameters == sum(member.cost.parameters for member in members)

@@ -7,17 +7,16 @@ from __future__ import annotations
 import io
 import textwrap
 from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import matplotlib
 from markupsafe import Markup
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import ScalarFormatter
 
 from distilrec.measure.statistics import Difference, Interval
 from distilrec.networks.student import TreeNode
 from distilrec.report.comparison import Row
+
+if TYPE_CHECKING:  # loaded for the first plot: what else a run does should not wait for it
+    from matplotlib.axes import Axes
 
 # What matplotlib draws with, and the variable of the page's style sheet that takes its place. Lines
 # and markers differ too: the colours need not be told apart.
@@ -35,6 +34,9 @@ _HATCHES = ("", "//", "\\\\", "xx", "++", "--", "||")
 
 def svg(title: str, draw: Callable[[Axes], None], size: tuple[float, float] = (5, 3.2)) -> Markup:
     """Return a plot as SVG; title: what a screen reader says."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
     with matplotlib.rc_context(
         {"svg.fonttype": "none", "font.family": "sans-serif", "hatch.linewidth": 0.5}
     ):
@@ -156,6 +158,8 @@ def draw_sizes(
         axes.axhline(interval.mean, color=_SERIES[n], linestyle=_LINES[n], label=name)
         axes.axhspan(interval.low, interval.high, color=_SERIES[n], alpha=0.1, linewidth=0)
     axes.set_xscale("log")
+    from matplotlib.ticker import ScalarFormatter
+
     axes.xaxis.set_major_formatter(ScalarFormatter())
     axes.xaxis.set_minor_formatter(ScalarFormatter())
     axes.tick_params(axis="x", which="both", labelsize="small")
