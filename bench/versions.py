@@ -228,10 +228,13 @@ def port_of(log: Path, server: subprocess.Popen[bytes]) -> int:
 
 def cpu_seconds(process: int) -> float:
     """Return the CPU time that all threads of a process have had, to the nanosecond."""
-    return sum(
-        int((thread / "schedstat").read_text().split()[0])
-        for thread in Path(f"/proc/{process}/task").iterdir()
-    ) / 1e9
+    return (
+        sum(
+            int((thread / "schedstat").read_text().split()[0])
+            for thread in Path(f"/proc/{process}/task").iterdir()
+        )
+        / 1e9
+    )
 
 
 if __name__ == "__main__":
