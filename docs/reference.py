@@ -26,6 +26,7 @@ from distilrec.data.checks import DataCheck
 from distilrec.data.cleaning import Cleaning
 from distilrec.data.schema import Feature, Schema
 from distilrec.data.splits import Split
+from distilrec.distill.altered import AlteredConfig
 from distilrec.distill.distillation import DistillationConfig
 from distilrec.distill.sizes import SweepConfig
 from distilrec.export.search import BundleConfig
@@ -177,6 +178,7 @@ SECTIONS: tuple[tuple[str, type], ...] = (
     ("`[baseline]`", BaselineConfig),
     ("`[tuned]`", TunedConfig),
     ("`[distillation]`", DistillationConfig),
+    ("`[distillation.altered]`", AlteredConfig),
     ("`[bundle]`", BundleConfig),
     ("`[privacy]`", PrivateTrainingConfig),
     ("`[sweep]`", SweepConfig),

@@ -12,6 +12,7 @@ import torch
 from torch.nn import functional
 
 from distilrec.data.dataset import Dataset
+from distilrec.distill.altered import Alteration
 from distilrec.distill.losses import (
     TERMS,
     DistillationConfig,
@@ -20,6 +21,7 @@ from distilrec.distill.losses import (
     View,
     believed,
     soft_labels,
+    soft_of,
 )
 from distilrec.distill.sources import AskedTeacher, Labels, Source, Stored, asked_teachers, sources
 from distilrec.errors import ConfigError
@@ -33,6 +35,7 @@ from distilrec.training.scoring import (
     Dense,
     Loss,
     Mixture,
+    MoreWindows,
     Objective,
     Positions,
     Scored,
@@ -79,12 +82,13 @@ def distill_model(
     model = build_model(config, dataset, seed)
     _add_modules(model, terms, found[0], seed)
     loss = distillation_loss(labels, distillation, model, dataset, terms)
+    more = _altered(found, distillation, dataset)
     task = msgspec.json.encode((distillation, [source.manifest for source in found])).decode()
     with _asked_on(resolve_device(options.device), asked):
         result = train(
             model,
             dataset,
-            Objective(loss, cold_items, lambda: sum(source.seconds for source in asked)),
+            Objective(loss, cold_items, lambda: sum(source.seconds for source in asked), more),
             _windows_for(training, model, asked),
             seed=seed,
             task=training_task(dataset, config, task),
@@ -146,42 +150,85 @@ def distillation_loss(
         )
         total = (1 - config.soft_weight) * _of_truth(step, kept)
         for term in terms:
-            total = total + term.weight(config) * term.function(step)
+            # The rest of the soft loss is on altered histories
+            share = 1 - config.altered.share if term.name == "soft" else 1.0
+            total = total + share * term.weight(config) * term.function(step)
         return total
 
     plain = config.temperature == 1.0 and not config.denoise and len(found) == 1
     if plain and [term.name for term in terms] == ["soft"]:
-        return _in_one_pass(loss, found[0], config)
+        soft = (1 - config.altered.share) * config.soft_weight
+        return _in_one_pass(loss, found[0], config, 1 - config.soft_weight, soft)
     return loss
 
 
+def _altered(
+    found: Sequence[Stored | AskedTeacher], config: DistillationConfig, dataset: Dataset
+) -> MoreWindows | None:
+    """Return the altered histories of a distillation with their soft loss, None where there are
+    none. Raises ConfigError where nothing can be said about them.
+    """
+    weight = config.altered.share * config.soft_weight
+    if not config.altered.share:
+        return None
+    if len(asked_teachers(found)) < len(found):
+        raise ConfigError(
+            "stored labels say nothing about altered histories",
+            fix='set labels = "asked" in [distillation], or share = 0 in [distillation.altered]',
+            parameter="distillation.altered.share",
+        )
+    if not weight:
+        raise ConfigError(
+            "altered histories have a soft loss alone, whose weight is 0",
+            fix="set soft_weight above 0 in [distillation], or share = 0 in [distillation.altered]",
+            parameter="distillation.altered.share",
+        )
+    for source in asked_teachers(found):
+        source.check_made_up()
+
+    def loss(scored: Scored) -> torch.Tensor:
+        return weight * soft_of(scored, _views(scored, found, config, config.temperature), config)
+
+    alteration = Alteration(config.altered, dataset)
+    if config.temperature == 1.0 and len(found) == 1:
+        return MoreWindows(alteration, _in_one_pass(loss, found[0], config, 0.0, weight))
+    return MoreWindows(alteration, loss)
+
+
 def _in_one_pass(
-    loss: Loss, source: Stored | AskedTeacher, config: DistillationConfig
+    loss: Loss,
+    source: Stored | AskedTeacher,
+    config: DistillationConfig,
+    of_truth: float,
+    of_teacher: float,
 ) -> CrossEntropy:
-    """Return a loss of soft labels at temperature 1 with its faster way."""
+    """Return a loss of soft labels at temperature 1 with its faster way.
+
+    of_truth, of_teacher: the weights of the true next item and of what the teacher says.
+    """
     if isinstance(source, AskedTeacher) and config.all_logits:
         return CrossEntropy(
             loss,
-            lambda positions: target_alone(positions, 1 - config.soft_weight),
-            lambda positions: Dense(source.logits(positions).clone(), config.soft_weight),
+            lambda positions: target_alone(positions, of_truth),
+            lambda positions: Dense(source.logits(positions).clone(), of_teacher),
         )
     return CrossEntropy(
         loss,
-        lambda positions: _mixture(positions, source, config),
+        lambda positions: _mixture(positions, source, of_truth, of_teacher),
         by_chunk=isinstance(source, AskedTeacher),
     )
 
 
-def _mixture(positions: Positions, source: Source, config: DistillationConfig) -> Mixture:
-    """Return the true next item and the teacher's, with what each has in the loss."""
+def _mixture(positions: Positions, source: Source, of_truth: float, of_teacher: float) -> Mixture:
+    """Return the true next item and the teacher's items, with what each has in the loss."""
     stored = source.labels(positions)
     items, seen = stored.items(), positions.seen
     allowed = torch.ones_like(items, dtype=torch.bool) if seen is None else ~seen.among(items)
-    soft = soft_labels(stored, allowed, config.temperature, len(positions.vectors))
-    truth = soft.new_full((len(positions), 1), 1 - config.soft_weight)
+    soft = soft_labels(stored, allowed, 1.0, len(positions.vectors))
+    truth = soft.new_full((len(positions), 1), of_truth)
     return Mixture(
         torch.cat([positions.targets.unsqueeze(1), items], dim=1),
-        torch.cat([truth, config.soft_weight * soft], dim=1),
+        torch.cat([truth, of_teacher * soft], dim=1),
     )
 
 

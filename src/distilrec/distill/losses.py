@@ -20,6 +20,7 @@ from msgspec import Meta
 from torch import nn
 from torch.nn import functional
 
+from distilrec.distill.altered import AlteredConfig
 from distilrec.distill.sources import Source
 from distilrec.labels.store import StoredLabels
 from distilrec.networks.sequence import SequenceModel
@@ -321,6 +322,8 @@ class DistillationConfig(Settings, frozen=True):
     """Dropout of the student while it is distilled; without distillation it has its own. A tree has
     none.
     """
+    altered: AlteredConfig = AlteredConfig()
+    """Altered histories, about which a teacher that is asked gives the only labels."""
     denoise: Share = 0.0
     """Share of events whose ground truth is left out, those that the teacher expected least."""
 
@@ -398,18 +401,23 @@ class Projection(nn.Module):
 
 
 def _soft(step: Step) -> torch.Tensor:
-    sampled = step.scored.sampled
+    return soft_of(step.scored, step.views, step.config)
+
+
+def soft_of(scored: Scored, views: Sequence[View], config: DistillationConfig) -> torch.Tensor:
+    """Return the soft loss against the labels of one teacher, or of several."""
+    sampled = scored.sampled
     catalogue = sampled.catalogue if sampled else None
-    t = step.config.temperature
+    t = config.temperature
     by_teacher = [
         soft_losses_stored(view.log_student, view.labels, t, catalogue)
         if view.teacher is None
         else soft_losses(view.log_student, view.teacher, t)
-        for view in step.views
+        for view in views
     ]
     if len(by_teacher) == 1:
         return by_teacher[0].mean()
-    return curriculum_loss(torch.stack(by_teacher, dim=-1), step.scored.progress)
+    return curriculum_loss(torch.stack(by_teacher, dim=-1), scored.progress)
 
 
 def _hard(step: Step) -> torch.Tensor:

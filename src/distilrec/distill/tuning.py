@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from distilrec.data.dataset import Dataset
+from distilrec.distill.altered import AlteredConfig
 from distilrec.distill.distillation import DistillationConfig, distill_model
 from distilrec.distill.sources import Labels
 from distilrec.errors import ConfigError, TrainingError
@@ -35,6 +36,7 @@ _BATCHES = (8, 16, 32, 64)
 _AVERAGES = (0.99, 0.995, 0.998, 0.999)
 _DECAYS = (0.0, 0.001, 0.01, 0.1)
 _TEMPERATURES = (0.5, 1.0, 2.0)
+_ALTERED = (0.0, 0.25, 0.5)
 
 
 @dataclass(frozen=True)
@@ -265,6 +267,8 @@ def _as_parameters(setup: Setup) -> dict[str, Any]:
     if distillation is not None:
         parameters["soft_weight"] = distillation.soft_weight
         parameters["temperature"] = distillation.temperature
+        if distillation.labels == "asked":
+            parameters["altered"] = distillation.altered.share
     if "dropout" in student.__struct_fields__:
         of = student if distillation is None else distillation
         parameters["dropout"] = of.dropout  # type: ignore[union-attr]
@@ -289,6 +293,7 @@ def _suggest(trial: Any, start: Setup) -> Setup:
         distillation,
         soft_weight=trial.suggest_float("soft_weight", 0.0, 1.0),
         temperature=trial.suggest_categorical("temperature", temperatures),
+        altered=_suggest_altered(trial, distillation),
         **dropout,
     )
     return Setup(replace(student, **changes), training, distillation)
@@ -312,6 +317,14 @@ def _suggest_training(trial: Any, start: TrainingConfig, longest: int) -> Traini
         averaging=trial.suggest_categorical("averaging", _with(_AVERAGES, start.averaging)),
         weight_decay=trial.suggest_categorical("weight_decay", _with(_DECAYS, start.weight_decay)),
     )
+
+
+def _suggest_altered(trial: Any, start: DistillationConfig) -> AlteredConfig:
+    """Return the altered histories of a trial: none where the teacher is not asked."""
+    if start.labels != "asked":
+        return start.altered
+    share = trial.suggest_categorical("altered", _with(_ALTERED, start.altered.share))
+    return msgspec.structs.replace(start.altered, share=share)
 
 
 def _with(values: Sequence[float], one: float) -> list[float]:

@@ -156,3 +156,25 @@ def prediction_batch(histories: Histories, catalogue_size: int, length: int) -> 
     return Batch(
         *map(torch.from_numpy, (histories.users, items, events, targets, targets, nothing))
     )
+
+
+def histories_at(
+    batch: Batch, window: torch.Tensor, position: torch.Tensor, catalogue_size: int
+) -> Histories:
+    """Return what each position has seen in its window, as histories.
+
+    window, position: (positions,) int64, where each stands in the batch.
+    """
+    items, events = batch.items.cpu().numpy(), batch.events.cpu().numpy()
+    some_items, some_events, sizes = [np.zeros(0, np.int32)], [np.zeros(0, np.int32)], [0]
+    for row, stop in zip(window.tolist(), (position + 1).tolist(), strict=True):
+        there = items[row, :stop] != catalogue_size  # not the start token
+        some_items.append(items[row, :stop][there].astype(np.int32))
+        some_events.append(events[row, :stop][there].astype(np.int32))
+        sizes.append(int(there.sum()))
+    return Histories(
+        batch.users[window].cpu().numpy(),
+        np.cumsum(sizes).astype(np.int64),
+        np.concatenate(some_items),
+        np.concatenate(some_events),
+    )

@@ -22,7 +22,7 @@ from distilrec.data.dataset import Dataset, Histories
 from distilrec.data.readers import read_table
 from distilrec.errors import ColumnMissingError, ConfigError, TeacherError
 from distilrec.files import RecordKind
-from distilrec.networks.batches import Batch
+from distilrec.networks.batches import Batch, histories_at
 from distilrec.settings import Count, Settings
 from distilrec.teachers.teacher import Answer, Cost
 
@@ -283,7 +283,11 @@ class FunctionTeacher:
     ) -> Answer:
         users = batch.users[window].cpu().numpy()
         rows = batch.rows[window, position].cpu().numpy()
-        scores = self.scores(self._dataset.histories(users, rows))
+        if len(rows) and rows.min() < 0:  # histories that are in no data set
+            histories = histories_at(batch, window, position, self._dataset.catalogue_size)
+        else:
+            histories = self._dataset.histories(users, rows)
+        scores = self.scores(histories)
         return Answer(torch.from_numpy(scores[:, :items]))
 
     def scores(self, histories: Histories) -> NDArray[np.float32]:

@@ -27,9 +27,11 @@ def add_gradients(
     loss: Loss,
     progress: float,
     precision: torch.dtype = torch.float32,
+    *,
+    penalized: bool = True,
 ) -> torch.Tensor:
-    """Add the gradients of the loss and of the model's penalty to those of the weights, and return
-    the value, a scalar.
+    """Add the gradients of the loss and, where `penalized`, of the model's penalty to those of the
+    weights, and return the value, a scalar.
 
     The loss is a mean over positions; that of all is the mean of the chunks' by their sizes.
     States and item vectors get the gradients of their chunks first, the network behind them gets
@@ -44,7 +46,7 @@ def add_gradients(
     # Labels that are stored are looked up once for all positions, not once a chunk
     once = in_one_pass is not None and not in_one_pass.by_chunk
     mixture = in_one_pass.mixture(own) if in_one_pass is not None and once else None
-    penalty = model.penalty()
+    penalty = model.penalty() if penalized else positions.states.new_zeros(())
     value, of_states = penalty.detach(), []
     for some in _chunks(len(positions), _columns(positions), states.device):
         part = replace(own.select(some), states=states[some].detach().requires_grad_())

@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch.nn import functional
 
@@ -203,15 +204,28 @@ def _no_seconds() -> float:
 
 
 @dataclass(frozen=True)
+class MoreWindows:
+    """Windows that are made up from those of each batch, and their loss, which is added.
+
+    make: returns them, from a batch on the CPU and a generator that depends on seed and epoch
+    alone; what they are scored on has any target.
+    """
+
+    make: Callable[[Batch, np.random.Generator], Batch]
+    loss: Loss
+
+
+@dataclass(frozen=True)
 class Objective:
     """What a training minimises. loss: a mean over the scored positions; cold_items: it wants
     logits of the items without training rows as well; asked_seconds: returns how long a teacher
-    has been asked so far, in this process.
+    has been asked so far, in this process; more: what is learned from other windows.
     """
 
     loss: Loss
     cold_items: bool = False
     asked_seconds: Callable[[], float] = _no_seconds
+    more: MoreWindows | None = None
 
 
 def ground_truth(scored: Scored) -> torch.Tensor:

@@ -28,7 +28,7 @@ from distilrec.training.memory import enough_memory, reuse_freed_memory
 from distilrec.training.options import Epoch, RunOptions, TrainingConfig, TrainingResult
 from distilrec.training.precision import computing_in, resolve_precision
 from distilrec.training.schedule import average, learning_rate, parameter_groups
-from distilrec.training.scoring import NEGATIVE_POWER, Objective, encode_positions
+from distilrec.training.scoring import NEGATIVE_POWER, Objective, Positions, encode_positions
 from distilrec.training.validation import mean_ndcg, sample_of
 
 
@@ -133,6 +133,7 @@ class _Training:
         Raises TrainingError when it is not finite, and when memory does not suffice for a step.
         """
         rng = np.random.default_rng([self.seed, number])
+        changes = np.random.default_rng([self.seed, number, self.group[0], 1])
         own_generators = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices=own_generators):
             torch.manual_seed(int(rng.integers(2**31)) + self.group[0])
@@ -142,7 +143,9 @@ class _Training:
             )
             first = (number - 1) * self.steps_per_epoch
             with enough_memory(self.device, self.config.batch_size):
-                losses = [self._step(batch, first + place) for place, batch in enumerate(batches)]
+                losses = [
+                    self._step(batch, first + place, changes) for place, batch in enumerate(batches)
+                ]
         mean_loss = float(np.mean(losses))
         if not math.isfinite(mean_loss):
             raise TrainingError(
@@ -162,31 +165,41 @@ class _Training:
             return None
         return mean_ndcg(TorchScorer(self.model), self.held_out)
 
-    def _step(self, batch: Batch, step: int) -> float:
-        """Take one step, counted from 0 over all epochs, and return its loss."""
-        config, model = self.config, self.model
+    def _step(self, batch: Batch, step: int, changes: np.random.Generator) -> float:
+        """Take one step, counted from 0 over all epochs, and return its loss. changes: draws what
+        other windows are made of.
+        """
+        config, model, objective = self.config, self.model, self.objective
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(config, step, self.steps_per_epoch)
         done = step / (config.epochs * self.steps_per_epoch)
         self.optimizer.zero_grad(set_to_none=True)
-        with computing_in(self.precision, self.device):
-            positions = encode_positions(
-                model,
-                batch,
-                config,
-                mask_seen=self.mask_seen,
-                drawn_by=self.drawn_by,
-                processes=self.group[1],
-                cold_items=self.objective.cold_items,
-            )
+        positions = self._encoded(batch)
         value, number = 0.0, 0
         if positions is not None:
-            value = float(
-                add_gradients(model, positions, self.objective.loss, done, self.precision)
-            )
+            value = float(add_gradients(model, positions, objective.loss, done, self.precision))
             number = len(positions)
+        if positions is not None and objective.more is not None:
+            others = self._encoded(objective.more.make(batch, changes))
+            if others is not None:
+                loss = objective.more.loss
+                value += float(
+                    add_gradients(model, others, loss, done, self.precision, penalized=False)
+                )
         shared = parallel.share_gradients(model, value, number)
         torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
         self.optimizer.step()
         average(self.averaged, model, config.averaging, step)
         return shared
+
+    def _encoded(self, batch: Batch) -> Positions | None:
+        with computing_in(self.precision, self.device):
+            return encode_positions(
+                self.model,
+                batch,
+                self.config,
+                mask_seen=self.mask_seen,
+                drawn_by=self.drawn_by,
+                processes=self.group[1],
+                cold_items=self.objective.cold_items,
+            )

@@ -1,0 +1,112 @@
+"""Altered histories, about which a teacher is asked: the student sees more of what it knows
+than the log shows.
+
+Real windows are spliced, swapped and changed, which is to a log what crops and mixtures are to
+pictures (Beyer et al. 2022, sec. 3.1). Nothing says what would have come next, so that only the
+soft loss reads them.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from distilrec.data.dataset import Dataset
+from distilrec.networks.batches import Batch
+from distilrec.settings import Settings, Share
+
+_SHORT = 3  # most events of a short history
+
+
+class AlteredConfig(Settings, frozen=True):
+    """Histories made of those of the log, as many as there are, for a teacher that is asked."""
+
+    share: Share = 0.0
+    """Share of the soft loss that is on altered histories; 0 makes none."""
+    spliced: Share = 0.5
+    """Share of them that begin as the history of another user."""
+    swapped: Share = 0.15
+    """Share of the events that change places with the next one."""
+    replaced: Share = 0.1
+    """Share of the items that are replaced by others, drawn by popularity."""
+    short: Share = 0.1
+    """Share of the histories that are cut down to at most three events from anywhere in them."""
+
+
+class Alteration:
+    """Makes altered histories of a batch."""
+
+    def __init__(self, config: AlteredConfig, dataset: Dataset) -> None:
+        self._config, self._start_token = config, dataset.catalogue_size
+        popularity = dataset.popularity()[: dataset.info.warm_items].astype(np.float64)
+        self._up_to = popularity.cumsum() / popularity.sum()
+
+    def __call__(self, batch: Batch, rng: np.random.Generator) -> Batch:
+        """Return as many altered windows, of the same users; those of a position that was scored
+        are scored, with no target that means anything.
+        """
+        items, events = batch.items.numpy().copy(), batch.events.numpy().copy()
+        scored = batch.rows.numpy() >= 0
+        windows = self._windows(items, events, scored)
+        for row, window in enumerate(windows):
+            changed = self._altered(window, windows, rng)
+            if len(changed) and rng.random() < self._config.short:
+                changed = _cut_down(changed, rng)
+                items[row], events[row], scored[row] = self._start_token, 0, False
+                scored[row, : len(changed) + 1] = True
+                items[row, 0] = self._start_token
+                first = 1
+            else:
+                first = int(items[row, 0] == self._start_token)
+            places = slice(first, min(first + len(changed), items.shape[1]))
+            kept = changed[: places.stop - first]
+            items[row, places], events[row, places] = kept[:, 0], kept[:, 1]
+        nothing = torch.zeros((len(items), 0), dtype=torch.int64)
+        return Batch(
+            batch.users,
+            torch.from_numpy(items),
+            torch.from_numpy(events),
+            torch.from_numpy(np.where(scored, 0, -1)),
+            torch.full_like(batch.rows, -1),
+            nothing,
+        )
+
+    def _windows(
+        self, items: NDArray[np.int64], events: NDArray[np.int64], scored: NDArray[np.bool_]
+    ) -> list[NDArray[np.int64]]:
+        """Return the events of each window, (events, 2): item and type."""
+        found = []
+        for row in range(len(items)):
+            first = int(items[row, 0] == self._start_token)
+            stop = int(np.flatnonzero(scored[row]).max(initial=-1)) + 1
+            found.append(np.stack([items[row, first:stop], events[row, first:stop]], axis=1))
+        return found
+
+    def _altered(
+        self,
+        window: NDArray[np.int64],
+        windows: list[NDArray[np.int64]],
+        rng: np.random.Generator,
+    ) -> NDArray[np.int64]:
+        """Return a window with another beginning, events in another order, and other items."""
+        config, changed = self._config, window.copy()
+        other = windows[int(rng.integers(len(windows)))]
+        longest = min(len(window), len(other))
+        if longest > 1 and rng.random() < config.spliced:
+            beginning = int(rng.integers(1, longest))
+            changed[:beginning] = other[:beginning]
+        swaps = rng.random(max(len(changed) - 1, 0)) < config.swapped
+        swaps[1:] &= ~swaps[:-1]
+        first = np.flatnonzero(swaps)
+        changed[first], changed[first + 1] = changed[first + 1], changed[first].copy()
+        replaced = rng.random(len(changed)) < config.replaced
+        drawn = np.searchsorted(self._up_to, rng.random(int(replaced.sum())), side="right")
+        changed[replaced, 0] = np.minimum(drawn, len(self._up_to) - 1)
+        return changed
+
+
+def _cut_down(window: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
+    """Return at most three events of a window, one after the other."""
+    first = int(rng.integers(max(len(window) - _SHORT, 0) + 1))
+    return window[first : first + _SHORT]
