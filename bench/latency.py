@@ -35,7 +35,8 @@ from distilrec.networks.sequence import SequenceModel, TorchScorer  # noqa: E402
 from distilrec.report.baselines import interaction_matrix  # noqa: E402
 from distilrec.runs.candidates import engine_latency, torch_latency  # noqa: E402
 from distilrec.runs.folder import open_run  # noqa: E402
-from distilrec.teachers.build import load_teacher, single_teachers  # noqa: E402
+from distilrec.runs.teachers import open_teacher  # noqa: E402
+from distilrec.teachers.build import kind_of, single_teachers  # noqa: E402
 from distilrec.teachers.ensemble import EnsembleTeacher  # noqa: E402
 from distilrec.teachers.teacher import ModelTeacher, Teacher  # noqa: E402
 from distilrec.training.trained import load_model  # noqa: E402
@@ -178,8 +179,7 @@ def main() -> None:
     run = parser.parse_args().run
     torch.set_num_threads(1)
     dataset = load_dataset(run / "data")
-    config = open_run(run).config
-    teacher = load_teacher(config.teacher, run / "teacher", dataset)
+    teacher = open_teacher(open_run(run), dataset)
     results = measured(run, teacher, dataset, distilrec.load(run / "bundle"))
     engine = results[ENGINE].p50
     print(
@@ -208,7 +208,7 @@ def main() -> None:
                 "microseconds": {
                     name: {"p50": value.p50, "p99": value.p99} for name, value in results.items()
                 },
-                "teacher": config.teacher.__struct_config__.tag,
+                "teacher": kind_of(teacher),
                 "teacher_parameters": teacher.cost.parameters,
                 "best_teacher_over_engine": best.p50 / engine,
             }

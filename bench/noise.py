@@ -34,7 +34,7 @@ from distilrec.measure.ranking import Scorer, questions, rank
 from distilrec.measure.statistics import bootstrap, paired_difference
 from distilrec.networks.sequence import TorchScorer
 from distilrec.runs.config import RunConfig, read_config
-from distilrec.teachers.build import make_teacher
+from distilrec.teachers.build import make_teacher, with_closed_form
 from distilrec.training.trained import TrainedModel, load_model, save_model, train_model
 
 RESULTS = Path(__file__).parent / "results"
@@ -105,7 +105,11 @@ class Rate:
         self._config, self._folder = config, folder / f"{config.data.name}-{rate:g}"
         self.data = prepared(config, noisy(log, rate, seed=1))
         self.teacher = make_teacher(
-            config.teacher, self.data, config.teacher_training, self._folder / "teacher", seed=0
+            with_closed_form(config.teacher, config.closed_form, self.data.info.warm_items),
+            self.data,
+            config.teacher_training,
+            self._folder / "teacher",
+            seed=0,
         )
         self._labels = extract_labels(
             self.teacher, self.data, self._folder / "labels", config.labels, seed=0

@@ -43,7 +43,8 @@ from distilrec.report.comparison import ALONE, STUDENT, TEACHER, Candidate, Comp
 from distilrec.report.page import table, write_report
 from distilrec.runs.config import RunConfig, read_config
 from distilrec.runs.places import BASELINE
-from distilrec.teachers.teacher import ModelTeacher, Teacher
+from distilrec.teachers.build import item_vectors, known_baselines
+from distilrec.teachers.teacher import Teacher
 from distilrec.training.trained import load_model
 from distilrec.training.validation import validation_ndcg
 
@@ -89,7 +90,7 @@ class Seeds:
         run, dataset, teacher = _trained(config, folder)
         manifest = runs.export(run, dataset)
         if not (share_teacher and self.teachers):
-            self.teachers.append(runs.teacher_candidates(config.teacher, teacher, dataset))
+            self.teachers.append(runs.teacher_candidates(teacher, dataset))
         self.validation[TEACHER].append(validation_ndcg(teacher, dataset))
         for name, kept in STUDENTS.items():
             trained = run.places.model(kept)
@@ -186,8 +187,9 @@ def _trained(config: RunConfig, folder: Path) -> tuple[runs.Run, Dataset, Teache
     """Return the run of a seed with its teacher and both students, trained where they are not."""
     run, dataset = runs.prepare(config, folder, runs.Lines())
     teacher = runs.train_teacher(run, dataset)
-    runs.distill_student(run, dataset)
     runs.train_baseline(run, dataset)
+    runs.warn_of_little_headroom(run, dataset)
+    runs.distill_student(run, dataset)
     return run, dataset, teacher
 
 
@@ -202,9 +204,9 @@ def _compared(found: Seeds, last: Last, seeds: int) -> Comparison:
     """Return the comparison of all models and baselines on the test part."""
     candidates = found.candidates(seeds) + [
         Candidate(name, (scorer,) * seeds, logits=False)
-        for name, scorer in fitted_baselines(last.dataset).items()
+        for name, scorer in fitted_baselines(last.dataset, known_baselines(last.teacher)).items()
     ]
-    vectors = last.teacher.item_vectors() if isinstance(last.teacher, ModelTeacher) else None
+    vectors = item_vectors(last.teacher)
     return compare(
         last.dataset, candidates, lambda name: print(f"measuring {name}", flush=True), vectors
     )

@@ -134,6 +134,7 @@ def small_config(folder: Path) -> RunConfig:
         ),
         teacher=TransformerConfig(dim=16, layers=1, feed_forward=32, max_history=16),
         teacher_training=TrainingConfig(epochs=3, batch_size=16),
+        closed_form=False,  # tests/teachers/test_closed_form.py and tests/cli have the default
         labels=LabelConfig(top_k=10, samples=10),
         student=RecurrentConfig(dim=8, max_history=16),
         student_training=TrainingConfig(epochs=3, batch_size=16, learning_rate=1e-2),

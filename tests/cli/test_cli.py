@@ -98,11 +98,18 @@ def test_the_whole_line(shop):
     assert "95% interval" in done.stdout
     assert "rows read" in done.stderr
     assert "validation NDCG@10" in done.stderr
-    stages = ["prepare", "teacher", "labels", "student", "baseline", "export", "evaluate"]
+    stages = ["prepare", "teacher", "baseline", "labels", "student", "export", "evaluate"]
     assert re.findall(r"(\w+): [\d.]+ s, peak memory [\d,]+ MiB", done.stderr) == stages
+    # A handful of users cannot show that a teacher of a few epochs is above popularity
+    assert "There is little to distil: on validation, NDCG@10 is" in done.stderr
+    assert "What would help:" in done.stderr
+    assert done.stderr.index("baseline: mlp") < done.stderr.index("There is little")
+    assert done.stderr.index("There is little") < done.stderr.index("student: mlp")
+    assert "There is little to distil" in done.stdout
     assert {path.name for path in (folder / "runs" / "shop").iterdir()} == {
         "config.json",
         "costs.json",
+        "headroom.json",
         "data",
         "teacher",
         "labels",
@@ -117,6 +124,7 @@ def test_the_whole_line(shop):
     }
     page = (folder / "runs" / "shop" / "report.html").read_text()
     assert page.count("<svg") == 4
+    assert "There is little to distil" in page
     assert not re.search(r'(src|href)="?https?:', page)
     comparison = json.loads((folder / "runs" / "shop" / "comparison.json").read_text())
     assert comparison["split"] == "global-time"
@@ -186,7 +194,7 @@ def test_a_stopped_run_goes_on_where_it_was(shop, tmp_path):
         assert not (tmp_path / "killed" / what).exists()
         return run.returncode, said
 
-    code, said = stop("teacher", signal.SIGINT)
+    code, said = stop("teacher/member-0", signal.SIGINT)
     assert code == 130 and said.endswith("Stopped. Run the same command again to resume.\n")
     code, said = stop("student", signal.SIGKILL)
     assert code == -signal.SIGKILL
@@ -194,7 +202,7 @@ def test_a_stopped_run_goes_on_where_it_was(shop, tmp_path):
         [*command, "killed"], cwd=tmp_path, capture_output=True, text=True, check=False
     )
     assert again.returncode == 0, again.stderr
-    for model in ("teacher", "student", "baseline"):
+    for model in ("teacher/member-0", "student", "baseline"):
         one, two = (
             list((tmp_path / name / model).glob("model-*.safetensors"))
             for name in ("whole", "killed")

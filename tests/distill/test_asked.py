@@ -162,7 +162,8 @@ def test_several_teachers_are_asked(small, network, ensemble):
     )
 
 
-def test_an_ensemble_has_no_states_for_the_hint(small, ensemble):
+def test_an_ensemble_of_two_networks_has_no_states_for_the_hint(small, ensemble):
+    ensemble = EnsembleTeacher([ensemble.members[0]] * 2, [0.5, 0.5])
     config = DistillationConfig(labels="asked", hint_weight=1.0)
     with pytest.raises(LabelStoreError, match="no hidden layer"):
         distill_model(STUDENT, small, AskedTeacher(ensemble, small), TRAINING, config, seed=0)

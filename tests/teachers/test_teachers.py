@@ -40,7 +40,7 @@ from distilrec.networks.soft_tree import SoftTreeConfig
 from distilrec.networks.transformer import TransformerConfig
 from distilrec.runs.config import read_config
 from distilrec.teachers.build import EnsembleConfig, MemberConfig, load_teacher, make_teacher
-from distilrec.teachers.ensemble import EnsembleTeacher, calibrated_ensemble
+from distilrec.teachers.ensemble import EnsembleTeacher, pooled_ensemble
 from distilrec.teachers.external import (
     FunctionConfig,
     ScoresConfig,
@@ -165,7 +165,7 @@ def test_calibration_finds_the_better_member(small):
     def noise(histories):
         return rng.normal(0, 5, (len(histories), small.info.warm_items)).astype(np.float32)
 
-    ensemble = calibrated_ensemble(
+    ensemble = pooled_ensemble(
         [
             function_teacher(knows, small, identity="knows"),
             function_teacher(noise, small, identity="noise"),
@@ -526,9 +526,9 @@ epochs = 1
     assert [cost.stage for cost in comparison.costs] == [
         "prepare",
         "teacher",
+        "baseline",
         "labels",
         "student",
-        "baseline",
         "export",
         "evaluate",
     ]

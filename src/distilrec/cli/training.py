@@ -116,9 +116,10 @@ def distill(
     from distilrec import runs
 
     with opened_run(run, ray, device, precision) as (opened, data):
-        runs.distill_student(opened, data)
         if not without_comparison:
             runs.train_baseline(opened, data)
+        runs.warn_of_little_headroom(opened, data)
+        runs.distill_student(opened, data)
 
 
 @app.command

@@ -4,7 +4,7 @@ training rows only.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 
 from distilrec.data.dataset import Dataset, Histories
 from distilrec.measure.ranking import MOST_SCORES, Scorer
+from distilrec.teachers.ease import EaseConfig, EaseTeacher, fit_ease
+from distilrec.teachers.item_weights import DENSE_ITEMS
 from distilrec.training.validation import validation_ndcg
 
-LARGEST_DENSE_CATALOGUE = 12_000
 NEIGHBOURS = (20, 50, 100, 200)
-RIDGES = (30.0, 100.0, 300.0, 1000.0)
 
 
 @dataclass(frozen=True)
@@ -90,23 +90,26 @@ def item_knn(dataset: Dataset, neighbours: int) -> ItemWeights:
     return ItemWeights(similarity.astype(np.float32))
 
 
-def ease(dataset: Dataset, ridge: float) -> ItemWeights:
-    """B = I - P diag(1 / diag P), P = (X'X + ridge I)^-1 (Steck 2019, eq. 8)."""
-    gram = _shared_users(dataset).astype(np.float64)
-    inverse = np.linalg.inv(gram + ridge * np.eye(len(gram)))
-    weights = -inverse / np.diag(inverse)
-    np.fill_diagonal(weights, 0.0)
-    return ItemWeights(weights.astype(np.float32))
+def ease(dataset: Dataset, ridge: float) -> EaseTeacher:
+    """Return the EASE baseline with a given ridge (`distilrec.teachers.ease`)."""
+    return fit_ease(EaseConfig(ridge=ridge), dataset)
 
 
-def fitted_baselines(dataset: Dataset) -> dict[str, Scorer]:
-    """Return the baselines by name, their one parameter chosen on validation; the dense ones only
-    where they fit in memory.
+def fitted_baselines(
+    dataset: Dataset, known: Mapping[str, Scorer] | None = None
+) -> dict[str, Scorer]:
+    """Return the baselines by name, their one parameter chosen on validation; those that are not
+    sparse only where they fit in memory.
+
+    known: some that are fitted already.
     """
+    known = known or {}
     chosen: dict[str, Scorer] = {"popularity": popularity(dataset)}
-    if dataset.catalogue_size <= LARGEST_DENSE_CATALOGUE:
+    dense = dataset.catalogue_size <= DENSE_ITEMS
+    if dense:
         chosen["ItemKNN"] = _best(dataset, item_knn, NEIGHBOURS)
-        chosen["EASE"] = _best(dataset, ease, RIDGES)
+    if "EASE" in known or dense:
+        chosen["EASE"] = known.get("EASE") or fit_ease(EaseConfig(), dataset)
     return chosen
 
 

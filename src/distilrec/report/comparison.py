@@ -25,6 +25,7 @@ from distilrec.measure.slices import target_slices
 from distilrec.measure.statistics import Difference, Interval, bootstrap, paired_difference
 from distilrec.networks.student import TreeNode
 from distilrec.report.fidelity import Fidelity, fidelity
+from distilrec.report.headroom import Headroom
 from distilrec.training.options import Epoch
 
 K = 10
@@ -123,8 +124,9 @@ class Trials(msgspec.Struct, frozen=True):
 
 
 class Comparison(msgspec.Struct, frozen=True):
-    """Everything the report shows. costs, tree, privacy, trials: filled in by the run; tree: of a
-    student that is one; privacy: of a student that was trained with differential privacy.
+    """Everything the report shows. costs, tree, privacy, trials, headroom: filled in by the run;
+    tree: of a student that is one; privacy: of a student that was trained with differential
+    privacy; headroom: what there was to distil.
     """
 
     dataset: str
@@ -143,6 +145,7 @@ class Comparison(msgspec.Struct, frozen=True):
     tree: TreeNode | None = None
     privacy: PrivacyRecord | None = None
     trials: Trials | None = None
+    headroom: Headroom | None = None
 
     def row(self, name: str) -> Row:
         """Return the row of a model."""

@@ -64,6 +64,8 @@ def verdict(comparison: Comparison) -> list[str]:
             "without the teacher's "
             "labels; the student without distillation is the same without privacy."
         )
+    elif comparison.headroom is not None:
+        lines += comparison.headroom.lines()
     for difference in comparison.differences:
         if difference.metric == "ndcg@10" and difference.a == STUDENT:
             lines.append(_sentence(difference, comparison))

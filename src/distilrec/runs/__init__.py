@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from distilrec.runs.candidates import model_bytes, student_candidate, teacher_candidates
     from distilrec.runs.config import DataConfig, RunConfig, read_config
     from distilrec.runs.folder import Run, open_data, open_run, read_costs
+    from distilrec.runs.headroom import warn_of_little_headroom
     from distilrec.runs.sizes import sweep
     from distilrec.runs.stages import (
         distill_student,
@@ -25,8 +26,8 @@ if TYPE_CHECKING:
         run_all,
         teacher_labels,
         train_baseline,
-        train_teacher,
     )
+    from distilrec.runs.teachers import open_teacher, train_teacher
     from distilrec.runs.upkeep import check_drift, gate, tune_students
 
 _MODULES = {
@@ -34,7 +35,9 @@ _MODULES = {
     "Run": "folder", "open_data": "folder", "open_run": "folder", "read_costs": "folder",
     "distill_student": "stages", "evaluate": "stages", "export": "stages",
     "forget_user": "stages", "prepare": "stages", "run_all": "stages", "teacher_labels": "stages",
-    "train_baseline": "stages", "train_teacher": "stages",
+    "train_baseline": "stages",
+    "open_teacher": "teachers", "train_teacher": "teachers",
+    "warn_of_little_headroom": "headroom",
     "trained_once": "artifact",
     "model_bytes": "candidates", "student_candidate": "candidates",
     "teacher_candidates": "candidates",
@@ -58,6 +61,7 @@ __all__ = [
     "model_bytes",
     "open_data",
     "open_run",
+    "open_teacher",
     "prepare",
     "read_config",
     "read_costs",
@@ -70,4 +74,5 @@ __all__ = [
     "train_teacher",
     "trained_once",
     "tune_students",
+    "warn_of_little_headroom",
 ]

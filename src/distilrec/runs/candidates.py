@@ -16,7 +16,8 @@ from distilrec.measure.ranking import Scorer
 from distilrec.networks.student import Student, TreeNode
 from distilrec.report.comparison import MEMBER, TEACHER, BundleScorer, Candidate, K
 from distilrec.runs.folder import Run
-from distilrec.teachers.build import EnsembleConfig, TeacherConfig, single_teachers
+from distilrec.teachers.build import kind_of
+from distilrec.teachers.ensemble import EnsembleTeacher
 from distilrec.teachers.teacher import Teacher
 from distilrec.training.trained import load_model
 
@@ -31,19 +32,15 @@ def tree_of(run: Run, dataset: Dataset) -> TreeNode | None:
     return student.in_words(dataset) if isinstance(student, Student) else None
 
 
-def teacher_candidates(
-    config: TeacherConfig | None, teacher: Teacher, dataset: Dataset
-) -> list[Candidate]:
-    """Return the teacher with what it costs through torch, and the members of an ensemble, each by
-    itself.
+def teacher_candidates(teacher: Teacher, dataset: Dataset) -> list[Candidate]:
+    """Return the teacher with what it costs through torch, and the members of an ensemble of
+    several, each by itself.
     """
     found = [teacher_candidate(TEACHER, teacher, dataset)]
-    if isinstance(config, EnsembleConfig):
-        for number, (member, of_member) in enumerate(
-            zip(config.members, single_teachers(teacher), strict=True), start=1
-        ):
-            name = f"{MEMBER} {number}: {member.model.__struct_config__.tag}"
-            found.append(teacher_candidate(name, of_member, dataset))
+    if isinstance(teacher, EnsembleTeacher) and len(teacher.members) > 1:
+        for number, member in enumerate(teacher.members, start=1):
+            name = f"{MEMBER} {number}: {kind_of(member)}"
+            found.append(teacher_candidate(name, member, dataset))
     return found
 
 

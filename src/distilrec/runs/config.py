@@ -25,7 +25,7 @@ from distilrec.networks.recurrent import RecurrentConfig
 from distilrec.networks.transformer import TransformerConfig
 from distilrec.privacy.accounting import PrivateTrainingConfig
 from distilrec.settings import Seed, Settings, ZeroOrMore, read_settings
-from distilrec.teachers.build import EnsembleConfig, MemberConfig, TeacherConfig
+from distilrec.teachers.build import EnsembleConfig, TeacherConfig
 from distilrec.teachers.external import ScoresConfig
 from distilrec.training.options import TrainingConfig
 
@@ -137,6 +137,10 @@ class RunConfig(Settings, frozen=True):
     """The model that the student learns from."""
     teacher_training: TrainingConfig = TrainingConfig()
     """How the teacher's networks are trained."""
+    closed_form: bool | None = None
+    """Whether EASE and the linear transition model join the teacher, as an ensemble; by default
+    they join one that is trained here, up to 100,000 items, and not one of your own.
+    """
     labels: LabelConfig = LabelConfig()
     """What is stored of what the teacher says."""
     student: StudentConfig = RecurrentConfig()
@@ -212,7 +216,7 @@ def _absolute(teacher: TeacherConfig, folder: Path) -> TeacherConfig:
             return msgspec.structs.replace(teacher, file=str((folder / teacher.file).resolve()))
         case EnsembleConfig():
             members = [
-                MemberConfig(_absolute(member.model, folder), member.training, member.seed)  # type: ignore[arg-type]
+                msgspec.structs.replace(member, model=_absolute(member.model, folder))
                 for member in teacher.members
             ]
             return EnsembleConfig(tuple(members))

@@ -56,7 +56,8 @@ from distilrec.runs.measured import (
     per_user_and_seed,
 )
 from distilrec.runs.places import BASELINE, STUDENT
-from distilrec.runs.stages import distill_student, train_baseline, train_teacher
+from distilrec.runs.stages import distill_student, train_baseline
+from distilrec.runs.teachers import train_teacher
 from distilrec.teachers.teacher import Teacher
 from distilrec.training.trained import TrainedModel, load_model
 

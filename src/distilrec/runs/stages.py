@@ -39,15 +39,14 @@ from distilrec.runs.artifact import measured_stage, record_cost, trained_once
 from distilrec.runs.candidates import model_bytes, student_candidate, teacher_candidates, tree_of
 from distilrec.runs.config import RunConfig
 from distilrec.runs.folder import Run, choices_of, finish_erasure, read_costs, run_of
-from distilrec.runs.places import BASELINE, TEACHER
+from distilrec.runs.headroom import headroom_of, warn_of_little_headroom
+from distilrec.runs.places import BASELINE
 from distilrec.runs.seen import record_users
 from distilrec.runs.source import name_of, source_of
-from distilrec.teachers.build import load_teacher, make_teacher, single_teachers, teacher_records
-from distilrec.teachers.ensemble import EnsembleTeacher
-from distilrec.teachers.external import UserScores
-from distilrec.teachers.teacher import ModelTeacher, Teacher
+from distilrec.runs.teachers import join_own_teacher, open_teacher, train_teacher
+from distilrec.teachers.build import item_vectors, known_baselines, single_teachers
+from distilrec.teachers.teacher import Teacher
 from distilrec.training.trained import SAVED, TrainedModel, load_model, train_model
-from distilrec.training.validation import validation_ndcg
 from distilrec.workers import Workers
 
 
@@ -60,7 +59,8 @@ def run_all(
     device: str = "auto",
     precision: str = "auto",
 ) -> Comparison:
-    """Log -> data -> teacher -> labels -> student -> bundle -> comparison and report.
+    """Log -> data -> teacher -> student without distillation -> labels -> student -> bundle ->
+    comparison and report.
 
     teacher: makes your own teacher for the prepared data (`distilrec.teachers.external`,
     `distilrec.teachers.adapters`), in place of the configured one. workers: such as
@@ -72,9 +72,10 @@ def run_all(
     if teacher is None:
         train_teacher(run, dataset)
     else:
-        run = replace(run, own_teacher=teacher(dataset))
-    distill_student(run, dataset)
+        run = replace(run, own_teacher=join_own_teacher(run, dataset, teacher(dataset)))
     train_baseline(run, dataset)
+    warn_of_little_headroom(run, dataset)
+    distill_student(run, dataset)
     export(run, dataset, measured_next=True)
     return evaluate(run, dataset)
 
@@ -116,45 +117,6 @@ def _say_prepared(run: Run, dataset: Dataset) -> None:
         f"{int(dataset.is_training().sum()):,} training rows, "
         f"split {dataset.info.split.kind}"
     )
-
-
-def train_teacher(run: Run, dataset: Dataset) -> Teacher:
-    """Train the teacher on the ground truth, or read it where it comes from outside; return it."""
-    folder = run.places.teacher
-    with measured_stage(run, "teacher", teacher_records(run.config.teacher, folder)) as stage:
-        teacher = make_teacher(
-            run.config.teacher,
-            dataset,
-            run.config.teacher_training,
-            folder,
-            seed=run.teacher_seed,
-            options=replace(run.options, checkpoint=run.places.checkpoint(TEACHER)),
-        )
-    if isinstance(teacher, UserScores):
-        for note in teacher.notes:
-            run.progress.say(note)
-    if isinstance(teacher, EnsembleTeacher):
-        for member, weight in zip(run.config.teacher.members, teacher.weights, strict=True):  # type: ignore[union-attr]
-            run.progress.say(
-                f"teacher: member {member.model.__struct_config__.tag} has the weight {weight:.3f}"
-            )
-    parameters = (
-        "" if teacher.cost.parameters is None else f", {teacher.cost.parameters:,} parameters"
-    )
-    run.progress.say(
-        f"teacher: {run.config.teacher.__struct_config__.tag}{parameters}, "
-        f"validation NDCG@10 {validation_ndcg(teacher, dataset):.4f}"
-        + ("" if teacher.cost.seconds is None else f", trained in {teacher.cost.seconds:.0f} s")
-        + (", already trained" if stage.reused else "")
-    )
-    return teacher
-
-
-def open_teacher(run: Run, dataset: Dataset) -> Teacher:
-    """Return the teacher of a run: the one given from Python, or the trained one in its folder."""
-    if run.own_teacher is not None:
-        return run.own_teacher
-    return load_teacher(run.config.teacher, run.places.teacher, dataset)
 
 
 def distill_student(run: Run, dataset: Dataset) -> TrainedModel:
@@ -343,6 +305,7 @@ def evaluate(run: Run, dataset: Dataset) -> Comparison:
         tree=tree,
         privacy=manifest.privacy,
         trials=Trials(run.config.tuned.student, run.config.tuned.baseline),
+        headroom=headroom_of(run, dataset),
     )
     write_json(run.places.comparison, comparison)
     write_report(comparison, run.places.report)
@@ -357,9 +320,7 @@ def _compared(run: Run, dataset: Dataset) -> Comparison:
     """Return the comparison of all models on the test part."""
     teacher = open_teacher(run, dataset)
     candidates = [
-        *teacher_candidates(
-            run.config.teacher if run.own_teacher is None else None, teacher, dataset
-        ),
+        *teacher_candidates(teacher, dataset),
         student_candidate(dataset, STUDENT, run.places.student, run.bundle),
     ]
     if run.bundle_baseline.is_dir():
@@ -368,14 +329,14 @@ def _compared(run: Run, dataset: Dataset) -> Comparison:
         )
     candidates += [
         Candidate(name, (scorer,), logits=False)
-        for name, scorer in fitted_baselines(dataset).items()
+        for name, scorer in fitted_baselines(dataset, known_baselines(teacher)).items()
     ]
     done = iter(range(len(candidates)))
     compared = compare(
         dataset,
         candidates,
         lambda name: run.progress.advance("evaluate", next(done), len(candidates), name),
-        teacher.item_vectors() if isinstance(teacher, ModelTeacher) else None,
+        item_vectors(teacher),
     )
     run.progress.advance("evaluate", len(candidates), len(candidates))
     return compared

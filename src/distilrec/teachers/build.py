@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
 from distilrec.data.dataset import Dataset
 from distilrec.errors import ConfigError, TrainingError
@@ -16,11 +18,21 @@ from distilrec.files import RecordKind, key_of
 from distilrec.networks.dnn import DnnConfig
 from distilrec.networks.recurrent import RecurrentConfig
 from distilrec.networks.transformer import TransformerConfig
-from distilrec.settings import Seed, Settings
-from distilrec.teachers.ensemble import EnsembleTeacher, calibrated_ensemble
+from distilrec.settings import Count, Seed, Settings
+from distilrec.teachers.ease import (
+    SAVED_EASE,
+    EaseConfig,
+    EaseTeacher,
+    fit_ease,
+    load_ease,
+    save_ease,
+)
+from distilrec.teachers.ensemble import EnsembleTeacher, Pooling, pooled_ensemble
 from distilrec.teachers.external import (
     FunctionConfig,
+    FunctionTeacher,
     ScoresConfig,
+    UserScores,
     import_function,
     load_user_scores,
     read_scores,
@@ -29,6 +41,7 @@ from distilrec.teachers.external import (
 from distilrec.teachers.linear import (
     SAVED_LINEAR,
     LinearConfig,
+    LinearTeacher,
     fit_linear,
     load_linear,
     save_linear,
@@ -38,9 +51,11 @@ from distilrec.training.checkpoints import drop_checkpoint
 from distilrec.training.options import RunOptions, TrainingConfig
 from distilrec.training.trained import SAVED, load_model, save_model, train_model
 
-SingleConfig = (
-    TransformerConfig | DnnConfig | RecurrentConfig | LinearConfig | ScoresConfig | FunctionConfig
-)
+NetworkConfig = TransformerConfig | DnnConfig | RecurrentConfig
+ClosedFormConfig = LinearConfig | EaseConfig
+OwnConfig = ScoresConfig | FunctionConfig
+SingleConfig = NetworkConfig | ClosedFormConfig | OwnConfig
+_BETWEEN_SEEDS = 1_000
 
 
 class MemberConfig(Settings, frozen=True):
@@ -52,6 +67,18 @@ class MemberConfig(Settings, frozen=True):
     """How it is trained; `teacher_training` by default."""
     seed: Seed = 0
     """Added to the seed of the run."""
+    seeds: Count = 1
+    """Networks that are trained so, each with a seed of its own, as many members."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.seeds > 1 and not isinstance(self.model, NetworkConfig):
+            raise ConfigError(
+                f"a member of the kind {self.model.__struct_config__.tag} has {self.seeds} seeds, "
+                "but nothing random that makes them differ",
+                fix="leave `seeds` out, or use it for a network",
+                parameter="teacher.members.seeds",
+            )
 
 
 class EnsembleConfig(Settings, frozen=True, tag="ensemble", tag_field="kind"):
@@ -69,20 +96,20 @@ class EnsembleConfig(Settings, frozen=True, tag="ensemble", tag_field="kind"):
             )
 
 
-class _Weights(msgspec.Struct, frozen=True):
-    """The weights of an ensemble. members: the identities of the teachers for which they were
-    chosen.
-    """
-
-    weights: tuple[float, ...]
-    members: tuple[str, ...]
+def members_of(config: EnsembleConfig) -> tuple[MemberConfig, ...]:
+    """Return the members of an ensemble, each with one seed."""
+    return tuple(
+        msgspec.structs.replace(member, seed=member.seed + number * _BETWEEN_SEEDS, seeds=1)
+        for member in config.members
+        for number in range(member.seeds)
+    )
 
 
 _ENSEMBLE = RecordKind(
     "ensemble.json",
-    _Weights,
+    Pooling,
     (),
-    1,
+    2,
     TrainingError,
     what="ensemble",
     fix="train it first (distilrec train)",
@@ -91,6 +118,25 @@ _ENSEMBLE = RecordKind(
 
 
 TeacherConfig = SingleConfig | EnsembleConfig
+_CLOSED_FORM: tuple[ClosedFormConfig, ...] = (EaseConfig(), LinearConfig())
+LARGEST_CATALOGUE = 100_000
+
+
+def with_closed_form(config: TeacherConfig, closed_form: bool | None, items: int) -> TeacherConfig:
+    """Return a teacher that EASE and the linear transition model have joined.
+
+    closed_form: whether they do; None is: where all of it is trained here, and the catalogue has at
+    most `LARGEST_CATALOGUE` items with training rows. One that is in closed form itself is an
+    ensemble in any case, so that its scores get a temperature.
+    """
+    members = config.members if isinstance(config, EnsembleConfig) else (MemberConfig(config),)
+    kinds = {type(member.model) for member in members}
+    if closed_form is None:
+        closed_form = items <= LARGEST_CATALOGUE and not kinds & set(get_args(OwnConfig))
+    joining = _CLOSED_FORM if closed_form else ()
+    members += tuple(MemberConfig(model) for model in joining if type(model) not in kinds)
+    alone = len(members) == 1 and not isinstance(config, EnsembleConfig | ClosedFormConfig)
+    return config if alone else EnsembleConfig(members)
 
 
 @dataclass(frozen=True)
@@ -159,7 +205,7 @@ def teacher_records(
     if isinstance(config, EnsembleConfig):
         return tuple(
             record
-            for number, member in enumerate(config.members)
+            for number, member in enumerate(members_of(config))
             for record in teacher_records(member.model, folder / f"member-{number}")
         )
     saved = _kind_of(config).saved
@@ -173,6 +219,54 @@ def load_teacher(config: TeacherConfig, folder: Path, dataset: Dataset) -> Teach
     return _kind_of(config).load(config, folder, dataset)
 
 
+def join_closed_form(
+    teacher: Teacher, dataset: Dataset, folder: Path, *, seed: int
+) -> EnsembleTeacher:
+    """Return the ensemble of a teacher with EASE and the linear transition model, which are saved
+    into a folder.
+    """
+    members = [teacher] + [
+        make_teacher(
+            model, dataset, TrainingConfig(), folder / str(model.__struct_config__.tag), seed=seed
+        )
+        for model in _CLOSED_FORM
+    ]
+    return join_teachers(members, dataset, folder, seed=seed)
+
+
+def kind_of(teacher: Teacher) -> str:
+    """Return the kind of a teacher as configurations call it; "own" for one of another class."""
+    match teacher:
+        case ModelTeacher():
+            return str(teacher.trained.record.config.__struct_config__.tag)
+        case LinearTeacher() | EaseTeacher():
+            return str(teacher.config.__struct_config__.tag)
+        case EnsembleTeacher():
+            return "ensemble"
+        case UserScores():
+            return "scores"
+        case FunctionTeacher():
+            return "function"
+        case _:
+            return "own"
+
+
+def known_baselines(teacher: Teacher) -> dict[str, Teacher]:
+    """Return the baselines of a report that a teacher has among its members, by name."""
+    for member in single_teachers(teacher):
+        if isinstance(member, EaseTeacher) and member.config == EaseConfig():
+            return {"EASE": member}
+    return {}
+
+
+def item_vectors(teacher: Teacher) -> NDArray[np.float32] | None:
+    """Return the vectors of the items that a network has, (items, dim), of an ensemble those of its
+    first network; None where there is none.
+    """
+    networks = [member for member in single_teachers(teacher) if isinstance(member, ModelTeacher)]
+    return networks[0].item_vectors() if networks else None
+
+
 def single_teachers(teacher: Teacher) -> list[Teacher]:
     """Return the members of an ensemble, or the teacher itself in a list."""
     return list(teacher.members) if isinstance(teacher, EnsembleTeacher) else [teacher]
@@ -182,9 +276,7 @@ def _kind_of(config: TeacherConfig) -> TeacherKind:
     return next(kind for kind in TEACHERS if isinstance(config, kind.configs))
 
 
-def _train_network(
-    config: TransformerConfig | DnnConfig | RecurrentConfig, making: Making
-) -> Teacher:
+def _train_network(config: NetworkConfig, making: Making) -> Teacher:
     options = making.options
     train = partial(train_model, config, making.dataset, making.training, seed=making.seed)
     model = options.train_together(
@@ -199,9 +291,7 @@ def _train_network(
     return ModelTeacher(model)
 
 
-def _load_network(
-    config: TransformerConfig | DnnConfig | RecurrentConfig, folder: Path, dataset: Dataset
-) -> Teacher:
+def _load_network(config: NetworkConfig, folder: Path, dataset: Dataset) -> Teacher:
     model = load_model(folder, dataset)
     _need_same(model.record.config, config, folder)
     return ModelTeacher(model)
@@ -219,6 +309,18 @@ def _load_linear(config: LinearConfig, folder: Path, dataset: Dataset) -> Teache
     return linear
 
 
+def _fit_ease(config: EaseConfig, making: Making) -> Teacher:
+    ease = fit_ease(config, making.dataset)
+    save_ease(ease, making.folder, making.made_from)
+    return ease
+
+
+def _load_ease(config: EaseConfig, folder: Path, dataset: Dataset) -> Teacher:
+    ease = load_ease(folder, dataset)
+    _need_same(ease.config, config, folder)
+    return ease
+
+
 def _read_scores(config: ScoresConfig, making: Making) -> Teacher:
     scores = read_scores(config, making.dataset)
     save_user_scores(scores, making.folder)
@@ -227,7 +329,8 @@ def _read_scores(config: ScoresConfig, making: Making) -> Teacher:
 
 def _make_ensemble(config: EnsembleConfig, making: Making) -> Teacher:
     checkpoint, members = making.options.checkpoint, []
-    for number, member in enumerate(config.members):
+    every = members_of(config)
+    for number, member in enumerate(every):
         own_checkpoint = None if checkpoint is None else checkpoint / f"member-{number}"
         members.append(
             make_teacher(
@@ -237,13 +340,25 @@ def _make_ensemble(config: EnsembleConfig, making: Making) -> Teacher:
                 making.folder / f"member-{number}",
                 seed=making.seed + member.seed,
                 options=replace(making.options, checkpoint=own_checkpoint),
-                name=f"{making.name} {number + 1}/{len(config.members)}",
+                name=f"{making.name} {number + 1}/{len(every)}",
             )
         )
-    teacher = calibrated_ensemble(members, making.dataset, making.seed)
-    _ENSEMBLE.write(
-        making.folder, _Weights(teacher.weights, tuple(member.identity for member in members))
-    )
+    if checkpoint is not None:
+        drop_checkpoint(checkpoint)
+    return join_teachers(members, making.dataset, making.folder, seed=making.seed)
+
+
+def join_teachers(
+    members: Sequence[Teacher], dataset: Dataset, folder: Path, *, seed: int
+) -> EnsembleTeacher:
+    """Return the ensemble of some teachers, its weights chosen on validation and saved into a
+    folder; weights of the same members that are there already are used again.
+    """
+    made_from = key_of(dataset.fingerprint(), [member.identity for member in members], seed)
+    if _ENSEMBLE.is_made(folder, made_from):
+        return EnsembleTeacher(members, _ENSEMBLE.read(folder).about)
+    teacher = pooled_ensemble(members, dataset, seed)
+    _ENSEMBLE.write(folder, teacher.pooling, made_from=made_from)
     return teacher
 
 
@@ -251,11 +366,11 @@ def _load_ensemble(config: EnsembleConfig, folder: Path, dataset: Dataset) -> Te
     saved = _ENSEMBLE.read(folder).about
     members = [
         load_teacher(member.model, folder / f"member-{number}", dataset)
-        for number, member in enumerate(config.members)
+        for number, member in enumerate(members_of(config))
     ]
     if saved.members != tuple(member.identity for member in members):
         raise _ENSEMBLE.damaged(folder / _ENSEMBLE.file, "holds the weights of other members")
-    return EnsembleTeacher(members, saved.weights)
+    return EnsembleTeacher(members, saved)
 
 
 TEACHERS = (
@@ -263,6 +378,7 @@ TEACHERS = (
         (TransformerConfig, DnnConfig, RecurrentConfig), _train_network, _load_network, SAVED
     ),
     TeacherKind((LinearConfig,), _fit_linear, _load_linear, SAVED_LINEAR),
+    TeacherKind((EaseConfig,), _fit_ease, _load_ease, SAVED_EASE),
     TeacherKind(
         (ScoresConfig,), _read_scores, lambda config, folder, data: load_user_scores(folder, data)
     ),

@@ -1,54 +1,67 @@
-"""The `ensemble` teacher: a calibrated average of several teachers, usually better than each of
-them.
+"""The `ensemble` teacher: a weighted average of several teachers, usually better than each of them.
 
-    z = sum over members of w_m z_m,   w >= 0 chosen by the likelihood of the validation items
+    z = sum over members of w_m z_m,   w >= 0 chosen on the validation part
 
 A logarithmic opinion pool (Heskes 1998, sec. 2): the weights also set each member's temperature, so
-that members whose scores are no logits, such as the linear one, take part as they deserve.
+that members whose scores are no logits, such as those in closed form, take part as they deserve.
+`distilrec.teachers.pooling` chooses them.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 
+import msgspec
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from distilrec.data.dataset import UNKNOWN_ITEM, Dataset, Histories
-from distilrec.measure.ranking import questions
+from distilrec.data.dataset import Dataset, Histories
 from distilrec.networks.batches import Batch
+from distilrec.teachers.item_weights import ItemWeightsTeacher
+from distilrec.teachers.pooling import Values, ask, likelihood, search
 from distilrec.teachers.teacher import Answer, Cost, Reader, Teacher, move_teacher, reader
-from distilrec.training.scoring import MASKED_LOGIT
+from distilrec.training.validation import validation_ndcg
 
-_MOST_QUESTIONS = 4_000
-_MOST_LOGITS = 2**28  # of all members and questions together: 1 GiB
-_STEPS = 200
+_MOST_LOGITS = 2**28  # of all members and users who are asked together: 1 GiB
+
+
+class Pooling(msgspec.Struct, frozen=True):
+    """The weights of an ensemble. members: the identities of the teachers for which they were
+    chosen; alone, together: the validation NDCG@10 of each by itself and of the ensemble.
+    """
+
+    weights: tuple[float, ...]
+    members: tuple[str, ...]
+    alone: tuple[float, ...] = ()
+    together: float | None = None
 
 
 class EnsembleTeacher:
-    """members: teachers of the same data set; weights: (members,)."""
+    """Some teachers of one data set and their weights. A member of weight 0 is not asked."""
 
-    state_dim = 0
-
-    def __init__(self, members: Sequence[Teacher], weights: Sequence[float]) -> None:
-        self.members, self.weights = tuple(members), tuple(weights)
-        self.max_history = min(
-            (member.max_history for member in members if not member.per_user), default=1
-        )
-        self.per_user = all(member.per_user for member in members)
-        content = repr(
-            [
-                (member.identity, round(weight, 6))
-                for member, weight in zip(members, weights, strict=True)
-            ]
-        )
+    def __init__(self, members: Sequence[Teacher], pooling: Pooling | Sequence[float]) -> None:
+        if not isinstance(pooling, Pooling):
+            pooling = Pooling(tuple(pooling), tuple(member.identity for member in members))
+        self.members, self.pooling = tuple(members), pooling
+        self.weights = pooling.weights
+        pairs = zip(self.members, self.weights, strict=True)
+        self._asked = [(member, weight) for member, weight in pairs if weight]
+        asked = [member for member, _ in self._asked]
+        self.max_history = _windows(asked)
+        self.per_user = all(member.per_user for member in asked)
+        # A hidden layer of one network among others is that of all
+        with_states = [member for member in asked if member.state_dim]
+        self.state_dim = with_states[0].state_dim if len(with_states) == 1 else 0
+        content = repr([(member.identity, round(weight, 6)) for member, weight in self._asked])
         self.identity = hashlib.sha256(content.encode()).hexdigest()[:16]
-        costs = [member.cost for member in members]
+        parameters = [member.cost.parameters for member in asked]
+        seconds = [member.cost.seconds for member in self.members]
         self.cost = Cost(
-            sum(member.parameters for member in costs if member.parameters is not None),
-            sum(member.seconds for member in costs if member.seconds is not None),
+            sum(number for number in parameters if number is not None),
+            sum(time for time in seconds if time is not None),
         )
 
     def answer(
@@ -58,26 +71,23 @@ class EnsembleTeacher:
 
     def read(self, batch: Batch, items: int) -> Reader:
         """Let each member read a batch, and return what averages their answers."""
-        readers = [
-            (reader(member, batch, items), weight)
-            for member, weight in zip(self.members, self.weights, strict=True)
-            if weight
-        ]
+        readers = [(reader(member, batch, items), weight) for member, weight in self._asked]
 
         def answer(window: torch.Tensor, position: torch.Tensor) -> Answer:
-            total = torch.zeros(())
+            total, states = torch.zeros(()), None
             for read, weight in readers:
-                logits = read(window, position).logits
-                total = total.to(logits.device) + weight * logits
-            return Answer(total)
+                one = read(window, position)
+                total = total.to(one.logits.device) + weight * one.logits
+                if self.state_dim and one.states is not None:
+                    states = one.states
+            return Answer(total, states)
 
         return answer
 
     def scores(self, histories: Histories) -> NDArray[np.float32]:
         total = np.zeros((), np.float32)
-        for member, weight in zip(self.members, self.weights, strict=True):
-            if weight:
-                total = total + np.float32(weight) * member.scores(histories)
+        for member, weight in self._asked:
+            total = total + np.float32(weight) * member.scores(histories)
         return total
 
     def move_to(self, device: torch.device) -> None:
@@ -86,48 +96,44 @@ class EnsembleTeacher:
             move_teacher(member, device)
 
 
-def calibrated_ensemble(members: Sequence[Teacher], dataset: Dataset, seed: int) -> EnsembleTeacher:
-    """Return the ensemble whose weights make the validation items most likely; at most 4,000 users
-    are asked.
-
-    The likelihood is that of a softmax over the items that a user has not had. Its logarithm is
-    concave in the weights.
+def _windows(asked: Sequence[Teacher]) -> int:
+    """Return the length of a window that suits all: of teachers that see only the window, the
+    shortest.
     """
-    held_out = questions(dataset, "validation")
-    owners = np.repeat(np.arange(len(held_out.histories)), np.diff(held_out.offsets))
-    usable = np.flatnonzero(
-        (held_out.targets != UNKNOWN_ITEM) & (held_out.targets < dataset.info.warm_items)
-    )
-    limit = max(1, min(_MOST_QUESTIONS, _MOST_LOGITS // (len(members) * dataset.info.warm_items)))
-    if len(usable) > limit:
-        usable = np.sort(np.random.default_rng(seed).choice(usable, limit, replace=False))
-    users, targets = owners[usable], torch.from_numpy(held_out.targets[usable].astype(np.int64))
-    needed, position = np.unique(users, return_inverse=True)
-    histories = dataset.histories(
-        held_out.histories.users[needed], dataset.train_end[held_out.histories.users[needed]]
-    )
-    scores = [member.scores(histories)[:, : dataset.info.warm_items] for member in members]
-    of_members = torch.from_numpy(np.stack(scores))  # (members, users, items)
-    seen = torch.zeros(of_members.shape[1:], dtype=torch.bool)
-    if held_out.exclude_seen:
-        rows = np.repeat(np.arange(len(histories)), np.diff(histories.offsets))
-        warm = histories.items < dataset.info.warm_items
-        seen[rows[warm], histories.items[warm]] = True
-    index = torch.from_numpy(position.reshape(-1))
-    # (members,): all begin with scores of like size
-    scales = of_members.masked_fill(seen, 0.0).std((1, 2)).clamp(min=1e-6)
-    raw = torch.full((len(members),), 1.0 / len(members), requires_grad=True)
-    optimizer = torch.optim.Adam([raw], lr=0.05)
-    for _ in range(_STEPS):
-        optimizer.zero_grad()
-        logits = torch.einsum("m,mui->ui", raw / scales, of_members)
-        logits = logits.masked_fill(seen, MASKED_LOGIT)
-        loss = -torch.log_softmax(logits, dim=-1)[index, targets].mean()
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        with torch.no_grad():
-            raw.clamp_(min=0.0)
-    if not raw.any():  # no member is of use: then all have the same weight
-        raw = torch.full_like(raw, 1.0 / len(members))
-    weights = (raw / scales).detach()
-    return EnsembleTeacher(members, [float(weight) for weight in weights])
+    of_events = [member for member in asked if not member.per_user]
+    limited = [member for member in of_events if not isinstance(member, ItemWeightsTeacher)]
+    return min((member.max_history for member in limited or of_events), default=1)
+
+
+def pooled_ensemble(members: Sequence[Teacher], dataset: Dataset, seed: int) -> EnsembleTeacher:
+    """Return the ensemble whose weights are the best on validation NDCG@10 as far as its users can
+    show, and never worse there than a member alone.
+
+    seed: of the sample of users, where all are too many to be asked for many weights.
+    """
+    alone = tuple(validation_ndcg(member, dataset) for member in members)
+    identities = tuple(member.identity for member in members)
+    for weights in _candidates(members, dataset, alone, seed):
+        ensemble = EnsembleTeacher(members, Pooling(tuple(weights.tolist()), identities, alone))
+        together = validation_ndcg(ensemble, dataset)
+        if together >= max(alone):
+            break
+    return EnsembleTeacher(members, msgspec.structs.replace(ensemble.pooling, together=together))
+
+
+def _candidates(
+    members: Sequence[Teacher], dataset: Dataset, alone: Sequence[float], seed: int
+) -> Iterator[Values]:
+    """Yield weights, the best first; the last are those of the best member alone."""
+    units = np.eye(len(members))
+    asked = ask(members, dataset, seed, _MOST_LOGITS)
+    likely = likelihood(asked)
+    temperatures = np.ones(len(members))
+    if likely is not None:
+        temperatures = np.array([likely.best_temperature(unit) for unit in units])
+        found = search(asked, likely.best_weights(), temperatures)
+        yield found * likely.best_temperature(found)
+    best = int(np.argmax(alone))
+    yield units[best] * temperatures[best]
+    # A power of two changes no digit, so that no scores become equal
+    yield units[best] * 2.0 ** round(math.log2(temperatures[best]))

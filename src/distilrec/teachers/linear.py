@@ -10,27 +10,34 @@ model of SLIST (Choi et al. 2021, sec. 3.2) with one decay, and with the dense w
 
 from __future__ import annotations
 
-import hashlib
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import msgspec
 import numpy as np
-import torch
 from msgspec import Meta
 from numpy.typing import NDArray
-from torch.nn import functional
 
-from distilrec.data.dataset import Dataset, Histories
-from distilrec.errors import ConfigError, TrainingError
+from distilrec.data.dataset import UNKNOWN_ITEM, Dataset
+from distilrec.errors import TrainingError
 from distilrec.files import RecordKind
-from distilrec.networks.batches import Batch
-from distilrec.networks.transitions import LARGEST_DENSE, transition_weights
-from distilrec.settings import Count, Positive, Settings
-from distilrec.teachers.teacher import Answer, Cost
+from distilrec.networks.transitions import transition_weights
+from distilrec.settings import Count, Positive, Settings, ZeroOrMore
+from distilrec.teachers.item_weights import (
+    DENSE_ITEMS,
+    NEIGHBOURS,
+    DenseWeights,
+    ItemWeightsTeacher,
+    Origin,
+    SparseWeights,
+    Weights,
+    weights_of,
+)
+from distilrec.teachers.neighbours import Regression, rows_by_item, solve_on_neighbours
 
-_NO_SHARE = 1e-7  # of its weight; an older event moves no digit of a score
+_SMALLEST = 0.01
 
 
 class LinearConfig(Settings, frozen=True, tag="linear", tag_field="kind"):
@@ -42,106 +49,94 @@ class LinearConfig(Settings, frozen=True, tag="linear", tag_field="kind"):
     """What an event keeps of its weight with each later one."""
     rows: Count = 300_000
     """Maximum number of training events, drawn at random."""
+    dense_items: ZeroOrMore = DENSE_ITEMS
+    """Largest catalogue with weights between all items; beyond it each item has `neighbours`."""
+    neighbours: Count = NEIGHBOURS
+    """Items that an item is regressed on in a larger catalogue."""
     max_history: Count = 200
-    """Latest events of a user that the model looks at."""
+    """Events of a window in which labels are made; the model looks at the whole history."""
 
 
-class LinearTeacher:
-    """B with its configuration. weights: (items with training rows, the same) float32."""
-
-    per_user = False
-    state_dim = 0
+class LinearTeacher(ItemWeightsTeacher):
+    """B with its configuration. weights: of the items with training rows."""
 
     def __init__(
         self,
         config: LinearConfig,
-        weights: NDArray[np.float32],
+        weights: Weights,
         catalogue_size: int,
         fingerprint: str,
         seconds: float,
     ) -> None:
-        self.config, self.weights, self.fingerprint = config, weights, fingerprint
-        self.max_history = config.max_history
-        self.cost = Cost(weights.size, seconds)
-        self.identity = hashlib.sha256(
-            msgspec.json.encode((config, fingerprint)) + weights.tobytes()
-        ).hexdigest()[:16]
-        self._catalogue_size = catalogue_size
-        nothing = np.zeros((catalogue_size + 1 - len(weights), weights.shape[1]), np.float32)
-        # Cold items, start token and padding add nothing
-        self._rows = torch.from_numpy(np.vstack([weights, nothing]))
-
-    def answer(
-        self, batch: Batch, window: torch.Tensor, position: torch.Tensor, items: int
-    ) -> Answer:
-        batch, window, position = (
-            batch.to(self._rows.device),
-            window.to(self._rows.device),
-            position.to(self._rows.device),
+        origin = Origin(msgspec.json.encode(config), catalogue_size, fingerprint, seconds)
+        super().__init__(
+            weights, origin, decay=config.decay, repeats=True, max_history=config.max_history
         )
-        used, window = torch.unique(window, return_inverse=True)
-        batch = batch.select(used)
-        out = self._rows.new_empty(len(window), self.weights.shape[1])
-        state = self._before(batch.earlier)
-        for step in range(batch.items.shape[1]):
-            self._fold(state, batch.items[:, step])
-            here = position == step
-            out[here] = state[window[here]]
-        cold = _below(out.amin(1, keepdim=True)).expand(-1, items - out.shape[1])
-        return Answer(torch.cat([out, cold], dim=1))
-
-    def _before(self, earlier: torch.Tensor) -> torch.Tensor:
-        """Return the state after the items from before each window, (windows, items)."""
-        there = earlier < self._catalogue_size
-        age = there.flip(1).cumsum(1).flip(1) - there.long()
-        share = torch.where(there, torch.pow(self.config.decay, age.float()), 0.0)
-        some = share > _NO_SHARE
-        counts = some.sum(1)
-        return functional.embedding_bag(
-            earlier[some],
-            self._rows,
-            counts.cumsum(0) - counts,
-            per_sample_weights=share[some],
-            mode="sum",
-        )
-
-    def _fold(self, state: torch.Tensor, items: torch.Tensor) -> None:
-        in_catalogue = (items < self._catalogue_size).unsqueeze(1)
-        state.mul_(torch.where(in_catalogue, self.config.decay, 1.0)).add_(self._rows[items])
-
-    def scores(self, histories: Histories) -> NDArray[np.float32]:
-        out = np.zeros((len(histories), self._catalogue_size), np.float32)
-        rows = self._rows.numpy()
-        for k in range(len(histories)):
-            items = histories.of(k)
-            weights = self.config.decay ** np.arange(len(items) - 1, -1, -1, dtype=np.float32)
-            out[k, : rows.shape[1]] = weights @ rows[items]
-        lowest = torch.from_numpy(out[:, : rows.shape[1]].min(1, keepdims=True))
-        out[:, rows.shape[1] :] = _below(lowest).numpy()
-        return out
-
-
-def _below(lowest: torch.Tensor) -> torch.Tensor:
-    """Return what items without training rows get: less than the lowest of the others."""
-    return lowest.clamp(max=0.0) - 1e-3
+        self.config = config
 
 
 def fit_linear(config: LinearConfig, dataset: Dataset, seed: int) -> LinearTeacher:
-    """Solve for B. Raises ConfigError when the catalogue is too large for dense weights."""
-    items = dataset.info.warm_items
-    if items > LARGEST_DENSE:
-        raise ConfigError(
-            f"the linear teacher holds items x items weights; {items:,} items are more than "
-            f"{LARGEST_DENSE:,}",
-            fix="use another teacher for this catalogue",
-            parameter="teacher",
-        )
+    """Solve for B."""
     began = time.perf_counter()
-    weights = transition_weights(
-        dataset, ridge=config.ridge, decay=config.decay, rows=config.rows, seed=seed
-    )
+    solve = _solved if dataset.info.warm_items <= config.dense_items else _solved_on_neighbours
+    weights = solve(config, dataset, seed)
     seconds = time.perf_counter() - began
     return LinearTeacher(config, weights, dataset.catalogue_size, dataset.fingerprint(), seconds)
+
+
+def _solved(config: LinearConfig, dataset: Dataset, seed: int) -> DenseWeights:
+    return DenseWeights(
+        transition_weights(
+            dataset, ridge=config.ridge, decay=config.decay, rows=config.rows, seed=seed
+        )
+    )
+
+
+class _Event(NamedTuple):
+    """A target, and the distinct items before it with the sums of their weights."""
+
+    target: int
+    items: NDArray[np.int32]
+    values: NDArray[np.float32]
+
+
+def _solved_on_neighbours(config: LinearConfig, dataset: Dataset, seed: int) -> SparseWeights:
+    events = list(_events(config, dataset, seed))
+    empty = [_Event(0, np.zeros(0, np.int32), np.zeros(0, np.float32))]
+    lengths = [len(event.items) for event in events]
+    targets = np.array([event.target for event in events], np.int32)
+    rows = np.arange(len(events), dtype=np.int32)
+    regression = Regression(
+        np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+        np.concatenate([event.items for event in events or empty]),
+        np.concatenate([event.values for event in events or empty]),
+        *rows_by_item(rows, targets, dataset.info.warm_items),
+        own=True,
+    )
+    (weights,) = solve_on_neighbours(regression, [config.ridge], config.neighbours)
+    return weights
+
+
+def _events(config: LinearConfig, dataset: Dataset, seed: int) -> Iterator[_Event]:
+    """Yield the events of the regression, each with the events before it that still have a weight
+    of a hundredth, and `max_history` of them at most.
+    """
+    total = int(dataset.is_training().sum())
+    draws = np.random.default_rng(seed).random(len(dataset.items))
+    chosen = draws < config.rows / max(total, 1)
+    powers = config.decay ** np.arange(config.max_history, dtype=np.float64)
+    powers = powers[powers >= _SMALLEST]
+    for user in range(dataset.info.warm_users):
+        rows = np.arange(dataset.offsets[user], dataset.train_end[user])
+        rows = rows[dataset.items[rows] != UNKNOWN_ITEM]
+        history = dataset.items[rows]
+        for n in np.flatnonzero(chosen[rows]):
+            if n == 0:
+                continue
+            latest = history[max(0, n - len(powers)) : n][::-1]
+            items, where = np.unique(latest, return_inverse=True)
+            values = np.bincount(where, powers[: len(latest)])
+            yield _Event(int(history[n]), items.astype(np.int32), values.astype(np.float32))
 
 
 class _Record(msgspec.Struct, frozen=True):
@@ -168,9 +163,8 @@ def save_linear(teacher: LinearTeacher, folder: Path, made_from: str = "") -> No
     record = _Record(
         teacher.config, teacher._catalogue_size, teacher.fingerprint, teacher.cost.seconds or 0.0
     )
-    SAVED_LINEAR.write(
-        folder, record, {"linear": {"weights": teacher.weights}}, made_from=made_from
-    )
+    arrays = {"linear": teacher.item_weights.arrays()}
+    SAVED_LINEAR.write(folder, record, arrays, made_from=made_from)
 
 
 def load_linear(folder: Path, dataset: Dataset) -> LinearTeacher:
@@ -178,14 +172,15 @@ def load_linear(folder: Path, dataset: Dataset) -> LinearTeacher:
     or of other data.
     """
     saved = SAVED_LINEAR.read(folder)
-    record, weights = saved.about, saved.arrays("linear").get("weights")
+    record = saved.about
     if record.fingerprint != dataset.fingerprint():
         raise TrainingError(
             f"the teacher in {folder} is of another data set",
             fix="train it again",
             file=str(folder),
         )
-    if weights is None or weights.shape != (dataset.info.warm_items, dataset.info.warm_items):
+    weights = weights_of(saved.arrays("linear"), dataset.info.warm_items)
+    if weights is None:
         raise SAVED_LINEAR.damaged(
             saved.path("linear"), "does not hold the weights of this data set"
         )

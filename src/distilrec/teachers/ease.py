@@ -1,0 +1,179 @@
+"""The `ease` teacher: items that people have together, whatever the order, in closed form.
+
+    s = x B,   x = 1 for each item of the history,   B = I - P diag(1 / diag P),
+    P = (X'X + ridge I)^-1
+
+EASE (Steck 2019, eq. 8): the ridge regression of each item on all others, over the users. It is the
+baseline of the report as well.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from distilrec.data.dataset import Dataset
+from distilrec.errors import TrainingError
+from distilrec.files import RecordKind
+from distilrec.settings import Count, Positive, Settings, ZeroOrMore
+from distilrec.teachers.item_weights import (
+    DENSE_ITEMS,
+    NEIGHBOURS,
+    DenseWeights,
+    ItemWeightsTeacher,
+    Origin,
+    SparseWeights,
+    Weights,
+    weights_of,
+)
+from distilrec.teachers.neighbours import Regression, rows_by_item, solve_on_neighbours
+from distilrec.teachers.teacher import Cost
+from distilrec.training.validation import validation_ndcg
+
+RIDGES = (30.0, 100.0, 300.0, 1000.0)
+_USERS = 1024  # whose histories are one dense matrix for a moment
+
+
+class EaseConfig(Settings, frozen=True, tag="ease", tag_field="kind"):
+    """Items that people have together, whatever the order, in closed form (EASE)."""
+
+    ridge: Positive | None = None
+    """Ridge of the regression; of 30, 100, 300 and 1,000 the best on validation by default."""
+    dense_items: ZeroOrMore = DENSE_ITEMS
+    """Largest catalogue with weights between all items; beyond it each item has `neighbours`."""
+    neighbours: Count = NEIGHBOURS
+    """Items that an item is regressed on in a larger catalogue."""
+    max_history: Count = 200
+    """Events of a window in which labels are made; the model looks at the whole history."""
+
+
+class EaseTeacher(ItemWeightsTeacher):
+    """EASE with its configuration. ridge: the one that was given or chosen."""
+
+    def __init__(self, config: EaseConfig, weights: Weights, origin: Origin, ridge: float) -> None:
+        super().__init__(weights, origin, decay=1.0, repeats=False, max_history=config.max_history)
+        self.config, self.ridge = config, ridge
+
+
+def fit_ease(config: EaseConfig, dataset: Dataset) -> EaseTeacher:
+    """Return EASE of the training rows, its ridge chosen on validation where none is given."""
+    began = time.perf_counter()
+    ridges = RIDGES if config.ridge is None else (config.ridge,)
+    solve = _solved if dataset.info.warm_items <= config.dense_items else _solved_on_neighbours
+    solved: Iterator[Weights] = solve(config, dataset, ridges)
+    best, highest = None, -1.0
+    for ridge, weights in zip(ridges, solved, strict=True):
+        teacher = _teacher(config, weights, dataset, ridge, 0.0)
+        ndcg = validation_ndcg(teacher, dataset) if len(ridges) > 1 else 0.0
+        if ndcg > highest:
+            best, highest = teacher, ndcg
+    assert best is not None
+    best.cost = Cost(best.cost.parameters, time.perf_counter() - began)
+    return best
+
+
+def _teacher(
+    config: EaseConfig, weights: Weights, dataset: Dataset, ridge: float, seconds: float
+) -> EaseTeacher:
+    about = msgspec.json.encode(config)
+    origin = Origin(about, dataset.catalogue_size, dataset.fingerprint(), seconds)
+    return EaseTeacher(config, weights, origin, ridge)
+
+
+def _solved(
+    config: EaseConfig, dataset: Dataset, ridges: Sequence[float]
+) -> Iterator[DenseWeights]:
+    """Yield the dense weights for each ridge, one matrix after the other."""
+    gram = _together(dataset).astype(np.float64)
+    for ridge in ridges:
+        ridged = torch.from_numpy(gram + ridge * np.eye(len(gram)))
+        inverse = torch.cholesky_inverse(torch.linalg.cholesky(ridged)).numpy()
+        weights = (-inverse / np.diag(inverse)).astype(np.float32)
+        np.fill_diagonal(weights, 0.0)
+        yield DenseWeights(weights)
+
+
+def _together(dataset: Dataset) -> NDArray[np.float32]:
+    """Return how many users have each pair of items, X'X, (items, items)."""
+    items = dataset.info.warm_items
+    gram = np.zeros((items, items), np.float32)
+    users, had = _interactions(dataset)
+    offsets = np.searchsorted(users, np.arange(dataset.users + 1))
+    for start in range(0, dataset.users, _USERS):
+        stop = min(start + _USERS, dataset.users)
+        rows = slice(offsets[start], offsets[stop])
+        matrix = np.zeros((stop - start, items), np.float32)
+        matrix[users[rows] - start, had[rows]] = 1.0
+        gram += matrix.T @ matrix
+    return gram
+
+
+def _solved_on_neighbours(
+    config: EaseConfig, dataset: Dataset, ridges: Sequence[float]
+) -> Iterator[SparseWeights]:
+    users, items = _interactions(dataset)
+    offsets = np.searchsorted(users, np.arange(dataset.users + 1))
+    ones = np.ones(len(items), np.float32)
+    targets = rows_by_item(users, items, dataset.info.warm_items)
+    regression = Regression(offsets, items, ones, *targets, own=False)
+    yield from solve_on_neighbours(regression, ridges, config.neighbours)
+
+
+def _interactions(dataset: Dataset) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """Return who had what in training, each pair once: users and items, (pairs,), by user."""
+    rows = dataset.training_rows()
+    pairs = dataset.user_rows()[rows] * dataset.info.warm_items + dataset.items[rows]
+    users, items = np.divmod(np.unique(pairs), dataset.info.warm_items)
+    return users.astype(np.int32), items.astype(np.int32)
+
+
+class _Record(msgspec.Struct, frozen=True):
+    config: EaseConfig
+    ridge: float
+    fingerprint: str
+    seconds: float
+
+
+SAVED_EASE = RecordKind(
+    "ease.json",
+    _Record,
+    ("ease",),
+    1,
+    TrainingError,
+    what="EASE teacher",
+    fix="train it first (distilrec train)",
+    again="delete {folder} and train the teacher again",
+)
+
+
+def save_ease(teacher: EaseTeacher, folder: Path, made_from: str = "") -> None:
+    """Write `ease.json` and the weights that it names, in place of the teacher that is there."""
+    record = _Record(
+        teacher.config, teacher.ridge, teacher.fingerprint, teacher.cost.seconds or 0.0
+    )
+    arrays = {"ease": teacher.item_weights.arrays()}
+    SAVED_EASE.write(folder, record, arrays, made_from=made_from)
+
+
+def load_ease(folder: Path, dataset: Dataset) -> EaseTeacher:
+    """Return a saved EASE teacher. Raises FileMissingError, and TrainingError when it is damaged or
+    of other data.
+    """
+    saved = SAVED_EASE.read(folder)
+    record = saved.about
+    if record.fingerprint != dataset.fingerprint():
+        raise TrainingError(
+            f"the teacher in {folder} is of another data set",
+            fix="train it again",
+            file=str(folder),
+        )
+    weights = weights_of(saved.arrays("ease"), dataset.info.warm_items)
+    if weights is None:
+        raise SAVED_EASE.damaged(saved.path("ease"), "does not hold the weights of this data set")
+    return _teacher(record.config, weights, dataset, record.ridge, record.seconds)

@@ -1,0 +1,240 @@
+"""Items x items weights, and the teachers that add up their rows: `linear` and `ease`.
+
+    s = sum over the history of decay^age B[item, :]
+
+The weights are dense, or sparse for a large catalogue: a few neighbours of each item.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.nn import functional
+
+from distilrec.data.dataset import Histories
+from distilrec.networks.batches import Batch
+from distilrec.networks.transitions import LARGEST_DENSE
+from distilrec.teachers.teacher import Answer, Cost
+
+DENSE_ITEMS = LARGEST_DENSE
+NEIGHBOURS = 100
+
+
+class DenseWeights:
+    """B as one matrix. matrix: (items, items) float32, the row is the item of the history."""
+
+    def __init__(self, matrix: NDArray[np.float32]) -> None:
+        self.matrix, self.items, self.parameters = matrix, len(matrix), matrix.size
+        self._rows = torch.from_numpy(matrix)
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """Return what is saved."""
+        return {"weights": self.matrix}
+
+    def add_rows(self, state: torch.Tensor, places: torch.Tensor, items: torch.Tensor) -> None:
+        """Add the rows of these items to different rows of the state, (windows, items)."""
+        state[places] += self._rows[items]
+
+    def weighted_sums(
+        self, windows: int, places: torch.Tensor, items: torch.Tensor, factors: torch.Tensor
+    ) -> torch.Tensor:
+        """Return for each window the sum of the rows of its items, each times its factor, (windows,
+        items). places: the window of each item, rising.
+        """
+        counts = torch.bincount(places, minlength=windows)
+        starts = counts.cumsum(0) - counts
+        return functional.embedding_bag(
+            items, self._rows, starts, per_sample_weights=factors, mode="sum"
+        )
+
+
+class SparseWeights:
+    """The same where most weights are 0: of each row only the others are kept.
+
+    offsets: (items + 1,) int64, row i is offsets[i]:offsets[i + 1]; targets: (n,) int32; values:
+    (n,) float32.
+    """
+
+    def __init__(
+        self, offsets: NDArray[np.int64], targets: NDArray[np.int32], values: NDArray[np.float32]
+    ) -> None:
+        self.offsets, self.targets, self.values = offsets, targets, values
+        self.items, self.parameters = len(offsets) - 1, len(values)
+        self._starts = torch.from_numpy(offsets)
+        self._targets = torch.from_numpy(targets.astype(np.int64))
+        self._values = torch.from_numpy(values)
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """Return what is saved."""
+        return {"offsets": self.offsets, "targets": self.targets, "values": self.values}
+
+    def add_rows(self, state: torch.Tensor, places: torch.Tensor, items: torch.Tensor) -> None:
+        """Add the rows of these items to rows of the state, (windows, items)."""
+        row, entries = self._entries(items)
+        state.index_put_(
+            (places[row], self._targets[entries]), self._values[entries], accumulate=True
+        )
+
+    def weighted_sums(
+        self, windows: int, places: torch.Tensor, items: torch.Tensor, factors: torch.Tensor
+    ) -> torch.Tensor:
+        """Return for each window the sum of the rows of its items, each times its factor, (windows,
+        items). places: the window of each item.
+        """
+        row, entries = self._entries(items)
+        where, values = (places[row], self._targets[entries]), factors[row] * self._values[entries]
+        return torch.zeros(windows, self.items).index_put_(where, values, accumulate=True)
+
+    def _entries(self, items: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return where the entries of these rows stand, and to which of the rows each belongs."""
+        starts = self._starts[items]
+        counts = self._starts[items + 1] - starts
+        row = torch.repeat_interleave(torch.arange(len(items)), counts)
+        before = (counts.cumsum(0) - counts)[row]
+        return row, torch.arange(len(row)) - before + starts[row]
+
+
+Weights = DenseWeights | SparseWeights
+
+
+def weights_of(arrays: Mapping[str, NDArray[Any]], items: int) -> Weights | None:
+    """Return the weights that these arrays hold; None where they do not fit the catalogue."""
+    if set(arrays) == {"weights"}:
+        matrix = arrays["weights"]
+        return DenseWeights(matrix) if matrix.shape == (items, items) else None
+    if set(arrays) != {"offsets", "targets", "values"}:
+        return None
+    offsets, targets, values = arrays["offsets"], arrays["targets"], arrays["values"]
+    fits = (
+        len(offsets) == items + 1
+        and offsets[0] == 0
+        and not (np.diff(offsets) < 0).any()
+        and len(targets) == len(values) == offsets[-1]
+        and (not len(targets) or 0 <= targets.min() <= targets.max() < items)
+    )
+    return SparseWeights(offsets, targets, values) if fits else None
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where weights come from. about: the configuration and the data, of which the identity of the
+    teacher is a hash.
+    """
+
+    about: bytes
+    catalogue_size: int
+    fingerprint: str
+    seconds: float
+
+
+class ItemWeightsTeacher:
+    """A teacher that adds up the rows of its weights over the whole history.
+
+    decay: what an event keeps of its weight with each later one. repeats: whether an item counts as
+    often as it is in the history, or once.
+    """
+
+    per_user = False
+    state_dim = 0
+
+    def __init__(
+        self, weights: Weights, origin: Origin, *, decay: float, repeats: bool, max_history: int
+    ) -> None:
+        self.item_weights, self.fingerprint = weights, origin.fingerprint
+        self.max_history = max_history
+        self.cost = Cost(weights.parameters, origin.seconds)
+        digest = hashlib.sha256(origin.about + origin.fingerprint.encode())
+        for array in weights.arrays().values():
+            digest.update(array.tobytes())
+        self.identity = digest.hexdigest()[:16]
+        self._decay, self._repeats = decay, repeats
+        self._catalogue_size = origin.catalogue_size
+
+    @property
+    def weights(self) -> NDArray[np.float32]:
+        """The weights as one matrix, (items with training rows, the same) float32."""
+        if isinstance(self.item_weights, DenseWeights):
+            return self.item_weights.matrix
+        sparse = self.item_weights
+        matrix = np.zeros((sparse.items, sparse.items), np.float32)
+        rows = np.repeat(np.arange(sparse.items), np.diff(sparse.offsets))
+        matrix[rows, sparse.targets] = sparse.values
+        return matrix
+
+    def answer(
+        self, batch: Batch, window: torch.Tensor, position: torch.Tensor, items: int
+    ) -> Answer:
+        used, window = torch.unique(window.to(_CPU), return_inverse=True)
+        batch, position = batch.to(_CPU).select(used), position.to(_CPU)
+        out = torch.empty(len(window), self.item_weights.items)
+        state = self._sums(batch.earlier)
+        # With a column for the start token and the padding
+        had = torch.zeros(len(used), self._catalogue_size + 1, dtype=torch.bool)
+        had.scatter_(1, batch.earlier, True)
+        for step in range(batch.items.shape[1]):
+            self._fold(state, had, batch.items[:, step])
+            here = position == step
+            out[here] = state[window[here]]
+        cold = _below(out.amin(1, keepdim=True)).expand(-1, items - out.shape[1])
+        return Answer(torch.cat([out, cold], dim=1))
+
+    def _sums(self, items: torch.Tensor) -> torch.Tensor:
+        """Return the state after some items, (windows, items). items: (windows, n), padded."""
+        windows, places = len(items), torch.arange(len(items)).unsqueeze(1).expand_as(items)
+        there = items < self._catalogue_size
+        age = there.flip(1).cumsum(1).flip(1) - there.long()
+        factors = torch.where(there, torch.pow(self._decay, age.float()), 0.0)
+        adds = (items < self.item_weights.items) & (factors > _NO_SHARE)
+        places, items, factors = places[adds], items[adds], factors[adds]
+        if not self._repeats:
+            size = self._catalogue_size
+            pairs = torch.unique(places * size + items)
+            places, items = pairs // size, pairs % size
+            factors = torch.ones(len(items))
+        return self.item_weights.weighted_sums(windows, places, items, factors)
+
+    def _fold(self, state: torch.Tensor, had: torch.Tensor, items: torch.Tensor) -> None:
+        """Add one event of each window. Cold items, start token and padding add nothing."""
+        if self._decay < 1:
+            in_catalogue = (items < self._catalogue_size).unsqueeze(1)
+            state.mul_(torch.where(in_catalogue, self._decay, 1.0))
+        adds = items < self.item_weights.items
+        if not self._repeats:
+            adds &= ~had.gather(1, items.unsqueeze(1)).squeeze(1)
+            had.scatter_(1, items.unsqueeze(1), True)
+        places = adds.nonzero().squeeze(1)
+        self.item_weights.add_rows(state, places, items[places])
+
+    def scores(self, histories: Histories) -> NDArray[np.float32]:
+        out = np.zeros((len(histories), self._catalogue_size), np.float32)
+        warm = self.item_weights.items
+        for first in range(0, len(histories), _TOGETHER):
+            some = histories.select(first, first + _TOGETHER)
+            out[first : first + len(some), :warm] = self._sums(_padded(some, self._catalogue_size))
+        lowest = torch.from_numpy(out[:, :warm].min(1, keepdims=True))
+        out[:, warm:] = _below(lowest).numpy()
+        return out
+
+
+def _padded(histories: Histories, padding: int) -> torch.Tensor:
+    """Return the items of each history, (batch, longest) int64, padded."""
+    sizes = np.diff(histories.offsets)
+    items = np.full((len(histories), int(sizes.max(initial=0))), padding, np.int64)
+    items[np.arange(items.shape[1]) < sizes[:, None]] = histories.items
+    return torch.from_numpy(items)
+
+
+_CPU = torch.device("cpu")
+_TOGETHER = 64  # histories that are added up at one time
+_NO_SHARE = 1e-7  # of its weight; an older event moves no digit of a score
+
+
+def _below(lowest: torch.Tensor) -> torch.Tensor:
+    """Return what items without training rows get: less than the lowest of the others."""
+    return lowest.clamp(max=0.0) - 1e-3
