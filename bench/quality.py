@@ -1,7 +1,7 @@
 """Teacher, student, the same student without distillation, and baselines, over several seeds.
 
     python bench/quality.py [--dataset ml-100k] [--seeds 3] [--folder runs/quality/ml-100k]
-        [--config FILE] [--no-shared-teacher] [--processes 1]
+        [--config FILE] [--no-shared-teacher] [--processes 1] [--draw 0]
 
 --dataset names one of the nine data sets in `bench/results/` (the table SETS), which has its
 configuration; tables that a recipe makes are made where they are missing. Another configuration of
@@ -14,6 +14,8 @@ trained side by side, each in a process with one thread; they are measured after
 the other. Students are measured through their exported bundles. Hyper-parameters are those of the
 configuration, the epoch of each model is chosen on validation; the test part is only read here.
 Prints a table, the paired differences and one JSON line, and writes both into `bench/results/`.
+A log without order has other held-out events with --draw 1, --draw 2 and so on, whose results are
+`draw-1-NAME.md`: whether a figure depends on which events were drawn.
 `python bench/summary.py` puts all data sets into one table.
 """
 
@@ -115,12 +117,17 @@ def main() -> None:
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--shared-teacher", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--draw", type=int, default=0)
     arguments = parser.parse_args()
     if min(arguments.seeds, arguments.processes) < 1:
         parser.error("--seeds and --processes are at least 1")
     base = read_config(arguments.config or ROOT / SETS[arguments.dataset])
     _make_tables(base, arguments.config or ROOT / SETS[arguments.dataset])
     name = arguments.dataset if arguments.config is None else arguments.config.resolve().stem
+    if arguments.draw:
+        name = f"{name}-draw-{arguments.draw}"
+        data = msgspec.structs.replace(base.data, draw=arguments.draw)
+        base = msgspec.structs.replace(base, data=data)
     folder = arguments.folder or Path("runs") / "quality" / name
     shared, found = arguments.shared_teacher, Seeds()
     seeds = _seeds(base, folder, arguments.seeds, share_teacher=shared)
@@ -131,7 +138,8 @@ def main() -> None:
         last = found.add(config, place, share_teacher=shared)
     comparison = _compared(found, last, arguments.seeds)
     comparison = msgspec.structs.replace(comparison, costs=runs.read_costs(folder / "seed-0"))
-    _write_results(comparison, found.validation, last, arguments.seeds, shared=shared)
+    stem = f"draw-{arguments.draw}" if arguments.draw else "quality"
+    _write_results(comparison, found.validation, last, arguments.seeds, stem, shared=shared)
     write_report(comparison, folder / "report.html")
 
 
@@ -217,6 +225,7 @@ def _write_results(
     validation: dict[str, list[float]],
     last: Last,
     seeds: int,
+    stem: str,
     *,
     shared: bool,
 ) -> None:
@@ -246,8 +255,8 @@ def _write_results(
     )
     print("\n" + "\n".join(lines) + "\n\n" + line)
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"quality-{name}.md").write_text("\n".join(lines) + "\n")
-    (RESULTS / f"quality-{name}.json").write_text(line + "\n")
+    (RESULTS / f"{stem}-{name}.md").write_text("\n".join(lines) + "\n")
+    (RESULTS / f"{stem}-{name}.json").write_text(line + "\n")
 
 
 def _bundle(run: runs.Run, name: str) -> Path:

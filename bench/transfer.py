@@ -27,6 +27,7 @@ import argparse
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -211,14 +212,14 @@ def prepared(pair: Pair, features: bool) -> tuple[Dataset, list[str]]:
     place = pl.int_range(pl.len()).over("user_id")
     log = log.filter(~pl.col("user_id").is_in(cold) | (place < 3))
     cleaning = Cleaning(min_user_events=3, min_item_events=3)
+    # Rows without times are in a random order already
+    prepare = partial(prepare_dataset, log, cleaning=cleaning, order="time")
     schema = Schema(timestamp="timestamp" if "timestamp" in log.columns else None)
     if not features:
-        return without_training(prepare_dataset(log, schema, cleaning=cleaning), cold), cold
+        return without_training(prepare(schema), cold), cold
     users = factors(pair.source)
     schema = msgspec.structs.replace(schema, user_key="user_id", user_features=FEATURE)
-    return without_training(
-        prepare_dataset(log, schema, users=users, cleaning=cleaning), cold
-    ), cold
+    return without_training(prepare(schema, users=users), cold), cold
 
 
 def factors(log: pl.DataFrame) -> pl.DataFrame:
@@ -290,7 +291,8 @@ def of_both_domains(pair: Pair, data: Dataset, of_target: Scores) -> tuple[Score
     rows = pl.concat([own, source.select("user_id", "item_id")])
     if pair.same_people:
         rows = rows.sample(fraction=1.0, shuffle=True, seed=1)
-    everyone = prepare_dataset(rows, Schema(), cleaning=Cleaning(min_item_events=5))
+    cleaning = Cleaning(min_item_events=5)
+    everyone = prepare_dataset(rows, Schema(), cleaning=cleaning, order="time")
     both = fit_linear(pair.linear, everyone, 0)
     places = {item: n for n, item in enumerate(everyone.info.item_ids[: everyone.info.warm_items])}
     column = np.array([places.get(item, -1) for item in names[: data.info.warm_items]])

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distilrec.data.cleaning import CleaningReport
+from distilrec.data.order import Order
 from distilrec.data.schema import Feature, Schema
 from distilrec.data.splits import Split
 from distilrec.errors import DataError
@@ -45,12 +46,13 @@ def derived_features(schema: Schema) -> tuple[Feature, Feature]:
     return popularity, volume
 
 
-class DatasetInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class DatasetInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """Everything about a dataset that is not an array.
 
     user_ids: users with training rows first. item_ids: items with training rows, most popular
     first, then the items that only the item table knows (`warm_items` says where these begin).
-    event_types: position 0 is the unknown slot.
+    event_types: position 0 is the unknown slot. order: "none" where nothing says what a user did
+    first; the rows of a user are then in a drawn order.
     """
 
     name: str
@@ -67,6 +69,7 @@ class DatasetInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     cleaning_report: CleaningReport
     notes: tuple[str, ...]
     repeats: bool
+    order: Order = "time"
 
 
 @dataclass(frozen=True)

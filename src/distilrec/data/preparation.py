@@ -25,6 +25,14 @@ from distilrec.data.dataset import derived_features as derived_names
 from distilrec.data.erased import ErasedUsers, as_erased
 from distilrec.data.features import fit_encoder, title_of
 from distilrec.data.lines import TextFormat
+from distilrec.data.order import (
+    FoundOrder,
+    WantedOrder,
+    check_order,
+    check_wanted,
+    draw_order,
+    find_order,
+)
 from distilrec.data.parts import Encoding, Part, Rows, encode_parts, split_parts, training_counts
 from distilrec.data.readers import Log
 from distilrec.data.schema import Feature, Schema
@@ -54,6 +62,8 @@ def prepare_dataset(  # noqa: PLR0913 - a public name, whose arguments stay as t
     item_text: TextFormat | None = None,
     pseudonym_key: bytes | None = None,
     derived_features: bool = True,
+    order: WantedOrder = "auto",
+    draw: int = 0,
     checks: Sequence[DataCheck] = (),
     erased_users: Sequence[object] | ErasedUsers = (),
     workers: Workers | None = None,
@@ -69,6 +79,8 @@ def prepare_dataset(  # noqa: PLR0913 - a public name, whose arguments stay as t
     they differ.
     pseudonym_key: users of the log and of the table get pseudonyms with this key
     (`distilrec.data.pseudonyms`).
+    order: whether the events of a user have an order in time; "auto" finds out. draw: which events
+    are held out where they have none (`distilrec.data.order`).
     checks: what must hold for the columns of the tables. erased_users: whose rows are left out, by
     id or pseudonym; ids that match no user of the log are an error, but for `ErasedUsers.others`.
     derived_features: popularity, and sales volume where there are weights, become features of the
@@ -77,8 +89,8 @@ def prepare_dataset(  # noqa: PLR0913 - a public name, whose arguments stay as t
     folder for the parts, a temporary one if left out; it is removed, and workers on other machines
     must see it. rows_per_part: what is in memory at once, about 400 bytes for each row. on_step: is
     called with what is being done, finished parts and all parts.
-    Raises UnknownUserError for ids of `erased_users`, and the DataErrors of the readers, the
-    cleaning and the encoders.
+    Raises UnknownUserError for ids of `erased_users`, ConfigError for a split that the order of the
+    log does not allow, and the DataErrors of the readers, the cleaning and the encoders.
     """
     if not isinstance(erased_users, ErasedUsers):
         erased_users = ErasedUsers(as_erased(erased_users))
@@ -91,7 +103,7 @@ def prepare_dataset(  # noqa: PLR0913 - a public name, whose arguments stay as t
         erased_users,
         tuple(checks),
     )
-    choices = Choices(name, cleaning or Cleaning(), split or Split(), derived_features)
+    choices = Choices(name, cleaning or Cleaning(), split or Split(), derived_features, order, draw)
     circumstances = Circumstances(workers or InProcess(), scratch, rows_per_part, on_step)
     return prepare_source(source, choices, circumstances)
 
@@ -108,6 +120,13 @@ class Choices:
     """Which events are for training, validation and test."""
     derived_features: bool = True
     """Whether popularity and sales volume become features of the items."""
+    order: WantedOrder = "auto"
+    """Whether the events of a user have an order in time."""
+    draw: int = 0
+    """Which events are held out where they have none."""
+
+    def __post_init__(self) -> None:
+        check_wanted(self.order, self.split, self.draw)
 
 
 @dataclass(frozen=True)
@@ -130,6 +149,7 @@ def prepare_source(source: Source, choices: Choices, circumstances: Circumstance
     with _folder(circumstances.scratch) as folder:
         log = source.log.open(folder)
         clean, erased = _clean(log, source, choices, circumstances, folder)
+        order = _in_order(clean, source, choices, circumstances)
         parts = split_parts(
             clean,
             choices.split,
@@ -140,9 +160,9 @@ def prepare_source(source: Source, choices: Choices, circumstances: Circumstance
         rows = _encode(clean, words, parts, circumstances)
     table = _item_table(source.schema, sides, words, derived=choices.derived_features)
     users = _Users.of(parts)
-    notes = (*sides.notes, *erased, *_notes(sides, users, words, rows))
+    notes = (*sides.notes, *erased, *order.notes, *_notes(sides, users, words, rows))
     return _dataset(
-        source, choices, sides, _Prepared(clean, parts, words, rows, table, users, notes)
+        source, choices, sides, _Prepared(clean, order, parts, words, rows, table, users, notes)
     )
 
 
@@ -160,6 +180,24 @@ def _clean(
         lambda done, total: circumstances.on_step("clean", done, total),
     )
     return clean, source.erased.check(clean.erased, source.pseudonym_key)
+
+
+def _in_order(
+    clean: CleanLog, source: Source, choices: Choices, circumstances: Circumstances
+) -> FoundOrder:
+    """Return whether the log has an order; the events of one without are put into a drawn order."""
+    timed, workers = source.schema.timestamp is not None, circumstances.workers
+    found = find_order(clean, choices.order, timed=timed, workers=workers)
+    check_order(found.order, choices.split, choices.draw)
+    if found.order == "none":
+        draw_order(
+            clean,
+            choices.draw,
+            timed=timed,
+            workers=workers,
+            on_step=lambda done, total: circumstances.on_step("draw an order", done, total),
+        )
+    return found
 
 
 @dataclass(frozen=True)
@@ -296,6 +334,7 @@ class _Prepared:
     """What the steps of a preparation have made."""
 
     clean: CleanLog
+    order: FoundOrder
     parts: Sequence[Part]
     words: _Vocabulary
     rows: Rows
@@ -327,6 +366,7 @@ def _dataset(source: Source, choices: Choices, sides: SideRows, made: _Prepared)
             cleaning_report=made.clean.report,
             notes=made.notes,
             repeats=any(part.repeats for part in made.parts),
+            order=made.order.order,
         ),
         offsets=users.offsets,
         train_end=users.train_end,

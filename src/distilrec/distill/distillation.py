@@ -27,6 +27,7 @@ from distilrec.distill.sources import AskedTeacher, Labels, Source, Stored, aske
 from distilrec.errors import ConfigError
 from distilrec.measure.slices import item_groups
 from distilrec.networks.build import StudentConfig, build_model
+from distilrec.networks.orders import Orders
 from distilrec.networks.sequence import SequenceModel
 from distilrec.training.devices import resolve_device
 from distilrec.training.options import RunOptions, TrainingConfig
@@ -88,7 +89,13 @@ def distill_model(
         result = train(
             model,
             dataset,
-            Objective(loss, cold_items, lambda: sum(source.seconds for source in asked), more),
+            Objective(
+                loss,
+                cold_items,
+                lambda: sum(source.seconds for source in asked),
+                more,
+                _orders(found),
+            ),
             _windows_for(training, model, asked),
             seed=seed,
             task=training_task(dataset, config, task),
@@ -137,7 +144,8 @@ def distillation_loss(
         kept = None
         if config.denoise:
             assert dataset is not None
-            items = torch.from_numpy(dataset.items[scored.rows.numpy()].astype(np.int64))
+            rows = scored.rows.numpy() % len(dataset.items)
+            items = torch.from_numpy(dataset.items[rows].astype(np.int64))
             kept = believed(found[0].labels(scored), items.to(device), config.denoise)
         step = Step(
             config,
@@ -243,6 +251,27 @@ def _of_truth(step: Step, kept: torch.Tensor | None) -> torch.Tensor:
     if step.config.temperature == 1.0 and whole:  # the same value, from the softmax that exists
         return functional.nll_loss(step.views[0].log_student, scored.targets)
     return ground_truth(scored)
+
+
+def _orders(found: Sequence[Stored | AskedTeacher]) -> Orders | None:
+    """Return the orders of the histories that stored labels were made for; None where they hold for
+    any, where teachers are asked, or the log has an order. Raises ConfigError for labels of
+    different orders.
+    """
+    manifests = [
+        source.store.manifest
+        for source in found
+        if isinstance(source, Stored) and source.store.manifest.orders
+    ]
+    orders = {(manifest.seed, manifest.orders) for manifest in manifests}
+    if len(orders) > 1:
+        raise ConfigError(
+            "the labels of several teachers were made for different orders of the histories, which "
+            "this log does not have",
+            fix="extract them with the same seed and the same labels.orders",
+            parameter="labels",
+        )
+    return Orders(*orders.pop()) if orders else None
 
 
 def _used(terms: Sequence[Term], config: DistillationConfig) -> list[Term]:

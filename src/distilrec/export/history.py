@@ -41,8 +41,14 @@ def history_of(dataset: Dataset, teacher: Teacher | None) -> BundleHistory:
 
 
 def recent_events(dataset: Dataset, since: float) -> NDArray[np.int32]:
-    """Return how many events of each user's history have a time after `since`, (users,) int32."""
-    counted = (dataset.times > since) & (dataset.items != UNKNOWN_ITEM)
+    """Return how many events of each user's history stand at or behind the first one with a time
+    after `since`, (users,) int32.
+    """
+    rows = np.arange(len(dataset.times))
+    first = dataset.offsets[1:].copy()
+    users, late = dataset.user_rows(), dataset.times > since
+    np.minimum.at(first, users[late], rows[late])
+    counted = (rows >= first[users]) & (dataset.items != UNKNOWN_ITEM)
     before = np.concatenate([[0], np.cumsum(counted)])
     recent: NDArray[np.int32] = np.diff(before[dataset.offsets]).astype(np.int32)
     return recent

@@ -34,6 +34,7 @@ from distilrec.labels.store import (
     write_array,
 )
 from distilrec.networks.batches import Windows, batch_of, training_windows
+from distilrec.networks.orders import Ordered, Orders
 from distilrec.settings import Count, Settings
 from distilrec.teachers.teacher import Answer, Teacher, as_teacher, move_teacher
 from distilrec.training.devices import resolve_device
@@ -63,6 +64,9 @@ class LabelConfig(Settings, frozen=True):
     """Whether the teacher's hidden layer is kept too, for the hint."""
     cold_items: bool = False
     """Whether labels cover items without training rows, which the teacher knows by their features.
+    """
+    orders: Count = 4
+    """Orders of the histories that a log without order has labels for; the epochs use them in turn.
     """
 
 
@@ -146,6 +150,8 @@ def _manifest(
             parameter="labels.states",
         )
     items = dataset.catalogue_size if config.cold_items else dataset.info.warm_items
+    without_order = dataset.info.order == "none" and not teacher.per_user
+    orders = config.orders if without_order else 0
     return LabelManifest(
         teacher.identity,
         dataset.fingerprint(),
@@ -154,9 +160,10 @@ def _manifest(
         seed,
         mask_seen and not dataset.info.repeats and not teacher.per_user,
         items,
-        -(-units // (_BATCH * _BATCHES_PER_SHARD)),
+        -(-units // (_BATCH * _BATCHES_PER_SHARD)) * (orders or 1),
         "user" if teacher.per_user else "event",
         teacher.state_dim if config.states else 0,
+        orders,
     )
 
 
@@ -207,7 +214,7 @@ def _find_shard(shard: Path, manifest: LabelManifest) -> MappedArray:
 
 @dataclass(frozen=True)
 class _Task:
-    """What a worker must know to make any shard.
+    """What a worker must know to make any shard; those of an order stand together.
 
     units: number of windows, or users; batch: number that is asked for together; per_shard: number
     in one shard; device: where a network answers.
@@ -223,6 +230,14 @@ class _Task:
     per_shard: int
     device: str
 
+    def place(self, shard: int) -> tuple[Ordered, range]:
+        """Return the data set in the order of a shard, and the windows or users of the shard."""
+        orders = Orders(self.manifest.seed, self.manifest.orders)
+        order, part = divmod(shard, -(-self.units // self.per_shard))
+        first = part * self.per_shard
+        some = range(first, min(first + self.per_shard, self.units))
+        return orders.of_labels(self.dataset, order), some
+
 
 def _extract_shard(task: _Task, shard: int) -> None:
     """Write one shard; its randomness comes from (seed, shard) alone, so that it is the same
@@ -230,12 +245,12 @@ def _extract_shard(task: _Task, shard: int) -> None:
     """
     move_teacher(task.teacher, resolve_device(task.device))
     answers = _of_users if task.manifest.key == "user" else _of_events
+    ordered, units = task.place(shard)
     rng = np.random.default_rng([task.manifest.seed, shard])
-    first, stop = shard * task.per_shard, min((shard + 1) * task.per_shard, task.units)
     records = []
     with torch.inference_mode():
-        for some in _batches(task, first, stop):
-            for keys, answer in answers(task, some):
+        for some in _batches(task, units.start, units.stop):
+            for keys, answer in answers(task, ordered, some):
                 records.append(_label_records(keys, answer, task.manifest, rng))
     # Another worker may do the same again
     write_array(shard_path(task.folder, shard), np.concatenate(records), own=f".{os.getpid()}")
@@ -255,13 +270,15 @@ def _batches(task: _Task, first: int, stop: int) -> Iterator[NDArray[np.int64]]:
         first, positions = first + number, positions[number:]
 
 
-def _of_events(task: _Task, some: NDArray[np.int64]) -> Iterator[tuple[torch.Tensor, Answer]]:
-    """Return the rows of the events of some windows, and the teacher's answers before them, in
+def _of_events(
+    task: _Task, ordered: Ordered, some: NDArray[np.int64]
+) -> Iterator[tuple[torch.Tensor, Answer]]:
+    """Return the keys of the events of some windows, and the teacher's answers before them, in
     parts that fit into memory even where one window is too large.
     """
-    dataset, items = task.dataset, task.manifest.catalogue
+    dataset, items = ordered.dataset, task.manifest.catalogue
     at_once = max(1, _LOGITS // items)
-    batch = batch_of(dataset, task.windows, some)
+    batch = batch_of(dataset, task.windows, some, ordered.keys)
     every_window, every_position = (batch.targets >= 0).nonzero(as_tuple=True)
     for window, position in zip(
         torch.split(every_window, at_once), torch.split(every_position, at_once), strict=True
@@ -275,9 +292,11 @@ def _of_events(task: _Task, some: NDArray[np.int64]) -> Iterator[tuple[torch.Ten
         yield batch.rows[window, position], _relative(answer, seen, batch.users[window], dataset)
 
 
-def _of_users(task: _Task, some: NDArray[np.int64]) -> Iterator[tuple[torch.Tensor, Answer]]:
+def _of_users(
+    task: _Task, ordered: Ordered, some: NDArray[np.int64]
+) -> Iterator[tuple[torch.Tensor, Answer]]:
     """Return some users, and the teacher's answers after all their training events."""
-    dataset = task.dataset
+    dataset = ordered.dataset
     scores = task.teacher.scores(dataset.histories(some, dataset.train_end[some]))
     answer, users = (
         Answer(torch.from_numpy(scores[:, : task.manifest.catalogue])),

@@ -14,7 +14,11 @@ same about all events of a user; the labels are what the teacher expected before
 | sample_items, sample_logits | M items drawn uniformly from the candidates, as above |
 | state | the teacher's last hidden layer, float16; only where asked for |
 
-The index has one int64 per row of the data set, or per user: the number of its label, counted
+The labels of a log without order are made for several drawn orders of the histories, and there is a
+record for each event and order: key is then the row plus the rows of the data set for each earlier
+order (`distilrec.networks.orders`).
+
+The index has one int64 per key: the number of its label, counted
 through all shards, or -1. Shards and index stay on disk. A look-up maps a file, copies the records
 that are asked for, and closes it, so that neither memory nor the number of open files grows with
 the number of labels.
@@ -51,7 +55,9 @@ LabelKey = Literal["event", "user"]
 class LabelManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Whose labels these are, and of what. catalogue: number of items that were scored (the first
     ones: those with training rows, or all); key: one label per event, or per user; states: channels
-    of the teacher's hidden layer that are kept, 0 for none.
+    of the teacher's hidden layer that are kept, 0 for none; orders: number of orders of the
+    histories that each event has labels for, drawn by the seed, 0 for the one order of the data set
+    or where labels hold for any.
     """
 
     teacher: str
@@ -64,6 +70,7 @@ class LabelManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     shards: int
     key: LabelKey = "event"
     states: int = 0
+    orders: int = 0
 
 
 class Extraction(msgspec.Struct, frozen=True):
@@ -221,14 +228,16 @@ class LabelStore:
         return records.view(kind)
 
     def _labels(self, rows: torch.Tensor) -> NDArray[np.int64]:
-        """Return the number of the label of each of these data set rows."""
+        """Return the number of the label of each of these data set rows, or keys of orders."""
         keys: NDArray[np.int64] = rows.numpy()
         if self.manifest.key == "user":
-            keys = np.searchsorted(self._offsets, keys, side="right") - 1
-        labels = self._index.at(keys)
+            keys = np.searchsorted(self._offsets, keys % self._offsets[-1], side="right") - 1
+        there = keys < self._index.length
+        labels = np.where(there, self._index.at(np.where(there, keys, 0)), -1)
         if (labels < 0).any():
+            row = int(rows[int(np.argmin(labels))]) % int(self._offsets[-1])
             raise LabelStoreError(
-                f"no labels are stored for row {int(rows[int(np.argmin(labels))])} of the data set",
+                f"no labels are stored for row {row} of the data set",
                 fix="extract the labels again",
             )
         return labels
@@ -319,5 +328,5 @@ def open_labels(folder: Path, dataset: Dataset) -> LabelStore:
 
 
 def index_size(manifest: LabelManifest, dataset: Dataset) -> int:
-    """Return the number of entries of the index: rows of the data set, or users."""
-    return len(dataset.items) if manifest.key == "event" else dataset.users
+    """Return the number of entries of the index: rows of the data set in each order, or users."""
+    return dataset.users if manifest.key == "user" else len(dataset.items) * (manifest.orders or 1)

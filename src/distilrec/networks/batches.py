@@ -22,7 +22,8 @@ class Batch:
 
     users: (batch,); items, events: (batch, length), the inputs; targets: (batch, length), the next
     item, -1 where there is none to score; rows: (batch, length), the row of the target in the
-    dataset; earlier: (batch, n), the items from before the window, padded. All int64.
+    dataset, or its key in `distilrec.networks.orders`; earlier: (batch, n), the items from before
+    the window, padded. All int64.
     """
 
     users: torch.Tensor
@@ -81,12 +82,14 @@ def training_batches(
     batch_size: int,
     rng: np.random.Generator | None,
     place: tuple[int, int] = (0, 1),
+    keys: NDArray[np.int64] | None = None,
 ) -> Iterator[Batch]:
     """Yield the windows in batches of similar length; `rng` shuffles both the windows and the
     batches, None keeps order.
 
     place: of this process among all (`parallel.rank_and_size`), each of which gets its share of
-    every batch; that may be empty.
+    every batch; that may be empty. keys: (rows,), what the targets of a batch have as their rows,
+    the row numbers by default.
     """
     lengths = windows.stops - windows.starts
     order = np.arange(len(lengths))
@@ -97,11 +100,16 @@ def training_batches(
         rng.shuffle(chunks)
     number, of = place
     for chunk in chunks:
-        yield batch_of(dataset, windows, chunk[number::of])
+        yield batch_of(dataset, windows, chunk[number::of], keys)
 
 
-def batch_of(dataset: Dataset, windows: Windows, chunk: NDArray[np.int64]) -> Batch:
-    """Return these windows, given by number, (batch,)."""
+def batch_of(
+    dataset: Dataset,
+    windows: Windows,
+    chunk: NDArray[np.int64],
+    keys: NDArray[np.int64] | None = None,
+) -> Batch:
+    """Return these windows, given by number, (batch,). keys: as in `training_batches`."""
     start_token = dataset.catalogue_size
     longest = int((windows.stops - windows.starts)[chunk].max(initial=0))
     # Rows before the first input, -1 at the beginning
@@ -121,7 +129,9 @@ def batch_of(dataset: Dataset, windows: Windows, chunk: NDArray[np.int64]) -> Ba
         )
         first_target = scored - start
         targets[row, first_target : stop - start] = dataset.items[scored:stop]
-        rows[row, first_target : stop - start] = np.arange(scored, stop)
+        rows[row, first_target : stop - start] = (
+            np.arange(scored, stop) if keys is None else keys[scored:stop]
+        )
         shift = 1 if before[window] < 0 else 0  # the start token stands before the first event
         items[row, shift : stop - start] = dataset.items[start - 1 + shift : stop - 1]
         events[row, shift : stop - start] = dataset.events[start - 1 + shift : stop - 1]

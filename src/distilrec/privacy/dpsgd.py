@@ -38,6 +38,7 @@ from distilrec.errors import ConfigError
 from distilrec.networks.batches import Batch, Windows, batch_of
 from distilrec.networks.build import StudentConfig, build_model
 from distilrec.networks.on_cpu import only_torch
+from distilrec.networks.orders import Orders
 from distilrec.networks.recurrent import RecurrentConfig
 from distilrec.networks.sequence import SequenceModel, TorchScorer
 from distilrec.privacy.accounting import PrivateTrainingConfig, noise_of_one_release
@@ -150,7 +151,7 @@ class _Steps:
         generator: torch.Generator,
     ) -> None:
         self.model, self.plan = model, plan
-        self._dataset, self._latest = dataset, latest
+        self.dataset, self._latest = dataset, latest
         self._loss = _UserLoss(model)
         self._parameters = dict(model.named_parameters())
         self._optimizer = DPOptimizer(
@@ -176,7 +177,7 @@ class _Steps:
             values, gradients = _user_gradients(
                 self._loss,
                 self._parameters,
-                self._dataset,
+                self.dataset,
                 self._latest,
                 drawn[start : start + self._users_together],
             )
@@ -192,6 +193,8 @@ class _Steps:
 
 def _take_steps(steps: _Steps, seed: int, report: Callable[[int, float], None]) -> float:
     """Take all steps, give the model the mean of its last weights, and return the latest mean loss.
+    The histories of a log without order are shuffled whenever each user has been drawn once on
+    average; how those of one user are shuffled says nothing of another user.
 
     report: called ten times, with the number of steps and the mean loss of those since the last
     call.
@@ -199,9 +202,13 @@ def _take_steps(steps: _Steps, seed: int, report: Callable[[int, float], None]) 
     model, plan, training = steps.model, steps.plan, steps.plan.training
     rng = np.random.default_rng([seed, 1])
     averaged = copy.deepcopy(model)
+    dataset, epoch = steps.dataset, 0
     recent: list[float] = []
     mean_loss = 0.0
     for step in range(training.steps):
+        if int(step * plan.rate) + 1 > epoch:
+            epoch = int(step * plan.rate) + 1
+            steps.dataset = Orders(seed).of_epoch(dataset, epoch).dataset
         recent += steps.take(step, np.flatnonzero(rng.random(plan.users) < plan.rate))
         average(averaged, model, training.averaging, step)
         if (step + 1) % max(1, training.steps // _REPORTS) == 0:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from distilrec.bundle.format import read_bundle
 from distilrec.bundle.privacy import PrivacyRecord
 from distilrec.data.dataset import UNKNOWN_ITEM, Dataset, Histories
+from distilrec.data.order import Order
 from distilrec.engine.runtimes.kinds import make_runtime
 from distilrec.measure import metrics
 from distilrec.measure.latency import Latency
@@ -126,7 +127,8 @@ class Trials(msgspec.Struct, frozen=True):
 class Comparison(msgspec.Struct, frozen=True):
     """Everything the report shows. costs, tree, privacy, trials, headroom: filled in by the run;
     tree: of a student that is one; privacy: of a student that was trained with differential
-    privacy; headroom: what there was to distil.
+    privacy; headroom: what there was to distil; order: "none" where held-out events were drawn at
+    random.
     """
 
     dataset: str
@@ -146,6 +148,7 @@ class Comparison(msgspec.Struct, frozen=True):
     privacy: PrivacyRecord | None = None
     trials: Trials | None = None
     headroom: Headroom | None = None
+    order: Order = "time"
 
     def row(self, name: str) -> Row:
         """Return the row of a model."""
@@ -195,6 +198,7 @@ def compare(
             STUDENT,
             K,
         ),
+        order=dataset.info.order,
     )
 
 

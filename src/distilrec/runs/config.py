@@ -13,6 +13,7 @@ from distilrec.data.checks import DataCheck
 from distilrec.data.cleaning import Cleaning
 from distilrec.data.fetch import DATASETS
 from distilrec.data.lines import TextFormat
+from distilrec.data.order import WantedOrder, check_wanted
 from distilrec.data.schema import Schema
 from distilrec.data.splits import Split
 from distilrec.distill.distillation import DistillationConfig
@@ -71,6 +72,13 @@ class DataConfig(Settings, frozen=True):
     """
     derived_features: bool = True
     """Whether popularity, and sales volume where there is a weight, are features of the items."""
+    order: WantedOrder = "auto"
+    """Whether the events of a user have an order in time: that of the times, or of the rows where
+    there are none ("time"), or none that is known ("none"). "auto" says "none" where there is no
+    column of times, or where nearly all users have all their events at the same time.
+    """
+    draw: ZeroOrMore = 0
+    """Which events are held out where there is no order; each draw holds out others."""
     checks: tuple[DataCheck, ...] = ()
     """What must hold for the tables."""
     erased_users: str | None = None
@@ -170,6 +178,7 @@ class RunConfig(Settings, frozen=True):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_wanted(self.data.order, self.split, self.data.draw)
         if self.baseline.student is not None:
             _need_same_size(self.student, self.baseline.student)
 

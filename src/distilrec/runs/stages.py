@@ -92,7 +92,14 @@ def prepare(
     run = run_of(folder, config, progress, workers, device, precision)
     data = config.data
     source = source_of(run)
-    choices = Choices(name_of(data), config.cleaning, config.split, data.derived_features)
+    choices = Choices(
+        name_of(data),
+        config.cleaning,
+        config.split,
+        data.derived_features,
+        data.order,
+        data.draw,
+    )
     circumstances = Circumstances(
         run.workers, scratch=run.places.parts, on_step=run.progress.advance
     )

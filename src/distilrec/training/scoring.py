@@ -12,6 +12,7 @@ import torch
 from torch.nn import functional
 
 from distilrec.networks.batches import Batch
+from distilrec.networks.orders import Orders
 from distilrec.networks.sequence import SequenceModel
 from distilrec.training.options import TrainingConfig
 
@@ -219,13 +220,16 @@ class MoreWindows:
 class Objective:
     """What a training minimises. loss: a mean over the scored positions; cold_items: it wants
     logits of the items without training rows as well; asked_seconds: returns how long a teacher
-    has been asked so far, in this process; more: what is learned from other windows.
+    has been asked so far, in this process; more: what is learned from other windows; orders: in
+    which it wants the histories of a log without order; by default each epoch has its own, which
+    follows from the seed.
     """
 
     loss: Loss
     cold_items: bool = False
     asked_seconds: Callable[[], float] = _no_seconds
     more: MoreWindows | None = None
+    orders: Orders | None = None
 
 
 def ground_truth(scored: Scored) -> torch.Tensor:

@@ -19,6 +19,7 @@ from distilrec.data.dataset import Dataset
 from distilrec.errors import TrainingError
 from distilrec.measure.ranking import questions
 from distilrec.networks.batches import Batch, training_batches, training_windows
+from distilrec.networks.orders import Orders
 from distilrec.networks.sequence import SequenceModel, TorchScorer
 from distilrec.training import parallel
 from distilrec.training.checkpoints import Progress, is_checkpoint, load_checkpoint, save_checkpoint
@@ -138,8 +139,15 @@ class _Training:
         with torch.random.fork_rng(devices=own_generators):
             torch.manual_seed(int(rng.integers(2**31)) + self.group[0])
             self.model.train()
+            orders = self.objective.orders or Orders(self.seed)
+            ordered = orders.of_epoch(self.dataset, number)
             batches = training_batches(
-                self.dataset, self.windows, self.config.batch_size, rng, self.group
+                ordered.dataset,
+                self.windows,
+                self.config.batch_size,
+                rng,
+                self.group,
+                ordered.keys,
             )
             first = (number - 1) * self.steps_per_epoch
             with enough_memory(self.device, self.config.batch_size):

@@ -1,0 +1,188 @@
+"""Logs without order: how they are recognised, and the order in which their events are put.
+
+Where nothing says what came first, the order of the rows is an accident of the file. The events of
+each user are then put into an order that is drawn from their ids alone: the last ones, which a
+split holds out, are a random sample, the same however the file is sorted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from distilrec.data.cleaning import CleanLog
+from distilrec.data.splits import Split
+from distilrec.errors import ConfigError
+from distilrec.workers import Workers, write_whole
+
+WantedOrder = Literal["auto", "time", "none"]
+Order = Literal["time", "none"]
+NEARLY_ALL = 0.95
+"""Share of the users with several events whose times must all be equal for "auto" to find no
+order."""
+
+
+@dataclass(frozen=True)
+class FoundOrder:
+    """Whether the events of a user have an order in time, and what a report should say of it."""
+
+    order: Order
+    notes: tuple[str, ...] = ()
+
+
+def find_order(
+    clean: CleanLog, wanted: WantedOrder, *, timed: bool, workers: Workers
+) -> FoundOrder:
+    """Return the order of a log: what is `wanted`, and for "auto" what the times say.
+
+    timed: whether the log has a column of times; without one, "time" takes the order of its rows.
+    """
+    if wanted == "time":
+        rows = "the log has no column of times: its rows are taken to be in the order of time"
+        return FoundOrder("time", () if timed else (rows,))
+    if wanted == "none":
+        return _no_order('data.order is "none"')
+    if not timed:
+        return _no_order("the log has no column of times")
+    counts = [*workers.map(_level_users, clean, range(len(clean.parts)))]
+    several, level = (sum(column) for column in zip(*counts, strict=True))
+    if several == 0 or level < NEARLY_ALL * several:
+        return FoundOrder("time")
+    return _no_order(
+        f"for {level:,} of {several:,} users with several events, all of these have the same time"
+    )
+
+
+def _no_order(reason: str) -> FoundOrder:
+    return FoundOrder(
+        "none",
+        (
+            f"no order of a user's events is known: {reason}",
+            "the held-out events are drawn at random, and models are trained on sets of events",
+        ),
+    )
+
+
+def _level_users(clean: CleanLog, number: int) -> tuple[int, int]:
+    """Return how many users of a part have several events, and for how many of these all have the
+    same time.
+    """
+    log = pl.read_parquet(clean.parts[number], columns=["user_id", "timestamp"])
+    time = pl.col("timestamp")
+    users = log.group_by("user_id").agg(pl.len(), level=time.min() == time.max())
+    several = users.filter(pl.col("len") > 1)
+    return several.height, int(several["level"].sum())
+
+
+def check_wanted(wanted: str, split: Split, draw: int) -> None:
+    """Raise ConfigError for an order, a split and a draw that cannot be or do not go together."""
+    if wanted not in get_args(WantedOrder):
+        raise ConfigError(
+            f"data.order is {wanted!r}",
+            fix="use one of: " + ", ".join(get_args(WantedOrder)),
+            parameter="data.order",
+        )
+    if draw < 0:
+        raise ConfigError(f"data.draw is {draw}", fix="use at least 0", parameter="data.draw")
+    if wanted != "auto":
+        check_order("none" if wanted == "none" else "time", split, draw)
+
+
+def check_order(order: Order, split: Split, draw: int) -> None:
+    """Raise ConfigError for a split that a log with or without order cannot have."""
+    if order == "none" and split.kind == "global-time":
+        raise ConfigError(
+            "a global split needs times, and no order of the events is known",
+            fix='set split.kind = "leave-one-out"; or name the column of times in '
+            'data.schema.timestamp; or set data.order = "time" where the rows of the log are in '
+            "the order of time",
+            parameter="split.kind",
+        )
+    if order == "time" and draw:
+        raise ConfigError(
+            f"data.draw is {draw}, but the events have an order: the last ones are held out",
+            fix='set data.draw = 0; or data.order = "none", to hold out events drawn at random',
+            parameter="data.draw",
+        )
+
+
+@dataclass(frozen=True)
+class _Drawing:
+    """What a worker must know. timed: whether the times of the log mean anything."""
+
+    clean: CleanLog
+    draw: int
+    timed: bool
+
+
+def draw_order(
+    clean: CleanLog,
+    draw: int,
+    *,
+    timed: bool,
+    workers: Workers,
+    on_step: Callable[[int, int], None],
+) -> None:
+    """Put the events of each user of a clean log into a drawn order, in its files.
+
+    draw: each one holds out other events; those of two draws overlap only for users with fewer
+    than twice as many events as draws. Without a column of times, all times become 0.
+    """
+    parts = range(len(clean.parts))
+    task = _Drawing(clean, draw, timed)
+    for done, _ in enumerate(workers.map(_draw_part, task, parts), start=1):
+        on_step(done, len(parts))
+
+
+def _draw_part(task: _Drawing, number: int) -> None:
+    # The order of the file must not matter, nor whether this was done before
+    log = task.clean.part(number).sort("user_id", "item_id", "timestamp", "event_type", "weight")
+    repetition = log.select(pl.int_range(pl.len()).over("user_id", "item_id")).to_series()
+    drawn = drawn_numbers(log["user_id"], log["item_id"], repetition.to_numpy())
+    users = log["user_id"].rle_id().to_numpy()
+    log = log[np.lexsort((drawn, users))]
+    begins = np.flatnonzero(np.diff(users, prepend=-1))
+    sizes = np.diff(begins, append=log.height)
+    begins, sizes = np.repeat(begins, sizes), np.repeat(sizes, sizes)
+    place = (np.arange(log.height) - begins + 2 * task.draw) % sizes
+    log = log[np.argsort(begins + place, kind="stable")]
+    if not task.timed:
+        log = log.with_columns(timestamp=pl.lit(0.0))
+    write_whole(log, task.clean.parts[number], "lz4")
+
+
+def drawn_numbers(
+    users: pl.Series, items: pl.Series, repetition: NDArray[np.int64]
+) -> NDArray[np.uint64]:
+    """Return a number for each event that is as good as random and depends on its user, its item
+    and its repetition alone, (rows,).
+    """
+    mixed = _mixed(_hashes(users)) ^ _hashes(items)
+    return _mixed(_mixed(mixed) + repetition.astype(np.uint64))
+
+
+def _hashes(ids: pl.Series) -> NDArray[np.uint64]:
+    """Return a hash of each id, (rows,)."""
+    distinct = ids.unique(maintain_order=True)
+    hashes = [hashlib.blake2b(text.encode(), digest_size=8).digest() for text in distinct]
+    numbers = np.frombuffer(b"".join(hashes), "<u8")
+    found: NDArray[np.uint64] = ids.replace_strict(
+        distinct, numbers, return_dtype=pl.UInt64
+    ).to_numpy()
+    return found
+
+
+def _mixed(numbers: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Return numbers of which every bit depends on every bit of the given ones (the finaliser of
+    splitmix64, Steele et al. 2014).
+    """
+    mixed = numbers + np.uint64(0x9E3779B97F4A7C15)
+    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return mixed ^ (mixed >> np.uint64(31))
