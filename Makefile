@@ -5,7 +5,7 @@ RUN := runs/ml-100k
 TORCH := $(shell grep -m1 "^torch==" release/constraints.txt)
 PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-fast test-gpu coverage lint docs fuzz mutation packages constraints audit serve bench bench-domains clean system keras-tensorflow
+.PHONY: demo test test-fast test-gpu coverage lint docs fuzz mutation packages web-build constraints audit serve bench bench-domains clean system keras-tensorflow
 EXTRAS ?= train none redis ann tune privacy checks ray texts
 .DELETE_ON_ERROR:
 
@@ -88,6 +88,10 @@ mutation: $(VENV)/dev.stamp
 packages: $(VENV)/dev.stamp
 	$(VENV)/bin/python release/packages.py --build --sbom --extras $(EXTRAS)
 
+# The npm package in web/dist, which is committed, with the tools that web/package-lock.json pins.
+web-build:
+	cd web && npm ci --ignore-scripts --no-audit --no-fund && npm run build
+
 # The newest versions, pinned for every Python from 3.11.
 constraints: $(VENV)/dev.stamp
 	$(VENV)/bin/uv pip compile pyproject.toml --universal --python-version 3.11 --no-annotate --quiet --upgrade \
@@ -113,11 +117,12 @@ bench-domains: $(VENV)/bench.stamp
 	$(VENV)/bin/python bench/transfer.py
 	$(VENV)/bin/python bench/privacy.py
 
-# What the tests need from the system: Redis for the shared store, Chromium for the playground. Where they cannot be
+# What the tests need from the system: Redis for the shared store, Chromium for the playground, Node for the web engine. Where they cannot be
 # installed, the tests that need them are skipped and say so.
 system:
 	@missing=""; command -v redis-server >/dev/null || missing="$$missing redis-server"; \
 	command -v chromium >/dev/null || missing="$$missing chromium"; \
+	command -v node >/dev/null || missing="$$missing nodejs"; \
 	if [ -n "$$missing" ] && command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then \
 	  (DEBIAN_FRONTEND=noninteractive apt-get install -y -qq $$missing || \
 	   (apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq $$missing)) >/dev/null; \
@@ -131,7 +136,7 @@ keras-tensorflow: $(VENV)/bin/python
 	KERAS_BACKEND=tensorflow .venv-tensorflow/bin/python examples/teachers/keras_model.py --users 60 --epochs 1 --folder runs/keras-tensorflow
 
 clean:
-	rm -rf .venv-tensorflow $(VENV) dist build site docs/reference runs report.html .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv-tensorflow $(VENV) web/node_modules dist build site docs/reference runs report.html .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

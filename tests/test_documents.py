@@ -20,9 +20,11 @@ import pytest
 import yaml
 
 from distilrec import errors
+from distilrec.bundle.format import read_bundle
 from distilrec.cli import app
 from distilrec.data.fetch import DATASETS
 from distilrec.data.preparation import prepare_dataset
+from distilrec.engine.web import write_drec
 from distilrec.export.export import export_bundle
 from distilrec.networks.recurrent import RecurrentConfig
 from distilrec.report.gate import Thresholds
@@ -94,7 +96,9 @@ def films(tmp_path_factory) -> Path:
         log, DATASETS["ml-100k"].schema, users=users, items=films, name="films"
     )
     student = train_model(RecurrentConfig(dim=8), dataset, TrainingConfig(epochs=1), seed=0)
-    export_bundle(student, dataset, folder / "runs" / "ml-100k" / "bundle")
+    run = folder / "runs" / "ml-100k"
+    export_bundle(student, dataset, run / "bundle")
+    write_drec(read_bundle(run / "bundle"), run / "student.drec")
     return folder
 
 

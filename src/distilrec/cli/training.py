@@ -16,6 +16,7 @@ from distilrec.cli.terminal import TerminalProgress, show_comparison, terminal_p
 from distilrec.errors import ConfigError
 
 if TYPE_CHECKING:
+    from distilrec.bundle.drec import MatrixPrecision
     from distilrec.data.dataset import Dataset
     from distilrec.report.drift import Drift
     from distilrec.report.gate import Check
@@ -123,12 +124,54 @@ def distill(
 
 
 @app.command
-def export(*, run: RunFolder = DEFAULT_RUN) -> None:
+def export(
+    *,
+    run: RunFolder = DEFAULT_RUN,
+    web: Annotated[
+        bool,
+        Parameter(
+            help="Also write student.drec beside the bundle: one small file without data about "
+            "users, which web pages and devices load."
+        ),
+    ] = False,
+    bundle: Annotated[
+        Path | None,
+        Parameter(help="With --web: write only that file, of this bundle. Needs no run."),
+    ] = None,
+    precision: Annotated[
+        Literal["half", "float32"],
+        Parameter(help="With --web: of the matrices; item vectors have 8 bits in any case."),
+    ] = "half",
+) -> None:
     """Write the bundle of the student."""
+    if bundle is not None:
+        if not web:
+            raise ConfigError(
+                "--bundle is only for the web file",
+                fix="add --web, or leave --bundle out",
+                parameter="bundle",
+            )
+        _export_web(bundle, precision)
+        return
     from distilrec import runs
 
     with opened_run(run) as (opened, data):
         runs.export(opened, data)
+        if web:
+            _export_web(opened.bundle, precision)
+
+
+def _export_web(bundle: Path, precision: MatrixPrecision) -> None:
+    from distilrec.bundle.format import read_bundle
+    from distilrec.engine.web import write_drec
+
+    file = bundle.parent / "student.drec"
+    rounding = write_drec(read_bundle(bundle), file, precision)
+    print(
+        f"{file}: {file.stat().st_size:,} bytes; of the ten best items of the bundle "
+        f"{rounding.overlap:.1%} are among its ten best, and no score is further away than "
+        f"{rounding.largest:.2g} ({rounding.questions} made-up users)"
+    )
 
 
 @app.command

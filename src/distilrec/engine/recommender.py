@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from distilrec.bundle.drec import read_drec
 from distilrec.bundle.format import Bundle, read_bundle
 from distilrec.bundle.manifest import Manifest, SearchKind
 from distilrec.engine.answers import (
@@ -450,8 +451,8 @@ def load(
     search: SearchKind | None = None,
     runtime: RuntimeName = "numba",
 ) -> Recommender:
-    """Return a recommender from a bundle folder: files checked, kernels compiled, golden answers
-    reproduced.
+    """Return a recommender from a bundle folder, or from a file of `distilrec export --web`:
+    files checked, kernels compiled, golden answers reproduced.
 
     max_users: how many users stay in memory (None: all). Without a store, a user who leaves memory
     loses what was not in the bundle. search: "exact", "quantised" or "graph", None for what the
@@ -462,7 +463,7 @@ def load(
     package usearch.
     """
     return Recommender(
-        read_bundle(path),
+        read_drec(path) if Path(path).is_file() else read_bundle(path),
         max_users=max_users,
         max_events=max_events,
         search=search,

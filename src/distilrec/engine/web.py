@@ -1,0 +1,114 @@
+"""From a bundle to `student.drec`, the one file that web pages and devices load."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from distilrec.bundle.drec import (
+    MatrixPrecision,
+    Rounding,
+    compact,
+    decode_drec,
+    encode_drec,
+    plain_manifest,
+)
+from distilrec.bundle.format import Bundle
+from distilrec.bundle.manifest import Golden, Manifest
+from distilrec.engine.embedding import embed_bag
+from distilrec.engine.items import Floats, Places
+from distilrec.engine.loops import loops_of
+from distilrec.engine.runtimes.kinds import make_runtime
+from distilrec.engine.runtimes.runtime import Runtime
+from distilrec.errors import ConfigError
+from distilrec.files import write_whole
+
+KINDS = ("recurrent",)
+"""The kinds of students that the web engine runs."""
+_NO_MASK = np.zeros(0, np.uint8)
+_QUESTIONS, _LONGEST, _BEST = 100, 20, 10
+
+
+def write_drec(bundle: Bundle, file: Path | str, precision: MatrixPrecision = "half") -> Rounding:
+    """Write the student of a bundle as one file, without data about users; return what the fewer
+    bits change.
+
+    precision: of matrices other than the item vectors, which have 8 bits in any case. The golden
+    answers in the file are its own. Raises ConfigError for a kind of student that the web engine
+    cannot run, and for another precision.
+    """
+    kind = bundle.manifest.kind
+    if kind not in KINDS:
+        raise ConfigError(
+            f"a student of kind {kind!r} cannot be exported for the web",
+            fix=f"train a student of kind: {', '.join(KINDS)}",
+            parameter="student.kind",
+        )
+    if precision not in ("half", "float32"):
+        raise ConfigError(
+            f"there is no precision {precision!r}",
+            fix='use one of: "half", "float32"',
+            parameter="precision",
+        )
+    file = Path(file)
+    arrays = compact(bundle, precision)
+    manifest = plain_manifest(bundle.manifest)
+    # Read again, so that what is measured is what the file holds.
+    small = decode_drec(encode_drec(manifest, arrays, Rounding(0, 1.0, 0.0)), file)
+    numpy = loops_of("numpy")
+    exact, rounded = make_runtime(bundle, "exact", numpy), make_runtime(small, "exact", numpy)
+    rounding = _measured(bundle.manifest, exact, rounded)
+    golden = tuple(_answered(question, small, rounded) for question in manifest.golden)
+    write_whole(
+        file, encode_drec(msgspec.structs.replace(manifest, golden=golden), arrays, rounding)
+    )
+    return rounding
+
+
+def _answered(question: Golden, bundle: Bundle, runtime: Runtime) -> Golden:
+    """Return a golden question with the answer of this runtime."""
+    state, items = runtime.new_state(), np.array(question.items, np.int32)
+    runtime.fold(state, items, np.array(question.events, np.int32))
+    user = embed_bag(question.user_features, bundle.weights.user_table)
+    best, scores = runtime.best(state, user, items, _NO_MASK, len(question.top_items))
+    return msgspec.structs.replace(
+        question, top_items=tuple(best.tolist()), top_scores=tuple(scores.tolist())
+    )
+
+
+def _histories(m: Manifest) -> Iterator[tuple[Places, Places]]:
+    """Yield items and events of made-up users."""
+    rng = np.random.default_rng(0)
+    for _ in range(_QUESTIONS):
+        length = int(rng.integers(1, min(_LONGEST, m.items) + 1))
+        items = rng.choice(m.items, length, replace=False).astype(np.int32)
+        yield items, rng.integers(len(m.event_types), size=length).astype(np.int32)
+
+
+def _measured(m: Manifest, exact: Runtime, rounded: Runtime) -> Rounding:
+    """Return how far the answers of two runtimes are apart."""
+    nothing = np.zeros(m.dim, np.float32)
+    common = asked = 0
+    largest = 0.0
+    for items, events in _histories(m):
+        scores = [_scores(runtime, items, events, nothing) for runtime in (exact, rounded)]
+        largest = max(largest, float(np.abs(scores[0] - scores[1]).max()))
+        count = min(_BEST, m.items - len(items))
+        lists = [_best(of_one, items, count) for of_one in scores]
+        common, asked = common + len(lists[0] & lists[1]), asked + count
+    return Rounding(_QUESTIONS, common / max(asked, 1), largest)
+
+
+def _scores(runtime: Runtime, items: Places, events: Places, user: Floats) -> Floats:
+    state = runtime.new_state()
+    runtime.fold(state, items, events)
+    return runtime.scores(runtime.query(state, user))
+
+
+def _best(scores: Floats, seen: Places, count: int) -> set[int]:
+    unseen = scores.copy()
+    unseen[seen] = -np.inf
+    return set(np.argsort(-unseen, kind="stable")[:count].tolist())
