@@ -7,6 +7,10 @@ import json
 import re
 import shutil
 import subprocess
+import threading
+from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -319,3 +323,43 @@ def test_the_command_line_writes_the_file(trained, tmp_path, capsys):
         main(["export", "--bundle", str(bundle)])
     assert caught.value.code == 2
     assert "add --web" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def site(student, tmp_path_factory) -> Iterator[str]:
+    """A static host with the package, the file and an empty page."""
+    folder = tmp_path_factory.mktemp("site")
+    shutil.copy(PACKAGE / "dist" / "distilrec.js", folder)
+    shutil.copy(student, folder)
+    (folder / "index.html").write_text("<!doctype html><title>A page</title>")
+
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *_):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=folder)) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+ASKED = """async () => {
+  const { load } = await import("./distilrec.js");
+  const recommender = await load("student.drec");
+  recommender.update([3, 7, 9].map((n) => ({ user_id: "me", item_id: `i${n}`, event_type: "buy" })));
+  return { wasm: recommender.wasm, answers: recommender.recommend("me", { k: 10 }) };
+}"""
+
+
+def test_a_browser_answers_as_python_does(browser, site, student):
+    recommender = load(student, runtime="numpy")
+    recommender.update(
+        [{"user_id": "me", "item_id": f"i{n}", "event_type": "buy"} for n in (3, 7, 9)]
+    )
+    page = browser.new_page()
+    page.goto(f"{site}/index.html")
+    found = page.evaluate(ASKED)
+    page.close()
+    assert found["wasm"]
+    ours = [[answer["item_id"], answer["score"]] for answer in found["answers"]]
+    assert same_order(ours, [list(answer) for answer in recommender.recommend("me", k=10)])
