@@ -43,6 +43,7 @@ from distilrec.data.dataset import Dataset
 from distilrec.report.baselines import fitted_baselines
 from distilrec.report.comparison import ALONE, STUDENT, TEACHER, Candidate, Comparison, compare
 from distilrec.report.page import table, write_report
+from distilrec.report.recency import recent_baselines
 from distilrec.runs.config import RunConfig, read_config
 from distilrec.runs.places import BASELINE
 from distilrec.teachers.build import item_vectors, known_baselines
@@ -210,9 +211,12 @@ def _link_teacher(folder: Path, seed: int) -> None:
 
 def _compared(found: Seeds, last: Last, seeds: int) -> Comparison:
     """Return the comparison of all models and baselines on the test part."""
+    baselines = {
+        **fitted_baselines(last.dataset, known_baselines(last.teacher)),
+        **recent_baselines(last.dataset),
+    }
     candidates = found.candidates(seeds) + [
-        Candidate(name, (scorer,) * seeds, logits=False)
-        for name, scorer in fitted_baselines(last.dataset, known_baselines(last.teacher)).items()
+        Candidate(name, (scorer,) * seeds, logits=False) for name, scorer in baselines.items()
     ]
     vectors = item_vectors(last.teacher)
     return compare(

@@ -29,6 +29,7 @@ from distilrec.training.trained import train_model
 NETWORKS = [
     TransformerConfig(dim=8, layers=1, heads=2, feed_forward=16, max_history=16),
     TransformerConfig(dim=8, layers=1, heads=2, feed_forward=16, max_history=16, gated=False),
+    TransformerConfig(dim=8, layers=1, heads=2, feed_forward=16, max_history=16, time_bias=True),
     DnnConfig(dim=8, hidden=16, max_history=16),
     RecurrentConfig(dim=8, max_history=16),
     RecurrentConfig(dim=8, max_history=16, neighbours=4, neighbour_events=3),

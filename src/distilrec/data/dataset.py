@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Literal
@@ -17,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distilrec.data.cleaning import CleaningReport
+from distilrec.data.clocks import why_no_times
 from distilrec.data.order import Order
 from distilrec.data.schema import Feature, Schema
 from distilrec.data.splits import Split
@@ -79,12 +81,16 @@ class Histories:
 
     users: (batch,) int64 positions in `user_ids`; offsets: (batch + 1,) int64; items, events: (n,)
     int32; every item is in the catalogue.
+    times: (n,) float64, when each event happened, in seconds since 1970; now: (batch,) float64,
+    when the next event of each user is asked for. Both are None where the log has no usable times.
     """
 
     users: NDArray[np.int64]
     offsets: NDArray[np.int64]
     items: NDArray[np.int32]
     events: NDArray[np.int32]
+    times: NDArray[np.float64] | None = None
+    now: NDArray[np.float64] | None = None
 
     def __len__(self) -> int:
         return len(self.users)
@@ -101,12 +107,21 @@ class Histories:
             self.offsets[start : stop + 1] - low,
             self.items[low:high],
             self.events[low:high],
+            None if self.times is None else self.times[low:high],
+            None if self.now is None else self.now[start:stop],
         )
 
     def take(self, users: NDArray[np.int64]) -> Histories:
         """Return these users, given by their places in the batch, in this order."""
         offsets, events = take_rows(self.offsets, users)
-        return Histories(self.users[users], offsets, self.items[events], self.events[events])
+        return Histories(
+            self.users[users],
+            offsets,
+            self.items[events],
+            self.events[events],
+            None if self.times is None else self.times[events],
+            None if self.now is None else self.now[users],
+        )
 
 
 def take_rows(
@@ -150,6 +165,13 @@ class Dataset:
     def catalogue_size(self) -> int:
         return len(self.info.item_ids)
 
+    @cached_property
+    def why_no_times(self) -> str:
+        """Why no model is told the times of this log, as a clause; "" where they are usable."""
+        why = why_no_times(self.times, named=self.info.schema.timestamp is not None)
+        unordered = "no order of a user's events is known" if self.info.order == "none" else ""
+        return why or unordered
+
     def user_rows(self) -> NDArray[np.int64]:
         """Return the user of every row, (rows,)."""
         return np.repeat(np.arange(self.users), np.diff(self.offsets))
@@ -170,19 +192,39 @@ class Dataset:
 
     def histories(self, users: NDArray[np.int64], end: NDArray[np.int64]) -> Histories:
         """Return the rows of these users before `end` (a row number per user), without unknown
-        items.
+        items. They ask for the next event when it happened; where there is none, at the end of the
+        log.
         """
         chunks = [slice(self.offsets[user], stop) for user, stop in zip(users, end, strict=True)]
         kept = [self.items[rows] != UNKNOWN_ITEM for rows in chunks]
         items = [self.items[rows][keep] for rows, keep in zip(chunks, kept, strict=True)]
         events = [self.events[rows][keep] for rows, keep in zip(chunks, kept, strict=True)]
         empty = [np.zeros(0, np.int32)]
-        return Histories(
+        histories = Histories(
             np.asarray(users, np.int64),
             np.concatenate([[0], np.cumsum([len(chunk) for chunk in items])]).astype(np.int64),
             np.concatenate(items or empty),
             np.concatenate(events or empty),
         )
+        if self.why_no_times:
+            return histories
+        times = [self.times[rows][keep] for rows, keep in zip(chunks, kept, strict=True)]
+        return replace(
+            histories,
+            times=np.concatenate(times or [np.zeros(0)]),
+            now=self._times_of_questions(histories.users, np.asarray(end, np.int64)),
+        )
+
+    def _times_of_questions(
+        self, users: NDArray[np.int64], end: NDArray[np.int64]
+    ) -> NDArray[np.float64]:
+        """Return the time of the event at `end` of each user, (batch,); that of the newest event of
+        the log where a user has no more.
+        """
+        more = end < self.offsets[users + 1]
+        now = np.full(len(end), self.times.max(initial=0.0))
+        now[more] = self.times[end[more]]
+        return now
 
     def select_users(self, users: NDArray[np.int64]) -> Dataset:
         """Return the data set of some users, by position in rising order; the catalogue and the

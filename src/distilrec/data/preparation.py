@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from distilrec.data.checks import DataCheck
 from distilrec.data.cleaning import ROWS_PER_PART, Cleaning, CleanLog, clean_log
+from distilrec.data.clocks import why_no_times
 from distilrec.data.dataset import UNKNOWN_ITEM, Dataset, DatasetInfo
 from distilrec.data.dataset import derived_features as derived_names
 from distilrec.data.erased import ErasedUsers, as_erased
@@ -161,6 +162,9 @@ def prepare_source(source: Source, choices: Choices, circumstances: Circumstance
     table = _item_table(source.schema, sides, words, derived=choices.derived_features)
     users = _Users.of(parts)
     notes = (*sides.notes, *erased, *order.notes, *_notes(sides, users, words, rows))
+    named = source.schema.timestamp is not None
+    if named and (untold := why_no_times(rows.times, named=named)):
+        notes = (*notes, f"{untold}: no model is told the time")
     return _dataset(
         source, choices, sides, _Prepared(clean, order, parts, words, rows, table, users, notes)
     )

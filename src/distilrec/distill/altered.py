@@ -70,6 +70,9 @@ class Alteration:
             torch.from_numpy(np.where(scored, 0, -1)),
             torch.full_like(batch.rows, -1),
             nothing,
+            # The window was at these times, whatever happened in it
+            batch.times,
+            batch.asked,
         )
 
     def _windows(

@@ -10,11 +10,14 @@ if TYPE_CHECKING:
     from distilrec.measure.metrics import ndcg
     from distilrec.measure.ranking import Ranking, questions, rank
     from distilrec.measure.statistics import bootstrap, paired_difference
+    from distilrec.measure.successive import OverTime, over_time
 
 _MODULES = {
+    "OverTime": "successive",
     "Ranking": "ranking",
     "bootstrap": "statistics",
     "ndcg": "metrics",
+    "over_time": "successive",
     "paired_difference": "statistics",
     "questions": "ranking",
     "rank": "ranking",
@@ -22,9 +25,11 @@ _MODULES = {
 __getattr__ = lazy_names(__name__, _MODULES)
 
 __all__ = [
+    "OverTime",
     "Ranking",
     "bootstrap",
     "ndcg",
+    "over_time",
     "paired_difference",
     "questions",
     "rank",

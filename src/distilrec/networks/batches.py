@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
@@ -24,6 +24,9 @@ class Batch:
     item, -1 where there is none to score; rows: (batch, length), the row of the target in the
     dataset, or its key in `distilrec.networks.orders`; earlier: (batch, n), the items from before
     the window, padded. All int64.
+    times: (batch, length), when each input happened, in seconds since 1970, the start token with
+    the first event; asked: (batch, length), when each position is asked for the next event, which
+    is when it happened. Both are int64, and None where the log has no usable times.
     """
 
     users: torch.Tensor
@@ -32,14 +35,22 @@ class Batch:
     targets: torch.Tensor
     rows: torch.Tensor
     earlier: torch.Tensor
+    times: torch.Tensor | None = None
+    asked: torch.Tensor | None = None
 
     def to(self, device: torch.device) -> Batch:
         """Return the same batch on a device."""
-        return Batch(*(getattr(self, field.name).to(device) for field in fields(self)))
+        return self._each(lambda tensor: tensor.to(device))
 
     def select(self, windows: torch.Tensor) -> Batch:
         """Return some of the windows, (n,) int64."""
-        return Batch(*(getattr(self, field.name)[windows] for field in fields(self)))
+        return self._each(lambda tensor: tensor[windows])
+
+    def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
+        tensors = {field.name: getattr(self, field.name) for field in fields(self)}
+        return Batch(
+            **{name: change(tensor) for name, tensor in tensors.items() if tensor is not None}
+        )
 
 
 @dataclass(frozen=True)
@@ -139,9 +150,27 @@ def batch_of(
             earlier[row, : before[window]] = dataset.items[start - 1 - before[window] : start - 1]
     for sequences in (items, earlier):
         sequences[sequences == UNKNOWN_ITEM] = start_token
-    return Batch(
+    batch = Batch(
         *map(torch.from_numpy, (windows.users[chunk], items, events, targets, rows, earlier))
     )
+    return batch if dataset.why_no_times else replace(batch, **_times(dataset, windows, chunk))
+
+
+def _times(dataset: Dataset, windows: Windows, chunk: NDArray[np.int64]) -> dict[str, torch.Tensor]:
+    """Return when the inputs of these windows happened and when their positions are asked."""
+    starts, stops = windows.starts[chunk], windows.stops[chunk]
+    places = np.arange(int((stops - starts).max(initial=0)))
+    # Padding repeats the last event
+    rows = np.minimum(starts[:, None] + places, stops[:, None] - 1)
+    first = dataset.offsets[windows.users[chunk]][:, None]
+    return {
+        "times": _seconds(dataset.times[np.maximum(rows - 1, first)]),
+        "asked": _seconds(dataset.times[rows]),
+    }
+
+
+def _seconds(times: NDArray[np.float64]) -> torch.Tensor:
+    return torch.from_numpy(np.floor(times).astype(np.int64))
 
 
 def prediction_batch(histories: Histories, catalogue_size: int, length: int) -> Batch:
@@ -163,9 +192,31 @@ def prediction_batch(histories: Histories, catalogue_size: int, length: int) -> 
         events[row, first : first + kept] = histories.events[stop - kept : stop]
         targets[row, first + kept - 1] = 0  # marks the last position
     nothing = np.zeros((len(histories), 0), np.int64)
-    return Batch(
+    batch = Batch(
         *map(torch.from_numpy, (histories.users, items, events, targets, targets, nothing))
     )
+    if histories.times is None or histories.now is None:
+        return batch
+    return replace(batch, **_prediction_times(histories.times, histories.now, histories, longest))
+
+
+def _prediction_times(
+    times: NDArray[np.float64], now: NDArray[np.float64], histories: Histories, longest: int
+) -> dict[str, torch.Tensor]:
+    """Return the times of a prediction batch: each event is asked for when it happened, and the
+    unknown next one now.
+    """
+    sizes = np.diff(histories.offsets)
+    inputs, asked = (np.repeat(now[:, None], longest, axis=1) for _ in range(2))
+    for row, size in enumerate(sizes):
+        own = times[histories.offsets[row] : histories.offsets[row + 1]]
+        if size < longest:  # the start token is at the first event
+            inputs[row, : size + 1] = np.concatenate([own[:1], own]) if size else now[row]
+            asked[row, :size] = own
+        else:
+            inputs[row] = own[size - longest :]
+            asked[row, : longest - 1] = own[size - longest + 1 :]
+    return {"times": _seconds(inputs), "asked": _seconds(asked)}
 
 
 def histories_at(
@@ -182,9 +233,20 @@ def histories_at(
         some_items.append(items[row, :stop][there].astype(np.int32))
         some_events.append(events[row, :stop][there].astype(np.int32))
         sizes.append(int(there.sum()))
-    return Histories(
+    histories = Histories(
         batch.users[window].cpu().numpy(),
         np.cumsum(sizes).astype(np.int64),
         np.concatenate(some_items),
         np.concatenate(some_events),
+    )
+    if batch.times is None or batch.asked is None:
+        return histories
+    inputs = zip(window.tolist(), (position + 1).tolist(), strict=True)
+    times = [
+        batch.times[row, :stop][batch.items[row, :stop] != catalogue_size] for row, stop in inputs
+    ]
+    return replace(
+        histories,
+        times=torch.cat([batch.times.new_zeros(0), *times]).cpu().numpy().astype(np.float64),
+        now=batch.asked[window, position].cpu().numpy().astype(np.float64),
     )

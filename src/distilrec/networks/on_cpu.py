@@ -43,7 +43,7 @@ def dropout(x: torch.Tensor, share: float, training: bool) -> torch.Tensor:
 
     The share is exact to 2^-16; the random numbers follow from torch's generator.
     """
-    if not training or not share or not _is_here(x):
+    if not training or not share or not takes_kernels(x):
         return functional.dropout(x, share, training)
     seed = int(torch.randint(2**62, ()))
     words = np.random.SFC64(seed).random_raw(-(-x.numel() // 4))  # four numbers of 16 bits each
@@ -70,13 +70,14 @@ def scan(inputs: torch.Tensor, decay: torch.Tensor) -> torch.Tensor:
     inputs: (batch, length, scales, dim); decay: (scales, dim) in (0, 1). In float32, also within
     autocast: bf16 has too few digits for products of many decays.
     """
-    if not _is_here(inputs):
+    if not takes_kernels(inputs):
         return _doubling_scan(inputs, decay)
     state: torch.Tensor = _Scan.apply(inputs, decay)  # type: ignore[no-untyped-call]
     return state
 
 
-def _is_here(x: torch.Tensor) -> bool:
+def takes_kernels(x: torch.Tensor) -> bool:
+    """Return whether a tensor is one that the kernels of the CPU compute with."""
     return x.device.type == "cpu" and x.dtype == torch.float32 and not _only_torch.get()
 
 

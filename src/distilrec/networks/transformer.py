@@ -17,6 +17,7 @@ from distilrec.networks.batches import Batch
 from distilrec.networks.full_precision import in_float32
 from distilrec.networks.on_cpu import Dropout, dropout
 from distilrec.networks.sequence import SequenceModel, with_padding
+from distilrec.networks.time_attention import BUCKETS, pair_buckets, time_attention
 from distilrec.settings import Count, Settings, Share
 
 
@@ -37,6 +38,8 @@ class TransformerConfig(Settings, frozen=True, tag="transformer", tag_field="kin
     """Share of channels that are set to 0 at random in training."""
     max_history: Count = 100
     """Latest events of a user that the model looks at."""
+    time_bias: bool = False
+    """Whether attention knows how long ago each event was, where the log has usable times."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -64,7 +67,7 @@ class SwiGlu(nn.Module):
 class Block(nn.Module):
     """x + attention(norm(x)), then x + feed_forward(norm(x))."""
 
-    def __init__(self, config: TransformerConfig) -> None:
+    def __init__(self, config: TransformerConfig, *, timed: bool) -> None:
         super().__init__()
         self.heads, self.dropout = config.heads, config.dropout
         self.slopes = nn.Parameter(torch.linspace(-5, -1, config.heads))
@@ -79,15 +82,23 @@ class Block(nn.Module):
             Dropout(config.dropout),
             nn.Linear(config.feed_forward, config.dim),
         )
+        self.gaps = nn.Parameter(torch.zeros(config.heads, BUCKETS)) if timed else None
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, buckets: torch.Tensor | None = None) -> torch.Tensor:
+        """buckets: of the gaps, (batch, length, length), where attention knows the time."""
         batch, length, dim = x.shape
         packed = self.query_key_value(self.attention_norm(x)).view(
             batch, length, 3, self.heads, dim // self.heads
         )
         # Each (batch, heads, length, dim / heads)
         query, key, value = packed.permute(2, 0, 3, 1, 4)
-        mixed = attention(query, key, value, self.slopes)
+        if self.gaps is None:
+            mixed = attention(query, key, value, self.slopes)
+        else:
+            assert buckets is not None
+            mixed = time_attention(
+                query, key, value, position_bias(self.slopes, length), self.gaps, buckets
+            )
         attended = self.attention_out(mixed.transpose(1, 2).reshape(batch, length, dim))
         x = x + dropout(attended, self.dropout, self.training)
         return x + dropout(
@@ -108,8 +119,7 @@ def attention(
     float32, also within autocast: bf16 has too few digits for the biases of long histories.
     """
     channels, length = query.shape[-1], query.shape[-2]
-    position = torch.arange(length, dtype=query.dtype, device=query.device) - length
-    bias = functional.softplus(slopes).view(-1, 1, 1) * position.unsqueeze(1)  # (heads, length, 1)
+    bias = position_bias(slopes, length).unsqueeze(-1)  # (heads, length, 1)
     bias = (channels**0.5 * bias).expand(*key.shape[:-1], 1)
     mixed = functional.scaled_dot_product_attention(
         torch.cat([query, torch.ones_like(bias)], dim=-1),
@@ -119,6 +129,12 @@ def attention(
         scale=channels**-0.5,
     )
     return mixed[..., :channels]
+
+
+def position_bias(slopes: torch.Tensor, length: int) -> torch.Tensor:
+    """Return softplus(slope) * position, with positions that end before 0, (heads, length)."""
+    position = torch.arange(length, dtype=slopes.dtype, device=slopes.device) - length
+    return functional.softplus(slopes).unsqueeze(1) * position
 
 
 class Transformer(SequenceModel):
@@ -131,7 +147,8 @@ class Transformer(SequenceModel):
         self.positions = nn.Parameter(0.02 * torch.randn(config.max_history, config.dim))
         self.event_types = nn.Embedding(len(dataset.info.event_types), config.dim)
         nn.init.normal_(self.event_types.weight, std=0.02)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.timed = config.time_bias and not dataset.why_no_times
+        self.blocks = nn.ModuleList(Block(config, timed=self.timed) for _ in range(config.layers))
         self.final_norm = nn.LayerNorm(config.dim)
 
     def encode(self, batch: Batch, vectors: torch.Tensor) -> torch.Tensor:
@@ -142,7 +159,8 @@ class Transformer(SequenceModel):
         x = torch.where(is_start, self.start, looked_up) * vectors.shape[1] ** 0.5
         x = x + self.positions[: x.shape[1]] + self.user_features(batch.users).unsqueeze(1)
         x = dropout(x, self.dropout, self.training)
+        buckets = pair_buckets(batch) if self.timed else None
         for block in self.blocks:
-            x = block(x)
+            x = block(x, buckets)
         hidden: torch.Tensor = self.final_norm(x)
         return hidden  # (batch, length, dim)

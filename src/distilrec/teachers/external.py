@@ -339,7 +339,12 @@ def _without_cold(histories: Histories, warm_items: int) -> Histories:
         return histories
     before = np.concatenate([[0], np.cumsum(warm)]).astype(np.int64)
     return Histories(
-        histories.users, before[histories.offsets], histories.items[warm], histories.events[warm]
+        histories.users,
+        before[histories.offsets],
+        histories.items[warm],
+        histories.events[warm],
+        None if histories.times is None else histories.times[warm],
+        histories.now,
     )
 
 
