@@ -131,6 +131,8 @@ def draw_sizes(
     """Draw quality against a cost, a line for each curve. level: a model that they are compared
     with, by its name.
     """
+    from matplotlib.ticker import ScalarFormatter
+
     for n, curve in enumerate(curves):
         means = [interval.mean for interval in curve.quality]
         reach = [
@@ -158,8 +160,6 @@ def draw_sizes(
         axes.axhline(interval.mean, color=_SERIES[n], linestyle=_LINES[n], label=name)
         axes.axhspan(interval.low, interval.high, color=_SERIES[n], alpha=0.1, linewidth=0)
     axes.set_xscale("log")
-    from matplotlib.ticker import ScalarFormatter
-
     axes.xaxis.set_major_formatter(ScalarFormatter())
     axes.xaxis.set_minor_formatter(ScalarFormatter())
     axes.tick_params(axis="x", which="both", labelsize="small")

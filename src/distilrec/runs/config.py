@@ -153,7 +153,9 @@ class RunConfig(Settings, frozen=True):
     """What is stored of what the teacher says."""
     student: StudentConfig = RecurrentConfig()
     """The model that is served."""
-    student_training: TrainingConfig = TrainingConfig(epochs=40, patience=40, learning_rate=4e-3)
+    student_training: TrainingConfig = TrainingConfig(
+        epochs=40, patience=40, learning_rate=4e-3, window=100
+    )
     """How the student is trained, with and without distillation."""
     baseline: BaselineConfig = BaselineConfig()
     """The student without distillation, where it has settings of its own."""
