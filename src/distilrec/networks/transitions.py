@@ -1,65 +1,15 @@
-"""From past items to the next one, in closed form and by counting: what the linear teacher answers
-by, and the neighbours of a student.
-"""
+"""From past items to the next one, by counting: the neighbours of a student."""
 
 from __future__ import annotations
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from distilrec.data.dataset import UNKNOWN_ITEM, Dataset
+from distilrec.data.dataset import Dataset
 
-LARGEST_DENSE = 12_000  # items: (items, items) float32 then take 576 MB
-_CHUNK = 4096
 _EVENTS, _DECAY = 10, 0.9  # latest events that are paired with the next one, and their weights
 _SHRINKAGE = 20.0  # pairs that an item is thought to have had besides
 Floats = NDArray[np.float32]
-
-
-def transition_weights(
-    dataset: Dataset, *, ridge: float, decay: float, rows: int, seed: int
-) -> Floats:
-    """Return B = (X'X + ridge I)^-1 X'Y, (items with training rows, the same).
-
-    X: the history before each training event, items by decay^age; Y: its item. rows: the maximum
-    number of events, drawn at random.
-    """
-    items = dataset.info.warm_items
-    gram = np.zeros((items, items), np.float32)
-    cross = np.zeros((items, items), np.float32)  # Y'X, so that one event adds to one row
-    inputs, targets = np.zeros((_CHUNK, items), np.float32), np.zeros(_CHUNK, np.int64)
-    filled = 0
-    total = int(dataset.is_training().sum())
-    chosen = np.random.default_rng(seed).random(len(dataset.items)) < rows / max(total, 1)
-    for user in range(dataset.info.warm_users):
-        state = np.zeros(items, np.float32)
-        first = int(dataset.offsets[user])
-        for row in range(first, int(dataset.train_end[user])):
-            item = dataset.items[row]
-            if item == UNKNOWN_ITEM or item >= items:
-                continue
-            if chosen[row] and row > first:
-                inputs[filled], targets[filled] = state, item
-                filled += 1
-                if filled == _CHUNK:
-                    _accumulate(gram, cross, inputs, targets)
-                    filled = 0
-            state *= decay
-            state[item] += 1.0
-    _accumulate(gram, cross, inputs[:filled], targets[:filled])
-    gram[np.diag_indices(items)] += ridge
-    weights: Floats = np.linalg.solve(gram.astype(np.float64), cross.T.astype(np.float64)).astype(
-        np.float32
-    )
-    return weights
-
-
-def _accumulate(gram: Floats, cross: Floats, inputs: Floats, targets: NDArray[np.int64]) -> None:
-    gram += inputs.T @ inputs
-    torch.from_numpy(cross).index_add_(
-        0, torch.from_numpy(targets[: len(inputs)]), torch.from_numpy(inputs)
-    )
 
 
 def largest_transitions(

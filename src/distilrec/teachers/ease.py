@@ -30,7 +30,7 @@ from distilrec.teachers.item_weights import (
     Origin,
     SparseWeights,
     Weights,
-    weights_of,
+    read_weights,
 )
 from distilrec.teachers.neighbours import Regression, rows_by_item, solve_on_neighbours
 from distilrec.teachers.teacher import Cost
@@ -167,13 +167,5 @@ def load_ease(folder: Path, dataset: Dataset) -> EaseTeacher:
     """
     saved = SAVED_EASE.read(folder)
     record = saved.about
-    if record.fingerprint != dataset.fingerprint():
-        raise TrainingError(
-            f"the teacher in {folder} is of another data set",
-            fix="train it again",
-            file=str(folder),
-        )
-    weights = weights_of(saved.arrays("ease"), dataset.info.warm_items)
-    if weights is None:
-        raise SAVED_EASE.damaged(saved.path("ease"), "does not hold the weights of this data set")
+    weights = read_weights(saved, "ease", record.fingerprint, dataset)
     return _teacher(record.config, weights, dataset, record.ridge, record.seconds)

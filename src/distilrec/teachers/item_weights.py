@@ -17,12 +17,13 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional
 
-from distilrec.data.dataset import Histories
+from distilrec.data.dataset import Dataset, Histories
+from distilrec.errors import TrainingError
+from distilrec.files import Record
 from distilrec.networks.batches import Batch
-from distilrec.networks.transitions import LARGEST_DENSE
 from distilrec.teachers.teacher import Answer, Cost
 
-DENSE_ITEMS = LARGEST_DENSE
+DENSE_ITEMS = 12_000  # (items, items) float32 then take 576 MB
 NEIGHBOURS = 100
 
 
@@ -103,7 +104,24 @@ class SparseWeights:
 Weights = DenseWeights | SparseWeights
 
 
-def weights_of(arrays: Mapping[str, NDArray[Any]], items: int) -> Weights | None:
+def read_weights(saved: Record[Any], array: str, fingerprint: str, dataset: Dataset) -> Weights:
+    """Return the weights of a saved teacher. fingerprint: that of the data set that it is of.
+
+    Raises TrainingError when it is damaged or of other data.
+    """
+    if fingerprint != dataset.fingerprint():
+        raise TrainingError(
+            f"the teacher in {saved.folder} is of another data set",
+            fix="train it again",
+            file=str(saved.folder),
+        )
+    weights = _weights_of(saved.arrays(array), dataset.info.warm_items)
+    if weights is None:
+        raise saved.kind.damaged(saved.path(array), "does not hold the weights of this data set")
+    return weights
+
+
+def _weights_of(arrays: Mapping[str, NDArray[Any]], items: int) -> Weights | None:
     """Return the weights that these arrays hold; None where they do not fit the catalogue."""
     if set(arrays) == {"weights"}:
         matrix = arrays["weights"]

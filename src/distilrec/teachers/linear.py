@@ -17,13 +17,13 @@ from typing import Annotated, NamedTuple
 
 import msgspec
 import numpy as np
+import torch
 from msgspec import Meta
 from numpy.typing import NDArray
 
 from distilrec.data.dataset import UNKNOWN_ITEM, Dataset
 from distilrec.errors import TrainingError
 from distilrec.files import RecordKind
-from distilrec.networks.transitions import transition_weights
 from distilrec.settings import Count, Positive, Settings, ZeroOrMore
 from distilrec.teachers.item_weights import (
     DENSE_ITEMS,
@@ -33,11 +33,13 @@ from distilrec.teachers.item_weights import (
     Origin,
     SparseWeights,
     Weights,
-    weights_of,
+    read_weights,
 )
 from distilrec.teachers.neighbours import Regression, rows_by_item, solve_on_neighbours
 
+_CHUNK = 4096  # histories that are one dense matrix for a moment
 _SMALLEST = 0.01
+Floats = NDArray[np.float32]
 
 
 class LinearConfig(Settings, frozen=True, tag="linear", tag_field="kind"):
@@ -85,10 +87,44 @@ def fit_linear(config: LinearConfig, dataset: Dataset, seed: int) -> LinearTeach
 
 
 def _solved(config: LinearConfig, dataset: Dataset, seed: int) -> DenseWeights:
-    return DenseWeights(
-        transition_weights(
-            dataset, ridge=config.ridge, decay=config.decay, rows=config.rows, seed=seed
-        )
+    """Return B from X, the history before each event, and Y, its item."""
+    items = dataset.info.warm_items
+    gram = np.zeros((items, items), np.float32)
+    cross = np.zeros((items, items), np.float32)  # Y'X, so that one event adds to one row
+    inputs, targets = np.zeros((_CHUNK, items), np.float32), np.zeros(_CHUNK, np.int64)
+    filled = 0
+    total = int(dataset.is_training().sum())
+    chosen = np.random.default_rng(seed).random(len(dataset.items)) < config.rows / max(total, 1)
+    for user in range(dataset.info.warm_users):
+        state = np.zeros(items, np.float32)
+        first = int(dataset.offsets[user])
+        for row in range(first, int(dataset.train_end[user])):
+            item = dataset.items[row]
+            if item == UNKNOWN_ITEM or item >= items:
+                continue
+            if chosen[row] and row > first:
+                inputs[filled], targets[filled] = state, item
+                filled += 1
+                if filled == _CHUNK:
+                    _accumulate(gram, cross, inputs, targets)
+                    filled = 0
+            state *= config.decay
+            state[item] += 1.0
+    _accumulate(gram, cross, inputs[:filled], targets[:filled])
+    gram[np.diag_indices(items)] += config.ridge
+    weights = np.linalg.solve(gram.astype(np.float64), cross.T.astype(np.float64))
+    return DenseWeights(weights.astype(np.float32))
+
+
+def _accumulate(
+    gram: Floats,
+    cross: Floats,
+    inputs: Floats,
+    targets: NDArray[np.int64],
+) -> None:
+    gram += inputs.T @ inputs
+    torch.from_numpy(cross).index_add_(
+        0, torch.from_numpy(targets[: len(inputs)]), torch.from_numpy(inputs)
     )
 
 
@@ -97,7 +133,7 @@ class _Event(NamedTuple):
 
     target: int
     items: NDArray[np.int32]
-    values: NDArray[np.float32]
+    values: Floats
 
 
 def _solved_on_neighbours(config: LinearConfig, dataset: Dataset, seed: int) -> SparseWeights:
@@ -173,17 +209,7 @@ def load_linear(folder: Path, dataset: Dataset) -> LinearTeacher:
     """
     saved = SAVED_LINEAR.read(folder)
     record = saved.about
-    if record.fingerprint != dataset.fingerprint():
-        raise TrainingError(
-            f"the teacher in {folder} is of another data set",
-            fix="train it again",
-            file=str(folder),
-        )
-    weights = weights_of(saved.arrays("linear"), dataset.info.warm_items)
-    if weights is None:
-        raise SAVED_LINEAR.damaged(
-            saved.path("linear"), "does not hold the weights of this data set"
-        )
+    weights = read_weights(saved, "linear", record.fingerprint, dataset)
     return LinearTeacher(
         record.config, weights, record.catalogue_size, record.fingerprint, record.seconds
     )
