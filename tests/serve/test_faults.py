@@ -176,7 +176,11 @@ def test_hot_swap_under_load(two_bundles, tmp_path):
         if bundle == "one":
             assert fresh.client.get("/v1/model").json()["model_version"] == report["model_version"]
             fresh.post("/v1/model/load", bundle="one", shadow_requests=0)
-        assert fresh.post("/v1/recommend", user_id="load-1", k=40)["items"] == expected
+        found = fresh.post("/v1/recommend", user_id="load-1", k=40)["items"]
+        # A state that was updated event by event differs from one folded at once in the last digit
+        assert [item["item_id"] for item in found] == [item["item_id"] for item in expected]
+        scores = [item["score"] for item in expected]
+        assert [item["score"] for item in found] == pytest.approx(scores, abs=1e-6)
         fresh.stop()
 
 

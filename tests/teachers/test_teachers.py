@@ -756,7 +756,7 @@ def test_a_student_learns_about_items_that_nobody_had(small, tmp_path, monkeypat
     # The last epoch is kept: nobody had the new item in the validation part either
     rising = itertools.count()
     monkeypatch.setattr(
-        "distilrec.training.trainer.validation_ndcg", lambda scorer, dataset: float(next(rising))
+        "distilrec.training.trainer.mean_ndcg", lambda scorer, held_out: float(next(rising))
     )
     cold = small.catalogue_size - 1
     assert cold >= small.info.warm_items

@@ -164,12 +164,17 @@ def test_the_sample_follows_from_the_seed_and_keeps_what_was_asked(small):
         )
 
 
-def test_training_learns(small):
-    before = validation_ndcg(TorchScorer(build_model(STUDENT, small, 0)), small)
-    after = train_model(STUDENT, small, TrainingConfig(epochs=15, batch_size=16), seed=0)
-    curve = after.record.curve
+def test_training_learns():
+    """Everybody takes the items in turn, from a place of their own: what comes next follows from the last one."""
+    turns = dataset()
+    users = turns.user_rows()
+    places = np.arange(len(users)) - turns.offsets[users]
+    turns.items[:] = (users + places) % turns.info.warm_items
+    before = validation_ndcg(TorchScorer(build_model(STUDENT, turns, 0)), turns)
+    training = TrainingConfig(epochs=30, patience=30, batch_size=16, learning_rate=1e-2)
+    curve = train_model(STUDENT, turns, training, seed=0).record.curve
     assert curve[-1].loss < curve[0].loss
-    assert curve[after.record.best_epoch - 1].validation_ndcg >= before
+    assert max(epoch.validation_ndcg for epoch in curve) > before + 0.2
 
 
 def test_test_rows_do_not_reach_the_training():

@@ -48,6 +48,9 @@ def derived_features(schema: Schema) -> tuple[Feature, Feature]:
     return popularity, volume
 
 
+_BY_TIME: Order = "time"
+
+
 class DatasetInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """Everything about a dataset that is not an array.
 
@@ -71,7 +74,7 @@ class DatasetInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_
     cleaning_report: CleaningReport
     notes: tuple[str, ...]
     repeats: bool
-    order: Order = "time"
+    order: Order = _BY_TIME
 
 
 @dataclass(frozen=True)
@@ -281,7 +284,10 @@ class Dataset:
         """Return a hash over everything that a model can learn from: not over the attributes, which
         only filters use.
         """
-        digest = hashlib.sha256(msgspec.json.encode(self.info))
+        info = self.info
+        if info.order == _BY_TIME:  # left out by msgspec only where it is the very same object
+            info = msgspec.structs.replace(info, order=_BY_TIME)
+        digest = hashlib.sha256(msgspec.json.encode(info))
         for name, array in sorted(self._arrays().items()):
             digest.update(name.encode() + array.tobytes())
         return digest.hexdigest()
