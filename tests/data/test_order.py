@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+
 import msgspec
 import numpy as np
 import polars as pl
@@ -18,6 +20,7 @@ from distilrec.data.splits import Split
 from distilrec.errors import ConfigError
 from distilrec.export.history import recent_events
 from distilrec.runs.config import read_config
+from tests import small_run
 
 TIMED = Schema(timestamp="timestamp")
 
@@ -220,3 +223,10 @@ def test_recent_events_reach_to_the_end_of_a_drawn_order():
     since = float(np.sort(times)[-3])
     late = np.flatnonzero(times > since)
     assert recent_events(drawn, since)[5] == len(times) - late[0]
+
+
+def test_another_process_has_the_same_data_set():
+    """A worker that got the data set pickled knows the models that were trained on it here."""
+    here = small_run.dataset()
+    assert here.info.order == "time"
+    assert pickle.loads(pickle.dumps(here)).fingerprint() == here.fingerprint()
