@@ -32,11 +32,11 @@ from distilrec.engine.recommender import Recommender  # noqa: E402
 from distilrec.measure.latency import Latency, measure  # noqa: E402
 from distilrec.networks.batches import Batch, prediction_batch  # noqa: E402
 from distilrec.networks.sequence import SequenceModel, TorchScorer  # noqa: E402
-from distilrec.report.baselines import interaction_matrix  # noqa: E402
 from distilrec.runs.candidates import engine_latency, torch_latency  # noqa: E402
 from distilrec.runs.folder import open_run  # noqa: E402
 from distilrec.runs.teachers import open_teacher  # noqa: E402
 from distilrec.teachers.build import kind_of, single_teachers  # noqa: E402
+from distilrec.teachers.ease import interactions  # noqa: E402
 from distilrec.teachers.ensemble import EnsembleTeacher  # noqa: E402
 from distilrec.teachers.teacher import ModelTeacher, Teacher  # noqa: E402
 from distilrec.training.trained import load_model  # noqa: E402
@@ -50,7 +50,9 @@ def implicit_als(dataset: Dataset) -> Callable[[int], object]:
     import implicit
     from scipy.sparse import csr_matrix
 
-    matrix = csr_matrix(interaction_matrix(dataset))
+    users, items = interactions(dataset)
+    shape = (dataset.users, dataset.catalogue_size)
+    matrix = csr_matrix((np.ones(len(users), np.float32), (users, items)), shape=shape)
     model = implicit.als.AlternatingLeastSquares(factors=64, num_threads=1, random_state=0)
     model.fit(matrix, show_progress=False)
     return lambda n: model.recommend(

@@ -118,6 +118,14 @@ def dataset(split: str = "leave-one-out", seed: int = 0) -> Dataset:
     )
 
 
+def interaction_matrix(data: Dataset) -> np.ndarray:
+    """Who had what in training, (users, items) float32 of 0 and 1."""
+    matrix = np.zeros((data.users, data.catalogue_size), np.float32)
+    rows = data.training_rows()
+    matrix[data.user_rows()[rows], data.items[rows]] = 1.0
+    return matrix
+
+
 def write_tables(folder: Path, seed: int = 0) -> None:
     for name, table in tables(seed).items():
         table.write_csv(folder / f"{name}.csv")

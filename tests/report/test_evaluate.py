@@ -18,18 +18,17 @@ from distilrec.measure.metrics import ndcg
 from distilrec.measure.ranking import questions, rank
 from distilrec.measure.slices import user_slices
 from distilrec.measure.statistics import bootstrap
-from distilrec.report import baselines
 from distilrec.report import comparison as report
 from distilrec.report.baselines import (
     ease,
     fitted_baselines,
-    interaction_matrix,
     item_knn,
     popularity,
 )
 from distilrec.report.comparison import ALONE, STUDENT, TEACHER, Candidate, Comparison, compare
 from distilrec.report.page import verdict
-from tests.small_run import SCHEMA, dataset, tables
+from distilrec.training.validation import validation_ndcg
+from tests.small_run import SCHEMA, dataset, interaction_matrix, tables
 
 
 @pytest.mark.filterwarnings("ignore::Warning")
@@ -53,23 +52,27 @@ def test_ease_is_that_of_rectools(small):
     np.testing.assert_allclose(ours, theirs.weight, atol=1e-5)
 
 
-def test_item_knn_is_cosine_similarity_of_the_nearest(small):
-    matrix = interaction_matrix(small)
-    assert matrix.sum() == small.is_training().sum()
-    weights = item_knn(small, 5).weights
-    assert ((weights > 0).sum(1) <= 5).all()
-    a, b = np.argwhere(weights > 0)[0]
-    cosine = matrix[:, a] @ matrix[:, b] / np.sqrt(matrix[:, a].sum() * matrix[:, b].sum())
-    assert weights[a, b] == pytest.approx(cosine)
-    assert (np.diag(weights) == 0).all()
+def test_item_knn_adds_up_the_cosines_of_the_nearest(small):
+    """Of the items that a user had, each once; two items of the catalogue have no training rows."""
+    x = interaction_matrix(small)
+    norms = np.sqrt(np.maximum(np.outer(x.sum(0), x.sum(0)), 1e-12))
+    cosines = (x.T @ x / norms) * (1 - np.eye(small.catalogue_size))
+    histories = questions(small, "test").histories
+    for number in (5, 100):
+        nearest = np.argsort(-cosines, axis=1, kind="stable")[:, :number]
+        cut = np.zeros_like(cosines)
+        np.put_along_axis(cut, nearest, np.take_along_axis(cosines, nearest, 1), 1)
+        expected = [cut[np.unique(histories.of(k))].sum(0) for k in range(len(histories))]
+        got = item_knn(small, [number]).scores(histories)
+        np.testing.assert_allclose(got, expected, rtol=1e-5)
 
 
-def test_how_many_users_had_both_items_is_counted_a_few_users_at_a_time(small, monkeypatch):
-    matrix = interaction_matrix(small)
-    whole = baselines._shared_users(small)
-    assert np.array_equal(whole, matrix.T @ matrix)
-    monkeypatch.setattr(baselines, "MOST_SCORES", 7 * small.catalogue_size)
-    assert np.array_equal(baselines._shared_users(small), whole)
+def test_item_knn_has_the_number_of_neighbours_that_is_best_on_validation(small):
+    numbers = (1, 3, 5, 10, 20)
+    by_number = {n: validation_ndcg(item_knn(small, [n]), small) for n in numbers}
+    chosen = item_knn(small, numbers)
+    assert by_number[chosen.near.shape[1]] == max(by_number.values())
+    assert len(set(by_number.values())) > 1
 
 
 def test_popularity_ranks_the_catalogue_order_first(small):

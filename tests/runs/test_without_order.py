@@ -10,6 +10,8 @@ from distilrec.labels.extract import LabelConfig
 from distilrec.labels.store import open_labels
 from distilrec.networks.recurrent import RecurrentConfig
 from distilrec.progress import Silent
+from distilrec.report import baselines
+from distilrec.report.baselines import item_knn
 from distilrec.runs.config import DataConfig, RunConfig
 from distilrec.runs.stages import run_all
 from distilrec.teachers.build import EnsembleConfig, MemberConfig
@@ -29,7 +31,11 @@ class Said(Silent):
 
 
 @pytest.mark.parametrize("order", ["auto", "time"])
-def test_the_whole_line(tmp_path, order):
+def test_the_whole_line(tmp_path, order, monkeypatch):
+    fitted = []
+    monkeypatch.setattr(
+        baselines, "item_knn", lambda data: fitted.append(item_knn(data)) or fitted[-1]
+    )
     log(users=40).write_parquet(tmp_path / "log.parquet")
     training = TrainingConfig(epochs=3, patience=3, batch_size=16)
     network = RecurrentConfig(dim=8, max_history=12)
@@ -43,6 +49,7 @@ def test_the_whole_line(tmp_path, order):
     )
     said = Said()
     comparison = run_all(config, tmp_path / "run", said)
+    assert len(fitted) == 1  # for the warning before the training, and for the comparison
     page = (tmp_path / "run" / "report.html").read_text()
     without = order == "auto"
     assert comparison.order == ("none" if without else "time")

@@ -14,7 +14,7 @@ from distilrec.data.schema import Schema
 from distilrec.errors import ConfigError, TrainingError
 from distilrec.networks.batches import training_batches, training_windows
 from distilrec.progress import Silent
-from distilrec.report.baselines import fitted_baselines, interaction_matrix
+from distilrec.report.baselines import fitted_baselines
 from distilrec.runs.config import read_config
 from distilrec.runs.teachers import open_teacher
 from distilrec.teachers import ease as ease_module
@@ -36,7 +36,7 @@ from distilrec.teachers.linear import LinearConfig, fit_linear, load_linear, sav
 from distilrec.testing.teachers import TeacherContract
 from distilrec.training.options import TrainingConfig
 from distilrec.training.validation import validation_ndcg
-from tests.small_run import NETWORKS, dataset, write_tables
+from tests.small_run import NETWORKS, dataset, interaction_matrix, write_tables
 
 SPARSE = {"dense_items": 0, "neighbours": 12}
 KINDS = {
@@ -73,6 +73,13 @@ def test_ease_is_its_equation(small):
     expected = np.eye(x.shape[1]) - inverse / np.diag(inverse)
     got = fit_ease(EaseConfig(ridge=20.0), small).weights
     np.testing.assert_allclose(got, expected, atol=1e-6)
+
+
+def test_how_many_users_had_both_items_is_counted_a_few_users_at_a_time(small, monkeypatch):
+    x = interaction_matrix(small)[:, : small.info.warm_items]
+    assert np.array_equal(ease_module.shared_users(small), x.T @ x)
+    monkeypatch.setattr(ease_module, "users_at_once", lambda items: 7)
+    assert np.array_equal(ease_module.shared_users(small), x.T @ x)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -4,18 +4,17 @@ training rows only.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from distilrec.data.dataset import Dataset, Histories
-from distilrec.measure.ranking import MOST_SCORES, Scorer
-from distilrec.teachers.ease import EaseConfig, EaseTeacher, fit_ease
+from distilrec.measure.ranking import Scorer
+from distilrec.teachers.ease import EaseConfig, EaseTeacher, fit_ease, shared_users
 from distilrec.teachers.item_weights import DENSE_ITEMS
-from distilrec.training.validation import validation_ndcg
+from distilrec.training.validation import best_on_validation
 
 NEIGHBOURS = (20, 50, 100, 200)
 
@@ -32,18 +31,25 @@ class Popularity:
 
 
 @dataclass(frozen=True)
-class ItemWeights:
-    """Scores by the sum of the weights of the items in the history: s = sum_j B[j, :]. B: (items,
-    items) float32.
+class ItemNeighbours:
+    """Scores an item by the sum of its similarities to the items of the history that have it among
+    their neighbours.
+
+    near: (items with training rows, n) int64, the neighbours of each item, and similarity: the
+    same shape, float32, how alike they are; items: size of the catalogue.
     """
 
-    weights: NDArray[np.float32]
+    near: NDArray[np.int64]
+    similarity: NDArray[np.float32]
+    items: int
 
     def scores(self, histories: Histories) -> NDArray[np.float32]:
         """Return scores, (batch, items) float32."""
-        out = np.zeros((len(histories), len(self.weights)), np.float32)
+        out = np.zeros((len(histories), self.items), np.float32)
         for k in range(len(histories)):
-            out[k] = self.weights[np.unique(histories.of(k))].sum(0)
+            had = np.unique(histories.of(k))
+            had = had[had < len(self.near)]
+            np.add.at(out[k], self.near[had].ravel(), self.similarity[had].ravel())
         return out
 
 
@@ -52,42 +58,21 @@ def popularity(dataset: Dataset) -> Popularity:
     return Popularity(dataset.popularity().astype(np.float32))
 
 
-def interaction_matrix(dataset: Dataset) -> NDArray[np.float32]:
-    """Return who had what in training, (users, items) of 0 and 1."""
-    matrix = np.zeros((dataset.users, dataset.catalogue_size), np.float32)
-    rows = dataset.training_rows()
-    matrix[dataset.user_rows()[rows], dataset.items[rows]] = 1.0
-    return matrix
-
-
-def _shared_users(dataset: Dataset) -> NDArray[np.float32]:
-    """Return how many users had both of two items in training, (items, items): X'X for the matrix X
-    of who had what, of which a few users are made at a time. Whole numbers, so the sum is exact.
-    """
-    rows = dataset.training_rows()
-    users, items = dataset.user_rows()[rows], dataset.items[rows]
-    shared = np.zeros((dataset.catalogue_size,) * 2, np.float32)
-    step = max(1, MOST_SCORES // dataset.catalogue_size)
-    for first in range(0, dataset.users, step):
-        low, high = np.searchsorted(users, [first, first + step])
-        some = np.zeros((step, dataset.catalogue_size), np.float32)
-        some[users[low:high] - first, items[low:high]] = 1.0
-        shared += some.T @ some
-    return shared
-
-
-def item_knn(dataset: Dataset, neighbours: int) -> ItemWeights:
+def item_knn(dataset: Dataset, numbers: Sequence[int] = NEIGHBOURS) -> ItemNeighbours:
     """Return the cosine similarity of items, each row cut to its nearest neighbours (Sarwar et al.
     2001).
+
+    numbers: of neighbours, of which the best on validation is taken.
     """
-    shared = _shared_users(dataset)
+    shared = shared_users(dataset)
     norms = np.maximum(np.sqrt(np.diag(shared)), 1e-12)
     similarity = shared / norms / norms[:, None]
     np.fill_diagonal(similarity, 0.0)
-    if neighbours < len(similarity):
-        far = np.argsort(-similarity, axis=1, kind="stable")[:, neighbours:]
-        np.put_along_axis(similarity, far, 0.0, axis=1)
-    return ItemWeights(similarity.astype(np.float32))
+    # A copy, so that the order of the whole catalogue is not kept
+    near = np.argsort(-similarity, axis=1, kind="stable")[:, : max(numbers)].copy()
+    values = np.take_along_axis(similarity, near, axis=1)
+    cut = (ItemNeighbours(near[:, :n], values[:, :n], dataset.catalogue_size) for n in numbers)
+    return best_on_validation(cut, dataset)
 
 
 def ease(dataset: Dataset, ridge: float) -> EaseTeacher:
@@ -107,14 +92,7 @@ def fitted_baselines(
     chosen: dict[str, Scorer] = {"popularity": popularity(dataset)}
     dense = dataset.catalogue_size <= DENSE_ITEMS
     if dense:
-        chosen["ItemKNN"] = _best(dataset, item_knn, NEIGHBOURS)
+        chosen["ItemKNN"] = item_knn(dataset)
     if "EASE" in known or dense:
         chosen["EASE"] = known.get("EASE") or fit_ease(EaseConfig(), dataset)
     return chosen
-
-
-def _best(
-    dataset: Dataset, fit: Callable[[Dataset, Any], ItemWeights], values: Sequence[float]
-) -> ItemWeights:
-    fitted = [fit(dataset, value) for value in values]
-    return max(fitted, key=lambda model: validation_ndcg(model, dataset))

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from distilrec.data.dataset import Dataset
 from distilrec.measure.metrics import ndcg
-from distilrec.measure.ranking import Scorer, questions, rank
+from distilrec.measure.ranking import Questions, Scorer, questions, rank
 from distilrec.measure.statistics import Difference, paired_difference
 
 _K = 10
@@ -59,8 +59,9 @@ class Headroom(msgspec.Struct, frozen=True):
 
 def measure_headroom(dataset: Dataset, teacher: Scorer, rivals: Mapping[str, Scorer]) -> Headroom:
     """Compare a teacher with its rivals on the validation part."""
-    best = _ndcg(teacher, dataset)
-    measured = {name: _ndcg(scorer, dataset) for name, scorer in rivals.items()}
+    held_out = questions(dataset, "validation")
+    best = _ndcg(teacher, held_out)
+    measured = {name: _ndcg(scorer, held_out) for name, scorer in rivals.items()}
     return Headroom(
         float(best.mean()),
         tuple(
@@ -74,5 +75,5 @@ def measure_headroom(dataset: Dataset, teacher: Scorer, rivals: Mapping[str, Sco
     )
 
 
-def _ndcg(scorer: Scorer, dataset: Dataset) -> NDArray[np.float64]:
-    return ndcg(rank(scorer, questions(dataset, "validation"), depth=0), _K)
+def _ndcg(scorer: Scorer, held_out: Questions) -> NDArray[np.float64]:
+    return ndcg(rank(scorer, held_out, depth=0), _K)

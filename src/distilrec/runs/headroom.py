@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from distilrec.data.dataset import Dataset
 from distilrec.errors import TrainingError
 from distilrec.files import RecordKind, key_of
@@ -27,9 +29,13 @@ _HEADROOM = RecordKind(
 )
 
 
-def headroom_of(run: Run, dataset: Dataset) -> Headroom:
+def headroom_of(
+    run: Run, dataset: Dataset, baselines: Mapping[str, Scorer] | None = None
+) -> Headroom:
     """Return how far the teacher is above the baselines, and above the student without distillation
     where there is one, on validation; measured once.
+
+    baselines: by name, fitted here by default.
     """
     teacher = open_teacher(run, dataset)
     alone = None
@@ -39,7 +45,9 @@ def headroom_of(run: Run, dataset: Dataset) -> Headroom:
     made_from = key_of(dataset.fingerprint(), teacher.identity, identity)
     if _HEADROOM.is_made(run.folder, made_from):
         return _HEADROOM.read(run.folder).about
-    rivals: dict[str, Scorer] = dict(fitted_baselines(dataset, known_baselines(teacher)))
+    if baselines is None:
+        baselines = fitted_baselines(dataset, known_baselines(teacher))
+    rivals = dict(baselines)
     if alone is not None:
         rivals["the " + ALONE] = ModelTeacher(alone)
     headroom = measure_headroom(dataset, teacher, rivals)
@@ -47,11 +55,15 @@ def headroom_of(run: Run, dataset: Dataset) -> Headroom:
     return headroom
 
 
-def warn_of_little_headroom(run: Run, dataset: Dataset) -> Headroom:
+def warn_of_little_headroom(
+    run: Run, dataset: Dataset, baselines: Mapping[str, Scorer] | None = None
+) -> Headroom:
     """Say where a baseline, or the student without distillation, is not clearly below the teacher;
     return what was measured.
+
+    baselines: by name, fitted here by default.
     """
-    headroom = headroom_of(run, dataset)
+    headroom = headroom_of(run, dataset, baselines)
     if run.config.privacy is None:  # a private student gets no labels
         for line in headroom.lines():
             run.progress.say(line)

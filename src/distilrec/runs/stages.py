@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,7 @@ from distilrec.files import write_json
 from distilrec.ids import as_id
 from distilrec.labels.extract import extract_labels
 from distilrec.labels.store import LABELS, LabelStore
-from distilrec.measure.ranking import questions
+from distilrec.measure.ranking import Scorer, questions
 from distilrec.progress import Progress
 from distilrec.report.baselines import fitted_baselines
 from distilrec.report.comparison import (
@@ -74,10 +74,11 @@ def run_all(
     else:
         run = replace(run, own_teacher=join_own_teacher(run, dataset, teacher(dataset)))
     train_baseline(run, dataset)
-    warn_of_little_headroom(run, dataset)
+    baselines = fitted_baselines(dataset, known_baselines(open_teacher(run, dataset)))
+    warn_of_little_headroom(run, dataset, baselines)
     distill_student(run, dataset)
     export(run, dataset, measured_next=True)
-    return evaluate(run, dataset)
+    return evaluate(run, dataset, baselines)
 
 
 def prepare(
@@ -297,12 +298,19 @@ def forget_user(run: Run, user_id: object, *, missing_ok: bool = False) -> list[
     return erasure.forget(run.folder, names, missing_ok=missing_ok)
 
 
-def evaluate(run: Run, dataset: Dataset) -> Comparison:
+def evaluate(
+    run: Run, dataset: Dataset, baselines: Mapping[str, Scorer] | None = None
+) -> Comparison:
     """Compare all models on the test part; write `comparison.json`, `report.html`, and the metrics
     in the bundle's manifest.
+
+    baselines: by name, fitted here by default.
     """
     with measured_stage(run, "evaluate"):
-        comparison = _compared(run, dataset)
+        teacher = open_teacher(run, dataset)
+        if baselines is None:
+            baselines = fitted_baselines(dataset, known_baselines(teacher))
+        comparison = _compared(run, dataset, teacher, baselines)
     metrics = {name: value.mean for name, value in comparison.row(STUDENT).quality.items()}
     manifest = record_metrics(run.bundle, metrics, partial(record_training, run, dataset))
     costs, tree = read_costs(run.folder), tree_of(run, dataset)
@@ -312,7 +320,7 @@ def evaluate(run: Run, dataset: Dataset) -> Comparison:
         tree=tree,
         privacy=manifest.privacy,
         trials=Trials(run.config.tuned.student, run.config.tuned.baseline),
-        headroom=headroom_of(run, dataset),
+        headroom=headroom_of(run, dataset, baselines),
     )
     write_json(run.places.comparison, comparison)
     write_report(comparison, run.places.report)
@@ -323,9 +331,10 @@ def evaluate(run: Run, dataset: Dataset) -> Comparison:
     return comparison
 
 
-def _compared(run: Run, dataset: Dataset) -> Comparison:
+def _compared(
+    run: Run, dataset: Dataset, teacher: Teacher, baselines: Mapping[str, Scorer]
+) -> Comparison:
     """Return the comparison of all models on the test part."""
-    teacher = open_teacher(run, dataset)
     candidates = [
         *teacher_candidates(teacher, dataset),
         student_candidate(dataset, STUDENT, run.places.student, run.bundle),
@@ -334,10 +343,7 @@ def _compared(run: Run, dataset: Dataset) -> Comparison:
         candidates.append(
             student_candidate(dataset, ALONE, run.places.baseline, run.bundle_baseline)
         )
-    candidates += [
-        Candidate(name, (scorer,), logits=False)
-        for name, scorer in fitted_baselines(dataset, known_baselines(teacher)).items()
-    ]
+    candidates += [Candidate(name, (scorer,), logits=False) for name, scorer in baselines.items()]
     done = iter(range(len(candidates)))
     compared = compare(
         dataset,

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from distilrec.data.dataset import Dataset
 from distilrec.errors import TrainingError
 from distilrec.files import RecordKind
+from distilrec.measure.ranking import users_at_once
 from distilrec.settings import Count, Positive, Settings, ZeroOrMore
 from distilrec.teachers.item_weights import (
     DENSE_ITEMS,
@@ -34,10 +35,9 @@ from distilrec.teachers.item_weights import (
 )
 from distilrec.teachers.neighbours import Regression, rows_by_item, solve_on_neighbours
 from distilrec.teachers.teacher import Cost
-from distilrec.training.validation import validation_ndcg
+from distilrec.training.validation import best_on_validation
 
 RIDGES = (30.0, 100.0, 300.0, 1000.0)
-_USERS = 1024  # whose histories are one dense matrix for a moment
 
 
 class EaseConfig(Settings, frozen=True, tag="ease", tag_field="kind"):
@@ -67,13 +67,11 @@ def fit_ease(config: EaseConfig, dataset: Dataset) -> EaseTeacher:
     ridges = RIDGES if config.ridge is None else (config.ridge,)
     solve = _solved if dataset.info.warm_items <= config.dense_items else _solved_on_neighbours
     solved: Iterator[Weights] = solve(config, dataset, ridges)
-    best, highest = None, -1.0
-    for ridge, weights in zip(ridges, solved, strict=True):
-        teacher = _teacher(config, weights, dataset, ridge, 0.0)
-        ndcg = validation_ndcg(teacher, dataset) if len(ridges) > 1 else 0.0
-        if ndcg > highest:
-            best, highest = teacher, ndcg
-    assert best is not None
+    teachers = (
+        _teacher(config, weights, dataset, ridge, 0.0)
+        for ridge, weights in zip(ridges, solved, strict=True)
+    )
+    best = next(teachers) if len(ridges) == 1 else best_on_validation(teachers, dataset)
     best.cost = Cost(best.cost.parameters, time.perf_counter() - began)
     return best
 
@@ -90,7 +88,7 @@ def _solved(
     config: EaseConfig, dataset: Dataset, ridges: Sequence[float]
 ) -> Iterator[DenseWeights]:
     """Yield the dense weights for each ridge, one matrix after the other."""
-    gram = _together(dataset).astype(np.float64)
+    gram = shared_users(dataset).astype(np.float64)
     for ridge in ridges:
         ridged = torch.from_numpy(gram + ridge * np.eye(len(gram)))
         inverse = torch.cholesky_inverse(torch.linalg.cholesky(ridged)).numpy()
@@ -99,25 +97,26 @@ def _solved(
         yield DenseWeights(weights)
 
 
-def _together(dataset: Dataset) -> NDArray[np.float32]:
-    """Return how many users have each pair of items, X'X, (items, items)."""
+def shared_users(dataset: Dataset) -> NDArray[np.float32]:
+    """Return how many users had both of two items in training, X'X, (items, items) for the items
+    with training rows. Whole numbers, so that the sum is exact in whatever order.
+    """
     items = dataset.info.warm_items
-    gram = np.zeros((items, items), np.float32)
-    users, had = _interactions(dataset)
-    offsets = np.searchsorted(users, np.arange(dataset.users + 1))
-    for start in range(0, dataset.users, _USERS):
-        stop = min(start + _USERS, dataset.users)
-        rows = slice(offsets[start], offsets[stop])
-        matrix = np.zeros((stop - start, items), np.float32)
-        matrix[users[rows] - start, had[rows]] = 1.0
-        gram += matrix.T @ matrix
-    return gram
+    shared = np.zeros((items, items), np.float32)
+    users, had = interactions(dataset)
+    step = users_at_once(items)  # whose histories are one dense matrix for a moment
+    for start in range(0, dataset.users, step):
+        low, high = np.searchsorted(users, [start, start + step])
+        matrix = np.zeros((step, items), np.float32)
+        matrix[users[low:high] - start, had[low:high]] = 1.0
+        shared += matrix.T @ matrix
+    return shared
 
 
 def _solved_on_neighbours(
     config: EaseConfig, dataset: Dataset, ridges: Sequence[float]
 ) -> Iterator[SparseWeights]:
-    users, items = _interactions(dataset)
+    users, items = interactions(dataset)
     offsets = np.searchsorted(users, np.arange(dataset.users + 1))
     ones = np.ones(len(items), np.float32)
     targets = rows_by_item(users, items, dataset.info.warm_items)
@@ -125,7 +124,7 @@ def _solved_on_neighbours(
     yield from solve_on_neighbours(regression, ridges, config.neighbours)
 
 
-def _interactions(dataset: Dataset) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+def interactions(dataset: Dataset) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
     """Return who had what in training, each pair once: users and items, (pairs,), by user."""
     rows = dataset.training_rows()
     pairs = dataset.user_rows()[rows] * dataset.info.warm_items + dataset.items[rows]

@@ -4,6 +4,9 @@ test part.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import TypeVar
+
 import numpy as np
 import torch
 
@@ -12,12 +15,22 @@ from distilrec.measure.metrics import ndcg
 from distilrec.measure.ranking import Questions, Scorer, questions, rank
 from distilrec.training import parallel
 
+S = TypeVar("S", bound=Scorer)
+
 
 def validation_ndcg(scorer: Scorer, dataset: Dataset) -> float:
     """Return the mean NDCG@10 over all validation users, full catalogue. The processes of a group
     share the users.
     """
     return mean_ndcg(scorer, questions(dataset, "validation"))
+
+
+def best_on_validation(scorers: Iterable[S], dataset: Dataset) -> S:
+    """Return the scorer whose NDCG@10 over all validation users is the highest, the first of equal
+    ones. They are made one after the other where `scorers` makes them so.
+    """
+    held_out = questions(dataset, "validation")
+    return max(scorers, key=lambda scorer: mean_ndcg(scorer, held_out))
 
 
 def mean_ndcg(scorer: Scorer, held_out: Questions) -> float:
