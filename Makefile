@@ -80,7 +80,7 @@ fuzz: $(VENV)/dev.stamp
 mutation: $(VENV)/dev.stamp
 	rm -rf runs/mutation && mkdir -p runs/mutation
 	git archive HEAD | tar -x -C runs/mutation
-	sed -i '/^@kernel$$/{N;/quantised/!s/^@kernel\n//}' runs/mutation/src/distilrec/engine/kernels.py # only plain functions are mutated
+	sed -i '/^@\(fold_\)\?kernel$$/{N;/quantised/!s/^@[a-z_]*\n//}' runs/mutation/src/distilrec/engine/kernels.py # only plain functions are mutated
 	cd runs/mutation && OMP_NUM_THREADS=1 $(CURDIR)/$(VENV)/bin/mutmut run --max-children 2
 	cd runs/mutation && $(CURDIR)/$(VENV)/bin/python $(CURDIR)/release/mutation_score.py
 

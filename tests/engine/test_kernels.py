@@ -11,12 +11,6 @@ from distilrec.engine import kernels as compiled
 from distilrec.engine.items import TILE
 from distilrec.engine.loops import loops_of
 
-NO_NEIGHBOURS = (
-    np.zeros((0, 0), np.int32),
-    np.zeros((0, 0), np.int8),
-    np.zeros(0, np.float32),
-    np.zeros((3, 0), np.float32),
-)
 SIZES = st.sampled_from([1, 2, 31, 32, 33, 64, 97])  # groups of 32 are compared at once
 
 
@@ -59,12 +53,12 @@ def test_folding_in_two_parts_is_folding_at_once(kernels, seed, cut, dim):
         rng.integers(3, size=20).astype(np.int32),
     )
     whole, parts = np.zeros((3, dim), np.float32), np.zeros((3, dim), np.float32)
-    kernels.fold_recurrent(whole, items, events, vectors, gain, decay, scale, 0)
+    kernels.fold_recurrent(whole, items, events, vectors, gain, decay, scale)
     for some in (slice(0, cut), slice(cut, 20)):
-        kernels.fold_recurrent(parts, items[some], events[some], vectors, gain, decay, scale, 0)
+        kernels.fold_recurrent(parts, items[some], events[some], vectors, gain, decay, scale)
     np.testing.assert_array_equal(whole, parts)
     one = np.zeros((3, dim), np.float32)
-    kernels.fold_recurrent(one, items[:1], events[:1], vectors, gain, decay, scale, 0)
+    kernels.fold_recurrent(one, items[:1], events[:1], vectors, gain, decay, scale)
     np.testing.assert_array_equal(one[2], vectors[items[0]])
     state = np.zeros((2, dim), np.float64)
     for item, event in zip(items, events, strict=True):
@@ -217,7 +211,7 @@ def test_every_search_finds_the_best(kernels, seed, masked, k):
     columns[:5] = case.vectors.T
     items, values = room()
     found = kernels.recommend_recurrent(
-        case.state, case.user, *case.weights, 0, *NO_NEIGHBOURS,
+        case.state, case.user, *case.weights,
         columns, case.biases, case.seen, mask, k,
         np.zeros(8, np.float32), np.empty(40, np.float32), items, values,
     )  # fmt: skip

@@ -17,27 +17,38 @@ CACHED = True  # whether compiled kernels are kept on disk
 
 
 def kernel(function: Callable[..., Any]) -> Any:
-    """Compile a function when it is first called. numba's decorator has no types of its own; every
-    kernel is called through a typed method in `runtime`. Where there is no folder to keep compiled
-    code in, each start compiles again.
+    """Compile a function when it is first called; sums may be reordered. numba's decorator has no
+    types of its own; every kernel is called through a typed method in `runtime`. Where there is no
+    folder to keep compiled code in, each start compiles again.
     """
+    return _compiled(function, fastmath={"reassoc", "contract", "arcp", "nsz"})
+
+
+def fold_kernel(function: Callable[..., Any]) -> Any:
+    """Compile a function as `kernel` does, in the order and with the roundings that are written: a
+    state that was updated and one that was folded again from the same events are the same bits,
+    wherever they lie in memory.
+    """
+    return _compiled(function, fastmath=False)
+
+
+def _compiled(function: Callable[..., Any], **options: Any) -> Any:
     global CACHED  # noqa: PLW0603
-    options: Any = {"fastmath": {"reassoc", "contract", "arcp", "nsz"}, "nogil": True}
     try:
-        return njit(cache=True, **options)(function)
+        return njit(cache=True, nogil=True, **options)(function)
     except RuntimeError:  # numba found no folder that it can write
         CACHED = False
-        return njit(**options)(function)
+        return njit(nogil=True, **options)(function)
 
 
 _GROUP = 32  # scores that are compared with the worst of the best at once
 _BLOCK = 2_048  # items per pass: their scores stay in the first-level cache
 
 
-@kernel
-def fold_recurrent(state, items, events, vectors, gain, decay, scale, kept):  # type: ignore[no-untyped-def]
+@fold_kernel
+def fold_recurrent(state, items, events, vectors, gain, decay, scale):  # type: ignore[no-untyped-def]
     """H = decay * h + scale * gain[event] * x per event; the row of `state` behind these (scales,
-    dim) becomes x_last, and the rows behind that begin with the latest `kept` events.
+    dim) becomes x_last.
     """
     scales, dim = decay.shape
     for n in range(items.shape[0]):
@@ -50,7 +61,6 @@ def fold_recurrent(state, items, events, vectors, gain, decay, scale, kept):  # 
     if items.shape[0] > 0:
         for c in range(dim):
             state[scales, c] = vectors[items[-1], c]
-    keep_latest(state[scales + 1 :], items, events, kept)
 
 
 @kernel
@@ -175,12 +185,13 @@ def query_recurrent(  # type: ignore[no-untyped-def]
     dim = query.shape[0]
     scales = mix.shape[1] // dim
     known = np.empty((scales + 1) * dim, np.float32)
-    square = np.float32(0.0)
     for s in range(scales + 1):
         for c in range(dim):
-            value = state[s, c] + (user[c] if s == scales else np.float32(0.0))
-            known[s * dim + c] = value
-            square += value * value
+            known[s * dim + c] = state[s, c] + (user[c] if s == scales else np.float32(0.0))
+    # A loop of its own: where one also writes, the order of its sum would depend on addresses.
+    square = np.float32(0.0)
+    for j in range(known.shape[0]):
+        square += known[j] * known[j]
     norm = np.float32(1.0) / math.sqrt(square / np.float32(known.shape[0]) + epsilon)
     for c in range(dim):
         value = known[scales * dim + c] + narrow_bias[c]
@@ -203,7 +214,7 @@ def query_recurrent(  # type: ignore[no-untyped-def]
         query[c] *= norm * outer[c]
 
 
-@kernel
+@fold_kernel
 def fold_mean(state, items, vectors):  # type: ignore[no-untyped-def]
     """Add the item vectors to state[:dim] and their number to state[dim]."""
     dim = vectors.shape[1]
@@ -324,21 +335,34 @@ def top_k(scores, seen, mask, k, best_items, best_scores):  # type: ignore[no-un
 @kernel
 def recommend_recurrent(  # type: ignore[no-untyped-def]
     state, user, mix, widen, widen_bias, narrow, narrow_bias, outer, epsilon,
+    columns, biases, seen, mask, k, query, scores, best_items, best_scores,
+):  # fmt: skip
+    """`query_recurrent`, `scores_dot` and `top_k` in one call: entering compiled code costs as much
+    as a small scan, and each argument a part of that.
+    """
+    query_recurrent(
+        state, user, mix, widen, widen_bias, narrow, narrow_bias, outer, epsilon,
+        query[: outer.shape[0]],
+    )  # fmt: skip
+    scores_dot(query, columns, biases, scores)
+    return top_k(scores, seen, mask, k, best_items, best_scores)
+
+
+@kernel
+def recommend_with_neighbours(  # type: ignore[no-untyped-def]
+    state, user, mix, widen, widen_bias, narrow, narrow_bias, outer, epsilon,
     kept, neighbours, values, units, ages,
     columns, biases, seen, mask, k, query, scores, best_items, best_scores,
 ):  # fmt: skip
-    """`query_recurrent`, `scores_dot`, `add_neighbours` and `top_k` in one call: entering compiled
-    code costs as much as a small scan.
-    """
+    """`recommend_recurrent` with `add_neighbours` for the latest events of the state."""
     dim = outer.shape[0]
     query_recurrent(
         state, user, mix, widen, widen_bias, narrow, narrow_bias, outer, epsilon, query[:dim]
     )  # fmt: skip
     scores_dot(query, columns, biases, scores)
-    if kept:
-        latest = query[dim : dim + 2 * ages.shape[1]]
-        read_latest(state[mix.shape[1] // dim + 1 :], kept, latest)
-        add_neighbours(latest, neighbours, values, units, ages, scores)
+    latest = query[dim : dim + 2 * ages.shape[1]]
+    read_latest(state[mix.shape[1] // dim + 1 :], kept, latest)
+    add_neighbours(latest, neighbours, values, units, ages, scores)
     return top_k(scores, seen, mask, k, best_items, best_scores)
 
 

@@ -24,17 +24,15 @@ def fold_recurrent(
     gain: Floats,
     decay: Floats,
     scale: Floats,
-    kept: int,
 ) -> None:
     """H = decay * h + scale * gain[event] * x per event; the row of `state` behind these becomes
-    x_last, and the rows behind that begin with the latest `kept` events.
+    x_last.
     """
     scales = len(decay)
     for item, event in zip(items, events, strict=True):
         state[:scales] = decay * state[:scales] + scale * (gain[event] * vectors[item])
     if len(items):
         state[scales] = vectors[items[-1]]
-    keep_latest(state[scales + 1 :], items, events, kept)
 
 
 def keep_latest(rows: Floats, items: Places, events: Places, kept: int) -> None:
@@ -221,6 +219,33 @@ def recommend_recurrent(
     narrow_bias: Floats,
     outer: Floats,
     epsilon: np.float32,
+    columns: Floats,
+    biases: Floats,
+    seen: Places,
+    mask: Mask,
+    k: int,
+    query: Floats,
+    scores: Floats,
+    best_items: Places,
+    best_scores: Floats,
+) -> int:
+    """`query_recurrent`, `scores_dot` and `top_k`."""
+    weights = mix, widen, widen_bias, narrow, narrow_bias, outer, epsilon
+    query_recurrent(state, user, *weights, query[: len(outer)])
+    scores_dot(query, columns, biases, scores)
+    return top_k(scores, seen, mask, k, best_items, best_scores)
+
+
+def recommend_with_neighbours(
+    state: Floats,
+    user: Floats,
+    mix: Floats,
+    widen: Floats,
+    widen_bias: Floats,
+    narrow: Floats,
+    narrow_bias: Floats,
+    outer: Floats,
+    epsilon: np.float32,
     kept: int,
     neighbours: Places,
     values: NDArray[np.int8],
@@ -236,16 +261,14 @@ def recommend_recurrent(
     best_items: Places,
     best_scores: Floats,
 ) -> int:
-    """`query_recurrent`, `scores_dot`, `add_neighbours` and `top_k`."""
+    """`recommend_recurrent` with `add_neighbours` for the latest events of the state."""
     dim = len(outer)
-    query_recurrent(
-        state, user, mix, widen, widen_bias, narrow, narrow_bias, outer, epsilon, query[:dim]
-    )  # fmt: skip
+    weights = mix, widen, widen_bias, narrow, narrow_bias, outer, epsilon
+    query_recurrent(state, user, *weights, query[:dim])
     scores_dot(query, columns, biases, scores)
-    if kept:
-        latest = query[dim : dim + 2 * ages.shape[1]]
-        read_latest(state[mix.shape[1] // dim + 1 :], kept, latest)
-        add_neighbours(latest, neighbours, values, units, ages, scores)
+    latest = query[dim : dim + 2 * ages.shape[1]]
+    read_latest(state[mix.shape[1] // dim + 1 :], kept, latest)
+    add_neighbours(latest, neighbours, values, units, ages, scores)
     return top_k(scores, seen, mask, k, best_items, best_scores)
 
 

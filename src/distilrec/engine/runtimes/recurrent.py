@@ -52,6 +52,12 @@ class RecurrentRuntime(Runtime):
         )
         self._neighbours = neighbours_in(w, len(bundle.manifest.event_types))
         self._own_biases = OwnBiases(self._items, self._neighbours, kernels)
+        # What every request reads, worked out once
+        dim = self._decay.shape[1]
+        self._kept_events = self._neighbours.kept
+        self._latest_floats = 2 * self._neighbours.events
+        self._state_shape = (len(self._decay) + 1 + self._neighbours.rows_of_state(dim), dim)
+        self._query_length = max(len(self._columns), dim + self._latest_floats)
         self._query = self._new_query()  # reused
         self._scores = np.empty_like(biases)
 
@@ -82,29 +88,29 @@ class RecurrentRuntime(Runtime):
         return float(np.linalg.norm(weights["outer_norm"]))
 
     def new_state(self) -> Floats:
-        scales, dim = self._decay.shape
-        return np.zeros((scales + 1 + self._neighbours.rows_of_state(dim), dim), np.float32)
+        return np.zeros(self._state_shape, np.float32)
 
     def fold(self, state: Floats, items: Places, events: Places) -> None:
         self._kernels.fold_recurrent(
-            state, items, events, self._items.vectors, self._gain, self._decay, self._scale,
-            self._neighbours.kept,
-        )  # fmt: skip
+            state, items, events, self._items.vectors, self._gain, self._decay, self._scale
+        )
+        if self._kept_events:
+            self._kernels.keep_latest(self._kept(state), items, events, self._kept_events)
 
     def query(self, state: Floats, user: Floats) -> Floats:
         query, dim = self._new_query(), self._decay.shape[1]
         self._kernels.query_recurrent(state, user, *self._weights, query[:dim])
-        self._kernels.read_latest(self._kept(state), self._neighbours.kept, self._latest(query))
+        if self._kept_events:
+            self._kernels.read_latest(self._kept(state), self._kept_events, self._latest(query))
         return query
 
     def _new_query(self) -> Floats:
         """Return room for a query, the latest events behind it, and what kernels read."""
-        length = self._decay.shape[1] + 2 * self._neighbours.events
-        return np.zeros(max(len(self._columns), length), np.float32)
+        return np.zeros(self._query_length, np.float32)
 
     def _latest(self, query: Floats) -> Floats:
         dim = self._decay.shape[1]
-        return query[dim : dim + 2 * self._neighbours.events]
+        return query[dim : dim + self._latest_floats]
 
     def _kept(self, states: Floats) -> Floats:
         """Return the rows of a state, or of each of several, that keep the latest events."""
@@ -115,15 +121,20 @@ class RecurrentRuntime(Runtime):
     ) -> tuple[Places, Floats]:
         if self._search is not None:
             query, added = self.query(state, user), None
-            if self._neighbours.events:
+            if self._kept_events:
                 added = self._own_biases.of(self._latest(query))
             return self._search.best(query[: self._decay.shape[1]], seen, mask, k, added)
         items, scores = np.empty(k, np.int32), np.empty(k, np.float32)
-        found = self._kernels.recommend_recurrent(
-            state, user, *self._weights, self._neighbours.kept, *self._neighbours,
+        asked = (
             self._columns, self._items.biases, seen, mask, k,
             self._query, self._scores, items, scores,
         )  # fmt: skip
+        if self._kept_events:
+            found = self._kernels.recommend_with_neighbours(
+                state, user, *self._weights, self._kept_events, *self._neighbours, *asked
+            )
+        else:
+            found = self._kernels.recommend_recurrent(state, user, *self._weights, *asked)
         return items[:found], scores[:found]
 
     def scores(self, query: Floats) -> Floats:
@@ -133,16 +144,18 @@ class RecurrentRuntime(Runtime):
         else:
             out = np.empty(self._items.count, np.float32)
             self._kernels.scores_dot(query, self._columns, self._items.biases, out)
-        self._kernels.add_neighbours(self._latest(query), *self._neighbours, out)
+        if self._kept_events:
+            self._kernels.add_neighbours(self._latest(query), *self._neighbours, out)
         return out
 
     def scores_of(self, states: Floats, user: Floats, items: Places) -> Floats:
         queries = np.empty((len(states), self._decay.shape[1]), np.float32)
         self._kernels.queries_recurrent(states, user, *self._weights, queries)
         scores: Floats = queries @ self._items.vectors[items].T + self._items.biases[items]
-        self._kernels.neighbours_of(
-            self._kept(states), self._neighbours.kept, items, *self._neighbours, scores
-        )
+        if self._kept_events:
+            self._kernels.neighbours_of(
+                self._kept(states), self._kept_events, items, *self._neighbours, scores
+            )
         return scores
 
     def without_each(self, items: Places, events: Places, state: Floats | None = None) -> Floats:
@@ -156,11 +169,12 @@ class RecurrentRuntime(Runtime):
             scales = len(self._decay)
             # What is older decays once less
             out[:, :scales] += (state - of_these)[:scales] / self._decay
-        self._kernels.latest_without_each(
-            self._kept(of_these if state is None else state),
-            self._neighbours.kept,
-            self._kept(out),
-        )
+        if self._kept_events:
+            self._kernels.latest_without_each(
+                self._kept(of_these if state is None else state),
+                self._kept_events,
+                self._kept(out),
+            )
         return out
 
     def item_vectors(self, items: Places) -> Floats:
