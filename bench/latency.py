@@ -35,7 +35,7 @@ from distilrec.networks.sequence import SequenceModel, TorchScorer  # noqa: E402
 from distilrec.runs.candidates import engine_latency, torch_latency  # noqa: E402
 from distilrec.runs.folder import open_run  # noqa: E402
 from distilrec.runs.teachers import open_teacher  # noqa: E402
-from distilrec.teachers.build import kind_of, single_teachers  # noqa: E402
+from distilrec.teachers.build import kind_of  # noqa: E402
 from distilrec.teachers.ease import interactions  # noqa: E402
 from distilrec.teachers.ensemble import EnsembleTeacher  # noqa: E402
 from distilrec.teachers.teacher import ModelTeacher, Teacher  # noqa: E402
@@ -94,10 +94,10 @@ class Traced:
 
     def __init__(self, teacher: Teacher, dataset: Dataset) -> None:
         self._dataset = dataset
-        weights = teacher.weights if isinstance(teacher, EnsembleTeacher) else (1.0,)
-        self._members = [
-            (m, w) for m, w in zip(single_teachers(teacher), weights, strict=True) if w
-        ]
+        ensemble = isinstance(teacher, EnsembleTeacher)
+        members = teacher.members if ensemble else (teacher,)
+        weights = teacher.weights if ensemble else (1.0,)
+        self._members = [(m, w) for m, w in zip(members, weights, strict=True) if w]
         self._graphs: dict[tuple[int, int], torch.jit.ScriptModule] = {}
 
     def scores(self, histories: Histories) -> np.ndarray:

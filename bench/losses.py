@@ -34,7 +34,7 @@ from distilrec.measure.ranking import Scorer, questions, rank
 from distilrec.networks.recurrent import RecurrentConfig
 from distilrec.networks.sequence import TorchScorer
 from distilrec.runs.config import read_config
-from distilrec.teachers.build import single_teachers
+from distilrec.teachers.ensemble import single_teachers
 from distilrec.teachers.teacher import Teacher
 from distilrec.training.trained import TrainedModel, load_model, save_model, train_model
 from distilrec.training.validation import validation_ndcg

@@ -25,11 +25,10 @@ from distilrec.teachers.build import (
     load_teacher,
     make_teacher,
     members_of,
-    single_teachers,
     with_closed_form,
 )
 from distilrec.teachers.ease import EaseConfig, fit_ease, load_ease, save_ease
-from distilrec.teachers.ensemble import EnsembleTeacher
+from distilrec.teachers.ensemble import EnsembleTeacher, single_teachers
 from distilrec.teachers.external import FunctionConfig, ScoresConfig, function_teacher
 from distilrec.teachers.item_weights import SparseWeights
 from distilrec.teachers.linear import LinearConfig, fit_linear, load_linear, save_linear
@@ -315,6 +314,8 @@ def test_an_ensemble_has_the_hidden_layer_of_its_only_network(small, tmp_path):
     )
     network = teacher.members[0]
     joined = EnsembleTeacher(teacher.members, [0.5, 1.0, 1.0])
+    nested = EnsembleTeacher([joined, network], [1.0, 1.0])
+    assert single_teachers(nested) == [*teacher.members, network]
     assert joined.state_dim == network.state_dim > 0
     assert joined.max_history == network.max_history
     assert EnsembleTeacher([network, network], [0.5, 0.5]).state_dim == 0

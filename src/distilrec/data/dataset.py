@@ -76,6 +76,10 @@ class DatasetInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_
     repeats: bool
     order: Order = _BY_TIME
 
+    def __post_init__(self) -> None:
+        if self.order == _BY_TIME:  # msgspec leaves out a default that is the very same object
+            msgspec.structs.force_setattr(self, "order", _BY_TIME)
+
 
 @dataclass(frozen=True)
 class Histories:
@@ -284,10 +288,7 @@ class Dataset:
         """Return a hash over everything that a model can learn from: not over the attributes, which
         only filters use.
         """
-        info = self.info
-        if info.order == _BY_TIME:  # left out by msgspec only where it is the very same object
-            info = msgspec.structs.replace(info, order=_BY_TIME)
-        digest = hashlib.sha256(msgspec.json.encode(info))
+        digest = hashlib.sha256(msgspec.json.encode(self.info))
         for name, array in sorted(self._arrays().items()):
             digest.update(name.encode() + array.tobytes())
         return digest.hexdigest()

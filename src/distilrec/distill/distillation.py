@@ -25,6 +25,7 @@ from distilrec.distill.losses import (
 )
 from distilrec.distill.sources import AskedTeacher, Labels, Source, Stored, asked_teachers, sources
 from distilrec.errors import ConfigError
+from distilrec.labels.store import StoredLabels
 from distilrec.measure.slices import item_groups
 from distilrec.networks.build import StudentConfig, build_model
 from distilrec.networks.orders import Orders
@@ -134,19 +135,20 @@ def distillation_loss(
 
     def loss(scored: Scored) -> torch.Tensor:
         device = scored.logits.device
-        views = _views(scored, found, config, config.temperature)
+        stored = [source.labels(scored) for source in found]
+        views = _views(scored, found, stored, config, config.temperature)
 
         def plain() -> View:
             if config.temperature == 1.0:
                 return views[0]
-            return _views(scored, found[:1], config, 1.0)[0]
+            return _views(scored, found[:1], stored[:1], config, 1.0)[0]
 
         kept = None
         if config.denoise:
             assert dataset is not None
             rows = scored.rows.numpy() % len(dataset.items)
             items = torch.from_numpy(dataset.items[rows].astype(np.int64))
-            kept = believed(found[0].labels(scored), items.to(device), config.denoise)
+            kept = believed(stored[0], items.to(device), config.denoise)
         step = Step(
             config,
             scored,
@@ -195,7 +197,9 @@ def _altered(
         source.check_made_up()
 
     def loss(scored: Scored) -> torch.Tensor:
-        return weight * soft_of(scored, _views(scored, found, config, config.temperature), config)
+        stored = [source.labels(scored) for source in found]
+        views = _views(scored, found, stored, config, config.temperature)
+        return weight * soft_of(scored, views, config)
 
     alteration = Alteration(config.altered, dataset)
     if config.temperature == 1.0 and len(found) == 1:
@@ -332,10 +336,11 @@ def _asked_on(device: torch.device, asked: Sequence[AskedTeacher]) -> Iterator[N
 def _views(
     scored: Scored,
     found: Sequence[Stored | AskedTeacher],
+    stored: Sequence[StoredLabels],
     config: DistillationConfig,
     temperature: float,
 ) -> list[View]:
-    """Return one view for the labels of each teacher.
+    """Return one view for each teacher, from its labels of these positions.
 
     With a sampled softmax the columns are the items of the labels alone, and its log-sum-exp is
     that of the sample.
@@ -348,19 +353,18 @@ def _views(
             View(
                 scored.logits,
                 log_student,
-                source.labels(scored),
+                labels,
                 source.logits(scored)
                 if isinstance(source, AskedTeacher) and config.all_logits
                 else None,
             )
-            for source in found
+            for source, labels in zip(found, stored, strict=True)
         ]
     total = torch.logsumexp(
         (scored.logits - sampled.correction) / t + sampled.correction, -1, keepdim=True
     )
     views = []
-    for source in found:
-        labels = source.labels(scored)
+    for labels in stored:
         items = labels.items()  # (positions, K + M)
         student = sampled.logits_of(items)
         columns = torch.arange(items.shape[-1], device=items.device).expand_as(items)

@@ -19,7 +19,7 @@ from distilrec.errors import ConfigError, LabelStoreError, TeacherError
 from distilrec.labels.extract import LabelConfig, best_and_drawn
 from distilrec.labels.store import LabelManifest, LabelStore, StoredLabels
 from distilrec.networks.batches import Batch
-from distilrec.teachers.ensemble import EnsembleTeacher
+from distilrec.teachers.ensemble import single_teachers
 from distilrec.teachers.teacher import Answer, Teacher, as_teacher, move_teacher, reader
 from distilrec.training.scoring import MASKED_LOGIT, Origin, Positions, Scored
 from distilrec.training.trained import TrainedModel
@@ -110,7 +110,7 @@ class AskedTeacher:
         """Raise ConfigError where a member of the teacher has one list of scores for each user: it
         knows nothing of a history that the user did not have.
         """
-        if any(teacher.per_user for teacher in _single(self.teacher)):
+        if any(teacher.per_user for teacher in single_teachers(self.teacher)):
             raise ConfigError(
                 "a member of this teacher has one list of scores for each user: it says nothing "
                 "about altered histories",
@@ -182,13 +182,6 @@ class AskedTeacher:
         self._origin, self._answer = origin, Answer(logits, states)
         self.seconds += time.perf_counter() - began
         return self._answer
-
-
-def _single(teacher: Teacher) -> list[Teacher]:
-    """Return the members of an ensemble, those of its members too, or the teacher itself."""
-    if not isinstance(teacher, EnsembleTeacher):
-        return [teacher]
-    return [single for member in teacher.members for single in _single(member)]
 
 
 def _positions(of: Positions | Scored) -> Positions:

@@ -44,7 +44,8 @@ from distilrec.runs.places import BASELINE
 from distilrec.runs.seen import record_users
 from distilrec.runs.source import name_of, source_of
 from distilrec.runs.teachers import join_own_teacher, open_teacher, train_teacher
-from distilrec.teachers.build import item_vectors, known_baselines, single_teachers
+from distilrec.teachers.build import item_vectors, known_baselines
+from distilrec.teachers.ensemble import single_teachers
 from distilrec.teachers.teacher import Teacher
 from distilrec.training.trained import SAVED, TrainedModel, load_model, train_model
 from distilrec.workers import Workers

@@ -27,7 +27,12 @@ from distilrec.teachers.ease import (
     load_ease,
     save_ease,
 )
-from distilrec.teachers.ensemble import EnsembleTeacher, Pooling, pooled_ensemble
+from distilrec.teachers.ensemble import (
+    EnsembleTeacher,
+    Pooling,
+    pooled_ensemble,
+    single_teachers,
+)
 from distilrec.teachers.external import (
     FunctionConfig,
     FunctionTeacher,
@@ -267,11 +272,6 @@ def item_vectors(teacher: Teacher) -> NDArray[np.float32] | None:
     return networks[0].item_vectors() if networks else None
 
 
-def single_teachers(teacher: Teacher) -> list[Teacher]:
-    """Return the members of an ensemble, or the teacher itself in a list."""
-    return list(teacher.members) if isinstance(teacher, EnsembleTeacher) else [teacher]
-
-
 def _kind_of(config: TeacherConfig) -> TeacherKind:
     return next(kind for kind in TEACHERS if isinstance(config, kind.configs))
 
@@ -303,22 +303,21 @@ def _fit_linear(config: LinearConfig, making: Making) -> Teacher:
     return linear
 
 
-def _load_linear(config: LinearConfig, folder: Path, dataset: Dataset) -> Teacher:
-    linear = load_linear(folder, dataset)
-    _need_same(linear.config, config, folder)
-    return linear
-
-
 def _fit_ease(config: EaseConfig, making: Making) -> Teacher:
     ease = fit_ease(config, making.dataset)
     save_ease(ease, making.folder, making.made_from)
     return ease
 
 
-def _load_ease(config: EaseConfig, folder: Path, dataset: Dataset) -> Teacher:
-    ease = load_ease(folder, dataset)
-    _need_same(ease.config, config, folder)
-    return ease
+def _load_closed_form(
+    load: Callable[[Path, Dataset], LinearTeacher | EaseTeacher],
+    config: ClosedFormConfig,
+    folder: Path,
+    dataset: Dataset,
+) -> Teacher:
+    teacher = load(folder, dataset)
+    _need_same(teacher.config, config, folder)
+    return teacher
 
 
 def _read_scores(config: ScoresConfig, making: Making) -> Teacher:
@@ -377,8 +376,10 @@ TEACHERS = (
     TeacherKind(
         (TransformerConfig, DnnConfig, RecurrentConfig), _train_network, _load_network, SAVED
     ),
-    TeacherKind((LinearConfig,), _fit_linear, _load_linear, SAVED_LINEAR),
-    TeacherKind((EaseConfig,), _fit_ease, _load_ease, SAVED_EASE),
+    TeacherKind(
+        (LinearConfig,), _fit_linear, partial(_load_closed_form, load_linear), SAVED_LINEAR
+    ),
+    TeacherKind((EaseConfig,), _fit_ease, partial(_load_closed_form, load_ease), SAVED_EASE),
     TeacherKind(
         (ScoresConfig,), _read_scores, lambda config, folder, data: load_user_scores(folder, data)
     ),

@@ -96,6 +96,15 @@ class EnsembleTeacher:
             move_teacher(member, device)
 
 
+def single_teachers(teacher: Teacher) -> list[Teacher]:
+    """Return the members of an ensemble, those of its members too, or the teacher itself in a
+    list.
+    """
+    if not isinstance(teacher, EnsembleTeacher):
+        return [teacher]
+    return [single for member in teacher.members for single in single_teachers(member)]
+
+
 def _windows(asked: Sequence[Teacher]) -> int:
     """Return the length of a window that suits all: of teachers that see only the window, the
     shortest.
