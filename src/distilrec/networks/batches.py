@@ -164,13 +164,13 @@ def _times(dataset: Dataset, windows: Windows, chunk: NDArray[np.int64]) -> dict
     rows = np.minimum(starts[:, None] + places, stops[:, None] - 1)
     first = dataset.offsets[windows.users[chunk]][:, None]
     return {
-        "times": _seconds(dataset.times[np.maximum(rows - 1, first)]),
-        "asked": _seconds(dataset.times[rows]),
+        "times": torch.from_numpy(_seconds(dataset.times[np.maximum(rows - 1, first)])),
+        "asked": torch.from_numpy(_seconds(dataset.times[rows])),
     }
 
 
-def _seconds(times: NDArray[np.float64]) -> torch.Tensor:
-    return torch.from_numpy(np.floor(times).astype(np.int64))
+def _seconds(times: NDArray[np.float64]) -> NDArray[np.int64]:
+    return np.floor(times).astype(np.int64)
 
 
 def prediction_batch(histories: Histories, catalogue_size: int, length: int) -> Batch:
@@ -181,42 +181,30 @@ def prediction_batch(histories: Histories, catalogue_size: int, length: int) -> 
     """
     sizes = np.diff(histories.offsets)
     longest = int(min(sizes.max(initial=0) + 1, length))
+    first = (sizes < longest).astype(np.int64)  # behind the start token
+    kept = np.minimum(sizes, longest - first)
+    places = np.arange(longest)
+    there = (places >= first[:, None]) & (places < (first + kept)[:, None])
+    newest = np.arange(len(histories.items)) >= np.repeat(histories.offsets[1:] - kept, sizes)
     items = np.full((len(histories), longest), catalogue_size, np.int64)
     events = np.zeros((len(histories), longest), np.int64)
     targets = np.full((len(histories), longest), -1, np.int64)
-    for row in range(len(histories)):
-        stop, size = int(histories.offsets[row + 1]), int(sizes[row])
-        first = 1 if size < longest else 0
-        kept = min(size, longest - first)
-        items[row, first : first + kept] = histories.items[stop - kept : stop]
-        events[row, first : first + kept] = histories.events[stop - kept : stop]
-        targets[row, first + kept - 1] = 0  # marks the last position
+    items[there], events[there] = histories.items[newest], histories.events[newest]
+    targets[np.arange(len(histories)), first + kept - 1] = 0  # marks the last position
     nothing = np.zeros((len(histories), 0), np.int64)
     batch = Batch(
         *map(torch.from_numpy, (histories.users, items, events, targets, targets, nothing))
     )
     if histories.times is None or histories.now is None:
         return batch
-    return replace(batch, **_prediction_times(histories.times, histories.now, histories, longest))
-
-
-def _prediction_times(
-    times: NDArray[np.float64], now: NDArray[np.float64], histories: Histories, longest: int
-) -> dict[str, torch.Tensor]:
-    """Return the times of a prediction batch: each event is asked for when it happened, and the
-    unknown next one now.
-    """
-    sizes = np.diff(histories.offsets)
-    inputs, asked = (np.repeat(now[:, None], longest, axis=1) for _ in range(2))
-    for row, size in enumerate(sizes):
-        own = times[histories.offsets[row] : histories.offsets[row + 1]]
-        if size < longest:  # the start token is at the first event
-            inputs[row, : size + 1] = np.concatenate([own[:1], own]) if size else now[row]
-            asked[row, :size] = own
-        else:
-            inputs[row] = own[size - longest :]
-            asked[row, : longest - 1] = own[size - longest + 1 :]
-    return {"times": _seconds(inputs), "asked": _seconds(asked)}
+    # Each event is asked for when it happened, and the unknown next one now, as is all padding
+    now, happened = _seconds(histories.now)[:, None], _seconds(histories.times)
+    times = np.repeat(now, longest, axis=1)
+    times[there] = happened[newest]
+    begins = (first > 0) & (sizes > 0)  # the start token is at the first event
+    times[begins, 0] = happened[histories.offsets[:-1][begins]]
+    asked = np.concatenate([times[:, 1:], now], axis=1)
+    return replace(batch, times=torch.from_numpy(times), asked=torch.from_numpy(asked))
 
 
 def histories_at(
@@ -226,27 +214,19 @@ def histories_at(
 
     window, position: (positions,) int64, where each stands in the batch.
     """
-    items, events = batch.items.cpu().numpy(), batch.events.cpu().numpy()
-    some_items, some_events, sizes = [np.zeros(0, np.int32)], [np.zeros(0, np.int32)], [0]
-    for row, stop in zip(window.tolist(), (position + 1).tolist(), strict=True):
-        there = items[row, :stop] != catalogue_size  # not the start token
-        some_items.append(items[row, :stop][there].astype(np.int32))
-        some_events.append(events[row, :stop][there].astype(np.int32))
-        sizes.append(int(there.sum()))
+    items = batch.items[window]  # (positions, length)
+    places = torch.arange(items.shape[1], device=items.device)
+    seen = (places <= position.unsqueeze(1)) & (items != catalogue_size)  # not the start token
     histories = Histories(
         batch.users[window].cpu().numpy(),
-        np.cumsum(sizes).astype(np.int64),
-        np.concatenate(some_items),
-        np.concatenate(some_events),
+        np.concatenate([[0], np.cumsum(seen.sum(1).cpu().numpy())]).astype(np.int64),
+        items[seen].cpu().numpy().astype(np.int32),
+        batch.events[window][seen].cpu().numpy().astype(np.int32),
     )
     if batch.times is None or batch.asked is None:
         return histories
-    inputs = zip(window.tolist(), (position + 1).tolist(), strict=True)
-    times = [
-        batch.times[row, :stop][batch.items[row, :stop] != catalogue_size] for row, stop in inputs
-    ]
     return replace(
         histories,
-        times=torch.cat([batch.times.new_zeros(0), *times]).cpu().numpy().astype(np.float64),
+        times=batch.times[window][seen].cpu().numpy().astype(np.float64),
         now=batch.asked[window, position].cpu().numpy().astype(np.float64),
     )
