@@ -140,7 +140,10 @@ def main() -> None:
     comparison = _compared(found, last, arguments.seeds)
     comparison = msgspec.structs.replace(comparison, costs=runs.read_costs(folder / "seed-0"))
     stem = f"draw-{arguments.draw}" if arguments.draw else "quality"
-    _write_results(comparison, found.validation, last, arguments.seeds, stem, shared=shared)
+    context = base.student_training.context
+    _write_results(
+        comparison, found.validation, last, arguments.seeds, stem, shared=shared, context=context
+    )
     write_report(comparison, folder / "report.html")
 
 
@@ -232,6 +235,7 @@ def _write_results(
     stem: str,
     *,
     shared: bool,
+    context: float,
 ) -> None:
     """Print the tables and the JSON line, and write both into `bench/results/`."""
     name = last.dataset.info.name
@@ -247,6 +251,7 @@ def _write_results(
             "dataset": name,
             "seeds": list(range(seeds)),
             "shared_teacher": shared,
+            "context": context,
             "test_ndcg_by_seed": {row.name: row.ndcg_by_seed for row in comparison.rows},
             "validation_ndcg_by_seed": validation,
             "parameters": {row.name: row.parameters for row in comparison.rows},

@@ -35,6 +35,7 @@ RELEASED = {
 }
 HEADER = (
     "data set",
+    "context",
     "seeds",
     "teacher",
     "best member",
@@ -90,6 +91,7 @@ def _cells(one: dict[str, Any]) -> Iterator[str]:
     closed = (student - alone) / (teacher - alone) if lead["high"] < 0 else None
     released = RELEASED.get(one["dataset"])
     yield one["dataset"]
+    yield f"{one['context']:.0%}" if one.get("context") else "none"
     yield str(len(one["seeds"]))
     yield f"{teacher:.4f}"
     yield _best(means, lambda name: name.startswith(MEMBER))

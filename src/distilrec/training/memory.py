@@ -28,7 +28,7 @@ def reuse_freed_memory() -> bool:
 
     Each training step frees and asks for several tensors of 80 MB (the logits). By default each of
     them is mapped again, and the kernel fills it with zeros, page by page: half of the time of a
-    step on ML-1M (docs/quality.md).
+    step on ML-1M (docs/experiments.md).
     """
     if not sys.platform.startswith("linux"):
         return False
