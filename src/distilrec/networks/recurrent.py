@@ -8,8 +8,8 @@ O(S d) per event.
 
 A diagonal linear recurrence as in LRU (Orvieto et al. 2023, eq. 5 to 7, real-valued); norm is
 RMSNorm. The MLP reads every time scale by itself: reading only their sum cost .012 to .015 of
-validation NDCG@10 on ML-1M (docs/experiments.md). Training runs the recurrence in parallel over time;
-the engine runs it one event at a time.
+validation NDCG@10 on ML-1M (docs/experiments.md). Training runs the recurrence in parallel over
+time; the engine runs it one event at a time.
 """
 
 from __future__ import annotations
