@@ -69,6 +69,18 @@ def test_nor_where_only_a_sample_of_the_users_is_asked_for_many_weights(small, m
         assert validation_ndcg(ensemble, small) >= max(alone)
 
 
+def test_a_member_is_asked_once_about_each_user(small, monkeypatch):
+    members, users = [member(small, n, knows=1.5) for n in range(3)], []
+
+    def counted(scores):
+        return lambda histories: users.extend(histories.users) or scores(histories)
+
+    for one in members:
+        monkeypatch.setattr(one, "scores", counted(one.scores))
+    pooled_ensemble(members, small, 0)
+    assert sorted(users) == sorted([*questions(small, "validation").histories.users] * 3)
+
+
 def test_the_weights_are_the_same_each_time(small):
     members = [member(small, n, knows=1.0) for n in range(3)]
     first, second = (pooled_ensemble(members, small, 0) for _ in range(2))

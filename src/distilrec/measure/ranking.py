@@ -197,7 +197,7 @@ def rank(scorer: Scorer, questions: Questions, depth: int = 10) -> Ranking:
             np.arange(len(histories)),
             np.diff(questions.offsets[start : start + len(histories) + 1]),
         )
-        higher, equal = _standing(scores, owners, questions.targets[low:high])
+        higher, equal = standing(scores, owners, questions.targets[low:high])
         above.append(higher)
         tied.append(equal)
         candidates.append(np.isfinite(scores).sum(1))
@@ -225,10 +225,14 @@ def _best(scores: NDArray[np.float32], depth: int) -> NDArray[np.int32]:
     return best
 
 
-def _standing(
+def standing(
     scores: NDArray[np.float32], owners: NDArray[np.int64], targets: NDArray[np.int32]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return how many items stand above each target, and how many are level with it."""
+    """Return how many items stand above each target, and how many are level with it, (targets,)
+    int64 each: the whole catalogue and the item alone for an unknown one.
+
+    scores: (users, items); owners: (targets,), the row of each target.
+    """
     above, tied = np.full(len(targets), scores.shape[1], np.int64), np.ones(len(targets), np.int64)
     for index, (owner, target) in enumerate(zip(owners, targets, strict=True)):
         if target != UNKNOWN_ITEM:

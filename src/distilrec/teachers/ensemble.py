@@ -19,11 +19,12 @@ import torch
 from numpy.typing import NDArray
 
 from distilrec.data.dataset import Dataset, Histories
+from distilrec.measure.ranking import Scorer, questions
 from distilrec.networks.batches import Batch
 from distilrec.teachers.item_weights import ItemWeightsTeacher
-from distilrec.teachers.pooling import Values, ask, likelihood, search
+from distilrec.teachers.pooling import Asked, Values, Weighted, ask, likelihood, search
 from distilrec.teachers.teacher import Answer, Cost, Reader, Teacher, move_teacher, reader
-from distilrec.training.validation import validation_ndcg
+from distilrec.training.validation import mean_ndcg
 
 _MOST_LOGITS = 2**28  # of all members and users who are asked together: 1 GiB
 
@@ -85,10 +86,7 @@ class EnsembleTeacher:
         return answer
 
     def scores(self, histories: Histories) -> NDArray[np.float32]:
-        total = np.zeros((), np.float32)
-        for member, weight in self._asked:
-            total = total + np.float32(weight) * member.scores(histories)
-        return total
+        return Weighted(self._asked).scores(histories)
 
     def move_to(self, device: torch.device) -> None:
         """Move the networks among the members to a device."""
@@ -120,24 +118,27 @@ def pooled_ensemble(members: Sequence[Teacher], dataset: Dataset, seed: int) -> 
 
     seed: of the sample of users, where all are too many to be asked for many weights.
     """
-    alone = tuple(validation_ndcg(member, dataset) for member in members)
+    held_out = questions(dataset, "validation")
+    asked = ask(members, dataset, held_out, seed, _MOST_LOGITS)
+    # Members who have answered all users are not asked again
+    whole = asked.questions is held_out
+    answering: Sequence[Scorer] = asked.members() if whole else members
+    alone = tuple(mean_ndcg(member, held_out) for member in answering)
     identities = tuple(member.identity for member in members)
-    for weights in _candidates(members, dataset, alone, seed):
-        ensemble = EnsembleTeacher(members, Pooling(tuple(weights.tolist()), identities, alone))
-        together = validation_ndcg(ensemble, dataset)
+    for weights in _candidates(asked, alone):
+        pairs = zip(answering, weights.tolist(), strict=True)
+        pool = Weighted([(member, weight) for member, weight in pairs if weight])
+        together = mean_ndcg(pool, held_out)
         if together >= max(alone):
             break
-    return EnsembleTeacher(members, msgspec.structs.replace(ensemble.pooling, together=together))
+    return EnsembleTeacher(members, Pooling(tuple(weights.tolist()), identities, alone, together))
 
 
-def _candidates(
-    members: Sequence[Teacher], dataset: Dataset, alone: Sequence[float], seed: int
-) -> Iterator[Values]:
+def _candidates(asked: Asked, alone: Sequence[float]) -> Iterator[Values]:
     """Yield weights, the best first; the last are those of the best member alone."""
-    units = np.eye(len(members))
-    asked = ask(members, dataset, seed, _MOST_LOGITS)
+    units = np.eye(len(alone))
     likely = likelihood(asked)
-    temperatures = np.ones(len(members))
+    temperatures = np.ones(len(alone))
     if likely is not None:
         temperatures = np.array([likely.best_temperature(unit) for unit in units])
         found = search(asked, likely.best_weights(), temperatures)

@@ -22,13 +22,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from distilrec.data.dataset import UNKNOWN_ITEM, Dataset
+from distilrec.data.dataset import UNKNOWN_ITEM, Dataset, Histories
 from distilrec.measure.metrics import ndcg
-from distilrec.measure.ranking import Questions, Ranking, questions
+from distilrec.measure.ranking import Questions, Ranking, Scorer, standing
 from distilrec.teachers.teacher import Teacher
 from distilrec.training.scoring import MASKED_LOGIT
 
-_MOST_LOGITS = 2**28  # of all members and users together: 1 GiB
 _MOST_OF_LIKELIHOOD = 2**26
 _USERS_TOGETHER = 256
 _STEPS = 200  # of Adam
@@ -75,11 +74,9 @@ class Asked:
             scores = self.masked(self.pool(weights, users), first, -math.inf)
             some = self.questions.select(users.start, users.stop)
             owners = np.repeat(np.arange(len(some.histories)), np.diff(some.offsets))
-            targets = np.where(some.targets == UNKNOWN_ITEM, 0, some.targets)
-            rows = scores[torch.from_numpy(owners)]
-            own = rows.gather(1, torch.from_numpy(targets.astype(np.int64)).unsqueeze(1))
-            above.append((rows > own).sum(1).numpy())
-            tied.append((rows == own).sum(1).numpy())
+            higher, equal = standing(scores.numpy(), owners, some.targets)
+            above.append(higher)
+            tied.append(equal)
         unused = np.zeros(0, np.float64)
         ranking = Ranking(
             self.questions,
@@ -91,12 +88,50 @@ class Asked:
         )
         return ndcg(ranking, K)
 
+    def members(self) -> list[Told]:
+        """Return what each member said, for the users who were asked."""
+        users = self.questions.histories.users
+        row_of = np.full(int(users.max(initial=-1)) + 1, -1, np.int64)
+        row_of[users] = np.arange(len(users))
+        return [Told(said, row_of) for said in self.scores.numpy()]
 
-def ask(members: Sequence[Teacher], dataset: Dataset, seed: int, most: int) -> Asked:
-    """Return what the members say to the validation users; to a sample where all answers together
-    would be more than `most` numbers.
+
+@dataclass(frozen=True)
+class Told:
+    """What a member said after one history of each user, to be read again.
+
+    said: (users who were asked, items) float32; row_of: (users,) int64, the row of each user.
     """
-    held_out = questions(dataset, "validation")
+
+    said: NDArray[np.float32]
+    row_of: NDArray[np.int64]
+
+    def scores(self, histories: Histories) -> NDArray[np.float32]:
+        """Return scores, (batch, items) float32."""
+        said: NDArray[np.float32] = self.said[self.row_of[histories.users]]
+        return said
+
+
+@dataclass(frozen=True)
+class Weighted:
+    """The weighted sum of the scores of some members, in their order."""
+
+    members: Sequence[tuple[Scorer, float]]
+
+    def scores(self, histories: Histories) -> NDArray[np.float32]:
+        """Return scores, (batch, items) float32."""
+        total = np.zeros((), np.float32)
+        for member, weight in self.members:
+            total = total + np.float32(weight) * member.scores(histories)
+        return total
+
+
+def ask(
+    members: Sequence[Teacher], dataset: Dataset, held_out: Questions, seed: int, most: int
+) -> Asked:
+    """Return what the members say to the users of these questions; to a sample of them where all
+    answers together would be more than `most` numbers.
+    """
     users = len(held_out.histories)
     limit = max(1, most // (len(members) * dataset.catalogue_size))
     if users > limit:
