@@ -58,6 +58,7 @@ bench: $(VENV)/bench.stamp
 	$(VENV)/bin/python bench/losses.py
 	$(VENV)/bin/python bench/quality.py --dataset ml-100k --seeds 3
 	$(VENV)/bin/python bench/latency.py --run runs/quality/ml-100k/seed-0
+	$(VENV)/bin/python bench/similar.py --run runs/quality/ml-100k/seed-0
 	$(VENV)/bin/python bench/quality.py --dataset ml-1m --seeds 3
 	$(VENV)/bin/python bench/latency.py --run runs/quality/ml-1m/seed-0
 	$(VENV)/bin/python bench/training.py

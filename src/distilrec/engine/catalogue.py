@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import msgspec
@@ -53,6 +53,7 @@ class Catalogue:
         }
         self._separators |= attributes.separators
         self._live: dict[str, ItemRecord] = {}  # items that the bundle does not have
+        self.vector_changes = 0  # how many vectors have been set since the start
         self._removed: set[str] = set()
 
     @property
@@ -82,7 +83,7 @@ class Catalogue:
             )
         return place
 
-    def positions(self, item_ids: list[Id]) -> list[int]:
+    def positions(self, item_ids: Iterable[Id]) -> list[int]:
         """Return `position` of each item."""
         index = {} if self._removed else self.index
         return [
@@ -180,6 +181,7 @@ class Catalogue:
         # An attribute may have got a kind since.
         record, _ = self._usable(merged(self._live.get(name), record))
         self._runtime.put_item(place, self._vector(record), self._bias_of_new)
+        self.vector_changes += 1
         self._live[name] = record
         if place == len(self.ids):
             self.index[name] = place

@@ -17,7 +17,7 @@ InvalidIdError.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,10 +39,11 @@ from distilrec.engine.events import Event, as_event
 from distilrec.engine.explanations import effects_of
 from distilrec.engine.filters import Filter
 from distilrec.engine.golden import verify_golden
-from distilrec.engine.items import Floats
+from distilrec.engine.items import Floats, Places
 from distilrec.engine.loops import RuntimeName, loops_of
 from distilrec.engine.runtimes.kinds import make_runtime
 from distilrec.engine.sessions import Sessions
+from distilrec.engine.similar import POPULARITY, SimilarItems
 from distilrec.engine.users import User, Users
 from distilrec.errors import ConfigError, DistilrecError
 from distilrec.ids import Id, listed_ids
@@ -86,6 +87,7 @@ class Recommender:
         self._catalogue = Catalogue(bundle, self._runtime)
         self._users = Users(max_users, max_events)
         self._sessions = Sessions(bundle, self._runtime, self._catalogue.index, self._users)
+        self._similar = SimilarItems(self._runtime, bundle.weights.biases, self._kernels)
         self.lock = self._users.lock
         # Of the catalogue, nearer for every answer.
         self._item_ids, self._filters = self._catalogue.ids, self._catalogue.filters
@@ -297,12 +299,8 @@ class Recommender:
         diversity: float = 0.0,
     ) -> tuple[list[str], list[float]]:
         """Return the items of `recommend` and their scores, apart."""
-        if k < 1:
-            raise ConfigError(f"k is {k}", fix="ask for at least one item", parameter="k")
-        if not 0 <= diversity <= 1:
-            raise ConfigError(
-                f"diversity is {diversity}", fix="give a number from 0 to 1", parameter="diversity"
-            )
+        if k < 1 or not 0 <= diversity <= 1:
+            raise _impossible(k, diversity)
         pool = max(_POOL, _POOL_FACTOR * k) if diversity else k
         with self.lock:
             # What `Sessions.find` does first: most are there.
@@ -317,12 +315,82 @@ class Recommender:
                 min(pool, len(self._item_ids)),
             )
             if diversity:
-                order = diversified(
-                    self._runtime, self._kernels, places, best, min(k, len(places)), diversity
-                )
-                places, best = places[order], best[order]
+                places, best = self._diversified(places, best, k, diversity)
             ids = self._item_ids
         return [ids[place] for place in places.tolist()], best.tolist()
+
+    def similar(
+        self,
+        item_ids: Id | Iterable[Id],
+        k: int = 10,
+        *,
+        user_id: Id | None = None,
+        where: Filter | None = None,
+        diversity: float = 0.0,
+        popularity: float = POPULARITY,
+    ) -> list[Recommendation]:
+        """Return the k items that are most like an item, or like several together, such as a cart,
+        best first; without the items themselves.
+
+        The scores are likenesses, not logits: the mean cosine of the student's item vectors, a part
+        of its item-to-item weights where it has some, and of the items' biases
+        (`distilrec.engine.similar`).
+        user_id: also leave out what this user has already had. where, diversity: as for
+        `recommend`. popularity: from 0 (likeness alone) to 1: how much the bias of an item counts.
+        Raises InvalidIdError, UnknownItemError for an item that is not in the catalogue,
+        ConfigError for no items, a popularity outside [0, 1], and as `recommend` does.
+        """
+        if isinstance(item_ids, str) or not isinstance(item_ids, Iterable):
+            item_ids = [item_ids]
+        given = listed_ids(item_ids, "item_ids")
+        best = self.most_similar(given, k, user_id, where, diversity, popularity)
+        return list(map(as_recommendation, zip(*best, strict=True)))
+
+    def most_similar(
+        self,
+        item_ids: Sequence[Id],
+        k: int,
+        user_id: Id | None = None,
+        where: Filter | None = None,
+        diversity: float = 0.0,
+        popularity: float = POPULARITY,
+    ) -> tuple[list[str], list[float]]:
+        """Return the items of `similar` and their scores, apart."""
+        if k < 1 or not 0 <= diversity <= 1:
+            raise _impossible(k, diversity)
+        pool = max(_POOL, _POOL_FACTOR * k) if diversity else k
+        if not 0 <= popularity <= 1:
+            raise ConfigError(
+                f"popularity is {popularity}",
+                fix="give a number from 0 to 1",
+                parameter="popularity",
+            )
+        if not item_ids:
+            raise ConfigError(
+                "no item is given", fix="give at least one item", parameter="item_ids"
+            )
+        with self.lock:
+            given = np.array(list(dict.fromkeys(self._catalogue.positions(item_ids))), np.int32)
+            user = None if user_id is None else self._sessions.find(user_id)
+            places, best = self._similar.best(
+                given,
+                user.items if user else _NO_ITEMS,
+                self._filters.mask(where),
+                min(pool, len(self._item_ids)),
+                popularity,
+                self._catalogue.vector_changes,
+            )
+            if diversity:
+                places, best = self._diversified(places, best, k, diversity)
+            ids = self._item_ids
+        return [ids[place] for place in places.tolist()], best.tolist()
+
+    def _diversified(
+        self, places: Places, scores: Floats, k: int, diversity: float
+    ) -> tuple[Places, Floats]:
+        length = min(k, len(places))
+        order = diversified(self._runtime, self._kernels, places, scores, length, diversity)
+        return places[order], scores[order]
 
     def recommend_many(
         self,
@@ -441,6 +509,15 @@ class Recommender:
         Takes long for a long log, and does not hold the lock meanwhile.
         """
         return self._sessions.rebuilt(user_id, record)
+
+
+def _impossible(k: int, diversity: float) -> ConfigError:
+    """Return the error of a list that cannot be made."""
+    if k < 1:
+        return ConfigError(f"k is {k}", fix="ask for at least one item", parameter="k")
+    return ConfigError(
+        f"diversity is {diversity}", fix="give a number from 0 to 1", parameter="diversity"
+    )
 
 
 def load(

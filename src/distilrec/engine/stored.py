@@ -19,6 +19,7 @@ from distilrec.engine.filters import Filter
 from distilrec.engine.locks import fork_safe_lock
 from distilrec.engine.order import MAX_CLOCK_SKEW
 from distilrec.engine.recommender import Recommender
+from distilrec.engine.similar import POPULARITY
 from distilrec.errors import ConfigError, DistilrecError, InvalidIdError
 from distilrec.ids import Id, as_id, as_label, listed_ids
 from distilrec.stores.records import ItemRecord, Since, Store, StoredEvent
@@ -175,6 +176,29 @@ class StoredRecommender:
         with self._lock:
             bring_up_to_date(recommender, self.store, [user_id])
             return answer()
+
+    def similar(
+        self,
+        item_ids: Id | Iterable[Id],
+        k: int = 10,
+        *,
+        user_id: Id | None = None,
+        where: Filter | None = None,
+        diversity: float = 0.0,
+        popularity: float = POPULARITY,
+    ) -> list[Recommendation]:
+        """See `Recommender.similar`."""
+        with self._lock:
+            if user_id is not None:
+                bring_up_to_date(self.recommender, self.store, [user_id])
+            return self.recommender.similar(
+                item_ids,
+                k,
+                user_id=user_id,
+                where=where,
+                diversity=diversity,
+                popularity=popularity,
+            )
 
     def update(self, events: Iterable[EventInput | Mapping[str, object]]) -> list[bool]:
         """Store events, durably, and follow them; return for each whether it is new (not a repeated

@@ -10,13 +10,13 @@ from collections.abc import Sequence
 from itertools import count
 
 from distilrec.engine.answers import Contribution
-from distilrec.engine.filters import values_of
+from distilrec.engine.filters import Filter, values_of
 from distilrec.engine.recommender import Recommender
 from distilrec.ids import as_id
 from distilrec.serve.config import ServiceConfig
 from distilrec.serve.http import Endpoint
 from distilrec.serve.models import Models
-from distilrec.serve.parameters import check_limit
+from distilrec.serve.parameters import check_limit, known_items
 from distilrec.serve.schemas import (
     BatchRequest,
     BatchResponse,
@@ -87,14 +87,8 @@ class Answers:
             check_limit("explained items in a request", len(request.item_ids), _MAX_EXPLAINED)
         recommender, user_id = self._models.active.recommender, as_id(request.user_id, "user_id")
         await self._storage.catch_up(recommender, [user_id])
-        items = list(dict.fromkeys(as_id(item, "item_id") for item in request.item_ids))
-        unknown = (
-            [item for item in items if not recommender.knows_item(item)]
-            if request.skip_unknown
-            else []
-        )
-        left_out = set(unknown)
-        ranked = recommender.recommend(user_id, [item for item in items if item not in left_out])
+        items, unknown = known_items(recommender, request.item_ids, skip=request.skip_unknown)
+        ranked = recommender.recommend(user_id, items)
         best = [one.item_id for one in ranked], [one.score for one in ranked]
         return RecommendResponse(
             user_id,
@@ -126,16 +120,21 @@ class Answers:
     def _check_cost(self, requests: Sequence[RecommendRequest]) -> None:
         """Raise RequestError for what would take longer than other requests can wait."""
         for request in requests:
-            if request.diversity:
-                check_limit("k of a diversified list", request.k, _MAX_DIVERSIFIED)
-            if (chosen := request.filter) is not None:
-                check_limit("ids and categories in a filter", values_of(chosen), _MAX_VALUES)
-                check_limit("conditions in a filter", len(chosen.attributes), _MAX_CONDITIONS)
+            check_list(request.k, request.filter, request.diversity)
         items = sum(min(request.k, self._max_k + 1) for request in requests)
         if items > self._max_k:
             check_limit("items in all answers of a request", items, max(_MAX_ITEMS, self._max_k))
         explained = sum(request.k for request in requests if request.explain)
         check_limit("explained items in a request", explained, _MAX_EXPLAINED)
+
+
+def check_list(k: int, chosen: Filter | None, diversity: float) -> None:
+    """Raise RequestError for a list that would take longer than other requests can wait."""
+    if diversity:
+        check_limit("k of a diversified list", k, _MAX_DIVERSIFIED)
+    if chosen is not None:
+        check_limit("ids and categories in a filter", values_of(chosen), _MAX_VALUES)
+        check_limit("conditions in a filter", len(chosen.attributes), _MAX_CONDITIONS)
 
 
 def endpoints(answers: Answers, config: ServiceConfig) -> list[Endpoint]:

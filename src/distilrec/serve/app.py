@@ -17,6 +17,7 @@ from distilrec.serve import (
     items,
     kserve,
     pages,
+    similar,
     swap,
     users,
 )
@@ -52,6 +53,7 @@ def endpoints(service: Service) -> list[Endpoint]:
     config = service.config
     return [
         *answers.endpoints(service.answers, config),
+        *similar.endpoints(service.similar),
         *events.endpoints(service.events, config),
         *items.endpoints(service.items),
         *users.endpoints(service.users),

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from urllib.parse import parse_qs
 
+from distilrec.engine.recommender import Recommender
 from distilrec.errors import ConfigError, RequestError
-from distilrec.ids import as_id
+from distilrec.ids import Id, as_id
 from distilrec.serve.http import Call
 
 _MAX_LISTED = 500
@@ -35,6 +37,19 @@ def limit_of(call: Call) -> int:
             parameter="limit",
         )
     return int(text)
+
+
+def known_items(
+    recommender: Recommender, item_ids: Sequence[Id], *, skip: bool
+) -> tuple[list[str], list[str]]:
+    """Return the ids of a request, each once, and apart from them, with `skip`, those of items that
+    the model does not know. Raises InvalidIdError.
+    """
+    items = list(dict.fromkeys(as_id(item, "item_id") for item in item_ids))
+    if not skip:
+        return items, []
+    known = {item for item in items if recommender.knows_item(item)}
+    return [item for item in items if item in known], [i for i in items if i not in known]
 
 
 def check_limit(what: str, given: int, limit: int) -> None:

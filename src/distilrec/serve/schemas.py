@@ -10,6 +10,7 @@ import msgspec
 from msgspec import Meta
 
 from distilrec.engine.filters import Filter
+from distilrec.engine.similar import POPULARITY
 from distilrec.engine.stored import MAX_EVENT_ID, MAX_EVENT_TYPE, EventInput
 
 UserId = Annotated[str, Meta(extra_json_schema={"minLength": 1, "maxLength": 256})] | int | float
@@ -56,6 +57,24 @@ class RankRequest(Request, frozen=True):
     user_id: UserId
     item_ids: Annotated[list[ItemId], Meta(min_length=1)]
     explain: bool = False
+    titles: bool = False
+    skip_unknown: bool = False
+
+
+class SimilarRequest(Request, frozen=True):
+    """The `k` items that are most like an item, or like several together, such as a cart.
+
+    `user_id`: also leave out what this user has already had. `popularity`: from 0, likeness alone,
+    to 1: how much it counts that an item is popular. `skip_unknown` leaves unknown items out.
+    `filter`, `diversity`, `titles`: as for recommendations.
+    """
+
+    item_ids: Annotated[list[ItemId], Meta(min_length=1)]
+    k: Annotated[int, Meta(ge=1)] = 10
+    user_id: UserId | None = None
+    filter: Filter | None = None
+    diversity: Share = 0.0
+    popularity: Share = POPULARITY
     titles: bool = False
     skip_unknown: bool = False
 
@@ -138,6 +157,21 @@ class RecommendResponse(Answer, frozen=True):
     known_user: bool
     model_version: str
     items: list[RankedItem]
+    unknown_items: list[str] = []
+
+
+class SimilarItem(Answer, frozen=True):
+    """score: likeness, higher is more alike; not a logit."""
+
+    item_id: str
+    score: float
+    rank: int
+    title: str | None = None
+
+
+class SimilarResponse(Answer, frozen=True):
+    model_version: str
+    items: list[SimilarItem]
     unknown_items: list[str] = []
 
 

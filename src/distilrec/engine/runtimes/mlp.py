@@ -78,7 +78,7 @@ class MlpRuntime(Runtime):
         states: Floats = (whole if state is None else state) - each
         return states
 
-    def item_vectors(self, items: Places) -> Floats:
+    def item_vectors(self, items: Places | slice) -> Floats:
         return self._items.vectors[items]
 
     def put_item(self, item: int, vector: Floats, bias: float) -> None:

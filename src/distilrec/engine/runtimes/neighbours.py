@@ -36,6 +36,12 @@ class NeighbourArrays(NamedTuple):
         """How many latest events a state keeps: one more, so that it is known without each."""
         return self.events + 1 if self.events else 0
 
+    def of(self, item: int) -> tuple[Places, Floats]:
+        """Return the neighbours of an item and its row of S; none for an item without a row."""
+        rows = slice(item, item + 1)
+        parts: Floats = self.units[rows, None] * self.values[rows].astype(np.float32)
+        return self.items[rows].ravel(), parts.ravel()
+
     def rows_of_state(self, dim: int) -> int:
         """Return how many rows of `dim` floats a state needs for these."""
         return -(-2 * self.kept // dim)

@@ -177,8 +177,11 @@ class RecurrentRuntime(Runtime):
             )
         return out
 
-    def item_vectors(self, items: Places) -> Floats:
+    def item_vectors(self, items: Places | slice) -> Floats:
         return self._items.vectors[items]
+
+    def neighbours_of(self, item: int) -> tuple[Places, Floats]:
+        return self._neighbours.of(item)
 
     def put_item(self, item: int, vector: Floats, bias: float) -> None:
         self._items.put(item, vector, bias)

@@ -7,10 +7,14 @@ from collections.abc import Mapping
 from types import ModuleType
 from typing import ClassVar
 
+import numpy as np
+
 from distilrec.bundle.checks import Arrays, Shapes, Whole
 from distilrec.bundle.format import Bundle
 from distilrec.bundle.manifest import Manifest, SearchKind
 from distilrec.engine.items import Floats, Mask, Places
+
+_NO_NEIGHBOURS = np.zeros(0, np.int32), np.zeros(0, np.float32)
 
 
 class Runtime(ABC):
@@ -92,8 +96,14 @@ class Runtime(ABC):
         """
 
     @abstractmethod
-    def item_vectors(self, items: Places) -> Floats:
-        """Return the vectors of these items, (n, dim)."""
+    def item_vectors(self, items: Places | slice) -> Floats:
+        """Return the vectors of these items, (n, dim); for a slice without copying them."""
+
+    def neighbours_of(self, item: int) -> tuple[Places, Floats]:
+        """Return the items whose scores an event on this item moves by itself, and S, by how much,
+        before what its type and age make of that; no items for kinds that have no such weights.
+        """
+        return _NO_NEIGHBOURS
 
     @abstractmethod
     def put_item(self, item: int, vector: Floats, bias: float) -> None:

@@ -99,7 +99,7 @@ class TreeRuntime(Runtime):
             out += (state - steps[-1]) / self._decays  # what is older decays once less
         return out
 
-    def item_vectors(self, items: Places) -> Floats:
+    def item_vectors(self, items: Places | slice) -> Floats:
         return self._items.vectors[items, : self._leaves]
 
     def put_item(self, item: int, vector: Floats, bias: float) -> None:
