@@ -49,7 +49,7 @@ from distilrec.measure.statistics import bootstrap, paired_difference
 from distilrec.networks.recurrent import RecurrentConfig
 from distilrec.networks.sequence import TorchScorer
 from distilrec.teachers.external import function_teacher
-from distilrec.teachers.item_weights import DenseWeights
+from distilrec.teachers.item_weights import DenseWeights, origin_of
 from distilrec.teachers.linear import LinearConfig, LinearTeacher, fit_linear
 from distilrec.teachers.teacher import Teacher
 from distilrec.training.options import TrainingConfig
@@ -315,13 +315,8 @@ def of_both_domains(pair: Pair, data: Dataset, of_target: Scores) -> tuple[Score
         weights = np.where(
             (column[:, None] >= 0) & (column >= 0), both.weights[column[:, None], column], 0.0
         )
-        of_both = LinearTeacher(
-            pair.linear,
-            DenseWeights(weights.astype(np.float32)),
-            data.catalogue_size,
-            data.fingerprint(),
-            0.0,
-        )
+        dense, origin = DenseWeights(weights.astype(np.float32)), origin_of(pair.linear, data, 0.0)
+        of_both = LinearTeacher(pair.linear, dense, origin)
 
         def with_share(share: float) -> Scores:
             return lambda histories: (

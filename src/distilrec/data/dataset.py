@@ -26,6 +26,7 @@ from distilrec.errors import DataError
 from distilrec.features.attributes import ItemAttributes, pack_attributes, unpack_attributes
 from distilrec.features.encoding import FeatureEncoder, FeatureMatrix
 from distilrec.files import RecordKind
+from distilrec.offsets import groups_of, offsets_of, take_rows
 
 FORMAT_VERSION = 1
 Part = Literal["validation", "test"]
@@ -131,19 +132,6 @@ class Histories:
         )
 
 
-def take_rows(
-    offsets: NDArray[np.int64], groups: NDArray[np.int64]
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return the offsets of some groups of rows when they stand one after the other, and the rows
-    that they have, (rows,).
-    """
-    sizes = np.diff(offsets)[groups]
-    taken: NDArray[np.int64] = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
-    # A row is its group's first one, and as many further as it has before it in the group
-    first: NDArray[np.int64] = np.repeat(offsets[groups] - taken[:-1], sizes)
-    return taken, first + np.arange(taken[-1], dtype=np.int64)
-
-
 @dataclass(frozen=True)
 class Dataset:
     """A split log over a catalogue, with encoded features.
@@ -181,7 +169,7 @@ class Dataset:
 
     def user_rows(self) -> NDArray[np.int64]:
         """Return the user of every row, (rows,)."""
-        return np.repeat(np.arange(self.users), np.diff(self.offsets))
+        return groups_of(self.offsets)
 
     def is_training(self) -> NDArray[np.bool_]:
         """Return which rows are training rows, (rows,)."""
@@ -209,7 +197,7 @@ class Dataset:
         empty = [np.zeros(0, np.int32)]
         histories = Histories(
             np.asarray(users, np.int64),
-            np.concatenate([[0], np.cumsum([len(chunk) for chunk in items])]).astype(np.int64),
+            offsets_of([len(chunk) for chunk in items]),
             np.concatenate(items or empty),
             np.concatenate(events or empty),
         )
@@ -243,7 +231,7 @@ class Dataset:
                 *(np.arange(self.offsets[u], self.offsets[u + 1]) for u in users),
             ]
         )
-        offsets = np.concatenate([[0], np.cumsum(np.diff(self.offsets)[users])]).astype(np.int64)
+        offsets = offsets_of(np.diff(self.offsets)[users])
         begins = offsets[:-1] - self.offsets[users]
         info = msgspec.structs.replace(
             self.info,

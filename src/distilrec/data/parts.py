@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from distilrec.data.cleaning import CleanLog
 from distilrec.data.dataset import UNKNOWN_ITEM
 from distilrec.data.splits import Split, split_moments, split_rows
+from distilrec.offsets import offsets_of
 from distilrec.workers import Workers
 
 
@@ -123,7 +124,7 @@ def encode_parts(
     cold = [int(part.sizes[part.trains == 0].sum()) for part in parts]  # rows of cold users
     warm = [int(part.sizes.sum()) - few for part, few in zip(parts, cold, strict=True)]
     # The warm rows of all parts, then the cold ones.
-    begins = np.concatenate([[0], np.cumsum([*warm, *cold])])
+    begins = offsets_of([*warm, *cold])
     count = int(begins[-1])
     whole = Rows(
         0, np.empty(count, np.int32), np.empty(count, np.int32), np.empty(count, np.float64)

@@ -41,6 +41,7 @@ from distilrec.data.source import SideRows, Source, Table, read_sides
 from distilrec.data.splits import Split
 from distilrec.errors import ConfigError, NotEnoughDataError
 from distilrec.features.attributes import collect_attributes
+from distilrec.offsets import offsets_of
 from distilrec.workers import InProcess, Workers
 
 OnStep = Callable[[str, int, int], None]
@@ -305,7 +306,7 @@ class _Users:
         order = np.argsort(trains == 0, kind="stable")
         sizes = np.concatenate([part.sizes for part in parts])[order]
         validations = np.concatenate([part.validations for part in parts])[order]
-        offsets = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+        offsets = offsets_of(sizes)
         ids = tuple(pl.concat([part.user_ids for part in parts]).gather(order).to_list())
         begins = offsets[:-1]
         return cls(

@@ -13,6 +13,7 @@ import numpy as np
 from msgspec import Meta
 from numpy.typing import NDArray
 
+from distilrec.offsets import groups_of
 from distilrec.settings import Settings
 
 BelowHalf = Annotated[float, Meta(gt=0, lt=0.5)]
@@ -60,7 +61,7 @@ def split_rows(
         enough = np.diff(offsets) >= 3
         return end - 2 * enough, end - 1 * enough
     first, second = moments
-    users = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
+    users = groups_of(offsets)
     before_first = np.bincount(users[times < first], minlength=len(offsets) - 1)
     before_second = np.bincount(users[times < second], minlength=len(offsets) - 1)
     return offsets[:-1] + before_first, offsets[:-1] + before_second

@@ -14,6 +14,7 @@ from distilrec.data.dataset import Dataset, Histories
 from distilrec.measure.ranking import Questions, rank
 from distilrec.networks.sequence import TorchScorer
 from distilrec.networks.student import Student
+from distilrec.offsets import offsets_of
 
 _LENGTHS = (0, 1, 5, 20, 80)
 _DEPTH = 10
@@ -68,7 +69,7 @@ def _made_up(dataset: Dataset) -> _MadeUp:
     width = dataset.user_features.width
     columns = rng.integers(max(width, 1), size=(len(lengths), 2 if width else 0)).astype(np.int32)
     events = rng.integers(len(dataset.info.event_types), size=len(items)).astype(np.int32)
-    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    offsets = offsets_of(lengths)
     return _MadeUp(lengths, Histories(np.arange(len(lengths)), offsets, items, events), columns)
 
 

@@ -11,15 +11,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from distilrec.offsets import offsets_of
+
 
 def pack_texts(name: str, texts: Sequence[str]) -> dict[str, NDArray[Any]]:
     """Return two arrays, `name.text` (uint8) and `name.offsets` (int64, one more than texts)."""
     encoded = [text.encode() for text in texts]
     return {
         f"{name}.text": np.frombuffer(b"".join(encoded), np.uint8),
-        f"{name}.offsets": np.concatenate([[0], np.cumsum([len(text) for text in encoded])]).astype(
-            np.int64
-        ),
+        f"{name}.offsets": offsets_of([len(text) for text in encoded]),
     }
 
 

@@ -10,8 +10,9 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from distilrec.data.dataset import UNKNOWN_ITEM, Dataset, Histories, Part, take_rows
+from distilrec.data.dataset import UNKNOWN_ITEM, Dataset, Histories, Part
 from distilrec.errors import InvalidValueError, NothingToEvaluateError
+from distilrec.offsets import groups_of, offsets_of, take_rows
 
 _MOST_USERS = 512
 MOST_SCORES = 2**24
@@ -54,6 +55,10 @@ class Questions:
     exclude_seen: bool
     repeated: int
     items: int
+
+    def users_of_targets(self) -> NDArray[np.int64]:
+        """Return the user of every target, as the data set numbers them, (targets,)."""
+        return self.histories.users[groups_of(self.offsets)]
 
     def select(self, start: int, stop: int) -> Questions:
         """Return the questions about the users from start to stop."""
@@ -113,7 +118,7 @@ def questions(dataset: Dataset, part: Part, exclude_seen: bool | None = None) ->
     chosen = np.array(users, np.int64)
     return Questions(
         dataset.histories(chosen, starts[chosen]),
-        np.concatenate([[0], np.cumsum([len(items) for items in targets])]).astype(np.int64),
+        offsets_of([len(items) for items in targets]),
         flat.astype(np.int32),
         exclude,
         repeated,
@@ -168,7 +173,7 @@ class Ranking:
 
     def owners(self) -> NDArray[np.int64]:
         """Return the user (0..users) of every target, (targets,)."""
-        return np.repeat(np.arange(self.users), np.diff(self.questions.offsets))
+        return groups_of(self.questions.offsets)
 
 
 def rank(scorer: Scorer, questions: Questions, depth: int = 10) -> Ranking:
@@ -180,7 +185,8 @@ def rank(scorer: Scorer, questions: Questions, depth: int = 10) -> Ranking:
     above, tied, candidates, top, probability = [], [], [], [], []
     step = users_at_once(questions.items)
     for start in range(0, len(questions.histories), step):
-        histories = questions.histories.select(start, start + step)
+        some = questions.select(start, start + step)
+        histories = some.histories
         scores = np.array(scorer.scores(histories), np.float32)
         if scores.ndim != 2 or len(scores) != len(histories) or not np.isfinite(scores).all():
             raise InvalidValueError(
@@ -189,15 +195,8 @@ def rank(scorer: Scorer, questions: Questions, depth: int = 10) -> Ranking:
                 fix="return one finite float per user and item",
             )
         if questions.exclude_seen:
-            scores[
-                np.repeat(np.arange(len(histories)), np.diff(histories.offsets)), histories.items
-            ] = -np.inf
-        low, high = questions.offsets[start], questions.offsets[start + len(histories)]
-        owners = np.repeat(
-            np.arange(len(histories)),
-            np.diff(questions.offsets[start : start + len(histories) + 1]),
-        )
-        higher, equal = standing(scores, owners, questions.targets[low:high])
+            scores[groups_of(histories.offsets), histories.items] = -np.inf
+        higher, equal = standing(scores, groups_of(some.offsets), some.targets)
         above.append(higher)
         tied.append(equal)
         candidates.append(np.isfinite(scores).sum(1))

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from distilrec.data.dataset import UNKNOWN_ITEM, Dataset, Histories
+from distilrec.offsets import offsets_of
 
 
 @dataclass(frozen=True)
@@ -219,7 +220,7 @@ def histories_at(
     seen = (places <= position.unsqueeze(1)) & (items != catalogue_size)  # not the start token
     histories = Histories(
         batch.users[window].cpu().numpy(),
-        np.concatenate([[0], np.cumsum(seen.sum(1).cpu().numpy())]).astype(np.int64),
+        offsets_of(seen.sum(1).cpu().numpy()),
         items[seen].cpu().numpy().astype(np.int32),
         batch.events[window][seen].cpu().numpy().astype(np.int32),
     )

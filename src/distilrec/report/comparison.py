@@ -167,8 +167,7 @@ def compare(
     as well as on features.
     """
     questions = questions_of(dataset, "test")
-    users = np.repeat(questions.histories.users, np.diff(questions.offsets))
-    slices = target_slices(dataset, questions.targets, users)
+    slices = target_slices(dataset, questions.targets, questions.users_of_targets())
     measured: dict[str, _Measured] = {}
     for candidate in candidates:
         on_model(candidate.name)

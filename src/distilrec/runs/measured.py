@@ -121,7 +121,7 @@ def _per_user(scorer: Scorer, dataset: Dataset) -> dict[str, NDArray[np.float64]
 
 def _groups(dataset: Dataset, asked: Questions) -> dict[str, NDArray[np.bool_]]:
     """Return the groups that are looked at by themselves, (targets,) bool each."""
-    users = np.repeat(asked.histories.users, np.diff(asked.offsets))
+    users = asked.users_of_targets()
     return {
         name: inside
         for name, inside in target_slices(dataset, asked.targets, users).items()

@@ -31,6 +31,7 @@ from distilrec.teachers.item_weights import (
     Origin,
     SparseWeights,
     Weights,
+    origin_of,
     read_weights,
 )
 from distilrec.teachers.neighbours import Regression, rows_by_item, solve_on_neighbours
@@ -67,21 +68,14 @@ def fit_ease(config: EaseConfig, dataset: Dataset) -> EaseTeacher:
     ridges = RIDGES if config.ridge is None else (config.ridge,)
     solve = _solved if dataset.info.warm_items <= config.dense_items else _solved_on_neighbours
     solved: Iterator[Weights] = solve(config, dataset, ridges)
+    origin = origin_of(config, dataset, 0.0)
     teachers = (
-        _teacher(config, weights, dataset, ridge, 0.0)
+        EaseTeacher(config, weights, origin, ridge)
         for ridge, weights in zip(ridges, solved, strict=True)
     )
     best = next(teachers) if len(ridges) == 1 else best_on_validation(teachers, dataset)
     best.cost = Cost(best.cost.parameters, time.perf_counter() - began)
     return best
-
-
-def _teacher(
-    config: EaseConfig, weights: Weights, dataset: Dataset, ridge: float, seconds: float
-) -> EaseTeacher:
-    about = msgspec.json.encode(config)
-    origin = Origin(about, dataset.catalogue_size, dataset.fingerprint(), seconds)
-    return EaseTeacher(config, weights, origin, ridge)
 
 
 def _solved(
@@ -167,4 +161,5 @@ def load_ease(folder: Path, dataset: Dataset) -> EaseTeacher:
     saved = SAVED_EASE.read(folder)
     record = saved.about
     weights = read_weights(saved, "ease", record.fingerprint, dataset)
-    return _teacher(record.config, weights, dataset, record.ridge, record.seconds)
+    origin = origin_of(record.config, dataset, record.seconds)
+    return EaseTeacher(record.config, weights, origin, record.ridge)

@@ -23,6 +23,7 @@ from distilrec.data.readers import read_table
 from distilrec.errors import ColumnMissingError, ConfigError, TeacherError
 from distilrec.files import RecordKind
 from distilrec.networks.batches import Batch, histories_at
+from distilrec.offsets import offsets_of
 from distilrec.settings import Count, Settings
 from distilrec.teachers.teacher import Answer, Cost
 
@@ -156,7 +157,7 @@ def user_scores(
     ).sort("user", "item")
     counts = np.bincount(of_log["user"].to_numpy(), minlength=dataset.users)
     return UserScores(
-        np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
+        offsets_of(counts),
         of_log["item"].to_numpy().astype(np.int32),
         of_log["value"].to_numpy().astype(np.float32),
         dataset,

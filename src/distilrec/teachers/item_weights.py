@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -21,6 +22,8 @@ from distilrec.data.dataset import Dataset, Histories
 from distilrec.errors import TrainingError
 from distilrec.files import Record
 from distilrec.networks.batches import Batch
+from distilrec.offsets import groups_of
+from distilrec.settings import Settings
 from distilrec.teachers.teacher import Answer, Cost
 
 DENSE_ITEMS = 12_000  # (items, items) float32 then take 576 MB
@@ -151,6 +154,12 @@ class Origin:
     seconds: float
 
 
+def origin_of(config: Settings, dataset: Dataset, seconds: float) -> Origin:
+    """Return the origin of weights that are fitted to a data set. seconds: how long that took."""
+    about = msgspec.json.encode(config)
+    return Origin(about, dataset.catalogue_size, dataset.fingerprint(), seconds)
+
+
 class ItemWeightsTeacher:
     """A teacher that adds up the rows of its weights over the whole history.
 
@@ -181,7 +190,7 @@ class ItemWeightsTeacher:
             return self.item_weights.matrix
         sparse = self.item_weights
         matrix = np.zeros((sparse.items, sparse.items), np.float32)
-        rows = np.repeat(np.arange(sparse.items), np.diff(sparse.offsets))
+        rows = groups_of(sparse.offsets)
         matrix[rows, sparse.targets] = sparse.values
         return matrix
 

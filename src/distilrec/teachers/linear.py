@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from distilrec.data.dataset import UNKNOWN_ITEM, Dataset
 from distilrec.errors import TrainingError
 from distilrec.files import RecordKind
+from distilrec.offsets import offsets_of
 from distilrec.settings import Count, Positive, Settings, ZeroOrMore
 from distilrec.teachers.item_weights import (
     DENSE_ITEMS,
@@ -33,6 +34,7 @@ from distilrec.teachers.item_weights import (
     Origin,
     SparseWeights,
     Weights,
+    origin_of,
     read_weights,
 )
 from distilrec.teachers.neighbours import Regression, rows_by_item, solve_on_neighbours
@@ -62,15 +64,7 @@ class LinearConfig(Settings, frozen=True, tag="linear", tag_field="kind"):
 class LinearTeacher(ItemWeightsTeacher):
     """B with its configuration. weights: of the items with training rows."""
 
-    def __init__(
-        self,
-        config: LinearConfig,
-        weights: Weights,
-        catalogue_size: int,
-        fingerprint: str,
-        seconds: float,
-    ) -> None:
-        origin = Origin(msgspec.json.encode(config), catalogue_size, fingerprint, seconds)
+    def __init__(self, config: LinearConfig, weights: Weights, origin: Origin) -> None:
         super().__init__(
             weights, origin, decay=config.decay, repeats=True, max_history=config.max_history
         )
@@ -82,8 +76,7 @@ def fit_linear(config: LinearConfig, dataset: Dataset, seed: int) -> LinearTeach
     began = time.perf_counter()
     solve = _solved if dataset.info.warm_items <= config.dense_items else _solved_on_neighbours
     weights = solve(config, dataset, seed)
-    seconds = time.perf_counter() - began
-    return LinearTeacher(config, weights, dataset.catalogue_size, dataset.fingerprint(), seconds)
+    return LinearTeacher(config, weights, origin_of(config, dataset, time.perf_counter() - began))
 
 
 def _solved(config: LinearConfig, dataset: Dataset, seed: int) -> DenseWeights:
@@ -93,8 +86,7 @@ def _solved(config: LinearConfig, dataset: Dataset, seed: int) -> DenseWeights:
     cross = np.zeros((items, items), np.float32)  # Y'X, so that one event adds to one row
     inputs, targets = np.zeros((_CHUNK, items), np.float32), np.zeros(_CHUNK, np.int64)
     filled = 0
-    total = int(dataset.is_training().sum())
-    chosen = np.random.default_rng(seed).random(len(dataset.items)) < config.rows / max(total, 1)
+    chosen = _chosen(config, dataset, seed)
     for user in range(dataset.info.warm_users):
         state = np.zeros(items, np.float32)
         first = int(dataset.offsets[user])
@@ -114,6 +106,13 @@ def _solved(config: LinearConfig, dataset: Dataset, seed: int) -> DenseWeights:
     gram[np.diag_indices(items)] += config.ridge
     weights = np.linalg.solve(gram.astype(np.float64), cross.T.astype(np.float64))
     return DenseWeights(weights.astype(np.float32))
+
+
+def _chosen(config: LinearConfig, dataset: Dataset, seed: int) -> NDArray[np.bool_]:
+    """Return which rows are drawn for the regression, (rows,)."""
+    total = int(dataset.is_training().sum())
+    draws = np.random.default_rng(seed).random(len(dataset.items))
+    return draws < config.rows / max(total, 1)
 
 
 def _accumulate(
@@ -143,7 +142,7 @@ def _solved_on_neighbours(config: LinearConfig, dataset: Dataset, seed: int) -> 
     targets = np.array([event.target for event in events], np.int32)
     rows = np.arange(len(events), dtype=np.int32)
     regression = Regression(
-        np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+        offsets_of(lengths),
         np.concatenate([event.items for event in events or empty]),
         np.concatenate([event.values for event in events or empty]),
         *rows_by_item(rows, targets, dataset.info.warm_items),
@@ -157,9 +156,7 @@ def _events(config: LinearConfig, dataset: Dataset, seed: int) -> Iterator[_Even
     """Yield the events of the regression, each with the events before it that still have a weight
     of a hundredth, and `max_history` of them at most.
     """
-    total = int(dataset.is_training().sum())
-    draws = np.random.default_rng(seed).random(len(dataset.items))
-    chosen = draws < config.rows / max(total, 1)
+    chosen = _chosen(config, dataset, seed)
     powers = config.decay ** np.arange(config.max_history, dtype=np.float64)
     powers = powers[powers >= _SMALLEST]
     for user in range(dataset.info.warm_users):
@@ -210,6 +207,5 @@ def load_linear(folder: Path, dataset: Dataset) -> LinearTeacher:
     saved = SAVED_LINEAR.read(folder)
     record = saved.about
     weights = read_weights(saved, "linear", record.fingerprint, dataset)
-    return LinearTeacher(
-        record.config, weights, record.catalogue_size, record.fingerprint, record.seconds
-    )
+    origin = origin_of(record.config, dataset, record.seconds)
+    return LinearTeacher(record.config, weights, origin)

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from distilrec.offsets import offsets_of
 from distilrec.teachers.item_weights import SparseWeights
 from distilrec.teachers.kernels import fill_systems
 
@@ -51,7 +52,7 @@ def rows_by_item(
 ) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
     """Return the rows of every item, one item after the other: (items + 1,) offsets, and rows."""
     counts = np.bincount(items, minlength=catalogue)
-    offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+    offsets = offsets_of(counts)
     return offsets, rows[np.argsort(items, kind="stable")]
 
 

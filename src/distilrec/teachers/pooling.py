@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from distilrec.data.dataset import UNKNOWN_ITEM, Dataset, Histories
 from distilrec.measure.metrics import ndcg
 from distilrec.measure.ranking import Questions, Ranking, Scorer, standing
+from distilrec.offsets import groups_of
 from distilrec.teachers.teacher import Teacher
 from distilrec.training.scoring import MASKED_LOGIT
 
@@ -73,7 +74,7 @@ class Asked:
             users = slice(first, first + _USERS_TOGETHER)
             scores = self.masked(self.pool(weights, users), first, -math.inf)
             some = self.questions.select(users.start, users.stop)
-            owners = np.repeat(np.arange(len(some.histories)), np.diff(some.offsets))
+            owners = groups_of(some.offsets)
             higher, equal = standing(scores.numpy(), owners, some.targets)
             above.append(higher)
             tied.append(equal)
@@ -143,7 +144,7 @@ def ask(
         for first in range(0, len(histories), _USERS_TOGETHER):
             stop = first + _USERS_TOGETHER
             row[first:stop] = member.scores(histories.select(first, stop))
-    rows = np.repeat(np.arange(len(histories)), np.diff(histories.offsets))
+    rows = groups_of(histories.offsets)
     masked = held_out.exclude_seen
     return Asked(
         held_out,
@@ -219,7 +220,7 @@ def likelihood(asked: Asked) -> Likelihood | None:
     place = np.full(users, -1, np.int64)
     place[chosen] = np.arange(len(chosen))
     held_out = asked.questions
-    owners = place[np.repeat(np.arange(users), np.diff(held_out.offsets))]
+    owners = place[groups_of(held_out.offsets)]
     usable = (owners >= 0) & (held_out.targets != UNKNOWN_ITEM) & (held_out.targets < warm)
     if not usable.any():
         return None
