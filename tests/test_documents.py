@@ -228,7 +228,7 @@ def test_the_tables_of_settings_are_those_of_the_code():
     )
 
 
-def test_the_floors_are_those_of_the_import_contract():
+def test_the_layers_are_those_of_the_import_contract():
     """The table of docs/architecture.md names the folders of the contract in its order, row by row."""
     contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"][
         "contracts"
