@@ -136,13 +136,13 @@ def tell_progress(training: trainer._Training) -> None:
     """Print where an epoch is, each hundred steps."""
     step = training._step
 
-    def told(batch: Batch, number: int) -> float:
+    def told(batch: Batch, number: int, changes: Any) -> float:
         if number % 100 == 0:
             print(
                 f"step {number} of {training.steps_per_epoch}, {time.process_time():.0f} s of CPU",
                 flush=True,
             )
-        return step(batch, number)
+        return step(batch, number, changes)
 
     training._step = told  # type: ignore[method-assign]
 
