@@ -1,4 +1,4 @@
-"""One table of all data sets that `bench/quality.py` has measured.
+"""One table of all data sets that `bench/quality.py` has measured, and the tables of some of them.
 
     python bench/summary.py [--write]
 
@@ -6,8 +6,8 @@ Reads `bench/results/quality-NAME.json`; data sets without such a file are left 
 of an ensemble and the best baseline are the best *on the test part*, the hardest to beat. The share
 of the gap is (student - alone) / (teacher - alone) on test NDCG@10, where "alone" is the student
 without distillation; there is no gap where the 95% interval of alone - teacher reaches 0. With
---write the table takes the place of the one in `docs/quality.md`; without it, it is
-printed.
+--write the table takes the place of the one in `docs/quality.md`, and so do the results that are
+named there between marks; without it, the table is printed.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ PAGE = Path(__file__).resolve().parent.parent / "docs" / "quality.md"
 _BETWEEN = re.compile(
     r"(<!-- summary: bench/summary.py -->\n).*?(?=<!-- end of summary -->)", re.DOTALL
 )
+_RESULTS = re.compile(r"(<!-- results: (\S+) -->\n).*?(?=<!-- end of results -->)", re.DOTALL)
 TEACHER, STUDENT, ALONE, MEMBER = "teacher", "student", "student without distillation", "member"
 # Version 0.1.0, against a student without distillation that was not tuned
 RELEASED = {
@@ -72,9 +73,12 @@ def results(folder: Path) -> list[dict[str, Any]]:
 
 
 def page(text: str, found: list[dict[str, Any]]) -> str:
-    """Return a document with the table in the place of the one between its two marks."""
+    """Return a document with the table, and the results that it names, between their marks."""
     lines = "\n".join(table(found))
-    return _BETWEEN.sub(lambda place: f"{place[1]}\n{lines}\n\n", text)
+    text = _BETWEEN.sub(lambda place: f"{place[1]}\n{lines}\n\n", text)
+    return _RESULTS.sub(
+        lambda place: f"{place[1]}\n{(RESULTS / place[2]).read_text(encoding='utf-8')}\n", text
+    )
 
 
 def table(found: list[dict[str, Any]]) -> list[str]:
