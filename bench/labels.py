@@ -102,8 +102,11 @@ def extraction(trees: dict[str, Path], turns: int) -> tuple[list[str], list[dict
 
 def memory(trees: dict[str, Path], sizes: list[int]) -> tuple[list[str], list[dict[str, Any]]]:
     """Return the peak memory of a training by code and number of labels."""
+    from synthetic import synthetic_log  # not in the measured processes, whose code may be older
+
     rows = []
     for size in sizes:
+        synthetic_log(log_of(size), size, ITEMS)
         for code, tree in trees.items():
             made = measured(tree, "store", events=size, code=code)
             rows.append(
@@ -180,13 +183,14 @@ def untrained(config: Any, dataset: Any) -> Any:
 
 
 def synthetic(events: int) -> Any:
-    """Return a prepared synthetic log."""
-    from synthetic import synthetic_log
-
+    """Return a synthetic log that `memory` has made, prepared."""
     from distilrec import Schema, prepare_dataset
 
-    log = synthetic_log(RUNS / f"log-{events}.parquet", events, ITEMS)
-    return prepare_dataset(log, Schema(timestamp="timestamp"), name="synthetic")
+    return prepare_dataset(log_of(events), Schema(timestamp="timestamp"), name="synthetic")
+
+
+def log_of(events: int) -> Path:
+    return RUNS / f"log-{events}.parquet"
 
 
 def make_store(what: str, events: int, code: str) -> dict[str, float]:
