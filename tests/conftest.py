@@ -117,6 +117,21 @@ def bundle_copy(finished_run: Run, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 @pytest.fixture
+def two_bundles(finished_run: Run, tmp_path: Path) -> Path:
+    """A folder with copies of both bundles of the small run, `one` and `two`."""
+    folder = tmp_path / "bundles"
+    for name, source in (("one", finished_run.bundle), ("two", finished_run.bundle_baseline)):
+        shutil.copytree(source, folder / name)
+    return folder
+
+
+@pytest.fixture
+def copied(finished_run: Run, tmp_path: Path) -> Path:
+    """A copy of the small run's folder that a test may change."""
+    return Path(shutil.copytree(finished_run.folder, tmp_path / "run"))
+
+
+@pytest.fixture
 def redis_server(tmp_path: Path) -> Iterator[servers.Redis]:
     """A Redis server of the test's own."""
     folder = tmp_path / "redis"

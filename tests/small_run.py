@@ -106,6 +106,16 @@ class Heard(Silent):
         self._hear(task, done, total)
 
 
+class Said(Silent):
+    """Keeps the lines that are said."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, line: str) -> None:
+        self.lines.append(line)
+
+
 def dataset(split: str = "leave-one-out", seed: int = 0) -> Dataset:
     made = tables(seed)
     return prepare_dataset(

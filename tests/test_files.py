@@ -37,7 +37,7 @@ from distilrec.training.options import TrainingConfig
 from distilrec.training.trained import load_model
 from tests import ROOT
 from tests.killed import Killed, dying, killed
-from tests.small_run import small_config, tables, write_tables
+from tests.small_run import Said, small_config, tables, write_tables
 
 pytestmark = pytest.mark.slow
 
@@ -611,15 +611,10 @@ def test_old_run_folders_are_refused(two_runs, tmp_path):
 
 
 def test_the_version_that_run_says_is_that_of_the_bundle(two_runs, tmp_path):
-    lines = []
-
-    class Said(runs.Silent):
-        def say(self, line):
-            lines.append(line)
-
-    runs.run_all(two_runs[1], tmp_path / "run", Said())
+    said = Said()
+    runs.run_all(two_runs[1], tmp_path / "run", said)
     version = read_bundle(tmp_path / "run" / "bundle").manifest.model_version
-    versions = re.findall(r"model ([0-9a-f]{16})", "\n".join(lines))
+    versions = re.findall(r"model ([0-9a-f]{16})", "\n".join(said.lines))
     assert versions == [version]
     assert version in {one.model_version for one in models_that_saw(tmp_path / "run", "u1")}
 

@@ -31,11 +31,6 @@ from tests import small_run
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture
-def copied(finished_run, tmp_path):
-    return shutil.copytree(finished_run.folder, tmp_path / "run")
-
-
 def sweep_of(folder):
     return SWEEP.read(folder / "sweep").about
 

@@ -28,12 +28,6 @@ from distilrec.training.trained import load_model
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture
-def copied(finished_run, tmp_path):
-    shutil.copytree(finished_run.folder, tmp_path / "run")
-    return tmp_path / "run"
-
-
 def write(path, text):
     path.write_text(text)
     return path

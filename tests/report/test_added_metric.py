@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-
 import pytest
 
 from distilrec import runs
@@ -22,24 +20,24 @@ def misses(ranking, k):
 
 
 @pytest.fixture
-def copied(finished_run, tmp_path, monkeypatch):
+def run(copied, monkeypatch):
     """A run that was trained before the metric was added."""
     monkeypatch.setitem(metrics.QUALITY, "misses", misses)
-    return runs.open_run(shutil.copytree(finished_run.folder, tmp_path / "run"))
+    return runs.open_run(copied)
 
 
-def test_it_is_in_the_comparison_the_manifest_and_the_gate(copied):
-    dataset = runs.open_data(copied)
-    comparison = runs.evaluate(copied, dataset)
+def test_it_is_in_the_comparison_the_manifest_and_the_gate(run):
+    dataset = runs.open_data(run)
+    comparison = runs.evaluate(run, dataset)
     interval = comparison.row(STUDENT).quality["misses@10"]
-    asked = rank(BundleScorer(copied.bundle, dataset), questions(dataset, "test"), 10)
+    asked = rank(BundleScorer(run.bundle, dataset), questions(dataset, "test"), 10)
     assert interval.mean == pytest.approx(misses(asked, 10).mean())
     assert interval.low <= interval.mean <= interval.high
     assert "misses@10" in comparison.row(TEACHER).quality
-    assert read_bundle(copied.bundle).manifest.metrics["misses@10"] == interval.mean
+    assert read_bundle(run.bundle).manifest.metrics["misses@10"] == interval.mean
     at_least = {"misses@10": 0.0}
     checks = runs.gate(
-        copied,
+        run,
         dataset,
         Thresholds(quality=at_least, retention=at_least, improvement={"misses@10": -1.0}),
     )

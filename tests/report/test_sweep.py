@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import tomllib
-from xml.etree import ElementTree
 
 import msgspec
 import numpy as np
@@ -29,6 +28,7 @@ from distilrec.report.sweep import (
 )
 from distilrec.report.sweep_page import section, sweep_table, write_sweep_report
 from distilrec.report.sweep_words import choice, headline, sentences
+from tests.pages import assert_needs_nothing_else, assert_readable
 
 USERS = 400
 
@@ -245,13 +245,7 @@ def test_the_page_is_whole_and_needs_nothing_else(tmp_path):
         *(c for row in sweep_table(sweep) for c in row),
     ):
         assert text.replace("'", "&#39;") in page
-    assert not re.search(r"""(src|href)=["'](?!#)""", page)
-    assert "<script" not in page
-    drawings = re.findall(r"<svg.*?</svg>", page, re.DOTALL)
-    assert len(drawings) == 4  # time, bytes, and one of each size by share
-    for svg in drawings:
-        assert ElementTree.fromstring(svg).get("role") == "img"
-        assert not re.search(r"(stroke|fill): ?#(?!none)", svg)
+    assert_needs_nothing_else(page, drawings=4)  # time, bytes, and one of each size by share
     assert msgspec.json.decode(msgspec.json.encode(sweep), type=Sweep) == sweep
 
 
@@ -265,15 +259,11 @@ def test_names_cannot_break_out(tmp_path):
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 390])
 def test_it_can_be_read_by_everybody(browser, scheme, width, tmp_path):
-    from axe_playwright_python.sync_playwright import Axe
-
     sweep = swept({8: 0.28, 16: 0.29}, {8: 0.2, 16: 0.2})
     write_sweep_report(sweep, tmp_path / "sweep.html")
     page = browser.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)
     page.goto((tmp_path / "sweep.html").as_uri())
-    found = Axe().run(page)
-    assert found.violations_count == 0, found.generate_report()
-    assert page.evaluate("document.documentElement.scrollWidth") == width
+    assert_readable(page, width)
     page.close()
 
 

@@ -9,7 +9,6 @@ from distilrec.data.dataset import load_dataset
 from distilrec.labels.extract import LabelConfig
 from distilrec.labels.store import open_labels
 from distilrec.networks.recurrent import RecurrentConfig
-from distilrec.progress import Silent
 from distilrec.report import baselines
 from distilrec.report.baselines import item_knn
 from distilrec.runs.config import DataConfig, RunConfig
@@ -18,16 +17,9 @@ from distilrec.teachers.build import EnsembleConfig, MemberConfig
 from distilrec.teachers.linear import LinearConfig
 from distilrec.training.options import TrainingConfig
 from tests.data.test_order import log
+from tests.small_run import Said
 
 pytestmark = pytest.mark.slow
-
-
-class Said(Silent):
-    def __init__(self):
-        self.lines = []
-
-    def say(self, line):
-        self.lines.append(line)
 
 
 @pytest.mark.parametrize("order", ["auto", "time"])

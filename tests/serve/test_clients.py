@@ -29,13 +29,9 @@ USERS = ["u16", "nobody", "Zoë"]
 
 
 @pytest.fixture(scope="module")
-def server(finished_run, tmp_path_factory):
-    bundle = Path(
-        shutil.copytree(finished_run.bundle, tmp_path_factory.mktemp("clients") / "bundle")
-    )
-    service = Server(
-        bundle, f"sqlite:///{bundle.parent / 'store.db'}", "--max-body", 20_000, "--max-batch", 50
-    )
+def server(bundle_copy):
+    store = f"sqlite:///{bundle_copy.parent / 'store.db'}"
+    service = Server(bundle_copy, store, "--max-body", 20_000, "--max-batch", 50)
     yield service
     assert service.stop() == 0
     assert "unforeseen" not in service.log.read_text()

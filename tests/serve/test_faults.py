@@ -139,14 +139,6 @@ def test_an_orderly_stop_under_load_loses_nothing(bundle, tmp_path):
     assert set(load.acknowledged) <= set(stored_ids(tmp_path / "store.db"))
 
 
-@pytest.fixture
-def two_bundles(finished_run, tmp_path):
-    folder = tmp_path / "bundles"
-    for name, source in (("one", finished_run.bundle), ("two", finished_run.bundle_baseline)):
-        shutil.copytree(source, folder / name)
-    return folder
-
-
 def test_hot_swap_under_load(two_bundles, tmp_path):
     server = Server(two_bundles / "one", f"sqlite:///{tmp_path / 'store.db'}")
     first = server.client.get("/v1/model").json()["model_version"]

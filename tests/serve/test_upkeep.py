@@ -21,14 +21,6 @@ pytestmark = pytest.mark.server
 
 
 @pytest.fixture
-def bundles(finished_run, tmp_path):
-    folder = tmp_path / "bundles"
-    for name, source in (("one", finished_run.bundle), ("two", finished_run.bundle_baseline)):
-        shutil.copytree(source, folder / name)
-    return folder
-
-
-@pytest.fixture
 def servers():
     """Started services, killed at the end where a test has not stopped them."""
     started: list[Server] = []
@@ -57,10 +49,10 @@ def listed(server: Server) -> list[str]:
 
 @pytest.mark.parametrize("shared", [False, True])
 def test_an_erased_user_is_not_listed_by_a_later_bundle(
-    bundles, tmp_path, servers, redis_server, shared
+    two_bundles, tmp_path, servers, redis_server, shared
 ):
     store = redis_server.url if shared else f"sqlite:///{tmp_path / 'store.db'}"
-    server = serve(servers, bundles / "one", store)
+    server = serve(servers, two_bundles / "one", store)
     assert "u1" in listed(server)
     answer = server.client.delete("/v1/users/u1").json()
     assert (answer["bundle"], answer["store"]) == ("clean", "clean")
@@ -69,15 +61,15 @@ def test_an_erased_user_is_not_listed_by_a_later_bundle(
     assert "u1" not in listed(server) and len(listed(server)) == 59
     assert server.client.get("/v1/users/u1").status_code == 404
     assert server.stop() == 0
-    server = serve(servers, bundles / "two", store)
+    server = serve(servers, two_bundles / "two", store)
     assert "u1" not in listed(server) and len(listed(server)) == 59
     assert server.client.get("/v1/users/u1").status_code == 404
     assert not server.post("/v1/recommend", user_id="u1")["known_user"]
     assert server.stop() == 0
 
 
-def test_other_processes_do_not_list_an_erased_user(bundles, redis_server, servers):
-    one, two = (serve(servers, bundles / name, redis_server.url) for name in ("one", "two"))
+def test_other_processes_do_not_list_an_erased_user(two_bundles, redis_server, servers):
+    one, two = (serve(servers, two_bundles / name, redis_server.url) for name in ("one", "two"))
     two.items("u1")
     two.event("newcomer", "i1")
     two.items("newcomer")
@@ -300,8 +292,8 @@ def test_files_deleted_under_the_service(bundle, tmp_path, servers):
 # Models
 
 
-def test_a_model_that_cannot_be_kept_is_not_switched_to(bundles, redis_server, servers):
-    one, two = (serve(servers, bundles / "one", redis_server.url) for _ in range(2))
+def test_a_model_that_cannot_be_kept_is_not_switched_to(two_bundles, redis_server, servers):
+    one, two = (serve(servers, two_bundles / "one", redis_server.url) for _ in range(2))
     first = version(one)
     with closing(redis.Redis.from_url(redis_server.url)) as client:
         client.config_set("maxmemory", 100_000)
@@ -325,20 +317,20 @@ def test_a_model_that_cannot_be_kept_is_not_switched_to(bundles, redis_server, s
 
 
 @pytest.mark.parametrize("shared", [False, True])
-def test_a_rollback_after_a_restart(bundles, tmp_path, servers, redis_server, shared):
+def test_a_rollback_after_a_restart(two_bundles, tmp_path, servers, redis_server, shared):
     store = redis_server.url if shared else f"sqlite:///{tmp_path / 'store.db'}"
-    server = serve(servers, bundles / "one", store)
+    server = serve(servers, two_bundles / "one", store)
     first = version(server)
     second = server.post("/v1/model/load", bundle="two", shadow_requests=0)["model_version"]
     assert server.stop() == 0
-    server = serve(servers, bundles / "one", store)
+    server = serve(servers, two_bundles / "one", store)
     about = server.client.get("/v1/model").json()
     assert (about["model_version"], about["previous_version"]) == (second, first)
     assert server.post("/v1/model/rollback")["model_version"] == first
     about = server.client.get("/v1/model").json()
     assert (about["model_version"], about["previous_version"]) == (first, second)
     assert server.stop() == 0
-    server = serve(servers, bundles / "one", store)
+    server = serve(servers, two_bundles / "one", store)
     assert version(server) == first
     assert server.post("/v1/model/rollback")["model_version"] == second
     assert server.stop() == 0
@@ -368,8 +360,8 @@ class Trial:
         return self.response.status_code, self.response.json()["error"]["code"]
 
 
-def test_a_rollback_ends_a_trial(bundles, tmp_path, servers):
-    server = serve(servers, bundles / "one", f"sqlite:///{tmp_path / 'store.db'}")
+def test_a_rollback_ends_a_trial(two_bundles, tmp_path, servers):
+    server = serve(servers, two_bundles / "one", f"sqlite:///{tmp_path / 'store.db'}")
     first = version(server)
     trial = Trial(server)
     answer = server.post("/v1/model/rollback")  # ends the trial; there is no model to go back to
@@ -387,8 +379,8 @@ def test_a_rollback_ends_a_trial(bundles, tmp_path, servers):
     assert server.stop() == 0
 
 
-def test_sigterm_ends_a_trial(bundles, tmp_path, servers):
-    server = serve(servers, bundles / "one", f"sqlite:///{tmp_path / 'store.db'}")
+def test_sigterm_ends_a_trial(two_bundles, tmp_path, servers):
+    server = serve(servers, two_bundles / "one", f"sqlite:///{tmp_path / 'store.db'}")
     trial = Trial(server)
     server.process.send_signal(signal.SIGTERM)
     assert trial.result() == (503, "not_ready")
@@ -396,11 +388,11 @@ def test_sigterm_ends_a_trial(bundles, tmp_path, servers):
 
 
 def test_a_bundle_that_another_process_switched_to_and_cannot_be_read(
-    bundles, redis_server, servers
+    two_bundles, redis_server, servers
 ):
-    one, two = (serve(servers, bundles / "one", redis_server.url) for _ in range(2))
+    one, two = (serve(servers, two_bundles / "one", redis_server.url) for _ in range(2))
     first = version(one)
-    manifest = bundles / "two" / "manifest.json"
+    manifest = two_bundles / "two" / "manifest.json"
     text = manifest.read_bytes()
     os.kill(two.process.pid, signal.SIGSTOP)  # until the bundle is damaged
     second = one.post("/v1/model/load", bundle="two", shadow_requests=0)["model_version"]

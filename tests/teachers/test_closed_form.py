@@ -13,7 +13,6 @@ from distilrec.data.preparation import prepare_dataset
 from distilrec.data.schema import Schema
 from distilrec.errors import ConfigError, TrainingError
 from distilrec.networks.batches import training_batches, training_windows
-from distilrec.progress import Silent
 from distilrec.report.baselines import fitted_baselines
 from distilrec.runs.config import read_config
 from distilrec.runs.teachers import open_teacher
@@ -35,7 +34,7 @@ from distilrec.teachers.linear import LinearConfig, fit_linear, load_linear, sav
 from distilrec.testing.teachers import TeacherContract
 from distilrec.training.options import TrainingConfig
 from distilrec.training.validation import validation_ndcg
-from tests.small_run import NETWORKS, dataset, interaction_matrix, write_tables
+from tests.small_run import NETWORKS, Said, dataset, interaction_matrix, write_tables
 
 SPARSE = {"dense_items": 0, "neighbours": 12}
 KINDS = {
@@ -216,14 +215,6 @@ def test_several_seeds_are_several_members():
         assert "how to fix" in str(caught.value)
     with pytest.raises(ConfigError, match="seeds is 0"):
         MemberConfig(NETWORK, seeds=0)
-
-
-class Said(Silent):
-    def __init__(self):
-        self.lines = []
-
-    def say(self, line):
-        self.lines.append(line)
 
 
 TOML = """

@@ -15,12 +15,19 @@ import msgspec
 import torch
 
 from distilrec.data.dataset import Dataset
-from distilrec.errors import ConfigError, LabelStoreError, TeacherError
+from distilrec.errors import ConfigError, LabelStoreError
 from distilrec.labels.extract import LabelConfig, best_and_drawn
 from distilrec.labels.store import LabelManifest, LabelStore, StoredLabels
 from distilrec.networks.batches import Batch
 from distilrec.teachers.ensemble import single_teachers
-from distilrec.teachers.teacher import Answer, Teacher, as_teacher, move_teacher, reader
+from distilrec.teachers.teacher import (
+    Answer,
+    Teacher,
+    as_teacher,
+    check_finite,
+    move_teacher,
+    reader,
+)
 from distilrec.training.scoring import MASKED_LOGIT, Origin, Positions, Scored
 from distilrec.training.trained import TrainedModel
 
@@ -166,11 +173,7 @@ class AskedTeacher:
             raw = self._read(origin.window, origin.place)
             device = positions.states.device
             logits = raw.logits.to(device, torch.float32)
-            if not torch.isfinite(logits).all():
-                raise TeacherError(
-                    "the teacher's scores hold NaN or infinity",
-                    fix="train it again, or correct the scores: each item needs a finite number",
-                )
+            check_finite(logits)
             seen = positions.seen
             # New tensors: a teacher answers in inference mode, whose tensors no gradient can pass
             logits = (

@@ -36,7 +36,7 @@ from distilrec.labels.store import (
 from distilrec.networks.batches import Windows, batch_of, training_windows
 from distilrec.networks.orders import Ordered, Orders
 from distilrec.settings import Count, Settings
-from distilrec.teachers.teacher import Answer, Teacher, as_teacher, move_teacher
+from distilrec.teachers.teacher import Answer, Teacher, as_teacher, check_finite, move_teacher
 from distilrec.training.devices import resolve_device
 from distilrec.training.memory import reuse_freed_memory
 from distilrec.training.options import RunOptions
@@ -316,11 +316,7 @@ def _relative(
     masked.
     """
     logits = answer.logits
-    if not torch.isfinite(logits).all():
-        raise TeacherError(
-            "the teacher's scores hold NaN or infinity",
-            fix="train it again, or correct the scores: each item needs a finite number",
-        )
+    check_finite(logits)
     if answer.states is not None and (answer.states.abs() > _LARGEST).any():
         raise TeacherError(
             f"the teacher's hidden layer holds {float(answer.states.abs().max()):,.0f}; labels "

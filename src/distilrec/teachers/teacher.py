@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from distilrec.data.dataset import Histories
+from distilrec.errors import TeacherError
 from distilrec.networks.batches import Batch
 from distilrec.networks.sequence import TorchScorer
 from distilrec.training.options import Epoch
@@ -98,6 +99,15 @@ class Movable(Protocol):
 def as_teacher(teacher: Teacher | TrainedModel) -> Teacher:
     """Return a trained network as a teacher; a teacher stays what it is."""
     return ModelTeacher(teacher) if isinstance(teacher, TrainedModel) else teacher
+
+
+def check_finite(logits: torch.Tensor) -> None:
+    """Raise TeacherError where a teacher's logits hold NaN or infinity."""
+    if not torch.isfinite(logits).all():
+        raise TeacherError(
+            "the teacher's scores hold NaN or infinity",
+            fix="train it again, or correct the scores: each item needs a finite number",
+        )
 
 
 def move_teacher(teacher: Teacher, device: torch.device) -> None:
