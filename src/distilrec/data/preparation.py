@@ -76,9 +76,8 @@ def prepare_dataset(  # noqa: PLR0913 - a public name, whose arguments stay as t
     """Read, clean, split and encode a log and its feature tables.
 
     log, users, items: a path, a polars frame or a pandas frame; `*columns` name the fields of files
-    without a header.
-    text: encoding and quotes of files of text; user_text, item_text: of the feature tables, where
-    they differ.
+    without a header. text: encoding and quotes of files of text; user_text, item_text: of the
+    feature tables, where they differ.
     pseudonym_key: users of the log and of the table get pseudonyms with this key
     (`distilrec.data.pseudonyms`).
     order: whether the events of a user have an order in time; "auto" finds out. draw: which events

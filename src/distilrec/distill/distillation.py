@@ -9,6 +9,7 @@ from dataclasses import replace
 import msgspec
 import numpy as np
 import torch
+from torch import nn
 from torch.nn import functional
 
 from distilrec.data.dataset import Dataset
@@ -121,11 +122,7 @@ def distillation_loss(
     denoising need `dataset`.
     """
     found, terms = sources(labels), _used(terms, config)
-    modules = {}
-    for term in terms:
-        if term.module is not None:
-            assert model is not None
-            modules[term.name] = model.get_submodule(term.name)
+    modules = _modules(terms, model)
     groups = None
     if any("groups" in term.needs for term in terms):
         assert dataset is not None
@@ -170,6 +167,16 @@ def distillation_loss(
         soft = (1 - config.altered.share) * config.soft_weight
         return _in_one_pass(loss, found[0], config, 1 - config.soft_weight, soft)
     return loss
+
+
+def _modules(terms: Sequence[Term], model: SequenceModel | None) -> dict[str, nn.Module]:
+    """Return the weights of the terms that have some, by the name of the term."""
+    modules = {}
+    for term in terms:
+        if term.module is not None:
+            assert model is not None
+            modules[term.name] = model.get_submodule(term.name)
+    return modules
 
 
 def _altered(
