@@ -452,7 +452,7 @@ def check_recommendations(models, ok):
     )
     batch = models.BatchRequest([models.RecommendRequest("u1"), models.RecommendRequest(7)])
     assert [answer.user_id for answer in ok("recommend_batch", body=batch).results] == ["u1", "7"]
-    ranked = ok("rank", body=models.RankRequest("u1", ["i3", "stale"], skip_unknown=True))
+    ranked = ok("rank", body=models.RankRequest(["i3", "stale"], "u1", skip_unknown=True))
     assert ([item.item_id for item in ranked.items], ranked.unknown_items) == (["i3"], ["stale"])
     like = ok("similar", body=models.SimilarRequest(["i3", 7], k=2, skip_unknown=True))
     assert [item.rank for item in like.items] == [1, 2] and like.unknown_items == ["7"]

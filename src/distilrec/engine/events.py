@@ -10,6 +10,8 @@ import msgspec
 from distilrec.errors import ConfigError
 from distilrec.ids import Id
 
+MAX_EVENT_TYPE, MAX_EVENT_ID = 64, 128  # characters
+
 
 class Event(msgspec.Struct, frozen=True):
     """One interaction. An event type that training did not know counts as the unknown type."""

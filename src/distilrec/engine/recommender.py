@@ -17,6 +17,7 @@ InvalidIdError.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,7 @@ from distilrec.engine.events import Event, as_event
 from distilrec.engine.explanations import effects_of
 from distilrec.engine.filters import Filter
 from distilrec.engine.golden import verify_golden
+from distilrec.engine.history import History, events_of
 from distilrec.engine.items import Floats, Places
 from distilrec.engine.loops import RuntimeName, loops_of
 from distilrec.engine.runtimes.kinds import make_runtime
@@ -264,9 +266,24 @@ class Recommender:
 
     # Answers
 
+    def session(self, history: History, user_id: Id | None = None) -> User:
+        """Return who a user, without an id a stranger, would be after a session, to be given to
+        `recommend` or `explain` in place of the id. Nothing of it is kept.
+
+        history: ids of items, oldest first, or events with item_id, and optionally event_type and
+        timestamp (seconds since 1970, now without one), which count in order of their times, after
+        all that is known of the user. Items that are not known are left out.
+        Raises InvalidIdError, and ConfigError for what is no event or has an impossible timestamp.
+        """
+        events = events_of(history, time.time())
+        with self.lock:
+            return self._sessions.after(
+                None if user_id is None else self._sessions.find(user_id), events
+            )
+
     def recommend(
         self,
-        user_id: Id,
+        user_id: Id | User,
         item_ids: Iterable[Id] | None = None,
         k: int = 10,
         exclude_seen: bool = True,
@@ -276,6 +293,7 @@ class Recommender:
     ) -> list[Recommendation]:
         """Return the k best items for a user, best first; fewer where fewer pass.
 
+        user_id: or what `session` returns.
         item_ids: rank exactly these items instead, each once, seen or not; then nothing else
         applies.
         exclude_seen: leave out what the user has already had. where: only items that pass this
@@ -292,7 +310,7 @@ class Recommender:
 
     def best(
         self,
-        user_id: Id,
+        user_id: Id | User,
         k: int,
         exclude_seen: bool = True,
         where: Filter | None = None,
@@ -306,7 +324,7 @@ class Recommender:
             # What `Sessions.find` does first: most are there.
             user = self._users.use(user_id) if type(user_id) is str else None
             if user is None:
-                user = self._sessions.find(user_id) or self._sessions.stranger()
+                user = self._user(user_id)
             places, best = self._runtime.best(
                 user.state,
                 user.features,
@@ -407,9 +425,14 @@ class Recommender:
             for user in listed_ids(user_ids, "user_ids")
         ]
 
-    def _rank(self, user_id: Id, item_ids: list[Id]) -> list[Recommendation]:
+    def _user(self, user_id: Id | User) -> User:
+        if isinstance(user_id, User):
+            return user_id
+        return self._sessions.find(user_id) or self._sessions.stranger()
+
+    def _rank(self, user_id: Id | User, item_ids: list[Id]) -> list[Recommendation]:
         with self.lock:
-            user = self._sessions.find(user_id) or self._sessions.stranger()
+            user = self._user(user_id)
             asked = list(dict.fromkeys(self._catalogue.positions(item_ids)))
             scores = self._runtime.scores_of(
                 user.state[None], user.features, np.array(asked, np.int32)
@@ -419,7 +442,7 @@ class Recommender:
         best = [ids[asked[n]] for n in order.tolist()], scores[order].tolist()
         return list(map(as_recommendation, zip(*best, strict=True)))
 
-    def explain(self, user_id: Id, item_id: Id, k: int = 5) -> list[Contribution]:
+    def explain(self, user_id: Id | User, item_id: Id, k: int = 5) -> list[Contribution]:
         """Return the k past events that matter most for the score of an item, by the size of their
         contribution.
 
@@ -430,7 +453,7 @@ class Recommender:
         return self.explain_many(user_id, [item_id], k)[0]
 
     def explain_many(
-        self, user_id: Id, item_ids: Iterable[Id], k: int = 5
+        self, user_id: Id | User, item_ids: Iterable[Id], k: int = 5
     ) -> list[list[Contribution]]:
         """Return what `explain` does for several items of one user: the states without each event
         are computed once.
@@ -438,8 +461,8 @@ class Recommender:
         given = listed_ids(item_ids, "item_ids")
         with self.lock:
             asked = np.array(self._catalogue.positions(given), np.int32)
-            user = self._sessions.find(user_id)
-            if user is None or not user.length:
+            user = self._user(user_id)
+            if not user.length:
                 return [[] for _ in given]
             effects = effects_of(self._runtime, user, asked, self._users.max_events)
         return effects.largest(k, self._item_ids)

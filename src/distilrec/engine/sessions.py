@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -227,7 +228,24 @@ class Sessions:
         if record.features is not None:
             user.features = self.features(record.features, strict=False)
         # Compared in order of arrival.
-        new = [event for event in events if not self._is_history(user, event)]
+        self._fold_all(user, [event for event in events if not self._is_history(user, event)])
+        if events:
+            user.last = max(event.when for event in events)
+            user.received = events[-1].received
+        return user
+
+    def after(self, user: User | None, events: Sequence[StoredEvent]) -> User:
+        """Return who a user, None for a stranger, would be after these events, which arrive in this
+        order; not in memory. The user stays as it is.
+        """
+        found = self.stranger() if user is None else replace(user, state=user.state.copy())
+        self._fold_all(found, placed(events))
+        return found
+
+    def _fold_all(self, user: User, new: list[Placed]) -> None:
+        """Fold events, given in order of arrival, into a user who is not in memory; takes the lock,
+        and lets go of it between the steps.
+        """
         new.sort(key=lambda event: event.when)  # stable: equal times in order of arrival
         known = [each.event for each in new if each.event.item_id in self._positions]
         items = np.array([self._positions[event.item_id] for event in known], np.int32)
@@ -240,10 +258,6 @@ class Sessions:
             if start:
                 time.sleep(0)  # a thread that waits for the lock gets it
         self._users.remember_all(user, items, kinds)
-        if events:
-            user.last = max(event.when for event in events)
-            user.received = events[-1].received
-        return user
 
     def _follow(self, user: User, event: Placed) -> None:
         user.last, user.received = event.when, event.received

@@ -15,17 +15,18 @@ from uuid import uuid4
 import msgspec
 
 from distilrec.engine.answers import Recommendation
+from distilrec.engine.events import MAX_EVENT_ID, MAX_EVENT_TYPE
 from distilrec.engine.filters import Filter
+from distilrec.engine.history import History, check_timestamp
 from distilrec.engine.locks import fork_safe_lock
-from distilrec.engine.order import MAX_CLOCK_SKEW
 from distilrec.engine.recommender import Recommender
 from distilrec.engine.similar import POPULARITY
+from distilrec.engine.users import User
 from distilrec.errors import ConfigError, DistilrecError, InvalidIdError
 from distilrec.ids import Id, as_id, as_label, listed_ids
 from distilrec.stores.records import ItemRecord, Since, Store, StoredEvent
 
 _log = logging.getLogger("distilrec")
-MAX_EVENT_TYPE, MAX_EVENT_ID = 64, 128  # characters
 _SMALL_STEP = 5.0  # seconds
 
 
@@ -75,14 +76,7 @@ def to_stored(events: Iterable[EventInput], clock: Clock) -> list[StoredEvent]:
     for place, event in enumerate(events):
         now = clock.now()
         when = event.timestamp
-        if when is not None and not 0 <= when <= now + MAX_CLOCK_SKEW:
-            raise ConfigError(
-                f"the timestamp {when} of event {place} is not a time between 1970 and now "
-                "(seconds)",
-                fix="set the clock of the sender, convert milliseconds to seconds, or leave the "
-                "timestamp out",
-                parameter=f"events[{place}].timestamp",
-            )
+        check_timestamp(when, now, f"events[{place}]")
         where = f"events[{place}]."
         user, item = (
             as_id(event.user_id, where + "user_id"),
@@ -149,7 +143,7 @@ class StoredRecommender:
 
     def recommend(
         self,
-        user_id: Id,
+        user_id: Id | User,
         item_ids: Iterable[Id] | None = None,
         k: int = 10,
         exclude_seen: bool = True,
@@ -157,7 +151,7 @@ class StoredRecommender:
         where: Filter | None = None,
         diversity: float = 0.0,
     ) -> list[Recommendation]:
-        """See `Recommender.recommend`."""
+        """See `Recommender.recommend`. user_id: or what `session` returns."""
         recommender = self.recommender
         answer = partial(
             recommender.recommend,
@@ -168,6 +162,8 @@ class StoredRecommender:
             where=where,
             diversity=diversity,
         )
+        if isinstance(user_id, User):
+            return answer()
         if not self.store.shared and os.getpid() == self._process:
             name = user_id if type(user_id) is str else as_id(user_id, "user_id")
             with recommender.lock:
@@ -176,6 +172,13 @@ class StoredRecommender:
         with self._lock:
             bring_up_to_date(recommender, self.store, [user_id])
             return answer()
+
+    def session(self, history: History, user_id: Id | None = None) -> User:
+        """See `Recommender.session`."""
+        with self._lock:
+            if user_id is not None:
+                bring_up_to_date(self.recommender, self.store, [user_id])
+            return self.recommender.session(history, user_id)
 
     def similar(
         self,

@@ -12,6 +12,8 @@ from itertools import count
 from distilrec.engine.answers import Contribution
 from distilrec.engine.filters import Filter, values_of
 from distilrec.engine.recommender import Recommender
+from distilrec.engine.users import User
+from distilrec.errors import RequestError
 from distilrec.ids import as_id
 from distilrec.serve.config import ServiceConfig
 from distilrec.serve.http import Endpoint
@@ -35,6 +37,7 @@ _BATCH_PART = 50  # requests of a batch whose users are read together
 _MAX_ITEMS = 50_000
 _MAX_EXPLAINED = 200
 _MAX_DIVERSIFIED = 200
+_MAX_HISTORY = 1_000
 _MAX_VALUES = 10_000
 _MAX_CONDITIONS = 32
 
@@ -51,10 +54,11 @@ class Answers:
     async def recommend(self, request: RecommendRequest) -> RecommendResponse:
         recommender, user_id = self._models.active.recommender, request.user_id
         if self._shared or type(user_id) is not str or user_id not in recommender.users:
-            user_id = as_id(user_id, "user_id")  # of users in memory it has been found to be one
-            await self._storage.catch_up(recommender, [user_id])
+            user_id = _user_of(request)  # of users in memory it has been found to be an id
+            if user_id is not None:
+                await self._storage.catch_up(recommender, [user_id])
         chosen = request.filter
-        costly = request.explain or request.diversity or request.k > _QUICK
+        costly = request.explain or request.diversity or request.k > _QUICK or request.history
         if costly or chosen is not None:
             self._check_cost([request])
         if costly or (chosen is not None and values_of(chosen) > _QUICK):
@@ -70,8 +74,9 @@ class Answers:
         results = []
         for start in range(0, len(request.requests), _BATCH_PART):
             part = request.requests[start : start + _BATCH_PART]
-            users = [as_id(one.user_id, "user_id") for one in part]
-            await self._storage.catch_up(recommender, list(dict.fromkeys(users)))
+            users = [_user_of(one) for one in part]
+            known = [user for user in dict.fromkeys(users) if user is not None]
+            await self._storage.catch_up(recommender, known)
             waiting = list(zip(users, part, strict=True))[::-1]
             while waiting:
                 async with self._turns:
@@ -85,24 +90,29 @@ class Answers:
         check_limit("item_ids", len(request.item_ids), self._max_k)
         if request.explain:
             check_limit("explained items in a request", len(request.item_ids), _MAX_EXPLAINED)
-        recommender, user_id = self._models.active.recommender, as_id(request.user_id, "user_id")
-        await self._storage.catch_up(recommender, [user_id])
+        check_limit("events in a history", len(request.history or ()), _MAX_HISTORY)
+        recommender, user_id = self._models.active.recommender, _user_of(request)
+        if user_id is not None:
+            await self._storage.catch_up(recommender, [user_id])
+        user, known = _asked(recommender, user_id, request)
         items, unknown = known_items(recommender, request.item_ids, skip=request.skip_unknown)
-        ranked = recommender.recommend(user_id, items)
+        ranked = recommender.recommend(user, items)
         best = [one.item_id for one in ranked], [one.score for one in ranked]
         return RecommendResponse(
             user_id,
-            recommender.knows_user(user_id),
+            known,
             recommender.model_version,
-            _ranked(recommender, user_id, best, explain=request.explain, titles=request.titles),
+            _ranked(recommender, user, best, explain=request.explain, titles=request.titles),
             unknown,
         )
 
     def _answer(
-        self, recommender: Recommender, user_id: str, request: RecommendRequest
+        self, recommender: Recommender, user_id: str | None, request: RecommendRequest
     ) -> RecommendResponse:
         if request.k > self._max_k:
             check_limit("k", request.k, self._max_k)
+        if user_id is None or request.history is not None:
+            return self._of_session(recommender, user_id, request)
         best = recommender.best(
             user_id, request.k, request.exclude_seen, request.filter, request.diversity
         )
@@ -117,10 +127,26 @@ class Answers:
             _ranked(recommender, user_id, best, explain=request.explain, titles=request.titles),
         )
 
+    def _of_session(
+        self, recommender: Recommender, user_id: str | None, request: RecommendRequest
+    ) -> RecommendResponse:
+        """Answer about a history that the request tells; it is not remembered for shadowing."""
+        user, known = _asked(recommender, user_id, request)
+        best = recommender.best(
+            user, request.k, request.exclude_seen, request.filter, request.diversity
+        )
+        return RecommendResponse(
+            user_id,
+            known,
+            recommender.model_version,
+            _ranked(recommender, user, best, explain=request.explain, titles=request.titles),
+        )
+
     def _check_cost(self, requests: Sequence[RecommendRequest]) -> None:
         """Raise RequestError for what would take longer than other requests can wait."""
         for request in requests:
             check_list(request.k, request.filter, request.diversity)
+            check_limit("events in a history", len(request.history or ()), _MAX_HISTORY)
         items = sum(min(request.k, self._max_k + 1) for request in requests)
         if items > self._max_k:
             check_limit("items in all answers of a request", items, max(_MAX_ITEMS, self._max_k))
@@ -158,9 +184,35 @@ def endpoints(answers: Answers, config: ServiceConfig) -> list[Endpoint]:
     ]  # fmt: skip
 
 
+def _user_of(request: RecommendRequest | RankRequest) -> str | None:
+    """Return the id of the user of a request, None where only a history is asked about. Raises
+    RequestError where there is neither, InvalidIdError.
+    """
+    if request.user_id is not None:
+        return as_id(request.user_id, "user_id")
+    if request.history is None:
+        raise RequestError(
+            "Object missing required field `user_id`",
+            fix="give a user_id, or a history, [] for a visitor of whom nothing is known",
+        )
+    return None
+
+
+def _asked(
+    recommender: Recommender, user_id: str | None, request: RecommendRequest | RankRequest
+) -> tuple[str | User, bool]:
+    """Return who a request is about, and whether anything is known of them."""
+    known = user_id is not None and recommender.knows_user(user_id)
+    if request.history is None:
+        assert user_id is not None  # `_user_of` has seen to it
+        return user_id, known
+    session = recommender.session(request.history, user_id)
+    return session, known or bool(session.length)
+
+
 def _ranked(
     recommender: Recommender,
-    user_id: str,
+    user_id: str | User,
     best: tuple[list[str], list[float]],
     *,
     explain: bool,

@@ -9,9 +9,11 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
+from distilrec.engine.events import MAX_EVENT_ID, MAX_EVENT_TYPE
 from distilrec.engine.filters import Filter
+from distilrec.engine.history import PastEvent
 from distilrec.engine.similar import POPULARITY
-from distilrec.engine.stored import MAX_EVENT_ID, MAX_EVENT_TYPE, EventInput
+from distilrec.engine.stored import EventInput
 
 UserId = Annotated[str, Meta(extra_json_schema={"minLength": 1, "maxLength": 256})] | int | float
 """What may stand for an id; `distilrec.ids.as_id` says which of these are ids."""
@@ -29,20 +31,35 @@ class Answer(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """Base of all answers; fields that say nothing are left out."""
 
 
+class HistoryEvent(PastEvent, frozen=True):
+    """One event of a history.
+
+    `timestamp`: when it happened, seconds since 1970, at most five minutes in the future; now where
+    it is left out.
+    """
+
+    item_id: ItemId
+    event_type: Annotated[str, Meta(min_length=1, max_length=MAX_EVENT_TYPE)] = "interaction"
+    timestamp: Annotated[float, Meta(ge=0)] | None = None
+
+
 class RecommendRequest(Request, frozen=True):
     """The `k` best items for a user. `explain` adds what past events did for each score, `titles`
     the titles.
 
     `diversity` from 0 to 1 trades score against likeness between the items.
+    `history`: what happened in a session, oldest first, as ids of items or as events; nothing of it
+    is stored. In place of a `user_id`, or after all that is known of that user.
     """
 
-    user_id: UserId
+    user_id: UserId | None = None
     k: Annotated[int, Meta(ge=1)] = 10
     exclude_seen: bool = True
     filter: Filter | None = None
     diversity: Share = 0.0
     explain: bool = False
     titles: bool = False
+    history: list[ItemId | HistoryEvent] | None = None
 
 
 class BatchRequest(Request, frozen=True):
@@ -52,13 +69,16 @@ class BatchRequest(Request, frozen=True):
 
 
 class RankRequest(Request, frozen=True):
-    """These items for a user, best first, seen or not. `skip_unknown` leaves unknown items out."""
+    """These items for a user, best first, seen or not. `skip_unknown` leaves unknown items out;
+    `history` as for recommendations.
+    """
 
-    user_id: UserId
     item_ids: Annotated[list[ItemId], Meta(min_length=1)]
+    user_id: UserId | None = None
     explain: bool = False
     titles: bool = False
     skip_unknown: bool = False
+    history: list[ItemId | HistoryEvent] | None = None
 
 
 class SimilarRequest(Request, frozen=True):
@@ -150,10 +170,10 @@ class RankedItem(Answer, frozen=True):
 
 class RecommendResponse(Answer, frozen=True):
     """known_user: whether there is a history or features; otherwise this is the prior for
-    all users.
+    all users. user_id: null where none was asked for.
     """
 
-    user_id: str
+    user_id: str | None
     known_user: bool
     model_version: str
     items: list[RankedItem]
