@@ -452,6 +452,10 @@ def check_recommendations(models, ok):
     )
     batch = models.BatchRequest([models.RecommendRequest("u1"), models.RecommendRequest(7)])
     assert [answer.user_id for answer in ok("recommend_batch", body=batch).results] == ["u1", "7"]
+    visit = ["i1", models.HistoryEvent("i2", event_type="buy")]
+    seen = ok("recommend", body=models.RecommendRequest(k=99, history=visit))
+    assert seen.user_id is None and seen.known_user
+    assert not {"i1", "i2"} & {item.item_id for item in seen.items}
     ranked = ok("rank", body=models.RankRequest(["i3", "stale"], "u1", skip_unknown=True))
     assert ([item.item_id for item in ranked.items], ranked.unknown_items) == (["i3"], ["stale"])
     like = ok("similar", body=models.SimilarRequest(["i3", 7], k=2, skip_unknown=True))
@@ -477,7 +481,11 @@ def check_events_and_users(models, ok):
     assert ok("get_user", "cold").features.to_dict() == {"age": 30, "country": "fr"}
     assert ok("get_user", "reader").events[0].event_id == "one"
     assert len(ok("users", limit=3).users) == 3
-    assert ok("delete_user", "reader").events_removed == 1
+    visitor = models.MergeRequest(source="visitor")
+    assert ok("merge_user", "reader", body=visitor).events == 0
+    session = models.MergeRequest(session_id="1", history=["i2", models.HistoryEvent("i3")])
+    assert ok("merge_user", "reader", body=session).events == 2
+    assert ok("delete_user", "reader").events_removed == 3
 
 
 def check_models(models, ok):

@@ -6,6 +6,7 @@ import asyncio
 import threading
 
 import httpx
+import msgspec
 import pytest
 
 from distilrec.errors import ConfigError, StoreUnavailableError
@@ -14,7 +15,7 @@ from distilrec.serve.config import ServiceConfig
 from distilrec.serve.keys import Keys
 from distilrec.serve.service import open_service
 from distilrec.stores.opening import SCHEMES, Scheme, open_store, shown
-from distilrec.stores.records import ItemRecord, UserRecord, merged
+from distilrec.stores.records import ItemRecord, UserRecord, merged, taken_over
 from distilrec.testing.stores import StoreContract
 
 
@@ -24,7 +25,7 @@ class Memory:
     def __init__(self):
         self.lock = threading.Lock()
         self.events, self.features, self.epochs, self.erased = {}, {}, {}, {}
-        self.items, self.settings = {}, {}
+        self.items, self.settings, self.merged = {}, {}, {}
         self.changes = self.last_epoch = 0
 
 
@@ -73,13 +74,38 @@ class MemoryStore:
             memory.features[user_id] = dict(features)
             self._new_epoch(user_id)
 
-    def erase(self, user_id):
+    def merge(self, source, target):
         with self._open() as memory:
-            for table in (memory.features, memory.epochs):
-                table.pop(user_id, None)
-            memory.erased.pop(user_id, None)
-            memory.erased[user_id] = memory.changes = memory.changes + 1
-            return len(memory.events.pop(user_id, []))
+            self._new_epoch(target)
+            if source == target:
+                return 0
+            log, moved = memory.events.setdefault(target, []), 0
+            for event in memory.events.pop(source, []):
+                event_id = taken_over("salt", source, event.event_id)
+                if all(other.event_id != event_id for other in log):
+                    log.append(msgspec.structs.replace(event, user_id=target, event_id=event_id))
+                    moved += 1
+            log.sort(key=lambda event: event.received)
+            if source in memory.features:
+                memory.features.setdefault(target, memory.features.pop(source))
+            memory.epochs.pop(source, None)
+            names = memory.merged.pop(source, set()) | memory.merged.get(target, set()) | {source}
+            memory.merged[target] = names - {target}
+            return moved
+
+    def merged(self, user_id):
+        return sorted(self.memory.merged.get(user_id, ()))
+
+    def erase(self, user_id):
+        names = [user_id, *self.merged(user_id)]
+        with self._open() as memory:
+            for name in names:
+                for table in (memory.features, memory.epochs, memory.merged, memory.erased):
+                    table.pop(name, None)
+                for others in memory.merged.values():
+                    others.discard(name)
+                memory.erased[name] = memory.changes = memory.changes + 1
+            return sum(len(memory.events.pop(name, [])) for name in names)
 
     def clean(self):
         return ""

@@ -178,15 +178,20 @@ def test_a_folder_that_cannot_be_made(tmp_path):
 
 def test_migrations_keep_what_is_there(tmp_path):
     path = tmp_path / "store.db"
-    store = SqliteStore(path)
+    store = SqliteStore(path, MIGRATIONS[:1])  # as version 0.1.0 made it
     store.append([event(number=1)])
+    store.close()
+    store = SqliteStore(path)
+    assert store.merge("u", "v") == 1 and store.merge("v", "u") == 1
     store.close()
     later = (*MIGRATIONS, "ALTER TABLE users ADD COLUMN note TEXT; CREATE TABLE extra (x);")
     store = SqliteStore(path, later)
-    assert [e.event_id for e in store.read([Since("u")])[0].events] == ["e1"]
+    assert [e.item_id for e in store.read([Since("u")])[0].events] == ["i1"]
     store.close()
+    newest = len(MIGRATIONS)
     with pytest.raises(
-        StoreVersionError, match="has schema version 2; this distilrec knows up to 1"
+        StoreVersionError,
+        match=f"has schema version {newest + 1}; this distilrec knows up to {newest}",
     ):
         SqliteStore(path)
 

@@ -254,15 +254,29 @@ class StoredRecommender:
                 for problem in follow_item(self.recommender, record):
                     _log.warning("item %r: left out: %s", record.item_id, problem.message)
 
+    def merge(self, source: Id, user_id: Id) -> int:
+        """Take a user, such as a visitor who logs in, over into another one; return the number of
+        events. What a bundle's history holds of `source` stays there.
+        """
+        names = as_id(source, "source"), as_id(user_id, "user_id")
+        with self._lock:
+            with self._writing(names):
+                moved = self.store.merge(*names)
+            for name in names:
+                self.recommender.forget(name)
+        return moved
+
     def erase(self, user_id: Id) -> int:
-        """Remove a user from the store and from memory; the bundle's history of them is not used
-        any more.
+        """Remove a user, and all ids that were merged into this one, from the store and from
+        memory; the bundle's history of them is not used any more.
         """
         name = as_id(user_id, "user_id")
         with self._lock:
-            with self._writing([name]):
+            names = [name, *self.store.merged(name)]
+            with self._writing(names):
                 removed = self.store.erase(name)
-            self.recommender.forget(name, history=True)
+            for one in names:
+                self.recommender.forget(one, history=True)
         return removed
 
     def clean(self) -> str:

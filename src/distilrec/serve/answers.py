@@ -193,7 +193,7 @@ def _user_of(request: RecommendRequest | RankRequest) -> str | None:
     if request.history is None:
         raise RequestError(
             "Object missing required field `user_id`",
-            fix="give a user_id, or a history, [] for a visitor of whom nothing is known",
+            fix="give a user_id, or a history, [] for an unknown visitor",
         )
     return None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import get_args
 
 import msgspec
 from starlette.applications import Starlette
@@ -22,7 +23,7 @@ from distilrec.serve import (
     users,
 )
 from distilrec.serve.connections import STATE, Limits
-from distilrec.serve.http import Call, Endpoint, Gate, Reply, Resource, no_such_path
+from distilrec.serve.http import Call, Endpoint, Gate, Method, Reply, Resource, no_such_path
 from distilrec.serve.keys import Keys
 from distilrec.serve.openapi import openapi
 from distilrec.serve.origins import origins_for
@@ -103,6 +104,13 @@ def _application(gate: Gate, table: list[Endpoint], life: ASGIApp) -> ASGIApp:
         by_path.setdefault(endpoint.path, []).append(endpoint)
     resources = {path: Resource(gate, methods) for path, methods in by_path.items()}
     paths, nothing = Paths(resources), no_such_path(gate)
+    # An id in a path may hold slashes: /v1/users/a/merge is an action for POST, an id for GET.
+    by_method = {
+        method: Paths(
+            {path: resource for path, resource in resources.items() if method in resource.handlers}
+        )
+        for method in get_args(Method)
+    }
     handlers: dict[tuple[str, bytes | None], ASGIApp] = {
         (method, path.encode()): handler
         for path, resource in resources.items()
@@ -118,7 +126,9 @@ def _application(gate: Gate, table: list[Endpoint], life: ASGIApp) -> ASGIApp:
         handler: ASGIApp | None = handlers.get((scope["method"], scope.get("raw_path")))
         if handler is None:
             handler = nothing
-            if found := paths.find(path_of(scope)):
+            path = path_of(scope)
+            of_method = by_method.get(scope["method"], paths)
+            if found := of_method.find(path) or paths.find(path):
                 handler, scope["path_params"] = found
         await handler(scope, receive, send)
 

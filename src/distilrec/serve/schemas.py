@@ -18,6 +18,7 @@ from distilrec.engine.stored import EventInput
 UserId = Annotated[str, Meta(extra_json_schema={"minLength": 1, "maxLength": 256})] | int | float
 """What may stand for an id; `distilrec.ids.as_id` says which of these are ids."""
 ItemId = UserId
+MAX_SESSION_ID = 100
 Share = Annotated[float, Meta(ge=0, le=1)]
 FeatureValue = str | float | bool | list[str] | None
 Features = dict[str, FeatureValue]
@@ -137,6 +138,17 @@ class UserRequest(Request, frozen=True):
     features: Features
 
 
+class MergeRequest(Request, frozen=True):
+    """What a user who logs in takes over: another id, `source`, or what happened in a session,
+    `history`, oldest first; sent again with the same `session_id`, also with more behind it, each
+    event counts once.
+    """
+
+    source: UserId | None = None
+    session_id: Annotated[str, Meta(min_length=1, max_length=MAX_SESSION_ID)] | None = None
+    history: Annotated[list[ItemId | HistoryEvent], Meta(min_length=1)] | None = None
+
+
 class LoadRequest(Request, frozen=True):
     """Which bundle to serve next: a folder inside the service's bundle root.
 
@@ -250,6 +262,13 @@ class UserResponse(Answer, frozen=True):
 
 class UsersResponse(Answer, frozen=True):
     users: list[str]
+
+
+class MergeResponse(Answer, frozen=True):
+    """events: how many are this user's now and were not before."""
+
+    user_id: str
+    events: int
 
 
 class ErasedResponse(Answer, frozen=True):

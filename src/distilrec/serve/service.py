@@ -46,7 +46,7 @@ class Service:
         self.similar = Similar(config, self.models, self.storage)
         self.events = Events(config, self.models, self.storage, self.metrics)
         self.items = Items(self.models, self.storage)
-        self.users = Users(self.models, self.storage, self.upkeep)
+        self.users = Users(self.models, self.storage, self.upkeep, self.events)
         self.health = Health(self.storage, self.upkeep, self.metrics)
 
     async def start(self) -> None:

@@ -70,6 +70,13 @@ class Storage:
         removed: int = await self._threads.write(partial(self.store.erase, user_id))
         return removed
 
+    async def merge(self, source: str, target: str) -> int:
+        moved: int = await self._threads.write(partial(self.store.merge, source, target))
+        return moved
+
+    async def merged(self, user_id: str) -> list[str]:
+        return await asyncio.to_thread(self.store.merged, user_id)
+
     async def set_setting(self, name: str, value: str) -> None:
         await self._threads.write(partial(self.store.set_setting, name, value))
 

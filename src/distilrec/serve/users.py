@@ -9,14 +9,22 @@ from typing import Any
 
 from distilrec.bundle.format import erase_user
 from distilrec.engine.recommender import Recommender
-from distilrec.errors import DistilrecError, InvalidIdError, UnknownUserError
-from distilrec.ids import as_id
+from distilrec.errors import DistilrecError, InvalidIdError, RequestError, UnknownUserError
+from distilrec.ids import as_id, as_label
+from distilrec.serve.events import Events
 from distilrec.serve.http import Endpoint
 from distilrec.serve.logs import log
 from distilrec.serve.models import Models
 from distilrec.serve.parameters import id_of, limit_of
 from distilrec.serve.schemas import (
+    MAX_SESSION_ID,
     ErasedResponse,
+    EventBody,
+    EventsRequest,
+    HistoryEvent,
+    ItemId,
+    MergeRequest,
+    MergeResponse,
     NamedItem,
     StatusResponse,
     UserEvent,
@@ -34,8 +42,9 @@ _SHOWN_EVENTS = 50
 class Users:
     """What the store, the bundles and the memory know about users."""
 
-    def __init__(self, models: Models, storage: Storage, upkeep: Upkeep) -> None:
+    def __init__(self, models: Models, storage: Storage, upkeep: Upkeep, events: Events) -> None:
         self._models, self._storage, self._upkeep = models, storage, upkeep
+        self._events = events
 
     async def some(self, limit: int) -> UsersResponse:
         await self._storage.follow_erasures(self._models.active)
@@ -74,14 +83,50 @@ class Users:
             self._storage.forget([user_id])
         return StatusResponse("stored")
 
+    async def merge(self, user_id: str, request: MergeRequest) -> MergeResponse:
+        """Take another id or a session over. Raises RequestError where it is not said which, and
+        for the user's own id.
+        """
+        if request.history is not None and request.session_id and request.source is None:
+            return await self._take_session(user_id, request.session_id, request.history)
+        if request.source is None or request.history is not None or request.session_id is not None:
+            raise RequestError(
+                "it is not clear what the user takes over",
+                fix="give the other id as `source`, or `session_id` and `history`",
+            )
+        source = as_id(request.source, "source")
+        if source == user_id:
+            raise RequestError("source is the user's own id", fix="give the id before the login")
+        with self._storage.unless_failed([source, user_id]):
+            moved = await self._storage.merge(source, user_id)
+        self._storage.forget_what_the_store_lost()
+        self._storage.forget([source, user_id])
+        return MergeResponse(user_id, moved)
+
+    async def _take_session(
+        self, user_id: str, session_id: str, history: list[ItemId | HistoryEvent]
+    ) -> MergeResponse:
+        as_label(session_id, "session_id", MAX_SESSION_ID)
+        events = [
+            EventBody(user_id, one.item_id, one.event_type, one.timestamp, f"{session_id}:{place}")
+            if isinstance(one, HistoryEvent)
+            else EventBody(user_id, one, event_id=f"{session_id}:{place}")
+            for place, one in enumerate(history)
+        ]
+        taken = await self._events.add(EventsRequest(events))
+        return MergeResponse(user_id, taken.accepted)
+
     async def delete(self, user_id: str) -> ErasedResponse:
-        """Erase events, features and state; and the user's rows in the histories of the loaded
-        bundles.
+        """Erase events, features and state, also of ids that the user has taken over; and their
+        rows in the histories of the loaded bundles.
 
         What was stored under exactly this text before ids followed a rule is erased too. Raises
         InvalidIdError for a text that cannot be an id, and was none.
         """
-        names = await self._spellings(user_id)
+        spellings = await self._spellings(user_id)
+        names = spellings + [
+            source for name in spellings for source in await self._storage.merged(name)
+        ]
         removed, bundle = 0, "clean"
         for name in names:
             with self._storage.unless_failed([name]):
@@ -141,6 +186,12 @@ def endpoints(users: Users) -> list[Endpoint]:
         Endpoint(
             "DELETE", "/v1/users/{user_id:path}", "delete_user", "Erases everything about a user.",
             "users", None, ErasedResponse, lambda call: users.delete(call.path["user_id"]),
+        ),
+        Endpoint(
+            "POST", "/v1/users/{user_id:path}/merge", "merge_user",
+            "Takes another id, or a session, over into a user.", "users", MergeRequest,
+            MergeResponse, lambda call: users.merge(id_of(call, "user_id"), call.body),
+            weight=lambda body: max(1, len(body.history or ())),
         ),
     ]  # fmt: skip
 

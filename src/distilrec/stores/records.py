@@ -116,9 +116,25 @@ class Store(Protocol):
         """Set the features of a user, in place of earlier ones."""
         ...
 
+    def merge(self, source: str, target: str) -> int:
+        """Take a user over into another one: all events, in order of arrival, and the features
+        where the other one has none. Nothing is left of the first, and its id is remembered with
+        the other. All or nothing; return the number of events taken over.
+
+        Their event ids become those of `taken_over`: they are never taken for events of the other
+        user, and what is sent or merged again counts once.
+        """
+        ...
+
+    def merged(self, user_id: str) -> list[str]:
+        """Return the ids that were taken over into this user, sorted, also those that these had
+        taken over before.
+        """
+        ...
+
     def erase(self, user_id: str) -> int:
-        """Remove everything about a user and remember, as a salted hash, not to use the bundle's
-        history of them.
+        """Remove everything about a user, and about all ids that were taken over into this one, and
+        remember, as salted hashes, not to use the bundle's history of them.
 
         Return the number of events removed. Begin to take the bytes out of the files too: `clean`
         says what is left.
@@ -210,6 +226,11 @@ def erased_hash(salt: str, user_id: str) -> bytes:
     ids are.
     """
     return hashlib.sha256(f"{salt}:{user_id}".encode()).digest()
+
+
+def taken_over(salt: str, source: str, event_id: str) -> str:
+    """Return the event id under which another user keeps an event of `source`."""
+    return f"{erased_hash(salt, source).hex()[:16]}:{event_id}"
 
 
 def check_schema(store: str, version: int, newest: int, **where: str) -> None:

@@ -11,6 +11,7 @@ guarantee that SQLite gives; `check` warns of less.
 | user:ID | hash: epoch, features |
 | events:ID | list of events, oldest first |
 | ids:ID | set of the event ids of that list |
+| merged:ID, merged-into:ID | sets: the ids taken over into a user; who took an id over |
 | items, items:changes | hash of item records; sorted set of items by their last change |
 | items:counter | number of the last change of an item |
 | erased, erased:counter | set of hashes; number of erasures |
@@ -19,6 +20,7 @@ guarantee that SQLite gives; `check` warns of less.
 
 from __future__ import annotations
 
+import heapq
 import re
 import secrets
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -46,6 +48,7 @@ from distilrec.stores.records import (
     erased_hash,
     merged,
     new_epoch,
+    taken_over,
 )
 
 SCHEMA_VERSION = 1
@@ -68,13 +71,30 @@ return positions
 """
 
 
-# A user and everything about them; ARGV: prefix, user, hash. Begins with a removal: a server whose
-# memory is full refuses a script only up to its first write.
+# Users and everything about them; ARGV: prefix, then each user and hash: first one user, then all
+# that were taken over into this one; -1 where these are others. Begins with a removal: a server
+# whose memory is full refuses a script only up to its first write.
 _ERASE = """
-local prefix, user = ARGV[1], ARGV[2]
-local removed = redis.call('LLEN', prefix .. 'events:' .. user)
-redis.call('DEL', prefix .. 'user:' .. user, prefix .. 'events:' .. user, prefix .. 'ids:' .. user)
-redis.call('SADD', prefix .. 'erased', ARGV[3])
+local prefix, removed = ARGV[1], 0
+local known = redis.call('SMEMBERS', prefix .. 'merged:' .. ARGV[2])
+if #known ~= #ARGV / 2 - 1.5 then return -1 end
+for i = 4, #ARGV, 2 do
+  if redis.call('SISMEMBER', prefix .. 'merged:' .. ARGV[2], ARGV[i]) == 0 then return -1 end
+end
+for i = 2, #ARGV, 2 do
+  local user = ARGV[i]
+  removed = removed + redis.call('LLEN', prefix .. 'events:' .. user)
+  redis.call('DEL', prefix .. 'user:' .. user, prefix .. 'events:' .. user,
+             prefix .. 'ids:' .. user)
+  for _, source in ipairs(redis.call('SMEMBERS', prefix .. 'merged:' .. user)) do
+    redis.call('SREM', prefix .. 'merged-into:' .. source, user)
+  end
+  for _, other in ipairs(redis.call('SMEMBERS', prefix .. 'merged-into:' .. user)) do
+    redis.call('SREM', prefix .. 'merged:' .. other, user)
+  end
+  redis.call('DEL', prefix .. 'merged:' .. user, prefix .. 'merged-into:' .. user)
+end
+for i = 2, #ARGV, 2 do redis.call('SADD', prefix .. 'erased', ARGV[i + 1]) end
 redis.call('SET', prefix .. 'erased:pending', redis.call('INCR', prefix .. 'erased:counter'))
 return removed
 """
@@ -240,9 +260,67 @@ class RedisStore:
         with self._errors():
             self._client.hset(f"{self._prefix}user:{user_id}", mapping=values)
 
-    def erase(self, user_id: str) -> int:
+    def merge(self, source: str, target: str) -> int:
+        parts = ("user", "events", "ids", "merged")
+        of_source, of_target = (
+            {part: f"{self._prefix}{part}:{name}" for part in parts} for name in (source, target)
+        )
+
+        def change(pipe: Any) -> int:
+            own = pipe.lrange(of_target["events"], 0, -1)
+            known = {id_.decode() for id_ in pipe.smembers(of_target["ids"])}
+            new = self._taken_over(pipe.lrange(of_source["events"], 0, -1), source, known)
+            features = pipe.hget(of_source["user"], "features")
+            names = {*map(_text, pipe.smembers(of_source["merged"])), source} - {target}
+            pipe.multi()
+            pipe.hset(of_target["user"], "epoch", new_epoch())
+            if source == target:
+                return 0
+            if new:
+                decoded = (_decoded(own), new)
+                in_order = heapq.merge(*decoded, key=lambda payload: payload.received)
+                pipe.delete(of_target["events"])
+                pipe.rpush(of_target["events"], *map(msgspec.msgpack.encode, in_order))
+                pipe.sadd(of_target["ids"], *(payload.event_id for payload in new))
+            if features is not None:
+                pipe.hsetnx(of_target["user"], "features", features)
+            pipe.delete(*of_source.values())
+            pipe.srem(of_target["merged"], target)
+            pipe.sadd(of_target["merged"], *names)
+            for name in names:
+                pipe.srem(f"{self._prefix}merged-into:{name}", source)
+                pipe.sadd(f"{self._prefix}merged-into:{name}", target)
+            return len(new)
+
+        watched = (*of_source.values(), *of_target.values())
         with self._errors():
-            removed = int(self._client.eval(_ERASE, 0, self._prefix, user_id, self._hash(user_id)))
+            return int(self._client.transaction(change, *watched, value_from_callable=True))
+
+    def _taken_over(
+        self, payloads: Sequence[bytes], source: str, known: set[str]
+    ) -> list[_Payload]:
+        """Return the events of a user as another one keeps them, without those that this one knows
+        already.
+        """
+        renamed = (
+            msgspec.structs.replace(
+                payload, event_id=taken_over(self._salt, source, payload.event_id)
+            )
+            for payload in _decoded(payloads)
+        )
+        return [payload for payload in renamed if payload.event_id not in known]
+
+    def merged(self, user_id: str) -> list[str]:
+        with self._errors():
+            return sorted(map(_text, self._client.smembers(f"{self._prefix}merged:{user_id}")))
+
+    def erase(self, user_id: str) -> int:
+        removed = -1
+        while removed < 0:  # until no other id is taken over meanwhile
+            names = [user_id, *self.merged(user_id)]
+            pairs = [text for name in names for text in (name, self._hash(name))]
+            with self._errors():
+                removed = int(self._client.eval(_ERASE, 0, self._prefix, *pairs))
         # The user is erased; the rest is reported, and tried again, by `clean`.
         with suppress(StoreError):
             self.clean()
@@ -398,6 +476,10 @@ class RedisStore:
                 fix="give the service a key prefix of its own (--store-prefix), or restore a "
                 "backup",
             ) from None
+
+
+def _decoded(payloads: Sequence[bytes]) -> list[_Payload]:
+    return [msgspec.msgpack.decode(payload, type=_Payload) for payload in payloads]
 
 
 def _text(value: str | bytes | None) -> str:

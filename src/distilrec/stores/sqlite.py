@@ -33,6 +33,7 @@ from distilrec.stores.records import (
     erased_hash,
     merged,
     new_epoch,
+    taken_over,
 )
 
 # Step n takes a database from schema version n to n + 1. Released steps are never changed, only
@@ -56,6 +57,11 @@ epoch TEXT NOT NULL, features BLOB);
     CREATE TABLE items (item_id TEXT PRIMARY KEY, change INTEGER NOT NULL UNIQUE, \
 record BLOB NOT NULL) WITHOUT ROWID;
     CREATE TABLE erased (hash BLOB PRIMARY KEY) WITHOUT ROWID;
+    """,
+    """
+    CREATE TABLE merged (user INTEGER NOT NULL REFERENCES users (id), source TEXT NOT NULL, \
+PRIMARY KEY (user, source)) WITHOUT ROWID;
+    CREATE INDEX merged_sources ON merged (source);
     """,
 )
 _BUSY_MILLISECONDS = 5_000
@@ -198,17 +204,67 @@ class SqliteStore:
                 (msgspec.json.encode(features), new_epoch(), user),
             )
 
+    def merge(self, source: str, target: str) -> int:
+        with self._transaction() as db:
+            into, moved = self._user(db, target), 0
+            row = db.execute("SELECT id FROM users WHERE user_id = ?", (source,)).fetchone()
+            if row is not None and row[0] != into:
+                moved = self._take_over(db, row[0], source, into)
+            if source != target:
+                db.execute("INSERT OR IGNORE INTO merged VALUES (?, ?)", (into, source))
+            # Taken over by an id that this one had taken over before
+            db.execute("DELETE FROM merged WHERE user = ? AND source = ?", (into, target))
+            db.execute("UPDATE users SET epoch = ? WHERE id = ?", (new_epoch(), into))
+        return moved
+
+    def _take_over(self, db: sqlite3.Connection, user: int, name: str, into: int) -> int:
+        """Move the events, features and merged ids of a user; return the number of events."""
+        moved = db.execute(
+            "UPDATE OR IGNORE events SET user = ?, event_id = ? || event_id WHERE user = ?",
+            (into, taken_over(self._salt, name, ""), user),
+        ).rowcount
+        db.execute("DELETE FROM events WHERE user = ?", (user,))  # what was taken over before
+        db.execute(
+            "UPDATE users SET features = (SELECT features FROM users WHERE id = ?)"
+            " WHERE id = ? AND features IS NULL",
+            (user, into),
+        )
+        db.execute("UPDATE OR IGNORE merged SET user = ? WHERE user = ?", (into, user))
+        db.execute("DELETE FROM merged WHERE user = ?", (user,))
+        db.execute("DELETE FROM users WHERE id = ?", (user,))
+        return moved
+
+    def merged(self, user_id: str) -> list[str]:
+        with self._reading, self._errors():
+            rows = self._reader.execute(
+                "SELECT source FROM merged WHERE user = (SELECT id FROM users WHERE user_id = ?)"
+                " ORDER BY source",
+                (user_id,),
+            ).fetchall()
+        return [source for (source,) in rows]
+
     def erase(self, user_id: str) -> int:
         with self._transaction() as db:
-            row = db.execute("SELECT id FROM users WHERE user_id = ?", (user_id,)).fetchone()
-            removed = 0
-            if row is not None:
-                removed = db.execute("DELETE FROM events WHERE user = ?", row).rowcount
-                db.execute("DELETE FROM users WHERE id = ?", row)
-            db.execute("INSERT OR IGNORE INTO erased VALUES (?)", (self._hash(user_id),))
+            rows = db.execute(
+                "SELECT source FROM merged WHERE user = (SELECT id FROM users WHERE user_id = ?)",
+                (user_id,),
+            ).fetchall()
+            removed = sum(self._erase(db, name) for name in (user_id, *(name for (name,) in rows)))
         # The user is erased; the rest is reported, and tried again, by `clean`.
         with suppress(StoreError):
             self.clean()
+        return removed
+
+    def _erase(self, db: sqlite3.Connection, user_id: str) -> int:
+        """Remove one user and their name from all others; return the number of events."""
+        row = db.execute("SELECT id FROM users WHERE user_id = ?", (user_id,)).fetchone()
+        removed = 0
+        if row is not None:
+            removed = db.execute("DELETE FROM events WHERE user = ?", row).rowcount
+            db.execute("DELETE FROM merged WHERE user = ?", row)
+            db.execute("DELETE FROM users WHERE id = ?", row)
+        db.execute("DELETE FROM merged WHERE source = ?", (user_id,))
+        db.execute("INSERT OR IGNORE INTO erased VALUES (?)", (self._hash(user_id),))
         return removed
 
     def clean(self) -> str:

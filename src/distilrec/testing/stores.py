@@ -155,6 +155,117 @@ class StoreContract:
         assert store.read([Since("u")])[0].erased
         store.close()
 
+    def test_a_user_is_taken_over_into_another(self, opener: Opener) -> None:
+        store = opener()
+        store.append([event(number=n, when=float(n)) for n in (0, 2, 4)])
+        store.append([event("session", number=n, when=float(n)) for n in (1, 3)])
+        before = {name: store.read([Since(name)])[0] for name in ("u", "session")}
+        assert store.merge("session", "u") == 2
+        store.close()
+        store = opener()
+        mine, gone = store.read(
+            [Since(name, one.epoch, one.position) for name, one in before.items()]
+        )
+        assert mine.restart and mine.epoch != before["u"].epoch
+        assert [e.user_id for e in mine.events] == ["u"] * 5
+        items = sorted((e.received, e.item_id, e.timestamp) for e in mine.events)
+        assert items == [(n + 1.0, f"i{n}", float(n)) for n in range(5)]
+        assert (gone.epoch, list(gone.events), gone.features, gone.erased) == ("", [], None, False)
+        assert store.merged("u") == ["session"] and store.merged("session") == []
+        position = mine.position
+        assert store.merge("session", "u") == 0  # again: nothing is doubled
+        again = store.read([Since("u")])[0]
+        assert (list(again.events), again.position) == (list(mine.events), position)
+        (new,) = store.append([event(number=9)])
+        assert new > position
+        store.close()
+
+    def test_equal_event_ids_of_two_users_are_two_events(self, store: Store) -> None:
+        store.append([event(number=1), event("session", "other", number=1)])
+        assert store.merge("session", "u") == 1
+        assert sorted(e.item_id for e in store.read([Since("u")])[0].events) == ["i1", "other1"]
+        # Sent again, by a sender who has not heard of the first time, and merged again.
+        assert store.append([event(number=1)]) == [0]
+        assert all(store.append([event("session", "other", number=1)]))
+        assert store.merge("session", "u") == 0
+        assert store.read([Since("session")])[0].epoch == ""
+        assert len(store.read([Since("u")])[0].events) == 2
+
+    def test_features_are_taken_over_where_there_are_none(self, store: Store) -> None:
+        store.set_features("session", {"country": "fr"})
+        assert store.merge("session", "u") == 0
+        assert store.read([Since("u")])[0].features == {"country": "fr"}
+        store.set_features("session", {"country": "de"})
+        store.merge("session", "u")
+        assert store.read([Since("u")])[0].features == {"country": "fr"}
+
+    def test_nothing_is_lost_where_a_user_is_merged_with_itself_or_in_a_circle(
+        self, store: Store
+    ) -> None:
+        store.append([event("a", number=1)])
+        assert store.merge("a", "a") == 0 and store.merged("a") == []
+        assert len(store.read([Since("a")])[0].events) == 1
+        assert store.merge("a", "b") == 1 and store.merge("b", "a") == 1
+        assert store.merged("a") == ["b"] and store.merged("b") == []
+        assert len(store.read([Since("a")])[0].events) == 1
+        assert store.merge("never seen", "a") == 0 and store.merged("a") == ["b", "never seen"]
+
+    def test_erasing_reaches_what_was_taken_over(self, opener: Opener) -> None:
+        store = opener()
+        store.append([event("phone", number=1), event("tablet", number=2), event(number=3)])
+        store.merge("phone", "tablet")
+        store.merge("tablet", "u")
+        assert store.merged("u") == ["phone", "tablet"]
+        store.append([event("phone", number=4)])  # a sender who has not heard of it yet
+        store.set_features("tablet", {"age": 31})
+        store.close()
+        store = opener()
+        assert store.erase("u") == 4
+        for name in ("u", "phone", "tablet"):
+            (left,) = store.read([Since(name)])
+            assert left.erased and left.epoch == "" and not left.events and not left.features
+        assert store.merged("u") == []
+        assert store.erased_among(["u", "tablet", "x", "phone"]) == ["u", "tablet", "phone"]
+        store.append([event("phone", number=5)])
+        assert store.erase("u") == 0 and len(store.read([Since("phone")])[0].events) == 1
+        store.close()
+
+    def test_an_erased_source_is_not_named_any_more(self, store: Store) -> None:
+        store.append([event("phone", number=1)])
+        store.merge("phone", "u")
+        assert store.erase("phone") == 0
+        assert store.merged("u") == []
+        assert len(store.read([Since("u")])[0].events) == 1
+
+    @of_contract
+    @given(data=st.data())
+    def test_merging_is_like_merging_lists(self, store: Store, data: Any) -> None:
+        """Compare with a plain model: each event counts once, in order of arrival."""
+        users = ("a", "b", "c")
+        for user in users:
+            store.erase(user)
+        logs: dict[str, dict[Any, tuple[float, str]]] = {user: {} for user in users}
+        for number in range(data.draw(st.integers(1, 12))):
+            user, other = (data.draw(st.sampled_from(users)) for _ in range(2))
+            if data.draw(st.booleans()):
+                name = f"id{data.draw(st.integers(0, 3))}"
+                one = StoredEvent(user, f"i{number}", "view", 1.0, float(number), name)
+                (position,) = store.append([one])
+                assert (position == 0) == (name in logs[user])
+                logs[user].setdefault(name, (one.received, one.item_id))
+                continue
+            new = {(user, key): value for key, value in logs[user].items()}
+            if user == other:
+                new = {}
+            else:
+                logs[user] = {}
+            new = {key: value for key, value in new.items() if key not in logs[other]}
+            assert store.merge(user, other) == len(new)
+            logs[other] |= new
+        for user, record in zip(users, store.read([Since(user) for user in users]), strict=True):
+            found = [(e.received, e.item_id) for e in record.events]
+            assert found == sorted(logs[user].values())
+
     def test_erased_users_are_known_to_other_bundles(self, opener: Opener) -> None:
         store = opener()
         before = store.erasures()
