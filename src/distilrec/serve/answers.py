@@ -192,7 +192,7 @@ def _user_of(request: RecommendRequest | RankRequest) -> str | None:
         return as_id(request.user_id, "user_id")
     if request.history is None:
         raise RequestError(
-            "Object missing required field `user_id`",
+            "there is neither a user_id nor a history",
             fix="give a user_id, or a history, [] for an unknown visitor",
         )
     return None
