@@ -1,9 +1,8 @@
-"""Altered histories, about which a teacher is asked: the student sees more of what it knows
-than the log shows.
+"""Altered histories, about which a teacher is asked: data augmentation for distillation.
 
-Real windows are spliced, swapped and changed, which is to a log what crops and mixtures are to
-pictures (Beyer et al. 2022, sec. 3.1). Nothing says what would have come next, so that only the
-soft loss reads them.
+Windows of the log get the beginning of another window, swapped events and replaced items, as images
+get crops and mixtures (Beyer et al. 2022, sec. 3.1). An altered history has no true next item, so
+only the soft loss uses it.
 """
 
 from __future__ import annotations
@@ -16,22 +15,22 @@ from distilrec.data.dataset import Dataset
 from distilrec.networks.batches import Batch
 from distilrec.settings import Settings, Share
 
-_SHORT = 3  # most events of a short history
+_SHORT = 3  # maximum number of events of a short history
 
 
 class AlteredConfig(Settings, frozen=True):
-    """Histories made of those of the log, as many as there are, for a teacher that is asked."""
+    """Altered histories, one for each training window, for a teacher that is asked."""
 
     share: Share = 0.0
     """Share of the soft loss that is on altered histories; 0 makes none."""
     spliced: Share = 0.5
-    """Share of them that begin as the history of another user."""
+    """Share of the altered histories that begin like the history of another user."""
     swapped: Share = 0.15
     """Share of the events that change places with the next one."""
     replaced: Share = 0.1
     """Share of the items that are replaced by others, drawn by popularity."""
     short: Share = 0.1
-    """Share of the histories that are cut down to at most three events from anywhere in them."""
+    """Share of the altered histories that are cut to at most three consecutive events."""
 
 
 class Alteration:
@@ -43,8 +42,8 @@ class Alteration:
         self._up_to = popularity.cumsum() / popularity.sum()
 
     def __call__(self, batch: Batch, rng: np.random.Generator) -> Batch:
-        """Return as many altered windows, of the same users; those of a position that was scored
-        are scored, with no target that means anything.
+        """Return one altered window for each window of the batch, of the same users. The same
+        positions are scored, except in short histories, and no target has a meaning.
         """
         items, events = batch.items.numpy().copy(), batch.events.numpy().copy()
         scored = batch.rows.numpy() >= 0
@@ -59,18 +58,18 @@ class Alteration:
                 first = 1
             else:
                 first = int(items[row, 0] == self._start_token)
-            places = slice(first, min(first + len(changed), items.shape[1]))
-            kept = changed[: places.stop - first]
-            items[row, places], events[row, places] = kept[:, 0], kept[:, 1]
-        nothing = torch.zeros((len(items), 0), dtype=torch.int64)
+            positions = slice(first, min(first + len(changed), items.shape[1]))
+            changed = changed[: positions.stop - first]
+            items[row, positions], events[row, positions] = changed[:, 0], changed[:, 1]
+        empty = torch.zeros((len(items), 0), dtype=torch.int64)
         return Batch(
             batch.users,
             torch.from_numpy(items),
             torch.from_numpy(events),
             torch.from_numpy(np.where(scored, 0, -1)),
             torch.full_like(batch.rows, -1),
-            nothing,
-            # The window was at these times, whatever happened in it
+            empty,
+            # Altered events keep the times of the window
             batch.times,
             batch.asked,
         )
@@ -79,12 +78,12 @@ class Alteration:
         self, items: NDArray[np.int64], events: NDArray[np.int64], scored: NDArray[np.bool_]
     ) -> list[NDArray[np.int64]]:
         """Return the events of each window, (events, 2): item and type."""
-        found = []
+        windows = []
         for row in range(len(items)):
             first = int(items[row, 0] == self._start_token)
             stop = int(np.flatnonzero(scored[row]).max(initial=-1)) + 1
-            found.append(np.stack([items[row, first:stop], events[row, first:stop]], axis=1))
-        return found
+            windows.append(np.stack([items[row, first:stop], events[row, first:stop]], axis=1))
+        return windows
 
     def _altered(
         self,
@@ -94,11 +93,11 @@ class Alteration:
     ) -> NDArray[np.int64]:
         """Return a window with another beginning, events in another order, and other items."""
         config, changed = self._config, window.copy()
-        other = windows[int(rng.integers(len(windows)))]
-        longest = min(len(window), len(other))
+        donor = windows[int(rng.integers(len(windows)))]
+        longest = min(len(window), len(donor))
         if longest > 1 and rng.random() < config.spliced:
             beginning = int(rng.integers(1, longest))
-            changed[:beginning] = other[:beginning]
+            changed[:beginning] = donor[:beginning]
         swaps = rng.random(max(len(changed) - 1, 0)) < config.swapped
         swaps[1:] &= ~swaps[:-1]
         first = np.flatnonzero(swaps)
@@ -110,6 +109,6 @@ class Alteration:
 
 
 def _cut_down(window: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
-    """Return at most three events of a window, one after the other."""
+    """Return at most three consecutive events of a window."""
     first = int(rng.integers(max(len(window) - _SHORT, 0) + 1))
     return window[first : first + _SHORT]

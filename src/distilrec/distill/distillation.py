@@ -62,43 +62,45 @@ def distill_model(
     options: RunOptions | None = None,
     terms: Sequence[Term] = TERMS,
 ) -> TrainedModel:
-    """Train a student on the ground truth and on the labels of one teacher or several: stored ones,
-    or those of teachers that are asked (`AskedTeacher`) about the windows of the training.
+    """Train a student on the ground truth and on the labels of one teacher or several.
 
+    labels: stored ones, or teachers that are asked (`AskedTeacher`) about the training windows.
     terms: the losses that `distillation` has weights for.
-    Raises ConfigError for a combination that cannot work.
+    Raises ConfigError for settings that exclude each other.
     """
-    found, terms = sources(labels), _used(terms, distillation)
-    options, asked = options or RunOptions(), asked_teachers(found)
-    cold_items = found[0].manifest.catalogue > dataset.info.warm_items
+    label_sources, terms = sources(labels), _used(terms, distillation)
+    options, teachers = options or RunOptions(), asked_teachers(label_sources)
+    cold_items = label_sources[0].manifest.catalogue > dataset.info.warm_items
     if training.negatives:
         _check_sampled_softmax(terms, cold_items)
-        if asked and distillation.all_logits and distillation.soft_weight:
+        if teachers and distillation.all_logits and distillation.soft_weight:
             raise ConfigError(
-                "the logits of the whole catalogue, which all_logits asks for, are not there in a "
-                "sampled softmax",
+                "all_logits needs the logits of the whole catalogue, which a sampled softmax does "
+                "not compute",
                 fix="set negatives = 0 in student_training, or all_logits = false in distillation",
                 parameter="negatives",
             )
     if "dropout" in config.__struct_fields__:
         config = msgspec.structs.replace(config, dropout=distillation.dropout)
     model = build_model(config, dataset, seed)
-    _add_modules(model, terms, found[0], seed)
+    _add_modules(model, terms, label_sources[0], seed)
     loss = distillation_loss(labels, distillation, model, dataset, terms)
-    more = _altered(found, distillation, dataset)
-    task = msgspec.json.encode((distillation, [source.manifest for source in found])).decode()
-    with _asked_on(resolve_device(options.device), asked):
+    altered_windows = _altered(label_sources, distillation, dataset)
+    task = msgspec.json.encode(
+        (distillation, [source.manifest for source in label_sources])
+    ).decode()
+    with _on_device(resolve_device(options.device), teachers):
         result = train(
             model,
             dataset,
             Objective(
                 loss,
                 cold_items,
-                lambda: sum(source.seconds for source in asked),
-                more,
-                _orders(found),
+                lambda: sum(teacher.seconds for teacher in teachers),
+                altered_windows,
+                _orders(label_sources),
             ),
-            _windows_for(training, model, asked),
+            _windows_for(training, model, teachers),
             seed=seed,
             task=training_task(dataset, config, task),
             options=options,
@@ -116,12 +118,12 @@ def distillation_loss(
     dataset: Dataset | None = None,
     terms: Sequence[Term] = TERMS,
 ) -> Loss:
-    """Return the sum of the ground truth and of the terms whose weight in `config` is not 0.
+    """Return the sum of the ground truth loss and of the terms whose weight in `config` is not 0.
 
-    A term with weights of its own needs them in `model`, under its name; groups of popularity and
-    denoising need `dataset`.
+    model: has the weights of a term that has some, under its name; needed for such a term only.
+    dataset: needed for popularity groups and denoising only.
     """
-    found, terms = sources(labels), _used(terms, config)
+    label_sources, terms = sources(labels), _used(terms, config)
     modules = _modules(terms, model)
     groups = None
     if any("groups" in term.needs for term in terms):
@@ -132,40 +134,40 @@ def distillation_loss(
 
     def loss(scored: Scored) -> torch.Tensor:
         device = scored.logits.device
-        stored = [source.labels(scored) for source in found]
-        views = _views(scored, found, stored, config, config.temperature)
+        stored = [source.labels(scored) for source in label_sources]
+        views = _views(scored, label_sources, stored, config, config.temperature)
 
         def plain() -> View:
             if config.temperature == 1.0:
                 return views[0]
-            return _views(scored, found[:1], stored[:1], config, 1.0)[0]
+            return _views(scored, label_sources[:1], stored[:1], config, 1.0)[0]
 
-        kept = None
+        expected = None
         if config.denoise:
             assert dataset is not None
             rows = scored.rows.numpy() % len(dataset.items)
             items = torch.from_numpy(dataset.items[rows].astype(np.int64))
-            kept = believed(stored[0], items.to(device), config.denoise)
+            expected = believed(stored[0], items.to(device), config.denoise)
         step = Step(
             config,
             scored,
             views,
             plain,
             None if groups is None else groups.to(device),
-            lambda: found[0].states(scored),
+            lambda: label_sources[0].states(scored),
             modules,
         )
-        total = (1 - config.soft_weight) * _of_truth(step, kept)
+        total = (1 - config.soft_weight) * _ground_truth(step, expected)
         for term in terms:
-            # The rest of the soft loss is on altered histories
+            # Altered histories have the rest of the soft loss
             share = 1 - config.altered.share if term.name == "soft" else 1.0
             total = total + share * term.weight(config) * term.function(step)
         return total
 
-    plain = config.temperature == 1.0 and not config.denoise and len(found) == 1
-    if plain and [term.name for term in terms] == ["soft"]:
+    one_pass = config.temperature == 1.0 and not config.denoise and len(label_sources) == 1
+    if one_pass and [term.name for term in terms] == ["soft"]:
         soft = (1 - config.altered.share) * config.soft_weight
-        return _in_one_pass(loss, found[0], config, 1 - config.soft_weight, soft)
+        return _in_one_pass(loss, label_sources[0], config, 1 - config.soft_weight, soft)
     return loss
 
 
@@ -180,37 +182,37 @@ def _modules(terms: Sequence[Term], model: SequenceModel | None) -> dict[str, nn
 
 
 def _altered(
-    found: Sequence[Stored | AskedTeacher], config: DistillationConfig, dataset: Dataset
+    label_sources: Sequence[Stored | AskedTeacher], config: DistillationConfig, dataset: Dataset
 ) -> MoreWindows | None:
-    """Return the altered histories of a distillation with their soft loss, None where there are
-    none. Raises ConfigError where nothing can be said about them.
+    """Return the altered histories of a distillation with their soft loss; None where it has none.
+    Raises ConfigError where they can have no labels or no loss.
     """
     weight = config.altered.share * config.soft_weight
     if not config.altered.share:
         return None
-    if len(asked_teachers(found)) < len(found):
+    if len(asked_teachers(label_sources)) < len(label_sources):
         raise ConfigError(
-            "stored labels say nothing about altered histories",
+            "altered histories have no stored labels",
             fix='set labels = "asked" in [distillation], or share = 0 in [distillation.altered]',
             parameter="distillation.altered.share",
         )
     if not weight:
         raise ConfigError(
-            "altered histories have a soft loss alone, whose weight is 0",
+            "altered histories have only a soft loss, and its weight is 0",
             fix="set soft_weight above 0 in [distillation], or share = 0 in [distillation.altered]",
             parameter="distillation.altered.share",
         )
-    for source in asked_teachers(found):
+    for source in asked_teachers(label_sources):
         source.check_made_up()
 
     def loss(scored: Scored) -> torch.Tensor:
-        stored = [source.labels(scored) for source in found]
-        views = _views(scored, found, stored, config, config.temperature)
+        stored = [source.labels(scored) for source in label_sources]
+        views = _views(scored, label_sources, stored, config, config.temperature)
         return weight * soft_of(scored, views, config)
 
     alteration = Alteration(config.altered, dataset)
-    if config.temperature == 1.0 and len(found) == 1:
-        return MoreWindows(alteration, _in_one_pass(loss, found[0], config, 0.0, weight))
+    if config.temperature == 1.0 and len(label_sources) == 1:
+        return MoreWindows(alteration, _in_one_pass(loss, label_sources[0], config, 0.0, weight))
     return MoreWindows(alteration, loss)
 
 
@@ -221,9 +223,9 @@ def _in_one_pass(
     of_truth: float,
     of_teacher: float,
 ) -> CrossEntropy:
-    """Return a loss of soft labels at temperature 1 with its faster way.
+    """Return a loss of soft labels at temperature 1 that is computed in one pass over the logits.
 
-    of_truth, of_teacher: the weights of the true next item and of what the teacher says.
+    of_truth, of_teacher: the weights of the ground truth and of the soft labels.
     """
     if isinstance(source, AskedTeacher) and config.all_logits:
         return CrossEntropy(
@@ -239,7 +241,7 @@ def _in_one_pass(
 
 
 def _mixture(positions: Positions, source: Source, of_truth: float, of_teacher: float) -> Mixture:
-    """Return the true next item and the teacher's items, with what each has in the loss."""
+    """Return the true next item and the items of the labels, with their weights in the loss."""
     stored = source.labels(positions)
     items, seen = stored.items(), positions.seen
     allowed = torch.ones_like(items, dtype=torch.bool) if seen is None else ~seen.among(items)
@@ -251,12 +253,12 @@ def _mixture(positions: Positions, source: Source, of_truth: float, of_teacher: 
     )
 
 
-def _of_truth(step: Step, kept: torch.Tensor | None) -> torch.Tensor:
-    """Return the loss of the ground truth, over the positions in `kept` where that is given."""
+def _ground_truth(step: Step, positions: torch.Tensor | None) -> torch.Tensor:
+    """Return the loss of the ground truth, over these positions (bool) where they are given."""
     scored = step.scored
-    if kept is not None:
+    if positions is not None:
         return ground_truth(
-            replace(scored, logits=scored.logits[kept], targets=scored.targets[kept])
+            replace(scored, logits=scored.logits[positions], targets=scored.targets[positions])
         )
     whole = scored.sampled is None and scored.warm == scored.logits.shape[1]
     if step.config.temperature == 1.0 and whole:  # the same value, from the softmax that exists
@@ -264,21 +266,21 @@ def _of_truth(step: Step, kept: torch.Tensor | None) -> torch.Tensor:
     return ground_truth(scored)
 
 
-def _orders(found: Sequence[Stored | AskedTeacher]) -> Orders | None:
-    """Return the orders of the histories that stored labels were made for; None where they hold for
-    any, where teachers are asked, or the log has an order. Raises ConfigError for labels of
-    different orders.
+def _orders(label_sources: Sequence[Stored | AskedTeacher]) -> Orders | None:
+    """Return the orders of the histories that stored labels were made for. None where labels do not
+    depend on the order, where teachers are asked, or where the log has an order. Raises ConfigError
+    for labels of different orders.
     """
     manifests = [
         source.store.manifest
-        for source in found
+        for source in label_sources
         if isinstance(source, Stored) and source.store.manifest.orders
     ]
     orders = {(manifest.seed, manifest.orders) for manifest in manifests}
     if len(orders) > 1:
         raise ConfigError(
-            "the labels of several teachers were made for different orders of the histories, which "
-            "this log does not have",
+            "this log has no order, and the labels of its teachers were made for different orders "
+            "of the histories",
             fix="extract them with the same seed and the same labels.orders",
             parameter="labels",
         )
@@ -294,22 +296,22 @@ def _check_sampled_softmax(terms: Sequence[Term], cold_items: bool) -> None:
     whole = [term.setting for term in terms if "catalogue" in term.needs]
     if whole:
         raise ConfigError(
-            f"the logits of the whole catalogue, which {' and '.join(whole)} asks for, are not "
-            "there in a sampled softmax",
+            f"{' and '.join(whole)} needs the logits of the whole catalogue, which a sampled "
+            "softmax does not compute",
             fix="set negatives = 0 in student_training, or "
             + " and ".join(f"{setting} = 0" for setting in whole),
             parameter="negatives",
         )
     if cold_items:
         raise ConfigError(
-            "a sampled softmax draws no items without training rows, but the labels hold them",
+            "the labels cover items without training rows, which a sampled softmax does not draw",
             fix="set negatives = 0 in student_training, or cold_items = false in labels",
             parameter="negatives",
         )
 
 
 def _add_modules(model: SequenceModel, terms: Sequence[Term], labels: Source, seed: int) -> None:
-    """Add the weights of the terms to the student while it is trained."""
+    """Add the weights of the terms to a student that will be trained."""
     for term in terms:
         if term.module is not None:
             with torch.random.fork_rng(devices=[]):
@@ -318,39 +320,39 @@ def _add_modules(model: SequenceModel, terms: Sequence[Term], labels: Source, se
 
 
 def _windows_for(
-    training: TrainingConfig, model: SequenceModel, asked: Sequence[AskedTeacher]
+    training: TrainingConfig, model: SequenceModel, teachers: Sequence[AskedTeacher]
 ) -> TrainingConfig:
-    """Return the same training with windows that every teacher that is asked can look at."""
-    if not asked:
+    """Return the same training, with windows not longer than the `max_history` of any teacher."""
+    if not teachers:
         return training
-    longest = min(source.teacher.max_history for source in asked)
+    longest = min(asked.teacher.max_history for asked in teachers)
     window = min(training.window or model.max_history, longest)
     return msgspec.structs.replace(training, window=window)
 
 
 @contextmanager
-def _asked_on(device: torch.device, asked: Sequence[AskedTeacher]) -> Iterator[None]:
-    """Let teachers answer on a device, and come back to the CPU."""
+def _on_device(device: torch.device, teachers: Sequence[AskedTeacher]) -> Iterator[None]:
+    """Move teachers to a device, and afterwards back to the CPU."""
     try:
-        for source in asked:
-            source.move_to(device)
+        for teacher in teachers:
+            teacher.move_to(device)
         yield
     finally:
-        for source in asked:
-            source.move_to(torch.device("cpu"))
+        for teacher in teachers:
+            teacher.move_to(torch.device("cpu"))
 
 
 def _views(
     scored: Scored,
-    found: Sequence[Stored | AskedTeacher],
+    label_sources: Sequence[Stored | AskedTeacher],
     stored: Sequence[StoredLabels],
     config: DistillationConfig,
     temperature: float,
 ) -> list[View]:
     """Return one view for each teacher, from its labels of these positions.
 
-    With a sampled softmax the columns are the items of the labels alone, and its log-sum-exp is
-    that of the sample.
+    With a sampled softmax, the columns are the items of the labels only, and the log-sum-exp is
+    estimated from the sample.
     """
     sampled, t = scored.sampled, temperature
     if sampled is None:
@@ -365,7 +367,7 @@ def _views(
                 if isinstance(source, AskedTeacher) and config.all_logits
                 else None,
             )
-            for source, labels in zip(found, stored, strict=True)
+            for source, labels in zip(label_sources, stored, strict=True)
         ]
     total = torch.logsumexp(
         (scored.logits - sampled.correction) / t + sampled.correction, -1, keepdim=True

@@ -13,13 +13,13 @@ from distilrec.networks.build import StudentConfig, student_class
 from distilrec.networks.student import Size
 from distilrec.settings import Count, NotNegative, Part, Settings
 
-# A vector of more floats than this share of the items would be a table of neighbours.
+# Largest default size, as a share of the number of items
 _WIDEST = 1 / 4
 
 
 class SweepConfig(Settings, frozen=True):
-    """Which students `distilrec sweep` trains, with and without distillation, and what it calls as
-    good.
+    """Which students `distilrec sweep` trains, with and without distillation, and when it calls a
+    student as good as another model.
     """
 
     sizes: tuple[Count, ...] = ()
@@ -29,10 +29,10 @@ class SweepConfig(Settings, frozen=True):
     shares: tuple[Annotated[float, Meta(gt=0, le=1)], ...] = (1.0,)
     """Shares of the users whose rows the students are trained on; the teacher has had all users."""
     seeds: Count = 1
-    """Trainings of each student; claims need 3."""
+    """Number of trainings of each student; claims need at least 3."""
     loss: Part = 0.05
-    """Share of NDCG@10 that may be lost where a smaller student is called as good as another
-    model.
+    """Share of NDCG@10 by which a student may be worse than another model and still be called as
+    good.
     """
     minutes: NotNegative = 0.0
     """Minutes after which no new training begins; 0 is no limit."""
@@ -52,7 +52,7 @@ class SweepConfig(Settings, frozen=True):
 
 
 def size_of(student: StudentConfig) -> Size:
-    """Return what makes students of this kind larger or smaller. Raises ConfigError for a kind
+    """Return the setting that is the size of students of this kind. Raises ConfigError for a kind
     without such a setting.
     """
     size = student_class(student).size
@@ -69,15 +69,15 @@ def size_of(student: StudentConfig) -> Size:
 def students_of_sizes(
     student: StudentConfig, dataset: Dataset, sizes: tuple[int, ...]
 ) -> dict[int, StudentConfig]:
-    """Return the student in several sizes, the smallest first. sizes: () for those of its kind that
-    fit the catalogue.
+    """Return the settings of the student in several sizes, the smallest first. sizes: () for the
+    default sizes of its kind that are not too large for the catalogue.
 
     Raises ConfigError for a size that the student cannot have.
     """
     size = size_of(student)
     if not sizes:
-        most = dataset.info.warm_items * _WIDEST
-        sizes = tuple(value for value in size.values if value <= most) or size.values[:1]
+        largest = dataset.info.warm_items * _WIDEST
+        sizes = tuple(value for value in size.values if value <= largest) or size.values[:1]
     return {value: resized(student, value) for value in sorted(sizes)}
 
 

@@ -1,8 +1,8 @@
-"""Where the labels of a step come from: a store, or a teacher that is asked for the very windows
-that the student sees.
+"""Where the labels of a training step come from: a store, or a teacher that is asked about the
+windows of the step.
 
-Asking is "consistent" distillation (Beyer et al. 2022, sec. 3): teacher and student get the same
-input, and the student learns what the teacher says about it, not about another cut of the history.
+A teacher that is asked gets the same input as the student, as in the "consistent" distillation of
+Beyer et al. (2022, sec. 3). Stored labels may come from another window of the history.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from distilrec.training.trained import TrainedModel
 
 
 class AskedManifest(msgspec.Struct, frozen=True):
-    """Whose answers a student learns from, and of what: see `LabelManifest`."""
+    """Which teacher is asked, and for what; the fields are those of `LabelManifest`."""
 
     teacher: str
     top_k: int
@@ -42,9 +42,10 @@ class AskedManifest(msgspec.Struct, frozen=True):
 
 
 class Source(Protocol):
-    """Labels of one teacher. manifest: says which; catalogue: number of items that they cover.
+    """The labels of one teacher.
 
-    `of` are the positions that are scored, before or after their logits are there.
+    manifest: describes the labels. The parameter `of` of the methods has the scored positions,
+    before (`Positions`) or after (`Scored`) their logits were computed.
     """
 
     @property
@@ -52,7 +53,7 @@ class Source(Protocol):
 
     def state_width(self) -> int:
         """Return the number of channels of the teacher's states. Raises LabelStoreError for a
-        teacher without any.
+        teacher without states.
         """
         ...
 
@@ -66,7 +67,7 @@ class Source(Protocol):
 
 
 class Stored:
-    """The labels of a store, by data set row."""
+    """Labels from a store, looked up by the rows of the data set."""
 
     def __init__(self, store: LabelStore) -> None:
         self.store, self.manifest = store, store.manifest
@@ -84,11 +85,11 @@ class Stored:
 class AskedTeacher:
     """A teacher that is asked during the training of its student, in place of stored labels.
 
-    Its answers are never kept longer than a chunk of positions needs them.
-    config: how many items the losses that read few of them get; `states` are there where the
-    teacher has some. seconds: how long it has been asked, in this process.
-    Raises ConfigError for a teacher that says the same about all events of a user, which cannot be
-    asked about windows.
+    Its answers are kept for one chunk of positions only.
+    config: `top_k` and `samples` are the numbers of best and drawn items of `labels`. seconds: time
+    that the teacher took to answer, in this process.
+    Raises ConfigError for a teacher that gives the same answer for all events of a user: it cannot
+    be asked about windows.
     """
 
     def __init__(
@@ -98,8 +99,8 @@ class AskedTeacher:
         self.teacher = as_teacher(teacher)
         if self.teacher.per_user:
             raise ConfigError(
-                "this teacher has one list of scores for each user: it cannot be asked about the "
-                "windows of a training",
+                "this teacher has one list of scores for each user, so it cannot be asked about "
+                "training windows",
                 fix='set distillation.labels = "stored"',
                 parameter="distillation.labels",
             )
@@ -114,13 +115,13 @@ class AskedTeacher:
         self._answer: Answer | None = None
 
     def check_made_up(self) -> None:
-        """Raise ConfigError where a member of the teacher has one list of scores for each user: it
-        knows nothing of a history that the user did not have.
+        """Raise ConfigError where the teacher cannot be asked about altered histories: where one of
+        its members has one list of scores for each user.
         """
         if any(teacher.per_user for teacher in single_teachers(self.teacher)):
             raise ConfigError(
-                "a member of this teacher has one list of scores for each user: it says nothing "
-                "about altered histories",
+                "a member of this teacher has one list of scores for each user, so it cannot be "
+                "asked about altered histories",
                 fix="set share = 0 in [distillation.altered], or leave the member out",
                 parameter="distillation.altered.share",
             )
@@ -154,13 +155,14 @@ class AskedTeacher:
         return states
 
     def move_to(self, device: torch.device) -> None:
-        """Move the networks of the teacher to a device, and forget what they have answered."""
+        """Move the networks of the teacher to a device, and drop the last answer."""
         move_teacher(self.teacher, device)
         self._batch = self._read = self._origin = self._answer = None
 
     def _answered(self, positions: Positions) -> Answer:
-        """Ask about some positions; the answer before is kept for other losses of the same
-        positions, and what the teacher made of the batch for its other positions.
+        """Return the teacher's answer about some positions. The last answer is kept for further
+        losses of the same positions, and the teacher's encoding of the batch for further positions
+        of it.
         """
         origin, began = positions.origin, time.perf_counter()
         if self._answer is not None and self._origin is origin:
@@ -175,7 +177,7 @@ class AskedTeacher:
             logits = raw.logits.to(device, torch.float32)
             check_finite(logits)
             seen = positions.seen
-            # New tensors: a teacher answers in inference mode, whose tensors no gradient can pass
+            # New tensors: those of the teacher's inference mode cannot be used with gradients
             logits = (
                 logits.clone()
                 if seen is None
@@ -199,10 +201,10 @@ Labels = LabelStore | AskedTeacher
 
 def sources(labels: Labels | Sequence[Labels]) -> list[Stored | AskedTeacher]:
     """Return the labels of one teacher or several as sources."""
-    several = [labels] if isinstance(labels, LabelStore | AskedTeacher) else list(labels)
-    return [Stored(one) if isinstance(one, LabelStore) else one for one in several]
+    teachers = [labels] if isinstance(labels, LabelStore | AskedTeacher) else list(labels)
+    return [Stored(teacher) if isinstance(teacher, LabelStore) else teacher for teacher in teachers]
 
 
-def asked_teachers(found: Sequence[Stored | AskedTeacher]) -> list[AskedTeacher]:
-    """Return the teachers among the sources that are asked."""
-    return [source for source in found if isinstance(source, AskedTeacher)]
+def asked_teachers(label_sources: Sequence[Stored | AskedTeacher]) -> list[AskedTeacher]:
+    """Return the sources that are teachers to be asked."""
+    return [source for source in label_sources if isinstance(source, AskedTeacher)]

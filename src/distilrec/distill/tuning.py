@@ -1,7 +1,7 @@
 """A search for the hyper-parameters of a student within a budget, on validation data only (Optuna).
 
-The student without distillation is searched for in the same way as the distilled one: the gain of
-distillation is that over the best student that the log alone can give.
+The student without distillation gets a search of its own with the same budget, so that the gain of
+distillation is measured against the best student that the log alone gives.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from distilrec.training.trained import TrainedModel, train_model
 if TYPE_CHECKING:
     import optuna
 
-_BEFORE_PRUNING = 5  # trials, and steps of a trial, that run without being compared
-_STEPS = 20  # of a trial, whatever its number of epochs: trials are compared at equal shares
-# What a trial chooses from, besides the value that the search begins with
+_BEFORE_PRUNING = 5  # first trials, and first steps of a trial, that are never pruned
+_STEPS = 20  # comparisons of a trial with others, at equal shares of its epochs
+# The choices of a trial, besides the value that the search begins with
 _WINDOWS = (0, 25, 50, 100, 200)
 _CONTEXTS = (0.0, 0.25, 0.5, 0.75)
 _BATCHES = (8, 16, 32, 64)
@@ -41,8 +41,8 @@ _ALTERED = (0.0, 0.25, 0.5)
 
 @dataclass(frozen=True)
 class Setup:
-    """What a search changes: the student, its training and its distillation, None for a student
-    without.
+    """The settings that a search changes: student, training, and distillation, which is None for a
+    student without distillation.
     """
 
     student: StudentConfig
@@ -52,8 +52,8 @@ class Setup:
 
 @dataclass(frozen=True)
 class Choice:
-    """A student with its training, and the validation NDCG@10 that it reached. trials: that the
-    search has made so far.
+    """The best settings of a search, and the validation NDCG@10 that they reached. trial: the
+    number of the trial, from 1; trials: number of trials so far.
     """
 
     student: StudentConfig
@@ -66,15 +66,15 @@ class Choice:
 
 @dataclass(frozen=True)
 class Tuned:
-    """What the searches found, for the distilled student and for the one without distillation;
-    None for one that was not searched for.
+    """The results of the searches, for the student with distillation and for that without; None
+    where there was no search.
     """
 
     student: Choice | None
     baseline: Choice | None
 
     def toml(self) -> str:
-        """Return the sections of a configuration file."""
+        """Return the results as sections of a configuration file."""
         sections: dict[str, object] = {}
         lines = []
         if self.student is not None:
@@ -116,8 +116,8 @@ def _section(name: str, values: dict[str, Any]) -> list[str]:
 
 @dataclass(frozen=True)
 class Budget:
-    """The maximum number of students to train, and the minutes after which none is begun. Raises
-    ConfigError for a budget of nothing.
+    """The maximum number of trainings, and the minutes after which no new one begins. Raises
+    ConfigError for a budget without any training.
     """
 
     trials: int
@@ -143,13 +143,13 @@ def tune(
     options: RunOptions | None = None,
     on_trial: Callable[[int, float, float], None] = lambda trial, value, best: None,
 ) -> Choice:
-    """Return the best student that a search finds within a budget; each trial learns from the same
-    labels, or from none where the setup has no distillation.
+    """Return the best student that a search finds within a budget. All trials use the same labels,
+    or none where the setup has no distillation.
 
     start: the setup of the first trial. folder: keeps the trials, so that a search that was
-    interrupted, or is called again, continues; a trial that is behind the median is given up early.
-    options: of them device and precision count, for each training.
-    on_trial: is called with the number of each trial, its value and the best one so far.
+    interrupted, or is called again, continues. A trial below the median of the earlier ones ends
+    early. options: only device and precision are used. on_trial: is called after each trial with
+    its number, its validation NDCG@10 and the best so far.
     Raises TrainingError when no trial was finished.
     """
     import optuna
@@ -159,11 +159,11 @@ def tune(
         study.enqueue_trial(_as_parameters(start))
 
     options = options or RunOptions()
-    here = RunOptions(options.device, options.precision)
+    shared = RunOptions(options.device, options.precision)
 
     def objective(trial: optuna.Trial) -> float:
-        own = replace(here, on_epoch=_pruned(trial))
-        return _trained(_suggest(trial, start), dataset, labels, seed, own).best_ndcg
+        of_trial = replace(shared, on_epoch=_pruned(trial))
+        return _trained(_suggest(trial, start), dataset, labels, seed, of_trial).best_ndcg
 
     def after(study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
         values = [finished.value for finished in _finished(study) if finished.value is not None]
@@ -205,7 +205,7 @@ def _trained(
 
 
 def _pruned(trial: optuna.Trial) -> Callable[[Epoch, int], None]:
-    """Return what is called after each epoch of a trial: it ends a trial that is behind."""
+    """Return a callback for the epochs of a trial, which ends a trial below the median."""
     import optuna
 
     best, reported = 0.0, 0
@@ -225,7 +225,7 @@ def _key(start: Setup, dataset: Dataset, labels: Sequence[Labels], seed: int) ->
     """Return a key of everything that the trials of a search depend on."""
     return key_of(
         dataset.fingerprint(),
-        [one.manifest for one in labels],
+        [of_teacher.manifest for of_teacher in labels],
         start.student,
         start.training,
         start.distillation,
@@ -258,7 +258,7 @@ def _finished(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
 
 
 def _as_parameters(setup: Setup) -> dict[str, Any]:
-    """Return a setup as the parameters of a trial; the sampler chooses values outside the space."""
+    """Return a setup as the parameters of the first trial."""
     student, distillation = setup.student, setup.distillation
     searched = (
         "learning_rate", "window", "context", "epochs", "batch_size", "averaging", "weight_decay",
@@ -270,15 +270,13 @@ def _as_parameters(setup: Setup) -> dict[str, Any]:
         if distillation.labels == "asked":
             parameters["altered"] = distillation.altered.share
     if "dropout" in student.__struct_fields__:
-        of = student if distillation is None else distillation
-        parameters["dropout"] = of.dropout  # type: ignore[union-attr]
+        settings = student if distillation is None else distillation
+        parameters["dropout"] = settings.dropout  # type: ignore[union-attr]
     return parameters | {name: getattr(student, name) for name in student_class(student).space}
 
 
 def _suggest(trial: Any, start: Setup) -> Setup:
-    """Return the setup of a trial. The width of the student is the caller's choice of size and
-    stays.
-    """
+    """Return the setup of a trial. The size of the student is the user's choice and stays."""
     student, distillation, replace = start.student, start.distillation, msgspec.structs.replace
     training = _suggest_training(trial, start.training, student.max_history)  # type: ignore[attr-defined]
     space = student_class(student).space
@@ -300,9 +298,9 @@ def _suggest(trial: Any, start: Setup) -> Setup:
 
 
 def _suggest_training(trial: Any, start: TrainingConfig, longest: int) -> TrainingConfig:
-    """Return the training of a trial. longest: events that the student looks at.
+    """Return the training settings of a trial. longest: `max_history` of the student.
 
-    A training that had all its epochs, whatever validation said, has all of them in every trial.
+    Where the settings at the start exclude early stopping, those of every trial do.
     """
     windows = _with([window for window in _WINDOWS if window < longest], start.window)
     epochs = trial.suggest_int("epochs", max(1, start.epochs // 2), 2 * start.epochs, log=True)
@@ -320,13 +318,13 @@ def _suggest_training(trial: Any, start: TrainingConfig, longest: int) -> Traini
 
 
 def _suggest_altered(trial: Any, start: DistillationConfig) -> AlteredConfig:
-    """Return the altered histories of a trial: none where the teacher is not asked."""
+    """Return the altered histories of a trial; searched only where the teacher is asked."""
     if start.labels != "asked":
         return start.altered
     share = trial.suggest_categorical("altered", _with(_ALTERED, start.altered.share))
     return msgspec.structs.replace(start.altered, share=share)
 
 
-def _with(values: Sequence[float], one: float) -> list[float]:
-    """Return the values and one more, in rising order."""
-    return sorted({*values, one})
+def _with(values: Sequence[float], start: float) -> list[float]:
+    """Return the values and the one at the start, in rising order."""
+    return sorted({*values, start})

@@ -45,28 +45,29 @@ from distilrec.training.trained import TrainedModel
 
 _BATCH = 32
 _BATCHES_PER_SHARD = 16
-# Of the teacher together: an array of them has 128 MiB, the six that are held at the same time a
-# little less than 1 GiB
+# Maximum number of logits that a teacher computes together: an array of them takes 128 MiB, the six
+# arrays in memory at the same time a little less than 1 GiB
 _LOGITS = 2**25
-_LARGEST = 60_000.0  # about what float16 holds; a masked item has the logit -_LARGEST
-# Of a teacher's scores of one row: what lies 50,000 below the best is masked to the losses
+_LARGEST = 60_000.0  # about the largest float16; a masked item has the logit -_LARGEST
+# Largest span of a teacher's scores in one row: the losses take 50,000 below the best for masked
 LARGEST_SPAN = 49_000.0
 
 
 class LabelConfig(Settings, frozen=True):
-    """What is stored of what the teacher says."""
+    """Which of the teacher's answers are stored."""
 
     top_k: Count = 100
-    """Best items of the teacher that are kept for each event."""
+    """Number of the teacher's best items that are stored for each event."""
     samples: Count = 100
-    """Other items, drawn uniformly, that are kept for each event."""
+    """Number of items, drawn uniformly, that are stored for each event."""
     states: bool = False
-    """Whether the teacher's hidden layer is kept too, for the hint."""
+    """Whether the teacher's hidden layer is stored too, for the hint."""
     cold_items: bool = False
     """Whether labels cover items without training rows, which the teacher knows by their features.
     """
     orders: Count = 4
-    """Orders of the histories that a log without order has labels for; the epochs use them in turn.
+    """Number of random orders of the histories with labels, for a log without order; the epochs use
+    them in turn.
     """
 
 
@@ -80,22 +81,21 @@ def extract_labels(
     mask_seen: bool = True,
     options: RunOptions | None = None,
 ) -> LabelStore:
-    """Make labels of all training rows whose item is in the catalogue; labels already there are
-    used again.
+    """Store the labels of all training rows whose item is in the catalogue, and return them. Labels
+    that the folder already has are used again.
 
-    An extraction that was interrupted resumes after the last whole shard. A teacher that says the
-    same about all events of a user is asked once per user.
+    An extraction that was interrupted resumes after the last whole shard. A teacher that gives the
+    same answer for all events of a user is asked once per user.
 
-    options: their workers make the shards, on their device where the teacher is a network; their
-    progress hears of the finished shards as "labels".
-    Raises TeacherError when the teacher's logits are not finite, and ConfigError when it has no
-    states to keep.
+    options: workers, device and progress are used. Workers make the shards; progress reports the
+    finished shards as "labels".
+    Raises TeacherError when the teacher's logits are not finite, and ConfigError when
+    `config.states` asks for states that it does not have.
     """
     reuse_freed_memory()
     options = options or RunOptions()
     teacher = as_teacher(teacher)
-    # Half of each window is context: no label comes from a teacher that saw only a few events of a
-    # long history.
+    # Half of each window is context: no label depends on only a few events of a long history
     windows = training_windows(dataset, teacher.max_history, context=teacher.max_history // 2)
     units = dataset.info.warm_users if teacher.per_user else len(windows.starts)
     manifest = _manifest(teacher, dataset, config, seed, mask_seen, units)
@@ -142,7 +142,7 @@ def _make_missing_shards(task: _Task, options: RunOptions) -> None:
 def _manifest(
     teacher: Teacher, dataset: Dataset, config: LabelConfig, seed: int, mask_seen: bool, units: int
 ) -> LabelManifest:
-    """Return what the labels will be. Raises ConfigError when the teacher has no states to keep."""
+    """Return the manifest of the labels. Raises ConfigError when the teacher lacks states."""
     if config.states and not teacher.state_dim:
         raise ConfigError(
             "this teacher has no hidden layer to keep",
@@ -168,7 +168,7 @@ def _manifest(
 
 
 def _begin(folder: Path, made_from: str) -> Path:
-    """Remove the shards of other labels, note in a file what is being made, and return the file."""
+    """Remove the shards of other labels, write the key of the new ones to a file, and return it."""
     folder.mkdir(parents=True, exist_ok=True)
     path, begun = folder / LABELS.file, folder / "unfinished"
     if path.is_file() or not (begun.is_file() and begun.read_bytes() == made_from.encode()):
@@ -214,10 +214,11 @@ def _find_shard(shard: Path, manifest: LabelManifest) -> MappedArray:
 
 @dataclass(frozen=True)
 class _Task:
-    """What a worker must know to make any shard; those of an order stand together.
+    """What a worker needs to make any shard. The shards of one order of the histories are
+    consecutive.
 
-    units: number of windows, or users; batch: number that is asked for together; per_shard: number
-    in one shard; device: where a network answers.
+    units: number of windows, or of users; batch: maximum number of units that the teacher is asked
+    about together; per_shard: number of units in a shard; device: where a network answers.
     """
 
     teacher: Teacher
@@ -235,13 +236,13 @@ class _Task:
         orders = Orders(self.manifest.seed, self.manifest.orders)
         order, part = divmod(shard, -(-self.units // self.per_shard))
         first = part * self.per_shard
-        some = range(first, min(first + self.per_shard, self.units))
-        return orders.of_labels(self.dataset, order), some
+        units = range(first, min(first + self.per_shard, self.units))
+        return orders.of_labels(self.dataset, order), units
 
 
 def _extract_shard(task: _Task, shard: int) -> None:
-    """Write one shard; its randomness comes from (seed, shard) alone, so that it is the same
-    whichever worker makes it and when.
+    """Write one shard. Its random numbers depend on (seed, shard) only, so every worker makes the
+    same shard.
     """
     move_teacher(task.teacher, resolve_device(task.device))
     answers = _of_users if task.manifest.key == "user" else _of_events
@@ -249,39 +250,39 @@ def _extract_shard(task: _Task, shard: int) -> None:
     rng = np.random.default_rng([task.manifest.seed, shard])
     records = []
     with torch.inference_mode():
-        for some in _batches(task, units.start, units.stop):
-            for keys, answer in answers(task, ordered, some):
+        for batch in _batches(task, units.start, units.stop):
+            for keys, answer in answers(task, ordered, batch):
                 records.append(_label_records(keys, answer, task.manifest, rng))
-    # Another worker may do the same again
+    # Another worker may write the same shard
     write_array(shard_path(task.folder, shard), np.concatenate(records), own=f".{os.getpid()}")
 
 
 def _batches(task: _Task, first: int, stop: int) -> Iterator[NDArray[np.int64]]:
-    """Yield the windows, or users, from first to stop in batches: at most `task.batch`, and at most
-    as many as `_LOGITS` are enough for, but always one.
+    """Yield the windows, or users, from first to stop in batches of at most `task.batch` units and
+    at most `_LOGITS` logits, but at least one unit.
     """
     windows, by_event = task.windows, task.manifest.key == "event"
     positions = (windows.stops - windows.scored)[first:stop] if by_event else np.ones(stop - first)
-    most = max(1, _LOGITS // task.dataset.catalogue_size)
+    largest = max(1, _LOGITS // task.dataset.catalogue_size)
     while first < stop:
         needed = np.cumsum(positions[: task.batch])
-        number = max(1, int(np.searchsorted(needed, most, side="right")))
+        number = max(1, int(np.searchsorted(needed, largest, side="right")))
         yield np.arange(first, first + number)
         first, positions = first + number, positions[number:]
 
 
 def _of_events(
-    task: _Task, ordered: Ordered, some: NDArray[np.int64]
+    task: _Task, ordered: Ordered, windows: NDArray[np.int64]
 ) -> Iterator[tuple[torch.Tensor, Answer]]:
-    """Return the keys of the events of some windows, and the teacher's answers before them, in
-    parts that fit into memory even where one window is too large.
+    """Yield the keys of the events in these windows, and the teacher's answers before the events,
+    in parts that fit into memory even where one window is too large.
     """
     dataset, items = ordered.dataset, task.manifest.catalogue
-    at_once = max(1, _LOGITS // items)
-    batch = batch_of(dataset, task.windows, some, ordered.keys)
-    every_window, every_position = (batch.targets >= 0).nonzero(as_tuple=True)
+    chunk = max(1, _LOGITS // items)
+    batch = batch_of(dataset, task.windows, windows, ordered.keys)
+    all_windows, all_positions = (batch.targets >= 0).nonzero(as_tuple=True)
     for window, position in zip(
-        torch.split(every_window, at_once), torch.split(every_position, at_once), strict=True
+        torch.split(all_windows, chunk), torch.split(all_positions, chunk), strict=True
     ):
         answer = task.teacher.answer(batch, window, position, items)
         seen = (
@@ -293,27 +294,24 @@ def _of_events(
 
 
 def _of_users(
-    task: _Task, ordered: Ordered, some: NDArray[np.int64]
+    task: _Task, ordered: Ordered, users: NDArray[np.int64]
 ) -> Iterator[tuple[torch.Tensor, Answer]]:
-    """Return some users, and the teacher's answers after all their training events."""
+    """Yield these users, and the teacher's answers after all their training events."""
     dataset = ordered.dataset
-    scores = task.teacher.scores(dataset.histories(some, dataset.train_end[some]))
-    answer, users = (
-        Answer(torch.from_numpy(scores[:, : task.manifest.catalogue])),
-        torch.from_numpy(some),
-    )
-    yield users, _relative(answer, None, users, dataset)
+    scores = task.teacher.scores(dataset.histories(users, dataset.train_end[users]))
+    answer = Answer(torch.from_numpy(scores[:, : task.manifest.catalogue]))
+    keys = torch.from_numpy(users)
+    yield keys, _relative(answer, None, keys, dataset)
 
 
 def _relative(
     answer: Answer, seen: torch.Tensor | None, users: torch.Tensor, dataset: Dataset
 ) -> Answer:
-    """Return the same answer with logits z - max z, over the items that are not masked, in float32;
-    masked ones get MASKED_LOGIT.
+    """Return the same answer with logits z - max z in float32, where the maximum is over the items
+    that are not masked; masked items get MASKED_LOGIT.
 
-    seen: (positions, items) of bool, which items are masked. Raises TeacherError for NaN,
-    infinities, and scores of so different sizes that float16 would make them equal or take them for
-    masked.
+    seen: (positions, items) bool, True for masked items. Raises TeacherError for NaN, infinities,
+    and scores that differ too much for float16.
     """
     logits = answer.logits
     check_finite(logits)
@@ -350,7 +348,7 @@ def _relative(
 def _label_records(
     keys: torch.Tensor, answer: Answer, manifest: LabelManifest, rng: np.random.Generator
 ) -> NDArray[Any]:
-    """Return one label per key. Masked items keep a very low logit: no label falls on them."""
+    """Return one record per key. The logits of masked items stay very low."""
     logits = answer.logits.float().cpu()
     drawn = rng.integers(manifest.catalogue, size=(len(logits), manifest.samples))
     labels = best_and_drawn(logits, manifest.top_k, torch.from_numpy(drawn))
@@ -368,9 +366,9 @@ def _label_records(
 
 
 def best_and_drawn(logits: torch.Tensor, top_k: int, drawn: torch.Tensor) -> StoredLabels:
-    """Return what labels keep of a teacher's logits, (positions, items) float32.
+    """Return the labels of a teacher's logits, (positions, items) float32.
 
-    drawn: (positions, M) int64, items.
+    drawn: the items that were drawn uniformly, (positions, M) int64.
     """
     top = torch.topk(logits, top_k)
     rest = logits.scatter(1, top.indices, -torch.inf).logsumexp(1)
@@ -380,6 +378,6 @@ def best_and_drawn(logits: torch.Tensor, top_k: int, drawn: torch.Tensor) -> Sto
 
 
 def _half(values: torch.Tensor) -> NDArray[np.float16]:
-    """Return values as float16; of the values only masked logits are out of its range."""
+    """Return values as float16; only masked logits are out of its range."""
     half: NDArray[np.float16] = values.clamp(-_LARGEST, _LARGEST).half().cpu().numpy()
     return half

@@ -1,9 +1,10 @@
-"""The label store: a teacher's soft and hard labels on disk, independent of temperature, made once,
-used by many students.
+"""The label store: a teacher's soft and hard labels on disk, independent of temperature, made once
+and used by many students.
 
-A folder with `manifest.json`, shards and `index.npy`. A shard is one `.npy` file, an array of
-records of fixed width. It has one record per training event, or per user where the teacher says the
-same about all events of a user; the labels are what the teacher expected before that event.
+The store is a folder with `manifest.json`, shards and `index.npy`. A shard is one `.npy` file, an
+array of records of fixed width. It has one record per training event, or per user where the teacher
+gives the same answer for all events of a user. A label is what the teacher expected before the
+event.
 
 | field | type |
 |---|---|
@@ -12,19 +13,18 @@ same about all events of a user; the labels are what the teacher expected before
 | top_logits | their logits, float16 |
 | rest_log_sum | float32, log-sum-exp of all other logits |
 | sample_items, sample_logits | M items drawn uniformly from the candidates, as above |
-| state | the teacher's last hidden layer, float16; only where asked for |
+| state | the teacher's last hidden layer, float16; only with `labels.states` |
 
-The labels of a log without order are made for several drawn orders of the histories, and there is a
-record for each event and order: key is then the row plus the rows of the data set for each earlier
-order (`distilrec.networks.orders`).
+The labels of a log without order are made for several random orders of the histories, with a record
+for each event and order. The key is then the row plus, for each earlier order, the number of rows
+of the data set (`distilrec.networks.orders`).
 
-The index has one int64 per key: the number of its label, counted
-through all shards, or -1. Shards and index stay on disk. A look-up maps a file, copies the records
-that are asked for, and closes it, so that neither memory nor the number of open files grows with
-the number of labels.
+The index has one int64 per key: the number of its label, counted through all shards, or -1. Shards
+and index stay on disk. A look-up maps a file, copies the records that it needs, and closes the
+file, so that neither memory nor the number of open files grows with the number of labels.
 
-Logits are stored minus the highest of the row, which changes no softmax and no order, and leaves
-float16 most precise where probabilities are. Masked items have the lowest.
+The highest logit of a row is subtracted from all its logits. This changes neither softmax nor
+order, and float16 is then most precise for the likeliest items. Masked items have the lowest logit.
 
 The manifest is a record (`distilrec.files`): it names the shards with their hashes, and says how
 long the extraction took.
@@ -53,11 +53,13 @@ LabelKey = Literal["event", "user"]
 
 
 class LabelManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Whose labels these are, and of what. catalogue: number of items that were scored (the first
-    ones: those with training rows, or all); key: one label per event, or per user; states: channels
-    of the teacher's hidden layer that are kept, 0 for none; orders: number of orders of the
-    histories that each event has labels for, drawn by the seed, 0 for the one order of the data set
-    or where labels hold for any.
+    """Which teacher and data set the labels are of, and what is stored.
+
+    catalogue: number of items that were scored, the first ones: those with training rows, or all;
+    key: whether there is one label per event or per user; states: channels of the
+    teacher's hidden layer that are stored, 0 for none; orders: number of random orders of the
+    histories with labels, drawn by the seed; 0 where the data set has an order, or where labels do
+    not depend on it.
     """
 
     teacher: str
@@ -74,8 +76,8 @@ class LabelManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Extraction(msgspec.Struct, frozen=True):
-    """What the extraction cost. labels: rows in the store; events: training events that they stand
-    for; bytes: on disk.
+    """What the extraction cost. labels: number of records; events: number of training events that
+    they cover; bytes: on disk.
     """
 
     labels: int
@@ -85,7 +87,7 @@ class Extraction(msgspec.Struct, frozen=True):
 
 
 class AboutLabels(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What `manifest.json` says besides its shards."""
+    """The contents of `manifest.json`, besides its list of shards."""
 
     labels: LabelManifest
     extraction: Extraction
@@ -197,8 +199,8 @@ class LabelStore:
         return torch.from_numpy(states).to(device)
 
     def state_width(self) -> int:
-        """Return the number of channels of the teacher's states. Raises LabelStoreError when none
-        are stored.
+        """Return the number of channels of the teacher's states. Raises LabelStoreError when the
+        store has no states.
         """
         if not self.manifest.states:
             raise LabelStoreError(
@@ -223,17 +225,17 @@ class LabelStore:
         kind = record_type(self.manifest)
         records = np.empty(len(labels), _bytes_of(kind))
         for shard, positions in zip(shards, np.split(order, first)[1:], strict=True):
-            found = self._shards[shard].at(labels[positions] - self._bounds[shard])
-            records[positions] = found.view(records.dtype)
+            part = self._shards[shard].at(labels[positions] - self._bounds[shard])
+            records[positions] = part.view(records.dtype)
         return records.view(kind)
 
     def _labels(self, rows: torch.Tensor) -> NDArray[np.int64]:
-        """Return the number of the label of each of these data set rows, or keys of orders."""
+        """Return the number of the label of each of these data set rows, or keys with an order."""
         keys: NDArray[np.int64] = rows.numpy()
         if self.manifest.key == "user":
             keys = np.searchsorted(self._offsets, keys % self._offsets[-1], side="right") - 1
-        there = keys < self._index.length
-        labels = np.where(there, self._index.at(np.where(there, keys, 0)), -1)
+        in_index = keys < self._index.length
+        labels = np.where(in_index, self._index.at(np.where(in_index, keys, 0)), -1)
         if (labels < 0).any():
             row = int(rows[int(np.argmin(labels))]) % int(self._offsets[-1])
             raise LabelStoreError(
@@ -249,7 +251,7 @@ def shard_path(folder: Path, shard: int) -> Path:
 
 
 def index_path(folder: Path) -> Path:
-    """Return the file that has the label of each data set row, or user."""
+    """Return the file with the number of the label of each data set row, or user."""
     return folder / "index.npy"
 
 
@@ -275,16 +277,16 @@ def _bytes_of(dtype: np.dtype[Any]) -> np.dtype[Any]:
 
 
 def write_array(path: Path, array: NDArray[Any], own: str = "") -> None:
-    """Write an array whole or not at all. own: a name of this process, where several may write the
-    same file at the same time.
+    """Write an array completely or not at all. own: a name of this process, where several may write
+    the same file at the same time.
     """
     with replacing(path, own=own) as new, new.open("wb") as file:
         np.save(file, array, allow_pickle=False)
 
 
 def find_array(path: Path, dtype: np.dtype[Any]) -> MappedArray:
-    """Return where an array lies in its file, of which only the head is read. Raises OSError and
-    ValueError where the file is damaged, or holds something else.
+    """Return the position of an array in its file; only the header is read. Raises OSError and
+    ValueError where the file is damaged or has other contents.
     """
     mapped = _open_memmap(path, mode="r")
     if mapped.dtype != dtype or mapped.ndim != 1:
@@ -294,7 +296,7 @@ def find_array(path: Path, dtype: np.dtype[Any]) -> MappedArray:
 
 def open_labels(folder: Path, dataset: Dataset) -> LabelStore:
     """Return the labels in a folder. Raises FileMissingError, and LabelStoreError when they are of
-    another data set, of another format, or damaged.
+    another data set or format, or damaged.
     """
     record = LABELS.read(folder)
     manifest, extraction = record.about.labels, record.about.extraction
