@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def ml_1m_bundle(dim: int = 64, neighbours: int = 0) -> Path:
+def ml_1m_bundle(dim: int = 64, neighbours: int = 0, *, told_time: bool = False) -> Path:
     """Return the folder of the bundle, made on first use (about two minutes)."""
     name = f"ml-1m-{dim}" + (f"-neighbours-{neighbours}" if neighbours else "")
-    folder = ROOT / "runs" / "bench" / name
+    folder = ROOT / "runs" / "bench" / (f"{name}-time" if told_time else name)
     bundle = folder / "bundle"
     if (bundle / "manifest.json").is_file():
         return bundle
@@ -36,7 +36,7 @@ def ml_1m_bundle(dim: int = 64, neighbours: int = 0) -> Path:
 
     _, dataset = prepare(RunConfig(DataConfig(dataset="ml-1m")), folder)
     trained = train_model(
-        RecurrentConfig(dim=dim, neighbours=neighbours),
+        RecurrentConfig(dim=dim, neighbours=neighbours, time=told_time),
         dataset,
         TrainingConfig(epochs=1, learning_rate=4e-3),
         seed=0,

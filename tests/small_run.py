@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
+import torch
 
 from distilrec.data.dataset import Dataset
 from distilrec.data.preparation import prepare_dataset
@@ -15,13 +16,14 @@ from distilrec.data.splits import Split
 from distilrec.labels.extract import LabelConfig
 from distilrec.networks.dnn import DnnConfig
 from distilrec.networks.mlp import MlpConfig
-from distilrec.networks.recurrent import RecurrentConfig
+from distilrec.networks.recurrent import Recurrent, RecurrentConfig
 from distilrec.networks.soft_tree import SoftTreeConfig
 from distilrec.networks.transformer import TransformerConfig
 from distilrec.progress import Silent
 from distilrec.runs.config import DataConfig, RunConfig
 from distilrec.runs.stages import run_all
 from distilrec.training.options import TrainingConfig
+from distilrec.training.trained import TrainedModel, train_model
 
 SCHEMA = Schema(
     timestamp="timestamp",
@@ -52,6 +54,24 @@ STUDENTS = {
     "mlp": MlpConfig(dim=8, hidden=16),
     "soft_tree": SoftTreeConfig(depth=3, inputs=20),
 }
+
+
+def timed_student(config: RecurrentConfig, dataset: Dataset, epochs: int = 1) -> TrainedModel:
+    """A student that is told the time, which matters more to it than after such a short training."""
+    trained = train_model(config, dataset, TrainingConfig(epochs=epochs, batch_size=16), seed=0)
+    assert isinstance(trained.model, Recurrent)
+    draw_times(trained.model)
+    return trained
+
+
+def draw_times(student: Recurrent) -> Recurrent:
+    """Draws the tables of the time inputs, and returns the student, which is not in training."""
+    generator = torch.Generator().manual_seed(0)
+    assert student.time is not None
+    with torch.no_grad():
+        for table in student.time.parameters():
+            table.copy_(torch.randn(table.shape, generator=generator))
+    return student.eval()
 
 
 def tables(seed: int = 0, users: int = 60, items: int = 40) -> dict[str, pl.DataFrame]:

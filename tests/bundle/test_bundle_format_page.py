@@ -34,14 +34,19 @@ PAGE = (ROOT / "docs" / "bundle-format.md").read_text(encoding="utf-8")
 STUDENTS = {
     **small_run.STUDENTS,
     "neighbours": msgspec.structs.replace(small_run.STUDENTS["recurrent"], neighbours=5),
+    "time": msgspec.structs.replace(
+        small_run.STUDENTS["recurrent"], time=True, timezone="Europe/Berlin", neighbours=5
+    ),
 }
 
 
 @pytest.fixture(scope="module", params=sorted(STUDENTS))
 def exported(request, small, tmp_path_factory) -> Path:
-    trained = train_model(
-        STUDENTS[request.param], small, TrainingConfig(epochs=2, batch_size=16), seed=0
-    )
+    config = STUDENTS[request.param]
+    if request.param == "time":
+        trained = small_run.timed_student(config, small)
+    else:
+        trained = train_model(config, small, TrainingConfig(epochs=2, batch_size=16), seed=0)
     folder = tmp_path_factory.mktemp(request.param)
     export_bundle(trained, small, folder, teacher=trained, metrics={"ndcg@10": 1e-05, "é": 0.5})
     return folder
@@ -67,7 +72,8 @@ def test_the_reader_answers_like_the_engine(exported):
     done = read(exported)
     assert done.returncode == 0, done.stderr
     user, answer = json.loads(done.stdout)
-    expected = load(exported).recommend(user, k=5)
+    (now,) = re.findall(r"^NOW = (\S+)", READER, re.MULTILINE)
+    expected = load(exported).recommend(user, k=5, now=int(now))
     assert [item for item, _ in answer] == [item for item, _ in expected]
     np.testing.assert_allclose(
         [score for _, score in answer], [score for _, score in expected], 1e-4, 1e-4

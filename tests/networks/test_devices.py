@@ -33,6 +33,7 @@ NETWORKS = [
     DnnConfig(dim=8, hidden=16, max_history=16),
     RecurrentConfig(dim=8, max_history=16),
     RecurrentConfig(dim=8, max_history=16, neighbours=4, neighbour_events=3),
+    RecurrentConfig(dim=8, max_history=16, time=True, timezone="Europe/Berlin"),
     MlpConfig(dim=8, hidden=8, max_history=16),
     SoftTreeConfig(depth=2, inputs=5, max_history=16),
 ]

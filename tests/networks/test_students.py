@@ -13,6 +13,7 @@ from distilrec.networks.build import build_model
 from distilrec.networks.kinds import STUDENTS
 from distilrec.networks.student import StudentSettings, kind_of
 from distilrec.testing import StudentContract
+from distilrec.testing.students import LONGEST
 from tests import small_run
 
 
@@ -26,6 +27,20 @@ class TestRecurrentWithNeighbours(StudentContract):
     config = msgspec.structs.replace(
         small_run.STUDENTS["recurrent"], neighbours=5, neighbour_events=4
     )
+
+
+@pytest.mark.slow
+class TestRecurrentToldTheTime(StudentContract):
+    config = msgspec.structs.replace(
+        small_run.STUDENTS["recurrent"], time=True, timezone="America/New_York"
+    )
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def trained(cls, dataset):
+        """A student whose time inputs matter more than after two epochs."""
+        config = msgspec.structs.replace(cls.config, max_history=LONGEST + 1)
+        return small_run.timed_student(config, dataset, epochs=2)
 
 
 @pytest.mark.slow

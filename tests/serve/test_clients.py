@@ -76,6 +76,7 @@ def test_the_real_client_asks_who_is_there(client, server):
         assert {tensor["name"]: tensor["datatype"] for tensor in model["inputs"]} == {
             "user_id": "BYTES",
             "k": "INT64",
+            "now": "INT64",
         }
         assert [tensor["name"] for tensor in model["outputs"]] == ["item_id", "score", "count"]
 

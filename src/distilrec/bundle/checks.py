@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from msgspec import UNSET
 from numpy.typing import NDArray
 
 from distilrec.bundle.manifest import Golden, Manifest
@@ -78,6 +79,17 @@ def _check_golden(golden: Golden, m: Manifest) -> None:
         and inside(columns, m.user_encoder.width),
         "has golden questions about what the bundle does not have",
     )
+    times, now = golden.times, golden.now
+    if m.timezone is UNSET:
+        require(times is UNSET and now is UNSET, "has golden questions with times")
+    else:
+        require(
+            times is not UNSET
+            and now is not UNSET
+            and len(times) == len(golden.items)
+            and all(map(math.isfinite, (*times, now))),
+            "has golden questions without times",
+        )
 
 
 def check_shapes(weights: Arrays, shapes: Shapes) -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import numpy as np
+from msgspec import UNSET
 from numpy.typing import NDArray
 
 from distilrec.bundle.checks import (
@@ -121,7 +122,9 @@ class BundleHistory:
     first within a user; events: their types; user_columns, user_weights: (users, n), the features
     of each user; end: the last time of the log, seconds since 1970; recent: how many of each user's
     last events lie near it, None in bundles of distilrec 0.1; teacher_items: what the teacher would
-    recommend, (users, depth), -1 where there is less, None where it was not asked.
+    recommend, (users, depth), -1 where there is less, None where it was not asked; last_times: when
+    the last event of each user happened and the one before, (users, 2), seconds since 1970, 0 where
+    there is none, None where the student is not told the time.
     """
 
     users: list[str]
@@ -133,10 +136,15 @@ class BundleHistory:
     end: float
     recent: Integers | None = None
     teacher_items: Integers | None = None
+    last_times: NDArray[np.float64] | None = None
 
     def pack(self) -> dict[str, NDArray[Any]]:
         """Return the arrays of the file."""
-        optional = {"recent": self.recent, "teacher_items": self.teacher_items}
+        optional = {
+            "recent": self.recent,
+            "teacher_items": self.teacher_items,
+            "last_times": self.last_times,
+        }
         return {
             **pack_texts("users", self.users),
             "offsets": self.offsets,
@@ -165,7 +173,10 @@ class BundleHistory:
         recent = _checked_recent(arrays, offsets)
         columns, weights = _checked_features(arrays, users, m)
         lists = _checked_lists(arrays, users, m)
-        return cls(names, offsets, items, events, columns, weights, float(end[0]), recent, lists)
+        times = _checked_times(arrays, users, m)
+        return cls(
+            names, offsets, items, events, columns, weights, float(end[0]), recent, lists, times
+        )
 
     def without(self, place: int) -> Self:
         """Return the history without the user at this place."""
@@ -184,6 +195,9 @@ class BundleHistory:
             teacher_items=None
             if self.teacher_items is None
             else np.delete(self.teacher_items, place, axis=0),
+            last_times=None
+            if self.last_times is None
+            else np.delete(self.last_times, place, axis=0),
         )
 
 
@@ -206,6 +220,14 @@ def _checked_features(arrays: Arrays, users: int, m: Manifest) -> tuple[Integers
     require(inside(columns, m.user_encoder.width), "holds features that are not encoded")
     require(bool(np.isfinite(weights).all()), "holds features that are NaN or infinite")
     return columns, weights
+
+
+def _checked_times(arrays: Arrays, users: int, m: Manifest) -> NDArray[np.float64] | None:
+    if m.timezone is UNSET:
+        return None
+    times = checked_array(arrays, "last_times", np.float64, (users, 2))
+    require(bool(np.isfinite(times).all()), "holds times that are NaN or infinite")
+    return times
 
 
 def _checked_lists(arrays: Arrays, users: int, m: Manifest) -> Integers | None:

@@ -7,22 +7,27 @@ from collections.abc import Iterable
 from typing import Annotated, Literal
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from distilrec.bundle.privacy import PrivacyRecord
 from distilrec.features.encoding import FeatureEncoder
 
 FORMAT_VERSION = 4
 # Of a bundle that a reader of the version before would answer wrongly from
-WITH_NEIGHBOURS = 5
+WITH_NEIGHBOURS, WITH_TIME = 5, 6
 WEIGHTS, CATALOGUE, HISTORY = "weights.safetensors", "catalogue.safetensors", "history.safetensors"
 GRAPH = "items.usearch"
 NEIGHBOURS = "neighbours"  # the array that a student with neighbours has
+TIME = "time_gaps"  # the array that a student has who is told the time
 SearchKind = Literal["exact", "quantised", "graph"]
 
 
 def format_of(weights: Iterable[str]) -> int:
     """Return the format of a bundle with arrays of these names: the oldest that it needs."""
-    return WITH_NEIGHBOURS if NEIGHBOURS in weights else FORMAT_VERSION
+    names = set(weights)
+    if TIME in names:
+        return WITH_TIME
+    return WITH_NEIGHBOURS if NEIGHBOURS in names else FORMAT_VERSION
 
 
 class FileEntry(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -52,20 +57,27 @@ class SearchInfo(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Golden(msgspec.Struct, frozen=True):
-    """A question and the answer that the training model gave: the engine must give the same."""
+    """A question and the answer that the training model gave: the engine must give the same.
+
+    times, now: when the events happened and when the question is asked, in seconds since 1970, for
+    a student that is told the time.
+    """
 
     items: tuple[int, ...]
     events: tuple[int, ...]
     user_features: tuple[tuple[int, float], ...]
     top_items: tuple[int, ...]
     top_scores: tuple[float, ...]
+    times: tuple[float, ...] | UnsetType = UNSET
+    now: float | UnsetType = UNSET
 
 
 class Manifest(msgspec.Struct, frozen=True):
     """`model_version` is a hash over all other fields, which hold the hashes of the files.
 
     kind: of the student, a row of the engine's table. privacy: what was spent, where the weights
-    were trained with differential privacy.
+    were trained with differential privacy. timezone: of hours and days, where the student is told
+    the time.
     """
 
     kind: str
@@ -87,6 +99,7 @@ class Manifest(msgspec.Struct, frozen=True):
     privacy: PrivacyRecord | None = None
     format_version: int = FORMAT_VERSION
     model_version: str = ""
+    timezone: str | UnsetType = UNSET
 
     def hashed(self) -> str:
         """Return the model version of this content. The history is user data, not part of the

@@ -116,6 +116,13 @@ def recommend(
     explain: Annotated[
         bool, Parameter(help="Say which past events raised or lowered each score most.")
     ] = False,
+    now: Annotated[
+        float | None,
+        Parameter(
+            help="When it is asked, in seconds since 1970, for a student that is told the time; "
+            "the time of the clock by default."
+        ),
+    ] = None,
     json: Annotated[bool, Parameter(help="Print JSON.")] = False,
 ) -> None:
     """Recommend items to a user, best first, from a bundle. Needs no torch."""
@@ -132,9 +139,11 @@ def recommend(
                 fix="for example --item_ids 456,789",
                 parameter="item_ids",
             )
-    answers = recommender.recommend(user_id, candidates, k, exclude_seen=not include_seen)
+    answers = recommender.recommend(user_id, candidates, k, not include_seen, now=now)
     because = {
-        answer.item_id: recommender.explain(user_id, answer.item_id, k=3) if explain else None
+        answer.item_id: recommender.explain(user_id, answer.item_id, 3, now=now)
+        if explain
+        else None
         for answer in answers
     }
     if json:

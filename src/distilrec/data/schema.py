@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Literal
-from zoneinfo import ZoneInfo
 
 from distilrec.errors import ColumnMissingError, ConfigError
 from distilrec.settings import Settings
+from distilrec.zones import check_zone
 
 FeatureKind = Literal["categorical", "multi", "numeric", "text", "vector"]
 UNITS = {"seconds": 1.0, "milliseconds": 1e3, "microseconds": 1e6, "nanoseconds": 1e9}
@@ -78,12 +78,8 @@ class Schema(Settings, frozen=True):
                 '"%d/%m/%Y %H:%M"',
                 parameter="timestamp_format",
             )
-        if self.timezone is not None and not _is_zone(self.timezone):
-            raise ConfigError(
-                f"no time zone {self.timezone!r} is known",
-                fix='use a name such as "UTC" or "Europe/Berlin"',
-                parameter="timezone",
-            )
+        if self.timezone is not None:
+            check_zone(self.timezone)
         for declared, features in (
             ("user_features", self.user_features),
             ("item_features (with item_attributes)", self.item_columns),
@@ -100,14 +96,6 @@ class Schema(Settings, frozen=True):
     def item_columns(self) -> tuple[Feature, ...]:
         """The features and attributes of the item table."""
         return (*self.item_features, *self.item_attributes)
-
-
-def _is_zone(name: str) -> bool:
-    try:
-        ZoneInfo(name)
-    except (KeyError, ValueError, OSError):
-        return False
-    return True
 
 
 def need_column(columns: Sequence[str], column: str, source: str) -> None:

@@ -14,17 +14,24 @@ MAX_EVENT_TYPE, MAX_EVENT_ID = 64, 128  # characters
 
 
 class Event(msgspec.Struct, frozen=True):
-    """One interaction. An event type that training did not know counts as the unknown type."""
+    """One interaction. An event type that training did not know counts as the unknown type.
+
+    timestamp: when it happened, seconds since 1970, now where it is left out; read only for a
+    student that is told the time.
+    """
 
     user_id: Id
     item_id: Id
     event_type: str = "interaction"
+    timestamp: float | None = None
 
 
-def as_event(event: Event | Mapping[str, Any]) -> tuple[Id, Id, str]:
-    """Return user, item and event type, ids as they were given. Raises ConfigError."""
+def as_event(event: Event | Mapping[str, Any]) -> tuple[Id, Id, str, object]:
+    """Return user, item, event type and timestamp, ids and timestamp as they were given. Raises
+    ConfigError.
+    """
     if isinstance(event, Event):
-        return event.user_id, event.item_id, event.event_type
+        return event.user_id, event.item_id, event.event_type, event.timestamp
     if type(event) is not dict and not isinstance(event, Mapping):
         raise _invalid_event(
             f"it is a {type(event).__name__}",
@@ -38,7 +45,7 @@ def as_event(event: Event | Mapping[str, Any]) -> tuple[Id, Id, str]:
         raise _invalid_event(
             f"its event_type is {event_type!r}", "give the event type as text, or leave it out"
         )
-    return event["user_id"], event["item_id"], event_type
+    return event["user_id"], event["item_id"], event_type, event.get("timestamp")
 
 
 def _invalid_event(problem: str, fix: str) -> ConfigError:

@@ -5,13 +5,15 @@ from __future__ import annotations
 from types import ModuleType
 
 import numpy as np
+from msgspec import UNSET
 
 from distilrec.bundle.format import Bundle
-from distilrec.bundle.manifest import WEIGHTS
+from distilrec.bundle.manifest import WEIGHTS, Golden
 from distilrec.engine.diversity import diversified
 from distilrec.engine.embedding import embed_bag
 from distilrec.engine.items import Floats, Mask
 from distilrec.engine.runtimes.runtime import Runtime
+from distilrec.engine.time_inputs import NEVER
 from distilrec.errors import BundleCorruptedError
 
 _TOLERANCE = 1e-4
@@ -30,7 +32,7 @@ def verify_golden(
         state = runtime.new_state()
         seen, kinds = np.array(golden.items, np.int32), np.array(golden.events, np.int32)
         runtime.fold(state, seen, kinds)
-        user = embed_bag(golden.user_features, bundle.weights.user_table)
+        user = user_of(golden, bundle, runtime)
         without = runtime.without_each(seen, kinds)
         runtime.scores_of(without, user, seen)
         scores = runtime.scores(runtime.query(state, user))
@@ -48,6 +50,16 @@ def verify_golden(
                 fix="export the bundle again with this version of distilrec",
                 file=str(bundle.folder),
             )
+
+
+def user_of(golden: Golden, bundle: Bundle, runtime: Runtime) -> Floats:
+    """Return what stands for the features of the user of a golden question, (dim,): U f_u, and
+    the time where the student is told it.
+    """
+    user = embed_bag(golden.user_features, bundle.weights.user_table)
+    if golden.times is UNSET or golden.now is UNSET:
+        return user
+    return runtime.asked_at(user, golden.times[-1] if golden.times else NEVER, golden.now)
 
 
 def _close(ours: Floats, theirs: Floats) -> bool:

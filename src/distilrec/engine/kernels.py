@@ -12,6 +12,7 @@ import numpy as np
 from numba import njit
 
 from distilrec.engine.items import CHANNELS, TILE
+from distilrec.engine.time_inputs import DAY, DAYS, HOUR, HOURS, KNOTS, PER_KNOT
 
 CACHED = True  # whether compiled kernels are kept on disk
 
@@ -212,6 +213,34 @@ def query_recurrent(  # type: ignore[no-untyped-def]
     norm = np.float32(1.0) / math.sqrt(square / np.float32(dim) + epsilon)
     for c in range(dim):
         query[c] *= norm * outer[c]
+
+
+@kernel
+def add_time(user, table, gap, local, out):  # type: ignore[no-untyped-def]
+    """Put U f_u + T into out (dim,): G[log_4(1 + gap)] + C[hour] + D[day], between two rows of G
+    and of C.
+
+    table: (1 + KNOTS + 24 + 7, dim), what stands in place of G without an event, G, C and D; gap:
+    in seconds, negative without an event; local: the time on the clocks of the zone, in seconds
+    since 1970.
+    """
+    knot, share, next_knot = 0, np.float32(0.0), 0
+    if gap >= 0.0:
+        place = min(math.log2(1.0 + gap) / PER_KNOT, KNOTS - 1.0)
+        knot = 1 + int(place)
+        share = np.float32(place - int(place))
+        next_knot = min(knot + 1, KNOTS)
+    days = math.floor(local / DAY)
+    place = (local - days * DAY) / HOUR
+    hour = int(place)
+    of_hour = np.float32(place - hour)
+    next_hour = 1 + KNOTS + (hour + 1) % HOURS
+    hour += 1 + KNOTS
+    day = 1 + KNOTS + HOURS + int(days) % DAYS
+    for c in range(out.shape[0]):
+        between = table[knot, c] + share * (table[next_knot, c] - table[knot, c])
+        between += table[hour, c] + of_hour * (table[next_hour, c] - table[hour, c])
+        out[c] = user[c] + between + table[day, c]
 
 
 @fold_kernel

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distilrec.engine.items import Floats, Mask, Places
+from distilrec.engine.time_inputs import DAY, DAYS, HOUR, HOURS, KNOTS, PER_KNOT
 
 _NO_ITEMS: Places = np.zeros(0, np.int32)
 _NO_MASK: Mask = np.zeros(0, np.uint8)
@@ -168,6 +169,22 @@ def queries_recurrent(
     weights = mix, widen, widen_bias, narrow, narrow_bias, outer, epsilon
     for state, query in zip(states, queries, strict=True):
         query_recurrent(state, user, *weights, query)
+
+
+def add_time(user: Floats, table: Floats, gap: float, local: float, out: Floats) -> None:
+    """Put U f_u + T into out (dim,); see `kernels.add_time`."""
+    gaps, hours = table[1 : 1 + KNOTS], table[1 + KNOTS : 1 + KNOTS + HOURS]
+    day = int(local // DAY) % DAYS
+    out[:] = user + table[1 + KNOTS + HOURS + day] + _between(hours, local % DAY / HOUR)
+    out += table[0] if gap < 0 else _between(gaps, min(np.log2(1 + gap) / PER_KNOT, KNOTS - 1))
+
+
+def _between(rows: Floats, place: float) -> Floats:
+    """Return what is between two rows; behind the last one comes the first."""
+    row = int(place)
+    one, next_one = rows[row], rows[(row + 1) % len(rows)]
+    between: Floats = one + np.float32(place - row) * (next_one - one)
+    return between
 
 
 def fold_mean(state: Floats, items: Places, vectors: Floats) -> None:

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -43,9 +44,11 @@ from distilrec.engine.golden import verify_golden
 from distilrec.engine.history import History, events_of
 from distilrec.engine.items import Floats, Places
 from distilrec.engine.loops import RuntimeName, loops_of
+from distilrec.engine.moments import check_not_before, checked_moment
 from distilrec.engine.runtimes.kinds import make_runtime
 from distilrec.engine.sessions import Sessions
 from distilrec.engine.similar import POPULARITY, SimilarItems
+from distilrec.engine.time_inputs import NEVER
 from distilrec.engine.users import User, Users
 from distilrec.errors import ConfigError, DistilrecError
 from distilrec.ids import Id, listed_ids
@@ -86,6 +89,7 @@ class Recommender:
         self.model_version = bundle.manifest.model_version
         self._kernels = loops_of(runtime)
         self._runtime = make_runtime(bundle, search, self._kernels)
+        self._timed = self._runtime.timed
         self._catalogue = Catalogue(bundle, self._runtime)
         self._users = Users(max_users, max_events)
         self._sessions = Sessions(bundle, self._runtime, self._catalogue.index, self._users)
@@ -266,16 +270,19 @@ class Recommender:
 
     # Answers
 
-    def session(self, history: History, user_id: Id | None = None) -> User:
+    def session(
+        self, history: History, user_id: Id | None = None, *, now: float | None = None
+    ) -> User:
         """Return who a user, without an id a stranger, would be after a session, to be given to
         `recommend` or `explain` in place of the id. Nothing of it is kept.
 
         history: ids of items, oldest first, or events with item_id, and optionally event_type and
         timestamp (seconds since 1970, now without one), which count in order of their times, after
-        all that is known of the user. Items that are not known are left out.
+        all that is known of the user. Items that are not known are left out. now: when the session
+        is told, as of `recommend`.
         Raises InvalidIdError, and ConfigError for what is no event or has an impossible timestamp.
         """
-        events = events_of(history, time.time())
+        events = events_of(history, time.time() if now is None else checked_moment(now, "now"))
         with self.lock:
             return self._sessions.after(
                 None if user_id is None else self._sessions.find(user_id), events
@@ -290,22 +297,27 @@ class Recommender:
         *,
         where: Filter | None = None,
         diversity: float = 0.0,
+        now: float | None = None,
     ) -> list[Recommendation]:
         """Return the k best items for a user, best first; fewer where fewer pass.
 
         user_id: or what `session` returns.
-        item_ids: rank exactly these items instead, each once, seen or not; then nothing else
-        applies.
+        item_ids: rank exactly these items instead, each once, seen or not; then nothing else but
+        `now` applies.
         exclude_seen: leave out what the user has already had. where: only items that pass this
         filter.
         diversity: from 0 (best first) to 1: trades score against likeness to the items before, by
         maximal marginal relevance among the best max(50, 5 k).
+        now: when the question is asked, in seconds since 1970, the time of the clock by default; it
+        matters for a student that is told the time.
         Raises InvalidIdError, UnknownItemError for an id in `item_ids` that is not in the
-        catalogue, ConfigError for k < 1, a diversity outside [0, 1] and a filter that does not fit.
+        catalogue, ConfigError for k < 1, a diversity outside [0, 1], a filter that does not fit,
+        and a `now` that is not a time, more than five minutes ahead of the clock, or as much before
+        the user's last event.
         """
         if item_ids is not None:
-            return self._rank(user_id, listed_ids(item_ids, "item_ids"))
-        best = self.best(user_id, k, exclude_seen, where, diversity)
+            return self._rank(user_id, listed_ids(item_ids, "item_ids"), now)
+        best = self.best(user_id, k, exclude_seen, where, diversity, now)
         return list(map(as_recommendation, zip(*best, strict=True)))
 
     def best(
@@ -315,10 +327,13 @@ class Recommender:
         exclude_seen: bool = True,
         where: Filter | None = None,
         diversity: float = 0.0,
+        now: float | None = None,
     ) -> tuple[list[str], list[float]]:
         """Return the items of `recommend` and their scores, apart."""
         if k < 1 or not 0 <= diversity <= 1:
             raise _impossible(k, diversity)
+        if now is not None:
+            now = checked_moment(now, "now")
         pool = max(_POOL, _POOL_FACTOR * k) if diversity else k
         with self.lock:
             # What `Sessions.find` does first: most are there.
@@ -327,7 +342,7 @@ class Recommender:
                 user = self._user(user_id)
             places, best = self._runtime.best(
                 user.state,
-                user.features,
+                self._features(user, now) if self._timed else user.features,
                 user.items if exclude_seen else _NO_ITEMS,
                 self._filters.mask(where),
                 min(pool, len(self._item_ids)),
@@ -418,10 +433,13 @@ class Recommender:
         *,
         where: Filter | None = None,
         diversity: float = 0.0,
+        now: float | None = None,
     ) -> list[list[Recommendation]]:
         """Return the lists of `recommend` for several users."""
         return [
-            self.recommend(user, k=k, exclude_seen=exclude_seen, where=where, diversity=diversity)
+            self.recommend(
+                user, k=k, exclude_seen=exclude_seen, where=where, diversity=diversity, now=now
+            )
             for user in listed_ids(user_ids, "user_ids")
         ]
 
@@ -430,41 +448,64 @@ class Recommender:
             return user_id
         return self._sessions.find(user_id) or self._sessions.stranger()
 
-    def _rank(self, user_id: Id | User, item_ids: list[Id]) -> list[Recommendation]:
+    def _features(self, user: User, now: float | None) -> Floats:
+        """Return what stands for the features of a user in an answer, (dim,). now: as of
+        `recommend`, checked.
+        """
+        if not self._timed:
+            return user.features
+        if now is not None:
+            check_not_before(now, user)
+        asked = time.time() if now is None else now
+        return self._runtime.asked_at(user.features, user.folded, asked)
+
+    def _rank(
+        self, user_id: Id | User, item_ids: list[Id], now: float | None
+    ) -> list[Recommendation]:
+        if now is not None:
+            now = checked_moment(now, "now")
         with self.lock:
             user = self._user(user_id)
             asked = list(dict.fromkeys(self._catalogue.positions(item_ids)))
             scores = self._runtime.scores_of(
-                user.state[None], user.features, np.array(asked, np.int32)
+                user.state[None], self._features(user, now), np.array(asked, np.int32)
             )[0]
             ids = self._item_ids
         order = np.argsort(-scores, kind="stable")
         best = [ids[asked[n]] for n in order.tolist()], scores[order].tolist()
         return list(map(as_recommendation, zip(*best, strict=True)))
 
-    def explain(self, user_id: Id | User, item_id: Id, k: int = 5) -> list[Contribution]:
+    def explain(
+        self, user_id: Id | User, item_id: Id, k: int = 5, *, now: float | None = None
+    ) -> list[Contribution]:
         """Return the k past events that matter most for the score of an item, by the size of their
         contribution.
 
         Exact counterfactuals, for the latest 1,000 events: the score minus the score had that one
-        event not happened. O(events S d + events d^2).
-        Raises UnknownItemError. A user without events has no contributions.
+        event not happened. O(events S d + events d^2). now: as of `recommend`.
+        Raises UnknownItemError, and ConfigError as `recommend` does. A user without events has no
+        contributions.
         """
-        return self.explain_many(user_id, [item_id], k)[0]
+        return self.explain_many(user_id, [item_id], k, now=now)[0]
 
     def explain_many(
-        self, user_id: Id | User, item_ids: Iterable[Id], k: int = 5
+        self, user_id: Id | User, item_ids: Iterable[Id], k: int = 5, *, now: float | None = None
     ) -> list[list[Contribution]]:
         """Return what `explain` does for several items of one user: the states without each event
         are computed once.
         """
         given = listed_ids(item_ids, "item_ids")
+        if now is not None:
+            now = checked_moment(now, "now")
         with self.lock:
             asked = np.array(self._catalogue.positions(given), np.int32)
             user = self._user(user_id)
             if not user.length:
                 return [[] for _ in given]
-            effects = effects_of(self._runtime, user, asked, self._users.max_events)
+            if now is not None:
+                check_not_before(now, user)
+            moment = time.time() if now is None else now
+            effects = effects_of(self._runtime, user, asked, self._users.max_events, moment)
         return effects.largest(k, self._item_ids)
 
     # Events
@@ -473,22 +514,33 @@ class Recommender:
         """Follow events, oldest first: the next `recommend` takes them into account. O(S d) per
         event.
 
-        Raises ConfigError for an event without user_id or item_id and InvalidIdError; then none of
-        the events has been applied.
+        Raises ConfigError for an event without user_id or item_id, and for a timestamp that is none
+        where the student is told the time, and InvalidIdError; then none of the events has been
+        applied.
         """
         given = [as_event(event) for event in events]
+        moments = self._moments(given) if self._timed else repeat(NEVER)
         sessions, catalogue = self._sessions, self._catalogue
         applied = 0
         with self.lock:
             checked = [
-                (sessions.user_id(user), catalogue.place(item), kind) for user, item, kind in given
+                (sessions.user_id(user), catalogue.place(item), kind)
+                for user, item, kind, _ in given
             ]
-            for user_id, place, event_type in checked:
+            for (user_id, place, event_type), when in zip(checked, moments, strict=False):
                 if place is not None:
                     user = sessions.find(user_id) or sessions.new(user_id)
-                    sessions.fold(user, place, event_type)
+                    sessions.fold(user, place, event_type, when)
                     applied += 1
         return UpdateResult(applied, len(checked) - applied)
+
+    def _moments(self, events: Sequence[tuple[Id, Id, str, object]]) -> list[float]:
+        """Return when events happened, now where they do not say it."""
+        now = time.time()
+        return [
+            now if when is None else checked_moment(when, f"events[{place}].timestamp")
+            for place, (*_, when) in enumerate(events)
+        ]
 
     # What a store needs.
 

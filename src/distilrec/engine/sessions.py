@@ -14,6 +14,7 @@ from distilrec.engine.embedding import embed_bag, embed_features
 from distilrec.engine.items import Floats, Places
 from distilrec.engine.order import Placed, follows, history_until, placed
 from distilrec.engine.runtimes.runtime import Runtime
+from distilrec.engine.time_inputs import NEVER
 from distilrec.engine.users import User, Users
 from distilrec.ids import Id, as_id
 from distilrec.stores.records import Since, StoredEvent, UserRecord
@@ -131,17 +132,22 @@ class Sessions:
             user.unmatched = list(zip(items[-count:].tolist(), kinds, strict=True))
         self._runtime.fold(user.state, items, events)
         self._users.remember_all(user, items, events)
+        if h.last_times is not None:
+            times = h.last_times[place, : min(len(items), 2)].tolist()
+            user.folded, user.folded_before = (*times, NEVER, NEVER)[:2]
         if len(columns := h.user_columns[place]):
             user.features = embed_bag(zip(columns, h.user_weights[place], strict=True), self._table)
         return user
 
-    def fold(self, user: User, place: int, event_type: str) -> None:
-        """Fold one event, on the item at this place, into a user's state."""
+    def fold(self, user: User, place: int, event_type: str, when: float) -> None:
+        """Fold one event, on the item at this place, into a user's state. when: it happened."""
         kind = self._event_types.get(event_type, 0)
         item, event = self._one_event
         item[0], event[0] = place, kind
         self._runtime.fold(user.state, item, event)
         self._users.remember(user, place, kind)
+        if self._runtime.timed:
+            user.folded, user.folded_before = when, user.folded
 
     def features(self, features: Mapping[str, object], *, strict: bool = True) -> Floats:
         """Return U f_u of these features; see `Recommender.user_features`. Needs no lock."""
@@ -247,7 +253,8 @@ class Sessions:
         and lets go of it between the steps.
         """
         new.sort(key=lambda event: event.when)  # stable: equal times in order of arrival
-        known = [each.event for each in new if each.event.item_id in self._positions]
+        new = [each for each in new if each.event.item_id in self._positions]
+        known = [each.event for each in new]
         items = np.array([self._positions[event.item_id] for event in known], np.int32)
         kinds = np.array([self._event_types.get(event.event_type, 0) for event in known], np.int32)
         for start in range(0, len(items), _FOLDED):
@@ -258,13 +265,15 @@ class Sessions:
             if start:
                 time.sleep(0)  # a thread that waits for the lock gets it
         self._users.remember_all(user, items, kinds)
+        for event in new[-2:]:
+            user.folded, user.folded_before = event.when, user.folded
 
     def _follow(self, user: User, event: Placed) -> None:
         user.last, user.received = event.when, event.received
         if not self._is_history(user, event):
             place = self._positions.get(event.event.item_id)
             if place is not None:
-                self.fold(user, place, event.event.event_type)
+                self.fold(user, place, event.event.event_type, event.when)
 
     def _is_history(self, user: User, event: Placed) -> bool:
         """Return whether the bundle's history of the user, with which the state begins, holds a

@@ -150,6 +150,7 @@ class StoredRecommender:
         *,
         where: Filter | None = None,
         diversity: float = 0.0,
+        now: float | None = None,
     ) -> list[Recommendation]:
         """See `Recommender.recommend`. user_id: or what `session` returns."""
         recommender = self.recommender
@@ -161,6 +162,7 @@ class StoredRecommender:
             exclude_seen,
             where=where,
             diversity=diversity,
+            now=now,
         )
         if isinstance(user_id, User):
             return answer()
@@ -173,12 +175,14 @@ class StoredRecommender:
             bring_up_to_date(recommender, self.store, [user_id])
             return answer()
 
-    def session(self, history: History, user_id: Id | None = None) -> User:
+    def session(
+        self, history: History, user_id: Id | None = None, *, now: float | None = None
+    ) -> User:
         """See `Recommender.session`."""
         with self._lock:
             if user_id is not None:
                 bring_up_to_date(self.recommender, self.store, [user_id])
-            return self.recommender.session(history, user_id)
+            return self.recommender.session(history, user_id, now=now)
 
     def similar(
         self,

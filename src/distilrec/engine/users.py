@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from distilrec.engine.items import Floats
 from distilrec.engine.locks import fork_safe_lock
+from distilrec.engine.time_inputs import NEVER
 
 _FIRST_ROOM = 16
 
@@ -25,7 +26,9 @@ class User:
     items and event types;
     last: time of the latest event; received: when the last one to arrive did; epoch, position: up
     to where the user's log in the store is folded in; unmatched: events (item, type) of the
-    bundle's history, from around its end, that no stored event has been found to be.
+    bundle's history, from around its end, that no stored event has been found to be; folded,
+    folded_before: when the event that was folded last happened and the one before, NEVER without
+    one, where the student is told the time.
     """
 
     state: Floats
@@ -38,6 +41,8 @@ class User:
     position: int = 0
     has_history: bool = False
     unmatched: list[tuple[int, int]] | None = None
+    folded: float = NEVER
+    folded_before: float = NEVER
 
     @property
     def items(self) -> NDArray[np.int32]:

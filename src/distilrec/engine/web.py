@@ -7,6 +7,7 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
+from msgspec import UNSET
 
 from distilrec.bundle.drec import (
     MatrixPrecision,
@@ -38,7 +39,7 @@ def write_drec(bundle: Bundle, file: Path | str, precision: MatrixPrecision = "h
 
     precision: of matrices other than the item vectors, which have 8 bits in any case. The golden
     answers in the file are its own. Raises ConfigError for a kind of student that the web engine
-    cannot run, and for another precision.
+    cannot run, for one that is told the time, and for another precision.
     """
     kind = bundle.manifest.kind
     if kind not in KINDS:
@@ -46,6 +47,12 @@ def write_drec(bundle: Bundle, file: Path | str, precision: MatrixPrecision = "h
             f"a student of kind {kind!r} cannot be exported for the web",
             fix=f"train a student of kind: {', '.join(KINDS)}",
             parameter="student.kind",
+        )
+    if bundle.manifest.timezone is not UNSET:
+        raise ConfigError(
+            "a student that is told the time cannot be exported for the web",
+            fix="set time = false in [student], and train it again",
+            parameter="student.time",
         )
     if precision not in ("half", "float32"):
         raise ConfigError(

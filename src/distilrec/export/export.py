@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import torch
+from msgspec import UNSET
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -78,7 +79,8 @@ def export_bundle(
         )
         search = msgspec.structs.replace(search, recall=recall, queries=queries)
         manifest = msgspec.structs.replace(manifest, search=search)
-    history = history_of(dataset, knows) if with_history else None
+    timed = manifest.timezone is not UNSET
+    history = history_of(dataset, knows, timed=timed) if with_history else None
     return write_bundle(folder, manifest, weights, catalogue, history, before, next_graph)
 
 
@@ -160,6 +162,7 @@ def _manifest(
         search=search,
         privacy=record.privacy,
         format_version=format_of(weights.of_kind),
+        timezone=UNSET if student.timezone is None else student.timezone,
     )
 
 

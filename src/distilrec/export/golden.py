@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from distilrec.offsets import offsets_of
 
 _LENGTHS = (0, 1, 5, 20, 80)
 _DEPTH = 10
+_FIRST_TIME, _LOG_GAP = 1.6e9, 16.0  # seconds; gaps are up to e^16 of them, a hundred days
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,6 +54,7 @@ def golden_answers(student: Student, dataset: Dataset) -> list[Golden]:
             user_features=tuple((int(column), 1.0) for column in users.columns[n]),
             top_items=tuple(top[n].tolist()),
             top_scores=tuple(scores[n].tolist()),
+            **({} if student.timezone is None else _times_of(histories, n)),
         )
         for n in range(count)
     ]
@@ -70,7 +73,17 @@ def _made_up(dataset: Dataset) -> _MadeUp:
     columns = rng.integers(max(width, 1), size=(len(lengths), 2 if width else 0)).astype(np.int32)
     events = rng.integers(len(dataset.info.event_types), size=len(items)).astype(np.int32)
     offsets = offsets_of(lengths)
-    return _MadeUp(lengths, Histories(np.arange(len(lengths)), offsets, items, events), columns)
+    times = _FIRST_TIME + np.cumsum(np.floor(np.exp(rng.uniform(0, _LOG_GAP, len(items)))))
+    now = times.max(initial=_FIRST_TIME) + np.floor(np.exp(rng.uniform(0, _LOG_GAP, len(lengths))))
+    histories = Histories(np.arange(len(lengths)), offsets, items, events, times, now)
+    return _MadeUp(lengths, histories, columns)
+
+
+def _times_of(histories: Histories, n: int) -> dict[str, Any]:
+    """Return the times of a question, as a golden answer has them."""
+    assert histories.times is not None and histories.now is not None
+    own = histories.times[histories.offsets[n] : histories.offsets[n + 1]]
+    return {"times": tuple(own.tolist()), "now": float(histories.now[n])}
 
 
 def _with_users(student: Student, users: _MadeUp) -> Student:

@@ -16,8 +16,10 @@ from distilrec.teachers.teacher import Teacher
 _TEACHER_DEPTH = 20
 
 
-def history_of(dataset: Dataset, teacher: Teacher | None) -> BundleHistory:
+def history_of(dataset: Dataset, teacher: Teacher | None, *, timed: bool = False) -> BundleHistory:
     """Return what the users of a data set have done, with the teacher's lists where there is one.
+
+    timed: with the times of the last events.
 
     Events that a service received long before `end` are in the histories; those from around it are
     compared with each user's last events, of which there are `recent`.
@@ -37,7 +39,21 @@ def history_of(dataset: Dataset, teacher: Teacher | None) -> BundleHistory:
         teacher_items=teacher_lists(teacher, histories, info.repeats, dataset.catalogue_size)
         if teacher
         else None,
+        last_times=_last_times(histories) if timed else None,
     )
+
+
+def _last_times(histories: Histories) -> NDArray[np.float64]:
+    """Return when the last event of each user happened and the one before, (users, 2); 0 where
+    there is none.
+    """
+    assert histories.times is not None  # only then is a student told the time
+    starts, stops = histories.offsets[:-1], histories.offsets[1:]
+    found = np.zeros((len(histories), 2))
+    for column, back in enumerate((1, 2)):
+        there = stops - starts >= back
+        found[there, column] = histories.times[stops[there] - back]
+    return found
 
 
 def recent_events(dataset: Dataset, since: float) -> NDArray[np.int32]:

@@ -14,6 +14,7 @@ from distilrec.bundle.manifest import SearchInfo, SearchKind
 from distilrec.data.dataset import Dataset
 from distilrec.engine.embedding import embed_bag
 from distilrec.engine.runtimes.kinds import check_search, make_runtime, runtime_of
+from distilrec.measure.asked import user_asked
 from distilrec.settings import Count, Settings
 
 _EXACT_UP_TO, _QUANTISED_UP_TO = 50_000, 200_000  # items: what `auto` chooses
@@ -81,6 +82,7 @@ def search_recall(bundle: Bundle, dataset: Dataset) -> tuple[float, int]:
             zip(features.columns[user], features.weights[user], strict=True),
             bundle.weights.user_table,
         )
+        known = user_asked(exact, known, histories, k)
         seen = np.zeros(0, np.int32) if dataset.info.repeats else histories.of(k)
         depth = min(_RECALL_DEPTH, dataset.catalogue_size)
         theirs, _ = exact.best(state, known, seen, everything, depth)

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from distilrec.data.dataset import UNKNOWN_ITEM, Dataset, Histories
+from distilrec.errors import InvalidValueError
 from distilrec.offsets import offsets_of
 
 
@@ -66,6 +67,19 @@ class Windows:
     scored: NDArray[np.int64]
     stops: NDArray[np.int64]
     users: NDArray[np.int64]
+
+
+def times_of(batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the times of the inputs and those of the questions, (batch, length) each.
+
+    Raises InvalidValueError for a batch that does not know when its events happened.
+    """
+    if batch.times is None or batch.asked is None:
+        raise InvalidValueError(
+            "this network is told when events happened, and these histories do not say it",
+            fix="give Histories with times and now, such as those of Dataset.histories",
+        )
+    return batch.times, batch.asked
 
 
 def training_windows(dataset: Dataset, length: int, context: int = 0) -> Windows:

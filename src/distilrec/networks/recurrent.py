@@ -27,7 +27,9 @@ from distilrec.networks.neighbours import LARGEST_CATALOGUE, Neighbours
 from distilrec.networks.on_cpu import dropout, scan
 from distilrec.networks.sequence import with_padding
 from distilrec.networks.student import Range, Student, StudentSettings
+from distilrec.networks.time_inputs import TimeInputs
 from distilrec.settings import Count, Share, ZeroOrMore
+from distilrec.zones import check_zone
 
 NORM_EPSILON = 1e-6
 # Events, the time constant of the slowest scale before training; that of the fastest is one event
@@ -53,6 +55,16 @@ class RecurrentConfig(StudentSettings, frozen=True, tag="recurrent"):
     """
     neighbour_events: Count = 10
     """Latest events that move the scores of their neighbours."""
+    time: bool = False
+    """Whether the student is told how long ago the last event was, and the hour and the weekday of
+    the question, where the log has usable times.
+    """
+    timezone: str = "UTC"
+    """Zone of the hour and the weekday, such as Europe/Berlin."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_zone(self.timezone)
 
 
 class Recurrent(Student):
@@ -78,10 +90,15 @@ class Recurrent(Student):
         self.narrow = nn.Linear(config.expansion * dim, dim)
         self.outer_norm = nn.RMSNorm(dim, eps=NORM_EPSILON)
         self.neighbours = neighbours_of(dataset, config)
+        timed = config.time and not dataset.why_no_times
+        self.time = TimeInputs(dataset, config.dim, config.timezone) if timed else None
+        self.timezone = config.timezone if timed else None
 
     def begin(self, dataset: Dataset) -> None:
         if self.neighbours is not None:
             self.neighbours.begin(dataset)
+        if self.time is not None:
+            self.time.begin(dataset)
 
     def encode(self, batch: Batch, vectors: torch.Tensor) -> torch.Tensor:
         windows, length = batch.items.shape
@@ -130,13 +147,18 @@ class Recurrent(Student):
         return own + self.neighbours.of(latest, items)
 
     def _known(self, batch: Batch, vectors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return h and x_last + U f_u, (batch, length, scales * dim) and (batch, length, dim)."""
+        """Return h and x_last + U f_u + T, (batch, length, scales * dim) and (batch, length, dim);
+        T where the student is told the time.
+        """
         x = functional.embedding(batch.items, with_padding(vectors))  # (batch, length, dim)
         x = dropout(x, self.dropout, self.training)
         decay = torch.sigmoid(self.theta)  # (scales, dim)
         # (batch, length, scales, dim)
         inputs = (self.gain[batch.events] * x).unsqueeze(2) * torch.sqrt(1 - decay**2)
-        return scan(inputs, decay).flatten(2), x + self.user_features(batch.users).unsqueeze(1)
+        latest = x + self.user_features(batch.users).unsqueeze(1)
+        if self.time is not None:
+            latest = latest + self.time(batch)
+        return scan(inputs, decay).flatten(2), latest
 
     def _query(self, state: torch.Tensor, latest: torch.Tensor) -> torch.Tensor:
         r = dropout(self.mix(state) + latest, self.dropout, self.training)
@@ -158,6 +180,7 @@ class Recurrent(Student):
             "narrow_bias": self.narrow.bias,
             "outer_norm": self.outer_norm.weight,
             **({} if self.neighbours is None else self.neighbours.arrays()),
+            **({} if self.time is None else self.time.arrays()),
         }
 
 

@@ -84,6 +84,8 @@ class Student(SequenceModel):
     """The settings that `distilrec tune` searches; the width is left to the user."""
     size: ClassVar[Size] = Size()
     """The setting that `distilrec sweep` changes."""
+    timezone: str | None = None
+    """Zone of hours and days, where the student is told the time."""
 
     @abstractmethod
     def __init__(self, dataset: Dataset, config: Any) -> None:

@@ -13,8 +13,7 @@ import torch
 from torch.nn import functional
 
 from distilrec.engine.kernels import kernel
-from distilrec.errors import InvalidValueError
-from distilrec.networks.batches import Batch
+from distilrec.networks.batches import Batch, times_of
 from distilrec.networks.full_precision import in_float32
 from distilrec.networks.on_cpu import in_threads, takes_kernels
 
@@ -35,12 +34,8 @@ def pair_buckets(batch: Batch) -> torch.Tensor:
 
     Raises InvalidValueError for a batch that does not know when its events happened.
     """
-    if batch.asked is None or batch.times is None:
-        raise InvalidValueError(
-            "this network is told when events happened, and these histories do not say it",
-            fix="give Histories with times and now, such as those of Dataset.histories",
-        )
-    return gap_buckets(batch.asked.unsqueeze(2) - batch.times.unsqueeze(1))
+    times, asked = times_of(batch)
+    return gap_buckets(asked.unsqueeze(2) - times.unsqueeze(1))
 
 
 @in_float32

@@ -290,6 +290,12 @@ def _check(config: StudentConfig, dataset: Dataset) -> None:
             fix="set neighbours = 0 in [student]",
             parameter="neighbours",
         )
+    if config.time:
+        raise ConfigError(
+            "a student that is told the time cannot be trained privately",
+            fix="set time = false in [student]",
+            parameter="time",
+        )
     names = {encoding.name for encoding in dataset.info.item_encoder.encodings}
     if names & {feature.name for feature in derived_features(dataset.info.schema)}:
         raise ConfigError(

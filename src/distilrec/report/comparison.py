@@ -19,6 +19,7 @@ from distilrec.data.dataset import UNKNOWN_ITEM, Dataset, Histories
 from distilrec.data.order import Order
 from distilrec.engine.runtimes.kinds import make_runtime
 from distilrec.measure import metrics
+from distilrec.measure.asked import user_asked
 from distilrec.measure.latency import Latency
 from distilrec.measure.ranking import Questions, Ranking, Scorer, rank
 from distilrec.measure.ranking import questions as questions_of
@@ -53,7 +54,8 @@ class BundleScorer:
         state = self._runtime.new_state()
         start, stop = histories.offsets[k], histories.offsets[k + 1]
         self._runtime.fold(state, histories.items[start:stop], histories.events[start:stop])
-        return self._runtime.scores(self._runtime.query(state, self._users[histories.users[k]]))
+        user = user_asked(self._runtime, self._users[histories.users[k]], histories, k)
+        return self._runtime.scores(self._runtime.query(state, user))
 
 
 @dataclass(frozen=True)

@@ -96,13 +96,13 @@ class Answers:
             await self._storage.catch_up(recommender, [user_id])
         user, known = _asked(recommender, user_id, request)
         items, unknown = known_items(recommender, request.item_ids, skip=request.skip_unknown)
-        ranked = recommender.recommend(user, items)
+        ranked = recommender.recommend(user, items, now=request.now)
         best = [one.item_id for one in ranked], [one.score for one in ranked]
         return RecommendResponse(
             user_id,
             known,
             recommender.model_version,
-            _ranked(recommender, user, best, explain=request.explain, titles=request.titles),
+            _ranked(recommender, user, best, request),
             unknown,
         )
 
@@ -114,7 +114,7 @@ class Answers:
         if user_id is None or request.history is not None:
             return self._of_session(recommender, user_id, request)
         best = recommender.best(
-            user_id, request.k, request.exclude_seen, request.filter, request.diversity
+            user_id, request.k, request.exclude_seen, request.filter, request.diversity, request.now
         )
         if request.filter is None:
             self._models.recent.append(request)
@@ -124,7 +124,7 @@ class Answers:
             user_id,
             recommender.knows_user(user_id),
             recommender.model_version,
-            _ranked(recommender, user_id, best, explain=request.explain, titles=request.titles),
+            _ranked(recommender, user_id, best, request),
         )
 
     def _of_session(
@@ -133,13 +133,13 @@ class Answers:
         """Answer about a history that the request tells; it is not remembered for shadowing."""
         user, known = _asked(recommender, user_id, request)
         best = recommender.best(
-            user, request.k, request.exclude_seen, request.filter, request.diversity
+            user, request.k, request.exclude_seen, request.filter, request.diversity, request.now
         )
         return RecommendResponse(
             user_id,
             known,
             recommender.model_version,
-            _ranked(recommender, user, best, explain=request.explain, titles=request.titles),
+            _ranked(recommender, user, best, request),
         )
 
     def _check_cost(self, requests: Sequence[RecommendRequest]) -> None:
@@ -206,7 +206,7 @@ def _asked(
     if request.history is None:
         assert user_id is not None  # `_user_of` has seen to it
         return user_id, known
-    session = recommender.session(request.history, user_id)
+    session = recommender.session(request.history, user_id, now=request.now)
     return session, known or bool(session.length)
 
 
@@ -214,16 +214,15 @@ def _ranked(
     recommender: Recommender,
     user_id: str | User,
     best: tuple[list[str], list[float]],
-    *,
-    explain: bool,
-    titles: bool,
+    request: RecommendRequest | RankRequest,
 ) -> list[RankedItem]:
     items, scores = best
+    explain, titles = request.explain, request.titles
     if not explain and not titles:
         return list(map(RankedItem, items, scores, count(1)))
     whys: list[list[Contribution]] = [[] for _ in items]
     if explain and items:
-        whys = recommender.explain_many(user_id, items, _REASONS)
+        whys = recommender.explain_many(user_id, items, _REASONS, now=request.now)
     found = []
     for rank, item, score, why in zip(count(1), items, scores, whys, strict=False):
         because = [

@@ -34,7 +34,7 @@ from distilrec.serve.tensors import (
 
 MODEL_NAME = "distilrec"
 
-_INPUTS = {"user_id": "BYTES", "k": "INT64"}
+_INPUTS = {"user_id": "BYTES", "k": "INT64", "now": "INT64"}
 _OUTPUTS = {"item_id": "BYTES", "score": "FP32", "count": "INT32"}
 _SEE = "see /v2/models/distilrec for the inputs"
 
@@ -71,7 +71,8 @@ class RequestedOutput(msgspec.Struct, frozen=True):
 
 
 class InferRequest(msgspec.Struct, frozen=True):
-    """Inputs: `user_id`, BYTES [n]; optionally `k`, any integers [1], 10 without it.
+    """Inputs: `user_id`, BYTES [n]; optionally `k`, any integers [1], 10 without it, and `now`, any
+    integers [1], when it is asked, in seconds since 1970, the time of the clock without it.
 
     The parameter `binary_data_output` asks for all outputs in binary form.
     """
@@ -152,7 +153,11 @@ def model_metadata(service: Service) -> ModelMetadata:
         MODEL_NAME,
         [service.models.active.version],
         "distilrec",
-        [TensorMetadata("user_id", "BYTES", [-1]), TensorMetadata("k", "INT64", [1])],
+        [
+            TensorMetadata("user_id", "BYTES", [-1]),
+            TensorMetadata("k", "INT64", [1]),
+            TensorMetadata("now", "INT64", [1]),
+        ],
         [
             TensorMetadata("item_id", "BYTES", [-1, -1]),
             TensorMetadata("score", "FP32", [-1, -1]),
@@ -218,7 +223,7 @@ async def infer(service: Service, inference: Inference) -> InferResponse | Reply
     tensors = {tensor.name: tensor for tensor in request.inputs}
     if "user_id" not in tensors:
         raise RequestError(
-            "there is no input user_id", fix="give user_id (BYTES) and optionally k (INT64)"
+            "there is no input user_id", fix="give user_id (BYTES) and optionally k and now (INT64)"
         )
     users = [as_id(value, "user_id") for value in _values(tensors["user_id"], inference.binary)]
     k = 10
@@ -226,9 +231,10 @@ async def infer(service: Service, inference: Inference) -> InferResponse | Reply
         (k,) = _values(tensors["k"], inference.binary)
         if k < 1:
             raise RequestError(f"k is {k}", fix="give a number from 1")
+    now = _values(tensors["now"], inference.binary)[0] if "now" in tensors else None
     answers = (
         await service.answers.recommend_batch(
-            BatchRequest([RecommendRequest(user, k) for user in users])
+            BatchRequest([RecommendRequest(user, k, now=now) for user in users])
         )
     ).results
     return _response(request, chosen, answers, k)
@@ -314,8 +320,8 @@ def _values(tensor: InputTensor, binary: dict[str, bytes]) -> list[Any]:
         )
     if (datatype != "BYTES") if name == "user_id" else (datatype not in INTEGERS):
         raise RequestError(f"the input {name!r} is {datatype}, not {_INPUTS[name]}", fix=_SEE)
-    if len(tensor.shape) != 1 or tensor.shape[0] < 1 or (name == "k" and tensor.shape != [1]):
-        wanted = "[1]" if name == "k" else "[n], with n from 1"
+    if len(tensor.shape) != 1 or tensor.shape[0] < 1 or (name != "user_id" and tensor.shape != [1]):
+        wanted = "[1]" if name != "user_id" else "[n], with n from 1"
         raise RequestError(
             f"the shape of the input {name!r} is {tensor.shape}, not {wanted}", fix=_SEE
         )

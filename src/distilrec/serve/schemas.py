@@ -20,6 +20,7 @@ UserId = Annotated[str, Meta(extra_json_schema={"minLength": 1, "maxLength": 256
 ItemId = UserId
 MAX_SESSION_ID = 100
 Share = Annotated[float, Meta(ge=0, le=1)]
+Moment = Annotated[float, Meta(ge=0)] | None
 FeatureValue = str | float | bool | list[str] | None
 Features = dict[str, FeatureValue]
 
@@ -41,14 +42,16 @@ class HistoryEvent(PastEvent, frozen=True):
 
     item_id: ItemId
     event_type: Annotated[str, Meta(min_length=1, max_length=MAX_EVENT_TYPE)] = "interaction"
-    timestamp: Annotated[float, Meta(ge=0)] | None = None
+    timestamp: Moment = None
 
 
 class RecommendRequest(Request, frozen=True):
     """The `k` best items for a user. `explain` adds what past events did for each score, `titles`
     the titles.
 
-    `diversity` from 0 to 1 trades score against likeness between the items.
+    `diversity` from 0 to 1 trades score against likeness between the items. `now`: when it is
+    asked, seconds since 1970, at most five minutes in the future and not before the user's last
+    event; the time of the clock where it is left out.
     `history`: what happened in a session, oldest first, as ids of items or as events; nothing of it
     is stored. In place of a `user_id`, or after all that is known of that user.
     """
@@ -61,6 +64,7 @@ class RecommendRequest(Request, frozen=True):
     explain: bool = False
     titles: bool = False
     history: list[ItemId | HistoryEvent] | None = None
+    now: Moment = None
 
 
 class BatchRequest(Request, frozen=True):
@@ -71,7 +75,7 @@ class BatchRequest(Request, frozen=True):
 
 class RankRequest(Request, frozen=True):
     """These items for a user, best first, seen or not. `skip_unknown` leaves unknown items out;
-    `history` as for recommendations.
+    `history` and `now` as for recommendations.
     """
 
     item_ids: Annotated[list[ItemId], Meta(min_length=1)]
@@ -80,6 +84,7 @@ class RankRequest(Request, frozen=True):
     titles: bool = False
     skip_unknown: bool = False
     history: list[ItemId | HistoryEvent] | None = None
+    now: Moment = None
 
 
 class SimilarRequest(Request, frozen=True):
@@ -111,7 +116,7 @@ class EventBody(EventInput, frozen=True):
     user_id: UserId
     item_id: ItemId
     event_type: Annotated[str, Meta(min_length=1, max_length=MAX_EVENT_TYPE)] = "interaction"
-    timestamp: Annotated[float, Meta(ge=0)] | None = None
+    timestamp: Moment = None
     event_id: Annotated[str, Meta(min_length=1, max_length=MAX_EVENT_ID)] | None = None
 
 

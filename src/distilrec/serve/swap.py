@@ -300,6 +300,7 @@ class Swap:
                     request.exclude_seen,
                     request.filter,
                     request.diversity,
+                    request.now,
                 )
                 lists.append(best)
                 spent.append((time.perf_counter() - started) * 1e6)

@@ -30,6 +30,7 @@ from distilrec.data.dataset import Dataset, Histories
 from distilrec.data.preparation import prepare_dataset
 from distilrec.data.schema import Feature, Schema
 from distilrec.engine.embedding import embed_bag
+from distilrec.engine.golden import user_of
 from distilrec.engine.items import Floats, Places
 from distilrec.engine.loops import RuntimeName, loops_of
 from distilrec.engine.recommender import Recommender, load
@@ -38,6 +39,7 @@ from distilrec.engine.runtimes.runtime import Runtime
 from distilrec.errors import BundleCorruptedError, ConfigError
 from distilrec.export.export import export_bundle, holds
 from distilrec.files import write_whole
+from distilrec.measure.asked import user_asked
 from distilrec.networks.batches import prediction_batch
 from distilrec.networks.kinds import STUDENTS
 from distilrec.networks.sequence import TorchScorer
@@ -47,6 +49,7 @@ from distilrec.training.options import TrainingConfig
 from distilrec.training.trained import TrainedModel, train_model
 
 LONGEST = 60  # events of a history
+FIRST_TIME, LAST_TIME = 1.5e9, 1.7e9
 _TOLERANCE = 1e-5
 _COMMON = {"vectors", "biases", "user_table", "item_table"}
 _EVERYTHING = np.zeros(0, np.uint8)
@@ -57,7 +60,7 @@ def small_dataset() -> Dataset:
     """Return a data set of 50 users and 32 items, two of which have no events."""
     rng = np.random.default_rng(0)
     rows = [
-        (f"u{user}", f"i{item}", 1_500_000_000.0 + 60 * n, str(rng.choice(["view", "buy"])))
+        (f"u{user}", f"i{item}", FIRST_TIME + 60 * n, str(rng.choice(["view", "buy"])))
         for user in range(50)
         for n, item in enumerate(rng.choice(30, rng.integers(4, 15), replace=False))
     ]
@@ -168,7 +171,7 @@ class StudentContract:
         with torch.inference_mode():
             batch = prediction_batch(one, dataset.catalogue_size, student.max_history)
             encoded = student.encode(batch, student.items.vectors())[batch.targets == 0]
-        user = user_vector(bundle, dataset, int(one.users[0]))
+        user = asking(runtime, bundle, dataset, one)
         state = folded(runtime, one.items, one.events)
         query = runtime.query(state, user)
         width = encoded.shape[1]
@@ -198,7 +201,7 @@ class StudentContract:
         masked = data.draw(st.booleans())
         mask = np.arange(dataset.catalogue_size) % 3 > 0
         state = folded(runtime, one.items, one.events)
-        user = user_vector(bundle, dataset, int(one.users[0]))
+        user = asking(runtime, bundle, dataset, one)
         seen = np.unique(one.items)
         found, scores = runtime.best(
             state, user, seen, mask.astype(np.uint8) if masked else _EVERYTHING, k
@@ -279,7 +282,7 @@ class StudentContract:
         for golden in bundle.manifest.golden:
             items = np.array(golden.items, np.int32)
             state = folded(runtime, items, np.array(golden.events, np.int32))
-            user = embed_bag(golden.user_features, bundle.weights.user_table)
+            user = user_of(golden, bundle, runtime)
             found, scores = runtime.best(state, user, items, _EVERYTHING, len(golden.top_items))
             np.testing.assert_allclose(scores, golden.top_scores, 1e-4, 1e-4)
             every = runtime.scores(runtime.query(state, user))
@@ -318,13 +321,15 @@ class StudentContract:
     def test_searches(self, trained: TrainedModel, dataset: Dataset, folder: Path) -> None:
         """Those of the kind answer, with exact scores; the others are refused."""
         exact = load(folder)
-        every = {answer.item_id: answer.score for answer in exact.recommend("u1", k=999)}
+        every = {
+            answer.item_id: answer.score for answer in exact.recommend("u1", k=999, now=LAST_TIME)
+        }
         for search in get_args(SearchKind):
             if search not in RUNTIMES[kind_of(self.config)].searches:
                 with pytest.raises(ConfigError, match=f"cannot be searched by {search!r}"):
                     load(folder, search=search)
             elif search != "graph":  # a graph is a file of its own
-                answers = load(folder, search=search).recommend("u1", k=5)
+                answers = load(folder, search=search).recommend("u1", k=5, now=LAST_TIME)
                 for answer in answers:
                     assert answer.score == pytest.approx(every[answer.item_id], abs=1e-4)
 
@@ -338,7 +343,8 @@ class StudentContract:
             one = dataset.histories(np.array([user]), dataset.offsets[user + 1 : user + 2])
             scores = TorchScorer(student).scores(one)[0].astype(np.float64)
             scores[one.items] = -np.inf
-            answers = recommender.recommend(info.user_ids[user], k=5)
+            assert one.now is not None
+            answers = recommender.recommend(info.user_ids[user], k=5, now=float(one.now[0]))
             expected = [info.item_ids[item] for item in np.argsort(-scores, kind="stable")[:5]]
             assert [answer.item_id for answer in answers] == expected
             np.testing.assert_allclose(
@@ -355,12 +361,18 @@ class StudentContract:
         """Each contribution is the score minus that of a user without this one event."""
         items, asked = dataset.info.item_ids[3 : 3 + events], dataset.info.item_ids[20]
         log = [
-            {"user_id": "a", "item_id": item, "event_type": "buy" if n % 2 else "view"}
+            {
+                "user_id": "a",
+                "item_id": item,
+                "event_type": "buy" if n % 2 else "view",
+                "timestamp": FIRST_TIME + 4.0**n,
+            }
             for n, item in enumerate(items)
         ]
+        now = FIRST_TIME + 5.0**events
         recommender.update(log)
-        (whole,) = recommender.recommend("a", [asked])
-        contributions = recommender.explain("a", asked, k=99)
+        (whole,) = recommender.recommend("a", [asked], now=now)
+        contributions = recommender.explain("a", asked, k=99, now=now)
         assert sorted(one.place for one in contributions) == list(range(events))
         for item, contribution, place in contributions:
             assert item == items[place]
@@ -368,7 +380,7 @@ class StudentContract:
             recommender.update(
                 {**event, "user_id": other} for n, event in enumerate(log) if n != place
             )
-            (without,) = recommender.recommend(other, [asked])
+            (without,) = recommender.recommend(other, [asked], now=now)
             assert contribution == pytest.approx(whole.score - without.score, abs=2e-5)
         sizes = [abs(one.contribution) for one in contributions]
         assert sizes == sorted(sizes, reverse=True)
@@ -380,28 +392,34 @@ class StudentContract:
         features = {"genres": [f"g{cold % 4}", f"h{cold % 3}"], "price": 3.0}
         recommender.add_item("one", features)
         recommender.add_item("two", features)
-        one, two = recommender.recommend("u1", ["one", "two"])
+        one, two = recommender.recommend("u1", ["one", "two"], now=LAST_TIME)
         assert one.score == two.score
         assert {"one", "two"} <= {answer.item_id for answer in recommender.recommend("u1", k=999)}
 
 
 def histories(dataset: Dataset) -> st.SearchStrategy[Histories]:
-    """Return a strategy of the history of one user."""
+    """Return a strategy of the history of one user, with the time of the question."""
+    gap = st.one_of(st.floats(0, 100), st.floats(0, 5e7))  # seconds
     event = st.tuples(
         st.integers(0, dataset.catalogue_size - 1),
         st.integers(0, len(dataset.info.event_types) - 1),
+        gap,
     )
 
-    def made(drawn: tuple[int, list[tuple[int, int]]]) -> Histories:
-        user, events = drawn
+    def made(drawn: tuple[int, list[tuple[int, int, float]], float]) -> Histories:
+        user, events, wait = drawn
+        times = FIRST_TIME + np.cumsum(np.array([gap for _, _, gap in events], np.float64))
         return Histories(
             np.array([user]),
             np.array([0, len(events)]),
-            np.array([item for item, _ in events], np.int32),
-            np.array([event_type for _, event_type in events], np.int32),
+            np.array([item for item, _, _ in events], np.int32),
+            np.array([event_type for _, event_type, _ in events], np.int32),
+            times,
+            times.max(initial=FIRST_TIME, keepdims=True) + wait,
         )
 
-    return st.tuples(st.integers(0, dataset.users - 1), st.lists(event, max_size=LONGEST)).map(made)
+    users = st.integers(0, dataset.users - 1)
+    return st.tuples(users, st.lists(event, max_size=LONGEST), gap).map(made)
 
 
 def folded(runtime: Runtime, items: Places, events: Places) -> Floats:
@@ -416,6 +434,11 @@ def user_vector(bundle: Bundle, dataset: Dataset, user: int) -> Floats:
     features = dataset.user_features
     pairs = zip(features.columns[user], features.weights[user], strict=True)
     return embed_bag(pairs, bundle.weights.user_table)
+
+
+def asking(runtime: Runtime, bundle: Bundle, dataset: Dataset, one: Histories) -> Floats:
+    """Return what stands for U f_u when a user asks, (dim,)."""
+    return user_asked(runtime, user_vector(bundle, dataset, int(one.users[0])), one, 0)
 
 
 def rewrite(bundle: Bundle, weights: Arrays, folder: Path) -> None:

@@ -19,6 +19,7 @@ from distilrec.engine.runtimes.neighbours import (
 )
 from distilrec.engine.runtimes.runtime import Runtime
 from distilrec.engine.search import make_search
+from distilrec.engine.time_inputs import shapes_of_time, time_inputs_in
 
 NORM_EPSILON = np.float32(1e-6)
 
@@ -58,6 +59,8 @@ class RecurrentRuntime(Runtime):
         self._latest_floats = 2 * self._neighbours.events
         self._state_shape = (len(self._decay) + 1 + self._neighbours.rows_of_state(dim), dim)
         self._query_length = max(len(self._columns), dim + self._latest_floats)
+        self._time = time_inputs_in(bundle.manifest, w, kernels)
+        self.timed = self._time is not None
         self._query = self._new_query()  # reused
         self._scores = np.empty_like(biases)
 
@@ -76,6 +79,7 @@ class RecurrentRuntime(Runtime):
             "narrow_bias": (dim,),
             "outer_norm": (dim,),
             **shapes_of_neighbours(manifest, weights),
+            **shapes_of_time(manifest, weights),
         }
 
     @staticmethod
@@ -96,6 +100,9 @@ class RecurrentRuntime(Runtime):
         )
         if self._kept_events:
             self._kernels.keep_latest(self._kept(state), items, events, self._kept_events)
+
+    def asked_at(self, user: Floats, last: float, now: float) -> Floats:
+        return user if self._time is None else self._time.added(user, last, now)
 
     def query(self, state: Floats, user: Floats) -> Floats:
         query, dim = self._new_query(), self._decay.shape[1]

@@ -28,6 +28,8 @@ class Runtime(ABC):
 
     searches: ClassVar[tuple[SearchKind, ...]] = ("exact",)
     """How the best items can be found."""
+    timed: bool = False
+    """Whether answers depend on the time at which they are asked for; see `asked_at`."""
 
     @abstractmethod
     def __init__(self, bundle: Bundle, search: SearchKind, kernels: ModuleType) -> None:
@@ -62,10 +64,19 @@ class Runtime(ABC):
     def fold(self, state: Floats, items: Places, events: Places) -> None:
         """Update the state in place by these events, oldest first."""
 
+    def asked_at(self, user: Floats, last: float, now: float) -> Floats:
+        """Return what stands for U f_u in an answer at a time, (dim,), for a student that is
+        `timed`.
+
+        user: U f_u; last: when the user's last event happened, NEVER without one; now: the time of
+        the question; both in seconds since 1970.
+        """
+        return user
+
     @abstractmethod
     def query(self, state: Floats, user: Floats) -> Floats:
         """Return the query of a user, to be given to `scores`: what `encode` gives in training,
-        with zeros behind it where the kernels need them. user: U f_u, (dim,).
+        with zeros behind it where the kernels need them. user: U f_u, (dim,), or `asked_at`.
         """
 
     @abstractmethod
