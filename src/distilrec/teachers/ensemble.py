@@ -114,7 +114,8 @@ def _windows(asked: Sequence[Teacher]) -> int:
 
 def pooled_ensemble(members: Sequence[Teacher], dataset: Dataset, seed: int) -> EnsembleTeacher:
     """Return the ensemble whose weights are the best on validation NDCG@10 as far as its users can
-    show, and never worse there than a member alone.
+    show, and never worse there than a member alone. A network that no other member helps has the
+    weight 1: it teaches what it would teach by itself.
 
     seed: of the sample of users, where all are too many to be asked for many weights.
     """
@@ -131,6 +132,10 @@ def pooled_ensemble(members: Sequence[Teacher], dataset: Dataset, seed: int) -> 
         together = mean_ndcg(pool, held_out)
         if together >= max(alone):
             break
+    best = int(np.argmax(weights))
+    others_help = np.count_nonzero(weights) > 1 or alone[best] < max(alone)
+    if not others_help and not isinstance(members[best], ItemWeightsTeacher):
+        weights, together = np.eye(len(members))[best], alone[best]
     return EnsembleTeacher(members, Pooling(tuple(weights.tolist()), identities, alone, together))
 
 

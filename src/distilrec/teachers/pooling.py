@@ -8,7 +8,7 @@ search over many weights finds what only these users show: weights give way to o
 mean gain over the users is more than its standard error. Only to be no worse than the best member
 alone, they give way to any that are better; and a member without which the pool is as good leaves
 it. In the end all validation users are asked whether the pool is no worse than its best member;
-otherwise that member stands alone.
+otherwise that member stands alone. A network that stands alone has the weight 1.
 """
 
 from __future__ import annotations
