@@ -32,7 +32,7 @@ from distilrec.runs.config import RunConfig
 from distilrec.serve.app import endpoints
 from distilrec.serve.config import ServiceConfig
 from distilrec.serve.http import Endpoint
-from distilrec.serve.schemas import RecommendRequest, SimilarRequest
+from distilrec.serve.schemas import PopularRequest, RecommendRequest, SimilarRequest
 from distilrec.settings import converted
 from distilrec.training.options import TrainingConfig
 from distilrec.training.trained import train_model
@@ -151,7 +151,8 @@ def test_configurations_are_valid(text):
 
 @pytest.mark.parametrize("text", blocks("json"))
 def test_bodies_are_valid(text):
-    kind = SimilarRequest if "item_ids" in json.loads(text) else RecommendRequest
+    kinds = {"item_ids": SimilarRequest, "window": PopularRequest}
+    kind = next((kinds[name] for name in kinds if name in json.loads(text)), RecommendRequest)
     msgspec.json.decode(text, type=kind)
 
 

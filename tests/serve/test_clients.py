@@ -477,6 +477,12 @@ def check_events_and_users(models, ok):
         [models.EventBody("reader", "i1", event_type="buy", event_id="one")]
     )
     assert ok("events", body=events).accepted == 1 and ok("events", body=events).duplicates == 1
+    bought = ok(
+        "popular", body=models.PopularRequest(event_types=["buy"], half_life=5, titles=True)
+    )
+    assert [(item.item_id, item.score, bool(item.title)) for item in bought.items] == [
+        ("i1", 1.0, True)
+    ]
     cold = models.UserRequest(models.UserRequestFeatures.from_dict({"age": 30, "country": "fr"}))
     assert ok("put_user", "cold", body=cold).status == "stored"
     assert ok("get_user", "cold").features.to_dict() == {"age": 30, "country": "fr"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import collections
 import threading
 
 import httpx
@@ -15,7 +16,7 @@ from distilrec.serve.config import ServiceConfig
 from distilrec.serve.keys import Keys
 from distilrec.serve.service import open_service
 from distilrec.stores.opening import SCHEMES, Scheme, open_store, shown
-from distilrec.stores.records import ItemRecord, UserRecord, merged, taken_over
+from distilrec.stores.records import ItemRecord, UserRecord, hour_of, merged, taken_over
 from distilrec.testing.stores import StoreContract
 
 
@@ -115,6 +116,16 @@ class MemoryStore:
 
     def erased_among(self, user_ids):
         return [user for user in user_ids if user in self.memory.erased]
+
+    def counts(self, first, last, event_types=None):
+        with self._open() as memory:
+            events = [event for log in memory.events.values() for event in log]
+        return collections.Counter(
+            (hour_of(event.timestamp), event.item_id)
+            for event in events
+            if first <= hour_of(event.timestamp) <= last
+            and (event_types is None or event.event_type in event_types)
+        )
 
     def put_item(self, record):
         with self._open() as memory:

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import repeat
+from itertools import islice, repeat
 from pathlib import Path
 from typing import Any
 
@@ -417,6 +417,33 @@ class Recommender:
                 places, best = self._diversified(places, best, k, diversity)
             ids = self._item_ids
         return [ids[place] for place in places.tolist()], best.tolist()
+
+    def first_of(
+        self,
+        ranking: Iterable[tuple[str, float]],
+        k: int,
+        user_id: Id | None = None,
+        where: Filter | None = None,
+    ) -> list[Recommendation]:
+        """Return the first k items of a ranking that may be recommended and pass the filter, with
+        their scores; items that are not in the catalogue are left out.
+
+        user_id: also leave out what this user has already had. Raises InvalidIdError, and
+        ConfigError for k < 1 and a filter that does not fit.
+        """
+        if k < 1:
+            raise _impossible(k, 0.0)
+        with self.lock:
+            mask = self._filters.mask(where)
+            user = None if user_id is None else self._sessions.find(user_id)
+            seen = set(user.items.tolist()) if user else set()
+            places = ((self._catalogue.index.get(item), score) for item, score in ranking)
+            passing = (
+                Recommendation(self._item_ids[place], score)
+                for place, score in places
+                if place is not None and place not in seen and (not len(mask) or mask[place])
+            )
+            return list(islice(passing, k))
 
     def _diversified(
         self, places: Places, scores: Floats, k: int, diversity: float

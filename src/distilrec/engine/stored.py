@@ -7,7 +7,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from uuid import uuid4
@@ -19,6 +19,7 @@ from distilrec.engine.events import MAX_EVENT_ID, MAX_EVENT_TYPE
 from distilrec.engine.filters import Filter
 from distilrec.engine.history import History, check_timestamp
 from distilrec.engine.locks import fork_safe_lock
+from distilrec.engine.popular import WEEK, ranking_of, window_of
 from distilrec.engine.recommender import Recommender
 from distilrec.engine.similar import POPULARITY
 from distilrec.engine.users import User
@@ -206,6 +207,32 @@ class StoredRecommender:
                 diversity=diversity,
                 popularity=popularity,
             )
+
+    def popular(
+        self,
+        k: int = 10,
+        *,
+        window: int = WEEK,
+        half_life: float | None = None,
+        event_types: Collection[str] | None = None,
+        user_id: Id | None = None,
+        where: Filter | None = None,
+    ) -> list[Recommendation]:
+        """Return the k items with most stored events of late, with their numbers, best first.
+
+        window: in hours, the current one and those before it, up to 2,160; half_life: hours after
+        which an event counts half, all count alike without it; event_types: that count, all without
+        them. user_id: leave out what this user has already had; where: only items that pass this
+        filter.
+        Raises ConfigError for another window and as `Recommender.first_of` does, InvalidIdError,
+        StoreError.
+        """
+        chosen = window_of(window, half_life, event_types)
+        with self._lock:
+            if user_id is not None:
+                bring_up_to_date(self.recommender, self.store, [user_id])
+            ranking = ranking_of(self.store, chosen, self._clock.now())
+        return self.recommender.first_of(ranking, k, user_id, where)
 
     def update(self, events: Iterable[EventInput | Mapping[str, object]]) -> list[bool]:
         """Store events, durably, and follow them; return for each whether it is new (not a repeated

@@ -18,6 +18,7 @@ from distilrec.serve import (
     items,
     kserve,
     pages,
+    popular,
     similar,
     swap,
     users,
@@ -55,6 +56,7 @@ def endpoints(service: Service) -> list[Endpoint]:
     return [
         *answers.endpoints(service.answers, config),
         *similar.endpoints(service.similar),
+        *popular.endpoints(service.popular),
         *events.endpoints(service.events, config),
         *items.endpoints(service.items),
         *users.endpoints(service.users),

@@ -12,13 +12,16 @@ from msgspec import Meta
 from distilrec.engine.events import MAX_EVENT_ID, MAX_EVENT_TYPE
 from distilrec.engine.filters import Filter
 from distilrec.engine.history import PastEvent
+from distilrec.engine.popular import WEEK
 from distilrec.engine.similar import POPULARITY
 from distilrec.engine.stored import EventInput
+from distilrec.stores.records import KEPT_HOURS
 
 UserId = Annotated[str, Meta(extra_json_schema={"minLength": 1, "maxLength": 256})] | int | float
 """What may stand for an id; `distilrec.ids.as_id` says which of these are ids."""
 ItemId = UserId
 MAX_SESSION_ID = 100
+EventType = Annotated[str, Meta(min_length=1, max_length=MAX_EVENT_TYPE)]
 Share = Annotated[float, Meta(ge=0, le=1)]
 Moment = Annotated[float, Meta(ge=0)] | None
 FeatureValue = str | float | bool | list[str] | None
@@ -41,7 +44,7 @@ class HistoryEvent(PastEvent, frozen=True):
     """
 
     item_id: ItemId
-    event_type: Annotated[str, Meta(min_length=1, max_length=MAX_EVENT_TYPE)] = "interaction"
+    event_type: EventType = "interaction"
     timestamp: Moment = None
 
 
@@ -105,6 +108,23 @@ class SimilarRequest(Request, frozen=True):
     skip_unknown: bool = False
 
 
+class PopularRequest(Request, frozen=True):
+    """The `k` items with most stored events in the current hour and the `window - 1` hours before.
+
+    `half_life`: hours after which an event counts half; all count alike without it. `event_types`:
+    that count, all without them. `user_id`: leave out what this user has already had. `filter`,
+    `titles`: as for recommendations.
+    """
+
+    k: Annotated[int, Meta(ge=1)] = 10
+    window: Annotated[int, Meta(ge=1, le=KEPT_HOURS)] = WEEK
+    half_life: Annotated[float, Meta(gt=0, le=KEPT_HOURS)] | None = None
+    event_types: Annotated[list[EventType], Meta(min_length=1)] | None = None
+    user_id: UserId | None = None
+    filter: Filter | None = None
+    titles: bool = False
+
+
 class EventBody(EventInput, frozen=True):
     """One interaction.
 
@@ -115,7 +135,7 @@ class EventBody(EventInput, frozen=True):
 
     user_id: UserId
     item_id: ItemId
-    event_type: Annotated[str, Meta(min_length=1, max_length=MAX_EVENT_TYPE)] = "interaction"
+    event_type: EventType = "interaction"
     timestamp: Moment = None
     event_id: Annotated[str, Meta(min_length=1, max_length=MAX_EVENT_ID)] | None = None
 
@@ -210,6 +230,20 @@ class SimilarResponse(Answer, frozen=True):
     model_version: str
     items: list[SimilarItem]
     unknown_items: list[str] = []
+
+
+class PopularItem(Answer, frozen=True):
+    """score: the number of events, older ones counted for less with a half_life."""
+
+    item_id: str
+    score: float
+    rank: int
+    title: str | None = None
+
+
+class PopularResponse(Answer, frozen=True):
+    model_version: str
+    items: list[PopularItem]
 
 
 class BatchResponse(Answer, frozen=True):

@@ -15,6 +15,7 @@ from distilrec.serve.items import Items
 from distilrec.serve.logs import log
 from distilrec.serve.metrics import Metrics
 from distilrec.serve.models import Choice, Models
+from distilrec.serve.popular import Popular
 from distilrec.serve.similar import Similar
 from distilrec.serve.storage import Storage
 from distilrec.serve.swap import ACTIVE_BUNDLE, Swap, first_model, switched_to
@@ -44,6 +45,7 @@ class Service:
         self.upkeep = Upkeep(config, self.models, self.storage, self.swap, self.metrics)
         self.answers = Answers(config, self.models, self.storage)
         self.similar = Similar(config, self.models, self.storage)
+        self.popular = Popular(config, self.models, self.storage)
         self.events = Events(config, self.models, self.storage, self.metrics)
         self.items = Items(self.models, self.storage)
         self.users = Users(self.models, self.storage, self.upkeep, self.events)

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 
+from distilrec.engine.popular import Ranking, Window, ranking_of
 from distilrec.engine.recommender import Recommender
 from distilrec.engine.stored import follow_item, forget_erased
 from distilrec.serve.config import ServiceConfig
@@ -102,6 +103,10 @@ class Storage:
         """Read all that was said about items."""
         records, _ = await asyncio.to_thread(self.store.items)
         return records
+
+    async def ranking(self, window: Window) -> Ranking:
+        """Return the items of a window, best first, which may take long."""
+        return await asyncio.to_thread(ranking_of, self.store, window, time.time())
 
     async def setting(self, name: str) -> str | None:
         return await asyncio.to_thread(self.store.setting, name)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import secrets
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 import msgspec
@@ -157,6 +157,17 @@ class Store(Protocol):
         """Return those of whom a bundle's history must not be used."""
         ...
 
+    def counts(
+        self, first: int, last: int, event_types: Collection[str] | None = None
+    ) -> dict[tuple[int, str], int]:
+        """Return how many events, of these types or of all, happened to each item in each hour from
+        first to last, by hour and item id; only hours with events.
+
+        Hours are counted since 1970. Events that were `KEPT_HOURS` old when they arrived need not
+        be counted; those of erased users are not.
+        """
+        ...
+
     def put_item(self, record: ItemRecord) -> None:
         """Keep what was said about an item, merged with what was said before."""
         ...
@@ -191,6 +202,15 @@ class Store(Protocol):
     def close(self) -> None:
         """Write back what there is to write and let go of the store."""
         ...
+
+
+KEPT_HOURS = 90 * 24
+"""For how many hours every store can count events."""
+
+
+def hour_of(timestamp: float) -> int:
+    """Return the hour since 1970 that a time is in."""
+    return int(timestamp // 3600)
 
 
 def decoded_item(raw: bytes, item_id: str) -> ItemRecord | None:

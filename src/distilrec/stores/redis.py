@@ -12,6 +12,7 @@ guarantee that SQLite gives; `check` warns of less.
 | events:ID | list of events, oldest first |
 | ids:ID | set of the event ids of that list |
 | merged:ID, merged-into:ID | sets: the ids taken over into a user; who took an id over |
+| counts:HOUR | hash: events of an hour since 1970 by type and item; leaves by itself |
 | items, items:changes | hash of item records; sorted set of items by their last change |
 | items:counter | number of the last change of an item |
 | erased, erased:counter | set of hashes; number of erasures |
@@ -23,7 +24,7 @@ from __future__ import annotations
 import heapq
 import re
 import secrets
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -37,6 +38,7 @@ from distilrec.errors import (
 )
 from distilrec.stores.opening import shown
 from distilrec.stores.records import (
+    KEPT_HOURS,
     ItemRecord,
     Since,
     StoredEvent,
@@ -46,6 +48,7 @@ from distilrec.stores.records import (
     decoded_item,
     decoded_items,
     erased_hash,
+    hour_of,
     merged,
     new_epoch,
     taken_over,
@@ -55,14 +58,21 @@ SCHEMA_VERSION = 1
 _TIMEOUT = 2.0  # seconds
 _READ_ATTEMPTS = 10
 
-# Several events together, all or none; ARGV: prefix, then user, event id, epoch of a new user and
-# payload of each.
+# Several events together, all or none; ARGV: prefix, then user, event id, epoch of a new user,
+# payload, hour, or nothing for an event that is not counted, until when it is counted, and type and
+# item of each.
 _APPEND = """
 local positions, prefix = {}, ARGV[1]
-for i = 2, #ARGV, 4 do
+for i = 2, #ARGV, 7 do
   if redis.call('SADD', prefix .. 'ids:' .. ARGV[i], ARGV[i + 1]) == 1 then
     redis.call('HSETNX', prefix .. 'user:' .. ARGV[i], 'epoch', ARGV[i + 2])
     positions[#positions + 1] = redis.call('RPUSH', prefix .. 'events:' .. ARGV[i], ARGV[i + 3])
+    if ARGV[i + 4] ~= '' then
+      local key = prefix .. 'counts:' .. ARGV[i + 4]
+      if redis.call('HINCRBY', key, ARGV[i + 6], 1) == 1 then
+        redis.call('EXPIREAT', key, ARGV[i + 5])
+      end
+    end
   else
     positions[#positions + 1] = 0
   end
@@ -83,9 +93,18 @@ for i = 4, #ARGV, 2 do
 end
 for i = 2, #ARGV, 2 do
   local user = ARGV[i]
-  removed = removed + redis.call('LLEN', prefix .. 'events:' .. user)
+  local events = redis.call('LRANGE', prefix .. 'events:' .. user, 0, -1)
+  removed = removed + #events
   redis.call('DEL', prefix .. 'user:' .. user, prefix .. 'events:' .. user,
              prefix .. 'ids:' .. user)
+  for _, payload in ipairs(events) do
+    local event = cmsgpack.unpack(payload)
+    local key = prefix .. 'counts:' .. string.format('%d', math.floor(event[3] / 3600))
+    local field = event[2] .. '\\0' .. event[1]
+    if event[6] and redis.call('HEXISTS', key, field) == 1 then
+      if redis.call('HINCRBY', key, field, -1) == 0 then redis.call('HDEL', key, field) end
+    end
+  end
   for _, source in ipairs(redis.call('SMEMBERS', prefix .. 'merged:' .. user)) do
     redis.call('SREM', prefix .. 'merged-into:' .. source, user)
   end
@@ -111,6 +130,12 @@ class _Payload(msgspec.Struct, frozen=True, array_like=True):
     timestamp: float
     received: float
     event_id: str
+    counted: bool = False
+
+    @property
+    def field(self) -> str:
+        """The field of this event in the counts of its hour."""
+        return f"{self.event_type}\0{self.item_id}"
 
 
 class RedisStore:
@@ -170,10 +195,14 @@ class RedisStore:
     def append(self, events: Sequence[StoredEvent]) -> list[int]:
         arguments: list[str | bytes] = [self._prefix]
         for e in events:
-            payload = msgspec.msgpack.encode(
-                _Payload(e.item_id, e.event_type, e.timestamp, e.received, e.event_id)
+            hour = hour_of(e.timestamp)
+            counted = hour_of(e.received) - hour < KEPT_HOURS
+            payload = _Payload(
+                e.item_id, e.event_type, e.timestamp, e.received, e.event_id, counted
             )
-            arguments += [e.user_id, e.event_id, new_epoch(), payload]
+            arguments += [e.user_id, e.event_id, new_epoch(), msgspec.msgpack.encode(payload)]
+            until = str(3600 * (hour + KEPT_HOURS + 1))
+            arguments += [str(hour) if counted else "", until, payload.field]
         with self._errors():
             return [int(position) for position in self._append(args=arguments)] if events else []
 
@@ -269,7 +298,14 @@ class RedisStore:
         def change(pipe: Any) -> int:
             own = pipe.lrange(of_target["events"], 0, -1)
             known = {id_.decode() for id_ in pipe.smembers(of_target["ids"])}
-            new = self._taken_over(pipe.lrange(of_source["events"], 0, -1), source, known)
+            old = pipe.lrange(of_source["events"], 0, -1)
+            new, doubled = self._taken_over(old, source, known)
+            counted = [
+                (key, payload.field)
+                for payload in doubled
+                if payload.counted
+                and pipe.hexists(key := self._counts(hour_of(payload.timestamp)), payload.field)
+            ]
             features = pipe.hget(of_source["user"], "features")
             names = {*map(_text, pipe.smembers(of_source["merged"])), source} - {target}
             pipe.multi()
@@ -284,6 +320,8 @@ class RedisStore:
                 pipe.sadd(of_target["ids"], *(payload.event_id for payload in new))
             if features is not None:
                 pipe.hsetnx(of_target["user"], "features", features)
+            for key, field in counted:
+                pipe.hincrby(key, field, -1)
             pipe.delete(*of_source.values())
             pipe.srem(of_target["merged"], target)
             pipe.sadd(of_target["merged"], *names)
@@ -298,17 +336,17 @@ class RedisStore:
 
     def _taken_over(
         self, payloads: Sequence[bytes], source: str, known: set[str]
-    ) -> list[_Payload]:
-        """Return the events of a user as another one keeps them, without those that this one knows
-        already.
+    ) -> tuple[list[_Payload], list[_Payload]]:
+        """Return the events of a user as another one keeps them, and apart from these, those that
+        this one knows already.
         """
-        renamed = (
-            msgspec.structs.replace(
-                payload, event_id=taken_over(self._salt, source, payload.event_id)
-            )
-            for payload in _decoded(payloads)
-        )
-        return [payload for payload in renamed if payload.event_id not in known]
+        new: list[_Payload] = []
+        doubled: list[_Payload] = []
+        for payload in _decoded(payloads):
+            event_id = taken_over(self._salt, source, payload.event_id)
+            part = doubled if event_id in known else new
+            part.append(msgspec.structs.replace(payload, event_id=event_id))
+        return new, doubled
 
     def merged(self, user_id: str) -> list[str]:
         with self._errors():
@@ -362,6 +400,26 @@ class RedisStore:
         with self._errors():
             hashes = set(map(_text, self._client.smembers(self._prefix + "erased")))
         return [user for user in user_ids if self._hash(user) in hashes] if hashes else []
+
+    def _counts(self, hour: int) -> str:
+        return f"{self._prefix}counts:{hour}"
+
+    def counts(
+        self, first: int, last: int, event_types: Collection[str] | None = None
+    ) -> dict[tuple[int, str], int]:
+        hours = range(first, last + 1)
+        with self._errors():
+            pipe = self._client.pipeline(transaction=False)
+            for hour in hours:
+                pipe.hgetall(self._counts(hour))
+            answers = pipe.execute()
+        found: dict[tuple[int, str], int] = {}
+        for hour, counted in zip(hours, answers, strict=True):
+            for field, number in counted.items():
+                event_type, item_id = _text(field).split("\0", 1)
+                if int(number) > 0 and (event_types is None or event_type in event_types):
+                    found[hour, item_id] = found.get((hour, item_id), 0) + int(number)
+        return found
 
     def put_item(self, record: ItemRecord) -> None:
         table = self._prefix + "items"

@@ -10,7 +10,7 @@ import secrets
 import shutil
 import sqlite3
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
@@ -63,6 +63,7 @@ record BLOB NOT NULL) WITHOUT ROWID;
 PRIMARY KEY (user, source)) WITHOUT ROWID;
     CREATE INDEX merged_sources ON merged (source);
     """,
+    "CREATE INDEX events_by_time ON events (timestamp, event_type, item_id);",
 )
 _BUSY_MILLISECONDS = 5_000
 _LOW_SPACE = 256 * 2**20
@@ -292,6 +293,21 @@ class SqliteStore:
         with self._reading, self._errors():
             hashes = {row[0] for row in self._reader.execute("SELECT hash FROM erased")}
         return [user for user in user_ids if self._hash(user) in hashes] if hashes else []
+
+    def counts(
+        self, first: int, last: int, event_types: Collection[str] | None = None
+    ) -> dict[tuple[int, str], int]:
+        types = None if event_types is None else msgspec.json.encode(list(event_types)).decode()
+        with self._scanning, self._errors():
+            self._check_files()
+            rows = self._scanner.execute(
+                "SELECT CAST(timestamp / 3600 AS INTEGER) AS hour, item_id, count(*) FROM events"
+                " WHERE timestamp >= ? AND timestamp < ?"
+                " AND (? IS NULL OR event_type IN (SELECT value FROM json_each(?)))"
+                " GROUP BY hour, item_id",
+                (3600.0 * first, 3600.0 * (last + 1), types, types),
+            ).fetchall()
+        return {(hour, item): number for hour, item, number in rows}
 
     def put_item(self, record: ItemRecord) -> None:
         with self._transaction() as db:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import Any
@@ -25,7 +26,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distilrec.errors import StoreUnavailableError
-from distilrec.stores.records import ItemRecord, Since, Store, StoredEvent
+from distilrec.stores.records import ItemRecord, Since, Store, StoredEvent, hour_of
 from distilrec.testing.properties import of_contract
 
 Opener = Callable[[], Store]
@@ -236,6 +237,47 @@ class StoreContract:
         assert store.erase("phone") == 0
         assert store.merged("u") == []
         assert len(store.read([Since("u")])[0].events) == 1
+
+    @of_contract
+    @given(data=st.data())
+    def test_counts_are_those_of_the_events_that_are_there(self, store: Store, data: Any) -> None:
+        """Compare with a plain model, through repetitions, merges and erasures."""
+        users, now = ("a", "b"), time.time()
+        for user in users:
+            store.erase(user)
+        for number in range(data.draw(st.integers(0, 12))):
+            user, other = (data.draw(st.sampled_from(users)) for _ in range(2))
+            match data.draw(st.sampled_from(["append", "append", "append", "merge", "erase"])):
+                case "append":
+                    item, kind = data.draw(IDS), data.draw(st.sampled_from(["view", "buy"]))
+                    when = now - data.draw(st.integers(0, 7_200))
+                    name = f"id{data.draw(st.integers(0, 3))}"
+                    store.append([StoredEvent(user, item, kind, when, now + number, name)])
+                case "merge":
+                    store.merge(user, other)
+                case _:
+                    store.erase(user)
+        left = [e for record in store.read([Since(user) for user in users]) for e in record.events]
+        last = hour_of(now)
+        for first in (last - 3, last - 1):
+            for types in (None, ["view"], ["view", "buy"], []):
+                wanted = Counter(
+                    (hour_of(e.timestamp), e.item_id)
+                    for e in left
+                    if hour_of(e.timestamp) >= first and (types is None or e.event_type in types)
+                )
+                assert store.counts(first, last, types) == wanted
+
+    def test_counts_are_there_after_a_restart(self, opener: Opener) -> None:
+        store = opener()
+        now = time.time()
+        store.append([StoredEvent("u", f"i{n % 2}", "view", now, now, f"e{n}") for n in range(3)])
+        store.close()
+        store = opener()
+        hour = hour_of(now)
+        assert store.counts(hour, hour) == {(hour, "i0"): 2, (hour, "i1"): 1}
+        assert store.counts(hour - 5, hour - 1) == {}
+        store.close()
 
     @of_contract
     @given(data=st.data())
