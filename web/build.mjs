@@ -4,7 +4,8 @@
  */
 
 import { execFileSync } from "node:child_process";
-import { readFileSync, writeFileSync } from "node:fs";
+import { createHash } from "node:crypto";
+import { readdirSync, readFileSync } from "node:fs";
 import { createRequire } from "node:module";
 import { fileURLToPath } from "node:url";
 
@@ -24,6 +25,13 @@ const made = {
   },
 };
 
+// What dist/ was built from, so that a test knows without these tools whether it is of the sources beside it.
+const sourceFiles = readdirSync(here("src")).sort().map((file) => `src/${file}`);
+const sources = createHash("sha256");
+for (const name of ["build.mjs", "package-lock.json", "tsconfig.json", ...sourceFiles]) {
+  sources.update(`${name}\0`).update(readFileSync(here(name)));
+}
+
 await build({
   entryPoints: [here("src/index.ts")],
   outfile: `${out}/distilrec.js`,
@@ -33,7 +41,7 @@ await build({
   minify: true,
   charset: "utf8",
   legalComments: "none",
-  banner: { js: "// distilrec, Apache-2.0; built from web/src by web/build.mjs" },
+  banner: { js: "// distilrec, Apache-2.0; built by web/build.mjs from sources with SHA-256 " + sources.digest("hex") },
   plugins: [made],
 });
 const tsc = createRequire(import.meta.url).resolve("typescript/bin/tsc");

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
 import re
 import shutil
 import subprocess
-import threading
-from collections.abc import Iterator
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +16,11 @@ import numpy as np
 import pytest
 
 from distilrec import __version__, load
-from distilrec.bundle.format import read_bundle
 from distilrec.cli import main
 from distilrec.engine.filters import Filter
-from distilrec.engine.web import write_drec
 from distilrec.errors import DistilrecError
-from distilrec.export.export import export_bundle
 from distilrec.stores.records import ItemRecord
-from distilrec.training.options import TrainingConfig
-from distilrec.training.trained import train_model
-from tests import ROOT, small_run
+from tests import ROOT
 from tests.servers import program
 
 pytestmark = pytest.mark.slow
@@ -170,24 +162,6 @@ def in_python(file: Path, runtime: str, made: list[dict[str, Any]]) -> list[dict
 
 
 @pytest.fixture(scope="module")
-def trained(small, tmp_path_factory) -> Path:
-    """The bundle of a student with all that the kind can have."""
-    config = msgspec.structs.replace(small_run.STUDENTS["recurrent"], neighbours=5)
-    student = train_model(config, small, TrainingConfig(epochs=2, batch_size=16), seed=0)
-    folder = tmp_path_factory.mktemp("web") / "bundle"
-    export_bundle(student, small, folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def student(trained) -> Path:
-    """The same student in one file."""
-    file = trained.parent / "student.drec"
-    assert write_drec(read_bundle(trained), file).overlap > 0.95
-    return file
-
-
-@pytest.fixture(scope="module")
 def answers(student):
     """The answers of an engine to all cases, each engine asked once."""
     made, found = cases(), {}
@@ -298,6 +272,15 @@ def test_the_package_is_small_and_has_the_version_of_distilrec():
     assert all("integrity" in entry for name, entry in lock.items() if name)
 
 
+def test_what_is_committed_was_built_from_these_sources():
+    files = sorted(f"src/{path.name}" for path in (PACKAGE / "src").iterdir())
+    sources = hashlib.sha256()
+    for name in ("build.mjs", "package-lock.json", "tsconfig.json", *files):
+        sources.update(name.encode() + b"\0" + (PACKAGE / name).read_bytes())
+    first = (PACKAGE / "dist" / "distilrec.js").read_text(encoding="utf-8").split("\n")[0]
+    assert first.endswith(f"SHA-256 {sources.hexdigest()}"), "run make web-build"
+
+
 def test_what_is_committed_is_what_the_sources_build(tmp_path):
     if not (PACKAGE / "node_modules" / "esbuild").is_dir():
         pytest.skip("the tools of the build are not installed (make web-build)")
@@ -323,24 +306,6 @@ def test_the_command_line_writes_the_file(trained, tmp_path, capsys):
         main(["export", "--bundle", str(bundle)])
     assert caught.value.code == 2
     assert "add --web" in capsys.readouterr().err
-
-
-@pytest.fixture(scope="module")
-def site(student, tmp_path_factory) -> Iterator[str]:
-    """A static host with the package, the file and an empty page."""
-    folder = tmp_path_factory.mktemp("site")
-    shutil.copy(PACKAGE / "dist" / "distilrec.js", folder)
-    shutil.copy(student, folder)
-    (folder / "index.html").write_text("<!doctype html><title>A page</title>")
-
-    class Quiet(SimpleHTTPRequestHandler):
-        def log_message(self, *_):
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=folder)) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
 
 
 ASKED = """async () => {

@@ -59,4 +59,24 @@ export declare class DownloadError extends DistilrecError {
     readonly name = "DownloadError";
     readonly code = "download_failed";
 }
+/** Base of the errors of a store. */
+export declare class StoreError extends DistilrecError {
+    readonly name: string;
+    readonly code: string;
+}
+/** The store is full, denied by the browser, or closed. `context.reason` says which. */
+export declare class StoreUnavailableError extends StoreError {
+    readonly name = "StoreUnavailableError";
+    readonly code = "store_unavailable";
+}
+/** The store holds what this package cannot have written. */
+export declare class StoreCorruptedError extends StoreError {
+    readonly name = "StoreCorruptedError";
+    readonly code = "store_corrupted";
+}
+/** The store was written by a newer version of this package. */
+export declare class StoreVersionError extends StoreError {
+    readonly name = "StoreVersionError";
+    readonly code = "store_version";
+}
 export declare function corrupted(problem: string): BundleCorruptedError;

@@ -98,10 +98,16 @@ export declare class Recommender {
     past(user_id: Id, limit?: number): string[];
     /** Set the features of a new or known user. Throws ConfigError for one that the file lacks. */
     setUser(user_id: Id, features: Features): void;
+    /** Throw what `setUser` would throw, and change nothing. */
+    checkFeatures(features: Features): void;
+    /** Return those features of a user that this student can read. */
+    knownFeatures(features: Features): Features;
     /** Forget a user. */
     forget(user_id: Id): void;
     /** Follow events, oldest first. All are checked before the first is followed. */
     update(events: Iterable<Event>): UpdateResult;
+    /** Return events as ids and types, and follow none. Throws what `update` would throw. */
+    checked(events: Iterable<Event>): [user_id: string, item_id: string, event_type: string][];
     /** Return the best items for a user, best first; fewer where fewer pass. */
     recommend(user_id: Id, options?: RecommendOptions): Recommendation[];
     /** Return exactly these items, each once, best first, seen or not. */
@@ -113,7 +119,8 @@ export declare class Recommender {
     /** Return all that is known of the users, as plain JSON: what a page may keep. */
     state(): State;
     /** Replace all users by those of `state()`, also of another version of the student: events are
-     * folded again, and those on items that are gone are left out. Changes nothing where it throws.
+     * folded again; those on items that are gone, and features that the student cannot read, are left
+     * out. Changes nothing where it throws.
      */
     restore(state: State): void;
 }

@@ -77,6 +77,30 @@ export class DownloadError extends DistilrecError {
   override readonly code = "download_failed";
 }
 
+/** Base of the errors of a store. */
+export class StoreError extends DistilrecError {
+  override readonly name: string = "StoreError";
+  override readonly code: string = "store_failed";
+}
+
+/** The store is full, denied by the browser, or closed. `context.reason` says which. */
+export class StoreUnavailableError extends StoreError {
+  override readonly name = "StoreUnavailableError";
+  override readonly code = "store_unavailable";
+}
+
+/** The store holds what this package cannot have written. */
+export class StoreCorruptedError extends StoreError {
+  override readonly name = "StoreCorruptedError";
+  override readonly code = "store_corrupted";
+}
+
+/** The store was written by a newer version of this package. */
+export class StoreVersionError extends StoreError {
+  override readonly name = "StoreVersionError";
+  override readonly code = "store_version";
+}
+
 export function corrupted(problem: string): BundleCorruptedError {
   return new BundleCorruptedError(`the file ${problem}`, {
     fix: "copy the file again, or export it again (distilrec export --web)",

@@ -15,6 +15,10 @@ export {
   DownloadError,
   InvalidIdError,
   InvalidValueError,
+  StoreCorruptedError,
+  StoreError,
+  StoreUnavailableError,
+  StoreVersionError,
   UnknownItemError,
 } from "./errors.js";
 export type { Features } from "./features.js";
@@ -33,6 +37,7 @@ export {
   type State,
   type UpdateResult,
 } from "./recommender.js";
+export { deleteStore, openStore, UserStore, type StoreOptions } from "./store.js";
 
 /** Return a recommender from a file that `distilrec export --web` wrote: its address or its bytes.
  *

@@ -286,11 +286,33 @@ export class Recommender {
   /** Set the features of a new or known user. Throws ConfigError for one that the file lacks. */
   setUser(user_id: Id, features: Features): void {
     const id = asId(user_id, "user_id");
-    const encoder = this.#file.userEncoder;
-    const vector = this.#student.embedded(encoder.encode(encoder.check(features, "user")), "user");
+    const vector = this.#vectorOf(features);
     const user = this.#user(id);
     user.vector = vector;
     user.features = { ...features };
+  }
+
+  /** Throw what `setUser` would throw, and change nothing. */
+  checkFeatures(features: Features): void {
+    this.#vectorOf(features);
+  }
+
+  /** Return those features of a user that this student can read. */
+  knownFeatures(features: Features): Features {
+    const readable = Object.entries(features).filter(([name, value]) => {
+      try {
+        this.checkFeatures({ [name]: value });
+        return true;
+      } catch {
+        return false;
+      }
+    });
+    return Object.fromEntries(readable);
+  }
+
+  #vectorOf(features: Features): Float32Array {
+    const encoder = this.#file.userEncoder;
+    return this.#student.embedded(encoder.encode(encoder.check(features, "user")), "user");
   }
 
   /** Forget a user. */
@@ -300,29 +322,24 @@ export class Recommender {
 
   /** Follow events, oldest first. All are checked before the first is followed. */
   update(events: Iterable<Event>): UpdateResult {
-    const checked = listedEvents(events).map((event) => this.#checked(event));
+    const checked = this.checked(events);
     let applied = 0;
-    for (const [id, place, kind] of checked) {
+    for (const [id, item, type] of checked) {
+      const place = this.#index.get(item);
       if (place === undefined) continue;
-      this.#follow(this.#user(id), place, kind);
+      this.#follow(this.#user(id), place, this.#kindOf(type));
       applied += 1;
     }
     return { applied, unknown_items: checked.length - applied };
   }
 
-  #checked(event: unknown): [string, number | undefined, number] {
-    if (typeof event !== "object" || event === null) {
-      throw invalidEvent(`it is ${shown(event)}`, "give a list of events, each with user_id and item_id");
-    }
-    const { user_id, item_id, event_type = "interaction" } = event as Event;
-    for (const name of ["user_id", "item_id"]) {
-      if (!(name in event)) throw invalidEvent(`it has no ${name}`, "give user_id and item_id");
-    }
-    if (typeof event_type !== "string") {
-      throw invalidEvent(`its event_type is ${shown(event_type)}`, "give it as text, or leave it out");
-    }
-    const place = this.#index.get(asId(item_id, "item_id"));
-    return [asId(user_id, "user_id"), place, this.#types.get(event_type) ?? 0];
+  /** Return events as ids and types, and follow none. Throws what `update` would throw. */
+  checked(events: Iterable<Event>): [user_id: string, item_id: string, event_type: string][] {
+    return listedEvents(events).map(checkedEvent);
+  }
+
+  #kindOf(event_type: string): number {
+    return this.#types.get(event_type) ?? 0;
   }
 
   #user(id: string): User {
@@ -408,16 +425,19 @@ export class Recommender {
   /** Return all that is known of the users, as plain JSON: what a page may keep. */
   state(): State {
     const names = this.manifest.event_types;
-    const users: State["users"] = {};
-    for (const [id, { items, events, features }] of this.#users) {
-      users[id] = { events: items.map((place, n) => [this.#ids[place], names[events[n]]]) };
-      if (features) users[id].features = features;
-    }
-    return { format: 1, users };
+    const users = Array.from(this.#users, ([id, { items, events, features }]) => {
+      const user: State["users"][string] = {
+        events: items.map((place, n) => [this.#ids[place], names[events[n]]]),
+      };
+      if (features) user.features = features;
+      return [id, user] as const;
+    });
+    return { format: 1, users: Object.fromEntries(users) };
   }
 
   /** Replace all users by those of `state()`, also of another version of the student: events are
-   * folded again, and those on items that are gone are left out. Changes nothing where it throws.
+   * folded again; those on items that are gone, and features that the student cannot read, are left
+   * out. Changes nothing where it throws.
    */
   restore(state: State): void {
     if (state?.format !== 1 || typeof state.users !== "object" || state.users === null) {
@@ -432,14 +452,13 @@ export class Recommender {
       const user = this.#stranger();
       for (const event of listedEvents(given?.events)) {
         const [item_id, event_type] = Array.isArray(event) ? event : [];
-        const [, place, kind] = this.#checked({ user_id: id, item_id, event_type });
-        if (place !== undefined) this.#follow(user, place, kind);
+        const [, item, type] = checkedEvent({ user_id: id, item_id, event_type });
+        const place = this.#index.get(item);
+        if (place !== undefined) this.#follow(user, place, this.#kindOf(type));
       }
       if (given.features) {
-        const encoder = this.#file.userEncoder;
-        const known = Object.entries(given.features).filter(([name]) => encoder.names.has(name));
-        user.features = Object.fromEntries(known);
-        user.vector = this.#student.embedded(encoder.encode(user.features), "user");
+        user.features = this.knownFeatures(given.features);
+        user.vector = this.#vectorOf(user.features);
       }
       users.set(id, user);
     }
@@ -528,6 +547,20 @@ export class Recommender {
       { fix: "export the file again with this version of distilrec" },
     );
   }
+}
+
+function checkedEvent(event: unknown): [user_id: string, item_id: string, event_type: string] {
+  if (typeof event !== "object" || event === null) {
+    throw invalidEvent(`it is ${shown(event)}`, "give a list of events, each with user_id and item_id");
+  }
+  const { user_id, item_id, event_type = "interaction" } = event as Event;
+  for (const name of ["user_id", "item_id"]) {
+    if (!(name in event)) throw invalidEvent(`it has no ${name}`, "give user_id and item_id");
+  }
+  if (typeof event_type !== "string") {
+    throw invalidEvent(`its event_type is ${shown(event_type)}`, "give it as text, or leave it out");
+  }
+  return [asId(user_id, "user_id"), asId(item_id, "item_id"), event_type];
 }
 
 function listedEvents(events: unknown): unknown[] {
