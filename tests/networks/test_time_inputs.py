@@ -21,6 +21,7 @@ from distilrec.networks.batches import batch_of, prediction_batch, training_wind
 from distilrec.networks.build import build_model
 from distilrec.networks.recurrent import RecurrentConfig
 from distilrec.networks.sequence import TorchScorer
+from distilrec.networks.transformer import TransformerConfig
 from distilrec.privacy import PrivateTrainingConfig, train_private
 from distilrec.training.options import TrainingConfig
 from distilrec.training.trained import load_model, save_model, train_model
@@ -29,6 +30,10 @@ from tests.small_run import draw_times, tables
 ZONE = "Australia/Lord_Howe"  # half an hour of summer time
 PLAIN = RecurrentConfig(dim=8, max_history=12)
 TIMED = msgspec.structs.replace(PLAIN, time=True, timezone=ZONE)
+TEACHER = TransformerConfig(
+    dim=8, layers=2, heads=2, feed_forward=16, max_history=12, time=True, timezone=ZONE
+)
+BOTH = pytest.mark.parametrize("config", [TIMED, TEACHER], ids=["student", "transformer"])
 DAY = 86_400.0
 
 
@@ -85,9 +90,10 @@ def test_gaps_beyond_the_longest_of_the_training_are_read_as_it(small):
     assert (table[:reached] == model.time.gaps[:reached]).all()
 
 
-def test_training_and_prediction_agree(spread):
+@BOTH
+def test_training_and_prediction_agree(spread, config):
     """The state at the end of a window is that of a prediction for the same events."""
-    model = draw_times(build_model(TIMED, spread, 0))
+    model = draw_times(build_model(config, spread, 0))
     vectors = model.items.vectors()
     windows = training_windows(spread, 12)
     for user in (0, 5, 30):
@@ -100,8 +106,9 @@ def test_training_and_prediction_agree(spread):
         )
 
 
-def test_nothing_later_changes_a_position(spread):
-    model = draw_times(build_model(TIMED, spread, 0))
+@BOTH
+def test_nothing_later_changes_a_position(spread, config):
+    model = draw_times(build_model(config, spread, 0))
     vectors = model.items.vectors()
     batch = batch_of(spread, training_windows(spread, 12), np.arange(8))
     later_times, later_asked = batch.times.clone(), batch.asked.clone()
@@ -113,9 +120,10 @@ def test_nothing_later_changes_a_position(spread):
     assert not torch.allclose(before[:, 6:], after[:, 6:])
 
 
-def test_it_learns_what_the_time_says(spread):
+@BOTH
+def test_it_learns_what_the_time_says(spread, config):
     """All tables move in a training, and are saved and loaded."""
-    trained = train_model(TIMED, spread, TrainingConfig(epochs=2, batch_size=16), seed=0)
+    trained = train_model(config, spread, TrainingConfig(epochs=2, batch_size=16), seed=0)
     for table in trained.model.time.parameters():
         assert float(table.detach().abs().max()) > 0
 

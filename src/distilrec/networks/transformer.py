@@ -18,7 +18,9 @@ from distilrec.networks.full_precision import in_float32
 from distilrec.networks.on_cpu import Dropout, dropout
 from distilrec.networks.sequence import SequenceModel, with_padding
 from distilrec.networks.time_attention import BUCKETS, pair_buckets, time_attention
+from distilrec.networks.time_inputs import TimeInputs
 from distilrec.settings import Count, Settings, Share
+from distilrec.zones import check_zone
 
 
 class TransformerConfig(Settings, frozen=True, tag="transformer", tag_field="kind"):
@@ -40,6 +42,12 @@ class TransformerConfig(Settings, frozen=True, tag="transformer", tag_field="kin
     """Latest events of a user that the model looks at."""
     time_bias: bool = False
     """Whether attention knows how long ago each event was, where the log has usable times."""
+    time: bool = False
+    """Whether the inputs say how long after each event the next one was asked for, and the hour and
+    the weekday of that question, where the log has usable times.
+    """
+    timezone: str = "UTC"
+    """Zone of the hour and the weekday, such as Europe/Berlin."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -49,6 +57,7 @@ class TransformerConfig(Settings, frozen=True, tag="transformer", tag_field="kin
                 fix="change one",
                 parameter="heads",
             )
+        check_zone(self.timezone)
 
 
 class SwiGlu(nn.Module):
@@ -150,6 +159,12 @@ class Transformer(SequenceModel):
         self.timed = config.time_bias and not dataset.why_no_times
         self.blocks = nn.ModuleList(Block(config, timed=self.timed) for _ in range(config.layers))
         self.final_norm = nn.LayerNorm(config.dim)
+        told = config.time and not dataset.why_no_times
+        self.time = TimeInputs(dataset, config.dim, config.timezone) if told else None
+
+    def begin(self, dataset: Dataset) -> None:
+        if self.time is not None:
+            self.time.begin(dataset)
 
     def encode(self, batch: Batch, vectors: torch.Tensor) -> torch.Tensor:
         is_start = (batch.items == self.items.catalogue_size).unsqueeze(-1)  # (batch, length, 1)
@@ -158,6 +173,9 @@ class Transformer(SequenceModel):
         )
         x = torch.where(is_start, self.start, looked_up) * vectors.shape[1] ** 0.5
         x = x + self.positions[: x.shape[1]] + self.user_features(batch.users).unsqueeze(1)
+        if self.time is not None:
+            # The time of the next event: later positions have seen that event, too
+            x = x + self.time(batch)
         x = dropout(x, self.dropout, self.training)
         buckets = pair_buckets(batch) if self.timed else None
         for block in self.blocks:
