@@ -239,14 +239,14 @@ def _row(
             for name, values in quality.items()
             if teacher.quality[name].mean() > 0
         }
-    found = np.mean([ranking.chances(K).sum(1) for ranking in rankings], axis=0)
+    hits = np.mean([ranking.chances(K).sum(1) for ranking in rankings], axis=0)
     return Row(
         name=candidate.name,
         ndcg_by_seed=tuple(quality[f"ndcg@{K}"].mean(axis=1).tolist()),
         quality={name: bootstrap(values) for name, values in quality.items()},
         lists=lists,
         slices={
-            name: float(found[inside].mean()) for name, inside in slices.items() if inside.any()
+            name: float(hits[inside].mean()) for name, inside in slices.items() if inside.any()
         },
         retention=retention,
         agreement=agreement,

@@ -131,7 +131,7 @@ def _changed(
         order = np.argsort(-counts, kind="stable")[:_LISTED]
         return [int(item) for item in order if counts[item]]
 
-    found = []
+    changed = []
     for item, size in zip(groups.tolist(), sizes.tolist(), strict=True):
         if size >= _FEWEST:
             by_teacher, by_student = (
@@ -139,8 +139,8 @@ def _changed(
             )
             overlap = len(set(by_teacher) & set(by_student)) / max(len(by_teacher), 1)
             shown = [tuple(titles[i] for i in items) for items in (by_teacher, by_student)]
-            found.append(ChangedList(titles[item], size, shown[0], shown[1], overlap))
-    return tuple(sorted(found, key=lambda group: (group.overlap, -group.users))[:_GROUPS])
+            changed.append(ChangedList(titles[item], size, shown[0], shown[1], overlap))
+    return tuple(sorted(changed, key=lambda group: (group.overlap, -group.users))[:_GROUPS])
 
 
 def _overlap(student: NDArray[np.int32], teacher: NDArray[np.int32]) -> NDArray[np.float64]:

@@ -94,19 +94,19 @@ def headline(comparison: Comparison) -> str:
     """Return the verdict in one sentence: what was lost against the teacher, and what distillation
     brought.
     """
-    kept = {
+    retained = {
         -1: "The student is below its teacher",
         0: "No loss against the teacher could be shown",
         1: "The student is above its teacher",
         None: "There is no teacher to compare with",
     }[_side(_against(comparison, TEACHER))]
-    brought = {
+    gained = {
         -1: "distillation made it worse",
         0: "no gain from distillation could be shown",
         1: "distillation made it better",
         None: "what distillation brought was not measured",
     }[_side(_against(comparison, ALONE))]
-    return f"{kept}; {brought}."
+    return f"{retained}; {gained}."
 
 
 def _against(comparison: Comparison, other: str) -> Difference | None:
@@ -142,15 +142,15 @@ class Figure(NamedTuple):
 def figures(comparison: Comparison) -> list[Figure]:
     """Return the few numbers that a decision needs."""
     names = {row.name for row in comparison.rows}
-    found = []
+    numbers = []
     if {TEACHER, STUDENT} <= names:
         teacher, student = comparison.row(TEACHER), comparison.row(STUDENT)
-        found.append(
+        numbers.append(
             Figure(f"{student.retention['ndcg@10']:.0%}", "of the teacher's NDCG@10 is kept")
         )
         if teacher.latency and student.latency:
             times = teacher.latency.p50 / student.latency.p50
-            found.append(
+            numbers.append(
                 Figure(
                     f"{times:,.0f}\N{MULTIPLICATION SIGN}",
                     "faster than the teacher, for one request",
@@ -158,12 +158,14 @@ def figures(comparison: Comparison) -> list[Figure]:
             )
         if teacher.size and student.size:
             times = teacher.size / student.size
-            found.append(Figure(f"{times:,.1f}\N{MULTIPLICATION SIGN}", "smaller than the teacher"))
+            numbers.append(
+                Figure(f"{times:,.1f}\N{MULTIPLICATION SIGN}", "smaller than the teacher")
+            )
     if brought := _against(comparison, ALONE):
         low, high = brought.interval.low, brought.interval.high
         meaning = f"NDCG@10 by distillation, 95% interval [{low:+.4f}, {high:+.4f}]"
-        found.append(Figure(f"{brought.interval.mean:+.4f}", meaning))
-    return found
+        numbers.append(Figure(f"{brought.interval.mean:+.4f}", meaning))
+    return numbers
 
 
 def _tuning(trials: Trials) -> str:
@@ -194,12 +196,12 @@ def _sentence(difference: Difference, comparison: Comparison) -> str:
     judgement = {-1: "worse than", 0: "not distinguishable from", 1: "better than"}[
         _side(difference) or 0
     ]
-    other = f"the {difference.b}"
+    opponent = f"the {difference.b}"
     if difference.b == ALONE:
         sizes = {comparison.row(name).parameters for name in (STUDENT, ALONE)}
-        other = f"the {'same ' if len(sizes) == 1 else ''}{ALONE}"
+        opponent = f"the {'same ' if len(sizes) == 1 else ''}{ALONE}"
     return (
-        f"The student is {judgement} {other}: {interval.mean:+.4f} NDCG@10, 95% interval "
+        f"The student is {judgement} {opponent}: {interval.mean:+.4f} NDCG@10, 95% interval "
         f"[{interval.low:+.4f}, {interval.high:+.4f}], p = {difference.p_value:.3g}."
     )
 
@@ -243,7 +245,7 @@ def template(name: str) -> Template:
 
 def _plots(comparison: Comparison) -> list[tuple[Markup, str]]:
     """Return each plot with what stands below it; those without anything to show are left out."""
-    rows, found = comparison.rows, []
+    rows, plots = comparison.rows, []
     if differences := [
         difference for difference in comparison.differences if difference.metric == "ndcg@10"
     ]:
@@ -251,19 +253,19 @@ def _plots(comparison: Comparison) -> list[tuple[Markup, str]]:
             "Differences of NDCG@10 with 95% intervals",
             partial(draw_differences, differences=differences),
         )
-        found.append(
+        plots.append(
             (plot, "What the differences are worth: an interval across the line means not shown.")
         )
     if timed := [row for row in rows if row.latency]:
         plot = svg("NDCG@10 against time per request", partial(draw_trade, rows=timed))
-        found.append((plot, "Quality against time per request."))
+        plots.append((plot, "Quality against time per request."))
     if curves := [row for row in rows if row.curve]:
         plot = svg("Validation NDCG@10 by epoch", partial(draw_curves, rows=curves))
-        found.append((plot, "Learning curves; the marker is the epoch that was kept."))
+        plots.append((plot, "Learning curves; the marker is the epoch that was kept."))
     plot = svg(
         "Held-out items found in the first 10, by popularity", partial(draw_slices, rows=rows)
     )
-    found.append(
+    plots.append(
         (plot, "Head, middle and tail items had a third of the training interactions each.")
     )
-    return found
+    return plots

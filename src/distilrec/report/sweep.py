@@ -158,8 +158,8 @@ class Sweep(msgspec.Struct, frozen=True):
     def curve(self, arm: str, share: float | None = None) -> list[Point]:
         """Return the students with or without distillation, the smallest first."""
         wanted = self.share if share is None else share
-        found = [point for point in self.points if point.arm == arm and point.share == wanted]
-        return sorted(found, key=lambda point: point.size)
+        points = [point for point in self.points if point.arm == arm and point.share == wanted]
+        return sorted(points, key=lambda point: point.size)
 
     def sizes(self) -> list[int]:
         return [point.size for point in self.curve(WITH)]
@@ -268,15 +268,17 @@ def _as_good(
 
     asked: size, other size, arm and share of each; values: what the two gave to each user.
     """
-    found, p_values, margins = [], [], []
+    differences, p_values, margins = [], [], []
     for size, other, arm, _ in asked:
         a, b = values(size, other, arm)
         margins.append(loss * float(b.mean()))
-        found.append(_difference(a, b))
+        differences.append(_difference(a, b))
         p_values.append(not_worse_test(a.mean(0) - b.mean(0), margins[-1]))
     return tuple(
-        Claim(*one, difference, p, margin)
-        for one, difference, p, margin in zip(asked, found, holm(p_values), margins, strict=True)
+        Claim(*compared, difference, p, margin)
+        for compared, difference, p, margin in zip(
+            asked, differences, holm(p_values), margins, strict=True
+        )
     )
 
 

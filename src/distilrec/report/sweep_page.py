@@ -100,34 +100,40 @@ def _claims(sweep: Sweep) -> list[tuple[str, str, list[list[str]]]]:
                 "With and without distillation",
                 "gains",
                 [
-                    _row(f"{one.size} {unit}{users(one)}: {WITH} − without", one)
-                    for one in sweep.gains
+                    _row(f"{claim.size} {unit}{users(claim)}: {WITH} − without", claim)
+                    for claim in sweep.gains
                 ],
             ),
             (
                 "Smaller with, larger without",
                 "replacements",
                 [
-                    _row(f"{one.size} {unit} with − {one.other_size} without", one)
-                    for one in sweep.replacements
+                    _row(f"{claim.size} {unit} with − {claim.other_size} without", claim)
+                    for claim in sweep.replacements
                 ],
             ),
             (
                 "Beside the teacher",
                 "beside-the-teacher",
-                [_row(f"{one.size} {unit} {one.arm} − teacher", one) for one in sweep.to_teacher],
+                [
+                    _row(f"{claim.size} {unit} {claim.arm} − teacher", claim)
+                    for claim in sweep.to_teacher
+                ],
             ),
             (
                 "What there is to distil",
                 "leads",
-                [_row(f"teacher − {one.other_size} {unit} without", one) for one in sweep.leads],
+                [
+                    _row(f"teacher − {claim.other_size} {unit} without", claim)
+                    for claim in sweep.leads
+                ],
             ),
             (
                 "Cold users and rare items",
                 "slices",
                 [
-                    _row(f"{one.slice}, {one.size} {unit}: {WITH} − without", one)
-                    for one in sweep.slice_gains
+                    _row(f"{claim.slice}, {claim.size} {unit}: {WITH} − without", claim)
+                    for claim in sweep.slice_gains
                 ],
             ),
         )
@@ -152,7 +158,7 @@ def _row(models: str, claim: Claim) -> list[str]:
 
 def _plots(sweep: Sweep) -> list[tuple[Markup, str]]:
     """Return each plot with what stands below it."""
-    found = []
+    plots = []
     level = (TEACHER, sweep.teacher.test)
     curves = [(arm, sweep.curve(arm)) for arm in (WITH, WITHOUT)]
     for cost, caption in (
@@ -173,10 +179,10 @@ def _plots(sweep: Sweep) -> list[tuple[Markup, str]]:
                 f"Test NDCG@10 against {cost}, {WITH} and without",
                 partial(draw_sizes, curves=drawn, cost=cost, level=level),
             )
-            found.append((plot, f"{caption}; at each marker stands the size in {sweep.unit}."))
+            plots.append((plot, f"{caption}; at each marker stands the size in {sweep.unit}."))
     if len(sweep.shares()) > 1:
-        found += [_by_share(sweep, size) for size in sweep.sizes()]
-    return found
+        plots += [_by_share(sweep, size) for size in sweep.sizes()]
+    return plots
 
 
 def _cost(point: Point, cost: str) -> float:

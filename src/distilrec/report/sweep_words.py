@@ -18,8 +18,8 @@ def headline(sweep: Sweep) -> str:
     said = []
     for sizes, what in ((better, "better"), (worse, "worse")):
         if sizes:
-            every = len(sizes) == len(gains) and len(gains) > 1
-            where = "at every size" if every else f"at {sizes_in_words(sizes, sweep.unit)}"
+            all_sizes = len(sizes) == len(gains) and len(gains) > 1
+            where = "at every size" if all_sizes else f"at {sizes_in_words(sizes, sweep.unit)}"
             said.append(f"makes the student {what} {where}")
     rest = [claim.size for claim in gains if not claim.better and not claim.worse]
     more = f"; at {sizes_in_words(rest, sweep.unit)} no difference could be shown" if rest else ""
@@ -87,7 +87,9 @@ def _replacements(sweep: Sweep) -> list[str]:
     """Say for each size without distillation the smallest distilled student that is as good."""
     said = []
     for large in sweep.sizes()[1:]:
-        good = [one for one in sweep.replacements if one.other_size == large and one.as_good]
+        good = [
+            claim for claim in sweep.replacements if claim.other_size == large and claim.as_good
+        ]
         if good:
             smallest = min(good, key=lambda claim: claim.size)
             times = _cheaper(sweep.point(smallest.size, WITH), sweep.point(large, WITHOUT))
@@ -113,7 +115,8 @@ def _cheaper(small: Point, large: Point) -> str:
 def _close_to_teacher(sweep: Sweep) -> str:
     smallest = {
         arm: min(
-            (one.size for one in sweep.to_teacher if one.arm == arm and one.as_good), default=None
+            (claim.size for claim in sweep.to_teacher if claim.arm == arm and claim.as_good),
+            default=None,
         )
         for arm in (WITH, WITHOUT)
     }
@@ -158,16 +161,16 @@ def _slices(sweep: Sweep) -> list[str]:
     for name in dict.fromkeys(claim.slice for claim in sweep.slice_gains):
         claims = [claim for claim in sweep.slice_gains if claim.slice == name]
         what = f"{name[0].upper()}{name[1:]} ({sweep.slice_sizes[name]:,} held-out items)"
-        found = []
+        parts = []
         for sizes, word in (
             ([claim.size for claim in claims if claim.better], "more"),
             ([claim.size for claim in claims if claim.worse], "fewer"),
         ):
             if sizes:
-                found.append(f"{word} at {sizes_in_words(sizes, sweep.unit)}")
+                parts.append(f"{word} at {sizes_in_words(sizes, sweep.unit)}")
         said.append(
-            f"{what}: with distillation {' and '.join(found)} are found in the first 10."
-            if found
+            f"{what}: with distillation {' and '.join(parts)} are found in the first 10."
+            if parts
             else f"{what}: no difference by distillation could be shown."
         )
     return said
