@@ -89,10 +89,10 @@ def seen(
 
     from distilrec.runs.seen import models_that_saw
 
-    found = models_that_saw(runs, as_id(user_id, "user_id"))
-    for model in found:
+    models = models_that_saw(runs, as_id(user_id, "user_id"))
+    for model in models:
         when = datetime.fromtimestamp(model.exported, UTC).isoformat(timespec="seconds")
         private = ", with differential privacy" if model.private else ""
         print(f"{model.model_version}  {when}  {model.dataset}{private}")
-    if not found:
+    if not models:
         print(f"no model recorded below {runs} was trained on this user")

@@ -69,8 +69,8 @@ def sweep(
     from distilrec import runs
 
     with _run(begin, device, precision) as (run, data):
-        found = runs.sweep(run, data, _chosen(students, run.config.sweep))
-    show_sweep(found)
+        outcome = runs.sweep(run, data, _chosen(students, run.config.sweep))
+    show_sweep(outcome)
 
 
 @contextmanager

@@ -36,12 +36,12 @@ def teacher_candidates(teacher: Teacher, dataset: Dataset) -> list[Candidate]:
     """Return the teacher with what it costs through torch, and the members of an ensemble of
     several, each by itself.
     """
-    found = [teacher_candidate(TEACHER, teacher, dataset)]
+    candidates = [teacher_candidate(TEACHER, teacher, dataset)]
     if isinstance(teacher, EnsembleTeacher) and len(teacher.members) > 1:
         for number, member in enumerate(teacher.members, start=1):
             name = f"{MEMBER} {number}: {kind_of(member)}"
-            found.append(teacher_candidate(name, member, dataset))
-    return found
+            candidates.append(teacher_candidate(name, member, dataset))
+    return candidates
 
 
 def teacher_candidate(name: str, teacher: Teacher, dataset: Dataset) -> Candidate:

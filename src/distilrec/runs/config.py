@@ -191,10 +191,10 @@ def _need_same_size(student: StudentConfig, baseline: StudentConfig) -> None:
     """
     free = {"dropout", *student_class(student).space}
     for name, value in msgspec.to_builtins(student).items():
-        other = msgspec.to_builtins(baseline).get(name)
-        if name not in free and other != value:
+        baseline_value = msgspec.to_builtins(baseline).get(name)
+        if name not in free and baseline_value != value:
             raise ConfigError(
-                f"the student without distillation has {name} = {other!r}, the distilled one "
+                f"the student without distillation has {name} = {baseline_value!r}, the distilled one "
                 f"{value!r}: what is compared is one size",
                 fix=f"set {name} = {json.dumps(value)} in [baseline.student]",
                 parameter=f"baseline.student.{name}",
@@ -207,12 +207,12 @@ def read_config(path: Path | str) -> RunConfig:
     """
     path = Path(path)
     config = read_settings(path, RunConfig, fix="check the path of the configuration file")
-    found = {
+    paths = {
         name: str((path.parent / value).resolve())
         for name in ("interactions", "users", "items", "erased_users")
         if (value := getattr(config.data, name)) is not None
     }
-    data = msgspec.structs.replace(config.data, **found)
+    data = msgspec.structs.replace(config.data, **paths)
     return msgspec.structs.replace(
         config, data=data, teacher=_absolute(config.teacher, path.parent)
     )

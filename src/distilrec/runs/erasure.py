@@ -121,10 +121,10 @@ def _erase(run: Path, data: Dataset | None, users: Sequence[str]) -> list[str]:
 
 def _delete_what_is_made_again(places: Places) -> list[str]:
     lines = []
-    for made in (places.labels, places.checkpoints, places.tuning, places.sweep):
-        if made.exists():
-            shutil.rmtree(made)
-            lines.append(f"{made.name}: deleted, made again when needed")
+    for folder in (places.labels, places.checkpoints, places.tuning, places.sweep):
+        if folder.exists():
+            shutil.rmtree(folder)
+            lines.append(f"{folder.name}: deleted, made again when needed")
     scores = [
         *places.teacher.rglob("scores.json"),
         *places.teacher.rglob("scores*.safetensors"),

@@ -96,8 +96,8 @@ def measured_teacher(teacher: Teacher, dataset: Dataset, folder: Path) -> Kept:
 
 def _measured_once(folder: Path, made_from: str, measure: Callable[[], Kept]) -> Kept:
     if not MEASURED.is_made(folder, made_from):
-        kept = measure()
-        MEASURED.write(folder, kept.figures, {_FIGURES: kept.arrays}, made_from=made_from)
+        measured = measure()
+        MEASURED.write(folder, measured.figures, {_FIGURES: measured.arrays}, made_from=made_from)
     record = MEASURED.read(folder)
     return Kept(record.about, record.arrays(_FIGURES))
 
@@ -106,15 +106,15 @@ def _per_user(scorer: Scorer, dataset: Dataset) -> dict[str, NDArray[np.float64]
     """Return NDCG@10 of each user of validation and test, and for each group of held-out items the
     share of a user's that is among the first 10.
     """
-    asked = questions(dataset, "test")
-    ranking = rank(scorer, asked, K)
+    test = questions(dataset, "test")
+    ranking = rank(scorer, test, K)
     arrays = {
         _VALIDATION: ndcg(rank(scorer, questions(dataset, "validation"), 0), K),
         _TEST: ndcg(ranking, K),
     }
-    found, owners = ranking.chances(K).sum(1), ranking.owners()
-    for name, inside in _groups(dataset, asked).items():
-        counts, sums = np.bincount(owners[inside]), np.bincount(owners[inside], found[inside])
+    hits, owners = ranking.chances(K).sum(1), ranking.owners()
+    for name, inside in _groups(dataset, test).items():
+        counts, sums = np.bincount(owners[inside]), np.bincount(owners[inside], hits[inside])
         arrays[name] = sums[counts > 0] / counts[counts > 0]
     return arrays
 
@@ -137,13 +137,15 @@ def group_sizes(dataset: Dataset) -> dict[str, int]:
 
 def per_user_and_seed(seeds: Sequence[Kept]) -> Measured:
     """Return what the trainings of one student gave, (seeds, users) each."""
-    together = {name: np.stack([kept.arrays[name] for kept in seeds]) for name in seeds[0].arrays}
+    together = {
+        name: np.stack([of_seed.arrays[name] for of_seed in seeds]) for name in seeds[0].arrays
+    }
     return Measured(together.pop(_VALIDATION), together.pop(_TEST), together)
 
 
 def cost_of(seeds: Sequence[Kept], latency: Latency | None) -> Cost:
     """Return what a student costs: the mean time of its trainings, the size of the first."""
     first = seeds[0].figures
-    times = [kept.figures.seconds for kept in seeds if kept.figures.seconds is not None]
+    times = [of_seed.figures.seconds for of_seed in seeds if of_seed.figures.seconds is not None]
     seconds = float(np.mean(times)) if times else None
     return Cost(first.parameters, first.size, seconds, latency)

@@ -78,8 +78,8 @@ def models_that_saw(runs: Path, user_id: str) -> list[SeenBy]:
             f"there is no folder {runs}", fix="give the folder that holds the runs", file=str(runs)
         )
     user_id = as_id(user_id, "user_id")
-    found = [about for about, users in _records(runs) if _digest(user_id, about.salt) in users]
-    return sorted(found, key=lambda about: about.exported)
+    models = [about for about, users in _records(runs) if _digest(user_id, about.salt) in users]
+    return sorted(models, key=lambda about: about.exported)
 
 
 def _records(runs: Path) -> Iterator[tuple[SeenBy, NDArray[np.uint64]]]:

@@ -159,12 +159,12 @@ def sweep(run: Run, dataset: Dataset, config: SweepConfig | None = None) -> Swee
         teacher = measured_teacher(plan.teacher, dataset, run.places.sweep / "measured-teacher")
         students = _measured_students(plan, scratch)
         latencies = _latencies(plan, students, scratch)
-    found = _together(plan, teacher, students, latencies)
-    SWEEP.write(run.places.sweep, found)
-    write_sweep_report(found, run.places.sweep_report)
-    write_whole(run.places.sweep_section, section(found).encode())
+    outcome = _together(plan, teacher, students, latencies)
+    SWEEP.write(run.places.sweep, outcome)
+    write_sweep_report(outcome, run.places.sweep_report)
+    write_whole(run.places.sweep_section, section(outcome).encode())
     run.progress.say(f"sweep in {run.places.sweep_report}")
-    return found
+    return outcome
 
 
 def _plan(run: Run, dataset: Dataset, config: SweepConfig) -> _Plan:
@@ -258,27 +258,27 @@ class _OfOne(Silent):
 
 def _measured_students(plan: _Plan, scratch: Path) -> _Students:
     """Train and measure all students, until the time is up; at least one."""
-    cells, found = plan.cells(), dict[_Cell, dict[str, Kept]]()
+    cells, students = plan.cells(), dict[_Cell, dict[str, Kept]]()
     unit, minutes = size_of(plan.run.config.student).unit, plan.config.minutes
     estimates = _Estimates(plan.run.progress, 2 * len(cells))
     until = time.monotonic() + (60 * minutes or math.inf)
     for cell in cells:
-        if found and time.monotonic() > until:
+        if students and time.monotonic() > until:
             break
-        found[cell] = {}
+        students[cell] = {}
         for arm, train in ((WITH, distill_student), (WITHOUT, train_baseline)):
             users = "" if cell.share == 1 else f", {cell.share:.0%} of the users"
             name = f"{cell.size} {unit} {arm}{users}, seed {plan.run.config.seed + cell.seed}"
             trained = train(plan.run_of(cell, estimates.of(name)), plan.data[cell.share])
             estimates.finished(name, trained)
-            found[cell][arm] = measured_student(
+            students[cell][arm] = measured_student(
                 trained,
                 plan.dataset,
                 plan.run.places.sweep / cell.name / f"measured-{ARMS[arm]}",
                 plan.run.config.bundle,
                 scratch,
             )
-    return found
+    return students
 
 
 def _latencies(plan: _Plan, students: _Students, scratch: Path) -> dict[Key, Latency]:

@@ -157,7 +157,7 @@ def distill_student(run: Run, dataset: Dataset) -> TrainedModel:
         run,
         dataset,
         "student",
-        (config, training, distillation, [one.manifest for one in labels]),
+        (config, training, distillation, [of_teacher.manifest for of_teacher in labels]),
         partial(
             distill_model, config, dataset, labels, training, distillation, seed=run.config.seed
         ),

@@ -113,10 +113,10 @@ def tune_students(
             parameter="only",
         )
     budget = Budget(trials, minutes)
-    found = {
+    choices = {
         name: _tune(run, dataset, name, budget) if only in (None, name) else None for name in names
     }
-    tuned = Tuned(found["student"], found["baseline"])
+    tuned = Tuned(choices["student"], choices["baseline"])
     write_whole(run.places.tuned, tuned.toml().encode())
     run.progress.say(f"see {run.places.tuned}")
     return tuned
