@@ -231,9 +231,13 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def _close_an_idle_one(self) -> bool:
         """Close a connection that waits for its next request, where there is one."""
-        for other in self.connections:
-            if isinstance(other, LimitedProtocol) and other is not self and other._is_idle():
-                other.transport.close()
+        for connection in self.connections:
+            if (
+                isinstance(connection, LimitedProtocol)
+                and connection is not self
+                and connection._is_idle()
+            ):
+                connection.transport.close()
                 return True
         return False
 

@@ -73,13 +73,13 @@ def _tried(what: str, check: Callable[[], list[Finding]]) -> Iterator[Finding]:
 
 
 def _versions() -> str:
-    found = []
+    versions = []
     for package in _PACKAGES:
         try:
-            found.append(f"{package} {importlib.metadata.version(package)}")
+            versions.append(f"{package} {importlib.metadata.version(package)}")
         except importlib.metadata.PackageNotFoundError:
-            found.append(f"{package} is not installed")
-    return ", ".join(found)
+            versions.append(f"{package} is not installed")
+    return ", ".join(versions)
 
 
 def _keys(config: ServiceConfig) -> list[Finding]:
@@ -163,22 +163,22 @@ def _items(config: ServiceConfig) -> list[Finding]:
     if not records:
         return []
     recommender = load(config.bundle, search=config.search)
-    found = [
+    problems = [
         (record.item_id, problem)
         for record in records
         for problem in follow_item(recommender, record)
     ]
-    if not found:
+    if not problems:
         return [
             Finding(
                 "items", "ok", f"the bundle takes all that is stored about {len(records):,} items"
             )
         ]
     shown = "\n".join(
-        f"  item {item_id!r}: {problem.message}" for item_id, problem in found[:_SHOWN_ITEMS]
+        f"  item {item_id!r}: {problem.message}" for item_id, problem in problems[:_SHOWN_ITEMS]
     )
     text = (
-        f"{len(found):,} stored values of items do not fit the bundle and are left out, such "
+        f"{len(problems):,} stored values of items do not fit the bundle and are left out, such "
         f"as\n{shown}\n"
         "  how to fix: PUT the item with a value that fits"
     )

@@ -29,13 +29,13 @@ class Items:
 
     async def search(self, text: str, limit: int) -> ItemsResponse:
         recommender = self._models.active.recommender
-        found: list[Item] = []
+        items: list[Item] = []
         for start in range(0, recommender.places, _SEARCHED):  # titles are read one by one
-            found += recommender.search(text, limit - len(found), start, start + _SEARCHED)
-            if len(found) >= limit:
+            items += recommender.search(text, limit - len(items), start, start + _SEARCHED)
+            if len(items) >= limit:
                 break
             await asyncio.sleep(0)
-        return ItemsResponse([_shown(item) for item in found])
+        return ItemsResponse([_shown(item) for item in items])
 
     async def put(self, item_id: str, request: ItemRequest) -> ItemResponse:
         record = ItemRecord(

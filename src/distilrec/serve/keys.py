@@ -167,15 +167,15 @@ class Keys:
                 "this service needs an API key", fix="send the header `authorization: Bearer KEY`"
             )
         digest = hashlib.sha256(given).digest()
-        found = None
+        match = None
         for stored, caller in self._callers:  # all of them, whatever the first differences are
             if hmac.compare_digest(stored, digest):
-                found = caller
-        if found is None:
+                match = caller
+        if match is None:
             raise UnauthorizedError(
                 "the API key is not valid", fix="check the key, or ask for a new one"
             )
-        return found
+        return match
 
 
 def _secret(headers: Mapping[bytes, bytes]) -> bytes | None:
@@ -208,10 +208,10 @@ def _read(path: Path) -> tuple[KeyEntry, ...]:
 def _state(path: Path) -> tuple[int, ...] | None:
     """Return what changes with the content of a file, None where it is not there."""
     try:
-        found = path.stat()
+        status = path.stat()
     except OSError:
         return None
-    return found.st_mtime_ns, found.st_size, found.st_ino
+    return status.st_mtime_ns, status.st_size, status.st_ino
 
 
 def new_key(name: str, scopes: Sequence[Scope], rate: float | None) -> tuple[str, str]:

@@ -251,14 +251,14 @@ def _response(
         ids += [item.item_id for item in answer.items] + [""] * missing
         scores += [item.score for item in answer.items] + [0.0] * missing
     n = len(answers)
-    made: dict[str, tuple[list[int], list[Any]]] = {
+    tensors: dict[str, tuple[list[int], list[Any]]] = {
         "item_id": ([n, k], ids),
         "score": ([n, k], scores),
         "count": ([n], [len(answer.items) for answer in answers]),
     }
     outputs, binary = [], []
     for name, is_binary in chosen.items():
-        shape, values = made[name]
+        shape, values = tensors[name]
         if is_binary:
             binary.append(to_bytes(_OUTPUTS[name], values))
             outputs.append(

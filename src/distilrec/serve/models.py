@@ -83,9 +83,9 @@ class Models:
     def forget_requests(self, users: Iterable[str]) -> None:
         """Drop the requests of these users from those that are kept for shadowing."""
         names = set(users)
-        kept = [request for request in self.recent if str(request.user_id) not in names]
+        remaining = [request for request in self.recent if str(request.user_id) not in names]
         self.recent.clear()
-        self.recent.extend(kept)
+        self.recent.extend(remaining)
 
     def all(self) -> Iterable[Served]:
         """Return every model in memory, the active one first."""
@@ -97,8 +97,8 @@ class Models:
         """Return version and folder of every model in memory, and of the one that a rollback would
         load.
         """
-        found = [(served.version, served.recommender.folder) for served in self.all()]
+        folders_by_version = [(served.version, served.recommender.folder) for served in self.all()]
         earlier = self.earlier
         if self.previous is None and earlier is not None and earlier.previous is not None:
-            found.append((earlier.previous_version or "", Path(earlier.previous)))
-        return [(version, folder) for version, folder in found if folder.is_dir()]
+            folders_by_version.append((earlier.previous_version or "", Path(earlier.previous)))
+        return [(version, folder) for version, folder in folders_by_version if folder.is_dir()]

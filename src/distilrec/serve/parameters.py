@@ -63,11 +63,11 @@ def check_limit(what: str, given: int, limit: int) -> None:
 
 def _query(call: Call) -> dict[str, str]:
     try:
-        found = parse_qs(
+        parameters = parse_qs(
             call.query.decode(), keep_blank_values=True, errors="strict", max_num_fields=20
         )
     except (UnicodeDecodeError, ValueError) as problem:
         raise RequestError(
             f"the query string cannot be read: {problem}", fix="encode it as UTF-8"
         ) from None
-    return {name: values[-1] for name, values in found.items()}
+    return {name: values[-1] for name, values in parameters.items()}

@@ -47,8 +47,8 @@ class Similar:
                     request.popularity,
                 )
         titles = [recommender.title(item) if request.titles else None for item in items]
-        found = list(map(SimilarItem, items, scores, count(1), titles))
-        return SimilarResponse(recommender.model_version, found, unknown)
+        similar_items = list(map(SimilarItem, items, scores, count(1), titles))
+        return SimilarResponse(recommender.model_version, similar_items, unknown)
 
 
 def endpoints(similar: Similar) -> list[Endpoint]:

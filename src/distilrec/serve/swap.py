@@ -351,21 +351,21 @@ def _inside(root: Path, folder: str) -> Path:
     open any file it likes.
     """
     try:
-        found = (root / folder).resolve()
-        (found / "manifest.json").is_file()
+        resolved = (root / folder).resolve()
+        (resolved / "manifest.json").is_file()
     except (OSError, ValueError):  # too long, or with characters that no path has
         raise ConfigError(
             "the name of the bundle cannot be a path",
             fix="name a folder inside the bundle root",
             parameter="bundle",
         ) from None
-    if not found.is_relative_to(root.resolve()):
+    if not resolved.is_relative_to(root.resolve()):
         raise ConfigError(
             "the bundle is outside the bundle root of this service",
             fix="name a folder inside it, or start the service with another --bundle-root",
             parameter="bundle",
         )
-    return found
+    return resolved
 
 
 def base_of(config: ServiceConfig) -> str:

@@ -108,10 +108,16 @@ class Users:
     ) -> MergeResponse:
         as_label(session_id, "session_id", MAX_SESSION_ID)
         events = [
-            EventBody(user_id, one.item_id, one.event_type, one.timestamp, f"{session_id}:{place}")
-            if isinstance(one, HistoryEvent)
-            else EventBody(user_id, one, event_id=f"{session_id}:{place}")
-            for place, one in enumerate(history)
+            EventBody(
+                user_id,
+                event.item_id,
+                event.event_type,
+                event.timestamp,
+                f"{session_id}:{position}",
+            )
+            if isinstance(event, HistoryEvent)
+            else EventBody(user_id, event, event_id=f"{session_id}:{position}")
+            for position, event in enumerate(history)
         ]
         taken = await self._events.add(EventsRequest(events))
         return MergeResponse(user_id, taken.accepted)
