@@ -95,27 +95,27 @@ def _check_golden(golden: Golden, m: Manifest) -> None:
 def check_shapes(weights: Arrays, shapes: Shapes) -> None:
     """Check that these arrays are there, float32, of these shapes and finite."""
     for name, shape in shapes.items():
-        found = checked_array(weights, name, np.float32, shape)
-        require(bool(np.isfinite(found).all()), f"array {name!r} holds NaN or infinity")
+        array = checked_array(weights, name, np.float32, shape)
+        require(bool(np.isfinite(array).all()), f"array {name!r} holds NaN or infinity")
 
 
 def check_whole_numbers(weights: Arrays, wanted: Mapping[str, Whole]) -> None:
     """Check that these arrays are there, of these types and shapes, and within their bounds."""
     for name, (dtype, shape, low, below) in wanted.items():
-        found = checked_array(weights, name, dtype, shape)
-        fits = found.size == 0 or low <= found.min() <= found.max() < below
+        array = checked_array(weights, name, dtype, shape)
+        fits = array.size == 0 or low <= array.min() <= array.max() < below
         require(bool(fits), f"array {name!r} holds numbers that it must not")
 
 
 def checked_array(arrays: Arrays, name: str, dtype: type, shape: tuple[int, ...]) -> NDArray[Any]:
     """Return an array of this type and shape."""
     require(name in arrays, f"has no array {name!r}")
-    found = arrays[name]
+    array = arrays[name]
     require(
-        found.dtype == dtype and found.shape == shape,
-        f"array {name!r} is {found.shape} {found.dtype}, expected {shape} {np.dtype(dtype)}",
+        array.dtype == dtype and array.shape == shape,
+        f"array {name!r} is {array.shape} {array.dtype}, expected {shape} {np.dtype(dtype)}",
     )
-    return found
+    return array
 
 
 def checked_texts(name: str, arrays: Arrays, count: int) -> list[str]:
@@ -139,14 +139,14 @@ def check_offsets(name: str, offsets: NDArray[np.int64], length: int) -> None:
 
 def length_of(arrays: Arrays, name: str) -> int:
     """Return the length of the first axis of an array, 0 where there is none."""
-    found = arrays.get(name)
-    return 0 if found is None or found.ndim == 0 else len(found)
+    array = arrays.get(name)
+    return 0 if array is None or array.ndim == 0 else len(array)
 
 
 def inside(places: Sequence[int] | NDArray[Any], below: int) -> bool:
     """Return whether all numbers are from 0 to below `below`."""
-    found = np.asarray(places)
-    return found.size == 0 or bool(0 <= found.min() <= found.max() < below)
+    positions = np.asarray(places)
+    return positions.size == 0 or bool(0 <= positions.min() <= positions.max() < below)
 
 
 def distinct(texts: Iterable[str]) -> bool:

@@ -120,15 +120,15 @@ class Catalogue:
     def search(self, text: str, limit: int, start: int, stop: int | None) -> list[Item]:
         """Return items whose title or id contains a text; see `Recommender.search`."""
         wanted = text.casefold()
-        found: list[Item] = []
+        items: list[Item] = []
         for item_id, title in zip(self.ids[start:stop], self._titles[start:stop], strict=True):
-            if len(found) == limit:
+            if len(items) == limit:
                 break
             if (
                 wanted in title.casefold() or wanted in item_id.casefold()
             ) and item_id not in self._removed:
-                found.append(self.item(item_id))
-        return found
+                items.append(self.item(item_id))
+        return items
 
     # Changes
 

@@ -46,7 +46,7 @@ class Filter(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defau
 def values_of(chosen: Filter) -> int:
     """Return how many ids and categories a filter names."""
     conditions = chosen.attributes.values()
-    named = sum(len(each.any_of or ()) + len(each.none_of) for each in conditions)
+    named = sum(len(condition.any_of or ()) + len(condition.none_of) for condition in conditions)
     return len(chosen.allow or ()) + len(chosen.deny) + named
 
 

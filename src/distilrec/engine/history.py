@@ -39,7 +39,7 @@ def events_of(history: History, now: float) -> list[StoredEvent]:
             fix='give a list of item ids, such as ["7"], or of events',
             parameter="history",
         )
-    found = []
+    events = []
     for place, given in enumerate(history):
         where = f"history[{place}]"
         event = _as_past(given, where)
@@ -47,8 +47,8 @@ def events_of(history: History, now: float) -> list[StoredEvent]:
         kind = as_label(event.event_type, f"{where}.event_type", MAX_EVENT_TYPE)
         when = event.timestamp
         check_timestamp(when, now, where)
-        found.append(StoredEvent("", item, kind, now if when is None else when, now, str(place)))
-    return found
+        events.append(StoredEvent("", item, kind, now if when is None else when, now, str(place)))
+    return events
 
 
 def check_timestamp(when: float | None, now: float, where: str) -> None:

@@ -334,11 +334,11 @@ def top_k(scores, seen, mask, k, best_items, best_scores):  # type: ignore[no-un
         for i in range(scores.shape[0]):
             if mask[i] == 0:
                 scores[i] = -np.inf
-    found = 0
+    count = 0
     threshold = np.float32(-np.inf)
     for start in range(0, scores.shape[0], _GROUP):
         stop = min(start + _GROUP, scores.shape[0])
-        if found == k:  # once the list is full, nearly every group is passed over by vector code
+        if count == k:  # once the list is full, nearly every group is passed over by vector code
             better = np.int32(0)
             for i in range(start, stop):
                 better += np.int32(scores[i] > threshold)
@@ -346,19 +346,19 @@ def top_k(scores, seen, mask, k, best_items, best_scores):  # type: ignore[no-un
                 continue
         for i in range(start, stop):
             value = scores[i]
-            if value > threshold or (found < k and value > -np.inf):
-                place = found if found < k else k - 1
+            if value > threshold or (count < k and value > -np.inf):
+                place = count if count < k else k - 1
                 while place > 0 and best_scores[place - 1] < value:
                     best_scores[place] = best_scores[place - 1]
                     best_items[place] = best_items[place - 1]
                     place -= 1
                 best_scores[place] = value
                 best_items[place] = i
-                if found < k:
-                    found += 1
-                if found == k:
+                if count < k:
+                    count += 1
+                if count == k:
                     threshold = best_scores[k - 1]
-    return found
+    return count
 
 
 @kernel
@@ -414,8 +414,8 @@ def best_quantised(  # type: ignore[no-untyped-def]
         rounded[c] = np.int8(round(query[c] / factor))
     scores_quantised(rounded, columns, scales, biases, factor, sums, scores)
     items, approximate = np.empty(pool, np.int32), np.empty(pool, np.float32)
-    found = top_k(scores, seen, mask, pool, items, approximate)
-    return rescore(query, vectors, biases, np.sort(items[:found]), best_items, best_scores)
+    count = top_k(scores, seen, mask, pool, items, approximate)
+    return rescore(query, vectors, biases, np.sort(items[:count]), best_items, best_scores)
 
 
 @kernel
@@ -445,10 +445,10 @@ def rescore(query, vectors, biases, items, best_items, best_scores):  # type: ig
             value += query[c] * vectors[items[n], c]
         scores[n] = value
     nothing, everything = np.empty(0, np.int32), np.empty(0, np.uint8)
-    found = top_k(scores, nothing, everything, best_items.shape[0], best_items, best_scores)
-    for n in range(found):
+    count = top_k(scores, nothing, everything, best_items.shape[0], best_items, best_scores)
+    for n in range(count):
         best_items[n] = items[best_items[n]]
-    return found
+    return count
 
 
 @kernel

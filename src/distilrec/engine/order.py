@@ -43,12 +43,12 @@ def placed(events: Sequence[StoredEvent]) -> list[Placed]:
     has been set back, the earliest later arrival counts. An event without a time of its sender
     happened when it was received.
     """
-    found: list[Placed] = []
+    placed_events: list[Placed] = []
     received = float("inf")
     for event in reversed(events):
         received = min(received, event.received)
-        found.append(Placed(event, received, _when(event, received)))
-    return found[::-1]
+        placed_events.append(Placed(event, received, _when(event, received)))
+    return placed_events[::-1]
 
 
 def _when(event: StoredEvent, received: float) -> float:

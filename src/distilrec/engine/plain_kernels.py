@@ -333,9 +333,9 @@ def rescore(
 ) -> int:
     """Find the best of `items` by q . v_i + b_i, equal scores in the order given."""
     scores = vectors[items] @ query + biases[items]
-    found = top_k(scores, _NO_ITEMS, _NO_MASK, len(best_items), best_items, best_scores)
-    best_items[:found] = items[best_items[:found]]
-    return found
+    count = top_k(scores, _NO_ITEMS, _NO_MASK, len(best_items), best_items, best_scores)
+    best_items[:count] = items[best_items[:count]]
+    return count
 
 
 def best_of(

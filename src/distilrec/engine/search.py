@@ -89,10 +89,10 @@ class ExactSearch:
     ) -> tuple[Places, Floats]:
         items, scores = np.empty(k, np.int32), np.empty(k, np.float32)
         biases = added.biases if added else self._items.biases
-        found = self._kernels.best_by_rows(
+        count = self._kernels.best_by_rows(
             query, self._items.vectors, biases, seen, mask, self._scores, items, scores
         )  # fmt: skip
-        return items[:found], scores[:found]
+        return items[:count], scores[:count]
 
     def put_item(self, item: int) -> None:
         self._scores = np.empty(self._items.count, np.float32)
@@ -118,11 +118,11 @@ class QuantisedSearch:
     ) -> tuple[Places, Floats]:
         items, scores = np.empty(k, np.int32), np.empty(k, np.float32)
         biases = added.biases if added else self._items.biases
-        found = self._kernels.best_quantised(
+        count = self._kernels.best_quantised(
             query, self._columns, self._scales, self._items.vectors, biases,
             seen, mask, 2 * k + 64, self._sums, self._scores, items, scores,
         )  # fmt: skip
-        return items[:found], scores[:found]
+        return items[:count], scores[:count]
 
     def put_item(self, item: int) -> None:
         if missing := self._items.room - len(self._scales):

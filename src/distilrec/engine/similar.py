@@ -54,8 +54,8 @@ class SimilarItems:
             scores[near] += _NEIGHBOURS * share * parts  # an item is in it once
         items, best = np.empty(k, np.int32), np.empty(k, np.float32)
         without = np.concatenate([given, left_out])
-        found = self._kernels.top_k(scores, without, mask, k, items, best)
-        return items[:found], best[:found]
+        count = self._kernels.top_k(scores, without, mask, k, items, best)
+        return items[:count], best[:count]
 
     def _prepare(self, vectors: Floats) -> None:
         lengths = np.sqrt(np.einsum("id,id->i", vectors, vectors))

@@ -94,10 +94,10 @@ def to_stored(events: Iterable[EventInput], clock: Clock) -> list[StoredEvent]:
 
 def bring_up_to_date(recommender: Recommender, store: Store, user_ids: Sequence[Id]) -> None:
     """Make what is in memory about these users equal to what the store says."""
-    asked = [recommender.since(user) for user in user_ids]
-    for each, record in zip(asked, store.read(asked), strict=True):
-        if not recommender.restore(each, record):
-            whole = Since(each.user_id)
+    positions = [recommender.since(user) for user in user_ids]
+    for since, record in zip(positions, store.read(positions), strict=True):
+        if not recommender.restore(since, record):
+            whole = Since(since.user_id)
             recommender.restore(whole, store.read([whole])[0])
 
 
@@ -306,8 +306,8 @@ class StoredRecommender:
             names = [name, *self.store.merged(name)]
             with self._writing(names):
                 removed = self.store.erase(name)
-            for one in names:
-                self.recommender.forget(one, history=True)
+            for merged_name in names:
+                self.recommender.forget(merged_name, history=True)
         return removed
 
     def clean(self) -> str:

@@ -73,7 +73,7 @@ def search_recall(bundle: Bundle, dataset: Dataset) -> tuple[float, int]:
     users = rng.choice(dataset.users, min(_RECALL_USERS, dataset.users), replace=False)
     histories = dataset.histories(users, dataset.offsets[users + 1])
     features, everything = dataset.user_features, np.zeros(0, np.uint8)
-    found = wanted = 0
+    hits = wanted = 0
     for k, user in enumerate(users):
         state = exact.new_state()
         rows = slice(histories.offsets[k], histories.offsets[k + 1])
@@ -87,6 +87,6 @@ def search_recall(bundle: Bundle, dataset: Dataset) -> tuple[float, int]:
         depth = min(_RECALL_DEPTH, dataset.catalogue_size)
         theirs, _ = exact.best(state, known, seen, everything, depth)
         ours, _ = asked.best(state, known, seen, everything, depth)
-        found += len(np.intersect1d(ours, theirs))
+        hits += len(np.intersect1d(ours, theirs))
         wanted += len(theirs)
-    return found / max(wanted, 1), len(users)
+    return hits / max(wanted, 1), len(users)

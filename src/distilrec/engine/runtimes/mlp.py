@@ -66,16 +66,18 @@ class MlpRuntime(Runtime):
         self, state: Floats, user: Floats, seen: Places, mask: Mask, k: int
     ) -> tuple[Places, Floats]:
         items, scores = np.empty(k, np.int32), np.empty(k, np.float32)
-        found = self._kernels.top_k(
+        count = self._kernels.top_k(
             self.scores(self.query(state, user)), seen, mask, k, items, scores
         )
-        return items[:found], scores[:found]
+        return items[:count], scores[:count]
 
     def without_each(self, items: Places, events: Places, state: Floats | None = None) -> Floats:
         whole = self.new_state()
         self.fold(whole, items, events)
-        each = np.hstack([self._items.vectors[items], np.ones((len(items), 1), np.float32)])
-        states: Floats = (whole if state is None else state) - each
+        contributions = np.hstack(
+            [self._items.vectors[items], np.ones((len(items), 1), np.float32)]
+        )
+        states: Floats = (whole if state is None else state) - contributions
         return states
 
     def item_vectors(self, items: Places | slice) -> Floats:

@@ -137,12 +137,12 @@ class RecurrentRuntime(Runtime):
             self._query, self._scores, items, scores,
         )  # fmt: skip
         if self._kept_events:
-            found = self._kernels.recommend_with_neighbours(
+            count = self._kernels.recommend_with_neighbours(
                 state, user, *self._weights, self._kept_events, *self._neighbours, *asked
             )
         else:
-            found = self._kernels.recommend_recurrent(state, user, *self._weights, *asked)
-        return items[:found], scores[:found]
+            count = self._kernels.recommend_recurrent(state, user, *self._weights, *asked)
+        return items[:count], scores[:count]
 
     def scores(self, query: Floats) -> Floats:
         out: Floats

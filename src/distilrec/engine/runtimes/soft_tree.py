@@ -81,8 +81,8 @@ class TreeRuntime(Runtime):
     ) -> tuple[Places, Floats]:
         items, scores = np.empty(k, np.int32), np.empty(k, np.float32)
         probabilities = self._probabilities(self.query(state, user))
-        found = self._kernels.top_k(probabilities, seen, mask, k, items, scores)
-        return items[:found], _logarithm(scores[:found])
+        count = self._kernels.top_k(probabilities, seen, mask, k, items, scores)
+        return items[:count], _logarithm(scores[:count])
 
     def _probabilities(self, query: Floats) -> Floats:
         out = np.empty(self._items.count, np.float32)
