@@ -47,21 +47,21 @@ def _first_hit(ranking: Ranking, k: int) -> PerUser:
     in_best = ranking.known & (ranking.above == np.repeat(best, sizes))
     m = _sum_per_user(ranking, in_best.astype(np.float64))  # 0 where all of R is unknown
     t = np.maximum.reduceat(np.where(in_best, ranking.tied, 1), starts)
-    found = np.zeros((ranking.users, k))
+    first_hit = np.zeros((ranking.users, k))
     none_before = np.ones(ranking.users)
     for j in range(k):
         left = t - j
         here = none_before * np.divide(m, left, out=np.zeros(ranking.users), where=left > 0)
         inside = best + j < k
-        found[inside, best[inside] + j] = here[inside]
+        first_hit[inside, best[inside] + j] = here[inside]
         none_before = none_before - here
-    return found
+    return first_hit
 
 
 def hit_rate(ranking: Ranking, k: int) -> PerUser:
     """1 where at least one item of R is among the first K."""
-    found: PerUser = _first_hit(ranking, k).sum(1)
-    return found
+    hits: PerUser = _first_hit(ranking, k).sum(1)
+    return hits
 
 
 def precision(ranking: Ranking, k: int) -> PerUser:

@@ -185,8 +185,8 @@ def rank(scorer: Scorer, questions: Questions, depth: int = 10) -> Ranking:
     above, tied, candidates, top, probability = [], [], [], [], []
     step = users_at_once(questions.items)
     for start in range(0, len(questions.histories), step):
-        some = questions.select(start, start + step)
-        histories = some.histories
+        part = questions.select(start, start + step)
+        histories = part.histories
         scores = np.array(scorer.scores(histories), np.float32)
         if scores.ndim != 2 or len(scores) != len(histories) or not np.isfinite(scores).all():
             raise InvalidValueError(
@@ -196,7 +196,7 @@ def rank(scorer: Scorer, questions: Questions, depth: int = 10) -> Ranking:
             )
         if questions.exclude_seen:
             scores[groups_of(histories.offsets), histories.items] = -np.inf
-        higher, equal = standing(scores, groups_of(some.offsets), some.targets)
+        higher, equal = standing(scores, groups_of(part.offsets), part.targets)
         above.append(higher)
         tied.append(equal)
         candidates.append(np.isfinite(scores).sum(1))
@@ -214,12 +214,12 @@ def _highest_probability(scores: NDArray[np.float32]) -> np.float64:
 def _best(scores: NDArray[np.float32], depth: int) -> NDArray[np.int32]:
     """Return the best items in order, (users, depth), UNKNOWN_ITEM where there are fewer."""
     best = np.full((len(scores), depth), UNKNOWN_ITEM, np.int32)
-    kept = min(depth, scores.shape[1])
-    for user, row in enumerate(scores if kept else ()):
-        lowest = np.partition(row, -kept)[-kept]
+    columns = min(depth, scores.shape[1])
+    for user, row in enumerate(scores if columns else ()):
+        lowest = np.partition(row, -columns)[-columns]
         # With all that are level with the last one, of which the first ones are kept
         good = np.flatnonzero((row >= lowest) & (row > -np.inf))
-        order = good[np.argsort(-row[good], kind="stable")][:kept]
+        order = good[np.argsort(-row[good], kind="stable")][:columns]
         best[user, : len(order)] = order
     return best
 

@@ -65,12 +65,12 @@ class Neighbours(nn.Module):
         self.units.copy_(units)
         self.items.copy_(torch.from_numpy(items))
         self.values.copy_(torch.round(whole / units.unsqueeze(1)))
-        every = [(torch.from_numpy(items), whole)]
+        parts = [(torch.from_numpy(items), whole)]
         for part in range(_PARTS):
             items, values = largest_transitions(dataset, number, without=(part, _PARTS))
-            every.append((torch.from_numpy(items), scale * torch.from_numpy(values).clamp(min=0)))
-        self.part_items = torch.cat([items for items, _ in every]).int().to(device)
-        self.part_values = torch.cat([values for _, values in every]).to(device)
+            parts.append((torch.from_numpy(items), scale * torch.from_numpy(values).clamp(min=0)))
+        self.part_items = torch.cat([items for items, _ in parts]).int().to(device)
+        self.part_values = torch.cat([values for _, values in parts]).to(device)
 
     def latest(self, batch: Batch, window: torch.Tensor, place: torch.Tensor) -> torch.Tensor:
         """Return the latest events at some positions, (…, 2 n); see the class.

@@ -226,8 +226,8 @@ class TorchScorer:
         with torch.inference_mode():
             for start in range(0, len(order), size):
                 users = order[start : start + size]
-                some = histories.take(users)
-                batch = prediction_batch(some, model.items.catalogue_size, model.max_history).to(
+                part = histories.take(users)
+                batch = prediction_batch(part, model.items.catalogue_size, model.max_history).to(
                     model.device
                 )
                 last = (batch.targets == 0).nonzero(as_tuple=True)

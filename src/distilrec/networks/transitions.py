@@ -53,8 +53,8 @@ def _pairs(
     rows = np.flatnonzero(dataset.is_training() & (dataset.items >= 0) & (dataset.items < items))
     users = dataset.user_rows()[rows]
     if without is not None:
-        kept = users % without[1] != without[0]
-        rows, users = rows[kept], users[kept]
+        in_part = users % without[1] != without[0]
+        rows, users = rows[in_part], users[in_part]
     taken = dataset.items[rows].astype(np.int64)
     keys, weights = [np.zeros(0, np.int64)], [np.zeros(0)]
     for age in range(min(_EVENTS, len(rows) - 1)):

@@ -135,10 +135,10 @@ def _scores_of(
     parts = []
     step = max(1, MOST_SCORES // dataset.catalogue_size)
     for start in range(0, len(histories), step):
-        some = histories.select(start, start + step)
-        scores = voter.scores(some).copy()
+        part = histories.select(start, start + step)
+        scores = voter.scores(part).copy()
         if not dataset.info.repeats:
-            for k in range(len(some)):
-                scores[k, some.of(k)] = -np.inf
+            for k in range(len(part)):
+                scores[k, part.of(k)] = -np.inf
         parts.append(np.take_along_axis(scores, candidates[start : start + step], 1))
     return np.concatenate(parts)

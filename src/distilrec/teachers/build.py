@@ -328,8 +328,8 @@ def _read_scores(config: ScoresConfig, making: Making) -> Teacher:
 
 def _make_ensemble(config: EnsembleConfig, making: Making) -> Teacher:
     checkpoint, members = making.options.checkpoint, []
-    every = members_of(config)
-    for number, member in enumerate(every):
+    configs = members_of(config)
+    for number, member in enumerate(configs):
         own_checkpoint = None if checkpoint is None else checkpoint / f"member-{number}"
         members.append(
             make_teacher(
@@ -339,7 +339,7 @@ def _make_ensemble(config: EnsembleConfig, making: Making) -> Teacher:
                 making.folder / f"member-{number}",
                 seed=making.seed + member.seed,
                 options=replace(making.options, checkpoint=own_checkpoint),
-                name=f"{making.name} {number + 1}/{len(every)}",
+                name=f"{making.name} {number + 1}/{len(configs)}",
             )
         )
     if checkpoint is not None:

@@ -77,10 +77,10 @@ class EnsembleTeacher:
         def answer(window: torch.Tensor, position: torch.Tensor) -> Answer:
             total, states = torch.zeros(()), None
             for read, weight in readers:
-                one = read(window, position)
-                total = total.to(one.logits.device) + weight * one.logits
-                if self.state_dim and one.states is not None:
-                    states = one.states
+                member_answer = read(window, position)
+                total = total.to(member_answer.logits.device) + weight * member_answer.logits
+                if self.state_dim and member_answer.states is not None:
+                    states = member_answer.states
             return Answer(total, states)
 
         return answer
@@ -146,8 +146,8 @@ def _candidates(asked: Asked, alone: Sequence[float]) -> Iterator[Values]:
     temperatures = np.ones(len(alone))
     if likely is not None:
         temperatures = np.array([likely.best_temperature(unit) for unit in units])
-        found = search(asked, likely.best_weights(), temperatures)
-        yield found * likely.best_temperature(found)
+        weights_found = search(asked, likely.best_weights(), temperatures)
+        yield weights_found * likely.best_temperature(weights_found)
     best = int(np.argmax(alone))
     yield units[best] * temperatures[best]
     # A power of two changes no digit, so that no scores become equal

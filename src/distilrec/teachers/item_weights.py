@@ -242,8 +242,8 @@ class ItemWeightsTeacher:
         out = np.zeros((len(histories), self._catalogue_size), np.float32)
         warm = self.item_weights.items
         for first in range(0, len(histories), _TOGETHER):
-            some = histories.select(first, first + _TOGETHER)
-            out[first : first + len(some), :warm] = self._sums(_padded(some, self._catalogue_size))
+            part = histories.select(first, first + _TOGETHER)
+            out[first : first + len(part), :warm] = self._sums(_padded(part, self._catalogue_size))
         lowest = torch.from_numpy(out[:, :warm].min(1, keepdims=True))
         out[:, warm:] = _below(lowest).numpy()
         return out

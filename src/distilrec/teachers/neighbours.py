@@ -79,11 +79,11 @@ def solve_on_neighbours(
             first, by_row, by_item, by_target, norms, regression.own, chosen[some], grams, crosses
         )
         right = torch.from_numpy(crosses).unsqueeze(2)
-        for ridge, found in zip(ridges, values, strict=True):
+        for ridge, values_of_ridge in zip(ridges, values, strict=True):
             left = torch.from_numpy(grams + ridge * np.eye(size))
             factor = torch.linalg.cholesky(left)
-            found[some] = torch.cholesky_solve(right, factor).squeeze(2).numpy()
-    return [_by_row(chosen, found) for found in values]
+            values_of_ridge[some] = torch.cholesky_solve(right, factor).squeeze(2).numpy()
+    return [_by_row(chosen, values_of_ridge) for values_of_ridge in values]
 
 
 def _by_row(chosen: NDArray[np.int32], values: NDArray[np.float32]) -> SparseWeights:

@@ -56,8 +56,8 @@ class Asked:
 
     def pool(self, weights: Values, users: slice = slice(None)) -> torch.Tensor:
         """Return the weighted sum of the members, (users, items), not masked."""
-        some = self.scores[:, users]
-        return torch.einsum("m,mui->ui", torch.from_numpy(weights).float(), some)
+        scores = self.scores[:, users]
+        return torch.einsum("m,mui->ui", torch.from_numpy(weights).float(), scores)
 
     def masked(self, logits: torch.Tensor, first: int, value: float) -> torch.Tensor:
         """Return logits of the users from `first` on with a value for the masked items, in
@@ -73,9 +73,9 @@ class Asked:
         for first in range(0, len(self.questions.histories), _USERS_TOGETHER):
             users = slice(first, first + _USERS_TOGETHER)
             scores = self.masked(self.pool(weights, users), first, -math.inf)
-            some = self.questions.select(users.start, users.stop)
-            owners = groups_of(some.offsets)
-            higher, equal = standing(scores.numpy(), owners, some.targets)
+            questions = self.questions.select(users.start, users.stop)
+            owners = groups_of(questions.offsets)
+            higher, equal = standing(scores.numpy(), owners, questions.targets)
             above.append(higher)
             tied.append(equal)
         unused = np.zeros(0, np.float64)

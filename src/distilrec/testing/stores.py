@@ -165,7 +165,7 @@ class StoreContract:
         store.close()
         store = opener()
         mine, gone = store.read(
-            [Since(name, one.epoch, one.position) for name, one in before.items()]
+            [Since(name, record.epoch, record.position) for name, record in before.items()]
         )
         assert mine.restart and mine.epoch != before["u"].epoch
         assert [e.user_id for e in mine.events] == ["u"] * 5
@@ -423,7 +423,7 @@ class StoreContract:
                 )
             ]
             for one, position in zip(batch, store.append(batch), strict=True):
-                repeated = any(other.event_id == one.event_id for other in logs[one.user_id])
+                repeated = any(stored.event_id == one.event_id for stored in logs[one.user_id])
                 assert (position == 0) == repeated
                 if not repeated:
                     logs[one.user_id].append(one)

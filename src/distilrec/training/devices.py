@@ -45,10 +45,10 @@ def _check_cuda(device: torch.device) -> None:
     number = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if number == 0:
         built = torch.version.cuda
-        found = "is built without CUDA" if built is None else f"is built for CUDA {built}"
+        build = "is built without CUDA" if built is None else f"is built for CUDA {built}"
         raise ConfigError(
             f"the device {device} was asked for, and torch finds no CUDA device (torch "
-            f"{torch.__version__} {found})",
+            f"{torch.__version__} {build})",
             fix='use device "cpu" or "auto"; for a GPU install its driver and a torch with CUDA',
             parameter="device",
         )
