@@ -194,8 +194,8 @@ def _need_same_size(student: StudentConfig, baseline: StudentConfig) -> None:
         baseline_value = msgspec.to_builtins(baseline).get(name)
         if name not in free and baseline_value != value:
             raise ConfigError(
-                f"the student without distillation has {name} = {baseline_value!r}, the distilled one "
-                f"{value!r}: what is compared is one size",
+                f"the student without distillation has {name} = {baseline_value!r}, the distilled "
+                f"one {value!r}: what is compared is one size",
                 fix=f"set {name} = {json.dumps(value)} in [baseline.student]",
                 parameter=f"baseline.student.{name}",
             )
