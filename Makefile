@@ -5,7 +5,7 @@ RUN := runs/ml-100k
 TORCH := $(shell grep -m1 "^torch==" release/constraints.txt)
 PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-fast test-gpu coverage lint docs fuzz mutation packages web-build web-tools constraints audit serve bench bench-domains clean system keras-tensorflow
+.PHONY: demo test test-fast test-gpu coverage lint docs fuzz mutation packages web web-build web-tools constraints audit serve bench bench-domains clean system keras-tensorflow
 EXTRAS ?= train none redis ann tune privacy checks ray texts
 .DELETE_ON_ERROR:
 
@@ -88,6 +88,11 @@ mutation: $(VENV)/dev.stamp
 # Sdist and wheel in dist/, the wheel tried in an empty environment for each extra, with the pinned versions; bills of materials.
 packages: $(VENV)/dev.stamp
 	$(VENV)/bin/python release/packages.py --build --sbom --extras $(EXTRAS)
+
+# A page that recommends by itself, with the student of the demo, for any static host.
+web: $(VENV)/train.stamp
+	@test -d $(RUN)/bundle || (echo "there is no bundle yet: run make demo first"; exit 2)
+	$(VENV)/bin/python web/make_page.py --bundle $(RUN)/bundle --folder $(RUN)/page
 
 # The npm package in web/dist, which is committed, with the tools that web/package-lock.json pins.
 web-build:
