@@ -63,6 +63,7 @@ bench: $(VENV)/bench.stamp
 	$(VENV)/bin/python bench/latency.py --run runs/quality/ml-1m/seed-0
 	$(VENV)/bin/python bench/training.py
 	$(VENV)/bin/python bench/engine.py
+	$(VENV)/bin/python bench/web_speed.py
 	$(VENV)/bin/python bench/service.py
 
 # The docs site in site/, strict: a broken link or reference is an error.
