@@ -17,6 +17,22 @@ def assert_needs_nothing_else(page: str, drawings: int) -> None:
         assert not re.search(r"(stroke|fill): ?#(?!none)", svg)  # every colour is one of the page's
 
 
+def watched(page) -> tuple[list[str], set[str]]:
+    """The complaints of an open page (scripts, policy, missing files), and the hosts that it and its workers asked,
+    which both grow."""
+    complaints: list[str] = []
+    hosts: set[str] = set()
+    page.on(
+        "console",
+        lambda message: complaints.append(message.text) if message.type == "error" else None,
+    )
+    page.on("pageerror", lambda problem: complaints.append(str(problem)))
+    page.context.on(
+        "request", lambda request: hosts.add(re.sub(r"^\w+://([^:/]+).*", r"\1", request.url))
+    )
+    return complaints, hosts
+
+
 def assert_readable(page, width: int) -> None:
     """An open page passes axe (contrast, names of regions and plots, headings, tables), and only its
     tables scroll sideways."""

@@ -11,7 +11,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -192,3 +193,12 @@ class Server:
         if code:
             print(self.log.read_text()[-10_000:])  # noqa: T201 - what a failing test shows
         return code
+
+
+@contextmanager
+def served(bundle: Path, *options: object, store: str = "store.db") -> Iterator[Server]:
+    """A service of a bundle with a store beside it, which ends well and has met nothing unforeseen."""
+    service = Server(bundle, f"sqlite:///{Path(bundle).parent / store}", *options)
+    yield service
+    assert service.stop() == 0
+    assert "unforeseen" not in service.log.read_text()

@@ -15,6 +15,7 @@ from playwright.sync_api import expect
 from distilrec import load
 from tests import ROOT
 from tests.engine.conftest import hosted
+from tests.pages import watched
 from tests.servers import PATIENCE, until
 
 pytestmark = [pytest.mark.chromium, pytest.mark.slow]
@@ -51,16 +52,7 @@ def page(browser):
     context = browser.new_context()
     context.set_default_timeout(1_000 * PATIENCE)
     opened = context.new_page()
-    complaints: list[str] = []
-    hosts: set[str] = set()
-    opened.on(
-        "console",
-        lambda message: complaints.append(message.text) if message.type == "error" else None,
-    )
-    opened.on("pageerror", lambda problem: complaints.append(str(problem)))
-    context.on(
-        "request", lambda request: hosts.add(re.sub(r"^\w+://([^:/]+).*", r"\1", request.url))
-    )
+    complaints, hosts = watched(opened)
     yield opened
     context.close()
     assert complaints == []

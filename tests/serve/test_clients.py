@@ -20,7 +20,7 @@ import tritonclient.http.aio as triton_aio
 from openapi_spec_validator import OpenAPIV31SpecValidator
 from tritonclient.utils import InferenceServerException
 
-from tests.servers import Server
+from tests.servers import served
 
 pytestmark = pytest.mark.server
 
@@ -30,11 +30,8 @@ USERS = ["u16", "nobody", "Zoë"]
 
 @pytest.fixture(scope="module")
 def server(bundle_copy):
-    store = f"sqlite:///{bundle_copy.parent / 'store.db'}"
-    service = Server(bundle_copy, store, "--max-body", 20_000, "--max-batch", 50)
-    yield service
-    assert service.stop() == 0
-    assert "unforeseen" not in service.log.read_text()
+    with served(bundle_copy, "--max-body", 20_000, "--max-batch", 50) as service:
+        yield service
 
 
 @pytest.fixture
@@ -381,12 +378,8 @@ def guarded(finished_run, tmp_path_factory):
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     (folder / "keys.toml").write_text(made.stdout)
-    service = Server(
-        folder / "bundle", f"sqlite:///{folder / 'store.db'}", "--keys", folder / "keys.toml"
-    )
-    yield service, made.stderr.split()[-1]
-    assert service.stop() == 0
-    assert "unforeseen" not in service.log.read_text()
+    with served(folder / "bundle", "--keys", folder / "keys.toml") as service:
+        yield service, made.stderr.split()[-1]
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ import pytest
 
 from distilrec.errors import InvalidIdError
 from distilrec.ids import as_id, as_label
-from tests.servers import Redis, Server, until
+from tests.servers import Redis, Server, served, until
 
 pytestmark = pytest.mark.server
 
@@ -48,10 +48,8 @@ def asked(server: Server, method: str, path: bytes, body: object = None) -> tupl
 
 @pytest.fixture(scope="module")
 def server(bundle_copy):
-    service = Server(bundle_copy, f"sqlite:///{bundle_copy.parent / 'store.db'}")
-    yield service
-    assert service.stop() == 0
-    assert "unforeseen" not in service.log.read_text()
+    with served(bundle_copy) as service:
+        yield service
 
 
 # Ids in paths

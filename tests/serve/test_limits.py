@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from distilrec import load
-from tests.servers import Server
+from tests.servers import Server, served
 
 pytestmark = pytest.mark.server
 
@@ -28,13 +28,10 @@ BODY = b'{"user_id": "u1"}'
 
 @pytest.fixture(scope="module")
 def server(bundle_copy):
-    service = Server(
-        bundle_copy, f"sqlite:///{bundle_copy.parent / 'store.db'}", "--max-connections", 40, "--head-seconds", 2,
-        "--transfer-seconds", 3,
-    )  # fmt: skip
-    yield service
-    assert service.stop() == 0
-    assert "unforeseen" not in service.log.read_text()
+    with served(
+        bundle_copy, "--max-connections", 40, "--head-seconds", 2, "--transfer-seconds", 3
+    ) as service:
+        yield service
 
 
 class Peer:

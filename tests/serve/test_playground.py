@@ -12,6 +12,7 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import expect
 
 from distilrec import load
+from tests.pages import watched
 from tests.servers import PATIENCE, Server, until
 
 pytestmark = [pytest.mark.chromium, pytest.mark.server]
@@ -22,17 +23,7 @@ def page(browser):
     """A page whose complaints (scripts, policy, missing files, foreign hosts) fail the test."""
     opened = browser.new_page()
     opened.set_default_timeout(1_000 * PATIENCE)
-    complaints: list[str] = []
-    hosts: set[str] = set()
-    opened.on(
-        "console",
-        lambda message: complaints.append(message.text) if message.type == "error" else None,
-    )
-    opened.on("pageerror", lambda problem: complaints.append(str(problem)))
-    opened.on(
-        "request", lambda request: hosts.add(re.sub(r"^\w+://([^:/]+).*", r"\1", request.url))
-    )
-    opened.complaints = complaints
+    opened.complaints, hosts = watched(opened)
     yield opened
     opened.close()
     assert hosts == {"127.0.0.1"}

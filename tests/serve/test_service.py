@@ -15,7 +15,7 @@ import pytest
 from distilrec import load
 from distilrec.errors import RateLimitedError
 from distilrec.serve.keys import Caller, KeyEntry
-from tests.servers import PATIENCE, Server, until
+from tests.servers import PATIENCE, Server, served, until
 
 pytestmark = pytest.mark.server
 
@@ -24,17 +24,8 @@ JSON = {"content-type": "application/json"}
 
 @pytest.fixture(scope="module")
 def server(bundle_copy):
-    service = Server(
-        bundle_copy,
-        f"sqlite:///{bundle_copy.parent / 'store.db'}",
-        "--max-body",
-        20_000,
-        "--max-batch",
-        50,
-    )
-    yield service
-    assert service.stop() == 0
-    assert "unforeseen" not in service.log.read_text()
+    with served(bundle_copy, "--max-body", 20_000, "--max-batch", 50) as service:
+        yield service
 
 
 @pytest.fixture

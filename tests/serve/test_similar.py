@@ -5,17 +5,15 @@ from __future__ import annotations
 import pytest
 
 from distilrec import load
-from tests.servers import Server
+from tests.servers import served
 
 pytestmark = pytest.mark.server
 
 
 @pytest.fixture(scope="module")
 def server(bundle_copy):
-    service = Server(bundle_copy, f"sqlite:///{bundle_copy.parent / 'similar.db'}")
-    yield service
-    assert service.stop() == 0
-    assert "unforeseen" not in service.log.read_text()
+    with served(bundle_copy, store="similar.db") as service:
+        yield service
 
 
 @pytest.fixture

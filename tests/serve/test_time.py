@@ -9,7 +9,7 @@ import pytest
 from distilrec import load
 from distilrec.export.export import export_bundle
 from distilrec.networks.recurrent import RecurrentConfig
-from tests.servers import Server
+from tests.servers import Server, served
 from tests.small_run import timed_student
 
 pytestmark = pytest.mark.server
@@ -29,10 +29,8 @@ def folder(small, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def server(folder):
-    service = Server(folder, f"sqlite:///{folder.parent / 'store.db'}")
-    yield service
-    assert service.stop() == 0
-    assert "unforeseen" not in service.log.read_text()
+    with served(folder) as service:
+        yield service
 
 
 def scores(answer):

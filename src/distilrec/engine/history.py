@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 import msgspec
 
 from distilrec.engine.events import MAX_EVENT_TYPE
-from distilrec.engine.order import MAX_CLOCK_SKEW
+from distilrec.engine.moments import check_timestamp
 from distilrec.errors import ConfigError
 from distilrec.ids import Id, as_id, as_label
 from distilrec.stores.records import StoredEvent
@@ -49,17 +49,6 @@ def events_of(history: History, now: float) -> list[StoredEvent]:
         check_timestamp(when, now, where)
         events.append(StoredEvent("", item, kind, now if when is None else when, now, str(place)))
     return events
-
-
-def check_timestamp(when: float | None, now: float, where: str) -> None:
-    """Raise ConfigError for a time that a past event cannot have. where: names the event."""
-    if when is not None and not 0 <= when <= now + MAX_CLOCK_SKEW:
-        raise ConfigError(
-            f"the timestamp {when} of {where} is not a time between 1970 and now (seconds)",
-            fix="set the clock of the sender, convert milliseconds to seconds, or leave the "
-            "timestamp out",
-            parameter=f"{where}.timestamp",
-        )
 
 
 def _as_past(given: object, where: str) -> PastEvent:

@@ -1,4 +1,4 @@
-"""The time at which a question is asked, checked."""
+"""The times of questions and of events, checked."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def checked_moment(seconds: object, parameter: str) -> float:
     further ahead of the clock than clocks of senders may be.
     """
     number = float(seconds) if isinstance(seconds, Real) else math.nan
-    if isinstance(seconds, bool) or not 0 <= number <= time.time() + MAX_CLOCK_SKEW:
+    if isinstance(seconds, bool) or not _is_possible(number, time.time()):
         raise ConfigError(
             f"{parameter} is {seconds!r}, which is not a time between 1970 and now (seconds)",
             fix="convert milliseconds to seconds, set the clock of the sender, or leave it out: "
@@ -24,6 +24,17 @@ def checked_moment(seconds: object, parameter: str) -> float:
             parameter=parameter,
         )
     return number
+
+
+def check_timestamp(when: float | None, now: float, where: str) -> None:
+    """Raise ConfigError for a time that a past event cannot have. where: names the event."""
+    if when is not None and not _is_possible(when, now):
+        raise ConfigError(
+            f"the timestamp {when} of {where} is not a time between 1970 and now (seconds)",
+            fix="set the clock of the sender, convert milliseconds to seconds, or leave the "
+            "timestamp out",
+            parameter=f"{where}.timestamp",
+        )
 
 
 def check_not_before(now: float, user: User) -> None:
@@ -37,3 +48,8 @@ def check_not_before(now: float, user: User) -> None:
             "clock",
             parameter="now",
         )
+
+
+def _is_possible(seconds: float, now: float) -> bool:
+    """Return whether a time lies between 1970 and now, as far as clocks may differ."""
+    return 0 <= seconds <= now + MAX_CLOCK_SKEW

@@ -404,10 +404,9 @@ class Recommender:
             )
         with self.lock:
             given = np.array(list(dict.fromkeys(self._catalogue.positions(item_ids))), np.int32)
-            user = None if user_id is None else self._sessions.find(user_id)
             places, best = self._similar.best(
                 given,
-                user.items if user else _NO_ITEMS,
+                self._items_of(user_id),
                 self._filters.mask(where),
                 min(pool, len(self._item_ids)),
                 popularity,
@@ -435,8 +434,7 @@ class Recommender:
             raise _impossible(k, 0.0)
         with self.lock:
             mask = self._filters.mask(where)
-            user = None if user_id is None else self._sessions.find(user_id)
-            seen = set(user.items.tolist()) if user else set()
+            seen = set(self._items_of(user_id).tolist())
             places = ((self._catalogue.index.get(item), score) for item, score in ranking)
             passing = (
                 Recommendation(self._item_ids[place], score)
@@ -474,6 +472,11 @@ class Recommender:
         if isinstance(user_id, User):
             return user_id
         return self._sessions.find(user_id) or self._sessions.stranger()
+
+    def _items_of(self, user_id: Id | None) -> Places:
+        """Return the items that a user has had, none without an id."""
+        user = None if user_id is None else self._sessions.find(user_id)
+        return _NO_ITEMS if user is None else user.items
 
     def _features(self, user: User, now: float | None) -> Floats:
         """Return what stands for the features of a user in an answer, (dim,). now: as of

@@ -17,8 +17,9 @@ import msgspec
 from distilrec.engine.answers import Recommendation
 from distilrec.engine.events import MAX_EVENT_ID, MAX_EVENT_TYPE
 from distilrec.engine.filters import Filter
-from distilrec.engine.history import History, check_timestamp
+from distilrec.engine.history import History
 from distilrec.engine.locks import fork_safe_lock
+from distilrec.engine.moments import check_timestamp
 from distilrec.engine.popular import WEEK, ranking_of, window_of
 from distilrec.engine.recommender import Recommender
 from distilrec.engine.similar import POPULARITY

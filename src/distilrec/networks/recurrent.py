@@ -27,7 +27,7 @@ from distilrec.networks.neighbours import LARGEST_CATALOGUE, Neighbours
 from distilrec.networks.on_cpu import dropout, scan
 from distilrec.networks.sequence import with_padding
 from distilrec.networks.student import Range, Student, StudentSettings
-from distilrec.networks.time_inputs import TimeInputs
+from distilrec.networks.time_inputs import time_inputs_of
 from distilrec.settings import Count, Share, ZeroOrMore
 from distilrec.zones import check_zone
 
@@ -90,9 +90,8 @@ class Recurrent(Student):
         self.narrow = nn.Linear(config.expansion * dim, dim)
         self.outer_norm = nn.RMSNorm(dim, eps=NORM_EPSILON)
         self.neighbours = neighbours_of(dataset, config)
-        timed = config.time and not dataset.why_no_times
-        self.time = TimeInputs(dataset, config.dim, config.timezone) if timed else None
-        self.timezone = config.timezone if timed else None
+        self.time = time_inputs_of(dataset, config)
+        self.timezone = None if self.time is None else config.timezone
 
     def begin(self, dataset: Dataset) -> None:
         if self.neighbours is not None:

@@ -9,6 +9,8 @@ them, C around midnight as well. In an answer T is added to U f_u.
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
 from torch import nn
 from torch.nn import functional
@@ -67,6 +69,26 @@ class TimeInputs(nn.Module):
             "time_hours": self.hours,
             "time_days": self.days,
         }
+
+
+class TimeSettings(Protocol):
+    """The settings of a network that can be told the time."""
+
+    @property
+    def dim(self) -> int: ...
+    @property
+    def time(self) -> bool: ...
+    @property
+    def timezone(self) -> str: ...
+
+
+def time_inputs_of(dataset: Dataset, config: TimeSettings) -> TimeInputs | None:
+    """Return the time inputs of a network with these settings, None where they are off or the log
+    has no usable times.
+    """
+    if not config.time or dataset.why_no_times:
+        return None
+    return TimeInputs(dataset, config.dim, config.timezone)
 
 
 def _knot(gaps: torch.Tensor) -> torch.Tensor:

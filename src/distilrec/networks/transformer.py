@@ -18,7 +18,7 @@ from distilrec.networks.full_precision import in_float32
 from distilrec.networks.on_cpu import Dropout, dropout
 from distilrec.networks.sequence import SequenceModel, with_padding
 from distilrec.networks.time_attention import BUCKETS, pair_buckets, time_attention
-from distilrec.networks.time_inputs import TimeInputs
+from distilrec.networks.time_inputs import time_inputs_of
 from distilrec.settings import Count, Settings, Share
 from distilrec.zones import check_zone
 
@@ -159,8 +159,7 @@ class Transformer(SequenceModel):
         self.timed = config.time_bias and not dataset.why_no_times
         self.blocks = nn.ModuleList(Block(config, timed=self.timed) for _ in range(config.layers))
         self.final_norm = nn.LayerNorm(config.dim)
-        told = config.time and not dataset.why_no_times
-        self.time = TimeInputs(dataset, config.dim, config.timezone) if told else None
+        self.time = time_inputs_of(dataset, config)
 
     def begin(self, dataset: Dataset) -> None:
         if self.time is not None:

@@ -8,7 +8,6 @@ from collections import OrderedDict
 from itertools import count
 
 from distilrec.engine.popular import Ranking, Window, window_of
-from distilrec.ids import as_id
 from distilrec.serve.answers import check_list
 from distilrec.serve.config import ServiceConfig
 from distilrec.serve.http import Endpoint
@@ -37,10 +36,8 @@ class Popular:
         check_list(request.k, request.filter, 0.0)
         check_limit("event_types", len(request.event_types or ()), _MAX_TYPES)
         window = window_of(request.window, request.half_life, request.event_types)
-        recommender, user_id = self._models.active.recommender, None
-        if request.user_id is not None:
-            user_id = as_id(request.user_id, "user_id")
-            await self._storage.catch_up(recommender, [user_id])
+        recommender = self._models.active.recommender
+        user_id = await self._storage.caught_up(recommender, request.user_id)
         async with self._turns:  # one at a time: those who wait use the same ranking
             ranking = await self._ranking(window)
         best = recommender.first_of(ranking, request.k, user_id, request.filter)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from itertools import count
 
-from distilrec.ids import as_id
 from distilrec.serve.answers import check_list
 from distilrec.serve.config import ServiceConfig
 from distilrec.serve.http import Endpoint
@@ -28,10 +27,7 @@ class Similar:
         check_limit("k", request.k, self._max_k)
         check_list(request.k, request.filter, request.diversity)
         recommender = self._models.active.recommender
-        user_id = request.user_id
-        if user_id is not None:
-            user_id = as_id(user_id, "user_id")
-            await self._storage.catch_up(recommender, [user_id])
+        user_id = await self._storage.caught_up(recommender, request.user_id)
         given, unknown = known_items(recommender, request.item_ids, skip=request.skip_unknown)
         items: list[str] = []
         scores: list[float] = []

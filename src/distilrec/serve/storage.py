@@ -14,6 +14,7 @@ from functools import partial
 from distilrec.engine.popular import Ranking, Window, ranking_of
 from distilrec.engine.recommender import Recommender
 from distilrec.engine.stored import follow_item, forget_erased
+from distilrec.ids import Id, as_id
 from distilrec.serve.config import ServiceConfig
 from distilrec.serve.logs import log
 from distilrec.serve.metrics import Metrics
@@ -131,6 +132,16 @@ class Storage:
         for served in self._models.all():
             for user in users:
                 served.recommender.users.drop(user)
+
+    async def caught_up(self, recommender: Recommender, user_id: Id | None) -> str | None:
+        """Return the id of a user who is brought up to date, None without one. Raises
+        InvalidIdError.
+        """
+        if user_id is None:
+            return None
+        name = as_id(user_id, "user_id")
+        await self.catch_up(recommender, [name])
+        return name
 
     async def catch_up(self, recommender: Recommender, user_ids: Sequence[str]) -> None:
         """Make what is in memory about these users equal to what the store says."""
