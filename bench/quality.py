@@ -1,7 +1,7 @@
 """Teacher, student, the same student without distillation, and baselines, over several seeds.
 
     python bench/quality.py [--dataset ml-100k] [--seeds 3] [--folder runs/quality/ml-100k]
-        [--config FILE] [--no-shared-teacher] [--processes 1] [--draw 0]
+        [--config FILE] [--no-shared-teacher] [--processes 1] [--draw 0] [--ties rows]
 
 --dataset names one of the nine data sets in `bench/results/` (the table SETS), which has its
 configuration; tables that a recipe makes are made where they are missing. Another configuration of
@@ -15,7 +15,9 @@ the other. Students are measured through their exported bundles. Hyper-parameter
 configuration, the epoch of each model is chosen on validation; the test part is only read here.
 Prints a table, the paired differences and one JSON line, and writes both into `bench/results/`.
 A log without order has other held-out events with --draw 1, --draw 2 and so on, whose results are
-`draw-1-NAME.md`: whether a figure depends on which events were drawn.
+`draw-1-NAME.md`: whether a figure depends on which events were drawn. With --ties shuffled the
+events of a user at the same time are in a drawn order, in place of that of the log's rows; the
+results are `ties-shuffled-NAME.md`, and --draw draws other orders.
 `python bench/summary.py` puts all data sets into one table.
 """
 
@@ -31,7 +33,7 @@ from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import msgspec
 import numpy as np
@@ -40,6 +42,7 @@ import torch
 from distilrec import runs
 from distilrec.bundle.manifest import Manifest
 from distilrec.data.dataset import Dataset
+from distilrec.data.order import Ties
 from distilrec.report.baselines import fitted_baselines
 from distilrec.report.comparison import ALONE, STUDENT, TEACHER, Candidate, Comparison, compare
 from distilrec.report.page import table, write_report
@@ -119,17 +122,18 @@ def main() -> None:
     parser.add_argument("--shared-teacher", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--draw", type=int, default=0)
+    parser.add_argument("--ties", default="rows", choices=get_args(Ties))
     arguments = parser.parse_args()
     if min(arguments.seeds, arguments.processes) < 1:
         parser.error("--seeds and --processes are at least 1")
     base = read_config(arguments.config or ROOT / SETS[arguments.dataset])
     _make_tables(base, arguments.config or ROOT / SETS[arguments.dataset])
     name = arguments.dataset if arguments.config is None else arguments.config.resolve().stem
-    if arguments.draw:
-        name = f"{name}-draw-{arguments.draw}"
-        data = msgspec.structs.replace(base.data, draw=arguments.draw)
+    drawn = _drawn(arguments.ties, arguments.draw)
+    if drawn:
+        data = msgspec.structs.replace(base.data, draw=arguments.draw, ties=arguments.ties)
         base = msgspec.structs.replace(base, data=data)
-    folder = arguments.folder or Path("runs") / "quality" / name
+    folder = arguments.folder or Path("runs") / "quality" / "-".join(filter(None, (name, drawn)))
     shared, found = arguments.shared_teacher, Seeds()
     seeds = _seeds(base, folder, arguments.seeds, share_teacher=shared)
     if arguments.processes > 1:
@@ -139,12 +143,23 @@ def main() -> None:
         last = found.add(config, place, share_teacher=shared)
     comparison = _compared(found, last, arguments.seeds)
     comparison = msgspec.structs.replace(comparison, costs=runs.read_costs(folder / "seed-0"))
-    stem = f"draw-{arguments.draw}" if arguments.draw else "quality"
     context = base.student_training.context
     _write_results(
-        comparison, found.validation, last, arguments.seeds, stem, shared=shared, context=context
+        comparison,
+        found.validation,
+        last,
+        arguments.seeds,
+        drawn or "quality",
+        shared=shared,
+        context=context,
     )
     write_report(comparison, folder / "report.html")
+
+
+def _drawn(ties: str, draw: int) -> str:
+    """Return what is drawn otherwise than usually, as a part of names; "" where nothing is."""
+    names = ("ties-shuffled" if ties == "shuffled" else "", f"draw-{draw}" if draw else "")
+    return "-".join(filter(None, names))
 
 
 def _make_tables(config: RunConfig, file: Path) -> None:

@@ -2,7 +2,8 @@
 
 Where nothing says what came first, the order of the rows is an accident of the file. The events of
 each user are then put into an order that is drawn from their ids alone: the last ones, which a
-split holds out, are a random sample, the same however the file is sorted.
+split holds out, are a random sample, the same however the file is sorted. Events of a user at the
+same time are such a log in small: on request their order is drawn in the same way.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from distilrec.workers import Workers, write_whole
 
 WantedOrder = Literal["auto", "time", "none"]
 Order = Literal["time", "none"]
+Ties = Literal["rows", "shuffled"]
 NEARLY_ALL = 0.95
 """Share of the users with several events whose times must all be equal for "auto" to find no
 order."""
@@ -80,22 +82,27 @@ def _level_users(clean: CleanLog, number: int) -> tuple[int, int]:
     return several.height, int(several["level"].sum())
 
 
-def check_wanted(wanted: str, split: Split, draw: int) -> None:
-    """Raise ConfigError for an order, a split and a draw that cannot be or do not go together."""
-    if wanted not in get_args(WantedOrder):
-        raise ConfigError(
-            f"data.order is {wanted!r}",
-            fix="use one of: " + ", ".join(get_args(WantedOrder)),
-            parameter="data.order",
-        )
+def check_wanted(wanted: str, split: Split, draw: int, ties: str) -> None:
+    """Raise ConfigError for an order, a split, a draw and ties that cannot be or do not go
+    together.
+    """
+    for name, value, values in (("order", wanted, WantedOrder), ("ties", ties, Ties)):
+        if value not in get_args(values):
+            raise ConfigError(
+                f"data.{name} is {value!r}",
+                fix="use one of: " + ", ".join(get_args(values)),
+                parameter=f"data.{name}",
+            )
     if draw < 0:
         raise ConfigError(f"data.draw is {draw}", fix="use at least 0", parameter="data.draw")
     if wanted != "auto":
-        check_order("none" if wanted == "none" else "time", split, draw)
+        check_order("none" if wanted == "none" else "time", split, draw, ties)
 
 
-def check_order(order: Order, split: Split, draw: int) -> None:
-    """Raise ConfigError for a split that a log with or without order cannot have."""
+def check_order(order: Order, split: Split, draw: int, ties: str) -> None:
+    """Raise ConfigError for a split, a draw or ties that a log with or without order cannot
+    have.
+    """
     if order == "none" and split.kind == "global-time":
         raise ConfigError(
             "a global split needs times, and no order of the events is known",
@@ -104,10 +111,18 @@ def check_order(order: Order, split: Split, draw: int) -> None:
             "the order of time",
             parameter="split.kind",
         )
-    if order == "time" and draw:
+    if order == "none" and ties == "shuffled":
+        raise ConfigError(
+            'data.ties is "shuffled", but no order of the events is known: that of all of them is '
+            "drawn",
+            fix="leave data.ties out; data.draw chooses another order",
+            parameter="data.ties",
+        )
+    if order == "time" and draw and ties == "rows":
         raise ConfigError(
             f"data.draw is {draw}, but the events have an order: the last ones are held out",
-            fix='set data.draw = 0; or data.order = "none", to hold out events drawn at random',
+            fix='set data.draw = 0; or data.order = "none", to hold out events drawn at random; or '
+            'data.ties = "shuffled", to draw the order of events at the same time',
             parameter="data.draw",
         )
 
@@ -141,10 +156,7 @@ def draw_order(
 
 
 def _draw_part(task: _Drawing, number: int) -> None:
-    # The order of the file must not matter, nor whether this was done before
-    log = task.clean.part(number).sort("user_id", "item_id", "timestamp", "event_type", "weight")
-    repetition = log.select(pl.int_range(pl.len()).over("user_id", "item_id")).to_series()
-    drawn = drawn_numbers(log["user_id"], log["item_id"], repetition.to_numpy())
+    log, drawn = _with_numbers(task.clean.part(number))
     users = log["user_id"].rle_id().to_numpy()
     log = log[np.lexsort((drawn, users))]
     begins = np.flatnonzero(np.diff(users, prepend=-1))
@@ -155,6 +167,58 @@ def _draw_part(task: _Drawing, number: int) -> None:
     if not task.timed:
         log = log.with_columns(timestamp=pl.lit(0.0))
     write_whole(log, task.clean.parts[number], "lz4")
+
+
+def shuffle_ties(
+    clean: CleanLog,
+    draw: int,
+    *,
+    timed: bool,
+    workers: Workers,
+    on_step: Callable[[int, int], None],
+) -> str:
+    """Put events of a user at the same time into a drawn order, in the files of a clean log; return
+    what a report should say of it.
+
+    draw: each one is another order. timed: whether the log has a column of times. Raises
+    ConfigError where it has none.
+    """
+    if not timed:
+        raise ConfigError(
+            'data.ties is "shuffled", but the log has no column of times: no events share one',
+            fix="leave data.ties out, or name the column of times in data.schema.timestamp",
+            parameter="data.ties",
+        )
+    parts, tied = range(len(clean.parts)), 0
+    task = _Drawing(clean, draw, timed)
+    for done, count in enumerate(workers.map(_shuffle_part, task, parts), start=1):
+        tied += count
+        on_step(done, len(parts))
+    return (
+        f"{tied:,} of {sum(clean.rows):,} events share their time with another one of the same "
+        f'user: their order is drawn (data.ties is "shuffled", draw {draw})'
+    )
+
+
+def _shuffle_part(task: _Drawing, number: int) -> int:
+    """Shuffle the ties of a part; return how many events have the time of another one of the same
+    user.
+    """
+    log, drawn = _with_numbers(task.clean.part(number))
+    users, times = log["user_id"].rle_id().to_numpy(), log["timestamp"].to_numpy()
+    log = log[np.lexsort((_mixed(drawn + np.uint64(task.draw)), times, users))]
+    write_whole(log, task.clean.parts[number], "lz4")
+    shared = log.select(pl.len().over("user_id", "timestamp") > 1).to_series()
+    return int(shared.sum())
+
+
+def _with_numbers(log: pl.DataFrame) -> tuple[pl.DataFrame, NDArray[np.uint64]]:
+    """Return the rows of a part sorted by user, and a drawn number for each. Neither the order of
+    the file matters, nor whether this was done before.
+    """
+    log = log.sort("user_id", "item_id", "timestamp", "event_type", "weight")
+    repetition = log.select(pl.int_range(pl.len()).over("user_id", "item_id")).to_series()
+    return log, drawn_numbers(log["user_id"], log["item_id"], repetition.to_numpy())
 
 
 def drawn_numbers(

@@ -28,11 +28,13 @@ from distilrec.data.features import fit_encoder, title_of
 from distilrec.data.lines import TextFormat
 from distilrec.data.order import (
     FoundOrder,
+    Ties,
     WantedOrder,
     check_order,
     check_wanted,
     draw_order,
     find_order,
+    shuffle_ties,
 )
 from distilrec.data.parts import Encoding, Part, Rows, encode_parts, split_parts, training_counts
 from distilrec.data.readers import Log
@@ -66,6 +68,7 @@ def prepare_dataset(  # noqa: PLR0913 - a public name, whose arguments stay as t
     derived_features: bool = True,
     order: WantedOrder = "auto",
     draw: int = 0,
+    ties: Ties = "rows",
     checks: Sequence[DataCheck] = (),
     erased_users: Sequence[object] | ErasedUsers = (),
     workers: Workers | None = None,
@@ -81,7 +84,8 @@ def prepare_dataset(  # noqa: PLR0913 - a public name, whose arguments stay as t
     pseudonym_key: users of the log and of the table get pseudonyms with this key
     (`distilrec.data.pseudonyms`).
     order: whether the events of a user have an order in time; "auto" finds out. draw: which events
-    are held out where they have none (`distilrec.data.order`).
+    are held out where they have none (`distilrec.data.order`). ties: the order of a user's events
+    at the same time, that of the rows or a drawn one.
     checks: what must hold for the columns of the tables. erased_users: whose rows are left out, by
     id or pseudonym; ids that match no user of the log are an error, but for `ErasedUsers.others`.
     derived_features: popularity, and sales volume where there are weights, become features of the
@@ -104,7 +108,9 @@ def prepare_dataset(  # noqa: PLR0913 - a public name, whose arguments stay as t
         erased_users,
         tuple(checks),
     )
-    choices = Choices(name, cleaning or Cleaning(), split or Split(), derived_features, order, draw)
+    choices = Choices(
+        name, cleaning or Cleaning(), split or Split(), derived_features, order, draw, ties
+    )
     circumstances = Circumstances(workers or InProcess(), scratch, rows_per_part, on_step)
     return prepare_source(source, choices, circumstances)
 
@@ -124,10 +130,12 @@ class Choices:
     order: WantedOrder = "auto"
     """Whether the events of a user have an order in time."""
     draw: int = 0
-    """Which events are held out where they have none."""
+    """Which events are held out where they have none, and which order shuffled ties have."""
+    ties: Ties = "rows"
+    """The order of events of a user at the same time: that of the rows, or a drawn one."""
 
     def __post_init__(self) -> None:
-        check_wanted(self.order, self.split, self.draw)
+        check_wanted(self.order, self.split, self.draw, self.ties)
 
 
 @dataclass(frozen=True)
@@ -189,18 +197,21 @@ def _clean(
 def _in_order(
     clean: CleanLog, source: Source, choices: Choices, circumstances: Circumstances
 ) -> FoundOrder:
-    """Return whether the log has an order; the events of one without are put into a drawn order."""
+    """Return whether the log has an order; the events of one without are put into a drawn order,
+    and so are those at the same time on request.
+    """
     timed, workers = source.schema.timestamp is not None, circumstances.workers
     found = find_order(clean, choices.order, timed=timed, workers=workers)
-    check_order(found.order, choices.split, choices.draw)
+    check_order(found.order, choices.split, choices.draw, choices.ties)
+
+    def on_step(done: int, total: int) -> None:
+        circumstances.on_step("draw an order", done, total)
+
     if found.order == "none":
-        draw_order(
-            clean,
-            choices.draw,
-            timed=timed,
-            workers=workers,
-            on_step=lambda done, total: circumstances.on_step("draw an order", done, total),
-        )
+        draw_order(clean, choices.draw, timed=timed, workers=workers, on_step=on_step)
+    elif choices.ties == "shuffled":
+        note = shuffle_ties(clean, choices.draw, timed=timed, workers=workers, on_step=on_step)
+        found = FoundOrder(found.order, (*found.notes, note))
     return found
 
 

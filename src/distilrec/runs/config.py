@@ -13,7 +13,7 @@ from distilrec.data.checks import DataCheck
 from distilrec.data.cleaning import Cleaning
 from distilrec.data.fetch import DATASETS
 from distilrec.data.lines import TextFormat
-from distilrec.data.order import WantedOrder, check_wanted
+from distilrec.data.order import Ties, WantedOrder, check_wanted
 from distilrec.data.schema import Schema
 from distilrec.data.splits import Split
 from distilrec.distill.distillation import DistillationConfig
@@ -78,7 +78,13 @@ class DataConfig(Settings, frozen=True):
     column of times, or where nearly all users have all their events at the same time.
     """
     draw: ZeroOrMore = 0
-    """Which events are held out where there is no order; each draw holds out others."""
+    """Which events are held out where there is no order, and the order of shuffled ties; each draw
+    is another one.
+    """
+    ties: Ties = "rows"
+    """The order of a user's events at the same time: that of the rows, or a drawn one ("shuffled"),
+    to see how much a result owes to the order of the rows.
+    """
     checks: tuple[DataCheck, ...] = ()
     """What must hold for the tables."""
     erased_users: str | None = None
@@ -180,7 +186,7 @@ class RunConfig(Settings, frozen=True):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_wanted(self.data.order, self.split, self.data.draw)
+        check_wanted(self.data.order, self.split, self.data.draw, self.data.ties)
         if self.baseline.student is not None:
             _need_same_size(self.student, self.baseline.student)
 

@@ -135,13 +135,14 @@ def finish_erasure(run: Run) -> None:
 
 def choices_of(config: RunConfig) -> str:
     """Return a key of the choices that a preparation depends on, without the paths of the files,
-    which may be moved.
+    which may be moved, and without `ties` in the order of the rows, which data had before there
+    was a choice.
     """
     paths = {"interactions", "users", "items", "erased_users", "erased_users_must_exist"}
     data = {
         name: value
         for name, value in msgspec.structs.asdict(config.data).items()
-        if name not in paths
+        if name not in paths and (name, value) != ("ties", "rows")
     }
     return key_of(data, config.cleaning, config.split)
 

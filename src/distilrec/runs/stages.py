@@ -101,6 +101,7 @@ def prepare(
         data.derived_features,
         data.order,
         data.draw,
+        data.ties,
     )
     circumstances = Circumstances(
         run.workers, scratch=run.places.parts, on_step=run.progress.advance
