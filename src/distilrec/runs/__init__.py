@@ -12,6 +12,7 @@ from distilrec.progress import Lines, Silent
 
 if TYPE_CHECKING:
     from distilrec.runs.artifact import trained_once
+    from distilrec.runs.baseline import train_baseline
     from distilrec.runs.candidates import model_bytes, student_candidate, teacher_candidates
     from distilrec.runs.config import DataConfig, RunConfig, read_config
     from distilrec.runs.folder import Run, open_data, open_run, read_costs
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
         prepare,
         run_all,
         teacher_labels,
-        train_baseline,
     )
     from distilrec.runs.teachers import open_teacher, train_teacher
     from distilrec.runs.upkeep import check_drift, gate, tune_students
@@ -35,7 +35,7 @@ _MODULES = {
     "Run": "folder", "open_data": "folder", "open_run": "folder", "read_costs": "folder",
     "distill_student": "stages", "evaluate": "stages", "export": "stages",
     "forget_user": "stages", "prepare": "stages", "run_all": "stages", "teacher_labels": "stages",
-    "train_baseline": "stages",
+    "train_baseline": "baseline",
     "open_teacher": "teachers", "train_teacher": "teachers",
     "warn_of_little_headroom": "headroom",
     "trained_once": "artifact",

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from distilrec.data.dataset import Dataset
-from distilrec.files import RecordKind, key_of, write_json
+from distilrec.files import RecordKind, key_of, locked, write_json
 from distilrec.report.comparison import StageCost
 from distilrec.runs.folder import Run, read_costs
 from distilrec.training.checkpoints import drop_checkpoint
@@ -92,9 +92,11 @@ def measured_stage(
 
 def record_cost(run: Run, cost: StageCost) -> None:
     """Write what a stage cost into costs.json, in the place of what it cost before; report it."""
-    costs = {earlier.stage: earlier for earlier in read_costs(run.folder)} | {cost.stage: cost}
-    run.folder.mkdir(parents=True, exist_ok=True)
-    write_json(run.places.costs, list(costs.values()))
+    data = run.places.data
+    data.mkdir(parents=True, exist_ok=True)
+    with locked(data):  # two stages may end at the same time, each in its process
+        costs = {earlier.stage: earlier for earlier in read_costs(run.folder)} | {cost.stage: cost}
+        write_json(run.places.costs, list(costs.values()))
     run.progress.say(cost.line())
 
 

@@ -45,6 +45,7 @@ from distilrec.report.sweep import (
     point_of,
 )
 from distilrec.report.sweep_page import section, write_sweep_report
+from distilrec.runs.baseline import train_baseline
 from distilrec.runs.candidates import engine_request, torch_request
 from distilrec.runs.folder import Run
 from distilrec.runs.measured import (
@@ -56,7 +57,7 @@ from distilrec.runs.measured import (
     per_user_and_seed,
 )
 from distilrec.runs.places import BASELINE, STUDENT
-from distilrec.runs.stages import distill_student, train_baseline
+from distilrec.runs.stages import distill_student
 from distilrec.runs.teachers import train_teacher
 from distilrec.teachers.teacher import Teacher
 from distilrec.training.trained import TrainedModel, load_model

@@ -36,18 +36,18 @@ from distilrec.report.comparison import (
 from distilrec.report.page import write_report
 from distilrec.runs import erasure
 from distilrec.runs.artifact import measured_stage, record_cost, trained_once
+from distilrec.runs.baseline import with_baseline
 from distilrec.runs.candidates import model_bytes, student_candidate, teacher_candidates, tree_of
 from distilrec.runs.config import RunConfig
 from distilrec.runs.folder import Run, choices_of, finish_erasure, read_costs, run_of
 from distilrec.runs.headroom import headroom_of, warn_of_little_headroom
-from distilrec.runs.places import BASELINE
 from distilrec.runs.seen import record_users
 from distilrec.runs.source import name_of, source_of
 from distilrec.runs.teachers import join_own_teacher, open_teacher, train_teacher
 from distilrec.teachers.build import item_vectors, known_baselines
 from distilrec.teachers.ensemble import single_teachers
 from distilrec.teachers.teacher import Teacher
-from distilrec.training.trained import SAVED, TrainedModel, load_model, train_model
+from distilrec.training.trained import SAVED, TrainedModel, load_model
 from distilrec.workers import Workers
 
 
@@ -60,7 +60,7 @@ def run_all(
     device: str = "auto",
     precision: str = "auto",
 ) -> Comparison:
-    """Log -> data -> teacher -> student without distillation -> labels -> student -> bundle ->
+    """Log -> data -> teacher and student without distillation -> labels -> student -> bundle ->
     comparison and report.
 
     teacher: makes your own teacher for the prepared data (`distilrec.teachers.external`,
@@ -71,10 +71,12 @@ def run_all(
     """
     run, dataset = prepare(config, folder, progress, workers, device, precision)
     if teacher is None:
-        train_teacher(run, dataset)
+        with_baseline(run, dataset, lambda shared: train_teacher(shared, dataset))
     else:
-        run = replace(run, own_teacher=join_own_teacher(run, dataset, teacher(dataset)))
-    train_baseline(run, dataset)
+        own = with_baseline(
+            run, dataset, lambda shared: join_own_teacher(shared, dataset, teacher(dataset))
+        )
+        run = replace(run, own_teacher=own)
     baselines = fitted_baselines(dataset, known_baselines(open_teacher(run, dataset)))
     warn_of_little_headroom(run, dataset, baselines)
     distill_student(run, dataset)
@@ -217,16 +219,6 @@ def teacher_labels(run: Run, dataset: Dataset) -> list[LabelStore]:
             f"MB on disk, {cost.seconds:.0f} s"
         )
     return stores
-
-
-def train_baseline(run: Run, dataset: Dataset) -> TrainedModel:
-    """Train the same student without distillation: the comparison with it shows what distillation
-    adds.
-    """
-    config = run.config.baseline.student or run.config.student
-    training = run.config.baseline.training or run.config.student_training
-    make = partial(train_model, config, dataset, training, seed=run.config.seed)
-    return trained_once(run, dataset, BASELINE, (config, training), make)
 
 
 def export(run: Run, dataset: Dataset, *, measured_next: bool = False) -> Manifest:
