@@ -11,25 +11,48 @@ if TYPE_CHECKING:
     from distilrec.engine.events import Event
     from distilrec.engine.filters import Condition, Filter
     from distilrec.engine.recommender import Recommender, load
+    from distilrec.engine.rules import (
+        Boost,
+        Limit,
+        Newness,
+        Pin,
+        Requirement,
+        Rules,
+        read_rules,
+    )
     from distilrec.engine.stored import StoredRecommender
 
 _MODULES = {
+    "Boost": "rules",
     "Condition": "filters",
     "Event": "events",
     "Filter": "filters",
+    "Limit": "rules",
+    "Newness": "rules",
+    "Pin": "rules",
     "Recommendation": "answers",
     "Recommender": "recommender",
+    "Requirement": "rules",
+    "Rules": "rules",
     "StoredRecommender": "stored",
     "load": "recommender",
+    "read_rules": "rules",
 }
 __getattr__ = lazy_names(__name__, _MODULES)
 
 __all__ = [
+    "Boost",
     "Condition",
     "Event",
     "Filter",
+    "Limit",
+    "Newness",
+    "Pin",
     "Recommendation",
     "Recommender",
+    "Requirement",
+    "Rules",
     "StoredRecommender",
     "load",
+    "read_rules",
 ]

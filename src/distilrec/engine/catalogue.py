@@ -28,11 +28,13 @@ class Catalogue:
     Only for a thread that holds the lock of the recommender.
 
     ids: by position; index: the position of each id; filters: which items may be recommended. All
-    three stay the same objects, which others may keep.
+    three stay the same objects, which others may keep. of_bundle: how many items the bundle has;
+    others stand behind these.
     """
 
     def __init__(self, bundle: Bundle, runtime: Runtime) -> None:
         self.ids = list(bundle.catalogue.ids)
+        self.of_bundle = len(self.ids)
         self.index = {item: place for place, item in enumerate(self.ids)}
         attributes = unpack_attributes(bundle.catalogue.attributes, len(self.ids))
         self.filters = Filters(attributes, self.index)

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 import msgspec
 import numpy as np
 
+from distilrec.engine.groups import Groups
 from distilrec.engine.items import Mask
 from distilrec.errors import ConfigError
 from distilrec.features.attributes import ItemAttributes
@@ -60,6 +61,7 @@ class Filters:
         self._positions = positions
         self._blocked: set[int] = set()
         self._masks: dict[bytes, Mask] = {}
+        self._groups: dict[str, Groups] = {}
         self._bytes = 0
         self._open: Mask | None = np.zeros(0, np.uint8)  # None: to be made when it is asked for
 
@@ -78,6 +80,7 @@ class Filters:
     def changed(self) -> None:
         """Forget all masks: items or attributes are no longer what they were."""
         self._masks.clear()
+        self._groups.clear()
         self._bytes = 0
         self._open = None
 
@@ -106,6 +109,17 @@ class Filters:
             self._bytes += len(mask) + len(key)
         return mask
 
+    def groups(self, name: str) -> Groups:
+        """Return the items by their categories of an attribute, or by their numbers. Raises
+        ConfigError for an attribute that no item has.
+        """
+        found = self._groups.get(name)
+        if found is None:
+            if name not in self.attributes.numbers and name not in self.attributes.categories:
+                raise self._unknown(name, "attribute")
+            found = self._groups[name] = Groups(self.attributes, name)
+        return found
+
     def _everything(self) -> Mask:
         mask = np.ones(self.attributes.items, np.uint8)
         mask[list(self._blocked)] = 0
@@ -119,17 +133,20 @@ class Filters:
             elif name in self.attributes.categories:
                 mask &= self._in_categories(name, condition)
             else:
-                raise ConfigError(
-                    f"no item has an attribute {name!r}; known: "
-                    f"{', '.join(self.attributes.names) or 'none'}",
-                    fix="correct the name",
-                    parameter=f"filter.attributes.{name}",
-                )
+                raise self._unknown(name, f"filter.attributes.{name}")
         if chosen.allow is not None:
             mask &= self._only(chosen.allow, "filter.allow")
         if chosen.deny:
             mask[self._only(chosen.deny, "filter.deny") == 1] = 0
         return mask
+
+    def _unknown(self, name: str, parameter: str) -> ConfigError:
+        return ConfigError(
+            f"no item has an attribute {name!r}; known: "
+            f"{', '.join(self.attributes.names) or 'none'}",
+            fix="correct the name",
+            parameter=parameter,
+        )
 
     def _in_range(self, name: str, condition: Condition) -> Mask:
         if condition.any_of is not None or condition.none_of:

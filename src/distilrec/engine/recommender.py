@@ -40,18 +40,21 @@ from distilrec.engine.diversity import diversified
 from distilrec.engine.events import Event, as_event
 from distilrec.engine.explanations import effects_of
 from distilrec.engine.filters import Filter
+from distilrec.engine.fitted import fitted
 from distilrec.engine.golden import verify_golden
 from distilrec.engine.history import History, events_of
 from distilrec.engine.items import Floats, Places
 from distilrec.engine.loops import RuntimeName, loops_of
 from distilrec.engine.moments import check_not_before, checked_moment
+from distilrec.engine.ruled import Arranged, Wanted, arranged
+from distilrec.engine.rules import Rules, named
 from distilrec.engine.runtimes.kinds import make_runtime
 from distilrec.engine.sessions import Sessions
 from distilrec.engine.similar import POPULARITY, SimilarItems
 from distilrec.engine.time_inputs import NEVER
 from distilrec.engine.users import User, Users
-from distilrec.errors import ConfigError, DistilrecError
-from distilrec.ids import Id, listed_ids
+from distilrec.errors import ConfigError, DistilrecError, UnknownItemError
+from distilrec.ids import Id, as_id, listed_ids
 from distilrec.stores.records import ItemRecord, Since, StoredEvent, UserRecord
 
 _NO_ITEMS = np.zeros(0, np.int32)
@@ -351,6 +354,64 @@ class Recommender:
                 places, best = self._diversified(places, best, k, diversity)
             ids = self._item_ids
         return [ids[place] for place in places.tolist()], best.tolist()
+
+    def arrange(  # noqa: PLR0913 - as `recommend`, with what belongs to rules
+        self,
+        user_id: Id | User,
+        rules: Rules,
+        k: int = 10,
+        exclude_seen: bool = True,
+        *,
+        where: Filter | None = None,
+        diversity: float = 0.0,
+        now: float | None = None,
+        shown: Iterable[Id] = (),
+        lenient: bool = False,
+    ) -> Arranged:
+        """Return the k best items for a user under rules, and what each rule did.
+
+        Items come in order of their scores, with what boosts add, or of a diversified list of
+        them; fewer than k only where no more are allowed. No item is there twice, and none that is
+        not available or does not pass the filters; items that the user has had are left out, but
+        for pins that say otherwise.
+        user_id, exclude_seen, where, diversity, now: as for `recommend`. shown: what is on the
+        pages before, in order: these are left out, ranks and slots go on behind them. lenient:
+        leave rules out that do not fit the catalogue, and return why, in place of raising.
+        Raises ConfigError for rules that do not fit, and as `recommend` does, and InvalidIdError.
+        """
+        if k < 1 or not 0 <= diversity <= 1:
+            raise _impossible(k, diversity)
+        if now is not None:
+            now = checked_moment(now, "now")
+        given = [as_id(item, "shown") for item in listed_ids(shown, "shown")]
+        with self.lock:
+            user = self._user(user_id)
+            wanted = Wanted(
+                user.state,
+                self._features(user, now),
+                user.items,
+                k,
+                exclude_seen,
+                where,
+                diversity,
+                time.time() if now is None else now,
+                list(dict.fromkeys(given)),
+                lenient,
+            )
+            return arranged(self._runtime, self._kernels, self._catalogue, rules, wanted)
+
+    def check_rules(self, rules: Rules) -> list[DistilrecError]:
+        """Return why rules do not fit the catalogue, and which pinned items are not in it."""
+        with self.lock:
+            problems = fitted(rules, self._catalogue, time.time()).problems
+            for name, pin in named("pin", rules.pin):
+                try:
+                    self._catalogue.position(pin.item_id)
+                except UnknownItemError as problem:
+                    problems.append(
+                        UnknownItemError(f"rule {name!r}: {problem.message}", fix=problem.fix)
+                    )
+        return problems
 
     def similar(
         self,

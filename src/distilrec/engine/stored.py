@@ -22,6 +22,8 @@ from distilrec.engine.locks import fork_safe_lock
 from distilrec.engine.moments import check_timestamp
 from distilrec.engine.popular import WEEK, ranking_of, window_of
 from distilrec.engine.recommender import Recommender
+from distilrec.engine.ruled import Arranged
+from distilrec.engine.rules import Rules
 from distilrec.engine.similar import POPULARITY
 from distilrec.engine.users import User
 from distilrec.errors import ConfigError, DistilrecError, InvalidIdError
@@ -176,6 +178,35 @@ class StoredRecommender:
         with self._lock:
             bring_up_to_date(recommender, self.store, [user_id])
             return answer()
+
+    def arrange(  # noqa: PLR0913 - see `Recommender.arrange`
+        self,
+        user_id: Id | User,
+        rules: Rules,
+        k: int = 10,
+        exclude_seen: bool = True,
+        *,
+        where: Filter | None = None,
+        diversity: float = 0.0,
+        now: float | None = None,
+        shown: Iterable[Id] = (),
+        lenient: bool = False,
+    ) -> Arranged:
+        """See `Recommender.arrange`."""
+        with self._lock:
+            if not isinstance(user_id, User):
+                bring_up_to_date(self.recommender, self.store, [user_id])
+            return self.recommender.arrange(
+                user_id,
+                rules,
+                k,
+                exclude_seen,
+                where=where,
+                diversity=diversity,
+                now=now,
+                shown=shown,
+                lenient=lenient,
+            )
 
     def session(
         self, history: History, user_id: Id | None = None, *, now: float | None = None
