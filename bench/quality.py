@@ -93,7 +93,7 @@ class Seeds:
 
     def add(self, config: RunConfig, folder: Path, *, share_teacher: bool) -> Last:
         """Make the run of one seed, or resume it, and add what it found."""
-        run, dataset, teacher = _trained(config, folder)
+        run, dataset, teacher = trained_seed(config, folder)
         manifest = runs.export(run, dataset)
         if not (share_teacher and self.teachers):
             self.teachers.append(runs.teacher_candidates(teacher, dataset))
@@ -127,15 +127,15 @@ def main() -> None:
     if min(arguments.seeds, arguments.processes) < 1:
         parser.error("--seeds and --processes are at least 1")
     base = read_config(arguments.config or ROOT / SETS[arguments.dataset])
-    _make_tables(base, arguments.config or ROOT / SETS[arguments.dataset])
+    make_tables(base, arguments.config or ROOT / SETS[arguments.dataset])
     name = arguments.dataset if arguments.config is None else arguments.config.resolve().stem
-    drawn = _drawn(arguments.ties, arguments.draw)
+    drawn = drawn_name(arguments.ties, arguments.draw)
     if drawn:
         data = msgspec.structs.replace(base.data, draw=arguments.draw, ties=arguments.ties)
         base = msgspec.structs.replace(base, data=data)
     folder = arguments.folder or Path("runs") / "quality" / "-".join(filter(None, (name, drawn)))
     shared, found = arguments.shared_teacher, Seeds()
-    seeds = _seeds(base, folder, arguments.seeds, share_teacher=shared)
+    seeds = seeds_of(base, folder, arguments.seeds, share_teacher=shared)
     if arguments.processes > 1:
         _train_side_by_side(seeds, arguments.processes, share_teacher=shared)
     for place, config in seeds.items():
@@ -156,20 +156,20 @@ def main() -> None:
     write_report(comparison, folder / "report.html")
 
 
-def _drawn(ties: str, draw: int) -> str:
+def drawn_name(ties: str, draw: int) -> str:
     """Return what is drawn otherwise than usually, as a part of names; "" where nothing is."""
     names = ("ties-shuffled" if ties == "shuffled" else "", f"draw-{draw}" if draw else "")
     return "-".join(filter(None, names))
 
 
-def _make_tables(config: RunConfig, file: Path) -> None:
+def make_tables(config: RunConfig, file: Path) -> None:
     """Make the tables that a recipe reads, where they are missing."""
     recipe, log = file.resolve().parent / "recipe.py", config.data.interactions
     if log is not None and not Path(log).exists() and recipe.is_file():
         subprocess.run([sys.executable, recipe, "--tables-only"], check=True)
 
 
-def _seeds(
+def seeds_of(
     base: RunConfig, folder: Path, count: int, *, share_teacher: bool
 ) -> dict[Path, RunConfig]:
     """Return the configuration of each seed by its folder, which is there to be worked in."""
@@ -180,7 +180,7 @@ def _seeds(
         place.mkdir(parents=True, exist_ok=True)
         if share_teacher:
             config = msgspec.structs.replace(config, teacher_seed=0)
-            _link_teacher(place, seed)
+            link_teacher(place, seed)
         found[place] = config
     return found
 
@@ -207,10 +207,10 @@ def _use_one_thread() -> None:
 
 def _train(config: RunConfig, folder: Path) -> None:
     """Train a seed in a process of its own; the models stay in the folder."""
-    _trained(config, folder)
+    trained_seed(config, folder)
 
 
-def _trained(config: RunConfig, folder: Path) -> tuple[runs.Run, Dataset, Teacher]:
+def trained_seed(config: RunConfig, folder: Path) -> tuple[runs.Run, Dataset, Teacher]:
     """Return the run of a seed with its teacher and both students, trained where they are not."""
     run, dataset = runs.prepare(config, folder, runs.Lines())
     teacher = runs.train_teacher(run, dataset)
@@ -220,7 +220,7 @@ def _trained(config: RunConfig, folder: Path) -> tuple[runs.Run, Dataset, Teache
     return run, dataset, teacher
 
 
-def _link_teacher(folder: Path, seed: int) -> None:
+def link_teacher(folder: Path, seed: int) -> None:
     """Let the run of a later seed find the teacher and the labels of seed 0."""
     for name in ("teacher", "labels") if seed else ():
         if not (folder / name).exists():

@@ -1,19 +1,23 @@
-"""One table of all data sets that `bench/quality.py` has measured, and the tables of some of them.
+"""One table of all data sets that `bench/quality.py` has measured, one of those that
+`bench/global_time.py` has, and the tables of some of them.
 
     python bench/summary.py [--write]
 
 Reads `bench/results/quality-NAME.json`; data sets without such a file are left out. The best member
 of an ensemble and the best baseline are the best *on the test part*, the hardest to beat. The share
 of the gap is (student - alone) / (teacher - alone) on test NDCG@10, where "alone" is the student
-without distillation; there is no gap where the 95% interval of alone - teacher reaches 0. With
---write the table takes the place of the one in `docs/quality.md`, and so do the results that are
-named there between marks; without it, the table is printed.
+without distillation; there is no gap where the 95% interval of alone - teacher reaches 0. The
+table in time reads `bench/results/global-time-NAME.json`: where only the student without
+distillation was trained, the last two columns are about it. With --write the tables take the place
+of those in `docs/quality.md`, and so do the results that are named there between marks; without it,
+the tables are printed.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +27,9 @@ RESULTS = Path(__file__).parent / "results"
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "quality.md"
 _BETWEEN = re.compile(
     r"(<!-- summary: bench/summary.py -->\n).*?(?=<!-- end of summary -->)", re.DOTALL
+)
+_IN_TIME = re.compile(
+    r"(<!-- in time: bench/summary.py -->\n).*?(?=<!-- end of in time -->)", re.DOTALL
 )
 _RESULTS = re.compile(r"(<!-- results: (\S+) -->\n).*?(?=<!-- end of results -->)", re.DOTALL)
 TEACHER, STUDENT, ALONE, MEMBER = "teacher", "student", "student without distillation", "member"
@@ -34,6 +41,21 @@ RELEASED = {
     "online-retail": 0.36,
     "complete-journey": 0.07,
 }
+RECENT = "popularity, last"
+IN_TIME = (
+    "data set",
+    "asked",
+    "events",
+    "seeds",
+    "teacher",
+    "student",
+    "alone",
+    "recent popularity",
+    "EASE",
+    "ItemKNN",
+    "student - best baseline [95%]",
+    "student by fifths",
+)
 HEADER = (
     "data set",
     "context",
@@ -59,7 +81,7 @@ def main() -> None:
     if arguments.write:
         PAGE.write_text(page(PAGE.read_text(encoding="utf-8"), results(RESULTS)), encoding="utf-8")
     else:
-        print("\n".join(table(results(RESULTS))))
+        print("\n".join([*table(results(RESULTS)), "", *table_in_time(RESULTS)]))
 
 
 def results(folder: Path) -> list[dict[str, Any]]:
@@ -76,6 +98,8 @@ def page(text: str, found: list[dict[str, Any]]) -> str:
     """Return a document with the table, and the results that it names, between their marks."""
     lines = "\n".join(table(found))
     text = _BETWEEN.sub(lambda place: f"{place[1]}\n{lines}\n\n", text)
+    lines = "\n".join(table_in_time(RESULTS))
+    text = _IN_TIME.sub(lambda place: f"{place[1]}\n{lines}\n\n", text)
     return _RESULTS.sub(
         lambda place: f"{place[1]}\n{(RESULTS / place[2]).read_text(encoding='utf-8')}\n", text
     )
@@ -85,6 +109,40 @@ def table(found: list[dict[str, Any]]) -> list[str]:
     """Return the summary as lines of Markdown."""
     rows = ["| " + " | ".join(row) + " |" for row in (HEADER, *map(_cells, found))]
     return [rows[0], "|" + "---|" * len(HEADER), *rows[1:]]
+
+
+def table_in_time(folder: Path) -> list[str]:
+    """Return the summary of what `bench/global_time.py` wrote as lines of Markdown."""
+    found = [json.loads(path.read_text()) for path in sorted(folder.glob("global-time-*.json"))]
+    if not found:
+        return ["No data set has been measured yet."]
+    cells = [_cells_in_time(one, of) for one in found for of in one["compared"].values()]
+    rows = ["| " + " | ".join(row) + " |" for row in (IN_TIME, *cells)]
+    return [rows[0], "|" + "---|" * len(IN_TIME), *rows[1:]]
+
+
+def _cells_in_time(one: dict[str, Any], of: dict[str, Any]) -> Iterator[str]:
+    """Yield the cells of one data set and one kind of targets."""
+    models = {model["name"]: model for model in of["models"]}
+    means = {name: model["quality"]["mean"] for name, model in models.items()}
+    student = STUDENT if STUDENT in means else ALONE
+    baselines = [name for name in means if name not in {TEACHER, STUDENT, ALONE}]
+    best = max(baselines, key=means.__getitem__)
+    difference = next(d for d in of["differences"] if (d["a"], d["b"]) == (student, best))
+    interval = difference["interval"]
+    yield one["name"]
+    yield "each event" if of["targets"] == "successive" else "last of each user"
+    yield f"{of['events']:,}"
+    yield str(len(one["seeds"]))
+    for name in (TEACHER, STUDENT, ALONE):
+        yield f"{means[name]:.4f}" if name in means else ""
+    yield _best(means, lambda name: name.startswith(RECENT))
+    for name in ("EASE", "ItemKNN"):
+        yield f"{means[name]:.4f}" if name in means else ""
+    yield (f"{interval['mean']:+.4f} [{interval['low']:+.4f}, {interval['high']:+.4f}] ({best})")
+    yield ", ".join(
+        "-" if math.isnan(value) else f"{value:.4f}" for value in models[student]["periods"]
+    )
 
 
 def _cells(one: dict[str, Any]) -> Iterator[str]:

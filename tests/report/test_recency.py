@@ -13,7 +13,7 @@ from distilrec.data.preparation import prepare_dataset
 from distilrec.data.schema import Schema
 from distilrec.errors import ConfigError, InvalidValueError, NothingToEvaluateError
 from distilrec.measure.ranking import questions
-from distilrec.measure.successive import over_time, successive_questions
+from distilrec.measure.successive import compare_over_time, over_time, successive_questions
 from distilrec.report.baselines import popularity
 from distilrec.report.recency import recent_baselines, recent_popularity
 from tests.small_run import dataset, tables
@@ -113,6 +113,52 @@ def test_quality_over_time_is_a_mean_over_events_in_parts_of_the_test_period(lat
     assert np.nansum(np.array(counted.periods) * shares) == pytest.approx(counted.quality.mean)
     with pytest.raises(ConfigError, match="periods is 0"):
         over_time(later, {}, periods=0)
+
+
+def test_the_last_event_of_each_user_is_asked_for_by_itself(later):
+    every, last = (successive_questions(later, "test", targets=t) for t in ("successive", "last"))
+    users = every.histories.users
+    places = [np.flatnonzero(users == user)[-1] for user in np.unique(users)]
+    np.testing.assert_array_equal(last.histories.users, np.unique(users))
+    np.testing.assert_array_equal(last.targets, every.targets[places])
+    np.testing.assert_array_equal(last.histories.now, every.histories.now[places])
+    for k, place in enumerate(places):
+        np.testing.assert_array_equal(last.histories.of(k), every.histories.of(place))
+
+
+class Noise:
+    """Scores that follow from the catalogue and a seed alone."""
+
+    def __init__(self, dataset, seed):
+        self.row = np.random.default_rng(seed).normal(size=dataset.catalogue_size)
+
+    def scores(self, histories):
+        return np.repeat(self.row[None].astype(np.float32), len(histories), axis=0)
+
+
+@pytest.mark.parametrize("targets", ["successive", "last"])
+def test_seeds_are_compared_event_by_event(later, targets):
+    noise = [Noise(later, seed) for seed in range(3)]
+    scorers = {"three": noise, "one": noise[:1], "other": [popularity(later)]}
+    pairs = [("three", "three"), ("one", "one"), ("three", "one"), ("one", "other")]
+    compared = compare_over_time(later, scorers, targets=targets, periods=4, pairs=pairs)
+    three, one, other = compared.models
+    alone = [over_time(later, {"n": scorer})[0].quality for scorer in noise]
+    if targets == "successive":
+        assert three.by_seed == pytest.approx([quality.mean for quality in alone])
+        assert one.quality == alone[0]
+        assert compared.events > compared.users
+    else:
+        assert compared.events == compared.users
+    assert three.quality.mean == pytest.approx(np.mean(three.by_seed))
+    assert sum(compared.period_events) == compared.events
+    assert len(compared.starts) == len(compared.period_events) == 4
+    same, level, apart, against = compared.differences
+    assert same.interval.mean == level.interval.low == level.interval.high == 0
+    assert level.p_value == 1
+    assert apart.interval.mean == pytest.approx(three.quality.mean - one.quality.mean)
+    assert against.interval.mean == pytest.approx(one.quality.mean - other.quality.mean)
+    assert against.interval.low <= against.interval.mean <= against.interval.high
 
 
 def test_a_part_without_known_items_is_refused(later):

@@ -10,12 +10,19 @@ if TYPE_CHECKING:
     from distilrec.measure.metrics import ndcg
     from distilrec.measure.ranking import Ranking, questions, rank
     from distilrec.measure.statistics import bootstrap, paired_difference
-    from distilrec.measure.successive import OverTime, over_time
+    from distilrec.measure.successive import (
+        ComparedOverTime,
+        OverTime,
+        compare_over_time,
+        over_time,
+    )
 
 _MODULES = {
+    "ComparedOverTime": "successive",
     "OverTime": "successive",
     "Ranking": "ranking",
     "bootstrap": "statistics",
+    "compare_over_time": "successive",
     "ndcg": "metrics",
     "over_time": "successive",
     "paired_difference": "statistics",
@@ -25,9 +32,11 @@ _MODULES = {
 __getattr__ = lazy_names(__name__, _MODULES)
 
 __all__ = [
+    "ComparedOverTime",
     "OverTime",
     "Ranking",
     "bootstrap",
+    "compare_over_time",
     "ndcg",
     "over_time",
     "paired_difference",
