@@ -37,6 +37,7 @@ from distilrec.runs.config import BaselineConfig, DataConfig, RunConfig, TunedCo
 from distilrec.serve.app import endpoints
 from distilrec.serve.openapi import openapi
 from distilrec.settings import BOUNDS
+from distilrec.targets import EventRole, Targets
 from distilrec.teachers.build import EnsembleConfig, MemberConfig, SingleConfig
 from distilrec.training.options import TrainingConfig
 
@@ -169,6 +170,8 @@ SECTIONS: tuple[tuple[str, type], ...] = (
     ("`user_features`, `item_features` and `item_attributes` in `[data.schema]`", Feature),
     ("`[[data.checks]]`", DataCheck),
     ("`[cleaning]`", Cleaning),
+    ("`[targets]`", Targets),
+    ("`events` in `[targets]`", EventRole),
     ("`[split]`", Split),
     *_tagged("`[teacher]`", SingleConfig | EnsembleConfig),
     ("`[[teacher.members]]`", MemberConfig),

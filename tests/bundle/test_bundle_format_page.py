@@ -21,6 +21,8 @@ from distilrec.bundle.privacy import PrivacyRecord
 from distilrec.export.export import export_bundle
 from distilrec.export.search import BundleConfig
 from distilrec.features import encoding
+from distilrec.targets import EventRole, Targets
+from distilrec.testing.students import small_dataset
 from distilrec.training.trained import train_model
 from distilrec.training.trainer import TrainingConfig
 from tests import ROOT, small_run
@@ -40,9 +42,15 @@ STUDENTS = {
 }
 
 
-@pytest.fixture(scope="module", params=sorted(STUDENTS))
+DISLIKES = {f"{name} with dislikes": config for name, config in small_run.STUDENTS.items()}
+TARGETS = Targets((EventRole("buy"), EventRole("view", role="negative")))
+
+
+@pytest.fixture(scope="module", params=sorted({**STUDENTS, **DISLIKES}))
 def exported(request, small, tmp_path_factory) -> Path:
-    config = STUDENTS[request.param]
+    config = {**STUDENTS, **DISLIKES}[request.param]
+    if request.param in DISLIKES:
+        small = small_dataset(TARGETS)
     if request.param == "time":
         trained = small_run.timed_student(config, small)
     else:

@@ -12,8 +12,9 @@ from distilrec.errors import BundleVersionError, ConfigError
 from distilrec.networks.build import build_model
 from distilrec.networks.kinds import STUDENTS
 from distilrec.networks.student import StudentSettings, kind_of
+from distilrec.targets import EventRole, Targets
 from distilrec.testing import StudentContract
-from distilrec.testing.students import LONGEST
+from distilrec.testing.students import LONGEST, small_dataset
 from tests import small_run
 
 
@@ -41,6 +42,34 @@ class TestRecurrentToldTheTime(StudentContract):
         """A student whose time inputs matter more than after two epochs."""
         config = msgspec.structs.replace(cls.config, max_history=LONGEST + 1)
         return small_run.timed_student(config, dataset, epochs=2)
+
+
+class WithNegativeEvents(StudentContract):
+    @pytest.fixture(scope="class")
+    @classmethod
+    def dataset(cls):
+        views = EventRole("view", role="negative")
+        return small_dataset(Targets((EventRole("buy", loss_weight=2.0), views)))
+
+
+@pytest.mark.slow
+class TestRecurrentWithNegativeEvents(WithNegativeEvents):
+    config = small_run.STUDENTS["recurrent"]
+
+
+@pytest.mark.slow
+class TestRecurrentWithNegativeNeighbours(WithNegativeEvents):
+    config = TestRecurrentWithNeighbours.config
+
+
+@pytest.mark.slow
+class TestMlpWithNegativeEvents(WithNegativeEvents):
+    config = small_run.STUDENTS["mlp"]
+
+
+@pytest.mark.slow
+class TestSoftTreeWithNegativeEvents(WithNegativeEvents):
+    config = small_run.STUDENTS["soft_tree"]
 
 
 @pytest.mark.slow

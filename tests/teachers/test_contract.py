@@ -10,11 +10,14 @@ import pytest
 import torch
 
 from distilrec.networks.transformer import TransformerConfig
+from distilrec.targets import EventRole, Targets
 from distilrec.teachers.build import TEACHERS, TeacherConfig
+from distilrec.teachers.ease import EaseConfig, fit_ease
 from distilrec.teachers.ensemble import EnsembleTeacher
 from distilrec.teachers.external import function_teacher, user_scores
 from distilrec.teachers.linear import LinearConfig, fit_linear
 from distilrec.teachers.teacher import ModelTeacher, move_teacher
+from distilrec.testing.students import small_dataset
 from distilrec.testing.teachers import TeacherContract
 from distilrec.training.options import TrainingConfig
 from distilrec.training.trained import train_model
@@ -52,6 +55,31 @@ class TestNetwork(Small):
     @pytest.fixture
     def teacher(self, small):
         return network(small)
+
+
+class WithTargets(TeacherContract):
+    @pytest.fixture
+    def dataset(self):
+        views = EventRole("view", role="negative")
+        return small_dataset(Targets((EventRole("buy"), views)))
+
+
+class TestNetworkWithTargets(WithTargets):
+    @pytest.fixture
+    def teacher(self, dataset):
+        return network(dataset)
+
+
+class TestLinearWithTargets(WithTargets):
+    @pytest.fixture
+    def teacher(self, dataset):
+        return fit_linear(LinearConfig(max_history=4), dataset, 0)
+
+
+class TestEaseWithTargets(WithTargets):
+    @pytest.fixture
+    def teacher(self, dataset):
+        return fit_ease(EaseConfig(ridge=30.0, max_history=4), dataset)
 
 
 class TestLinear(Small):

@@ -39,6 +39,8 @@ def check_manifest(manifest: Manifest) -> None:
     m = manifest
     require(m.dim >= 1 and m.items >= 1 and m.parameters >= 0, "has sizes below 1")
     require(len(m.event_types) >= 1 and distinct(m.event_types), "has no event types, or one twice")
+    if m.roles is not UNSET:
+        require(len(m.roles) == len(m.event_types), "does not have a role for each event type")
     require(
         m.search.bias_unit > 0
         and math.isfinite(m.search.bias_unit)

@@ -35,7 +35,7 @@ from distilrec.bundle.manifest import (
     GRAPH,
     HISTORY,
     WEIGHTS,
-    WITH_TIME,
+    WITH_ROLES,
     FileEntry,
     Manifest,
 )
@@ -226,11 +226,11 @@ def read_manifest(path: Path) -> Manifest:
     data = path.read_bytes()
     try:
         version = msgspec.json.decode(data, type=dict[str, Any]).get("format_version")
-        if isinstance(version, int) and not FORMAT_VERSION <= version <= WITH_TIME:
+        if isinstance(version, int) and not FORMAT_VERSION <= version <= WITH_ROLES:
             upgrade = "upgrade distilrec (pip install -U distilrec)"
             raise BundleVersionError(
                 f"{path} has format {version}; this distilrec reads {FORMAT_VERSION} to "
-                f"{WITH_TIME}",
+                f"{WITH_ROLES}",
                 fix=f"{upgrade}, or export again"
                 if version > FORMAT_VERSION
                 else "train and export the student again",

@@ -11,10 +11,11 @@ from msgspec import UNSET, UnsetType
 
 from distilrec.bundle.privacy import PrivacyRecord
 from distilrec.features.encoding import FeatureEncoder
+from distilrec.targets import Role
 
 FORMAT_VERSION = 4
 # Of a bundle that a reader of the version before would answer wrongly from
-WITH_NEIGHBOURS, WITH_TIME = 5, 6
+WITH_NEIGHBOURS, WITH_TIME, WITH_ROLES = 5, 6, 7
 WEIGHTS, CATALOGUE, HISTORY = "weights.safetensors", "catalogue.safetensors", "history.safetensors"
 GRAPH = "items.usearch"
 NEIGHBOURS = "neighbours"  # the array that a student with neighbours has
@@ -22,9 +23,13 @@ TIME = "time_gaps"  # the array that a student has who is told the time
 SearchKind = Literal["exact", "quantised", "graph"]
 
 
-def format_of(weights: Iterable[str]) -> int:
-    """Return the format of a bundle with arrays of these names: the oldest that it needs."""
+def format_of(weights: Iterable[str], *, roles: bool = False) -> int:
+    """Return the format of a bundle with arrays of these names: the oldest that it needs. roles:
+    whether its event types have roles.
+    """
     names = set(weights)
+    if roles:
+        return WITH_ROLES
     if TIME in names:
         return WITH_TIME
     return WITH_NEIGHBOURS if NEIGHBOURS in names else FORMAT_VERSION
@@ -77,7 +82,7 @@ class Manifest(msgspec.Struct, frozen=True):
 
     kind: of the student, a row of the engine's table. privacy: what was spent, where the weights
     were trained with differential privacy. timezone: of hours and days, where the student is told
-    the time.
+    the time. roles: what an event of each type means, where that was said (`[targets]`).
     """
 
     kind: str
@@ -100,6 +105,13 @@ class Manifest(msgspec.Struct, frozen=True):
     format_version: int = FORMAT_VERSION
     model_version: str = ""
     timezone: str | UnsetType = UNSET
+    roles: tuple[Role, ...] | UnsetType = UNSET
+
+    @property
+    def negative_types(self) -> tuple[int, ...]:
+        """The numbers of the event types that are negative."""
+        roles = () if self.roles is UNSET else self.roles
+        return tuple(number for number, role in enumerate(roles) if role == "negative")
 
     def hashed(self) -> str:
         """Return the model version of this content. The history is user data, not part of the

@@ -14,16 +14,19 @@ if TYPE_CHECKING:
     from distilrec.data.preparation import prepare_dataset
     from distilrec.data.schema import Feature, Schema
     from distilrec.data.splits import Split
+    from distilrec.targets import EventRole, Targets
 
 _MODULES = {
     "Cleaning": "cleaning",
     "DATASETS": "fetch",
     "DataCheck": "checks",
     "Dataset": "dataset",
+    "EventRole": "cleaning",
     "Feature": "schema",
     "Histories": "dataset",
     "Schema": "schema",
     "Split": "splits",
+    "Targets": "cleaning",
     "fetch_dataset": "fetch",
     "load_dataset": "dataset",
     "prepare_dataset": "preparation",
@@ -35,10 +38,12 @@ __all__ = [
     "Cleaning",
     "DataCheck",
     "Dataset",
+    "EventRole",
     "Feature",
     "Histories",
     "Schema",
     "Split",
+    "Targets",
     "fetch_dataset",
     "load_dataset",
     "prepare_dataset",

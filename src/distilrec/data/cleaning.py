@@ -20,8 +20,9 @@ from distilrec.data.readers import Log
 from distilrec.data.schema import Schema, need_column
 from distilrec.data.source import Source
 from distilrec.data.times import PLAUSIBLE_FROM, TimeFormat, as_seconds, time_format
-from distilrec.errors import NotEnoughDataError
+from distilrec.errors import ConfigError, NotEnoughDataError
 from distilrec.settings import Count, Positive, Settings, ZeroOrMore
+from distilrec.targets import EventRole, Targets
 from distilrec.workers import InProcess, Workers, write_whole
 
 OnStep = Callable[[int, int], None]
@@ -137,6 +138,7 @@ def clean_log(
         key,
         source.checks,
         _erased(source.erased.all(), key),
+        source.targets,
     )
     return _cleaned_log(task, workers or InProcess(), on_step)
 
@@ -205,6 +207,7 @@ class _Task:
     pseudonym_key: bytes | None
     checks: tuple[DataCheck, ...]
     erased: pl.Series
+    targets: Targets | None
 
     @property
     def slices(self) -> range:
@@ -337,9 +340,34 @@ def _clean_part(task: _Task, part: int) -> _Cleaned:
         bots = busiest.filter(pl.col("len") > limit)["user_id"]
         reason = f"user with more than {limit:,} events on one day"
         log = _kept(log, ~pl.col("user_id").is_in(bots.implode()), reason, dropped)
+    for event in task.targets.by_weight if task.targets else ():
+        log = _divided(log, event, task.log.name)
     log = log.sort("user_id", "timestamp", "row", maintain_order=True).drop("row")
     write_whole(log, _part_file(task.scratch, part), "lz4")
     return _cleaned(log, part, dropped)
+
+
+def _divided(log: pl.DataFrame, event: EventRole, source: str) -> pl.DataFrame:
+    """Return the log with the events of one type divided by their weight. Raises ConfigError where
+    the log has a type of such a name already.
+    """
+    kind, weight = pl.col("event_type"), pl.col("weight")
+    names = {role: name for name, role in event.roles().items()}
+    for name in (names["inform"], names["negative"]):
+        if (log["event_type"] == name).any():
+            raise ConfigError(
+                f"{source} has events of type {name!r}, which [targets] makes of "
+                f"{event.event_type!r}",
+                fix="rename that type in the log, or leave out target_from and negative_to",
+                parameter="targets.events",
+            )
+    low, high = event.negative_to, event.target_from
+    otherwise = pl.lit(names["target" if high is None else "inform"])
+    parts = otherwise if high is None else pl.when(weight >= high).then(kind).otherwise(otherwise)
+    if low is not None:
+        parts = pl.when(weight <= low).then(pl.lit(names["negative"])).otherwise(parts)
+    divided = pl.when(kind == event.event_type).then(parts).otherwise(kind)
+    return log.with_columns(divided.alias("event_type"))
 
 
 def _cleaned(log: pl.DataFrame, part: int, dropped: dict[str, int]) -> _Cleaned:

@@ -27,6 +27,7 @@ from distilrec.features.attributes import ItemAttributes, pack_attributes, unpac
 from distilrec.features.encoding import FeatureEncoder, FeatureMatrix
 from distilrec.files import RecordKind
 from distilrec.offsets import groups_of, offsets_of, take_rows
+from distilrec.targets import Roles, Targets, roles_of
 
 FORMAT_VERSION = 1
 Part = Literal["validation", "test"]
@@ -58,7 +59,8 @@ class DatasetInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_
     user_ids: users with training rows first. item_ids: items with training rows, most popular
     first, then the items that only the item table knows (`warm_items` says where these begin).
     event_types: position 0 is the unknown slot. order: "none" where nothing says what a user did
-    first; the rows of a user are then in a drawn order.
+    first; the rows of a user are then in a drawn order. targets: what the event types mean; without
+    it all are to be predicted.
     """
 
     name: str
@@ -76,6 +78,7 @@ class DatasetInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_
     notes: tuple[str, ...]
     repeats: bool
     order: Order = _BY_TIME
+    targets: Targets | None = None
 
     def __post_init__(self) -> None:
         if self.order == _BY_TIME:  # msgspec leaves out a default that is the very same object
@@ -117,6 +120,17 @@ class Histories:
             self.events[low:high],
             None if self.times is None else self.times[low:high],
             None if self.now is None else self.now[start:stop],
+        )
+
+    def only(self, kinds: NDArray[np.bool_]) -> Histories:
+        """Return the events of some types. kinds: (types,), which ones."""
+        kept = kinds[self.events]
+        return replace(
+            self,
+            offsets=np.concatenate([[0], np.cumsum(kept)])[self.offsets],
+            items=self.items[kept],
+            events=self.events[kept],
+            times=None if self.times is None else self.times[kept],
         )
 
     def take(self, users: NDArray[np.int64]) -> Histories:
@@ -175,9 +189,28 @@ class Dataset:
         """Return which rows are training rows, (rows,)."""
         return np.arange(len(self.items)) < np.repeat(self.train_end, np.diff(self.offsets))
 
+    @cached_property
+    def roles(self) -> Roles | None:
+        """What the event types mean; None where all are to be predicted."""
+        targets = self.info.targets
+        return None if targets is None else roles_of(targets, self.info.event_types)
+
+    def is_target(self) -> NDArray[np.bool_]:
+        """Return which rows are to be predicted, (rows,)."""
+        if self.roles is None:
+            return np.ones(len(self.items), bool)
+        return self.roles.target[self.events]
+
     def training_rows(self) -> NDArray[np.int64]:
         """Return the training rows whose item is in the catalogue, (rows,) row numbers in order."""
         return np.flatnonzero(self.is_training() & (self.items != UNKNOWN_ITEM))
+
+    def target_rows(self) -> NDArray[np.int64]:
+        """Return the training rows that are to be predicted and whose item is in the catalogue,
+        (rows,) row numbers in order.
+        """
+        rows = self.training_rows()
+        return rows if self.roles is None else rows[self.is_target()[rows]]
 
     def part_bounds(self, part: Part) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return the first and last-plus-one row of every user in this part."""
@@ -268,8 +301,8 @@ class Dataset:
         )
 
     def popularity(self) -> NDArray[np.int64]:
-        """Return the training interactions per item of the catalogue, (items,)."""
-        rows = self.items[self.is_training()]
+        """Return the training events per item that are to be predicted, (items,)."""
+        rows = self.items[self.is_training() & self.is_target()]
         return np.bincount(rows[rows != UNKNOWN_ITEM], minlength=self.catalogue_size)
 
     def fingerprint(self) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -13,6 +14,7 @@ from distilrec.data.cleaning import CleanLog
 from distilrec.data.dataset import UNKNOWN_ITEM
 from distilrec.data.splits import Split, split_moments, split_rows
 from distilrec.offsets import offsets_of
+from distilrec.targets import Targets
 from distilrec.workers import Workers
 
 
@@ -20,7 +22,7 @@ from distilrec.workers import Workers
 class Part:
     """A part of the log, split. user_ids, sizes, trains, validations: (users,), how many rows each
     user has, how many are training rows, and training or validation rows; counts: training rows and
-    their weight by `item_id`.
+    their weight by `item_id`, of targets only.
     """
 
     number: int
@@ -37,24 +39,46 @@ class Part:
 class _Splitting:
     clean: CleanLog
     moments: tuple[float, float] | None
+    targets: Targets | None
 
 
 def split_parts(
-    clean: CleanLog, split: Split, workers: Workers, on_step: Callable[[int, int], None]
+    clean: CleanLog,
+    split: Split,
+    workers: Workers,
+    on_step: Callable[[int, int], None],
+    targets: Targets | None = None,
 ) -> list[Part]:
-    """Return the parts of a log, in order, with the rows of each user divided by the split."""
+    """Return the parts of a log, in order, with the rows of each user divided by the split.
+
+    targets: what the events mean. Only targets are held out and counted.
+    """
     moments = None
     if split.kind == "global-time":
-        times = [
-            pl.read_parquet(part, columns=["timestamp"])["timestamp"].to_numpy()
-            for part in clean.parts
-        ]
+        times = [_times(part, targets) for part in clean.parts]
         moments = split_moments(np.concatenate(times), split)
     parts = []
-    for part in workers.map(_split_part, _Splitting(clean, moments), range(len(clean.parts))):
+    task = _Splitting(clean, moments, targets)
+    for part in workers.map(_split_part, task, range(len(clean.parts))):
         parts.append(part)
         on_step(len(parts), len(clean.parts))
     return sorted(parts, key=lambda part: part.number)
+
+
+def _times(part: Path, targets: Targets | None) -> NDArray[np.float64]:
+    """Return the times of the targets of a part, (rows,) seconds."""
+    if targets is None:
+        return pl.read_parquet(part, columns=["timestamp"])["timestamp"].to_numpy()
+    log = pl.read_parquet(part, columns=["timestamp", "event_type"])
+    return log.filter(_is_target(targets))["timestamp"].to_numpy()
+
+
+def _is_target(targets: Targets | None) -> pl.Expr:
+    """Return which rows of a clean log are targets."""
+    if targets is None:
+        return pl.lit(value=True)
+    names = [name for name, role in targets.roles().items() if role == "target"]
+    return pl.col("event_type").is_in(names)
 
 
 def _split_part(task: _Splitting, number: int) -> Part:
@@ -64,16 +88,18 @@ def _split_part(task: _Splitting, number: int) -> Part:
         np.concatenate([np.ones(min(1, log.height), bool), user_of_row[1:] != user_of_row[:-1]])
     )
     offsets = np.concatenate([begins, [log.height]]).astype(np.int64)
-    train_end, validation_end = split_rows(offsets, log["timestamp"].to_numpy(), task.moments)
+    targets = None
+    if task.targets is not None:
+        targets = log.select(_is_target(task.targets)).to_series().to_numpy()
+    times = log["timestamp"].to_numpy()
+    train_end, validation_end = split_rows(offsets, times, task.moments, targets)
     sizes, trains, validations = (
         end - offsets[:-1] for end in (offsets[1:], train_end, validation_end)
     )
     training = log.filter(
         pl.Series(np.arange(log.height) < np.repeat(train_end, sizes), dtype=pl.Boolean)
     )
-    counts = training.group_by("item_id").agg(
-        pl.len().alias("count"), pl.col("weight").sum().alias("volume")
-    )
+    counts = _counts(training, task.targets)
     return Part(
         number,
         log["user_id"].gather(begins),
@@ -83,6 +109,18 @@ def _split_part(task: _Splitting, number: int) -> Part:
         counts,
         frozenset(training["event_type"].unique().to_list()),
         bool(training.select(pl.struct("user_id", "item_id").is_duplicated().any()).item()),
+    )
+
+
+def _counts(training: pl.DataFrame, targets: Targets | None) -> pl.DataFrame:
+    """Return the training rows and their weight by item; of targets only, 0 where there is none."""
+    by_item = training.group_by("item_id")
+    if targets is None:
+        return by_item.agg(pl.len().alias("count"), pl.col("weight").sum().alias("volume"))
+    counted = _is_target(targets)
+    return by_item.agg(
+        counted.sum().cast(pl.UInt32).alias("count"),
+        pl.col("weight").filter(counted).sum().alias("volume"),
     )
 
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -44,9 +45,11 @@ from distilrec.data.splits import Split
 from distilrec.errors import ConfigError, NotEnoughDataError
 from distilrec.features.attributes import collect_attributes
 from distilrec.offsets import offsets_of
+from distilrec.targets import ROLES, Targets
 from distilrec.workers import InProcess, Workers
 
 OnStep = Callable[[str, int, int], None]
+_SHOWN_TYPES = 8  # of event types in a note
 
 
 def prepare_dataset(  # noqa: PLR0913 - a public name, whose arguments stay as they are
@@ -71,6 +74,7 @@ def prepare_dataset(  # noqa: PLR0913 - a public name, whose arguments stay as t
     ties: Ties = "rows",
     checks: Sequence[DataCheck] = (),
     erased_users: Sequence[object] | ErasedUsers = (),
+    targets: Targets | None = None,
     workers: Workers | None = None,
     scratch: Path | None = None,
     rows_per_part: int = ROWS_PER_PART,
@@ -88,6 +92,8 @@ def prepare_dataset(  # noqa: PLR0913 - a public name, whose arguments stay as t
     at the same time, that of the rows or a drawn one.
     checks: what must hold for the columns of the tables. erased_users: whose rows are left out, by
     id or pseudonym; ids that match no user of the log are an error, but for `ErasedUsers.others`.
+    targets: which events are to be predicted, which only inform and which are negative; without it
+    all are to be predicted.
     derived_features: popularity, and sales volume where there are weights, become features of the
     items; they get other names (`popularity_in_log`) where the schema has columns of these names.
     workers: who works on the parts, this process if left out; the data set is the same. scratch: a
@@ -107,6 +113,7 @@ def prepare_dataset(  # noqa: PLR0913 - a public name, whose arguments stay as t
         pseudonym_key,
         erased_users,
         tuple(checks),
+        targets,
     )
     choices = Choices(
         name, cleaning or Cleaning(), split or Split(), derived_features, order, draw, ties
@@ -159,17 +166,19 @@ def prepare_source(source: Source, choices: Choices, circumstances: Circumstance
         log = source.log.open(folder)
         clean, erased = _clean(log, source, choices, circumstances, folder)
         order = _in_order(clean, source, choices, circumstances)
+        meanings = [] if source.targets is None else [*_target_notes(clean, source.targets)]
         parts = split_parts(
             clean,
             choices.split,
             circumstances.workers,
             lambda done, total: circumstances.on_step("split", done, total),
+            source.targets,
         )
-        words = _vocabulary(log.name, sides, parts)
+        words = _vocabulary(log.name, sides, parts, source.targets)
         rows = _encode(clean, words, parts, circumstances)
     table = _item_table(source.schema, sides, words, derived=choices.derived_features)
     users = _Users.of(parts)
-    notes = (*sides.notes, *erased, *order.notes, *_notes(sides, users, words, rows))
+    notes = (*sides.notes, *erased, *order.notes, *meanings, *_notes(sides, users, words, rows))
     named = source.schema.timestamp is not None
     if named and (untold := why_no_times(rows.times, named=named)):
         notes = (*notes, f"{untold}: no model is told the time")
@@ -228,9 +237,11 @@ class _Vocabulary:
     counts: pl.DataFrame
 
 
-def _vocabulary(log_name: str, sides: SideRows, parts: Sequence[Part]) -> _Vocabulary:
+def _vocabulary(
+    log_name: str, sides: SideRows, parts: Sequence[Part], targets: Targets | None
+) -> _Vocabulary:
     """Return the items and event types of the training rows and the item table, never of validation
-    or test rows.
+    or test rows; and the types that `targets` names, which a service may get.
     """
     counts = training_counts(parts)
     if counts.is_empty():
@@ -240,7 +251,8 @@ def _vocabulary(log_name: str, sides: SideRows, parts: Sequence[Part]) -> _Vocab
         )
     warm = counts["item_id"].to_list()
     has_rows = set(warm)
-    types = set().union(*(part.event_types for part in parts)) - {"unknown"}
+    types = set().union(*(part.event_types for part in parts))
+    types = (types | set(targets.roles() if targets else ())) - {"unknown"}
     return _Vocabulary(
         (*warm, *(item for item in sides.items if item not in has_rows)),
         len(warm),
@@ -344,6 +356,41 @@ def _notes(sides: SideRows, users: _Users, words: _Vocabulary, rows: Rows) -> It
         yield f"{cold:,} users have no training row: cold users"
 
 
+def _target_notes(clean: CleanLog, targets: Targets) -> Iterator[str]:
+    """Yield how many rows are targets, inform, and are negative, and what [targets] does not name.
+    Raises NotEnoughDataError where no row is a target.
+    """
+    counts: Counter[str] = Counter()
+    for part in clean.parts:
+        counts.update(pl.read_parquet(part, columns=["event_type"])["event_type"].to_list())
+    roles = targets.roles()
+    for role, what in zip(ROLES, ("are targets", "only inform", "are negative"), strict=True):
+        named = {name: counts[name] for name, known in roles.items() if known == role}
+        if role == "target" and not any(named.values()):
+            raise NotEnoughDataError(
+                f"no row of the log is a target; its event types are: {', '.join(sorted(counts))}",
+                fix="correct the names or limits in [targets]",
+            )
+        if named:
+            yield f"{sum(named.values()):,} rows {what}: {_counted(named)}"
+    if others := {name: count for name, count in counts.items() if name not in roles}:
+        yield (
+            f"{sum(others.values()):,} rows have event types that [targets] does not name, and "
+            f"only inform: {_counted(others)}"
+        )
+    for event in targets.events:
+        if not any(counts[name] for name in event.roles()):
+            yield f"[targets] names the event type {event.event_type!r}, of which there is no row"
+
+
+def _counted(types: Mapping[str, int]) -> str:
+    """Return event types with their numbers of rows, the most frequent ones, in words."""
+    ordered = sorted(types.items(), key=lambda pair: (-pair[1], pair[0]))
+    shown = [f"{name} {count:,}" for name, count in ordered[:_SHOWN_TYPES]]
+    more = len(ordered) - len(shown)
+    return ", ".join([*shown, *([f"and {more:,} more types"] if more else [])])
+
+
 @dataclass(frozen=True)
 class _Prepared:
     """What the steps of a preparation have made."""
@@ -382,6 +429,7 @@ def _dataset(source: Source, choices: Choices, sides: SideRows, made: _Prepared)
             notes=made.notes,
             repeats=any(part.repeats for part in made.parts),
             order=made.order.order,
+            targets=source.targets,
         ),
         offsets=users.offsets,
         train_end=users.train_end,

@@ -16,6 +16,7 @@ from distilrec.data.pseudonyms import pseudonym
 from distilrec.data.readers import Log, open_log
 from distilrec.data.schema import Feature, Schema
 from distilrec.errors import ConfigError
+from distilrec.targets import Targets
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,18 @@ class Source:
     """Users whose rows are left out."""
     checks: tuple[DataCheck, ...] = ()
     """What must hold for the columns of the tables."""
+    targets: Targets | None = None
+    """What the events mean; without it every event is to be predicted."""
+
+    def __post_init__(self) -> None:
+        for event in self.targets.by_weight if self.targets else ():
+            if self.schema.weight is None:
+                raise ConfigError(
+                    f"[targets] divides the events of type {event.event_type!r} by their weight, "
+                    "and the schema names no column of weights",
+                    fix="name the column of ratings or quantities in data.schema.weight",
+                    parameter="data.schema.weight",
+                )
 
 
 Features = dict[str, dict[str, object]]

@@ -25,6 +25,7 @@ class Split(Settings, frozen=True):
     leave-one-out: the last interaction of each user is test, the one before validation; users with
     fewer than three interactions are training only. Comparable with papers. global-time: two
     moments for all users, so that `test_share` and `validation_share` of all rows lie after them.
+    With `[targets]` only target events count: the last ones are held out, and shares are of them.
     The honest choice for production, where the future of one user is not the past of another.
     """
 
@@ -49,13 +50,18 @@ def split_moments(times: NDArray[np.float64], split: Split) -> tuple[float, floa
 
 
 def split_rows(
-    offsets: NDArray[np.int64], times: NDArray[np.float64], moments: tuple[float, float] | None
+    offsets: NDArray[np.int64],
+    times: NDArray[np.float64],
+    moments: tuple[float, float] | None,
+    targets: NDArray[np.bool_] | None = None,
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return `train_end` and `validation_end`, each (users,) int64.
 
     offsets: (users + 1,), the rows of user u are offsets[u]:offsets[u + 1]; times: (rows,) seconds;
-    moments: of `split_moments`.
+    moments: of `split_moments`; targets: (rows,), which rows can be held out, all by default.
     """
+    if moments is None and targets is not None:
+        return _last_targets(offsets, targets)
     if moments is None:
         end = offsets[1:]
         enough = np.diff(offsets) >= 3
@@ -65,3 +71,18 @@ def split_rows(
     before_first = np.bincount(users[times < first], minlength=len(offsets) - 1)
     before_second = np.bincount(users[times < second], minlength=len(offsets) - 1)
     return offsets[:-1] + before_first, offsets[:-1] + before_second
+
+
+def _last_targets(
+    offsets: NDArray[np.int64], targets: NDArray[np.bool_]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return where the last target but one of each user stands, and where the last one does; the
+    end of the rows of users with fewer than three targets.
+    """
+    rows = np.flatnonzero(targets)
+    until = np.searchsorted(rows, offsets)  # targets before each user
+    enough = np.diff(until) >= 3
+    ends = offsets[1:].copy(), offsets[1:].copy()
+    for end, back in zip(ends, (2, 1), strict=True):
+        end[enough] = rows[until[1:][enough] - back]
+    return ends

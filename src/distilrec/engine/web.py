@@ -39,7 +39,8 @@ def write_drec(bundle: Bundle, file: Path | str, precision: MatrixPrecision = "h
 
     precision: of matrices other than the item vectors, which have 8 bits in any case. The golden
     answers in the file are its own. Raises ConfigError for a kind of student that the web engine
-    cannot run, for one that is told the time, and for another precision.
+    cannot run, for one that is told the time or knows negative events, and for another
+    precision.
     """
     kind = bundle.manifest.kind
     if kind not in KINDS:
@@ -53,6 +54,12 @@ def write_drec(bundle: Bundle, file: Path | str, precision: MatrixPrecision = "h
             "a student that is told the time cannot be exported for the web",
             fix="set time = false in [student], and train it again",
             parameter="student.time",
+        )
+    if bundle.manifest.negative_types:
+        raise ConfigError(
+            "a student that knows negative events cannot be exported for the web",
+            fix="leave the negative events out of [targets], and train it again",
+            parameter="targets",
         )
     if precision not in ("half", "float32"):
         raise ConfigError(

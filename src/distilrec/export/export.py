@@ -4,7 +4,7 @@ torch.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ from distilrec.export.search import BundleConfig, bias_unit, choose_search, sear
 from distilrec.features.attributes import pack_attributes
 from distilrec.files import locked
 from distilrec.networks.student import Student, kind_of
+from distilrec.targets import Role, Targets
 from distilrec.teachers.teacher import Teacher, as_teacher
 from distilrec.training.trained import TrainedModel
 
@@ -161,9 +162,16 @@ def _manifest(
         distilrec=__version__,
         search=search,
         privacy=record.privacy,
-        format_version=format_of(weights.of_kind),
+        format_version=format_of(weights.of_kind, roles=info.targets is not None),
         timezone=UNSET if student.timezone is None else student.timezone,
+        roles=UNSET if info.targets is None else _roles(info.targets, info.event_types),
     )
+
+
+def _roles(targets: Targets, event_types: Sequence[str]) -> tuple[Role, ...]:
+    """Return the role of each event type; one that is not named only informs."""
+    named = targets.roles()
+    return tuple(named.get(name, "inform") for name in event_types)
 
 
 def _catalogue(dataset: Dataset, *, private: bool) -> BundleCatalogue:

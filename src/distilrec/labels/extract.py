@@ -81,8 +81,8 @@ def extract_labels(
     mask_seen: bool = True,
     options: RunOptions | None = None,
 ) -> LabelStore:
-    """Store the labels of all training rows whose item is in the catalogue, and return them. Labels
-    that the folder already has are used again.
+    """Store the labels of all training rows that are to be predicted and whose item is in the
+    catalogue, and return them. Labels that the folder already has are used again.
 
     An extraction that was interrupted resumes after the last whole shard. A teacher that gives the
     same answer for all events of a user is asked once per user.
@@ -120,7 +120,7 @@ def extract_labels(
     labels = _write_index(folder, manifest, dataset)
     files = [*(shard_path(folder, shard) for shard in range(manifest.shards)), index_path(folder)]
     size = sum(file.stat().st_size for file in files)
-    events = len(dataset.training_rows())
+    events = len(dataset.target_rows())
     extraction = Extraction(labels, events, size, time.perf_counter() - began)
     LABELS.write(folder, AboutLabels(manifest, extraction), files=files, made_from=made_from)
     remove([begun, *unfinished(folder)])

@@ -5,6 +5,7 @@ numpy only.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Protocol
 
 import numpy as np
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from distilrec.data.dataset import UNKNOWN_ITEM, Dataset, Histories, Part
 from distilrec.errors import InvalidValueError, NothingToEvaluateError
 from distilrec.offsets import groups_of, offsets_of, take_rows
+from distilrec.targets import Roles, hidden_items
 
 _MOST_USERS = 512
 MOST_SCORES = 2**24
@@ -46,7 +48,8 @@ class Questions:
     without repetitions; UNKNOWN_ITEM stands for items outside the catalogue, which no model can
     predict and which count as misses.
     repeated: held-out events left out because the item was already in the history and seen items
-    are masked. items: size of the catalogue.
+    are masked. items: size of the catalogue. roles: what the event types mean; items that a user
+    does not want to see are masked.
     """
 
     histories: Histories
@@ -55,6 +58,7 @@ class Questions:
     exclude_seen: bool
     repeated: int
     items: int
+    roles: Roles | None = None
 
     def users_of_targets(self) -> NDArray[np.int64]:
         """Return the user of every target, as the data set numbers them, (targets,)."""
@@ -70,6 +74,7 @@ class Questions:
             self.exclude_seen,
             self.repeated,
             self.items,
+            self.roles,
         )
 
     def take(self, users: NDArray[np.int64]) -> Questions:
@@ -85,15 +90,18 @@ class Questions:
 
 def questions(dataset: Dataset, part: Part, exclude_seen: bool | None = None) -> Questions:
     """Return the evaluation questions of a part; `exclude_seen=None` masks seen items unless the
-    log has repeats.
+    log has repeats. Only events that are to be predicted are asked for.
 
     Raises NothingToEvaluateError when no held-out item is in the catalogue.
     """
     exclude = not dataset.info.repeats if exclude_seen is None else exclude_seen
     starts, stops = dataset.part_bounds(part)
     users, targets, repeated = [], [], 0
+    counted = None if dataset.roles is None else dataset.is_target()
     for user in np.flatnonzero(stops > starts):
         held_out = dataset.items[starts[user] : stops[user]]
+        if counted is not None:
+            held_out = held_out[counted[starts[user] : stops[user]]]
         distinct = held_out[np.sort(np.unique(held_out, return_index=True)[1])]
         if exclude:
             fresh = distinct[
@@ -123,6 +131,7 @@ def questions(dataset: Dataset, part: Part, exclude_seen: bool | None = None) ->
         exclude,
         repeated,
         dataset.catalogue_size,
+        dataset.roles,
     )
 
 
@@ -196,6 +205,8 @@ def rank(scorer: Scorer, questions: Questions, depth: int = 10) -> Ranking:
             )
         if questions.exclude_seen:
             scores[groups_of(histories.offsets), histories.items] = -np.inf
+        elif questions.roles is not None:
+            _mask_unwanted(scores, histories, questions.roles)
         higher, equal = standing(scores, groups_of(part.offsets), part.targets)
         above.append(higher)
         tied.append(equal)
@@ -203,6 +214,15 @@ def rank(scorer: Scorer, questions: Questions, depth: int = 10) -> Ranking:
         top.append(_best(scores, depth))
         probability.append(np.array([_highest_probability(row) for row in scores]))
     return Ranking(questions, *map(np.concatenate, (above, tied, candidates, top, probability)))
+
+
+def _mask_unwanted(scores: NDArray[np.float32], histories: Histories, roles: Roles) -> None:
+    """Give the lowest score to the items that each user does not want to see. scores: (users,
+    items).
+    """
+    for k, (start, stop) in enumerate(pairwise(histories.offsets)):
+        hidden = hidden_items(histories.items[start:stop], histories.events[start:stop], roles)
+        scores[k, hidden] = -np.inf
 
 
 def _highest_probability(scores: NDArray[np.float32]) -> np.float64:

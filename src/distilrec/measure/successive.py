@@ -79,7 +79,7 @@ def successive_questions(
     starts, stops = dataset.part_bounds(part)
     owners = dataset.user_rows()
     every = np.arange(len(owners))
-    rows = every[(every >= starts[owners]) & (every < stops[owners])]
+    rows = every[(every >= starts[owners]) & (every < stops[owners]) & dataset.is_target()]
     fresh = ~_repetitions(dataset)[rows] if exclude else np.ones(len(rows), bool)
     repeated, rows = int((~fresh).sum()), rows[fresh]
     if targets == "last":
@@ -98,6 +98,7 @@ def successive_questions(
         exclude,
         repeated,
         dataset.catalogue_size,
+        dataset.roles,
     )
 
 

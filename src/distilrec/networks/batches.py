@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from distilrec.data.dataset import UNKNOWN_ITEM, Dataset, Histories
 from distilrec.errors import InvalidValueError
 from distilrec.offsets import offsets_of
+from distilrec.targets import Roles
 
 
 @dataclass(frozen=True)
@@ -23,9 +24,13 @@ class Batch:
     token and the padding.
 
     users: (batch,); items, events: (batch, length), the inputs; targets: (batch, length), the next
-    item, -1 where there is none to score; rows: (batch, length), the row of the target in the
-    dataset, or its key in `distilrec.networks.orders`; earlier: (batch, n), the items from before
-    the window, padded. All int64.
+    item, -1 where there is none to score or it only informs; rows: (batch, length), the row of the
+    target in the dataset, or its key in `distilrec.networks.orders`; earlier: (batch, n), the items
+    from before the window, padded. All int64.
+    unwanted: (batch, length), the next item where the next event is negative, -1 elsewhere;
+    weights: (batch, length) float32, of the targets in the loss. None where no event is negative,
+    and where all targets weigh the same. earlier_events: (batch, n), the types of the events of
+    `earlier`, where types have a meaning (`[targets]`).
     times: (batch, length), when each input happened, in seconds since 1970, the start token with
     the first event; asked: (batch, length), when each position is asked for the next event, which
     is when it happened. Both are int64, and None where the log has no usable times.
@@ -39,6 +44,9 @@ class Batch:
     earlier: torch.Tensor
     times: torch.Tensor | None = None
     asked: torch.Tensor | None = None
+    unwanted: torch.Tensor | None = None
+    weights: torch.Tensor | None = None
+    earlier_events: torch.Tensor | None = None
 
     def to(self, device: torch.device) -> Batch:
         """Return the same batch on a device."""
@@ -168,7 +176,41 @@ def batch_of(
     batch = Batch(
         *map(torch.from_numpy, (windows.users[chunk], items, events, targets, rows, earlier))
     )
+    if dataset.roles is not None:
+        batch = _with_roles(batch, dataset, dataset.roles, windows, chunk)
     return batch if dataset.why_no_times else replace(batch, **_times(dataset, windows, chunk))
+
+
+def _with_roles(
+    batch: Batch, dataset: Dataset, roles: Roles, windows: Windows, chunk: NDArray[np.int64]
+) -> Batch:
+    """Return a batch of these windows whose targets are those of target events alone."""
+    length = batch.targets.shape[1]
+    rows = np.minimum(windows.starts[chunk][:, None] + np.arange(length), len(dataset.events) - 1)
+    kinds = torch.from_numpy(dataset.events[rows].astype(np.int64))  # of the next event
+    nothing, scored = torch.tensor(-1), batch.targets
+    changed = replace(
+        batch,
+        targets=torch.where(torch.from_numpy(roles.target)[kinds], scored, nothing),
+        earlier_events=torch.from_numpy(_earlier_events(dataset, windows, chunk, batch)),
+    )
+    if roles.negative.any():
+        negative = torch.from_numpy(roles.negative)[kinds]
+        changed = replace(changed, unwanted=torch.where(negative, scored, nothing))
+    if roles.weighted:
+        changed = replace(changed, weights=torch.from_numpy(roles.loss_weight)[kinds])
+    return changed
+
+
+def _earlier_events(
+    dataset: Dataset, windows: Windows, chunk: NDArray[np.int64], batch: Batch
+) -> NDArray[np.int64]:
+    """Return the types of the events before these windows, (batch, n), 0 for padding."""
+    places = np.arange(batch.earlier.shape[1])
+    first = dataset.offsets[windows.users[chunk]]
+    there = places < (windows.starts[chunk] - 1 - first)[:, None]
+    rows = np.where(there, first[:, None] + places, 0)
+    return np.where(there, dataset.events[rows], 0).astype(np.int64)
 
 
 def _times(dataset: Dataset, windows: Windows, chunk: NDArray[np.int64]) -> dict[str, torch.Tensor]:

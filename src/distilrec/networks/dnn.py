@@ -11,16 +11,11 @@ from itertools import pairwise
 
 import torch
 from torch import nn
-from torch.nn import functional
 
 from distilrec.data.dataset import Dataset
 from distilrec.networks.batches import Batch
 from distilrec.networks.on_cpu import Dropout, dropout
-from distilrec.networks.sequence import (
-    SequenceModel,
-    causal_mean,
-    with_padding,
-)
+from distilrec.networks.sequence import SequenceModel, causal_mean
 from distilrec.settings import Count, Settings, Share
 
 
@@ -54,7 +49,7 @@ class Dnn(SequenceModel):
         )
 
     def encode(self, batch: Batch, vectors: torch.Tensor) -> torch.Tensor:
-        x = functional.embedding(batch.items, with_padding(vectors))  # (batch, length, dim)
+        x = self.look_up(batch, vectors)  # (batch, length, dim)
         x = dropout(x, self.dropout, self.training)
         user = self.user_features(batch.users).unsqueeze(1).expand_as(x)
         hidden: torch.Tensor = self.dense(

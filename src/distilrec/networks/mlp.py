@@ -13,15 +13,11 @@ from typing import ClassVar
 
 import torch
 from torch import nn
-from torch.nn import functional
 
 from distilrec.data.dataset import Dataset
 from distilrec.networks.batches import Batch
 from distilrec.networks.on_cpu import dropout
-from distilrec.networks.sequence import (
-    causal_mean,
-    with_padding,
-)
+from distilrec.networks.sequence import causal_mean
 from distilrec.networks.student import Range, Student, StudentSettings
 from distilrec.settings import Count, Share
 
@@ -52,7 +48,7 @@ class Mlp(Student):
         self.readout = nn.Parameter(torch.randn(config.hidden) / config.hidden**0.5)  # w
 
     def encode(self, batch: Batch, vectors: torch.Tensor) -> torch.Tensor:
-        x = functional.embedding(batch.items, with_padding(vectors))  # (batch, length, dim)
+        x = self.look_up(batch, vectors)  # (batch, length, dim)
         x = dropout(x, self.dropout, self.training)
         user = causal_mean(x, batch, self.items.catalogue_size) + self.user_features(
             batch.users

@@ -52,7 +52,10 @@ class Neighbours(nn.Module):
             nothing = torch.zeros(1, 1, dtype=dtype).expand((1 + _PARTS) * self.warm, number)
             self.register_buffer(name, nothing, persistent=False)
         fading = _DECAY ** torch.arange(events, dtype=torch.float32)
-        self.ages = nn.Parameter(fading.expand(len(dataset.info.event_types), events).clone())  # w
+        ages = fading.expand(len(dataset.info.event_types), events).clone()
+        if dataset.roles is not None and dataset.roles.signs is not None:
+            ages *= torch.from_numpy(dataset.roles.signs).unsqueeze(1)
+        self.ages = nn.Parameter(ages)  # w
 
     @torch.no_grad()
     def begin(self, dataset: Dataset) -> None:

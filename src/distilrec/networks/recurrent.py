@@ -6,6 +6,8 @@ O(S d) per event.
     q   = norm(W h + x_last + U f_u + MLP(norm(c)))                        the query (z)
     s_i = q . v_i + b_i,          v_i = E_i + F f_i                        the score (W2 z + b2)
 
+The item vectors of negative events enter with the opposite sign (`[targets]`).
+
 A diagonal linear recurrence as in LRU (Orvieto et al. 2023, eq. 5 to 7, real-valued); norm is
 RMSNorm. The MLP reads every time scale by itself: reading only their sum cost .012 to .015 of
 validation NDCG@10 on ML-1M (docs/experiments.md). Training runs the recurrence in parallel over
@@ -25,7 +27,6 @@ from distilrec.errors import ConfigError
 from distilrec.networks.batches import Batch
 from distilrec.networks.neighbours import LARGEST_CATALOGUE, Neighbours
 from distilrec.networks.on_cpu import dropout, scan
-from distilrec.networks.sequence import with_padding
 from distilrec.networks.student import Range, Student, StudentSettings
 from distilrec.networks.time_inputs import time_inputs_of
 from distilrec.settings import Count, Share, ZeroOrMore
@@ -149,7 +150,7 @@ class Recurrent(Student):
         """Return h and x_last + U f_u + T, (batch, length, scales * dim) and (batch, length, dim);
         T where the student is told the time.
         """
-        x = functional.embedding(batch.items, with_padding(vectors))  # (batch, length, dim)
+        x = self.look_up(batch, vectors)  # (batch, length, dim)
         x = dropout(x, self.dropout, self.training)
         decay = torch.sigmoid(self.theta)  # (scales, dim)
         # (batch, length, scales, dim)
@@ -169,7 +170,7 @@ class Recurrent(Student):
 
     def arrays(self) -> dict[str, torch.Tensor]:
         return {
-            "gain": self.gain,
+            "gain": self.gain if self.signs is None else self.gain * self.signs.unsqueeze(1),
             "decay": torch.sigmoid(self.theta),
             "mix": self.mix.weight,
             "inner_norm": self.inner_norm.weight,

@@ -133,14 +133,30 @@ class SequenceModel(nn.Module, ABC):
     max_history: int
     # Channels of the states that `encode` gives; what `score` needs besides may stand behind them
     state_dim: int
+    # Of the items of each event type in a history, (types,); None where no type is negative
+    signs: torch.Tensor | None
 
     def _set_up(self, dataset: Dataset, config: Sizes) -> None:
         """Make what most networks begin with: items, users and states of `config.dim` channels."""
         self.max_history = config.max_history
         self.dropout = config.dropout
         self.state_dim = config.dim
+        self._set_signs(dataset)
         self.items = ItemTower(dataset, config.dim)
         self.user_features = FeatureProjection(dataset.user_features, config.dim)
+
+    def _set_signs(self, dataset: Dataset) -> None:
+        signs = None if dataset.roles is None else dataset.roles.signs
+        self.register_buffer(
+            "signs", None if signs is None else torch.from_numpy(signs), persistent=False
+        )
+
+    def look_up(self, batch: Batch, vectors: torch.Tensor) -> torch.Tensor:
+        """Return the vectors of the items of a batch, (batch, length, dim): those of negative
+        events with the opposite sign, zero for the start token and padding.
+        """
+        x = functional.embedding(batch.items, with_padding(vectors))
+        return x if self.signs is None else x * self.signs[batch.events].unsqueeze(-1)
 
     @abstractmethod
     def encode(self, batch: Batch, vectors: torch.Tensor) -> torch.Tensor:

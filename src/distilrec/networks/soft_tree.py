@@ -29,7 +29,7 @@ from torch.nn import functional
 from distilrec.data.dataset import Dataset
 from distilrec.networks.batches import Batch, prediction_batch
 from distilrec.networks.on_cpu import scan
-from distilrec.networks.sequence import FeatureProjection, ItemTower, with_padding
+from distilrec.networks.sequence import FeatureProjection, ItemTower
 from distilrec.networks.student import Range, Size, Student, StudentSettings, TreeNode
 from distilrec.settings import Count, Share
 
@@ -65,6 +65,7 @@ class SoftTree(Student):
         self.max_history = config.max_history
         self.depth, self.balance = config.depth, config.balance
         self.leaves = self.state_dim = 2**config.depth
+        self._set_signs(dataset)
         self.items = ItemTower(dataset, self.leaves)
         nn.init.normal_(self.items.embedding, std=0.5)
         self.user_features = FeatureProjection(dataset.user_features, self.leaves - 1)
@@ -79,7 +80,7 @@ class SoftTree(Student):
 
     def state(self, batch: Batch) -> torch.Tensor:
         """Return what was had lately and in general, at every position, (batch, length, 2 C)."""
-        inputs = with_padding(self.item_inputs)[batch.items].unsqueeze(2)  # (batch, length, 1, C)
+        inputs = self.look_up(batch, self.item_inputs).unsqueeze(2)  # (batch, length, 1, C)
         decays = self.decays.expand(-1, inputs.shape[-1])  # (2, C)
         return scan((1 - decays) * inputs, decays).flatten(2)
 

@@ -16,7 +16,7 @@ from distilrec.errors import ConfigError
 from distilrec.networks.batches import Batch
 from distilrec.networks.full_precision import in_float32
 from distilrec.networks.on_cpu import Dropout, dropout
-from distilrec.networks.sequence import SequenceModel, with_padding
+from distilrec.networks.sequence import SequenceModel
 from distilrec.networks.time_attention import BUCKETS, pair_buckets, time_attention
 from distilrec.networks.time_inputs import time_inputs_of
 from distilrec.settings import Count, Settings, Share
@@ -167,9 +167,7 @@ class Transformer(SequenceModel):
 
     def encode(self, batch: Batch, vectors: torch.Tensor) -> torch.Tensor:
         is_start = (batch.items == self.items.catalogue_size).unsqueeze(-1)  # (batch, length, 1)
-        looked_up = functional.embedding(batch.items, with_padding(vectors)) + self.event_types(
-            batch.events
-        )
+        looked_up = self.look_up(batch, vectors) + self.event_types(batch.events)
         x = torch.where(is_start, self.start, looked_up) * vectors.shape[1] ** 0.5
         x = x + self.positions[: x.shape[1]] + self.user_features(batch.users).unsqueeze(1)
         if self.time is not None:

@@ -47,18 +47,26 @@ def _pairs(
     dataset: Dataset, without: tuple[int, int] | None
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Return the pairs of an item and one that comes soon after it, past * items + next, rising,
-    and how often each occurs, later ones weighing less.
+    and how often each occurs, later ones weighing less. Negative events make no pair, and the next
+    event is one to be predicted.
     """
     items = dataset.info.warm_items
-    rows = np.flatnonzero(dataset.is_training() & (dataset.items >= 0) & (dataset.items < items))
+    counted = dataset.is_training() & (dataset.items >= 0) & (dataset.items < items)
+    if dataset.roles is not None:
+        counted &= ~dataset.roles.negative[dataset.events]
+    rows = np.flatnonzero(counted)
+    is_target = None if dataset.roles is None else dataset.is_target()[rows]
     users = dataset.user_rows()[rows]
     if without is not None:
         in_part = users % without[1] != without[0]
         rows, users = rows[in_part], users[in_part]
+        is_target = None if is_target is None else is_target[in_part]
     taken = dataset.items[rows].astype(np.int64)
     keys, weights = [np.zeros(0, np.int64)], [np.zeros(0)]
     for age in range(min(_EVENTS, len(rows) - 1)):
         together = users[age + 1 :] == users[: -age - 1]
+        if is_target is not None:
+            together &= is_target[age + 1 :]
         keys.append((taken[: -age - 1] * items + taken[age + 1 :])[together])
         weights.append(np.full(len(keys[-1]), _DECAY**age))
     found, inverse = np.unique(np.concatenate(keys), return_inverse=True)

@@ -296,6 +296,15 @@ def _check(config: StudentConfig, dataset: Dataset) -> None:
             fix="set time = false in [student]",
             parameter="time",
         )
+    roles, targets = dataset.roles, dataset.info.targets
+    if targets is not None and roles is not None:
+        negative = roles.negative.any() and targets.negative_weight > 0
+        if negative or roles.weighted:
+            raise ConfigError(
+                "a private student has neither a term of negative events nor weights of targets",
+                fix="set negative_weight = 0 in [targets], and leave out loss_weight",
+                parameter="targets",
+            )
     names = {encoding.name for encoding in dataset.info.item_encoder.encodings}
     if names & {feature.name for feature in derived_features(dataset.info.schema)}:
         raise ConfigError(
@@ -349,7 +358,10 @@ def _counts(dataset: Dataset, latest: Windows, items: int) -> NDArray[np.float64
     """
     counts = np.zeros(items)
     for start, stop in zip(latest.starts, latest.stops, strict=True):
-        of_user = np.unique(dataset.items[start:stop])
+        of_user = dataset.items[start:stop]
+        if dataset.roles is not None:
+            of_user = of_user[dataset.roles.target[dataset.events[start:stop]]]
+        of_user = np.unique(of_user)
         of_user = of_user[(of_user >= 0) & (of_user < items)]
         counts[of_user] += 1 / math.sqrt(max(1, len(of_user)))
     return counts

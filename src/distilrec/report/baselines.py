@@ -1,5 +1,5 @@
 """Baselines that any recommender should beat: popularity, item neighbours, EASE. numpy, fitted on
-training rows only.
+training rows only, of these on what is to be predicted.
 """
 
 from __future__ import annotations
@@ -36,16 +36,20 @@ class ItemNeighbours:
     their neighbours.
 
     near: (items with training rows, n) int64, the neighbours of each item, and similarity: the
-    same shape, float32, how alike they are; items: size of the catalogue.
+    same shape, float32, how alike they are; items: size of the catalogue; counted: (types,), which
+    events of a history count, None for all.
     """
 
     near: NDArray[np.int64]
     similarity: NDArray[np.float32]
     items: int
+    counted: NDArray[np.bool_] | None = None
 
     def scores(self, histories: Histories) -> NDArray[np.float32]:
         """Return scores, (batch, items) float32."""
         out = np.zeros((len(histories), self.items), np.float32)
+        if self.counted is not None:
+            histories = histories.only(self.counted)
         for k in range(len(histories)):
             had = np.unique(histories.of(k))
             had = had[had < len(self.near)]
@@ -71,7 +75,10 @@ def item_knn(dataset: Dataset, numbers: Sequence[int] = NEIGHBOURS) -> ItemNeigh
     # A copy, so that the order of the whole catalogue is not kept
     near = np.argsort(-similarity, axis=1, kind="stable")[:, : max(numbers)].copy()
     values = np.take_along_axis(similarity, near, axis=1)
-    cut = (ItemNeighbours(near[:, :n], values[:, :n], dataset.catalogue_size) for n in numbers)
+    counted = None if dataset.roles is None else dataset.roles.target
+    cut = (
+        ItemNeighbours(near[:, :n], values[:, :n], dataset.catalogue_size, counted) for n in numbers
+    )
     return best_on_validation(cut, dataset)
 
 

@@ -130,7 +130,8 @@ class Comparison(msgspec.Struct, frozen=True):
     """Everything the report shows. costs, tree, privacy, trials, headroom: filled in by the run;
     tree: of a student that is one; privacy: of a student that was trained with differential
     privacy; headroom: what there was to distil; order: "none" where held-out events were drawn at
-    random.
+    random; targets: what the events mean, a line for each type, empty where every event is to be
+    predicted.
     """
 
     dataset: str
@@ -151,6 +152,7 @@ class Comparison(msgspec.Struct, frozen=True):
     trials: Trials | None = None
     headroom: Headroom | None = None
     order: Order = "time"
+    targets: tuple[str, ...] = ()
 
     def row(self, name: str) -> Row:
         """Return the row of a model."""
@@ -200,6 +202,7 @@ def compare(
             K,
         ),
         order=dataset.info.order,
+        targets=dataset.info.targets.lines() if dataset.info.targets else (),
     )
 
 

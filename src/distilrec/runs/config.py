@@ -26,6 +26,7 @@ from distilrec.networks.recurrent import RecurrentConfig
 from distilrec.networks.transformer import TransformerConfig
 from distilrec.privacy.accounting import PrivateTrainingConfig
 from distilrec.settings import Seed, Settings, ZeroOrMore, read_settings
+from distilrec.targets import Targets
 from distilrec.teachers.build import EnsembleConfig, TeacherConfig
 from distilrec.teachers.external import ScoresConfig
 from distilrec.training.options import TrainingConfig
@@ -145,6 +146,10 @@ class RunConfig(Settings, frozen=True):
     """The tables."""
     cleaning: Cleaning = Cleaning()
     """What counts as noise in the log."""
+    targets: Targets | None = None
+    """Which events are to be predicted, which only inform, and which are negative; without the
+    section every event is to be predicted.
+    """
     split: Split = Split()
     """Which events are for training, validation and test."""
     teacher: TeacherConfig = TransformerConfig()

@@ -144,7 +144,8 @@ def choices_of(config: RunConfig) -> str:
         for name, value in msgspec.structs.asdict(config.data).items()
         if name not in paths and (name, value) != ("ties", "rows")
     }
-    return key_of(data, config.cleaning, config.split)
+    targets = () if config.targets is None else (config.targets,)
+    return key_of(data, config.cleaning, config.split, *targets)
 
 
 def read_costs(folder: Path) -> tuple[StageCost, ...]:

@@ -22,14 +22,21 @@ def source_of(run: Run) -> Source:
     data = run.config.data
     key, erased = _key(data), _erased_users(data, run.folder)
     log, users, items = _tables(run)
-    return Source(log, _schema(data), users, items, key, erased, data.checks)
+    targets = run.config.targets
+    return Source(log, _schema(data), users, items, key, erased, data.checks, targets)
 
 
 def new_log(run: Run, path: Path) -> Source:
     """Return a new log, to be read like the log of the run. Raises ConfigError."""
     data = run.config.data
     log = Table(path, data.columns, data.text())
-    return Source(log, _schema(data), pseudonym_key=_key(data), checks=data.checks)
+    return Source(
+        log,
+        _schema(data),
+        pseudonym_key=_key(data),
+        checks=data.checks,
+        targets=run.config.targets,
+    )
 
 
 def name_of(data: DataConfig) -> str:

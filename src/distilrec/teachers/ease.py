@@ -55,10 +55,13 @@ class EaseConfig(Settings, frozen=True, tag="ease", tag_field="kind"):
 
 
 class EaseTeacher(ItemWeightsTeacher):
-    """EASE with its configuration. ridge: the one that was given or chosen."""
+    """EASE with its configuration. ridge: the one that was given or chosen. Only target events of a
+    history count.
+    """
 
     def __init__(self, config: EaseConfig, weights: Weights, origin: Origin, ridge: float) -> None:
         super().__init__(weights, origin, decay=1.0, repeats=False, max_history=config.max_history)
+        self.counted = None if origin.roles is None else origin.roles.target
         self.config, self.ridge = config, ridge
 
 
@@ -119,8 +122,10 @@ def _solved_on_neighbours(
 
 
 def interactions(dataset: Dataset) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-    """Return who had what in training, each pair once: users and items, (pairs,), by user."""
-    rows = dataset.training_rows()
+    """Return who had what in training, each pair once: users and items, (pairs,), by user. Only
+    what is to be predicted counts.
+    """
+    rows = dataset.target_rows()
     pairs = dataset.user_rows()[rows] * dataset.info.warm_items + dataset.items[rows]
     users, items = np.divmod(np.unique(pairs), dataset.info.warm_items)
     return users.astype(np.int32), items.astype(np.int32)

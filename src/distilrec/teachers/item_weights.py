@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import msgspec
@@ -24,6 +24,7 @@ from distilrec.files import Record
 from distilrec.networks.batches import Batch
 from distilrec.offsets import groups_of
 from distilrec.settings import Settings
+from distilrec.targets import Roles
 from distilrec.teachers.teacher import Answer, Cost
 
 DENSE_ITEMS = 12_000  # (items, items) float32 then take 576 MB
@@ -145,19 +146,20 @@ def _weights_of(arrays: Mapping[str, NDArray[Any]], items: int) -> Weights | Non
 @dataclass(frozen=True)
 class Origin:
     """Where weights come from. about: the configuration and the data, of which the identity of the
-    teacher is a hash.
+    teacher is a hash; roles: what the event types mean.
     """
 
     about: bytes
     catalogue_size: int
     fingerprint: str
     seconds: float
+    roles: Roles | None = None
 
 
 def origin_of(config: Settings, dataset: Dataset, seconds: float) -> Origin:
     """Return the origin of weights that are fitted to a data set. seconds: how long that took."""
     about = msgspec.json.encode(config)
-    return Origin(about, dataset.catalogue_size, dataset.fingerprint(), seconds)
+    return Origin(about, dataset.catalogue_size, dataset.fingerprint(), seconds, dataset.roles)
 
 
 class ItemWeightsTeacher:
@@ -165,10 +167,13 @@ class ItemWeightsTeacher:
 
     decay: what an event keeps of its weight with each later one. repeats: whether an item counts as
     often as it is in the history, or once.
+
+    counted: (types,), which events of a history count, None for all.
     """
 
     per_user = False
     state_dim = 0
+    counted: NDArray[np.bool_] | None = None
 
     def __init__(
         self, weights: Weights, origin: Origin, *, decay: float, repeats: bool, max_history: int
@@ -198,7 +203,7 @@ class ItemWeightsTeacher:
         self, batch: Batch, window: torch.Tensor, position: torch.Tensor, items: int
     ) -> Answer:
         used, window = torch.unique(window.to(_CPU), return_inverse=True)
-        batch, position = batch.to(_CPU).select(used), position.to(_CPU)
+        batch, position = self._with_counted(batch.to(_CPU).select(used)), position.to(_CPU)
         out = torch.empty(len(window), self.item_weights.items)
         state = self._sums(batch.earlier)
         # With a column for the start token and the padding
@@ -210,6 +215,17 @@ class ItemWeightsTeacher:
             out[here] = state[window[here]]
         cold = _below(out.amin(1, keepdim=True)).expand(-1, items - out.shape[1])
         return Answer(torch.cat([out, cold], dim=1))
+
+    def _with_counted(self, batch: Batch) -> Batch:
+        """Return the batch with padding in place of the events that do not count."""
+        if self.counted is None:
+            return batch
+        counted, padding = torch.from_numpy(self.counted), torch.tensor(self._catalogue_size)
+        return replace(
+            batch,
+            items=torch.where(counted[batch.events], batch.items, padding),
+            earlier=torch.where(counted[batch.earlier_events], batch.earlier, padding),
+        )
 
     def _sums(self, items: torch.Tensor) -> torch.Tensor:
         """Return the state after some items, (windows, items). items: (windows, n), padded."""
@@ -243,6 +259,8 @@ class ItemWeightsTeacher:
         warm = self.item_weights.items
         for first in range(0, len(histories), _TOGETHER):
             part = histories.select(first, first + _TOGETHER)
+            if self.counted is not None:
+                part = part.only(self.counted)
             out[first : first + len(part), :warm] = self._sums(_padded(part, self._catalogue_size))
         lowest = torch.from_numpy(out[:, :warm].min(1, keepdims=True))
         out[:, warm:] = _below(lowest).numpy()

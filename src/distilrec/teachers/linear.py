@@ -62,13 +62,16 @@ class LinearConfig(Settings, frozen=True, tag="linear", tag_field="kind"):
 
 
 class LinearTeacher(ItemWeightsTeacher):
-    """B with its configuration. weights: of the items with training rows."""
+    """B with its configuration. weights: of the items with training rows. All but negative events
+    of a history count, and the next events are those to be predicted.
+    """
 
     def __init__(self, config: LinearConfig, weights: Weights, origin: Origin) -> None:
         super().__init__(
             weights, origin, decay=config.decay, repeats=True, max_history=config.max_history
         )
         self.config = config
+        self.counted = None if origin.roles is None else ~origin.roles.negative
 
 
 def fit_linear(config: LinearConfig, dataset: Dataset, seed: int) -> LinearTeacher:
@@ -86,7 +89,7 @@ def _solved(config: LinearConfig, dataset: Dataset, seed: int) -> DenseWeights:
     cross = np.zeros((items, items), np.float32)  # Y'X, so that one event adds to one row
     inputs, targets = np.zeros((_CHUNK, items), np.float32), np.zeros(_CHUNK, np.int64)
     filled = 0
-    chosen = _chosen(config, dataset, seed)
+    chosen, counted = _chosen(config, dataset, seed), _counted(dataset)
     for user in range(dataset.info.warm_users):
         state = np.zeros(items, np.float32)
         first = int(dataset.offsets[user])
@@ -100,6 +103,8 @@ def _solved(config: LinearConfig, dataset: Dataset, seed: int) -> DenseWeights:
                 if filled == _CHUNK:
                     _accumulate(gram, cross, inputs, targets)
                     filled = 0
+            if counted is not None and not counted[row]:
+                continue
             state *= config.decay
             state[item] += 1.0
     _accumulate(gram, cross, inputs[:filled], targets[:filled])
@@ -110,9 +115,17 @@ def _solved(config: LinearConfig, dataset: Dataset, seed: int) -> DenseWeights:
 
 def _chosen(config: LinearConfig, dataset: Dataset, seed: int) -> NDArray[np.bool_]:
     """Return which rows are drawn for the regression, (rows,)."""
-    total = int(dataset.is_training().sum())
+    rows = dataset.is_training()
+    if dataset.roles is not None:
+        rows = rows & dataset.is_target()
     draws = np.random.default_rng(seed).random(len(dataset.items))
-    return draws < config.rows / max(total, 1)
+    drawn = draws < config.rows / max(int(rows.sum()), 1)
+    return drawn if dataset.roles is None else drawn & rows
+
+
+def _counted(dataset: Dataset) -> NDArray[np.bool_] | None:
+    """Return which rows count in a history, (rows,), None for all."""
+    return None if dataset.roles is None else ~dataset.roles.negative[dataset.events]
 
 
 def _accumulate(
@@ -156,7 +169,7 @@ def _events(config: LinearConfig, dataset: Dataset, seed: int) -> Iterator[_Even
     """Yield the events of the regression, each with the events before it that still have a weight
     of a hundredth, and `max_history` of them at most.
     """
-    chosen = _chosen(config, dataset, seed)
+    chosen, counted = _chosen(config, dataset, seed), _counted(dataset)
     powers = config.decay ** np.arange(config.max_history, dtype=np.float64)
     powers = powers[powers >= _SMALLEST]
     for user in range(dataset.info.warm_users):
@@ -166,7 +179,8 @@ def _events(config: LinearConfig, dataset: Dataset, seed: int) -> Iterator[_Even
         for n in np.flatnonzero(chosen[rows]):
             if n == 0:
                 continue
-            latest = history[max(0, n - len(powers)) : n][::-1]
+            before = slice(n) if counted is None else np.flatnonzero(counted[rows[:n]])
+            latest = history[before][-len(powers) :][::-1]
             items, where = np.unique(latest, return_inverse=True)
             values = np.bincount(where, powers[: len(latest)])
             yield _Event(int(history[n]), items.astype(np.int32), values.astype(np.float32))

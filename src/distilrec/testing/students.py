@@ -44,6 +44,7 @@ from distilrec.networks.batches import prediction_batch
 from distilrec.networks.kinds import STUDENTS
 from distilrec.networks.sequence import TorchScorer
 from distilrec.networks.student import Student, StudentSettings, kind_of
+from distilrec.targets import Targets
 from distilrec.testing.properties import of_contract
 from distilrec.training.options import TrainingConfig
 from distilrec.training.trained import TrainedModel, train_model
@@ -56,8 +57,10 @@ _EVERYTHING = np.zeros(0, np.uint8)
 _RUNTIMES = get_args(RuntimeName)
 
 
-def small_dataset() -> Dataset:
-    """Return a data set of 50 users and 32 items, two of which have no events."""
+def small_dataset(targets: Targets | None = None) -> Dataset:
+    """Return a data set of 50 users and 32 items, two of which have no events. targets: what its
+    events, of the types "view" and "buy", mean.
+    """
     rng = np.random.default_rng(0)
     rows = [
         (f"u{user}", f"i{item}", FIRST_TIME + 60 * n, str(rng.choice(["view", "buy"])))
@@ -87,6 +90,7 @@ def small_dataset() -> Dataset:
         users=pl.DataFrame(users),
         items=pl.DataFrame(items),
         name="small",
+        targets=targets,
     )
 
 

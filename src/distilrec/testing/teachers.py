@@ -123,7 +123,7 @@ class TeacherContract:
     ) -> None:
         config = LabelConfig(top_k=3, samples=3)
         labels = extract_labels(teacher, dataset, tmp_path, config, seed=0)
-        stored = labels.at(torch.from_numpy(dataset.training_rows()))
+        stored = labels.at(torch.from_numpy(dataset.target_rows()))
         assert torch.isfinite(stored.top_logits).all()
         assert (stored.top_items < dataset.info.warm_items).all()
         written = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}

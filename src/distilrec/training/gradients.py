@@ -4,6 +4,7 @@ largest tensors of a training, and no more of them exist at once than fit a proc
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from itertools import pairwise
 
@@ -12,7 +13,15 @@ import torch
 from distilrec.networks.sequence import SequenceModel
 from distilrec.training.kernels import cross_entropy
 from distilrec.training.precision import computing_in
-from distilrec.training.scoring import CrossEntropy, Loss, Mixture, Positions, score_positions
+from distilrec.training.scoring import (
+    CrossEntropy,
+    Group,
+    Loss,
+    Mixture,
+    Positions,
+    score_positions,
+    unlikelihood,
+)
 
 # Logits of a chunk. On the CPU about what stays in its caches while the loss reads and writes it
 # several times; elsewhere what is little beside the memory of a GPU.
@@ -33,7 +42,8 @@ def add_gradients(
     """Add the gradients of the loss and, where `penalized`, of the model's penalty to those of the
     weights, and return the value, a scalar.
 
-    The loss is a mean over positions; that of all is the mean of the chunks' by their sizes.
+    The loss is a mean over positions; that of all is the mean of the chunks' by their sizes and the
+    weights of their targets. Negative events have `unlikelihood` as their loss.
     States and item vectors get the gradients of their chunks first, the network behind them gets
     their sum in one pass at the end.
     precision: what logits are computed in; losses are computed in float32.
@@ -45,15 +55,19 @@ def add_gradients(
     in_one_pass = loss if isinstance(loss, CrossEntropy) and _is_plain(own) else None
     # Labels that are stored are looked up once for all positions, not once a chunk
     once = in_one_pass is not None and not in_one_pass.by_chunk
-    mixture = in_one_pass.mixture(own) if in_one_pass is not None and once else None
+    mixture = None
+    if in_one_pass is not None and once:
+        with_target = own.select(slice(own.wanted)) if own.groups else own
+        mixture = in_one_pass.mixture(with_target)
     penalty = model.penalty() if penalized else positions.states.new_zeros(())
     value, of_states = penalty.detach(), []
-    for some in _chunks(len(positions), _columns(positions), states.device):
+    for some, weight, unwanted in _weighted_chunks(positions, states.device):
         part = replace(own.select(some), states=states[some].detach().requires_grad_())
-        share = len(part) / len(positions)
+        share = weight * len(part) / positions.total
         of_part: torch.Tensor | float
-        if in_one_pass is None:
-            of_part = _of_chunk(model, part, loss, progress, share, precision)
+        if in_one_pass is None or unwanted:
+            term = unlikelihood if unwanted else loss
+            of_part = _of_chunk(model, part, term, progress, share, precision)
         else:
             few = in_one_pass.mixture(part) if mixture is None else mixture.select(some)
             of_part = _of_mixture(model, part, in_one_pass, few, share, precision)
@@ -124,6 +138,19 @@ def _is_plain(part: Positions) -> bool:
 
 def _columns(positions: Positions) -> int:
     return len(positions.vectors if positions.drawn is None else positions.drawn.items)
+
+
+def _weighted_chunks(
+    positions: Positions, device: torch.device
+) -> Iterator[tuple[slice, float, bool]]:
+    """Yield slices of the positions, each of one group, with the weight of its positions and
+    whether they are unwanted.
+    """
+    first = 0
+    for count, weight, unwanted in positions.groups or (Group(len(positions), 1.0),):
+        for some in _chunks(count, _columns(positions), device):
+            yield slice(first + some.start, first + some.stop), weight, unwanted
+        first += count
 
 
 def _chunks(positions: int, columns: int, device: torch.device) -> list[slice]:

@@ -25,11 +25,12 @@ def total(values: torch.Tensor) -> torch.Tensor:
     return values
 
 
-def share_gradients(model: torch.nn.Module, loss: float, positions: int) -> float:
+def share_gradients(model: torch.nn.Module, loss: float, positions: float) -> float:
     """Give every process the gradient of the mean over the positions of all of them, and that mean
     loss.
 
-    Before, each has the gradient of the mean over its own `positions`; one without any has none.
+    Before, each has the gradient of the mean over its own `positions`, or of the sum of their
+    weights; one without any has none.
     All in one message.
     """
     if rank_and_size()[1] == 1:

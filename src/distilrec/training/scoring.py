@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,6 +21,17 @@ MASKED_LOGIT = -1e9  # finite, so that 0 * log(0) stays 0 in the soft loss
 MASKED_BELOW = -1e8  # a logit below this belongs to an item that is left out
 # Negatives are drawn by popularity to this power (Mikolov et al. 2013, sec. 2.2)
 NEGATIVE_POWER = 0.75
+_CERTAIN = 1 - 1e-6  # the largest probability of an unwanted item: gradients stay finite
+
+
+class Group(NamedTuple):
+    """Consecutive positions that count alike in the loss. weight: of each of them; unwanted: what
+    stands in place of the targets are items of negative events.
+    """
+
+    number: int
+    weight: float
+    unwanted: bool = False
 
 
 @dataclass(frozen=True)
@@ -30,7 +42,8 @@ class Positions:
     data set, on the CPU; vectors, biases: (items, dim) and (items,), of the items that are scored;
     warm: how many of these can be a target, they come first; origin: the windows that the positions
     are of; seen: what each position has had, None where that is not left out; drawn: the columns of
-    a sampled softmax, None where all items are scored.
+    a sampled softmax, None where all items are scored. groups: all positions in order, the unwanted
+    ones last; empty where each is a target with the weight 1.
     """
 
     states: torch.Tensor
@@ -42,9 +55,22 @@ class Positions:
     origin: Origin
     seen: Seen | None = None
     drawn: Drawn | None = None
+    groups: tuple[Group, ...] = ()
 
     def __len__(self) -> int:
         return len(self.targets)
+
+    @property
+    def wanted(self) -> int:
+        """How many positions have a target: the first ones."""
+        return len(self) - sum(group.number for group in self.groups if group.unwanted)
+
+    @property
+    def total(self) -> float:
+        """The sum of the weights of the targets, by which the loss is divided."""
+        if not self.groups:
+            return len(self)
+        return sum(group.number * group.weight for group in self.groups if not group.unwanted)
 
     def select(self, some: slice) -> Positions:
         """Return some of the positions."""
@@ -55,6 +81,7 @@ class Positions:
             rows=self.rows[some],
             origin=self.origin.select(some),
             seen=None if self.seen is None else self.seen.select(some),
+            groups=(),
         )
 
 
@@ -237,6 +264,16 @@ def ground_truth(scored: Scored) -> torch.Tensor:
     return functional.cross_entropy(scored.logits[:, : scored.warm], scored.targets)
 
 
+def unlikelihood(scored: Scored) -> torch.Tensor:
+    """L_n = -log(1 - softmax(s)[y]), y the item of a negative event, the mean over positions: the
+    loss of items not to recommend (Wang et al. 2023, sec. 3), which is that of unlikelihood
+    training (Welleck et al. 2020, eq. 2).
+    """
+    logits, targets = scored.logits[:, : scored.warm], scored.targets
+    likely = torch.exp(-functional.cross_entropy(logits, targets, reduction="none"))
+    return -torch.log1p(-likely.clamp(max=_CERTAIN)).mean()
+
+
 def target_alone(positions: Positions, weight: float = 1.0) -> Mixture:
     """Return the true next item of each position with a weight."""
     targets = positions.targets.unsqueeze(1)
@@ -255,19 +292,25 @@ def encode_positions(
     drawn_by: torch.Tensor,
     processes: int = 1,
     cold_items: bool = False,
+    negative_weight: float = 1.0,
 ) -> Positions | None:
-    """Return the positions of a batch that have a target in the catalogue, with their states; None
-    where there is no such position.
+    """Return the positions of a batch that have a target in the catalogue, with their states, and
+    behind them those where a negative event follows; None where there is no target.
 
     What depends on the data is drawn and counted on the CPU, where the batch is; all else runs on
     the model's device, so that the same positions and items are drawn on every device. States are
     float32, whatever the network computes in.
     drawn_by: (items,) float64, the probabilities of a sampled softmax. processes: how many share a
-    batch. cold_items: score the items without training rows as well.
+    batch. cold_items: score the items without training rows as well. negative_weight: of a negative
+    event, beside a target of weight 1.
     """
     warm = model.items.warm_items
     vectors = model.items.vectors(config.item_dropout)
-    known = (batch.targets >= 0) & (batch.targets < warm)  # (batch, length)
+    wanted = (batch.targets >= 0) & (batch.targets < warm)  # (batch, length)
+    known, next_items = wanted, batch.targets
+    if batch.unwanted is not None:
+        known = wanted | ((batch.unwanted >= 0) & (batch.unwanted < warm))
+        next_items = torch.where(wanted, batch.targets, batch.unwanted)
     window, place = known.nonzero(as_tuple=True)  # (positions,) each
     if not len(window):
         return None
@@ -276,7 +319,12 @@ def encode_positions(
     if most < len(window):
         some = torch.randperm(len(window))[:most]
         window, place = window[some], place[some]
-    rows, targets = batch.rows[window, place], batch.targets[window, place]
+    groups: tuple[Group, ...] = ()
+    if batch.unwanted is not None or batch.weights is not None:
+        window, place, groups = _grouped(batch, wanted, window, place, negative_weight)
+        if not any(not group.unwanted for group in groups):
+            return None
+    rows, targets = batch.rows[window, place], next_items[window, place]
     batch, window, place = (
         batch.to(model.device),
         window.to(model.device),
@@ -294,7 +342,33 @@ def encode_positions(
         origin=Origin(batch, window, place),
         seen=seen_so_far(batch, model.items.catalogue_size, window, place) if mask_seen else None,
         drawn=_draw(drawn_by, config.negatives, model.device) if sampled else None,
+        groups=groups,
     )
+
+
+def _grouped(
+    batch: Batch,
+    wanted: torch.Tensor,
+    window: torch.Tensor,
+    place: torch.Tensor,
+    negative_weight: float,
+) -> tuple[torch.Tensor, torch.Tensor, tuple[Group, ...]]:
+    """Return the positions in the order of their groups, and these.
+
+    wanted: (batch, length) bool, where the next event is a target.
+    """
+    is_wanted = wanted[window, place]
+    weights = torch.full(window.shape, negative_weight)
+    weights[is_wanted] = 1.0 if batch.weights is None else batch.weights[window, place][is_wanted]
+    order = torch.argsort(weights, stable=True)
+    order = order[torch.argsort((~is_wanted[order]).int(), stable=True)]
+    kinds = torch.stack([weights, (~is_wanted).float()], dim=1)[order]
+    found, counts = torch.unique_consecutive(kinds, dim=0, return_counts=True)
+    groups = [
+        Group(count, weight, bool(unwanted))
+        for (weight, unwanted), count in zip(found.tolist(), counts.tolist(), strict=True)
+    ]
+    return window[order], place[order], tuple(groups)
 
 
 def score_positions(model: SequenceModel, positions: Positions, progress: float) -> Scored:

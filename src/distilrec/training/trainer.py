@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import math
 import time
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -123,6 +124,10 @@ class _Training:
         popular = torch.from_numpy(
             dataset.popularity()[: dataset.info.warm_items].astype(np.float64)
         )
+        targets = dataset.info.targets
+        if targets is not None:  # an item may have no target, and is still scored
+            popular = popular.clamp(min=1.0)
+        self.negative_weight = 0.0 if targets is None else targets.negative_weight
         self.drawn_by = popular**NEGATIVE_POWER / (popular**NEGATIVE_POWER).sum()  # (items,)
         self.group = parallel.rank_and_size()
         self.held_out = questions(dataset, "validation")
@@ -183,10 +188,10 @@ class _Training:
         done = step / (config.epochs * self.steps_per_epoch)
         self.optimizer.zero_grad(set_to_none=True)
         positions = self._encoded(batch)
-        value, number = 0.0, 0
+        value, number = 0.0, 0.0
         if positions is not None:
             value = float(add_gradients(model, positions, objective.loss, done, self.precision))
-            number = len(positions)
+            number = positions.total
         if positions is not None and objective.more is not None:
             others = self._encoded(objective.more.make(batch, changes))
             if others is not None:
@@ -201,6 +206,8 @@ class _Training:
         return shared
 
     def _encoded(self, batch: Batch) -> Positions | None:
+        if batch.unwanted is not None and not self.negative_weight:
+            batch = replace(batch, unwanted=None)
         with computing_in(self.precision, self.device):
             return encode_positions(
                 self.model,
@@ -210,4 +217,5 @@ class _Training:
                 drawn_by=self.drawn_by,
                 processes=self.group[1],
                 cold_items=self.objective.cold_items,
+                negative_weight=self.negative_weight,
             )

@@ -10,7 +10,7 @@ from distilrec.bundle.checks import Arrays, Shapes, length_of
 from distilrec.bundle.format import Bundle
 from distilrec.bundle.manifest import Manifest, SearchKind
 from distilrec.engine.items import Floats, ItemTable, Mask, Places
-from distilrec.engine.runtimes.runtime import Runtime
+from distilrec.engine.runtimes.runtime import Runtime, signs_of
 
 
 class MlpRuntime(Runtime):
@@ -22,6 +22,7 @@ class MlpRuntime(Runtime):
         self._user_layer, self._user_layer_bias = w["user_layer"], w["user_layer_bias"]
         self._item_layer, self._readout = w["item_layer"], w["readout"]
         self._items = ItemTable(vectors, biases)
+        self._signs = signs_of(bundle.manifest)
         self._hidden = np.ascontiguousarray(vectors @ self._item_layer.T)  # (room, hidden)
 
     @staticmethod
@@ -38,7 +39,14 @@ class MlpRuntime(Runtime):
         return np.zeros(self._items.vectors.shape[1] + 1, np.float32)
 
     def fold(self, state: Floats, items: Places, events: Places) -> None:
-        self._kernels.fold_mean(state, items, self._items.vectors)
+        if self._signs is None:
+            self._kernels.fold_mean(state, items, self._items.vectors)
+            return
+        # Event by event, so that a state is the same bits in whatever steps it was folded
+        for item, sign in zip(items[:, None], self._signs[events], strict=True):
+            state[:-1] *= sign
+            self._kernels.fold_mean(state, item, self._items.vectors)
+            state[:-1] *= sign
 
     def query(self, state: Floats, user: Floats) -> Floats:
         query: Floats = self._queries(state[None], user)[0]
@@ -74,9 +82,10 @@ class MlpRuntime(Runtime):
     def without_each(self, items: Places, events: Places, state: Floats | None = None) -> Floats:
         whole = self.new_state()
         self.fold(whole, items, events)
-        contributions = np.hstack(
-            [self._items.vectors[items], np.ones((len(items), 1), np.float32)]
-        )
+        vectors = self._items.vectors[items]
+        if self._signs is not None:
+            vectors = vectors * self._signs[events][:, None]
+        contributions = np.hstack([vectors, np.ones((len(items), 1), np.float32)])
         states: Floats = (whole if state is None else state) - contributions
         return states
 

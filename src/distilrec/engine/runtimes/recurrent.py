@@ -17,7 +17,7 @@ from distilrec.engine.runtimes.neighbours import (
     shapes_of_neighbours,
     whole_numbers_of_neighbours,
 )
-from distilrec.engine.runtimes.runtime import Runtime
+from distilrec.engine.runtimes.runtime import Runtime, signs_of
 from distilrec.engine.search import make_search
 from distilrec.engine.time_inputs import shapes_of_time, time_inputs_in
 
@@ -41,6 +41,7 @@ class RecurrentRuntime(Runtime):
         # (channels, room)
         self._columns = columns_of(vectors if self._search is None else vectors[:0])
         self._gain, self._decay = w["gain"], w["decay"]
+        self._signs = signs_of(bundle.manifest)  # the gain has them already, x_last has not
         self._scale = np.sqrt(1 - self._decay**2)
         self._weights = (
             w["mix"],
@@ -98,6 +99,8 @@ class RecurrentRuntime(Runtime):
         self._kernels.fold_recurrent(
             state, items, events, self._items.vectors, self._gain, self._decay, self._scale
         )
+        if self._signs is not None and len(events):
+            state[len(self._decay)] *= self._signs[events[-1]]
         if self._kept_events:
             self._kernels.keep_latest(self._kept(state), items, events, self._kept_events)
 
@@ -170,6 +173,10 @@ class RecurrentRuntime(Runtime):
         self._kernels.without_each_recurrent(
             items, events, self._items.vectors, self._gain, self._decay, self._scale, out
         )  # fmt: skip
+        if self._signs is not None and len(events):
+            last = out[:, len(self._decay)]
+            last[:-1] *= self._signs[events[-1]]
+            last[-1] *= self._signs[events[max(len(events) - 2, 0)]]
         of_these = self.new_state()
         self.fold(of_these, items, events)
         if state is not None:

@@ -14,6 +14,18 @@ from distilrec.bundle.format import Bundle
 from distilrec.bundle.manifest import Manifest, SearchKind
 from distilrec.engine.items import Floats, Mask, Places
 
+
+def signs_of(manifest: Manifest) -> Floats | None:
+    """Return the sign with which an event of each type enters a state, (types,): -1 for negative
+    ones; None where no type is negative.
+    """
+    if not (negative := manifest.negative_types):
+        return None
+    signs = np.ones(len(manifest.event_types), np.float32)
+    signs[list(negative)] = -1.0
+    return signs
+
+
 _NO_NEIGHBOURS = np.zeros(0, np.int32), np.zeros(0, np.float32)
 
 

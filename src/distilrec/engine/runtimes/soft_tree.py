@@ -10,7 +10,7 @@ from distilrec.bundle.checks import Arrays, Shapes, length_of, require
 from distilrec.bundle.format import Bundle
 from distilrec.bundle.manifest import Manifest, SearchKind
 from distilrec.engine.items import Floats, ItemTable, Mask, Places, columns_of
-from distilrec.engine.runtimes.runtime import Runtime
+from distilrec.engine.runtimes.runtime import Runtime, signs_of
 
 _SMALLEST = np.float32(1e-30)
 
@@ -26,6 +26,7 @@ class TreeRuntime(Runtime):
         self._kernels = kernels
         vectors, biases, w = bundle.weights.vectors, bundle.weights.biases, bundle.weights.of_kind
         self._items = ItemTable(vectors, biases)
+        self._signs = signs_of(bundle.manifest)
         self._gates, self._gate_bias, self._log_totals = w["gates"], w["gate_bias"], w["log_totals"]
         self._decays = w["decays"][:, None]
         self._leaves = len(self._log_totals)
@@ -51,9 +52,14 @@ class TreeRuntime(Runtime):
         return np.zeros((2, self._items.vectors.shape[1] - self._leaves), np.float32)
 
     def fold(self, state: Floats, items: Places, events: Places) -> None:
-        for inputs in self._items.vectors[items, self._leaves :]:
+        for inputs in self._inputs(items, events):
             state *= self._decays
             state += (1 - self._decays) * inputs
+
+    def _inputs(self, items: Places, events: Places) -> Floats:
+        """Return what these events add to a state, (events, C)."""
+        inputs: Floats = self._items.vectors[items, self._leaves :]
+        return inputs if self._signs is None else inputs * self._signs[events][:, None]
 
     def query(self, state: Floats, user: Floats) -> Floats:
         """Path probabilities, (channels,)."""
@@ -91,7 +97,7 @@ class TreeRuntime(Runtime):
 
     def without_each(self, items: Places, events: Places, state: Floats | None = None) -> Floats:
         steps = np.zeros((len(items) + 1, *self.new_state().shape), np.float64)
-        for n, inputs in enumerate(self._items.vectors[items, self._leaves :]):
+        for n, inputs in enumerate(self._inputs(items, events)):
             steps[n + 1] = self._decays * steps[n] + (1 - self._decays) * inputs
         later = self._decays[None] ** np.arange(len(items) - 1, -1, -1)[:, None, None]
         out: Floats = (steps[-1] - later * np.diff(steps, axis=0)).astype(np.float32)

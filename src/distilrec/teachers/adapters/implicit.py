@@ -19,7 +19,7 @@ def training_matrix(dataset: Dataset) -> Any:
     """
     from scipy.sparse import csr_matrix
 
-    rows = dataset.training_rows()
+    rows = dataset.target_rows()
     shape = (dataset.users, dataset.info.warm_items)
     ones = np.ones(len(rows), np.float32)
     return csr_matrix((ones, (dataset.user_rows()[rows], dataset.items[rows])), shape=shape)

@@ -32,7 +32,7 @@ def keras_training_data(
     """Return training rows as inputs (rows, length) and targets (rows,), both item + 1, for
     `model.fit`.
     """
-    rows = dataset.training_rows()
+    rows = dataset.target_rows()
     histories = dataset.histories(dataset.user_rows()[rows], rows)
     return keras_inputs(histories, length), dataset.items[rows] + 1
 

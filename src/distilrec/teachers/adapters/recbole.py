@@ -18,7 +18,7 @@ def write_atomic_file(dataset: Dataset, folder: Path, name: str) -> Path:
     """Write the training rows as `folder/name/name.inter`, RecBole's own format, with the ids of
     the log.
     """
-    rows = dataset.training_rows()
+    rows = dataset.target_rows()
     users = dataset.user_rows()[rows]
     path = folder / name / f"{name}.inter"
     path.parent.mkdir(parents=True, exist_ok=True)

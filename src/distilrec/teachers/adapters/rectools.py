@@ -17,7 +17,7 @@ def training_frame(dataset: Dataset) -> Any:
     """
     import pandas as pd
 
-    rows = dataset.training_rows()
+    rows = dataset.target_rows()
     users, items = np.array(dataset.info.user_ids), np.array(dataset.info.item_ids)
     return pd.DataFrame(
         {
