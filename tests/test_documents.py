@@ -19,11 +19,12 @@ import polars as pl
 import pytest
 import yaml
 
-from distilrec import errors
+from distilrec import errors, load
 from distilrec.bundle.format import read_bundle
 from distilrec.cli import app
 from distilrec.data.fetch import DATASETS
 from distilrec.data.preparation import prepare_dataset
+from distilrec.engine.rules import Rules, read_rules
 from distilrec.engine.web import write_drec
 from distilrec.export.export import export_bundle
 from distilrec.networks.recurrent import RecurrentConfig
@@ -140,6 +141,10 @@ def test_python_runs(code, films, tmp_path):
 @pytest.mark.parametrize("text", blocks("toml"))
 def test_configurations_are_valid(text):
     told = tomllib.loads(text)
+    if "placements" in told:
+        for name, rules in told["placements"].items():
+            converted(rules, Rules, name)
+        return
     if "latency" in told:
         converted(told, Thresholds, "gate.toml")
         return
@@ -147,6 +152,18 @@ def test_configurations_are_valid(text):
     if "dataset" not in told["data"]:
         told["data"].setdefault("interactions", "log.csv")
     converted(told, RunConfig, "my.toml")
+
+
+@pytest.mark.slow
+def test_the_rules_of_the_pages_are_followed(films, tmp_path):
+    recommender, file = load(films / "runs" / "ml-100k" / "bundle"), tmp_path / "rules.toml"
+    texts = [text for (text,) in (block.values for block in blocks("toml")) if "placements" in text]
+    assert texts
+    for text in texts:
+        file.write_text(text)
+        for rules in read_rules(file).values():
+            assert recommender.check_rules(rules) == []
+            assert len(recommender.arrange("stranger", rules, 5).items) >= 3
 
 
 @pytest.mark.parametrize("text", blocks("json"))
@@ -182,7 +199,7 @@ def test_commands_exist_with_their_options(line):
     options = {word.split("=")[0] for word in words if word.startswith("--")}
     names = [word for word in words if not word.startswith("--")]
     command = app[names[0]]
-    if names[0] == "data":
+    if names[0] in {"data", "rules"}:
         command = command[names[1]]
     known = {name for argument in command.assemble_argument_collection() for name in argument.names}
     assert options <= known, f"{line}: no option {sorted(options - known)}"

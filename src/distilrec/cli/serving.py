@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from cyclopts import Parameter
+from cyclopts import App, Parameter
 
 from distilrec.cli.app import Bundle, app, bundle_folder
 from distilrec.errors import ConfigError
@@ -259,6 +259,34 @@ def doctor(*, service: Service = Service()) -> None:
     for finding in diagnose(ServiceConfig(**service.settings(), without_keys=True)):
         failed |= finding.verdict == "failed"
         print(f"{finding.verdict:>8}  {finding.what}: {finding.text}")
+    if failed:
+        sys.exit(1)
+
+
+rules_app = App(name="rules", help="Rules of lists, by placement.")
+app.command(rules_app)
+
+
+@rules_app.command
+def check(
+    file: Annotated[Path, Parameter(help="TOML file with [placements.NAME].")],
+    *,
+    bundle: Bundle = None,
+) -> None:
+    """Check a file of rules against a bundle; exit code 1 where rules do not fit it."""
+    from distilrec.engine.recommender import load
+    from distilrec.engine.rules import read_rules
+
+    placements = read_rules(file)
+    recommender = load(bundle_folder(bundle))
+    failed = False
+    for name, rules in placements.items():
+        problems = recommender.check_rules(rules)
+        failed |= bool(problems)
+        for problem in problems:
+            print(f"{name}: {problem}")
+        if not problems:
+            print(f"{name}: ok, {rules.count} rules")
     if failed:
         sys.exit(1)
 

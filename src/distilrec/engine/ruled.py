@@ -45,12 +45,14 @@ class Moved(NamedTuple):
 
 class Arranged(NamedTuple):
     """items: best first, with the scores of the student, which rules do not change; moved: what the
-    rules did; problems: why rules were left out, of a list that may leave some out.
+    rules did; problems: why rules were left out, of a list that may leave some out; first: rank of
+    the first item.
     """
 
     items: list[Recommendation]
     moved: list[Moved]
     problems: list[DistilrecError]
+    first: int
 
 
 @dataclass(frozen=True)
@@ -116,7 +118,7 @@ def arranged(
         Moved(name, str(pin.item_id), before.get(place), None, reason)
         for name, pin, place, reason in refused
     ]
-    return Arranged(items, named_moves + refusals, fit.problems)
+    return Arranged(items, named_moves + refusals, fit.problems, len(wanted.shown) + 1)
 
 
 def _depth(wanted: Wanted) -> int:

@@ -134,6 +134,12 @@ class Rules(Settings, frozen=True, omit_defaults=True):
                 )
 
     @property
+    def count(self) -> int:
+        """How many rules there are."""
+        of_lists = len(self.pin) + len(self.boost) + len(self.limit) + len(self.at_least)
+        return of_lists + (self.filter is not None)
+
+    @property
     def filters(self) -> list[Filter]:
         """All filters of the rules."""
         found = [self.filter, *(boost.where for boost in self.boost)]

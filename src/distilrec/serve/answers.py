@@ -12,16 +12,21 @@ from itertools import count
 from distilrec.engine.answers import Contribution
 from distilrec.engine.filters import Filter, values_of
 from distilrec.engine.recommender import Recommender
+from distilrec.engine.ruled import Arranged
+from distilrec.engine.rules import Rules
 from distilrec.engine.users import User
 from distilrec.errors import RequestError
 from distilrec.ids import as_id
 from distilrec.serve.config import ServiceConfig
 from distilrec.serve.http import Endpoint
 from distilrec.serve.models import Models
-from distilrec.serve.parameters import check_limit, known_items
+from distilrec.serve.parameters import check_filter, check_limit, known_items
+from distilrec.serve.rules import PlacementRules, check_rules
 from distilrec.serve.schemas import (
     BatchRequest,
     BatchResponse,
+    FollowedRules,
+    MovedItem,
     RankedItem,
     RankRequest,
     Reason,
@@ -38,16 +43,17 @@ _MAX_ITEMS = 50_000
 _MAX_EXPLAINED = 200
 _MAX_DIVERSIFIED = 200
 _MAX_HISTORY = 1_000
-_MAX_VALUES = 10_000
-_MAX_CONDITIONS = 32
+_NO_RULES = Rules()
 
 
 class Answers:
     """Recommend and rank with the active model."""
 
-    def __init__(self, config: ServiceConfig, models: Models, storage: Storage) -> None:
+    def __init__(
+        self, config: ServiceConfig, models: Models, storage: Storage, placed: PlacementRules
+    ) -> None:
         self._max_k, self._max_batch = config.max_k, config.max_batch
-        self._models, self._storage = models, storage
+        self._models, self._storage, self._placed = models, storage, placed
         self._shared = storage.shared
         self._turns = asyncio.Lock()
 
@@ -59,6 +65,7 @@ class Answers:
                 await self._storage.catch_up(recommender, [user_id])
         chosen = request.filter
         costly = request.explain or request.diversity or request.k > _QUICK or request.history
+        costly = costly or self._rules_of(request) is not None
         if costly or chosen is not None:
             self._check_cost([request])
         if costly or (chosen is not None and values_of(chosen) > _QUICK):
@@ -113,6 +120,11 @@ class Answers:
             check_limit("k", request.k, self._max_k)
         if user_id is None or request.history is not None:
             return self._of_session(recommender, user_id, request)
+        rules = self._rules_of(request)
+        if rules is not None:
+            self._models.remember(request)
+            known = recommender.knows_user(user_id)
+            return self._under_rules(recommender, (user_id, user_id, known), request, rules)
         best = recommender.best(
             user_id, request.k, request.exclude_seen, request.filter, request.diversity, request.now
         )
@@ -132,6 +144,9 @@ class Answers:
     ) -> RecommendResponse:
         """Answer about a history that the request tells; it is not remembered for shadowing."""
         user, known = _asked(recommender, user_id, request)
+        rules = self._rules_of(request)
+        if rules is not None:
+            return self._under_rules(recommender, (user_id, user, known), request, rules)
         best = recommender.best(
             user, request.k, request.exclude_seen, request.filter, request.diversity, request.now
         )
@@ -142,10 +157,60 @@ class Answers:
             _ranked(recommender, user, best, request),
         )
 
+    def _rules_of(self, request: RecommendRequest) -> Rules | None:
+        """Return the rules that a list follows; none, but not None, where it goes on behind other
+        pages.
+        """
+        if request.rules is None and request.placement is None and request.shown is None:
+            return None
+        if request.rules is not None:
+            return request.rules
+        no_rules = None if request.shown is None else _NO_RULES
+        return self._placed.placements.get(request.placement or "", no_rules)
+
+    def _under_rules(
+        self,
+        recommender: Recommender,
+        asked: tuple[str | None, str | User, bool],
+        request: RecommendRequest,
+        rules: Rules,
+    ) -> RecommendResponse:
+        """Answer under rules. asked: id, user, and whether anything is known of them."""
+        user_id, user, known = asked
+        found = recommender.arrange(
+            user,
+            rules,
+            request.k,
+            request.exclude_seen,
+            where=request.filter,
+            diversity=request.diversity,
+            now=request.now,
+            shown=request.shown or (),
+            lenient=request.rules is None,
+        )
+        best = [one.item_id for one in found.items], [one.score for one in found.items]
+        return RecommendResponse(
+            user_id,
+            known,
+            recommender.model_version,
+            _ranked(recommender, user, best, request, found.first),
+            [],
+            None if rules is _NO_RULES else self._followed(found, request),
+        )
+
+    def _followed(self, found: Arranged, request: RecommendRequest) -> FollowedRules:
+        return FollowedRules(
+            [MovedItem(*move) for move in found.moved],
+            "" if request.rules is not None else self._placed.version,
+            [problem.message for problem in found.problems],
+        )
+
     def _check_cost(self, requests: Sequence[RecommendRequest]) -> None:
         """Raise RequestError for what would take longer than other requests can wait."""
         for request in requests:
             check_list(request.k, request.filter, request.diversity)
+            if request.rules is not None:
+                check_rules(request.rules)
             check_limit("events in a history", len(request.history or ()), _MAX_HISTORY)
         items = sum(min(request.k, self._max_k + 1) for request in requests)
         if items > self._max_k:
@@ -159,8 +224,7 @@ def check_list(k: int, chosen: Filter | None, diversity: float) -> None:
     if diversity:
         check_limit("k of a diversified list", k, _MAX_DIVERSIFIED)
     if chosen is not None:
-        check_limit("ids and categories in a filter", values_of(chosen), _MAX_VALUES)
-        check_limit("conditions in a filter", len(chosen.attributes), _MAX_CONDITIONS)
+        check_filter(chosen)
 
 
 def endpoints(answers: Answers, config: ServiceConfig) -> list[Endpoint]:
@@ -215,16 +279,17 @@ def _ranked(
     user_id: str | User,
     best: tuple[list[str], list[float]],
     request: RecommendRequest | RankRequest,
+    first: int = 1,
 ) -> list[RankedItem]:
     items, scores = best
     explain, titles = request.explain, request.titles
     if not explain and not titles:
-        return list(map(RankedItem, items, scores, count(1)))
+        return list(map(RankedItem, items, scores, count(first)))
     whys: list[list[Contribution]] = [[] for _ in items]
     if explain and items:
         whys = recommender.explain_many(user_id, items, _REASONS, now=request.now)
     found = []
-    for rank, item, score, why in zip(count(1), items, scores, whys, strict=False):
+    for rank, item, score, why in zip(count(first), items, scores, whys, strict=False):
         because = [
             Reason(
                 c.item_id, c.contribution, recommender.title_of_past(c.item_id) if titles else None

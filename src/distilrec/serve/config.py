@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ipaddress import ip_address
+from pathlib import Path
 from typing import Annotated
 
 from msgspec import Meta
@@ -39,7 +40,9 @@ class ServiceConfig(Settings, frozen=True):
     allowed_hosts: tuple[str, ...] = ()
     """Other names that a service without keys may be reached by."""
     bundle_root: str | None = None
-    """Folder from which bundles may be loaded; the folder that holds the bundle by default."""
+    """Folder from which bundles and rules may be loaded; by default the one that holds the
+    bundle.
+    """
     search: SearchKind | None = None
     """How the best items are found; as exported by default."""
     max_users: Count = 200_000
@@ -82,6 +85,13 @@ class ServiceConfig(Settings, frozen=True):
                 "something else guards it",
                 parameter="keys",
             )
+
+
+def bundle_root(config: ServiceConfig) -> Path:
+    """Return the folder from which bundles and rules may be loaded."""
+    if config.bundle_root:
+        return Path(config.bundle_root)
+    return Path(config.bundle).resolve().parent
 
 
 def _is_loopback(host: str) -> bool:

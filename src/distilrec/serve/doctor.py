@@ -60,6 +60,7 @@ def diagnose(config: ServiceConfig) -> Iterator[Finding]:
     yield from opened
     if all(finding.verdict != "failed" for finding in opened):  # it needs both
         yield from _tried("items", lambda: _items(config))
+        yield from _tried("rules", lambda: _rules(config))
     yield from _tried("address", lambda: _address(config))
 
 
@@ -183,6 +184,36 @@ def _items(config: ServiceConfig) -> list[Finding]:
         "  how to fix: PUT the item with a value that fits"
     )
     return [Finding("items", "warning", text)]
+
+
+def _rules(config: ServiceConfig) -> list[Finding]:
+    """Report which rules in the store the bundle cannot follow."""
+    from distilrec.engine.recommender import load
+    from distilrec.serve.rules import RULES, decoded
+    from distilrec.stores.opening import open_store
+
+    store = open_store(config.store, config.store_prefix, config.store_password_file)
+    try:
+        text = store.setting(RULES)
+    finally:
+        store.close()
+    if text is None:
+        return []
+    placements = decoded(text)
+    recommender = load(config.bundle, search=config.search)
+    problems = [
+        f"placement {name!r}, {problem.message}"
+        for name, rules in placements.items()
+        for problem in recommender.check_rules(rules)
+    ]
+    if not problems:
+        return [Finding("rules", "ok", f"{len(placements):,} placements have rules that fit")]
+    shown = "\n".join(f"  {problem}" for problem in problems[:_SHOWN_ITEMS])
+    text = (
+        f"{len(problems):,} rules do not fit the bundle and are left out, such as\n{shown}\n"
+        "  how to fix: load rules that fit, with POST /v1/rules/load"
+    )
+    return [Finding("rules", "warning", text)]
 
 
 def _address(config: ServiceConfig) -> list[Finding]:

@@ -72,6 +72,9 @@ class Models:
         """Keep a request for shadowing, unless its filter is large: a thousand of those would fill
         the memory.
         """
+        if request.rules is not None or request.shown is not None:
+            # Models are compared without them.
+            request = msgspec.structs.replace(request, rules=None, shown=None)
         chosen = request.filter
         if chosen is not None and (
             values_of(chosen) > _REMEMBERED_VALUES

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from urllib.parse import parse_qs
 
+from distilrec.engine.filters import Filter, values_of
 from distilrec.engine.recommender import Recommender
 from distilrec.errors import ConfigError, RequestError
 from distilrec.ids import Id, as_id
 from distilrec.serve.http import Call
 
 _MAX_LISTED = 500
+# What one filter may name: more is refused.
+MAX_VALUES = 10_000
+_MAX_CONDITIONS = 32
 
 
 def id_of(call: Call, name: str) -> str:
@@ -59,6 +64,34 @@ def check_limit(what: str, given: int, limit: int) -> None:
             f"{what}: {given:,} is more than the limit of {limit:,}",
             fix="ask for less in one request",
         )
+
+
+def check_filter(chosen: Filter) -> None:
+    """Raise RequestError for a filter that would take longer than other requests can wait."""
+    check_limit("ids and categories in a filter", values_of(chosen), MAX_VALUES)
+    check_limit("conditions in a filter", len(chosen.attributes), _MAX_CONDITIONS)
+
+
+def inside(root: Path, name: str, what: str, parameter: str) -> Path:
+    """Return a path inside the bundle root, absolute. Raises ConfigError outside of it: a request
+    must not open any file it likes. what: names it in the message.
+    """
+    try:
+        resolved = (root / name).resolve()
+        resolved.exists()
+    except (OSError, ValueError):  # too long, or with characters that no path has
+        raise ConfigError(
+            f"the name of the {what} cannot be a path",
+            fix="name a path inside the bundle root",
+            parameter=parameter,
+        ) from None
+    if not resolved.is_relative_to(root.resolve()):
+        raise ConfigError(
+            f"the {what} is outside the bundle root of this service",
+            fix="name one inside it, or start the service with another --bundle-root",
+            parameter=parameter,
+        )
+    return resolved
 
 
 def _query(call: Call) -> dict[str, str]:

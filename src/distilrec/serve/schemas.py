@@ -13,6 +13,7 @@ from distilrec.engine.events import MAX_EVENT_ID, MAX_EVENT_TYPE
 from distilrec.engine.filters import Filter
 from distilrec.engine.history import PastEvent
 from distilrec.engine.popular import WEEK
+from distilrec.engine.rules import Placement, Rules
 from distilrec.engine.similar import POPULARITY
 from distilrec.engine.stored import EventInput
 from distilrec.stores.records import KEPT_HOURS
@@ -21,6 +22,7 @@ UserId = Annotated[str, Meta(extra_json_schema={"minLength": 1, "maxLength": 256
 """What may stand for an id; `distilrec.ids.as_id` says which of these are ids."""
 ItemId = UserId
 MAX_SESSION_ID = 100
+MAX_SHOWN = 1_000  # items of the pages before
 EventType = Annotated[str, Meta(min_length=1, max_length=MAX_EVENT_TYPE)]
 Share = Annotated[float, Meta(ge=0, le=1)]
 Moment = Annotated[float, Meta(ge=0)] | None
@@ -57,6 +59,9 @@ class RecommendRequest(Request, frozen=True):
     event; the time of the clock where it is left out.
     `history`: what happened in a session, oldest first, as ids of items or as events; nothing of it
     is stored. In place of a `user_id`, or after all that is known of that user.
+    `placement`: where the list is shown, such as `home`, whose rules it follows, if there are some;
+    `rules`: follow these instead. `shown`: what is on the pages before, in order: these items are
+    left out, and ranks and slots go on behind them.
     """
 
     user_id: UserId | None = None
@@ -68,6 +73,9 @@ class RecommendRequest(Request, frozen=True):
     titles: bool = False
     history: list[ItemId | HistoryEvent] | None = None
     now: Moment = None
+    placement: Placement | None = None
+    rules: Rules | None = None
+    shown: Annotated[list[ItemId], Meta(max_length=MAX_SHOWN)] | None = None
 
 
 class BatchRequest(Request, frozen=True):
@@ -187,6 +195,15 @@ class LoadRequest(Request, frozen=True):
     min_agreement: Share = 0.0
 
 
+class LoadRulesRequest(Request, frozen=True):
+    """The rules of all placements: a TOML `file` inside the service's bundle root, or `placements`
+    themselves; none remove all rules.
+    """
+
+    file: Annotated[str, Meta(min_length=1, max_length=4096)] | None = None
+    placements: dict[Placement, Rules] | None = None
+
+
 class Reason(Answer, frozen=True):
     """What one past event did for a score: the score minus the score had it not happened."""
 
@@ -205,9 +222,32 @@ class RankedItem(Answer, frozen=True):
     because: list[Reason] | None = None
 
 
+class MovedItem(Answer, frozen=True):
+    """What a rule did with an item. before: its rank without rules, null where that is far down;
+    rank: its rank, null where it is left out; reason: why it is not at the slot that it is pinned
+    to: `unknown`, `not available`, `filtered`, `shown` (on a page before) or `seen`.
+    """
+
+    rule: str
+    item_id: str
+    before: int | None
+    rank: int | None
+    reason: str = ""
+
+
+class FollowedRules(Answer, frozen=True):
+    """The rules that a list follows. version: of the rules of all placements, empty for those of a
+    request; problems: why rules of the placement are left out.
+    """
+
+    moved: list[MovedItem]
+    version: str = ""
+    problems: list[str] = []
+
+
 class RecommendResponse(Answer, frozen=True):
     """known_user: whether there is a history or features; otherwise this is the prior for
-    all users. user_id: null where none was asked for.
+    all users. user_id: null where none was asked for. rules: absent where the list follows none.
     """
 
     user_id: str | None
@@ -215,6 +255,7 @@ class RecommendResponse(Answer, frozen=True):
     model_version: str
     items: list[RankedItem]
     unknown_items: list[str] = []
+    rules: FollowedRules | None = None
 
 
 class SimilarItem(Answer, frozen=True):
@@ -359,6 +400,16 @@ class LoadResponse(Answer, frozen=True):
     previous_version: str
     shadow: Shadow
     reason: str = ""
+
+
+class RulesResponse(Answer, frozen=True):
+    """The rules in force. version: changes with them, empty where none have been loaded; problems:
+    pinned items that the model does not know, when rules are loaded.
+    """
+
+    version: str
+    placements: dict[str, Rules]
+    problems: list[str] = []
 
 
 class StatusResponse(Answer, frozen=True):

@@ -16,6 +16,7 @@ from distilrec.serve.logs import log
 from distilrec.serve.metrics import Metrics
 from distilrec.serve.models import Choice, Models
 from distilrec.serve.popular import Popular
+from distilrec.serve.rules import PlacementRules
 from distilrec.serve.similar import Similar
 from distilrec.serve.storage import Storage
 from distilrec.serve.swap import ACTIVE_BUNDLE, Swap, first_model, switched_to
@@ -42,8 +43,9 @@ class Service:
         self.models = Models(recommender, choice)
         self.storage = Storage(config, store, self.models, self.metrics)
         self.swap = Swap(config, self.models, self.storage, self.metrics)
-        self.upkeep = Upkeep(config, self.models, self.storage, self.swap, self.metrics)
-        self.answers = Answers(config, self.models, self.storage)
+        self.rules = PlacementRules(config, self.models, self.storage)
+        self.upkeep = Upkeep(config, self.models, self.storage, self.swap, self.rules, self.metrics)
+        self.answers = Answers(config, self.models, self.storage, self.rules)
         self.similar = Similar(config, self.models, self.storage)
         self.popular = Popular(config, self.models, self.storage)
         self.events = Events(config, self.models, self.storage, self.metrics)
@@ -56,6 +58,7 @@ class Service:
         self.storage.start()
         active = self.models.active
         await self.storage.follow_store(active)
+        await self.rules.follow()
         self.metrics.show_model(active.version)
         self.upkeep.start()
         self.health.started = True

@@ -25,11 +25,12 @@ from distilrec.errors import (
     StoreError,
     SwapConflictError,
 )
-from distilrec.serve.config import ServiceConfig
+from distilrec.serve.config import ServiceConfig, bundle_root
 from distilrec.serve.http import Endpoint
 from distilrec.serve.logs import log
 from distilrec.serve.metrics import Metrics
 from distilrec.serve.models import Choice, Models, Served
+from distilrec.serve.parameters import inside
 from distilrec.serve.schemas import (
     LoadRequest,
     LoadResponse,
@@ -137,7 +138,9 @@ class Swap:
         async with self._alone():
             self._give_up = self._stopped() if self._stopping else None
             try:
-                served = await self._prepare(_inside(self._root, request.bundle))
+                served = await self._prepare(
+                    inside(bundle_root(self._config), request.bundle, "bundle", "bundle")
+                )
                 before = self._models.active.version
                 log("trying a model", model_version=served.version)
                 shadow = await self._shadow(
@@ -226,13 +229,6 @@ class Swap:
                 "another model is being loaded", fix="wait until that has finished"
             )
         return self._changing
-
-    @property
-    def _root(self) -> Path:
-        config = self._config
-        return (
-            Path(config.bundle_root) if config.bundle_root else Path(config.bundle).resolve().parent
-        )
 
     async def _prepare(self, folder: Path) -> Served:
         recommender = await asyncio.to_thread(load_for, self._config, folder)
@@ -344,28 +340,6 @@ def _objection(shadow: Shadow, min_agreement: float) -> str:
             f"not {min_agreement:.3f}"
         )
     return ""
-
-
-def _inside(root: Path, folder: str) -> Path:
-    """Return the folder, absolute. Raises ConfigError outside the bundle root: a request must not
-    open any file it likes.
-    """
-    try:
-        resolved = (root / folder).resolve()
-        (resolved / "manifest.json").is_file()
-    except (OSError, ValueError):  # too long, or with characters that no path has
-        raise ConfigError(
-            "the name of the bundle cannot be a path",
-            fix="name a folder inside the bundle root",
-            parameter="bundle",
-        ) from None
-    if not resolved.is_relative_to(root.resolve()):
-        raise ConfigError(
-            "the bundle is outside the bundle root of this service",
-            fix="name a folder inside it, or start the service with another --bundle-root",
-            parameter="bundle",
-        )
-    return resolved
 
 
 def base_of(config: ServiceConfig) -> str:

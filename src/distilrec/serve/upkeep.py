@@ -17,6 +17,7 @@ from distilrec.serve.config import ServiceConfig
 from distilrec.serve.logs import log
 from distilrec.serve.metrics import Metrics
 from distilrec.serve.models import Models
+from distilrec.serve.rules import PlacementRules
 from distilrec.serve.storage import Storage
 from distilrec.serve.swap import Swap
 
@@ -35,10 +36,12 @@ class Upkeep:
         models: Models,
         storage: Storage,
         swap: Swap,
+        rules: PlacementRules,
         metrics: Metrics,
     ) -> None:
         self._max_pending = config.max_pending
         self._models, self._storage, self._swap = models, storage, swap
+        self._rules = rules
         self._metrics = metrics
         self._task: asyncio.Task[None] | None = None
         self._unclean = True  # what was left to be done before a restart
@@ -76,6 +79,7 @@ class Upkeep:
             await asyncio.sleep(_POLL_SECONDS)
             await self._tried("metrics", self._show)
             await self._tried("store", self._storage.follow)
+            await self._tried("rules", self._rules.follow)
             if time.monotonic() >= self._next_choice:
                 await self._follow_choice()
             if self._unclean and time.monotonic() >= self._next_cleaning:
