@@ -276,7 +276,8 @@ def _default_of(kind: type, name: str) -> Any:
 
 
 def _value(value: Any) -> str:
-    if value is None or value == "" or isinstance(value, msgspec.Struct | tuple):
+    nothing = value is None or value is msgspec.UNSET or value == ""
+    if nothing or isinstance(value, msgspec.Struct | tuple):
         return ""
     text = str(value).lower() if isinstance(value, bool) else str(value)
     return "<code>&#124;</code>" if text == "|" else f"`{text}`"  # a bar would end the cell

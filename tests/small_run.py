@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import polars as pl
 import torch
 
 from distilrec.data.dataset import Dataset
+from distilrec.data.features import fit_encoder
 from distilrec.data.preparation import prepare_dataset
 from distilrec.data.schema import Feature, Schema
 from distilrec.data.splits import Split
@@ -72,6 +75,23 @@ def draw_times(student: Recurrent) -> Recurrent:
         for table in student.time.parameters():
             table.copy_(torch.randn(table.shape, generator=generator))
     return student.eval()
+
+
+def in_context(dataset: Dataset) -> Dataset:
+    """The same with a context of two features, drawn, for each event."""
+    rng = np.random.default_rng(0)
+    features = (Feature("device", "categorical"), Feature("load", "numeric"))
+    values = [
+        {"device": str(rng.choice(["phone", "tv"])), "load": float(rng.normal())}
+        for _ in dataset.items
+    ]
+    encoder = fit_encoder(values, features)
+    info = msgspec.structs.replace(
+        dataset.info,
+        schema=msgspec.structs.replace(dataset.info.schema, context_features=features),
+        context_encoder=encoder,
+    )
+    return replace(dataset, info=info, context=encoder.encode_rows(values))
 
 
 def tables(seed: int = 0, users: int = 60, items: int = 40) -> dict[str, pl.DataFrame]:

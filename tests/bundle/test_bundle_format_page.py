@@ -40,6 +40,7 @@ STUDENTS = {
         small_run.STUDENTS["recurrent"], time=True, timezone="Europe/Berlin", neighbours=5
     ),
 }
+STUDENTS["context"] = STUDENTS["time"]
 
 
 DISLIKES = {f"{name} with dislikes": config for name, config in small_run.STUDENTS.items()}
@@ -51,7 +52,9 @@ def exported(request, small, tmp_path_factory) -> Path:
     config = {**STUDENTS, **DISLIKES}[request.param]
     if request.param in DISLIKES:
         small = small_dataset(TARGETS)
-    if request.param == "time":
+    if request.param == "context":
+        small = small_run.in_context(small)
+    if request.param in ("time", "context"):
         trained = small_run.timed_student(config, small)
     else:
         trained = train_model(config, small, TrainingConfig(epochs=2, batch_size=16), seed=0)

@@ -16,7 +16,7 @@ from msgspec import UNSET
 from numpy.typing import NDArray
 
 from distilrec.bundle.manifest import Golden, Manifest
-from distilrec.features.encoding import FeatureEncoder, NumericEncoding
+from distilrec.features.encoding import CategoricalEncoding, FeatureEncoder, NumericEncoding
 from distilrec.features.texts import unpack_texts
 
 Arrays = Mapping[str, NDArray[Any]]
@@ -49,6 +49,13 @@ def check_manifest(manifest: Manifest) -> None:
     )
     for encoder in (m.user_encoder, m.item_encoder):
         _check_encoder(encoder)
+    if m.context_encoder is not UNSET:
+        _check_encoder(m.context_encoder)
+        kinds = (CategoricalEncoding, NumericEncoding)
+        require(
+            all(isinstance(encoding, kinds) for encoding in m.context_encoder.encodings),
+            "encodes a context feature that is neither categorical nor numeric",
+        )
     for golden in m.golden:
         _check_golden(golden, m)
 
@@ -91,6 +98,15 @@ def _check_golden(golden: Golden, m: Manifest) -> None:
             and len(times) == len(golden.items)
             and all(map(math.isfinite, (*times, now))),
             "has golden questions without times",
+        )
+    if m.context_encoder is UNSET:
+        require(golden.context is UNSET, "has golden questions in a context")
+    else:
+        require(
+            golden.context is not UNSET
+            and inside([column for column, _ in golden.context], m.context_encoder.width)
+            and all(math.isfinite(weight) for _, weight in golden.context),
+            "has golden questions in no context of its encoder",
         )
 
 

@@ -34,8 +34,8 @@ from distilrec.bundle.manifest import (
     FORMAT_VERSION,
     GRAPH,
     HISTORY,
+    NEWEST,
     WEIGHTS,
-    WITH_ROLES,
     FileEntry,
     Manifest,
 )
@@ -226,11 +226,10 @@ def read_manifest(path: Path) -> Manifest:
     data = path.read_bytes()
     try:
         version = msgspec.json.decode(data, type=dict[str, Any]).get("format_version")
-        if isinstance(version, int) and not FORMAT_VERSION <= version <= WITH_ROLES:
+        if isinstance(version, int) and not FORMAT_VERSION <= version <= NEWEST:
             upgrade = "upgrade distilrec (pip install -U distilrec)"
             raise BundleVersionError(
-                f"{path} has format {version}; this distilrec reads {FORMAT_VERSION} to "
-                f"{WITH_ROLES}",
+                f"{path} has format {version}; this distilrec reads {FORMAT_VERSION} to {NEWEST}",
                 fix=f"{upgrade}, or export again"
                 if version > FORMAT_VERSION
                 else "train and export the student again",

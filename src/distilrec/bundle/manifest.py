@@ -15,11 +15,13 @@ from distilrec.targets import Role
 
 FORMAT_VERSION = 4
 # Of a bundle that a reader of the version before would answer wrongly from
-WITH_NEIGHBOURS, WITH_TIME, WITH_ROLES = 5, 6, 7
+WITH_NEIGHBOURS, WITH_TIME, WITH_ROLES, WITH_CONTEXT = 5, 6, 7, 8
+NEWEST = WITH_CONTEXT
 WEIGHTS, CATALOGUE, HISTORY = "weights.safetensors", "catalogue.safetensors", "history.safetensors"
 GRAPH = "items.usearch"
 NEIGHBOURS = "neighbours"  # the array that a student with neighbours has
 TIME = "time_gaps"  # the array that a student has who is told the time
+CONTEXT = "context_table"  # the array that a student has who is told a context
 SearchKind = Literal["exact", "quantised", "graph"]
 
 
@@ -28,6 +30,8 @@ def format_of(weights: Iterable[str], *, roles: bool = False) -> int:
     whether its event types have roles.
     """
     names = set(weights)
+    if CONTEXT in names:
+        return WITH_CONTEXT
     if roles:
         return WITH_ROLES
     if TIME in names:
@@ -65,7 +69,8 @@ class Golden(msgspec.Struct, frozen=True):
     """A question and the answer that the training model gave: the engine must give the same.
 
     times, now: when the events happened and when the question is asked, in seconds since 1970, for
-    a student that is told the time.
+    a student that is told the time. context: columns and weights of the encoded context, for one
+    that is told it.
     """
 
     items: tuple[int, ...]
@@ -75,6 +80,7 @@ class Golden(msgspec.Struct, frozen=True):
     top_scores: tuple[float, ...]
     times: tuple[float, ...] | UnsetType = UNSET
     now: float | UnsetType = UNSET
+    context: tuple[tuple[int, float], ...] | UnsetType = UNSET
 
 
 class Manifest(msgspec.Struct, frozen=True):
@@ -83,6 +89,7 @@ class Manifest(msgspec.Struct, frozen=True):
     kind: of the student, a row of the engine's table. privacy: what was spent, where the weights
     were trained with differential privacy. timezone: of hours and days, where the student is told
     the time. roles: what an event of each type means, where that was said (`[targets]`).
+    context_encoder: of the context of a question, where it is told one.
     """
 
     kind: str
@@ -106,6 +113,7 @@ class Manifest(msgspec.Struct, frozen=True):
     model_version: str = ""
     timezone: str | UnsetType = UNSET
     roles: tuple[Role, ...] | UnsetType = UNSET
+    context_encoder: FeatureEncoder | UnsetType = UNSET
 
     @property
     def negative_types(self) -> tuple[int, ...]:

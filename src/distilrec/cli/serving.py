@@ -18,7 +18,9 @@ from distilrec.ids import as_id
 from distilrec.stores.opening import addresses
 
 if TYPE_CHECKING:
+    from distilrec.bundle.manifest import Manifest
     from distilrec.engine.answers import Contribution, Recommendation
+    from distilrec.engine.context import Context
     from distilrec.engine.recommender import Recommender
 
 
@@ -96,7 +98,7 @@ class Limits:
 
 
 @app.command
-def recommend(
+def recommend(  # noqa: PLR0913 - each argument is an option of the command line
     *,
     user_id: Annotated[
         str, Parameter(name=["--user_id", "--user-id"], help="Who. An unknown user gets the prior.")
@@ -123,6 +125,13 @@ def recommend(
             "the time of the clock by default."
         ),
     ] = None,
+    context: Annotated[
+        tuple[str, ...],
+        Parameter(
+            help="A context feature and its value, such as device=phone, for a student that is "
+            "told the context; may be given several times.",
+        ),
+    ] = (),
     json: Annotated[bool, Parameter(help="Print JSON.")] = False,
 ) -> None:
     """Recommend items to a user, best first, from a bundle. Needs no torch."""
@@ -139,9 +148,10 @@ def recommend(
                 fix="for example --item_ids 456,789",
                 parameter="item_ids",
             )
-    answers = recommender.recommend(user_id, candidates, k, not include_seen, now=now)
+    told = _context_of(context, recommender.manifest)
+    answers = recommender.recommend(user_id, candidates, k, not include_seen, now=now, context=told)
     because = {
-        answer.item_id: recommender.explain(user_id, answer.item_id, 3, now=now)
+        answer.item_id: recommender.explain(user_id, answer.item_id, 3, now=now, context=told)
         if explain
         else None
         for answer in answers
@@ -150,6 +160,33 @@ def recommend(
         _print_json(recommender, user_id, answers, because)
     else:
         _print_lines(recommender, user_id, answers, because)
+
+
+def _context_of(given: Sequence[str], manifest: Manifest) -> Context:
+    """Return a context from texts such as device=phone; those of numeric features as numbers.
+    Raises ConfigError for a text without "=".
+    """
+    from msgspec import UNSET
+
+    from distilrec.features.encoding import NumericEncoding
+
+    encoder = manifest.context_encoder
+    encodings = () if encoder is UNSET else encoder.encodings
+    numeric = {one.name for one in encodings if isinstance(one, NumericEncoding)}
+    context: dict[str, str | float] = {}
+    for text in given:
+        name, sign, value = text.partition("=")
+        if not sign:
+            raise ConfigError(
+                f"--context {text} has no value",
+                fix="for example --context device=phone",
+                parameter="context",
+            )
+        try:
+            context[name] = float(value) if name in numeric else value
+        except ValueError:
+            context[name] = value  # the recommender says what is wrong with it
+    return context
 
 
 def _print_json(

@@ -15,6 +15,7 @@ import polars as pl
 
 from distilrec.data.checks import DataCheck, check_table
 from distilrec.data.columns import PROBLEMS, as_event_types, as_ids, as_numbers
+from distilrec.data.context import context_columns, context_values
 from distilrec.data.pseudonyms import pseudonyms
 from distilrec.data.readers import Log
 from distilrec.data.schema import Schema, need_column
@@ -80,9 +81,9 @@ class CleanLog:
     """A clean log in parts, each a Parquet file; all rows of a user are in one part, and the parts
     follow the user ids.
 
-    Columns: user_id str, item_id str, timestamp float64 (seconds), event_type str, weight float64;
-    sorted by user, time and original order. rows: how many are in each part. erased: the users on
-    the list of erased users who were in the log.
+    Columns: user_id str, item_id str, timestamp float64 (seconds), event_type str, weight float64,
+    and those of `context_columns`; sorted by user, time and original order. rows: how many are in
+    each part. erased: the users on the list of erased users who were in the log.
     """
 
     parts: tuple[Path, ...]
@@ -233,6 +234,7 @@ def _erased(users: Sequence[str], key: bytes | None) -> pl.Series:
 def _log_columns(schema: Schema, checks: Sequence[DataCheck]) -> list[str]:
     """Return the columns of the log that are read, each once."""
     declared = [schema.user_id, schema.item_id, schema.timestamp, schema.event_type, schema.weight]
+    declared += [feature.name for feature in schema.context]
     declared += [check.column for check in checks if check.table == "interactions"]
     return list(dict.fromkeys(column for column in declared if column is not None))
 
@@ -300,7 +302,7 @@ def _read_slice(task: _Task, number: int) -> tuple[dict[str, int], list[str], di
         keep("weight below min_weight", pl.col("weight") >= cleaning.min_weight)
     if cleaning.max_weight is not None:
         keep("weight above max_weight", pl.col("weight") <= cleaning.max_weight)
-    log = log.select(list(_COLUMNS)).with_columns(
+    log = log.select(list(_columns(schema))).with_columns(
         part=task.boundaries.search_sorted(log["user_id"], side="right")
     )
     for (part,), rows in log.partition_by("part", as_dict=True, include_key=False).items():
@@ -328,7 +330,7 @@ def _clean_part(task: _Task, part: int) -> _Cleaned:
     """Put the rows of a part together, drop duplicates and bots, sort and write them."""
     files = [_slice_file(task.scratch, number, part) for number in task.slices]
     slices = [pl.read_parquet(file) for file in files if file.is_file()]
-    log = pl.concat(slices) if slices else pl.DataFrame(schema=_COLUMNS)
+    log = pl.concat(slices) if slices else pl.DataFrame(schema=_columns(task.schema))
     timed, limit = task.schema.timestamp is not None, task.cleaning.bot_events_per_day
     dropped: dict[str, int] = {}
     if task.cleaning.drop_duplicates:
@@ -432,7 +434,7 @@ def _enough(cleaned: Collection[_Cleaned], report: CleaningReport, source: str) 
             )
 
 
-_COLUMNS = {
+_COLUMNS: dict[str, type[pl.DataType]] = {
     "user_id": pl.String,
     "item_id": pl.String,
     "timestamp": pl.Float64,
@@ -440,6 +442,11 @@ _COLUMNS = {
     "weight": pl.Float64,
     "row": pl.Int64,
 }
+
+
+def _columns(schema: Schema) -> dict[str, type[pl.DataType]]:
+    """Return the columns of the parts, with that of the row numbers."""
+    return {**_COLUMNS, **context_columns(schema)}
 
 
 def _user_ids(column: pl.Series, source: str, key: bytes | None) -> pl.Series:
@@ -488,6 +495,7 @@ def _typed(
                 else as_numbers(table[schema.weight], source, rows)
             ).alias("weight"),
             rows,
+            *context_values(table, schema, source, rows),
         ]
     )
     return typed, read

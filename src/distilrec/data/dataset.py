@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
@@ -51,6 +51,7 @@ def derived_features(schema: Schema) -> tuple[Feature, Feature]:
 
 
 _BY_TIME: Order = "time"
+_NO_CONTEXT = FeatureEncoder()
 
 
 class DatasetInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -60,7 +61,7 @@ class DatasetInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_
     first, then the items that only the item table knows (`warm_items` says where these begin).
     event_types: position 0 is the unknown slot. order: "none" where nothing says what a user did
     first; the rows of a user are then in a drawn order. targets: what the event types mean; without
-    it all are to be predicted.
+    it all are to be predicted. context_encoder: of the context features.
     """
 
     name: str
@@ -79,10 +80,14 @@ class DatasetInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_
     repeats: bool
     order: Order = _BY_TIME
     targets: Targets | None = None
+    context_encoder: FeatureEncoder = _NO_CONTEXT
 
     def __post_init__(self) -> None:
-        if self.order == _BY_TIME:  # msgspec leaves out a default that is the very same object
+        # msgspec leaves out a default that is the very same object
+        if self.order == _BY_TIME:
             msgspec.structs.force_setattr(self, "order", _BY_TIME)
+        if self.context_encoder == _NO_CONTEXT:
+            msgspec.structs.force_setattr(self, "context_encoder", _NO_CONTEXT)
 
 
 @dataclass(frozen=True)
@@ -94,6 +99,8 @@ class Histories:
     int32; every item is in the catalogue.
     times: (n,) float64, when each event happened, in seconds since 1970; now: (batch,) float64,
     when the next event of each user is asked for. Both are None where the log has no usable times.
+    context: in which context the next event of each user is asked for, (batch,) rows, None where
+    the log has no context features or it is not known.
     """
 
     users: NDArray[np.int64]
@@ -102,6 +109,7 @@ class Histories:
     events: NDArray[np.int32]
     times: NDArray[np.float64] | None = None
     now: NDArray[np.float64] | None = None
+    context: FeatureMatrix | None = None
 
     def __len__(self) -> int:
         return len(self.users)
@@ -120,6 +128,7 @@ class Histories:
             self.events[low:high],
             None if self.times is None else self.times[low:high],
             None if self.now is None else self.now[start:stop],
+            None if self.context is None else self.context.take(slice(start, stop)),
         )
 
     def only(self, kinds: NDArray[np.bool_]) -> Histories:
@@ -143,6 +152,7 @@ class Histories:
             self.events[events],
             None if self.times is None else self.times[events],
             None if self.now is None else self.now[users],
+            None if self.context is None else self.context.take(users),
         )
 
 
@@ -152,7 +162,8 @@ class Dataset:
 
     offsets: (users + 1,), train_end, validation_end: (users,), all int64 row numbers; items:
     (rows,) int32, UNKNOWN_ITEM where an item is neither in training nor in the item table; events:
-    (rows,) int32; times: (rows,) float64 seconds.
+    (rows,) int32; times: (rows,) float64 seconds; context: of each row, None without context
+    features.
     """
 
     info: DatasetInfo
@@ -165,6 +176,7 @@ class Dataset:
     user_features: FeatureMatrix
     item_features: FeatureMatrix
     attributes: ItemAttributes
+    context: FeatureMatrix | None = None
 
     @property
     def users(self) -> int:
@@ -220,8 +232,8 @@ class Dataset:
 
     def histories(self, users: NDArray[np.int64], end: NDArray[np.int64]) -> Histories:
         """Return the rows of these users before `end` (a row number per user), without unknown
-        items. They ask for the next event when it happened; where there is none, at the end of the
-        log.
+        items. They ask for the next event when it happened, and in its context; where there is
+        none, at the end of the log and in no known context.
         """
         chunks = [slice(self.offsets[user], stop) for user, stop in zip(users, end, strict=True)]
         kept = [self.items[rows] != UNKNOWN_ITEM for rows in chunks]
@@ -234,6 +246,9 @@ class Dataset:
             np.concatenate(items or empty),
             np.concatenate(events or empty),
         )
+        if self.context is not None:
+            asked = self._contexts_of_questions(histories.users, np.asarray(end, np.int64))
+            histories = replace(histories, context=asked)
         if self.why_no_times:
             return histories
         times = [self.times[rows][keep] for rows, keep in zip(chunks, kept, strict=True)]
@@ -253,6 +268,21 @@ class Dataset:
         now = np.full(len(end), self.times.max(initial=0.0))
         now[more] = self.times[end[more]]
         return now
+
+    def _contexts_of_questions(
+        self, users: NDArray[np.int64], end: NDArray[np.int64]
+    ) -> FeatureMatrix:
+        """Return the context of the event at `end` of each user, the unknown one where a user has
+        no more.
+        """
+        assert self.context is not None
+        more = end < self.offsets[users + 1]
+        columns, weights = zip(*self.info.context_encoder.encode({}), strict=True)
+        asked_columns = np.tile(np.array(columns, np.int32), (len(end), 1))
+        asked_weights = np.tile(np.array(weights, np.float32), (len(end), 1))
+        asked_columns[more] = self.context.columns[end[more]]
+        asked_weights[more] = self.context.weights[end[more]]
+        return FeatureMatrix(asked_columns, asked_weights, self.context.width)
 
     def select_users(self, users: NDArray[np.int64]) -> Dataset:
         """Return the data set of some users, by position in rising order; the catalogue and the
@@ -285,6 +315,7 @@ class Dataset:
             items=self.items[rows],
             events=self.events[rows],
             times=self.times[rows],
+            context=None if self.context is None else self.context.take(rows),
             user_features=features,
         )
 
@@ -326,7 +357,13 @@ class Dataset:
             "user_weights": self.user_features.weights,
             "item_columns": self.item_features.columns,
             "item_weights": self.item_features.weights,
+            **self._context_arrays(),
         }
+
+    def _context_arrays(self) -> dict[str, NDArray[np.generic]]:
+        if self.context is None:
+            return {}
+        return {"context_columns": self.context.columns, "context_weights": self.context.weights}
 
     def save(self, folder: Path, made_from: str = "") -> None:
         """Write the data set into a folder, which is made if needed, in the place of the one that
@@ -372,6 +409,7 @@ def load_dataset(folder: Path | str) -> Dataset:
                 arrays.pop("item_columns"), arrays.pop("item_weights"), info.item_encoder.width
             ),
             attributes=attributes,
+            context=_context_in(arrays, info),
             **arrays,
         )
         _check(dataset)
@@ -380,6 +418,14 @@ def load_dataset(folder: Path | str) -> Dataset:
             record.path("dataset"), f"does not fit dataset.json: {problem}"
         ) from None
     return dataset
+
+
+def _context_in(arrays: dict[str, NDArray[Any]], info: DatasetInfo) -> FeatureMatrix | None:
+    """Take the context of the rows out of the arrays of a file."""
+    width = info.context_encoder.width
+    if not info.schema.context:
+        return None
+    return FeatureMatrix(arrays.pop("context_columns"), arrays.pop("context_weights"), width)
 
 
 def _check(dataset: Dataset) -> None:
@@ -413,10 +459,10 @@ def _check(dataset: Dataset) -> None:
         _true(
             not rows or bool(least <= array.min() <= array.max() < most), f"{name} go beyond {most}"
         )
-    for what, features, count in (
-        ("user", dataset.user_features, users),
-        ("item", dataset.item_features, items),
-    ):
+    tables = [("user", dataset.user_features, users), ("item", dataset.item_features, items)]
+    if dataset.context is not None:
+        tables.append(("context", dataset.context, rows))
+    for what, features, count in tables:
         columns, weights = features.columns, features.weights
         _true(
             columns.ndim == 2 and columns.shape == weights.shape,

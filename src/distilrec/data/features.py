@@ -172,11 +172,14 @@ def fit_encoder(rows: Sequence[dict[str, object]], features: Sequence[Feature]) 
     users or items).
     """
     return FeatureEncoder(
-        tuple(_fit(feature, [row.get(feature.name) for row in rows]) for feature in features)
+        tuple(
+            fit_encoding(feature, [row.get(feature.name) for row in rows]) for feature in features
+        )
     )
 
 
-def _fit(feature: Feature, values: Sequence[object]) -> Encoding:
+def fit_encoding(feature: Feature, values: Sequence[object]) -> Encoding:
+    """Return the encoding of a feature, learned from these values."""
     match feature.kind:
         case "categorical":
             found = {as_category(value) for value in values if value is not None} - {""}

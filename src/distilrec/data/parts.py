@@ -11,8 +11,11 @@ import polars as pl
 from numpy.typing import NDArray
 
 from distilrec.data.cleaning import CleanLog
+from distilrec.data.context import encode_context, training_context
 from distilrec.data.dataset import UNKNOWN_ITEM
+from distilrec.data.schema import Schema
 from distilrec.data.splits import Split, split_moments, split_rows
+from distilrec.features.encoding import FeatureEncoder, FeatureMatrix
 from distilrec.offsets import offsets_of
 from distilrec.targets import Targets
 from distilrec.workers import Workers
@@ -22,7 +25,7 @@ from distilrec.workers import Workers
 class Part:
     """A part of the log, split. user_ids, sizes, trains, validations: (users,), how many rows each
     user has, how many are training rows, and training or validation rows; counts: training rows and
-    their weight by `item_id`, of targets only.
+    their weight by `item_id`, of targets only; context: of `training_context`.
     """
 
     number: int
@@ -33,17 +36,20 @@ class Part:
     counts: pl.DataFrame
     event_types: frozenset[str]
     repeats: bool
+    context: tuple[pl.Series, ...]
 
 
 @dataclass(frozen=True)
 class _Splitting:
     clean: CleanLog
+    schema: Schema
     moments: tuple[float, float] | None
     targets: Targets | None
 
 
 def split_parts(
     clean: CleanLog,
+    schema: Schema,
     split: Split,
     workers: Workers,
     on_step: Callable[[int, int], None],
@@ -58,7 +64,7 @@ def split_parts(
         times = [_times(part, targets) for part in clean.parts]
         moments = split_moments(np.concatenate(times), split)
     parts = []
-    task = _Splitting(clean, moments, targets)
+    task = _Splitting(clean, schema, moments, targets)
     for part in workers.map(_split_part, task, range(len(clean.parts))):
         parts.append(part)
         on_step(len(parts), len(clean.parts))
@@ -109,6 +115,7 @@ def _split_part(task: _Splitting, number: int) -> Part:
         counts,
         frozenset(training["event_type"].unique().to_list()),
         bool(training.select(pl.struct("user_id", "item_id").is_duplicated().any()).item()),
+        training_context(training, task.schema),
     )
 
 
@@ -141,18 +148,25 @@ class Encoding:
     cold: tuple[NDArray[np.bool_], ...]
     item_ids: pl.Series
     event_types: tuple[str, ...]
+    context: FeatureEncoder
 
 
 @dataclass(frozen=True)
 class Rows:
-    """items, events: (rows,) int32; times: (rows,) float64; the rows of users without training rows
-    are the last.
+    """items, events: (rows,) int32; times: (rows,) float64; context: of each row; the rows of users
+    without training rows are the last.
     """
 
     number: int
     items: NDArray[np.int32]
     events: NDArray[np.int32]
     times: NDArray[np.float64]
+    context: FeatureMatrix
+
+    def arrays(self) -> tuple[NDArray[np.generic], ...]:
+        """Return what there is of each row."""
+        context = self.context
+        return (self.items, self.events, self.times, context.columns, context.weights)
 
 
 def encode_parts(
@@ -164,19 +178,20 @@ def encode_parts(
     # The warm rows of all parts, then the cold ones.
     begins = offsets_of([*warm, *cold])
     count = int(begins[-1])
+    shape = (count, len(task.context.encodings))
     whole = Rows(
-        0, np.empty(count, np.int32), np.empty(count, np.int32), np.empty(count, np.float64)
+        0,
+        np.empty(count, np.int32),
+        np.empty(count, np.int32),
+        np.empty(count, np.float64),
+        FeatureMatrix(np.empty(shape, np.int32), np.empty(shape, np.float32), task.context.width),
     )
     for done, rows in enumerate(workers.map(_encode_part, task, range(len(parts))), start=1):
         for first, own in (
             (int(begins[rows.number]), slice(0, warm[rows.number])),
             (int(begins[len(parts) + rows.number]), slice(warm[rows.number], None)),
         ):
-            for there, here in (
-                (whole.items, rows.items),
-                (whole.events, rows.events),
-                (whole.times, rows.times),
-            ):
+            for there, here in zip(whole.arrays(), rows.arrays(), strict=True):
                 there[first : first + len(here[own])] = here[own]
         on_step(done, len(parts))
     return whole
@@ -187,11 +202,13 @@ def _encode_part(task: Encoding, number: int) -> Rows:
     items = _positions(log["item_id"], task.item_ids, UNKNOWN_ITEM)
     events = _positions(log["event_type"], pl.Series(task.event_types, dtype=pl.String), 0)
     times = log["timestamp"].to_numpy().astype(np.float64)
+    context = encode_context(log, task.context)
     if cold.any():
         sizes = log.group_by("user_id", maintain_order=True).len()["len"].to_numpy()
         order = np.argsort(np.repeat(cold, sizes), kind="stable")
         items, events, times = items[order], events[order], times[order]
-    return Rows(number, items, events, times)
+        context = context.take(order)
+    return Rows(number, items, events, times, context)
 
 
 def _positions(column: pl.Series, values: pl.Series, otherwise: int) -> NDArray[np.int32]:

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from distilrec.data.checks import DataCheck
 from distilrec.data.cleaning import ROWS_PER_PART, Cleaning, CleanLog, clean_log
 from distilrec.data.clocks import why_no_times
+from distilrec.data.context import fit_context
 from distilrec.data.dataset import UNKNOWN_ITEM, Dataset, DatasetInfo
 from distilrec.data.dataset import derived_features as derived_names
 from distilrec.data.erased import ErasedUsers, as_erased
@@ -44,6 +45,7 @@ from distilrec.data.source import SideRows, Source, Table, read_sides
 from distilrec.data.splits import Split
 from distilrec.errors import ConfigError, NotEnoughDataError
 from distilrec.features.attributes import collect_attributes
+from distilrec.features.encoding import FeatureEncoder
 from distilrec.offsets import offsets_of
 from distilrec.targets import ROLES, Targets
 from distilrec.workers import InProcess, Workers
@@ -169,13 +171,15 @@ def prepare_source(source: Source, choices: Choices, circumstances: Circumstance
         meanings = [] if source.targets is None else [*_target_notes(clean, source.targets)]
         parts = split_parts(
             clean,
+            source.schema,
             choices.split,
             circumstances.workers,
             lambda done, total: circumstances.on_step("split", done, total),
             source.targets,
         )
         words = _vocabulary(log.name, sides, parts, source.targets)
-        rows = _encode(clean, words, parts, circumstances)
+        context = fit_context(source.schema.context, [part.context for part in parts])
+        rows = _encode(clean, words, context, parts, circumstances)
     table = _item_table(source.schema, sides, words, derived=choices.derived_features)
     users = _Users.of(parts)
     notes = (*sides.notes, *erased, *order.notes, *meanings, *_notes(sides, users, words, rows))
@@ -183,7 +187,10 @@ def prepare_source(source: Source, choices: Choices, circumstances: Circumstance
     if named and (untold := why_no_times(rows.times, named=named)):
         notes = (*notes, f"{untold}: no model is told the time")
     return _dataset(
-        source, choices, sides, _Prepared(clean, order, parts, words, rows, table, users, notes)
+        source,
+        choices,
+        sides,
+        _Prepared(clean, order, parts, words, context, rows, table, users, notes),
     )
 
 
@@ -262,13 +269,18 @@ def _vocabulary(
 
 
 def _encode(
-    clean: CleanLog, words: _Vocabulary, parts: Sequence[Part], circumstances: Circumstances
+    clean: CleanLog,
+    words: _Vocabulary,
+    context: FeatureEncoder,
+    parts: Sequence[Part],
+    circumstances: Circumstances,
 ) -> Rows:
     encoding = Encoding(
         clean,
         tuple(part.trains == 0 for part in parts),
         pl.Series(words.item_ids, dtype=pl.String),
         words.event_types,
+        context,
     )
     return encode_parts(
         encoding,
@@ -399,6 +411,7 @@ class _Prepared:
     order: FoundOrder
     parts: Sequence[Part]
     words: _Vocabulary
+    context: FeatureEncoder
     rows: Rows
     table: _ItemTable
     users: _Users
@@ -430,6 +443,7 @@ def _dataset(source: Source, choices: Choices, sides: SideRows, made: _Prepared)
             repeats=any(part.repeats for part in made.parts),
             order=made.order.order,
             targets=source.targets,
+            context_encoder=made.context,
         ),
         offsets=users.offsets,
         train_end=users.train_end,
@@ -437,6 +451,7 @@ def _dataset(source: Source, choices: Choices, sides: SideRows, made: _Prepared)
         items=made.rows.items,
         events=made.rows.events,
         times=made.rows.times,
+        context=made.rows.context if schema.context else None,
         user_features=user_encoder.encode_rows(user_rows),
         item_features=item_encoder.encode_rows(table.rows),
         attributes=collect_attributes(

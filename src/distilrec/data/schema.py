@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
+from msgspec import UNSET, UnsetType
+
 from distilrec.errors import ColumnMissingError, ConfigError
 from distilrec.settings import Settings
 from distilrec.zones import check_zone
 
 FeatureKind = Literal["categorical", "multi", "numeric", "text", "vector"]
+MOST_CONTEXT_FEATURES = 8
 UNITS = {"seconds": 1.0, "milliseconds": 1e3, "microseconds": 1e6, "nanoseconds": 1e9}
 """Units of numbers that count time from 1970, and how many of them a second has."""
 
@@ -55,6 +58,10 @@ class Schema(Settings, frozen=True):
     """Column with the type of the event, such as view, cart or purchase."""
     weight: str | None = None
     """Column with a rating or quantity, for `cleaning` and the feature `sales_volume`."""
+    context_features: tuple[Feature, ...] | UnsetType = UNSET
+    """Up to 8 categorical or numeric columns of the log that a request says too, such as the device
+    or the page; none by default.
+    """
     user_key: str | None = None
     """Id column of the user table."""
     item_key: str | None = None
@@ -83,6 +90,7 @@ class Schema(Settings, frozen=True):
         for declared, features in (
             ("user_features", self.user_features),
             ("item_features (with item_attributes)", self.item_columns),
+            ("context_features", self.context),
         ):
             names = [feature.name for feature in features]
             if twice := sorted({name for name in names if names.count(name) > 1}):
@@ -91,6 +99,28 @@ class Schema(Settings, frozen=True):
                     fix="keep one of them",
                     parameter=twice[0],
                 )
+
+        self._check_context()
+
+    def _check_context(self) -> None:
+        if len(self.context) > MOST_CONTEXT_FEATURES:
+            raise ConfigError(
+                f"{len(self.context)} context features are declared",
+                fix=f"declare at most {MOST_CONTEXT_FEATURES}",
+                parameter="context_features",
+            )
+        for feature in self.context:
+            if feature.kind not in ("categorical", "numeric"):
+                raise ConfigError(
+                    f"context feature {feature.name!r} is of the kind {feature.kind!r}",
+                    fix='use kind = "categorical" or "numeric"',
+                    parameter=feature.name,
+                )
+
+    @property
+    def context(self) -> tuple[Feature, ...]:
+        """The context features, none where they are left out."""
+        return () if self.context_features is UNSET else self.context_features
 
     @property
     def item_columns(self) -> tuple[Feature, ...]:

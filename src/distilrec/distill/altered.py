@@ -69,9 +69,11 @@ class Alteration:
             torch.from_numpy(np.where(scored, 0, -1)),
             torch.full_like(batch.rows, -1),
             empty,
-            # Altered events keep the times of the window
+            # Altered events keep the times and the context of the window
             batch.times,
             batch.asked,
+            context=batch.context,
+            context_weights=batch.context_weights,
         )
 
     def _windows(

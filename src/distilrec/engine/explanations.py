@@ -43,9 +43,12 @@ class Effects(NamedTuple):
         ]
 
 
-def effects_of(runtime: Runtime, user: User, asked: Places, max_events: int, now: float) -> Effects:
-    """Return the effects of the events of a user who has some. max_events: how many are remembered;
-    now: when the question is asked.
+def effects_of(
+    runtime: Runtime, user: User, known: Floats, asked: Places, max_events: int, now: float
+) -> Effects:
+    """Return the effects of the events of a user who has some. known: the features of the user, and
+    the context of the question, (dim,); max_events: how many are remembered; now: when the question
+    is asked.
 
     O(events S d + events d^2).
     """
@@ -54,10 +57,10 @@ def effects_of(runtime: Runtime, user: User, asked: Places, max_events: int, now
     # Events that are in the state, but not among these.
     older = start or user.length == max_events
     states = runtime.without_each(items, kinds, user.state if older else None)
-    features = runtime.asked_at(user.features, user.folded, now)
+    features = runtime.asked_at(known, user.folded, now)
     scores = runtime.scores_of(user.state[None], features, asked)  # (1, asked)
     others = runtime.scores_of(states, features, asked)
     if runtime.timed:  # without the last event, the one before is the last
-        features = runtime.asked_at(user.features, user.folded_before, now)
+        features = runtime.asked_at(known, user.folded_before, now)
         others[-1] = runtime.scores_of(states[-1:], features, asked)[0]
     return Effects(items, start, scores - others)

@@ -53,10 +53,12 @@ def verify_golden(
 
 
 def user_of(golden: Golden, bundle: Bundle, runtime: Runtime) -> Floats:
-    """Return what stands for the features of the user of a golden question, (dim,): U f_u, and
-    the time where the student is told it.
+    """Return what stands for the features of the user of a golden question, (dim,): U f_u, the
+    context and the time where the student is told them.
     """
     user = embed_bag(golden.user_features, bundle.weights.user_table)
+    if golden.context is not UNSET and runtime.context_table is not None:
+        user = user + embed_bag(golden.context, runtime.context_table)
     if golden.times is UNSET or golden.now is UNSET:
         return user
     return runtime.asked_at(user, golden.times[-1] if golden.times else NEVER, golden.now)

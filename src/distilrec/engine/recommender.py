@@ -36,6 +36,7 @@ from distilrec.engine.answers import (
     as_recommendation,
 )
 from distilrec.engine.catalogue import Catalogue
+from distilrec.engine.context import Context, ContextInputs
 from distilrec.engine.diversity import diversified
 from distilrec.engine.events import Event, as_event
 from distilrec.engine.explanations import effects_of
@@ -93,6 +94,9 @@ class Recommender:
         self._kernels = loops_of(runtime)
         self._runtime = make_runtime(bundle, search, self._kernels)
         self._timed = self._runtime.timed
+        self._context = ContextInputs(bundle)
+        # Whether an answer depends on more than the user: the time, the context
+        self._moving = self._timed or self._context.told
         self._catalogue = Catalogue(bundle, self._runtime)
         self._users = Users(max_users, max_events)
         self._sessions = Sessions(bundle, self._runtime, self._catalogue.index, self._users)
@@ -301,26 +305,30 @@ class Recommender:
         where: Filter | None = None,
         diversity: float = 0.0,
         now: float | None = None,
+        context: Context | None = None,
     ) -> list[Recommendation]:
         """Return the k best items for a user, best first; fewer where fewer pass.
 
         user_id: or what `session` returns.
         item_ids: rank exactly these items instead, each once, seen or not; then nothing else but
-        `now` applies.
+        `now` and `context` applies.
         exclude_seen: leave out what the user has already had. where: only items that pass this
         filter.
         diversity: from 0 (best first) to 1: trades score against likeness to the items before, by
         maximal marginal relevance among the best max(50, 5 k).
         now: when the question is asked, in seconds since 1970, the time of the clock by default; it
         matters for a student that is told the time.
+        context: values of the context features, for a student that is told them; what is left out,
+        and a category that no training event had, is unknown.
         Raises InvalidIdError, UnknownItemError for an id in `item_ids` that is not in the
         catalogue, ConfigError for k < 1, a diversity outside [0, 1], a filter that does not fit,
-        and a `now` that is not a time, more than five minutes ahead of the clock, or as much before
-        the user's last event.
+        a `now` that is not a time, more than five minutes ahead of the clock, or as much before
+        the user's last event, and a context feature that the bundle does not have or whose value is
+        of the wrong type.
         """
         if item_ids is not None:
-            return self._rank(user_id, listed_ids(item_ids, "item_ids"), now)
-        best = self.best(user_id, k, exclude_seen, where, diversity, now)
+            return self._rank(user_id, listed_ids(item_ids, "item_ids"), now, context)
+        best = self.best(user_id, k, exclude_seen, where, diversity, now, context)
         return list(map(as_recommendation, zip(*best, strict=True)))
 
     def best(
@@ -331,6 +339,7 @@ class Recommender:
         where: Filter | None = None,
         diversity: float = 0.0,
         now: float | None = None,
+        context: Context | None = None,
     ) -> tuple[list[str], list[float]]:
         """Return the items of `recommend` and their scores, apart."""
         if k < 1 or not 0 <= diversity <= 1:
@@ -345,7 +354,7 @@ class Recommender:
                 user = self._user(user_id)
             places, best = self._runtime.best(
                 user.state,
-                self._features(user, now) if self._timed else user.features,
+                self._features(user, now, context) if self._moving or context else user.features,
                 user.items if exclude_seen else _NO_ITEMS,
                 self._filters.mask(where),
                 min(pool, len(self._item_ids)),
@@ -365,6 +374,7 @@ class Recommender:
         where: Filter | None = None,
         diversity: float = 0.0,
         now: float | None = None,
+        context: Context | None = None,
         shown: Iterable[Id] = (),
         lenient: bool = False,
     ) -> Arranged:
@@ -374,8 +384,8 @@ class Recommender:
         them; fewer than k only where no more are allowed. No item is there twice, and none that is
         not available or does not pass the filters; items that the user has had are left out, but
         for pins that say otherwise.
-        user_id, exclude_seen, where, diversity, now: as for `recommend`. shown: what is on the
-        pages before, in order: these are left out, ranks and slots go on behind them. lenient:
+        user_id, exclude_seen, where, diversity, now, context: as for `recommend`. shown: what is on
+        the pages before, in order: these are left out, ranks and slots go on behind them. lenient:
         leave rules out that do not fit the catalogue, and return why, in place of raising.
         Raises ConfigError for rules that do not fit, and as `recommend` does, and InvalidIdError.
         """
@@ -388,7 +398,7 @@ class Recommender:
             user = self._user(user_id)
             wanted = Wanted(
                 user.state,
-                self._features(user, now),
+                self._features(user, now, context),
                 user.items,
                 k,
                 exclude_seen,
@@ -520,11 +530,18 @@ class Recommender:
         where: Filter | None = None,
         diversity: float = 0.0,
         now: float | None = None,
+        context: Context | None = None,
     ) -> list[list[Recommendation]]:
         """Return the lists of `recommend` for several users."""
         return [
             self.recommend(
-                user, k=k, exclude_seen=exclude_seen, where=where, diversity=diversity, now=now
+                user,
+                k=k,
+                exclude_seen=exclude_seen,
+                where=where,
+                diversity=diversity,
+                now=now,
+                context=context,
             )
             for user in listed_ids(user_ids, "user_ids")
         ]
@@ -539,19 +556,26 @@ class Recommender:
         user = None if user_id is None else self._sessions.find(user_id)
         return _NO_ITEMS if user is None else user.items
 
-    def _features(self, user: User, now: float | None) -> Floats:
-        """Return what stands for the features of a user in an answer, (dim,). now: as of
-        `recommend`, checked.
+    def unknown_context(self, context: Context) -> list[str]:
+        """Return the categorical features of a context whose value no training event had: they
+        count as unknown.
         """
+        return list(self._context.unknown(context))
+
+    def _features(self, user: User, now: float | None, context: Context | None) -> Floats:
+        """Return what stands for the features of a user in an answer, (dim,). now: as of
+        `recommend`, checked; context: as of `recommend`.
+        """
+        known = self._context.added(user.features, context)
         if not self._timed:
-            return user.features
+            return known
         if now is not None:
             check_not_before(now, user)
         asked = time.time() if now is None else now
-        return self._runtime.asked_at(user.features, user.folded, asked)
+        return self._runtime.asked_at(known, user.folded, asked)
 
     def _rank(
-        self, user_id: Id | User, item_ids: list[Id], now: float | None
+        self, user_id: Id | User, item_ids: list[Id], now: float | None, context: Context | None
     ) -> list[Recommendation]:
         if now is not None:
             now = checked_moment(now, "now")
@@ -559,7 +583,7 @@ class Recommender:
             user = self._user(user_id)
             asked = list(dict.fromkeys(self._catalogue.positions(item_ids)))
             scores = self._runtime.scores_of(
-                user.state[None], self._features(user, now), np.array(asked, np.int32)
+                user.state[None], self._features(user, now, context), np.array(asked, np.int32)
             )[0]
             ids = self._item_ids
         order = np.argsort(-scores, kind="stable")
@@ -567,20 +591,32 @@ class Recommender:
         return list(map(as_recommendation, zip(*best, strict=True)))
 
     def explain(
-        self, user_id: Id | User, item_id: Id, k: int = 5, *, now: float | None = None
+        self,
+        user_id: Id | User,
+        item_id: Id,
+        k: int = 5,
+        *,
+        now: float | None = None,
+        context: Context | None = None,
     ) -> list[Contribution]:
         """Return the k past events that matter most for the score of an item, by the size of their
         contribution.
 
         Exact counterfactuals, for the latest 1,000 events: the score minus the score had that one
-        event not happened. O(events S d + events d^2). now: as of `recommend`.
+        event not happened. O(events S d + events d^2). now, context: as of `recommend`.
         Raises UnknownItemError, and ConfigError as `recommend` does. A user without events has no
         contributions.
         """
-        return self.explain_many(user_id, [item_id], k, now=now)[0]
+        return self.explain_many(user_id, [item_id], k, now=now, context=context)[0]
 
     def explain_many(
-        self, user_id: Id | User, item_ids: Iterable[Id], k: int = 5, *, now: float | None = None
+        self,
+        user_id: Id | User,
+        item_ids: Iterable[Id],
+        k: int = 5,
+        *,
+        now: float | None = None,
+        context: Context | None = None,
     ) -> list[list[Contribution]]:
         """Return what `explain` does for several items of one user: the states without each event
         are computed once.
@@ -596,7 +632,8 @@ class Recommender:
             if now is not None:
                 check_not_before(now, user)
             moment = time.time() if now is None else now
-            effects = effects_of(self._runtime, user, asked, self._users.max_events, moment)
+            known = self._context.added(user.features, context)
+            effects = effects_of(self._runtime, user, known, asked, self._users.max_events, moment)
         return effects.largest(k, self._item_ids)
 
     # Events

@@ -15,6 +15,7 @@ from uuid import uuid4
 import msgspec
 
 from distilrec.engine.answers import Recommendation
+from distilrec.engine.context import Context
 from distilrec.engine.events import MAX_EVENT_ID, MAX_EVENT_TYPE
 from distilrec.engine.filters import Filter
 from distilrec.engine.history import History
@@ -155,6 +156,7 @@ class StoredRecommender:
         where: Filter | None = None,
         diversity: float = 0.0,
         now: float | None = None,
+        context: Context | None = None,
     ) -> list[Recommendation]:
         """See `Recommender.recommend`. user_id: or what `session` returns."""
         recommender = self.recommender
@@ -167,6 +169,7 @@ class StoredRecommender:
             where=where,
             diversity=diversity,
             now=now,
+            context=context,
         )
         if isinstance(user_id, User):
             return answer()
@@ -189,6 +192,7 @@ class StoredRecommender:
         where: Filter | None = None,
         diversity: float = 0.0,
         now: float | None = None,
+        context: Context | None = None,
         shown: Iterable[Id] = (),
         lenient: bool = False,
     ) -> Arranged:
@@ -204,6 +208,7 @@ class StoredRecommender:
                 where=where,
                 diversity=diversity,
                 now=now,
+                context=context,
                 shown=shown,
                 lenient=lenient,
             )

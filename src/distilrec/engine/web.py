@@ -39,8 +39,8 @@ def write_drec(bundle: Bundle, file: Path | str, precision: MatrixPrecision = "h
 
     precision: of matrices other than the item vectors, which have 8 bits in any case. The golden
     answers in the file are its own. Raises ConfigError for a kind of student that the web engine
-    cannot run, for one that is told the time or knows negative events, and for another
-    precision.
+    cannot run, for one that is told the time or a context or knows negative events, and for
+    another precision.
     """
     kind = bundle.manifest.kind
     if kind not in KINDS:
@@ -54,6 +54,12 @@ def write_drec(bundle: Bundle, file: Path | str, precision: MatrixPrecision = "h
             "a student that is told the time cannot be exported for the web",
             fix="set time = false in [student], and train it again",
             parameter="student.time",
+        )
+    if bundle.manifest.context_encoder is not UNSET:
+        raise ConfigError(
+            "a student that is told a context cannot be exported for the web",
+            fix="leave context_features out of [data.schema], and train it again",
+            parameter="data.schema.context_features",
         )
     if bundle.manifest.negative_types:
         raise ConfigError(

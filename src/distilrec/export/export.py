@@ -24,7 +24,7 @@ from distilrec.bundle.format import (
     write_bundle,
     write_manifest,
 )
-from distilrec.bundle.manifest import GRAPH, Manifest, SearchInfo, format_of
+from distilrec.bundle.manifest import CONTEXT, GRAPH, Manifest, SearchInfo, format_of
 from distilrec.data.dataset import Dataset
 from distilrec.engine.search import build_graph
 from distilrec.errors import ConfigError
@@ -165,6 +165,7 @@ def _manifest(
         format_version=format_of(weights.of_kind, roles=info.targets is not None),
         timezone=UNSET if student.timezone is None else student.timezone,
         roles=UNSET if info.targets is None else _roles(info.targets, info.event_types),
+        context_encoder=info.context_encoder if CONTEXT in weights.of_kind else UNSET,
     )
 
 

@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from distilrec.bundle.manifest import Golden
+from distilrec.bundle.manifest import CONTEXT, Golden
 from distilrec.data.dataset import Dataset, Histories
+from distilrec.features.encoding import CategoricalEncoding, FeatureMatrix, NumericEncoding
 from distilrec.measure.ranking import Questions, rank
 from distilrec.networks.sequence import TorchScorer
 from distilrec.networks.student import Student
@@ -38,6 +39,7 @@ def golden_answers(student: Student, dataset: Dataset) -> list[Golden]:
     """Return questions about made-up users with the answers of the student."""
     users = _made_up(dataset)
     histories, count = users.histories, len(users.lengths)
+    context = histories.context if CONTEXT in student.arrays() else None
     scorer = TorchScorer(_with_users(student, users))
     depth = min(_DEPTH, dataset.catalogue_size - max(users.lengths))
     asked = Questions(
@@ -55,6 +57,7 @@ def golden_answers(student: Student, dataset: Dataset) -> list[Golden]:
             top_items=tuple(top[n].tolist()),
             top_scores=tuple(scores[n].tolist()),
             **({} if student.timezone is None else _times_of(histories, n)),
+            **({} if context is None else _context_of(context, n)),
         )
         for n in range(count)
     ]
@@ -75,8 +78,30 @@ def _made_up(dataset: Dataset) -> _MadeUp:
     offsets = offsets_of(lengths)
     times = _FIRST_TIME + np.cumsum(np.floor(np.exp(rng.uniform(0, _LOG_GAP, len(items)))))
     now = times.max(initial=_FIRST_TIME) + np.floor(np.exp(rng.uniform(0, _LOG_GAP, len(lengths))))
-    histories = Histories(np.arange(len(lengths)), offsets, items, events, times, now)
+    context = None
+    if dataset.context is not None:
+        context = _made_up_context(dataset, len(lengths), rng)
+    histories = Histories(np.arange(len(lengths)), offsets, items, events, times, now, context)
     return _MadeUp(lengths, histories, columns)
+
+
+def _made_up_context(dataset: Dataset, count: int, rng: np.random.Generator) -> FeatureMatrix:
+    """Return contexts of values that the training had, the first one unknown."""
+    contexts: list[dict[str, object]] = [{}]
+    for _ in range(count - 1):
+        contexts.append({})
+        for encoding in dataset.info.context_encoder.encodings:
+            if isinstance(encoding, CategoricalEncoding) and encoding.values:
+                contexts[-1][encoding.name] = str(rng.choice(encoding.values))
+            elif isinstance(encoding, NumericEncoding):
+                contexts[-1][encoding.name] = float(rng.choice(encoding.quantiles))
+    return dataset.info.context_encoder.encode_rows(contexts)
+
+
+def _context_of(context: FeatureMatrix, n: int) -> dict[str, Any]:
+    """Return the context of a question, as a golden answer has it."""
+    pairs = zip(context.columns[n].tolist(), context.weights[n].tolist(), strict=True)
+    return {"context": tuple(pairs)}
 
 
 def _times_of(histories: Histories, n: int) -> dict[str, Any]:

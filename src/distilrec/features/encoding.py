@@ -107,6 +107,10 @@ class FeatureMatrix:
     def rows(self) -> int:
         return int(self.columns.shape[0])
 
+    def take(self, rows: NDArray[np.int64] | NDArray[np.bool_] | slice) -> FeatureMatrix:
+        """Return some of the rows."""
+        return FeatureMatrix(self.columns[rows], self.weights[rows], self.width)
+
     def dense(self) -> NDArray[np.float32]:
         """Return the same rows as a dense matrix, (rows, width) float32."""
         out = np.zeros((self.rows, self.width), np.float32)
@@ -283,5 +287,13 @@ def as_vector(
 
 def _quantile(encoding: NumericEncoding, value: object) -> float:
     number = as_number(encoding.name, value)
+    return float(quantile_levels(encoding, np.float64(number)))
+
+
+def quantile_levels(
+    encoding: NumericEncoding, numbers: NDArray[np.float64] | np.float64
+) -> NDArray[np.float64]:
+    """Return numbers as their quantiles, scaled to [-1, 1], in the same shape."""
     levels = np.linspace(-1.0, 1.0, len(encoding.quantiles))
-    return float(np.interp(number, encoding.quantiles, levels))
+    scaled: NDArray[np.float64] = np.interp(numbers, encoding.quantiles, levels)
+    return scaled

@@ -14,6 +14,9 @@ def user_asked(runtime: Runtime, user: Floats, histories: Histories, k: int) -> 
     """Return what stands for U f_u, `user`, when the k-th user is asked for the next event,
     (dim,).
     """
+    if runtime.context_table is not None and histories.context is not None:
+        context = histories.context
+        user = user + context.weights[k] @ runtime.context_table[context.columns[k]]
     if not runtime.timed:
         return user
     assert histories.times is not None and histories.now is not None  # else none is told the time

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from distilrec.data.dataset import UNKNOWN_ITEM, Dataset, Histories
 from distilrec.errors import InvalidValueError
+from distilrec.features.encoding import FeatureMatrix
 from distilrec.offsets import offsets_of
 from distilrec.targets import Roles
 
@@ -34,6 +35,9 @@ class Batch:
     times: (batch, length), when each input happened, in seconds since 1970, the start token with
     the first event; asked: (batch, length), when each position is asked for the next event, which
     is when it happened. Both are int64, and None where the log has no usable times.
+    context, context_weights: (batch, length, features), the columns, int64, and weights of the
+    context in which each position is asked, which is that of the next event; None where the log has
+    no context features.
     """
 
     users: torch.Tensor
@@ -47,6 +51,8 @@ class Batch:
     unwanted: torch.Tensor | None = None
     weights: torch.Tensor | None = None
     earlier_events: torch.Tensor | None = None
+    context: torch.Tensor | None = None
+    context_weights: torch.Tensor | None = None
 
     def to(self, device: torch.device) -> Batch:
         """Return the same batch on a device."""
@@ -178,6 +184,9 @@ def batch_of(
     )
     if dataset.roles is not None:
         batch = _with_roles(batch, dataset, dataset.roles, windows, chunk)
+    if dataset.context is not None:
+        asked = _rows_asked(windows, chunk)
+        batch = _in_context(batch, dataset.context.take(asked))
     return batch if dataset.why_no_times else replace(batch, **_times(dataset, windows, chunk))
 
 
@@ -213,12 +222,28 @@ def _earlier_events(
     return np.where(there, dataset.events[rows], 0).astype(np.int64)
 
 
-def _times(dataset: Dataset, windows: Windows, chunk: NDArray[np.int64]) -> dict[str, torch.Tensor]:
-    """Return when the inputs of these windows happened and when their positions are asked."""
+def _in_context(batch: Batch, context: FeatureMatrix) -> Batch:
+    """Return the same batch in a context. columns, weights: (batch, length, features)."""
+    return replace(
+        batch,
+        context=torch.from_numpy(context.columns.astype(np.int64)),
+        context_weights=torch.from_numpy(context.weights),
+    )
+
+
+def _rows_asked(windows: Windows, chunk: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the row that each position of these windows asks for, (batch, length); padding repeats
+    the last one.
+    """
     starts, stops = windows.starts[chunk], windows.stops[chunk]
     places = np.arange(int((stops - starts).max(initial=0)))
-    # Padding repeats the last event
-    rows = np.minimum(starts[:, None] + places, stops[:, None] - 1)
+    rows: NDArray[np.int64] = np.minimum(starts[:, None] + places, stops[:, None] - 1)
+    return rows
+
+
+def _times(dataset: Dataset, windows: Windows, chunk: NDArray[np.int64]) -> dict[str, torch.Tensor]:
+    """Return when the inputs of these windows happened and when their positions are asked."""
+    rows = _rows_asked(windows, chunk)
     first = dataset.offsets[windows.users[chunk]][:, None]
     return {
         "times": torch.from_numpy(_seconds(dataset.times[np.maximum(rows - 1, first)])),
@@ -252,6 +277,13 @@ def prediction_batch(histories: Histories, catalogue_size: int, length: int) -> 
     batch = Batch(
         *map(torch.from_numpy, (histories.users, items, events, targets, targets, nothing))
     )
+    if histories.context is not None:
+        # Only the last position is asked
+        columns, weights = (
+            np.repeat(array[:, None], longest, axis=1)
+            for array in (histories.context.columns, histories.context.weights)
+        )
+        batch = _in_context(batch, replace(histories.context, columns=columns, weights=weights))
     if histories.times is None or histories.now is None:
         return batch
     # Each event is asked for when it happened, and the unknown next one now, as is all padding
@@ -280,6 +312,11 @@ def histories_at(
         items[seen].cpu().numpy().astype(np.int32),
         batch.events[window][seen].cpu().numpy().astype(np.int32),
     )
+    if batch.context is not None and batch.context_weights is not None:
+        columns = batch.context[window, position].cpu().numpy().astype(np.int32)
+        weights = batch.context_weights[window, position].cpu().numpy()
+        context = FeatureMatrix(columns, weights, int(columns.max(initial=-1)) + 1)
+        histories = replace(histories, context=context)
     if batch.times is None or batch.asked is None:
         return histories
     return replace(

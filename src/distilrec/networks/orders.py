@@ -61,6 +61,7 @@ def _ordered(dataset: Dataset, seed: int, order: int) -> Ordered:
             items=dataset.items[rows],
             events=dataset.events[rows],
             times=dataset.times[rows],
+            context=None if dataset.context is None else dataset.context.take(rows),
         ),
         rows,
     )

@@ -22,9 +22,11 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from distilrec.bundle.manifest import CONTEXT
 from distilrec.data.dataset import Dataset
 from distilrec.errors import ConfigError
 from distilrec.networks.batches import Batch
+from distilrec.networks.context import context_inputs_of
 from distilrec.networks.neighbours import LARGEST_CATALOGUE, Neighbours
 from distilrec.networks.on_cpu import dropout, scan
 from distilrec.networks.student import Range, Student, StudentSettings
@@ -93,6 +95,7 @@ class Recurrent(Student):
         self.neighbours = neighbours_of(dataset, config)
         self.time = time_inputs_of(dataset, config)
         self.timezone = None if self.time is None else config.timezone
+        self.context = context_inputs_of(dataset, dim)
 
     def begin(self, dataset: Dataset) -> None:
         if self.neighbours is not None:
@@ -147,8 +150,8 @@ class Recurrent(Student):
         return own + self.neighbours.of(latest, items)
 
     def _known(self, batch: Batch, vectors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return h and x_last + U f_u + T, (batch, length, scales * dim) and (batch, length, dim);
-        T where the student is told the time.
+        """Return h and x_last + U f_u + T + C, (batch, length, scales * dim) and (batch, length,
+        dim); T where the student is told the time, C where it is told a context.
         """
         x = self.look_up(batch, vectors)  # (batch, length, dim)
         x = dropout(x, self.dropout, self.training)
@@ -158,6 +161,8 @@ class Recurrent(Student):
         latest = x + self.user_features(batch.users).unsqueeze(1)
         if self.time is not None:
             latest = latest + self.time(batch)
+        if self.context is not None:
+            latest = latest + self.context(batch)
         return scan(inputs, decay).flatten(2), latest
 
     def _query(self, state: torch.Tensor, latest: torch.Tensor) -> torch.Tensor:
@@ -181,6 +186,7 @@ class Recurrent(Student):
             "outer_norm": self.outer_norm.weight,
             **({} if self.neighbours is None else self.neighbours.arrays()),
             **({} if self.time is None else self.time.arrays()),
+            **({} if self.context is None else {CONTEXT: self.context.table}),
         }
 
 

@@ -14,6 +14,7 @@ from torch.nn import functional
 from distilrec.data.dataset import Dataset
 from distilrec.errors import ConfigError
 from distilrec.networks.batches import Batch
+from distilrec.networks.context import context_inputs_of
 from distilrec.networks.full_precision import in_float32
 from distilrec.networks.on_cpu import Dropout, dropout
 from distilrec.networks.sequence import SequenceModel
@@ -160,6 +161,7 @@ class Transformer(SequenceModel):
         self.blocks = nn.ModuleList(Block(config, timed=self.timed) for _ in range(config.layers))
         self.final_norm = nn.LayerNorm(config.dim)
         self.time = time_inputs_of(dataset, config)
+        self.context = context_inputs_of(dataset, config.dim)
 
     def begin(self, dataset: Dataset) -> None:
         if self.time is not None:
@@ -177,5 +179,7 @@ class Transformer(SequenceModel):
         buckets = pair_buckets(batch) if self.timed else None
         for block in self.blocks:
             x = block(x, buckets)
+        if self.context is not None:
+            x = x + self.context(batch)
         hidden: torch.Tensor = self.final_norm(x)
         return hidden  # (batch, length, dim)

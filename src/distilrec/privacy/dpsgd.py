@@ -305,6 +305,12 @@ def _check(config: StudentConfig, dataset: Dataset) -> None:
                 fix="set negative_weight = 0 in [targets], and leave out loss_weight",
                 parameter="targets",
             )
+    if dataset.info.schema.context:
+        raise ConfigError(
+            "a student that is told a context cannot be trained privately",
+            fix="leave context_features out of [data.schema]",
+            parameter="context_features",
+        )
     names = {encoding.name for encoding in dataset.info.item_encoder.encodings}
     if names & {feature.name for feature in derived_features(dataset.info.schema)}:
         raise ConfigError(

@@ -19,6 +19,7 @@ from distilrec.errors import RequestError
 from distilrec.ids import as_id
 from distilrec.serve.config import ServiceConfig
 from distilrec.serve.http import Endpoint
+from distilrec.serve.metrics import Metrics
 from distilrec.serve.models import Models
 from distilrec.serve.parameters import check_filter, check_limit, known_items
 from distilrec.serve.rules import PlacementRules, check_rules
@@ -50,10 +51,16 @@ class Answers:
     """Recommend and rank with the active model."""
 
     def __init__(
-        self, config: ServiceConfig, models: Models, storage: Storage, placed: PlacementRules
+        self,
+        config: ServiceConfig,
+        models: Models,
+        storage: Storage,
+        placed: PlacementRules,
+        metrics: Metrics,
     ) -> None:
         self._max_k, self._max_batch = config.max_k, config.max_batch
         self._models, self._storage, self._placed = models, storage, placed
+        self._metrics = metrics
         self._shared = storage.shared
         self._turns = asyncio.Lock()
 
@@ -103,7 +110,8 @@ class Answers:
             await self._storage.catch_up(recommender, [user_id])
         user, known = _asked(recommender, user_id, request)
         items, unknown = known_items(recommender, request.item_ids, skip=request.skip_unknown)
-        ranked = recommender.recommend(user, items, now=request.now)
+        ranked = recommender.recommend(user, items, now=request.now, context=request.context)
+        self._count_unknown(recommender, request)
         best = [one.item_id for one in ranked], [one.score for one in ranked]
         return RecommendResponse(
             user_id,
@@ -126,8 +134,16 @@ class Answers:
             known = recommender.knows_user(user_id)
             return self._under_rules(recommender, (user_id, user_id, known), request, rules)
         best = recommender.best(
-            user_id, request.k, request.exclude_seen, request.filter, request.diversity, request.now
+            user_id,
+            request.k,
+            request.exclude_seen,
+            request.filter,
+            request.diversity,
+            request.now,
+            request.context,
         )
+        if request.context:
+            self._count_unknown(recommender, request)
         if request.filter is None:
             self._models.recent.append(request)
         else:
@@ -148,8 +164,15 @@ class Answers:
         if rules is not None:
             return self._under_rules(recommender, (user_id, user, known), request, rules)
         best = recommender.best(
-            user, request.k, request.exclude_seen, request.filter, request.diversity, request.now
+            user,
+            request.k,
+            request.exclude_seen,
+            request.filter,
+            request.diversity,
+            request.now,
+            request.context,
         )
+        self._count_unknown(recommender, request)
         return RecommendResponse(
             user_id,
             known,
@@ -185,9 +208,11 @@ class Answers:
             where=request.filter,
             diversity=request.diversity,
             now=request.now,
+            context=request.context,
             shown=request.shown or (),
             lenient=request.rules is None,
         )
+        self._count_unknown(recommender, request)
         best = [one.item_id for one in found.items], [one.score for one in found.items]
         return RecommendResponse(
             user_id,
@@ -204,6 +229,12 @@ class Answers:
             "" if request.rules is not None else self._placed.version,
             [problem.message for problem in found.problems],
         )
+
+    def _count_unknown(
+        self, recommender: Recommender, request: RecommendRequest | RankRequest
+    ) -> None:
+        for feature in recommender.unknown_context(request.context or {}):
+            self._metrics.unknown_context.labels(feature).inc()
 
     def _check_cost(self, requests: Sequence[RecommendRequest]) -> None:
         """Raise RequestError for what would take longer than other requests can wait."""
@@ -287,7 +318,9 @@ def _ranked(
         return list(map(RankedItem, items, scores, count(first)))
     whys: list[list[Contribution]] = [[] for _ in items]
     if explain and items:
-        whys = recommender.explain_many(user_id, items, _REASONS, now=request.now)
+        whys = recommender.explain_many(
+            user_id, items, _REASONS, now=request.now, context=request.context
+        )
     found = []
     for rank, item, score, why in zip(count(first), items, scores, whys, strict=False):
         because = [

@@ -67,6 +67,12 @@ class Metrics:
         self.events = Counter(
             "distilrec_events_total", "Events by outcome.", ["outcome"], registry=r
         )
+        self.unknown_context = Counter(
+            "distilrec_context_unknown_total",
+            "Values of context features that no training event had.",
+            ["feature"],
+            registry=r,
+        )
         self.commit_seconds = Histogram(
             "distilrec_commit_seconds",
             "Time of a commit to the store.",

@@ -26,6 +26,7 @@ MAX_SHOWN = 1_000  # items of the pages before
 EventType = Annotated[str, Meta(min_length=1, max_length=MAX_EVENT_TYPE)]
 Share = Annotated[float, Meta(ge=0, le=1)]
 Moment = Annotated[float, Meta(ge=0)] | None
+Context = dict[str, str | float | bool | None] | None
 FeatureValue = str | float | bool | list[str] | None
 Features = dict[str, FeatureValue]
 
@@ -62,6 +63,7 @@ class RecommendRequest(Request, frozen=True):
     `placement`: where the list is shown, such as `home`, whose rules it follows, if there are some;
     `rules`: follow these instead. `shown`: what is on the pages before, in order: these items are
     left out, and ranks and slots go on behind them.
+    `context`: values of the context features that the model knows; what is left out is unknown.
     """
 
     user_id: UserId | None = None
@@ -76,6 +78,7 @@ class RecommendRequest(Request, frozen=True):
     placement: Placement | None = None
     rules: Rules | None = None
     shown: Annotated[list[ItemId], Meta(max_length=MAX_SHOWN)] | None = None
+    context: Context = None
 
 
 class BatchRequest(Request, frozen=True):
@@ -86,7 +89,7 @@ class BatchRequest(Request, frozen=True):
 
 class RankRequest(Request, frozen=True):
     """These items for a user, best first, seen or not. `skip_unknown` leaves unknown items out;
-    `history` and `now` as for recommendations.
+    `history`, `now` and `context` as for recommendations.
     """
 
     item_ids: Annotated[list[ItemId], Meta(min_length=1)]
@@ -96,6 +99,7 @@ class RankRequest(Request, frozen=True):
     skip_unknown: bool = False
     history: list[ItemId | HistoryEvent] | None = None
     now: Moment = None
+    context: Context = None
 
 
 class SimilarRequest(Request, frozen=True):

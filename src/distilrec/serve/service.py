@@ -45,7 +45,7 @@ class Service:
         self.swap = Swap(config, self.models, self.storage, self.metrics)
         self.rules = PlacementRules(config, self.models, self.storage)
         self.upkeep = Upkeep(config, self.models, self.storage, self.swap, self.rules, self.metrics)
-        self.answers = Answers(config, self.models, self.storage, self.rules)
+        self.answers = Answers(config, self.models, self.storage, self.rules, self.metrics)
         self.similar = Similar(config, self.models, self.storage)
         self.popular = Popular(config, self.models, self.storage)
         self.events = Events(config, self.models, self.storage, self.metrics)

@@ -297,6 +297,7 @@ class Swap:
                     request.filter,
                     request.diversity,
                     request.now,
+                    request.context,
                 )
                 lists.append(best)
                 spent.append((time.perf_counter() - started) * 1e6)

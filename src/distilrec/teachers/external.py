@@ -346,6 +346,7 @@ def _without_cold(histories: Histories, warm_items: int) -> Histories:
         histories.events[warm],
         None if histories.times is None else histories.times[warm],
         histories.now,
+        histories.context,
     )
 
 

@@ -38,6 +38,7 @@ from distilrec.engine.runtimes.kinds import RUNTIMES, make_runtime
 from distilrec.engine.runtimes.runtime import Runtime
 from distilrec.errors import BundleCorruptedError, ConfigError
 from distilrec.export.export import export_bundle, holds
+from distilrec.features.encoding import CategoricalEncoding, FeatureEncoder
 from distilrec.files import write_whole
 from distilrec.measure.asked import user_asked
 from distilrec.networks.batches import prediction_batch
@@ -410,8 +411,12 @@ def histories(dataset: Dataset) -> st.SearchStrategy[Histories]:
         gap,
     )
 
-    def made(drawn: tuple[int, list[tuple[int, int, float]], float]) -> Histories:
-        user, events, wait = drawn
+    encoder, told = dataset.info.context_encoder, dataset.context is not None
+
+    def made(
+        drawn: tuple[int, list[tuple[int, int, float]], float, dict[str, object]],
+    ) -> Histories:
+        user, events, wait, context = drawn
         times = FIRST_TIME + np.cumsum(np.array([gap for _, _, gap in events], np.float64))
         return Histories(
             np.array([user]),
@@ -420,10 +425,23 @@ def histories(dataset: Dataset) -> st.SearchStrategy[Histories]:
             np.array([event_type for _, event_type, _ in events], np.int32),
             times,
             times.max(initial=FIRST_TIME, keepdims=True) + wait,
+            encoder.encode_rows([context]) if told else None,
         )
 
     users = st.integers(0, dataset.users - 1)
-    return st.tuples(users, st.lists(event, max_size=LONGEST), gap).map(made)
+    drawn = st.tuples(users, st.lists(event, max_size=LONGEST), gap, contexts(encoder))
+    return drawn.map(made)
+
+
+def contexts(encoder: FeatureEncoder) -> st.SearchStrategy[dict[str, object]]:
+    """Return a strategy of contexts: values of the training and others, each left out at times."""
+    values: dict[str, st.SearchStrategy[object]] = {
+        one.name: st.sampled_from((*one.values, "another", None))
+        if isinstance(one, CategoricalEncoding)
+        else st.none() | st.floats(-1e6, 1e6)
+        for one in encoder.encodings
+    }
+    return st.fixed_dictionaries({}, optional=values)
 
 
 def folded(runtime: Runtime, items: Places, events: Places) -> Floats:

@@ -9,7 +9,8 @@ import numpy as np
 
 from distilrec.bundle.checks import Arrays, Shapes, Whole, length_of
 from distilrec.bundle.format import Bundle
-from distilrec.bundle.manifest import Manifest, SearchKind
+from distilrec.bundle.manifest import CONTEXT, Manifest, SearchKind
+from distilrec.engine.context import shapes_of_context
 from distilrec.engine.items import Floats, ItemTable, Mask, Places, columns_of
 from distilrec.engine.runtimes.neighbours import (
     OwnBiases,
@@ -62,6 +63,7 @@ class RecurrentRuntime(Runtime):
         self._query_length = max(len(self._columns), dim + self._latest_floats)
         self._time = time_inputs_in(bundle.manifest, w, kernels)
         self.timed = self._time is not None
+        self.context_table = w.get(CONTEXT)
         self._query = self._new_query()  # reused
         self._scores = np.empty_like(biases)
 
@@ -81,6 +83,7 @@ class RecurrentRuntime(Runtime):
             "outer_norm": (dim,),
             **shapes_of_neighbours(manifest, weights),
             **shapes_of_time(manifest, weights),
+            **shapes_of_context(manifest, weights),
         }
 
     @staticmethod

@@ -42,6 +42,10 @@ class Runtime(ABC):
     """How the best items can be found."""
     timed: bool = False
     """Whether answers depend on the time at which they are asked for; see `asked_at`."""
+    context_table: Floats | None = None
+    """What each column of the encoded context of a question adds to U f_u, (columns, dim), for a
+    student that is told it.
+    """
 
     @abstractmethod
     def __init__(self, bundle: Bundle, search: SearchKind, kernels: ModuleType) -> None:
