@@ -33,7 +33,7 @@ from distilrec.runs.config import RunConfig
 from distilrec.serve.app import endpoints
 from distilrec.serve.config import ServiceConfig
 from distilrec.serve.http import Endpoint
-from distilrec.serve.schemas import PopularRequest, RecommendRequest, SimilarRequest
+from distilrec.serve.schemas import EventsRequest, PopularRequest, RecommendRequest, SimilarRequest
 from distilrec.settings import converted
 from distilrec.training.options import TrainingConfig
 from distilrec.training.trained import train_model
@@ -168,7 +168,7 @@ def test_the_rules_of_the_pages_are_followed(films, tmp_path):
 
 @pytest.mark.parametrize("text", blocks("json"))
 def test_bodies_are_valid(text):
-    kinds = {"item_ids": SimilarRequest, "window": PopularRequest}
+    kinds = {"item_ids": SimilarRequest, "window": PopularRequest, "events": EventsRequest}
     kind = next((kinds[name] for name in kinds if name in json.loads(text)), RecommendRequest)
     msgspec.json.decode(text, type=kind)
 

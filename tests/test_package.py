@@ -225,7 +225,9 @@ def test_imports_go_one_way():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "recipe", sorted((ROOT / "examples").glob("*/recipe.toml")), ids=lambda path: path.parent.name
+    "recipe",
+    sorted((ROOT / "examples").glob("*/*.toml")),
+    ids=lambda path: f"{path.parent.name}/{path.stem}",
 )
 def test_recipes_are_valid_and_documented(recipe):
     """Their data are not in the project: that the configuration can be read, and that without data they say what is missing."""

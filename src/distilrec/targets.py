@@ -175,6 +175,29 @@ def roles_of(targets: Targets, event_types: Sequence[str]) -> Roles:
     )
 
 
+def roles_by_type(roles: Sequence[Role]) -> Roles:
+    """Return the roles of event types, given in their order; all targets weigh the same."""
+    target = np.array([role == "target" for role in roles], bool)
+    negative = np.array([role == "negative" for role in roles], bool)
+    return Roles(target, negative, target.astype(np.float32))
+
+
+def still_hidden(
+    hidden: NDArray[np.int32] | None,
+    items: NDArray[np.int32],
+    kinds: NDArray[np.int32],
+    roles: Roles,
+) -> NDArray[np.int32] | None:
+    """Return the items that a user does not want to see after more events, None for none. hidden:
+    those before; others as of `hidden_items`.
+    """
+    found = hidden_items(items, kinds, roles)
+    if hidden is not None:
+        deciding = roles.target[kinds] | roles.negative[kinds]
+        found = np.union1d(hidden[~np.isin(hidden, items[deciding])], found)
+    return found if len(found) else None
+
+
 def hidden_items(
     items: NDArray[np.int32], kinds: NDArray[np.int32], roles: Roles
 ) -> NDArray[np.int32]:

@@ -106,6 +106,8 @@ def test_arrays_that_make_no_sense(bundle, file, change, message):
         (("items",), 0, "sizes below 1"),
         (("event_types",), [], "no event types"),
         (("event_types",), ["view", "view", "x"], "or one twice"),
+        (("roles",), ["inform", "target"], "a role for each event type"),
+        (("roles",), ["inform", "target", "disliked"], "is not a manifest"),
         (("search",), {"bias_unit": 0.0}, "impossible settings of the search"),
         (("golden", 1, "items", 0), -1, "golden questions"),
         (("golden", 1, "items", 0), 10**12, "golden questions"),

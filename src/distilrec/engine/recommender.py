@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from msgspec import UNSET
 
 from distilrec.bundle.drec import read_drec
 from distilrec.bundle.format import Bundle, read_bundle
@@ -125,6 +126,18 @@ class Recommender:
         """All items of the catalogue, the most popular in training first; without removed ones."""
         with self.lock:
             return self._catalogue.present()
+
+    @property
+    def target_types(self) -> list[str] | None:
+        """The event types that are to be predicted, None where all are."""
+        roles, types = self._manifest.roles, self._manifest.event_types
+        if roles is UNSET:
+            return None
+        return [name for name, role in zip(types, roles, strict=True) if role == "target"]
+
+    def knows_event_type(self, event_type: str) -> bool:
+        """Return whether an event type has a meaning here; one that has none only informs."""
+        return self._manifest.roles is UNSET or event_type in self._manifest.event_types
 
     @property
     def item_count(self) -> int:
@@ -312,8 +325,9 @@ class Recommender:
         user_id: or what `session` returns.
         item_ids: rank exactly these items instead, each once, seen or not; then nothing else but
         `now` and `context` applies.
-        exclude_seen: leave out what the user has already had. where: only items that pass this
-        filter.
+        exclude_seen: leave out what the user has already had; what the user does not want to see is
+        left out in any case (an item with a negative event and no target event after it). where:
+        only items that pass this filter.
         diversity: from 0 (best first) to 1: trades score against likeness to the items before, by
         maximal marginal relevance among the best max(50, 5 k).
         now: when the question is asked, in seconds since 1970, the time of the clock by default; it
@@ -352,10 +366,13 @@ class Recommender:
             user = self._users.use(user_id) if type(user_id) is str else None
             if user is None:
                 user = self._user(user_id)
+            left_out = user.items if exclude_seen else _NO_ITEMS
+            if user.hidden is not None:
+                left_out = np.concatenate([left_out, user.hidden])
             places, best = self._runtime.best(
                 user.state,
                 self._features(user, now, context) if self._moving or context else user.features,
-                user.items if exclude_seen else _NO_ITEMS,
+                left_out,
                 self._filters.mask(where),
                 min(pool, len(self._item_ids)),
             )
@@ -382,8 +399,8 @@ class Recommender:
 
         Items come in order of their scores, with what boosts add, or of a diversified list of
         them; fewer than k only where no more are allowed. No item is there twice, and none that is
-        not available or does not pass the filters; items that the user has had are left out, but
-        for pins that say otherwise.
+        not available, does not pass the filters, or is one that the user does not want to see;
+        items that the user has had are left out, but for pins that say otherwise.
         user_id, exclude_seen, where, diversity, now, context: as for `recommend`. shown: what is on
         the pages before, in order: these are left out, ranks and slots go on behind them. lenient:
         leave rules out that do not fit the catalogue, and return why, in place of raising.
@@ -400,6 +417,7 @@ class Recommender:
                 user.state,
                 self._features(user, now, context),
                 user.items,
+                _NO_ITEMS if user.hidden is None else user.hidden,
                 k,
                 exclude_seen,
                 where,
@@ -552,9 +570,11 @@ class Recommender:
         return self._sessions.find(user_id) or self._sessions.stranger()
 
     def _items_of(self, user_id: Id | None) -> Places:
-        """Return the items that a user has had, none without an id."""
+        """Return the items that a user has had or does not want to see, none without an id."""
         user = None if user_id is None else self._sessions.find(user_id)
-        return _NO_ITEMS if user is None else user.items
+        if user is None:
+            return _NO_ITEMS
+        return user.items if user.hidden is None else np.concatenate([user.items, user.hidden])
 
     def unknown_context(self, context: Context) -> list[str]:
         """Return the categorical features of a context whose value no training event had: they

@@ -59,14 +59,16 @@ class Arranged(NamedTuple):
 class Wanted:
     """A list that is asked for.
 
-    state, features: of the user; had: the items that the user has had; places are those of the
-    catalogue; shown: what is on the pages before, in ids; lenient: leave rules out that do not fit
-    the catalogue, in place of raising; others as of `Recommender.arrange`.
+    state, features: of the user; had: the items that the user has had; unwanted: those that the
+    user does not want to see, whatever the rules say; places are those of the catalogue; shown:
+    what is on the pages before, in ids; lenient: leave rules out that do not fit the catalogue, in
+    place of raising; others as of `Recommender.arrange`.
     """
 
     state: Floats
     features: Floats
     had: Places
+    unwanted: Places
     k: int
     exclude_seen: bool
     where: Filter | None
@@ -89,6 +91,8 @@ def arranged(
     known = (catalogue.place(item) for item in wanted.shown)
     shown = np.array([place for place in known if place is not None], np.int32)
     hidden = np.concatenate([wanted.had, shown]) if wanted.exclude_seen else shown
+    if len(wanted.unwanted):
+        hidden = np.concatenate([hidden, wanted.unwanted])
     plain, source = _sources(runtime, kernels, fit, wanted)
     depth = min(_depth(wanted), len(catalogue.ids))
     without_rules: list[int] = plain(hidden, asked, depth)[0].tolist()
@@ -189,6 +193,8 @@ def _slots(
             reason = "filtered"
         elif place in shown:
             reason = "shown"
+        elif place in wanted.unwanted:
+            reason = "unwanted"
         elif place in had and not pin.seen:
             reason = "seen"
         else:

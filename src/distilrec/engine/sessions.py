@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
+from msgspec import UNSET
 
 from distilrec.bundle.format import Bundle
 from distilrec.engine.embedding import embed_bag, embed_features
@@ -18,6 +19,7 @@ from distilrec.engine.time_inputs import NEVER
 from distilrec.engine.users import User, Users
 from distilrec.ids import Id, as_id
 from distilrec.stores.records import Since, StoredEvent, UserRecord
+from distilrec.targets import roles_by_type, still_hidden
 
 _FOLDED = 500  # events of a long log that are folded before others get their turn
 
@@ -38,6 +40,9 @@ class Sessions:
         self._runtime, self._users, self._positions = runtime, users, positions
         self._lock = users.lock
         self._event_types = {name: number for number, name in enumerate(manifest.event_types)}
+        roles = () if manifest.roles is UNSET else manifest.roles
+        # What decides which items are hidden; None where no event can
+        self._roles = roles_by_type(roles) if "negative" in roles else None
         self._encoder = manifest.user_encoder
         self._table = bundle.weights.user_table
         self._no_features = np.zeros(manifest.dim, np.float32)  # of all users without
@@ -132,6 +137,8 @@ class Sessions:
             user.unmatched = list(zip(items[-count:].tolist(), kinds, strict=True))
         self._runtime.fold(user.state, items, events)
         self._users.remember_all(user, items, events)
+        if self._roles is not None:
+            user.hidden = still_hidden(None, items, events, self._roles)
         if h.last_times is not None:
             times = h.last_times[place, : min(len(items), 2)].tolist()
             user.folded, user.folded_before = (*times, NEVER, NEVER)[:2]
@@ -146,6 +153,8 @@ class Sessions:
         item[0], event[0] = place, kind
         self._runtime.fold(user.state, item, event)
         self._users.remember(user, place, kind)
+        if self._roles is not None:
+            self._users.hide(user, still_hidden(user.hidden, item, event, self._roles))
         if self._runtime.timed:
             user.folded, user.folded_before = when, user.folded
 
@@ -265,6 +274,8 @@ class Sessions:
             if start:
                 time.sleep(0)  # a thread that waits for the lock gets it
         self._users.remember_all(user, items, kinds)
+        if self._roles is not None:
+            user.hidden = still_hidden(user.hidden, items, kinds, self._roles)
         for event in new[-2:]:
             user.folded, user.folded_before = event.when, user.folded
 

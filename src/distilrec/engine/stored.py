@@ -258,12 +258,14 @@ class StoredRecommender:
         """Return the k items with most stored events of late, with their numbers, best first.
 
         window: in hours, the current one and those before it, up to 2,160; half_life: hours after
-        which an event counts half, all count alike without it; event_types: that count, all without
-        them. user_id: leave out what this user has already had; where: only items that pass this
-        filter.
+        which an event counts half, all count alike without it; event_types: that count, those that
+        are to be predicted without them. user_id: leave out what this user has already had; where:
+        only items that pass this filter.
         Raises ConfigError for another window and as `Recommender.first_of` does, InvalidIdError,
         StoreError.
         """
+        if event_types is None:
+            event_types = self.recommender.target_types
         chosen = window_of(window, half_life, event_types)
         with self._lock:
             if user_id is not None:

@@ -28,7 +28,8 @@ class User:
     to where the user's log in the store is folded in; unmatched: events (item, type) of the
     bundle's history, from around its end, that no stored event has been found to be; folded,
     folded_before: when the event that was folded last happened and the one before, NEVER without
-    one, where the student is told the time.
+    one, where the student is told the time; hidden: items that the user does not want to see,
+    rising, None for none; an array that is replaced, never changed.
     """
 
     state: Floats
@@ -43,6 +44,7 @@ class User:
     unmatched: list[tuple[int, int]] | None = None
     folded: float = NEVER
     folded_before: float = NEVER
+    hidden: NDArray[np.int32] | None = None
 
     @property
     def items(self) -> NDArray[np.int32]:
@@ -57,7 +59,8 @@ class User:
     @property
     def nbytes(self) -> int:
         """Bytes of the arrays."""
-        return self.state.nbytes + self.features.nbytes + self.log.nbytes
+        hidden = 0 if self.hidden is None else self.hidden.nbytes
+        return self.state.nbytes + self.features.nbytes + self.log.nbytes + hidden
 
 
 class Users:
@@ -139,6 +142,12 @@ class Users:
             user.log = np.concatenate([user.log, np.empty((2, room), np.int32)], axis=1)
         user.log[:, user.length] = item, event
         user.length += 1
+
+    def hide(self, user: User, hidden: NDArray[np.int32] | None) -> None:
+        """Set what a user who is held here does not want to see."""
+        before = user.nbytes
+        user.hidden = hidden
+        self.nbytes += user.nbytes - before
 
     def remember_all(self, user: User, items: NDArray[np.int32], events: NDArray[np.int32]) -> None:
         """Add many events to the log of a user who is not held here yet."""

@@ -37,15 +37,21 @@ class Events:
         unknown = sum(
             not active.knows_item(e.item_id) for e, p in zip(stored, positions, strict=True) if p
         )
+        new_types = sum(
+            not active.knows_event_type(e.event_type)
+            for e, p in zip(stored, positions, strict=True)
+            if p
+        )
         accepted = len(stored) - duplicates
         for outcome, number in (
             ("accepted", accepted),
             ("duplicate", duplicates),
             ("unknown_item", unknown),
+            ("unknown_type", new_types),
         ):
             if number:
                 self._metrics.events.labels(outcome).inc(number)
-        return EventsResponse(accepted, duplicates, unknown)
+        return EventsResponse(accepted, duplicates, unknown, new_types)
 
 
 def endpoints(events: Events, config: ServiceConfig) -> list[Endpoint]:

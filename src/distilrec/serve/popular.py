@@ -35,8 +35,9 @@ class Popular:
         check_limit("k", request.k, self._max_k)
         check_list(request.k, request.filter, 0.0)
         check_limit("event_types", len(request.event_types or ()), _MAX_TYPES)
-        window = window_of(request.window, request.half_life, request.event_types)
         recommender = self._models.active.recommender
+        types = request.event_types or recommender.target_types
+        window = window_of(request.window, request.half_life, types)
         user_id = await self._storage.caught_up(recommender, request.user_id)
         async with self._turns:  # one at a time: those who wait use the same ranking
             ranking = await self._ranking(window)

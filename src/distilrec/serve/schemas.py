@@ -124,8 +124,8 @@ class PopularRequest(Request, frozen=True):
     """The `k` items with most stored events in the current hour and the `window - 1` hours before.
 
     `half_life`: hours after which an event counts half; all count alike without it. `event_types`:
-    that count, all without them. `user_id`: leave out what this user has already had. `filter`,
-    `titles`: as for recommendations.
+    that count, without them those that are to be predicted, or all where that was not said.
+    `user_id`: leave out what this user has already had. `filter`, `titles`: as for recommendations.
     """
 
     k: Annotated[int, Meta(ge=1)] = 10
@@ -229,7 +229,7 @@ class RankedItem(Answer, frozen=True):
 class MovedItem(Answer, frozen=True):
     """What a rule did with an item. before: its rank without rules, null where that is far down;
     rank: its rank, null where it is left out; reason: why it is not at the slot that it is pinned
-    to: `unknown`, `not available`, `filtered`, `shown` (on a page before) or `seen`.
+    to: `unknown`, `not available`, `filtered`, `shown` (on a page before), `unwanted` or `seen`.
     """
 
     rule: str
@@ -297,12 +297,14 @@ class BatchResponse(Answer, frozen=True):
 
 class EventsResponse(Answer, frozen=True):
     """accepted: stored now; duplicates: known by their event ids; unknown_items: accepted, but no
-    model knows the item.
+    model knows the item; unknown_types: accepted, but the event type has no role in the model, so
+    that the event only informs; left out where it is 0.
     """
 
     accepted: int
     duplicates: int
     unknown_items: int
+    unknown_types: int = 0
 
 
 class ItemResponse(Answer, frozen=True):
@@ -368,7 +370,9 @@ class ErasedResponse(Answer, frozen=True):
 
 
 class ModelResponse(Answer, frozen=True):
-    """The model that answers, and the one before it."""
+    """The model that answers, and the one before it. event_roles: what the event types mean,
+    `target`, `inform` or `negative`, where that was said.
+    """
 
     model_version: str
     bundle: str
@@ -383,6 +387,7 @@ class ModelResponse(Answer, frozen=True):
     metrics: dict[str, float]
     has_teacher: bool
     previous_version: str | None = None
+    event_roles: dict[str, str] | None = None
 
 
 class Shadow(Answer, frozen=True):

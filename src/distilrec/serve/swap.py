@@ -16,6 +16,7 @@ from pathlib import Path
 from statistics import median
 
 import msgspec
+from msgspec import UNSET
 
 from distilrec.engine.recommender import Recommender, load
 from distilrec.errors import (
@@ -75,6 +76,7 @@ class Swap:
             m.metrics,
             recommender.has_teacher,
             self._models.previous_version,
+            None if m.roles is UNSET else dict(zip(m.event_types, m.roles, strict=True)),
         )
 
     async def load(self, request: LoadRequest) -> LoadResponse:
