@@ -8,8 +8,10 @@ The users are dealt into folds at random. For each fold a teacher is trained on 
 the others, and the labels of a user are those of the teacher that has not learned from this user;
 it reads the user's history as any teacher does. The members are those of the configuration, by
 default one transformer, EASE and the linear model. Epochs and weights are chosen on the validation
-part of the users that a teacher was trained on. How often the item of a training row is among the
-ten best of its label shows what a teacher remembers of its own training rows.
+part of the users that a teacher was trained on. Members in closed form remember most of their own
+rows and cost seconds, so that a teacher in which only they are out of folds is measured too. How
+often the item of a training row is among the ten best of its label shows what a teacher remembers
+of its own training rows.
 
 Teachers, labels and students are kept, so that an interrupted benchmark goes on. Prints a table and
 one JSON line, and writes both into `bench/results/`.
@@ -39,7 +41,10 @@ from distilrec.measure.ranking import Scorer, questions, rank
 from distilrec.networks.batches import Batch
 from distilrec.networks.sequence import TorchScorer
 from distilrec.runs.config import RunConfig, read_config
-from distilrec.teachers.build import make_teacher, with_closed_form
+from distilrec.teachers.build import TeacherConfig, make_teacher, with_closed_form
+from distilrec.teachers.ease import EaseTeacher
+from distilrec.teachers.ensemble import EnsembleTeacher
+from distilrec.teachers.linear import LinearTeacher
 from distilrec.teachers.teacher import Answer, Cost, Reader, Teacher, reader
 from distilrec.training.trained import TrainedModel, load_model, save_model, train_model
 from distilrec.training.validation import validation_ndcg
@@ -72,7 +77,7 @@ class FoldedTeacher:
         fold = torch.from_numpy(self.fold)[batch.users]
         places = torch.zeros(len(fold), dtype=torch.int64)
         readers: dict[int, Reader] = {}
-        for number in fold.unique().tolist():
+        for number in np.unique(fold.numpy()).tolist():
             windows = torch.nonzero(fold == number)[:, 0]
             places[windows] = torch.arange(len(windows))
             readers[number] = reader(self.teachers[number], batch.select(windows), items)
@@ -115,10 +120,16 @@ def main() -> None:
         else read_config(arguments.config)
     )
     run, dataset = runs.prepare(config, arguments.folder, runs.Lines())
-    teachers: dict[str, Teacher] = {OWN: _teacher(config, dataset, run.folder / "teacher")}
+    members = with_closed_form(config.teacher, config.closed_form, dataset.info.warm_items)
+    own = make_teacher(members, dataset, config.teacher_training, run.folder / "teacher", seed=0)
+    teachers: dict[str, Teacher] = {OWN: own}
     for folds in arguments.folds:
+        fold = np.random.default_rng(0).permutation(dataset.users) % folds
+        place = run.folder / f"folds-{folds}"
         name = f"labels out of {folds} folds"
-        teachers[name] = _folded(config, dataset, folds, run.folder / f"folds-{folds}")
+        teachers[name] = _folded(members, config, dataset, fold, place)
+        name = f"closed-form members out of {folds} folds, network of all users"
+        teachers[name] = _closed_form_folded(teachers[OWN], config, dataset, fold, place / "closed")
     rows = {ALONE: _of_students(config, dataset, None, run.folder / ALONE, arguments.seeds)}
     for name, teacher in teachers.items():
         labels = extract_labels(
@@ -134,18 +145,34 @@ def main() -> None:
     _write_results(dataset, rows)
 
 
-def _teacher(config: RunConfig, dataset: Dataset, folder: Path) -> Teacher:
-    members = with_closed_form(config.teacher, config.closed_form, dataset.info.warm_items)
-    return make_teacher(members, dataset, config.teacher_training, folder, seed=0)
-
-
-def _folded(config: RunConfig, dataset: Dataset, folds: int, folder: Path) -> FoldedTeacher:
-    fold = np.random.default_rng(0).permutation(dataset.users) % folds
+def _folded(
+    model: TeacherConfig,
+    config: RunConfig,
+    dataset: Dataset,
+    fold: NDArray[np.int64],
+    folder: Path,
+) -> FoldedTeacher:
     teachers = []
-    for number in range(folds):
+    for number in range(fold.max() + 1):
         others = dataset.with_training_users(fold != number)
-        teachers.append(_teacher(config, others, folder / f"fold-{number}"))
+        place = folder / f"fold-{number}"
+        teachers.append(make_teacher(model, others, config.teacher_training, place, seed=0))
     return FoldedTeacher(teachers, fold)
+
+
+def _closed_form_folded(
+    teacher: Teacher, config: RunConfig, dataset: Dataset, fold: NDArray[np.int64], folder: Path
+) -> Teacher:
+    """Return the same ensemble with the same weights, its members in closed form out of folds."""
+    if not isinstance(teacher, EnsembleTeacher):
+        raise SystemExit("the teacher has no members in closed form")
+    members = [
+        _folded(member.config, config, dataset, fold, folder / f"member-{number}")
+        if isinstance(member, EaseTeacher | LinearTeacher)
+        else member
+        for number, member in enumerate(teacher.members)
+    ]
+    return EnsembleTeacher(members, teacher.weights)
 
 
 def _of_students(
