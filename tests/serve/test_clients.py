@@ -488,6 +488,14 @@ def check_events_and_users(models, ok):
     assert ok("delete_user", "reader").events_removed == 3
 
 
+def check_rules(models, ok):
+    placements = {"home": {"pin": [{"item_id": "i4", "slot": 1}]}}
+    loaded = ok("load_rules", body=models.LoadRulesRequest.from_dict({"placements": placements}))
+    assert ok("rules").version == loaded.version
+    listed = ok("recommend", body=models.RecommendRequest("u2", k=3, placement="home"))
+    assert listed.items[0].item_id == "i4"
+
+
 def check_models(models, ok):
     loaded = ok(
         "load_model", body=models.LoadRequest("next", shadow_requests=1, shadow_seconds=0.0)
@@ -535,6 +543,7 @@ def test_a_generated_client_calls_every_endpoint(generated, callers):
     check_recommendations(models, ok)
     check_items(models, ok)
     check_events_and_users(models, ok)
+    check_rules(models, ok)
     check_models(models, ok)
     assert "distilrec_request_seconds_count" in ok("metrics")
     check_kserve(models, ok)
