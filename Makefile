@@ -107,7 +107,7 @@ web-tools:
 # The newest versions, pinned for every Python from 3.11.
 constraints: $(VENV)/dev.stamp
 	$(VENV)/bin/uv pip compile pyproject.toml --universal --python-version 3.11 --no-annotate --quiet --upgrade \
-	  --extra redis --extra ann --extra train --extra tune --extra privacy --extra checks --extra ray --extra texts \
+	  --extra redis --extra ann --extra onnx --extra train --extra tune --extra privacy --extra checks --extra ray --extra texts \
 	  --custom-compile-command 'make constraints' --output-file release/constraints.txt
 
 # Known vulnerabilities of the pinned versions; needs the JSON interface of pypi.org.

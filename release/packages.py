@@ -244,6 +244,12 @@ def try_ann(environment: Environment, bundle: Path) -> None:
     )
 
 
+def try_onnx(environment: Environment, bundle: Path) -> None:
+    """Write the graphs of a bundle, which ONNX Runtime checks."""
+    said = environment.distilrec("export", "--onnx", "--bundle", str(bundle))
+    assert "onnxruntime gives the golden answers" in said
+
+
 def try_train(environment: Environment, bundle: Path) -> None:
     """Run the whole line; its bundle is what the other environments serve."""
     environment.configure()
@@ -297,6 +303,7 @@ TRIALS: dict[str, Callable[[Environment, Path], None]] = {
     "none": try_runtime,
     "redis": try_redis,
     "ann": try_ann,
+    "onnx": try_onnx,
     "tune": try_tune,
     "privacy": try_privacy,
     "checks": try_checks,

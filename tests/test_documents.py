@@ -24,6 +24,7 @@ from distilrec.bundle.format import read_bundle
 from distilrec.cli import app
 from distilrec.data.fetch import DATASETS
 from distilrec.data.preparation import prepare_dataset
+from distilrec.engine.onnx_files import write_onnx
 from distilrec.engine.rules import Rules, read_rules
 from distilrec.engine.web import write_drec
 from distilrec.export.export import export_bundle
@@ -100,6 +101,7 @@ def films(tmp_path_factory) -> Path:
     run = folder / "runs" / "ml-100k"
     export_bundle(student, dataset, run / "bundle")
     write_drec(read_bundle(run / "bundle"), run / "student.drec")
+    write_onnx(read_bundle(run / "bundle"), run / "onnx")
     return folder
 
 

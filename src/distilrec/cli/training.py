@@ -134,9 +134,18 @@ def export(
             "users, which web pages and devices load."
         ),
     ] = False,
+    onnx: Annotated[
+        bool,
+        Parameter(
+            help="Also write the folder onnx beside the bundle: two graphs without data about "
+            "users, which ONNX Runtime and other servers run."
+        ),
+    ] = False,
     bundle: Annotated[
         Path | None,
-        Parameter(help="With --web: write only that file, of this bundle. Needs no run."),
+        Parameter(
+            help="With --web or --onnx: write only these files, of this bundle. Needs no run."
+        ),
     ] = None,
     precision: Annotated[
         Literal["half", "float32"],
@@ -145,20 +154,26 @@ def export(
 ) -> None:
     """Write the bundle of the student."""
     if bundle is not None:
-        if not web:
+        if not web and not onnx:
             raise ConfigError(
-                "--bundle is only for the web file",
-                fix="add --web, or leave --bundle out",
+                "--bundle is only for the web file and ONNX files",
+                fix="add --web or --onnx, or leave --bundle out",
                 parameter="bundle",
             )
-        _export_web(bundle, precision)
+        _export_files(bundle, precision, web=web, onnx=onnx)
         return
     from distilrec import runs
 
     with opened_run(run) as (opened, data):
         runs.export(opened, data)
-        if web:
-            _export_web(opened.bundle, precision)
+        _export_files(opened.bundle, precision, web=web, onnx=onnx)
+
+
+def _export_files(bundle: Path, precision: MatrixPrecision, *, web: bool, onnx: bool) -> None:
+    if web:
+        _export_web(bundle, precision)
+    if onnx:
+        _export_onnx(bundle)
 
 
 def _export_web(bundle: Path, precision: MatrixPrecision) -> None:
@@ -171,6 +186,18 @@ def _export_web(bundle: Path, precision: MatrixPrecision) -> None:
         f"{file}: {file.stat().st_size:,} bytes; of the ten best items of the bundle "
         f"{rounding.overlap:.1%} are among its ten best, and no score is further away than "
         f"{rounding.largest:.2g} ({rounding.questions} made-up users)"
+    )
+
+
+def _export_onnx(bundle: Path) -> None:
+    from distilrec.bundle.format import read_bundle
+    from distilrec.engine.onnx_files import write_onnx
+
+    folder = bundle.parent / "onnx"
+    report = write_onnx(read_bundle(bundle), folder)
+    print(
+        f"{folder}: {report.bytes:,} bytes; onnxruntime gives the golden answers, and no score is "
+        f"further away than {report.largest:.2g}"
     )
 
 
