@@ -13,6 +13,7 @@ import msgspec
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnxruntime import InferenceSession
 from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidArgument
 
@@ -119,20 +120,27 @@ def test_the_generated_cases(student, exported):
 @pytest.mark.parametrize(
     "more",
     [{}, {"neighbours": 5}, {"time": True, "timezone": "Asia/Kolkata"},
-     {"neighbours": 3, "time": True, "timezone": "America/New_York"}],
+     {"neighbours": 3, "time": True, "timezone": "America/New_York"}, {"context": True}],
 )  # fmt: skip
 def test_every_input_of_a_student(small, tmp_path, more):
     """The export compares with the golden answers, which torch has given."""
-    config = RecurrentConfig(dim=8, max_history=12, **more)
+    told = {name: value for name, value in more.items() if name != "context"}
+    config = RecurrentConfig(dim=8, max_history=12, **told)
+    if "context" in more:
+        small = small_run.in_context(small)
     if "time" in more:
         trained = small_run.timed_student(config, small)
     else:
         trained = train_model(config, small, TrainingConfig(epochs=1, batch_size=16), seed=0)
+    if "context" in more:
+        with torch.no_grad():
+            trained.model.context.table.normal_(generator=torch.Generator().manual_seed(0))
     export_bundle(trained, small, tmp_path / "bundle")
     bundle = read_bundle(tmp_path / "bundle")
     assert write_onnx(bundle, tmp_path / "onnx").largest < 1e-4
     names = {one.name for one in InferenceSession(tmp_path / "onnx" / SCORES).get_inputs()}
     assert ("gap" in names) == ("local_time" in names) == ("time" in more)
+    assert ("context_columns" in names) == ("context" in more)
     wrong = msgspec.structs.replace(
         bundle.manifest.golden[2], top_scores=(9.0,) * len(bundle.manifest.golden[2].top_scores)
     )

@@ -57,6 +57,7 @@ class OnnxStudent(msgspec.Struct, frozen=True):
     titles: list[str]
     timezone: str | UnsetType = UNSET
     roles: tuple[Role, ...] | UnsetType = UNSET
+    context_encoder: FeatureEncoder | UnsetType = UNSET
 
 
 class OnnxReport(msgspec.Struct, frozen=True):
@@ -175,6 +176,7 @@ def _student(bundle: Bundle, files: dict[str, FileEntry]) -> OnnxStudent:
         titles=catalogue.titles,
         timezone=m.timezone,
         roles=m.roles,
+        context_encoder=m.context_encoder,
     )
 
 
@@ -206,10 +208,12 @@ def _events(golden: Golden) -> Iterator[dict[str, Any]]:
 def _question(golden: Golden, m: Manifest) -> dict[str, Any]:
     """Return the inputs of `scores.onnx` besides the state, for one golden question."""
     inputs: dict[str, Any] = {}
-    if m.user_encoder.width:
-        bag = golden.user_features
-        inputs["user_columns"] = np.array([[column for column, _ in bag]], np.int64)
-        inputs["user_weights"] = np.array([[weight for _, weight in bag]], np.float32)
+    bags = {"user": golden.user_features} if m.user_encoder.width else {}
+    if m.context_encoder is not UNSET and m.context_encoder.width and golden.context is not UNSET:
+        bags["context"] = golden.context
+    for name, bag in bags.items():
+        inputs[f"{name}_columns"] = np.array([[column for column, _ in bag]], np.int64)
+        inputs[f"{name}_weights"] = np.array([[weight for _, weight in bag]], np.float32)
     if m.timezone is not UNSET and golden.now is not UNSET and golden.times is not UNSET:
         now = math.floor(golden.now)
         gap = max(now - math.floor(golden.times[-1]), 0) if golden.times else -1

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, ValueInfoProto, checker, helper, numpy_helper
 
 from distilrec.bundle.format import Bundle
+from distilrec.bundle.manifest import CONTEXT
 from distilrec.engine.runtimes.neighbours import NeighbourArrays, neighbours_in
 from distilrec.engine.runtimes.recurrent import NORM_EPSILON
 from distilrec.engine.runtimes.runtime import signs_of
@@ -147,20 +148,23 @@ def scores_graph(bundle: Bundle, metadata: Mapping[str, str]) -> ModelProto:
     """Return the graph that scores all items for each user of a batch.
 
     Inputs: state (batch, width) float32; of a student that reads features of users user_columns
-    int64 and user_weights float32, both (batch, pairs); of one that is told the time gap and
-    local_time, (batch,) int64. Output: scores (batch, items) float32.
+    int64 and user_weights float32, both (batch, pairs), and the same with context_ of one that is
+    told a context; of one that is told the time gap and local_time, (batch,) int64. Output: scores
+    (batch, items) float32.
     """
     graph, w, m = _Graph(), bundle.weights.of_kind, bundle.manifest
     scales, dim = w["decay"].shape
     inputs = [_input("state", _FLOAT, state_width(bundle))]
     h = graph.cut("state", 0, scales * dim)
     x = graph.cut("state", scales * dim, (scales + 1) * dim)
-    if m.user_encoder.width:
-        inputs += [
-            _input("user_columns", _INT, "pairs"),
-            _input("user_weights", _FLOAT, "pairs"),
-        ]
-        x = graph.add("Add", x, _user(graph, bundle.weights.user_table))
+    bags = {"user": bundle.weights.user_table, "context": w.get(CONTEXT, np.zeros((0, dim)))}
+    for name, table in bags.items():
+        if len(table):
+            inputs += [
+                _input(f"{name}_columns", _INT, f"{name}_pairs"),
+                _input(f"{name}_weights", _FLOAT, f"{name}_pairs"),
+            ]
+            x = graph.add("Add", x, _bag(graph, name, table))
     if m.timezone is not UNSET:
         inputs += [_input("gap", _INT), _input("local_time", _INT)]
         x = graph.add("Add", x, _time(graph, w))
@@ -176,10 +180,10 @@ def scores_graph(bundle: Bundle, metadata: Mapping[str, str]) -> ModelProto:
     return graph.model("scores", inputs, _input("scores", _FLOAT, m.items), metadata)
 
 
-def _user(graph: _Graph, table: Array) -> str:
-    """Add u, the weighted sum of the rows of the user table, (batch, dim)."""
-    rows = graph.row(graph.constant("user_table", table), "user_columns", len(table))
-    weights = graph.add("Unsqueeze", "user_weights", graph.numbers(2))
+def _bag(graph: _Graph, name: str, table: Array) -> str:
+    """Add the weighted sum of the rows of the table of encoded features, (batch, dim)."""
+    rows = graph.row(graph.constant(f"{name}_table", table), f"{name}_columns", len(table))
+    weights = graph.add("Unsqueeze", f"{name}_weights", graph.numbers(2))
     return graph.add("ReduceSum", graph.add("Mul", rows, weights), graph.numbers(1), keepdims=0)
 
 
