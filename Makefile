@@ -6,7 +6,7 @@ TORCH := $(shell grep -m1 "^torch==" release/constraints.txt)
 PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 
 .PHONY: demo test test-fast test-gpu coverage lint docs fuzz mutation packages web web-build web-tools constraints audit serve bench bench-domains clean system keras-tensorflow
-EXTRAS ?= train none redis ann tune privacy checks ray texts
+EXTRAS ?= train none redis ann onnx tune privacy checks ray texts
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/train.stamp
