@@ -21,6 +21,7 @@ from distilrec.engine import (
     Requirement,
     Rules,
     StoredRecommender,
+    Tiredness,
     read_rules,
 )
 from distilrec.engine.groups import Groups
@@ -191,6 +192,40 @@ def test_at_least_one_new_item(recommender):
     assert ids(recommender.arrange("u1", old, 5).items) == ids(recommender.recommend("u1", k=5))
 
 
+def test_items_that_were_shown_lately_are_left_out_or_sink(recommender):
+    plain = recommender.recommend("u1", k=99)
+    names = ids(plain)
+    shown = {names[0]: 3, names[1]: 2, names[2]: 9, "nothing": 9}
+    found = recommender.arrange("u1", Rules(tired=Tiredness()), 5, impressions=shown)
+    assert ids(found.items) == [names[1], *names[3:7]]
+    assert [(move.rule, move.item_id, move.before, move.rank) for move in found.moved] == [
+        ("tired", names[0], 1, None),
+        ("tired", names[2], 3, None),
+    ]
+    rules = Rules(tired=Tiredness(impressions=2, weight=0.1, name="seen too often"))
+    sunk = recommender.arrange("u1", rules, 99, impressions=shown)
+    added = {item: math.log(0.1) for item in names[:3]}
+    best = sorted(plain, key=lambda one: -(one.score + added.get(one.item_id, 0)))
+    assert ids(sunk.items) == ids(best)
+    assert {move.item_id for move in sunk.moved} <= set(names[:3])
+    pinned = Rules(tired=Tiredness(), pin=(Pin(names[0], 2),))
+    assert ids(recommender.arrange("u1", pinned, 2, impressions=shown).items) == names[1::-1]
+    for nothing in ({}, None, {names[0]: 2}):
+        assert recommender.arrange(
+            "u1", Rules(tired=Tiredness()), 5, impressions=nothing
+        ).items == (recommender.arrange("u1", Rules(), 5).items)
+
+
+def test_impressions_are_in_no_state(recommender):
+    before = recommender.recommend("u2")
+    done = recommender.update(
+        [{"user_id": "u2", "item_id": item, "event_type": "impression"} for item in ("i1", "zz")]
+    )
+    assert done == (0, 0) and recommender.recommend("u2") == before
+    visit = recommender.session(["i1", {"item_id": "i2", "event_type": "impression"}])
+    assert recommender.recommend(visit) == recommender.recommend(recommender.session(["i1"]))
+
+
 def test_pages_do_not_overlap_and_go_on(recommender):
     rules = Rules(pin=(Pin("i20", 2), Pin("i21", 7)), limit=(Limit(3, attribute="genres"),))
     pages, shown = [], []
@@ -313,6 +348,9 @@ def test_rules_of_a_catalogue_that_lacks_an_attribute(bundle):
         (lambda: Limit(2), "neither `attribute` nor `where`"),
         (lambda: Requirement(2), "neither `where` nor `new`"),
         (lambda: Newness(days=-1), "days is -1"),
+        (lambda: Tiredness(weight=1.0), "weight is 1"),
+        (lambda: Tiredness(hours=721), "hours is 721"),
+        (lambda: Tiredness(impressions=0), "impressions is 0"),
         (lambda: Rules(pin=(Pin("i1", 1), Pin("i2", 1))), "two rules of `pin` have the slot 1"),
         (lambda: Rules(pin=(Pin(7, 1), Pin("7", 2))), "two rules of `pin` have the item '7'"),
     ],
@@ -350,6 +388,20 @@ def test_over_a_store(bundle, tmp_path):
     stored.update([{"user_id": "buyer", "item_id": first[0]}])
     found = stored.arrange("buyer", Rules(pin=(Pin(first[0], 1),)), 3)
     assert first[0] not in ids(found.items) and found.moved[0].reason == "seen"
+    tired = Rules(tired=Tiredness(impressions=2, answers=True))
+    lists = [ids(stored.arrange("visitor", tired, 3).items) for _ in range(4)]
+    assert lists[0] == lists[1] and lists[2] == lists[3] and not set(lists[0]) & set(lists[2])
+    events = [
+        {"user_id": "other", "item_id": first[0], "event_type": "impression", "event_id": "1"}
+    ]
+    assert stored.update(events) == [True] and stored.update(events) == [False]
+    once = Rules(tired=Tiredness(impressions=1))
+    assert first[0] not in ids(stored.arrange("other", once, 3).items)
+    assert stored.arrange("other", once, 3, now=time.time() - 200).items  # `now` in the past
+    stored.merge("other", "visitor")
+    assert first[0] not in ids(stored.arrange("visitor", once, 3).items)
+    stored.erase("visitor")
+    assert ids(stored.arrange("visitor", once, 3).items)[0] == first[0]
     stored.store.close()
 
 

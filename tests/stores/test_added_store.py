@@ -16,7 +16,16 @@ from distilrec.serve.config import ServiceConfig
 from distilrec.serve.keys import Keys
 from distilrec.serve.service import open_service
 from distilrec.stores.opening import SCHEMES, Scheme, open_store, shown
-from distilrec.stores.records import ItemRecord, UserRecord, hour_of, merged, taken_over
+from distilrec.stores.records import (
+    IMPRESSION,
+    MAX_SHOWN,
+    SHOWN_HOURS,
+    ItemRecord,
+    UserRecord,
+    hour_of,
+    merged,
+    taken_over,
+)
 from distilrec.testing.stores import StoreContract
 
 
@@ -27,6 +36,7 @@ class Memory:
         self.lock = threading.Lock()
         self.events, self.features, self.epochs, self.erased = {}, {}, {}, {}
         self.items, self.settings, self.merged = {}, {}, {}
+        self.shown = {}
         self.changes = self.last_epoch = 0
 
 
@@ -43,6 +53,9 @@ class MemoryStore:
         with self._open() as memory:
             positions = []
             for event in events:
+                if event.event_type == IMPRESSION:
+                    positions.append(self._append_shown(memory, event))
+                    continue
                 log = memory.events.setdefault(event.user_id, [])
                 if any(event.event_id == other.event_id for other in log):
                     positions.append(0)
@@ -52,6 +65,26 @@ class MemoryStore:
                 log.append(event)
                 positions.append(len(log))
             return positions
+
+    def _append_shown(self, memory, event):
+        """Keep the latest impressions of a user by event id and item."""
+        shown, key = memory.shown.setdefault(event.user_id, {}), (event.event_id, event.item_id)
+        if key in shown:
+            return 0
+        shown[key] = event.timestamp
+        oldest = event.received - 3600 * SHOWN_HOURS
+        left = {key: when for key, when in shown.items() if when >= oldest}
+        memory.shown[event.user_id] = self._latest(left)
+        return -1
+
+    @staticmethod
+    def _latest(shown):
+        return dict(sorted(shown.items(), key=lambda pair: -pair[1])[:MAX_SHOWN])
+
+    def shown(self, user_id, since):
+        with self._open() as memory:
+            shown = memory.shown.get(user_id, {})
+            return collections.Counter(item for (_, item), when in shown.items() if when >= since)
 
     def read(self, asked, at_most=None):
         with self._open() as memory:
@@ -80,6 +113,8 @@ class MemoryStore:
             self._new_epoch(target)
             if source == target:
                 return 0
+            both = memory.shown.pop(source, {}) | memory.shown.get(target, {})
+            memory.shown[target] = self._latest(both)
             log, moved = memory.events.setdefault(target, []), 0
             for event in memory.events.pop(source, []):
                 event_id = taken_over("salt", source, event.event_id)
@@ -101,7 +136,13 @@ class MemoryStore:
         names = [user_id, *self.merged(user_id)]
         with self._open() as memory:
             for name in names:
-                for table in (memory.features, memory.epochs, memory.merged, memory.erased):
+                for table in (
+                    memory.features,
+                    memory.epochs,
+                    memory.merged,
+                    memory.erased,
+                    memory.shown,
+                ):
                     table.pop(name, None)
                 for others in memory.merged.values():
                     others.discard(name)

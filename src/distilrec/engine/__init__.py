@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         Pin,
         Requirement,
         Rules,
+        Tiredness,
         read_rules,
     )
     from distilrec.engine.stored import StoredRecommender
@@ -35,6 +36,7 @@ _MODULES = {
     "Requirement": "rules",
     "Rules": "rules",
     "StoredRecommender": "stored",
+    "Tiredness": "rules",
     "load": "recommender",
     "read_rules": "rules",
 }
@@ -53,6 +55,7 @@ __all__ = [
     "Requirement",
     "Rules",
     "StoredRecommender",
+    "Tiredness",
     "load",
     "read_rules",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeVar
@@ -10,9 +10,20 @@ from typing import TypeVar
 import numpy as np
 
 from distilrec.engine.catalogue import Catalogue
+from distilrec.engine.filters import Filter
 from distilrec.engine.groups import Groups
 from distilrec.engine.items import Mask
-from distilrec.engine.rules import DAY, Boost, Limit, Newness, Pin, Requirement, Rules, named
+from distilrec.engine.rules import (
+    DAY,
+    Boost,
+    Limit,
+    Newness,
+    Pin,
+    Requirement,
+    Rules,
+    Tiredness,
+    named,
+)
 from distilrec.errors import ConfigError, DistilrecError
 
 Rule = TypeVar("Rule", Boost, Limit, Requirement)
@@ -22,7 +33,7 @@ Fit = TypeVar("Fit")
 @dataclass
 class Fitted:
     """Rules by kind, each with its name and what it means for this catalogue. problems: why the
-    others do not fit it.
+    others do not fit it. tired: name, and 0 for items that are left out because they were shown.
     """
 
     only: Mask | None
@@ -31,10 +42,17 @@ class Fitted:
     limits: list[tuple[str, Limit, tuple[Groups | None, Mask | None]]]
     required: list[tuple[str, Requirement, Mask]]
     problems: list[DistilrecError] = field(default_factory=list)
+    tired: tuple[str, Mask] | None = None
 
 
-def fitted(rules: Rules, catalogue: Catalogue, now: float) -> Fitted:
-    """Return the rules that fit a catalogue. now: of the question, in seconds since 1970."""
+def fitted(
+    rules: Rules, catalogue: Catalogue, now: float, shown: Mapping[str, int] | None = None
+) -> Fitted:
+    """Return the rules that fit a catalogue.
+
+    now: of the question, in seconds since 1970; shown: how often items were shown to the user while
+    that counts, by id.
+    """
     masks, problems = catalogue.filters, list[DistilrecError]()
 
     def fits(name: str, make: Callable[[], Fit]) -> list[Fit]:
@@ -55,7 +73,7 @@ def fitted(rules: Rules, catalogue: Catalogue, now: float) -> Fitted:
         ]
 
     only = [] if rules.filter is None else fits("filter", lambda: masks.mask(rules.filter))
-    return Fitted(
+    found = Fitted(
         only[0] if only else None,
         named("pin", rules.pin),
         all_of("boost", rules.boost, lambda boost: masks.mask(boost.where)),
@@ -63,6 +81,28 @@ def fitted(rules: Rules, catalogue: Catalogue, now: float) -> Fitted:
         all_of("at_least", rules.at_least, lambda rule: _of_kind(rule, catalogue, now)),
         problems,
     )
+    if rules.tired is not None and shown:
+        _tire(found, rules.tired, shown, catalogue)
+    return found
+
+
+def _tire(found: Fitted, rule: Tiredness, shown: Mapping[str, int], catalogue: Catalogue) -> None:
+    """Add what happens to the items that were shown too often: a boost of less than 1, or a
+    mask.
+    """
+    places = [
+        place
+        for item, number in shown.items()
+        if number >= rule.impressions and (place := catalogue.index.get(item)) is not None
+    ]
+    tired = np.zeros(len(catalogue.ids), np.uint8)
+    tired[places] = 1
+    if not places:
+        return
+    if rule.weight:
+        found.boosts.append((rule.name, Boost(Filter(), rule.weight), tired))
+    else:
+        found.tired = rule.name, np.uint8(1) - tired
 
 
 def _counted(limit: Limit, catalogue: Catalogue) -> tuple[Groups | None, Mask | None]:

@@ -10,7 +10,7 @@ from distilrec.engine.events import MAX_EVENT_TYPE
 from distilrec.engine.moments import check_timestamp
 from distilrec.errors import ConfigError
 from distilrec.ids import Id, as_id, as_label
-from distilrec.stores.records import StoredEvent
+from distilrec.stores.records import IMPRESSION, StoredEvent
 
 
 class PastEvent(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -28,7 +28,7 @@ History = Iterable[Id | PastEvent | Mapping[str, object]]
 
 
 def events_of(history: History, now: float) -> list[StoredEvent]:
-    """Return a history as events that arrive now, in this order.
+    """Return a history as events that arrive now, in this order, without impressions.
 
     Raises InvalidIdError for an item or a type that cannot be one, ConfigError for what is no event
     and for an impossible timestamp.
@@ -47,7 +47,10 @@ def events_of(history: History, now: float) -> list[StoredEvent]:
         kind = as_label(event.event_type, f"{where}.event_type", MAX_EVENT_TYPE)
         when = event.timestamp
         check_timestamp(when, now, where)
-        events.append(StoredEvent("", item, kind, now if when is None else when, now, str(place)))
+        if kind != IMPRESSION:
+            events.append(
+                StoredEvent("", item, kind, now if when is None else when, now, str(place))
+            )
     return events
 
 

@@ -57,7 +57,7 @@ from distilrec.engine.time_inputs import NEVER
 from distilrec.engine.users import User, Users
 from distilrec.errors import ConfigError, DistilrecError, UnknownItemError
 from distilrec.ids import Id, as_id, listed_ids
-from distilrec.stores.records import ItemRecord, Since, StoredEvent, UserRecord
+from distilrec.stores.records import IMPRESSION, ItemRecord, Since, StoredEvent, UserRecord
 
 _NO_ITEMS = np.zeros(0, np.int32)
 _POOL, _POOL_FACTOR = 50, 5  # candidates of a diversified list of k: max(50, 5 k)
@@ -393,6 +393,7 @@ class Recommender:
         now: float | None = None,
         context: Context | None = None,
         shown: Iterable[Id] = (),
+        impressions: Mapping[str, int] | None = None,
         lenient: bool = False,
     ) -> Arranged:
         """Return the k best items for a user under rules, and what each rule did.
@@ -402,7 +403,8 @@ class Recommender:
         not available, does not pass the filters, or is one that the user does not want to see;
         items that the user has had are left out, but for pins that say otherwise.
         user_id, exclude_seen, where, diversity, now, context: as for `recommend`. shown: what is on
-        the pages before, in order: these are left out, ranks and slots go on behind them. lenient:
+        the pages before, in order: these are left out, ranks and slots go on behind them.
+        impressions: how often each item was shown to the user lately, for `rules.tired`. lenient:
         leave rules out that do not fit the catalogue, and return why, in place of raising.
         Raises ConfigError for rules that do not fit, and as `recommend` does, and InvalidIdError.
         """
@@ -424,6 +426,7 @@ class Recommender:
                 diversity,
                 time.time() if now is None else now,
                 list(dict.fromkeys(given)),
+                impressions or {},
                 lenient,
             )
             return arranged(self._runtime, self._kernels, self._catalogue, rules, wanted)
@@ -662,6 +665,7 @@ class Recommender:
         """Follow events, oldest first: the next `recommend` takes them into account. O(S d) per
         event.
 
+        Impressions (events of the type `impression`) change nothing and are not counted.
         Raises ConfigError for an event without user_id or item_id, and for a timestamp that is none
         where the student is told the time, and InvalidIdError; then none of the events has been
         applied.
@@ -676,11 +680,12 @@ class Recommender:
                 for user, item, kind, _ in given
             ]
             for (user_id, place, event_type), when in zip(checked, moments, strict=False):
-                if place is not None:
+                if place is not None and event_type != IMPRESSION:
                     user = sessions.find(user_id) or sessions.new(user_id)
                     sessions.fold(user, place, event_type, when)
                     applied += 1
-        return UpdateResult(applied, len(checked) - applied)
+        impressions = sum(event_type == IMPRESSION for *_, event_type in checked)
+        return UpdateResult(applied, len(checked) - applied - impressions)
 
     def _moments(self, events: Sequence[tuple[Id, Id, str, object]]) -> list[float]:
         """Return when events happened, now where they do not say it."""

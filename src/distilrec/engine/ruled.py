@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from types import ModuleType
 from typing import NamedTuple
@@ -61,8 +61,9 @@ class Wanted:
 
     state, features: of the user; had: the items that the user has had; unwanted: those that the
     user does not want to see, whatever the rules say; places are those of the catalogue; shown:
-    what is on the pages before, in ids; lenient: leave rules out that do not fit the catalogue, in
-    place of raising; others as of `Recommender.arrange`.
+    what is on the pages before, in ids; impressions: how often items were shown to the user while
+    that counts, by id; lenient: leave rules out that do not fit the catalogue, in place of raising;
+    others as of `Recommender.arrange`.
     """
 
     state: Floats
@@ -75,6 +76,7 @@ class Wanted:
     diversity: float
     now: float
     shown: list[Id]
+    impressions: Mapping[str, int]
     lenient: bool
 
 
@@ -84,7 +86,7 @@ def arranged(
     """Return a list under rules. Raises what the first of them that does not fit raises, unless the
     list is lenient; ConfigError and InvalidIdError for the filter.
     """
-    fit = fitted(rules, catalogue, wanted.now)
+    fit = fitted(rules, catalogue, wanted.now, wanted.impressions)
     if fit.problems and not wanted.lenient:
         raise fit.problems[0]
     asked = catalogue.filters.mask(wanted.where)
@@ -96,9 +98,10 @@ def arranged(
     plain, source = _sources(runtime, kernels, fit, wanted)
     depth = min(_depth(wanted), len(catalogue.ids))
     without_rules: list[int] = plain(hidden, asked, depth)[0].tolist()
-    only = fit.only
-    mask = asked if only is None else (only & asked if len(asked) else only)
-    slots, refused = _slots(fit, wanted, catalogue, mask, set(shown.tolist()))
+    mask = allowed = _all_of(asked, [] if fit.only is None else [fit.only])
+    if fit.tired is not None:
+        mask = _all_of(allowed, [fit.tired[1]])
+    slots, refused = _slots(fit, wanted, catalogue, allowed, set(shown.tolist()))
     pinned = np.array([place for _, place in slots.values()], np.int32)
     look = _Look(source, mask, fit, np.concatenate([hidden, pinned]), depth, len(catalogue.ids))
     arrangement = arrange(
@@ -123,6 +126,13 @@ def arranged(
         for name, pin, place, reason in refused
     ]
     return Arranged(items, named_moves + refusals, fit.problems, len(wanted.shown) + 1)
+
+
+def _all_of(mask: Mask, others: Iterable[Mask]) -> Mask:
+    """Return where several masks are 1. mask: empty where it is 1 everywhere."""
+    for other in others:
+        mask = mask & other if len(mask) else other
+    return mask
 
 
 def _depth(wanted: Wanted) -> int:
@@ -289,6 +299,8 @@ def _left_out(
             continue
         if fit.only is not None and not fit.only[place]:
             names = ["filter"]
+        elif fit.tired is not None and not fit.tired[1][place]:
+            names = [fit.tired[0]]
         else:
             full = {limit for limit, _ in arrangement.full.intersection(look.groups_of(place))}
             names = [fit.limits[limit][0] for limit in sorted(full)]

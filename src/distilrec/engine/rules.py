@@ -12,7 +12,8 @@ from msgspec import Meta
 from distilrec.engine.filters import Filter
 from distilrec.errors import ConfigError
 from distilrec.ids import as_id
-from distilrec.settings import Count, Positive, Settings, converted, read_settings
+from distilrec.settings import Count, Positive, Settings, Share, converted, read_settings
+from distilrec.stores.records import SHOWN_HOURS
 
 MAX_RULES = 32  # of one kind
 DAY = 86_400.0  # seconds
@@ -108,6 +109,23 @@ class Requirement(Settings, frozen=True, omit_defaults=True):
             )
 
 
+class Tiredness(Settings, frozen=True, omit_defaults=True):
+    """What happens to items that were shown to the user lately. Pinned items stay."""
+
+    impressions: Count = 3
+    """How often an item is shown before it is tired."""
+    hours: Annotated[float, Meta(gt=0, le=SHOWN_HOURS)] = 24.0
+    """For how long an impression counts."""
+    weight: Share = 0.0
+    """What the probability of a tired item is multiplied by, as of a boost; 0 leaves it out."""
+    answers: bool = False
+    """Whether every item of an answer to the user counts as shown, besides events of the type
+    `impression`.
+    """
+    name: Name = "tired"
+    """What answers call the rule."""
+
+
 class Rules(Settings, frozen=True, omit_defaults=True):
     """The rules of one list. No item is in it twice, and none that is not available."""
 
@@ -121,6 +139,8 @@ class Rules(Settings, frozen=True, omit_defaults=True):
     """At least n items of a kind."""
     filter: Filter | None = None
     """Only items that pass; besides the filter of the request."""
+    tired: Tiredness | None = None
+    """Items that were shown lately."""
 
     def __post_init__(self) -> None:
         slots = Counter(pin.slot for pin in self.pin)
@@ -137,7 +157,7 @@ class Rules(Settings, frozen=True, omit_defaults=True):
     def count(self) -> int:
         """How many rules there are."""
         of_lists = len(self.pin) + len(self.boost) + len(self.limit) + len(self.at_least)
-        return of_lists + (self.filter is not None)
+        return of_lists + (self.filter is not None) + (self.tired is not None)
 
     @property
     def filters(self) -> list[Filter]:

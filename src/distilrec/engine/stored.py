@@ -24,12 +24,12 @@ from distilrec.engine.moments import check_timestamp
 from distilrec.engine.popular import WEEK, ranking_of, window_of
 from distilrec.engine.recommender import Recommender
 from distilrec.engine.ruled import Arranged
-from distilrec.engine.rules import Rules
+from distilrec.engine.rules import Rules, Tiredness
 from distilrec.engine.similar import POPULARITY
 from distilrec.engine.users import User
 from distilrec.errors import ConfigError, DistilrecError, InvalidIdError
 from distilrec.ids import Id, as_id, as_label, listed_ids
-from distilrec.stores.records import ItemRecord, Since, Store, StoredEvent
+from distilrec.stores.records import IMPRESSION, ItemRecord, Since, Store, StoredEvent
 
 _log = logging.getLogger("distilrec")
 _SMALL_STEP = 5.0  # seconds
@@ -127,6 +127,19 @@ def forget_erased(recommender: Recommender, store: Store) -> int:
     return number
 
 
+def shown_lately(store: Store, user_id: str, rule: Tiredness, now: float) -> dict[str, int]:
+    """Return how often each item was shown to a user while that counts for a rule. Raises
+    StoreErrors.
+    """
+    return store.shown(user_id, now - 3600 * rule.hours)
+
+
+def as_impressions(user_id: str, items: Iterable[str], now: float) -> list[StoredEvent]:
+    """Return the events that say that a list was shown to a user."""
+    answer = uuid4().hex
+    return [StoredEvent(user_id, item, IMPRESSION, now, now, answer) for item in items]
+
+
 class StoredRecommender:
     """`Recommender` over a `Store`: the same answers, durable events.
 
@@ -196,11 +209,17 @@ class StoredRecommender:
         shown: Iterable[Id] = (),
         lenient: bool = False,
     ) -> Arranged:
-        """See `Recommender.arrange`."""
+        """See `Recommender.arrange`. What was shown lately comes from the store, and is stored
+        where `rules.tired` counts answers.
+        """
+        tired = None if isinstance(user_id, User) else rules.tired
+        name = "" if isinstance(user_id, User) else as_id(user_id, "user_id")
         with self._lock:
-            if not isinstance(user_id, User):
-                bring_up_to_date(self.recommender, self.store, [user_id])
-            return self.recommender.arrange(
+            if name:
+                bring_up_to_date(self.recommender, self.store, [name])
+            moment = self._clock.now() if now is None else now
+            impressions = None if tired is None else shown_lately(self.store, name, tired, moment)
+            found = self.recommender.arrange(
                 user_id,
                 rules,
                 k,
@@ -210,8 +229,13 @@ class StoredRecommender:
                 now=now,
                 context=context,
                 shown=shown,
+                impressions=impressions,
                 lenient=lenient,
             )
+            if tired is not None and tired.answers:
+                items = [one.item_id for one in found.items]
+                self.store.append(as_impressions(name, items, self._clock.now()))
+        return found
 
     def session(
         self, history: History, user_id: Id | None = None, *, now: float | None = None
@@ -288,7 +312,7 @@ class StoredRecommender:
             if not self.store.shared:
                 for event, position in zip(stored, positions, strict=True):
                     self.recommender.follow(event, position)
-        return [position > 0 for position in positions]
+        return [position != 0 for position in positions]
 
     def set_user(self, user_id: Id, features: Mapping[str, object]) -> None:
         """Store the features of a user. Raises ConfigError for a feature that the bundle does not

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import count
 
 from distilrec.engine.answers import Contribution
@@ -19,6 +19,7 @@ from distilrec.errors import RequestError
 from distilrec.ids import as_id
 from distilrec.serve.config import ServiceConfig
 from distilrec.serve.http import Endpoint
+from distilrec.serve.impressions import Impressions
 from distilrec.serve.metrics import Metrics
 from distilrec.serve.models import Models
 from distilrec.serve.parameters import check_filter, check_limit, known_items
@@ -56,11 +57,12 @@ class Answers:
         models: Models,
         storage: Storage,
         placed: PlacementRules,
+        impressions: Impressions,
         metrics: Metrics,
     ) -> None:
         self._max_k, self._max_batch = config.max_k, config.max_batch
         self._models, self._storage, self._placed = models, storage, placed
-        self._metrics = metrics
+        self._impressions, self._metrics = impressions, metrics
         self._shared = storage.shared
         self._turns = asyncio.Lock()
 
@@ -70,15 +72,18 @@ class Answers:
             user_id = _user_of(request)  # of users in memory it has been found to be an id
             if user_id is not None:
                 await self._storage.catch_up(recommender, [user_id])
-        chosen = request.filter
+        chosen, rules = request.filter, self._rules_of(request)
         costly = request.explain or request.diversity or request.k > _QUICK or request.history
-        costly = costly or self._rules_of(request) is not None
+        costly = costly or rules is not None
         if costly or chosen is not None:
             self._check_cost([request])
         if costly or (chosen is not None and values_of(chosen) > _QUICK):
+            impressions = await self._impressions.of(user_id, rules, request.now)
             async with self._turns:  # costly answers are given one at a time, others in between
                 await asyncio.sleep(0)
-                return self._answer(recommender, user_id, request)
+                answer = self._answer(recommender, user_id, request, impressions)
+            await self._impressions.note([(answer, rules)])
+            return answer
         return self._answer(recommender, user_id, request)
 
     async def recommend_batch(self, request: BatchRequest) -> BatchResponse:
@@ -91,13 +96,19 @@ class Answers:
             users = [_user_of(one) for one in part]
             known = [user for user in dict.fromkeys(users) if user is not None]
             await self._storage.catch_up(recommender, known)
-            waiting = list(zip(users, part, strict=True))[::-1]
+            rules = [self._rules_of(one) for one in part]
+            impressions = [
+                await self._impressions.of(user, followed, one.now)
+                for user, followed, one in zip(users, rules, part, strict=True)
+            ]
+            waiting = list(zip(users, part, impressions, strict=True))[::-1]
             while waiting:
                 async with self._turns:
                     await asyncio.sleep(0)
                     until = time.perf_counter() + TURN_SECONDS
                     while waiting and time.perf_counter() < until:
                         results.append(self._answer(recommender, *waiting.pop()))
+            await self._impressions.note(zip(results[start:], rules, strict=True))
         return BatchResponse(results)
 
     async def rank(self, request: RankRequest) -> RecommendResponse:
@@ -122,17 +133,19 @@ class Answers:
         )
 
     def _answer(
-        self, recommender: Recommender, user_id: str | None, request: RecommendRequest
+        self,
+        recommender: Recommender,
+        user_id: str | None,
+        request: RecommendRequest,
+        impressions: Mapping[str, int] | None = None,
     ) -> RecommendResponse:
         if request.k > self._max_k:
             check_limit("k", request.k, self._max_k)
-        if user_id is None or request.history is not None:
-            return self._of_session(recommender, user_id, request)
         rules = self._rules_of(request)
         if rules is not None:
-            self._models.remember(request)
-            known = recommender.knows_user(user_id)
-            return self._under_rules(recommender, (user_id, user_id, known), request, rules)
+            return self._under_rules(recommender, user_id, request, rules, impressions)
+        if user_id is None or request.history is not None:
+            return self._of_session(recommender, user_id, request)
         best = recommender.best(
             user_id,
             request.k,
@@ -160,9 +173,6 @@ class Answers:
     ) -> RecommendResponse:
         """Answer about a history that the request tells; it is not remembered for shadowing."""
         user, known = _asked(recommender, user_id, request)
-        rules = self._rules_of(request)
-        if rules is not None:
-            return self._under_rules(recommender, (user_id, user, known), request, rules)
         best = recommender.best(
             user,
             request.k,
@@ -194,12 +204,15 @@ class Answers:
     def _under_rules(
         self,
         recommender: Recommender,
-        asked: tuple[str | None, str | User, bool],
+        user_id: str | None,
         request: RecommendRequest,
         rules: Rules,
+        impressions: Mapping[str, int] | None,
     ) -> RecommendResponse:
-        """Answer under rules. asked: id, user, and whether anything is known of them."""
-        user_id, user, known = asked
+        """Answer under rules. impressions: what the user was shown while that counts for them."""
+        user, known = _asked(recommender, user_id, request)
+        if request.history is None:
+            self._models.remember(request)
         found = recommender.arrange(
             user,
             rules,
@@ -210,6 +223,7 @@ class Answers:
             now=request.now,
             context=request.context,
             shown=request.shown or (),
+            impressions=impressions,
             lenient=request.rules is None,
         )
         self._count_unknown(recommender, request)

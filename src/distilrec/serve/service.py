@@ -11,6 +11,7 @@ from distilrec.serve.answers import Answers
 from distilrec.serve.config import ServiceConfig
 from distilrec.serve.events import Events
 from distilrec.serve.health import Health
+from distilrec.serve.impressions import Impressions
 from distilrec.serve.items import Items
 from distilrec.serve.logs import log
 from distilrec.serve.metrics import Metrics
@@ -45,7 +46,10 @@ class Service:
         self.swap = Swap(config, self.models, self.storage, self.metrics)
         self.rules = PlacementRules(config, self.models, self.storage)
         self.upkeep = Upkeep(config, self.models, self.storage, self.swap, self.rules, self.metrics)
-        self.answers = Answers(config, self.models, self.storage, self.rules, self.metrics)
+        impressions = Impressions(self.storage, self.metrics)
+        self.answers = Answers(
+            config, self.models, self.storage, self.rules, impressions, self.metrics
+        )
         self.similar = Similar(config, self.models, self.storage)
         self.popular = Popular(config, self.models, self.storage)
         self.events = Events(config, self.models, self.storage, self.metrics)

@@ -13,7 +13,8 @@ from functools import partial
 
 from distilrec.engine.popular import Ranking, Window, ranking_of
 from distilrec.engine.recommender import Recommender
-from distilrec.engine.stored import follow_item, forget_erased
+from distilrec.engine.rules import Tiredness
+from distilrec.engine.stored import follow_item, forget_erased, shown_lately
 from distilrec.ids import Id, as_id
 from distilrec.serve.config import ServiceConfig
 from distilrec.serve.logs import log
@@ -108,6 +109,11 @@ class Storage:
     async def ranking(self, window: Window) -> Ranking:
         """Return the items of a window, best first, which may take long."""
         return await asyncio.to_thread(ranking_of, self.store, window, time.time())
+
+    async def shown(self, user_id: str, rule: Tiredness, now: float | None) -> dict[str, int]:
+        """Return how often each item was shown to a user while that counts for a rule."""
+        moment = time.time() if now is None else now
+        return await asyncio.to_thread(shown_lately, self.store, user_id, rule, moment)
 
     async def setting(self, name: str) -> str | None:
         return await asyncio.to_thread(self.store.setting, name)

@@ -101,6 +101,18 @@ class Store(Protocol):
     def append(self, events: Sequence[StoredEvent]) -> list[int]:
         """Add events in this order, all or none; return their positions in the logs, 0 for a
         repeated event id.
+
+        Those of the type `IMPRESSION` are in no log and no count: they are kept apart, for `shown`.
+        The position of one is -1, or 0 where the same event id and item are there already.
+        """
+        ...
+
+    def shown(self, user_id: str, since: float) -> dict[str, int]:
+        """Return how often each item was shown to a user since a time, in seconds since 1970.
+
+        Of the impressions of a user the latest `MAX_SHOWN` count, and none that is more than
+        `SHOWN_HOURS` older than the latest to arrive. They follow merges and erasures; an event id
+        and item that both users of a merge have count once.
         """
         ...
 
@@ -203,6 +215,10 @@ class Store(Protocol):
         """Write back what there is to write and let go of the store."""
         ...
 
+
+IMPRESSION = "impression"
+"""Type of the events that say that an item was shown to a user; they are in no state."""
+MAX_SHOWN, SHOWN_HOURS = 1_000, 30 * 24
 
 KEPT_HOURS = 90 * 24
 """For how many hours every store can count events."""

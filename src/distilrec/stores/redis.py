@@ -12,6 +12,7 @@ guarantee that SQLite gives; `check` warns of less.
 | events:ID | list of events, oldest first |
 | ids:ID | set of the event ids of that list |
 | merged:ID, merged-into:ID | sets: the ids taken over into a user; who took an id over |
+| shown:ID | sorted set of impressions, event id and item, by time; leaves by itself |
 | counts:HOUR | hash: events of an hour since 1970 by type and item; leaves by itself |
 | items, items:changes | hash of item records; sorted set of items by their last change |
 | items:counter | number of the last change of an item |
@@ -24,6 +25,7 @@ from __future__ import annotations
 import heapq
 import re
 import secrets
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -38,7 +40,10 @@ from distilrec.errors import (
 )
 from distilrec.stores.opening import shown
 from distilrec.stores.records import (
+    IMPRESSION,
     KEPT_HOURS,
+    MAX_SHOWN,
+    SHOWN_HOURS,
     ItemRecord,
     Since,
     StoredEvent,
@@ -57,14 +62,23 @@ from distilrec.stores.records import (
 SCHEMA_VERSION = 1
 _TIMEOUT = 2.0  # seconds
 _READ_ATTEMPTS = 10
+_SHOWN_SECONDS = 3600 * SHOWN_HOURS
 
-# Several events together, all or none; ARGV: prefix, then user, event id, epoch of a new user,
-# payload, hour, or nothing for an event that is not counted, until when it is counted, and type and
-# item of each.
+# Several events together, all or none; ARGV: prefix, how many impressions of a user are kept, for
+# how many seconds, then user, event id, epoch of a new user, payload, hour, or nothing for an event
+# that is not counted, until when it is counted, and type and item of each. The payload of an
+# impression is its item, the hour its time and the next one when it arrived; its type is empty.
 _APPEND = """
-local positions, prefix = {}, ARGV[1]
-for i = 2, #ARGV, 7 do
-  if redis.call('SADD', prefix .. 'ids:' .. ARGV[i], ARGV[i + 1]) == 1 then
+local positions, prefix, most, seconds = {}, ARGV[1], ARGV[2], ARGV[3]
+for i = 4, #ARGV, 7 do
+  if ARGV[i + 6] == '' then
+    local key = prefix .. 'shown:' .. ARGV[i]
+    local member = ARGV[i + 1] .. '\\0' .. ARGV[i + 3]
+    positions[#positions + 1] = -redis.call('ZADD', key, 'NX', ARGV[i + 4], member)
+    redis.call('ZREMRANGEBYSCORE', key, '-inf', '(' .. ARGV[i + 5])
+    redis.call('ZREMRANGEBYRANK', key, 0, -most - 1)
+    redis.call('EXPIRE', key, seconds)
+  elseif redis.call('SADD', prefix .. 'ids:' .. ARGV[i], ARGV[i + 1]) == 1 then
     redis.call('HSETNX', prefix .. 'user:' .. ARGV[i], 'epoch', ARGV[i + 2])
     positions[#positions + 1] = redis.call('RPUSH', prefix .. 'events:' .. ARGV[i], ARGV[i + 3])
     if ARGV[i + 4] ~= '' then
@@ -96,7 +110,7 @@ for i = 2, #ARGV, 2 do
   local events = redis.call('LRANGE', prefix .. 'events:' .. user, 0, -1)
   removed = removed + #events
   redis.call('DEL', prefix .. 'user:' .. user, prefix .. 'events:' .. user,
-             prefix .. 'ids:' .. user)
+             prefix .. 'ids:' .. user, prefix .. 'shown:' .. user)
   for _, payload in ipairs(events) do
     local event = cmsgpack.unpack(payload)
     local key = prefix .. 'counts:' .. string.format('%d', math.floor(event[3] / 3600))
@@ -193,8 +207,12 @@ class RedisStore:
         return f"{self._server}.{self._shortened}"
 
     def append(self, events: Sequence[StoredEvent]) -> list[int]:
-        arguments: list[str | bytes] = [self._prefix]
+        arguments: list[str | bytes] = [self._prefix, str(MAX_SHOWN), str(_SHOWN_SECONDS)]
         for e in events:
+            if e.event_type == IMPRESSION:
+                oldest = repr(e.received - _SHOWN_SECONDS)
+                arguments += [e.user_id, e.event_id, "", e.item_id, repr(e.timestamp), oldest, ""]
+                continue
             hour = hour_of(e.timestamp)
             counted = hour_of(e.received) - hour < KEPT_HOURS
             payload = _Payload(
@@ -205,6 +223,14 @@ class RedisStore:
             arguments += [str(hour) if counted else "", until, payload.field]
         with self._errors():
             return [int(position) for position in self._append(args=arguments)] if events else []
+
+    def shown(self, user_id: str, since: float) -> dict[str, int]:
+        with self._errors():
+            found = self._client.zrangebyscore(self._shown(user_id), repr(since), "+inf")
+        return dict(Counter(_text(member).split("\0", 1)[1] for member in found))
+
+    def _shown(self, user_id: str) -> str:
+        return f"{self._prefix}shown:{user_id}"
 
     def read(self, users: Sequence[Since], at_most: int | None = None) -> list[UserRecord]:
         records: list[UserRecord | None] = [None] * len(users)
@@ -322,7 +348,11 @@ class RedisStore:
                 pipe.hsetnx(of_target["user"], "features", features)
             for key, field in counted:
                 pipe.hincrby(key, field, -1)
-            pipe.delete(*of_source.values())
+            both = self._shown(target), self._shown(source)
+            pipe.zunionstore(both[0], both, aggregate="MAX")
+            pipe.zremrangebyrank(both[0], 0, -MAX_SHOWN - 1)
+            pipe.expire(both[0], _SHOWN_SECONDS)
+            pipe.delete(*of_source.values(), both[1])
             pipe.srem(of_target["merged"], target)
             pipe.sadd(of_target["merged"], *names)
             for name in names:

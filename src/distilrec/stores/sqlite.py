@@ -22,6 +22,9 @@ from distilrec.errors import (
     StoreUnavailableError,
 )
 from distilrec.stores.records import (
+    IMPRESSION,
+    MAX_SHOWN,
+    SHOWN_HOURS,
     ItemRecord,
     Since,
     StoredEvent,
@@ -64,6 +67,11 @@ PRIMARY KEY (user, source)) WITHOUT ROWID;
     CREATE INDEX merged_sources ON merged (source);
     """,
     "CREATE INDEX events_by_time ON events (timestamp, event_type, item_id);",
+    """
+    CREATE TABLE shown (user_id TEXT NOT NULL, event_id TEXT NOT NULL, item_id TEXT NOT NULL, \
+timestamp REAL NOT NULL, PRIMARY KEY (user_id, event_id, item_id)) WITHOUT ROWID;
+    CREATE INDEX shown_by_time ON shown (user_id, timestamp, item_id);
+    """,
 )
 _BUSY_MILLISECONDS = 5_000
 _LOW_SPACE = 256 * 2**20
@@ -139,24 +147,23 @@ class SqliteStore:
         with self._transaction() as db:
             users: dict[str, int] = {}
             positions = []
+            latest: dict[str, float] = {}  # by user with impressions, when one arrived
             for event in events:
+                if event.event_type == IMPRESSION:
+                    positions.append(_append_shown(db, event))
+                    received = latest.get(event.user_id, event.received)
+                    latest[event.user_id] = max(received, event.received)
+                    continue
                 user = users.get(event.user_id)
                 if user is None:
                     user = users[event.user_id] = self._user(db, event.user_id)
-                row = db.execute(
-                    "INSERT INTO events (user, event_id, item_id, event_type, timestamp, "
-                    "received) VALUES (?, ?, ?, ?, ?, ?)"
-                    " ON CONFLICT (user, event_id) DO NOTHING RETURNING position",
-                    (
-                        user,
-                        event.event_id,
-                        event.item_id,
-                        event.event_type,
-                        event.timestamp,
-                        event.received,
-                    ),
-                ).fetchone()
-                positions.append(row[0] if row else 0)
+                positions.append(_append(db, user, event))
+            for name, received in latest.items():
+                db.execute(
+                    "DELETE FROM shown WHERE user_id = ? AND timestamp < ?",
+                    (name, received - 3600 * SHOWN_HOURS),
+                )
+                _keep_latest_shown(db, name)
         return positions
 
     def read(self, users: Sequence[Since], at_most: int | None = None) -> list[UserRecord]:
@@ -197,6 +204,16 @@ class SqliteStore:
         decoded = decoded_features(features)
         return UserRecord(epoch, position, restart, events, decoded, erased, more)
 
+    def shown(self, user_id: str, since: float) -> dict[str, int]:
+        with self._reading, self._errors():
+            self._check_files()
+            rows = self._reader.execute(
+                "SELECT item_id, count(*) FROM shown WHERE user_id = ? AND timestamp >= ?"
+                " GROUP BY item_id",
+                (user_id, since),
+            ).fetchall()
+        return dict(rows)
+
     def set_features(self, user_id: str, features: Mapping[str, object]) -> None:
         with self._transaction() as db:
             user = self._user(db, user_id)
@@ -211,6 +228,7 @@ class SqliteStore:
             row = db.execute("SELECT id FROM users WHERE user_id = ?", (source,)).fetchone()
             if row is not None and row[0] != into:
                 moved = self._take_over(db, row[0], source, into)
+            self._take_over_shown(db, source, target)
             if source != target:
                 db.execute("INSERT OR IGNORE INTO merged VALUES (?, ?)", (into, source))
             # Taken over by an id that this one had taken over before
@@ -234,6 +252,13 @@ class SqliteStore:
         db.execute("DELETE FROM merged WHERE user = ?", (user,))
         db.execute("DELETE FROM users WHERE id = ?", (user,))
         return moved
+
+    @staticmethod
+    def _take_over_shown(db: sqlite3.Connection, source: str, target: str) -> None:
+        if source != target:
+            db.execute("UPDATE OR IGNORE shown SET user_id = ? WHERE user_id = ?", (target, source))
+            db.execute("DELETE FROM shown WHERE user_id = ?", (source,))
+            _keep_latest_shown(db, target)
 
     def merged(self, user_id: str) -> list[str]:
         with self._reading, self._errors():
@@ -264,6 +289,7 @@ class SqliteStore:
             removed = db.execute("DELETE FROM events WHERE user = ?", row).rowcount
             db.execute("DELETE FROM merged WHERE user = ?", row)
             db.execute("DELETE FROM users WHERE id = ?", row)
+        db.execute("DELETE FROM shown WHERE user_id = ?", (user_id,))
         db.execute("DELETE FROM merged WHERE source = ?", (user_id,))
         db.execute("INSERT OR IGNORE INTO erased VALUES (?)", (self._hash(user_id),))
         return removed
@@ -513,3 +539,29 @@ class SqliteStore:
             fix="restore it from a backup, or rescue what can be read with `sqlite3 FILE .recover`",
             file=str(self.path),
         )
+
+
+def _append(db: sqlite3.Connection, user: int, event: StoredEvent) -> int:
+    """Add an event to a log; return its position, 0 for a repetition."""
+    row = db.execute(
+        "INSERT INTO events (user, event_id, item_id, event_type, timestamp, received)"
+        " VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (user, event_id) DO NOTHING RETURNING position",
+        (user, event.event_id, event.item_id, event.event_type, event.timestamp, event.received),
+    ).fetchone()
+    return row[0] if row else 0
+
+
+def _append_shown(db: sqlite3.Connection, event: StoredEvent) -> int:
+    """Keep an impression; return -1, 0 for a repetition."""
+    return -db.execute(
+        "INSERT OR IGNORE INTO shown VALUES (?, ?, ?, ?)",
+        (event.user_id, event.event_id, event.item_id, event.timestamp),
+    ).rowcount
+
+
+def _keep_latest_shown(db: sqlite3.Connection, user_id: str) -> None:
+    db.execute(
+        "DELETE FROM shown WHERE user_id = ? AND (event_id, item_id) IN (SELECT event_id, item_id"
+        " FROM shown WHERE user_id = ? ORDER BY timestamp DESC LIMIT -1 OFFSET ?)",
+        (user_id, user_id, MAX_SHOWN),
+    )

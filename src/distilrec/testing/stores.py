@@ -26,7 +26,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distilrec.errors import StoreUnavailableError
-from distilrec.stores.records import ItemRecord, Since, Store, StoredEvent, hour_of
+from distilrec.stores.records import (
+    IMPRESSION,
+    MAX_SHOWN,
+    SHOWN_HOURS,
+    ItemRecord,
+    Since,
+    Store,
+    StoredEvent,
+    hour_of,
+)
 from distilrec.testing.properties import of_contract
 
 Opener = Callable[[], Store]
@@ -44,6 +53,11 @@ def event(
 ) -> StoredEvent:
     """Return an event that differs from others by its number."""
     return StoredEvent(user, f"{item}{number}", "view", when, when + 1, event_id or f"e{number}")
+
+
+def impression(user: str, item: str, event_id: str, when: float) -> StoredEvent:
+    """Return an impression that arrives when it happens."""
+    return StoredEvent(user, item, IMPRESSION, when, when, event_id)
 
 
 class StoreContract:
@@ -267,6 +281,87 @@ class StoreContract:
                     if hour_of(e.timestamp) >= first and (types is None or e.event_type in types)
                 )
                 assert store.counts(first, last, types) == wanted
+
+    def test_impressions_are_kept_apart_also_after_a_restart(self, opener: Opener) -> None:
+        store = opener()
+        now = time.time()
+        rows = [("u", "a", 0), ("u", "a", 1), ("u", "b", 2), ("other", "a", 3)]
+        events = [
+            impression(user, item, f"e{n}", now - hours * 3600)
+            for n, (user, item, hours) in enumerate(rows)
+        ]
+        assert store.append([*events[:2], event(number=9, when=now), *events[2:]])[:2] == [-1, -1]
+        assert store.append([events[0], impression("u", "c", "e0", now)]) == [0, -1]
+        store.close()
+        store = opener()
+        assert store.shown("u", now - 9000) == {"a": 2, "b": 1, "c": 1}
+        assert store.shown("u", now - 3600) == {"a": 2, "c": 1}
+        assert store.shown("other", 0) == {"a": 1} and store.shown("stranger", 0) == {}
+        mine, others = store.read([Since("u"), Since("other")])
+        assert [e.event_id for e in mine.events] == ["e9"]
+        assert (others.epoch, list(others.events)) == ("", [])  # nothing else is known of them
+        hour = hour_of(now)
+        assert store.counts(hour - 5, hour + 1) == {(hour, "i9"): 1}
+        assert store.append([event("u", number=0, when=now)]) != [0]  # ids of events are others
+        store.close()
+
+    def test_impressions_follow_merges_and_erasures(self, store: Store) -> None:
+        now = 1e9
+        store.append([impression("phone", "a", "1", now), impression("phone", "b", "2", now)])
+        store.append([impression("u", "a", "1", now), impression("u", "a", "3", now - 50)])
+        store.merge("phone", "u")
+        assert store.shown("u", 0) == {"a": 2, "b": 1} and store.shown("phone", 0) == {}
+        store.merge("u", "u")
+        assert store.shown("u", now) == {"a": 1, "b": 1}
+        store.append([impression("phone", "c", "4", now)])
+        assert store.erase("u") == 0
+        assert store.shown("u", 0) == {} and store.shown("phone", 0) == {}
+        assert store.append([impression("u", "a", "1", now)]) == [-1]
+
+    def test_impressions_are_bounded(self, store: Store) -> None:
+        now = 1e9
+        hours = SHOWN_HOURS * 3600
+        store.append([impression("u", "old", "0", now - 1)])
+        store.append([impression("u", f"i{n}", f"e{n}", now + n) for n in range(MAX_SHOWN)])
+        assert store.shown("u", 0) == {f"i{n}": 1 for n in range(MAX_SHOWN)}
+        store.append([impression("v", "a", "0", now), impression("v", "b", "0", now + hours)])
+        assert store.shown("v", 0) == {"a": 1, "b": 1}
+        store.append([impression("v", "c", "0", now + hours + 1)])
+        assert store.shown("v", 0) == {"b": 1, "c": 1}
+        store.merge("v", "u")
+        assert sum(store.shown("u", 0).values()) == MAX_SHOWN
+
+    @of_contract
+    @given(data=st.data())
+    def test_impressions_are_those_of_a_list(self, store: Store, data: Any) -> None:
+        """Compare with a plain model: repetitions, merges and erasures, any ids."""
+        users, kept = ("a", "b"), dict[tuple[str, str, str], float]()
+        for user in users:
+            store.erase(user)
+        for _ in range(data.draw(st.integers(1, 10))):
+            user, other = (data.draw(st.sampled_from(users)) for _ in range(2))
+            match data.draw(st.sampled_from(["show", "show", "show", "merge", "erase"])):
+                case "show":
+                    key = user, data.draw(IDS), f"e{data.draw(st.integers(0, 3))}"
+                    when = 1e9 + data.draw(st.integers(0, 9))
+                    (position,) = store.append([impression(*key, when)])
+                    assert position == (0 if key in kept else -1)
+                    kept.setdefault(key, when)
+                case "merge" if user != other:
+                    store.merge(user, other)
+                    moved = {
+                        (other, *rest): when for (name, *rest), when in kept.items() if name == user
+                    }
+                    left = {key: when for key, when in kept.items() if key[0] != user}
+                    kept = moved | left
+                case "erase":
+                    names = [user, *store.merged(user)]
+                    store.erase(user)
+                    kept = {key: when for key, when in kept.items() if key[0] not in names}
+        for user in users:
+            wanted = Counter(item for name, item, _ in kept if name == user)
+            assert store.shown(user, 1e9) == wanted
+            assert sum(store.shown(user, 1e9 + 9.5).values()) == 0
 
     def test_counts_are_there_after_a_restart(self, opener: Opener) -> None:
         store = opener()
