@@ -47,6 +47,9 @@ def check_manifest(manifest: Manifest) -> None:
         and m.search.expansion_search >= 0,
         "has impossible settings of the search",
     )
+    if m.calibration is not UNSET:
+        t = m.calibration.temperature
+        require(t > 0 and math.isfinite(t), "has an impossible temperature")
     for encoder in (m.user_encoder, m.item_encoder):
         _check_encoder(encoder)
     if m.context_encoder is not UNSET:

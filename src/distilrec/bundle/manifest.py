@@ -83,6 +83,21 @@ class Golden(msgspec.Struct, frozen=True):
     context: tuple[tuple[int, float], ...] | UnsetType = UNSET
 
 
+class Calibration(msgspec.Struct, frozen=True):
+    """How scores become probabilities: softmax(score / temperature).
+
+    temperature: the likeliest one on the validation part (Guo et al. 2017, sec. 4.2), by `targets`
+    held-out items of `users` users. error_before, error_after: expected calibration error of the
+    first item there (the same, eq. 3), at temperature 1 and at this one.
+    """
+
+    temperature: float
+    users: int
+    targets: int
+    error_before: float
+    error_after: float
+
+
 class Manifest(msgspec.Struct, frozen=True):
     """`model_version` is a hash over all other fields, which hold the hashes of the files.
 
@@ -90,6 +105,7 @@ class Manifest(msgspec.Struct, frozen=True):
     were trained with differential privacy. timezone: of hours and days, where the student is told
     the time. roles: what an event of each type means, where that was said (`[targets]`).
     context_encoder: of the context of a question, where it is told one.
+    calibration: where there was a validation part, and the student is not private.
     """
 
     kind: str
@@ -114,6 +130,7 @@ class Manifest(msgspec.Struct, frozen=True):
     timezone: str | UnsetType = UNSET
     roles: tuple[Role, ...] | UnsetType = UNSET
     context_encoder: FeatureEncoder | UnsetType = UNSET
+    calibration: Calibration | UnsetType = UNSET
 
     @property
     def negative_types(self) -> tuple[int, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json as json_text
 import logging
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -19,8 +20,9 @@ from distilrec.stores.opening import addresses
 
 if TYPE_CHECKING:
     from distilrec.bundle.manifest import Manifest
-    from distilrec.engine.answers import Contribution, Recommendation
+    from distilrec.engine.answers import Contribution, Recommendation, ValuedItem
     from distilrec.engine.context import Context
+    from distilrec.engine.probabilities import Objective
     from distilrec.engine.recommender import Recommender
 
 
@@ -97,6 +99,28 @@ class Limits:
     ] = 0.0
 
 
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Answered:
+    """What is said about items beside their scores, and how they are ranked: options of
+    `recommend`.
+    """
+
+    explain: Annotated[
+        bool, Parameter(help="Say which past events raised or lowered each score most.")
+    ] = False
+    probabilities: Annotated[
+        bool, Parameter(help="Also say how likely each item is to be the user's next one.")
+    ] = False
+    objective: Annotated[
+        str | None,
+        Parameter(
+            help="Rank by probability times what an item is worth: weights of the probability "
+            "itself and of numeric attributes, such as price=1,probability=0.5."
+        ),
+    ] = None
+
+
 @app.command
 def recommend(  # noqa: PLR0913 - each argument is an option of the command line
     *,
@@ -115,9 +139,6 @@ def recommend(  # noqa: PLR0913 - each argument is an option of the command line
     include_seen: Annotated[
         bool, Parameter(help="Also items that the user has already had.")
     ] = False,
-    explain: Annotated[
-        bool, Parameter(help="Say which past events raised or lowered each score most.")
-    ] = False,
     now: Annotated[
         float | None,
         Parameter(
@@ -132,9 +153,11 @@ def recommend(  # noqa: PLR0913 - each argument is an option of the command line
             "told the context; may be given several times.",
         ),
     ] = (),
+    answered: Answered = Answered(),
     json: Annotated[bool, Parameter(help="Print JSON.")] = False,
 ) -> None:
     """Recommend items to a user, best first, from a bundle. Needs no torch."""
+    from distilrec.engine.answers import Recommendation
     from distilrec.engine.recommender import load
 
     user_id = as_id(user_id, "--user_id")
@@ -149,17 +172,58 @@ def recommend(  # noqa: PLR0913 - each argument is an option of the command line
                 parameter="item_ids",
             )
     told = _context_of(context, recommender.manifest)
-    answers = recommender.recommend(user_id, candidates, k, not include_seen, now=now, context=told)
+    seen = not include_seen
+    if answered.objective is None:
+        answers = recommender.recommend(user_id, candidates, k, seen, now=now, context=told)
+        more: dict[str, dict[str, Any]] = {}
+        if answered.probabilities:
+            names = [answer.item_id for answer in answers]
+            left_out = seen if candidates is None else None
+            found = recommender.probabilities(user_id, names, left_out, now=now, context=told)
+            more = {name: {"probability": value} for name, value in zip(names, found, strict=True)}
+    else:
+        worth = _objective(answered.objective)
+        valued = recommender.recommend_by_value(
+            user_id, worth, candidates, k, seen, now=now, context=told
+        )
+        answers = [Recommendation(item.item_id, item.score) for item in valued]
+        more = {item.item_id: _about(item) for item in valued}
     because = {
         answer.item_id: recommender.explain(user_id, answer.item_id, 3, now=now, context=told)
-        if explain
+        if answered.explain
         else None
         for answer in answers
     }
     if json:
-        _print_json(recommender, user_id, answers, because)
+        _print_json(recommender, user_id, answers, because, more)
     else:
-        _print_lines(recommender, user_id, answers, because)
+        _print_lines(recommender, user_id, answers, because, more)
+
+
+def _about(item: ValuedItem) -> dict[str, Any]:
+    """Return what is printed of an item beside its score."""
+    return {"probability": item.probability, "value": item.value, "parts": item.parts}
+
+
+def _objective(text: str) -> Objective:
+    """Return the objective that the option says, such as price=1,probability=0.5."""
+    from distilrec.engine.probabilities import Objective
+
+    weights: dict[str, float] = {}
+    for part in text.split(","):
+        name, _, weight = part.rpartition("=")
+        try:
+            value = float(weight)
+        except ValueError:
+            value = math.nan
+        if not name.strip() or name.strip() in weights or not math.isfinite(value):
+            raise ConfigError(
+                f"--objective has the part {part!r}",
+                fix="give each weight once, for example --objective price=1,probability=0.5",
+                parameter="objective",
+            )
+        weights[name.strip()] = value
+    return Objective(weights.pop("probability", 0.0), weights)
 
 
 def _context_of(given: Sequence[str], manifest: Manifest) -> Context:
@@ -194,12 +258,14 @@ def _print_json(
     user_id: str,
     answers: Sequence[Recommendation],
     because: Mapping[str, Sequence[Contribution] | None],
+    more: Mapping[str, Mapping[str, Any]],
 ) -> None:
     import msgspec
 
     items = []
     for rank, (item, score) in enumerate(answers, start=1):
         entry = {"rank": rank, "item_id": item, "score": score, "title": recommender.title(item)}
+        entry |= more.get(item, {})
         reasons = because[item]
         if reasons is not None:
             entry["because"] = [reason._asdict() for reason in reasons]
@@ -216,13 +282,18 @@ def _print_lines(
     user_id: str,
     answers: Sequence[Recommendation],
     because: Mapping[str, Sequence[Contribution] | None],
+    more: Mapping[str, Mapping[str, Any]],
 ) -> None:
     if not recommender.knows_user(user_id):
         print(f"user {user_id} is unknown: this is the prior for everybody", file=sys.stderr)
     width = max((len(answer.item_id) for answer in answers), default=0)
     for item, score in answers:
         title = recommender.title(item)
-        print(f"{item:>{width}}  {score:8.4f}  {'' if title == item else title}".rstrip())
+        numbers = f"{score:8.4f}"
+        if item in more:
+            numbers += f"  {more[item]['probability']:9.4%}"
+            numbers += f"  {more[item]['value']:10.4g}" if "value" in more[item] else ""
+        print(f"{item:>{width}}  {numbers}  {'' if title == item else title}".rstrip())
         for reason in because[item] or ():
             cause = recommender.title(reason.item_id)
             print(f"{'':{width}}  {reason.contribution:+8.4f}    {cause}")

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 from distilrec._lazy import lazy_names
 
 if TYPE_CHECKING:
-    from distilrec.engine.answers import Recommendation
+    from distilrec.engine.answers import Recommendation, ValuedItem
     from distilrec.engine.events import Event
     from distilrec.engine.filters import Condition, Filter
+    from distilrec.engine.probabilities import Objective
     from distilrec.engine.recommender import Recommender, load
     from distilrec.engine.rules import (
         Boost,
@@ -30,6 +31,7 @@ _MODULES = {
     "Filter": "filters",
     "Limit": "rules",
     "Newness": "rules",
+    "Objective": "probabilities",
     "Pin": "rules",
     "Recommendation": "answers",
     "Recommender": "recommender",
@@ -37,6 +39,7 @@ _MODULES = {
     "Rules": "rules",
     "StoredRecommender": "stored",
     "Tiredness": "rules",
+    "ValuedItem": "answers",
     "load": "recommender",
     "read_rules": "rules",
 }
@@ -49,6 +52,7 @@ __all__ = [
     "Filter",
     "Limit",
     "Newness",
+    "Objective",
     "Pin",
     "Recommendation",
     "Recommender",
@@ -56,6 +60,7 @@ __all__ = [
     "Rules",
     "StoredRecommender",
     "Tiredness",
+    "ValuedItem",
     "load",
     "read_rules",
 ]

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 
 class Recommendation(NamedTuple):
-    """An item and its score: a logit, higher is better; a softmax over the catalogue makes it a
+    """An item and its score: a logit, higher is better; `Recommender.probabilities` makes it a
     probability.
     """
 
@@ -20,6 +20,18 @@ class Recommendation(NamedTuple):
 as_recommendation: Callable[[tuple[str, float]], Recommendation] = partial(
     tuple.__new__, Recommendation
 )
+
+
+class ValuedItem(NamedTuple):
+    """An item with its score, how likely it is to be the user's next one, and the expected worth of
+    showing it, `value`, which is the sum of `parts`: probability x weight x number, by attribute.
+    """
+
+    item_id: str
+    score: float
+    probability: float
+    value: float
+    parts: dict[str, float]
 
 
 class UpdateResult(NamedTuple):

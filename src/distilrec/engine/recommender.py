@@ -34,6 +34,7 @@ from distilrec.engine.answers import (
     Item,
     Recommendation,
     UpdateResult,
+    ValuedItem,
     as_recommendation,
 )
 from distilrec.engine.catalogue import Catalogue
@@ -48,6 +49,15 @@ from distilrec.engine.history import History, events_of
 from distilrec.engine.items import Floats, Places
 from distilrec.engine.loops import RuntimeName, loops_of
 from distilrec.engine.moments import check_not_before, checked_moment
+from distilrec.engine.probabilities import (
+    Asked,
+    Objective,
+    best_by_worth,
+    likely,
+    temperature_of,
+    valued,
+    worth_of,
+)
 from distilrec.engine.ruled import Arranged, Wanted, arranged
 from distilrec.engine.rules import Rules, named
 from distilrec.engine.runtimes.kinds import make_runtime
@@ -443,6 +453,104 @@ class Recommender:
                         UnknownItemError(f"rule {name!r}: {problem.message}", fix=problem.fix)
                     )
         return problems
+
+    def probabilities(
+        self,
+        user_id: Id | User,
+        item_ids: Iterable[Id],
+        exclude_seen: bool | None = None,
+        *,
+        now: float | None = None,
+        context: Context | None = None,
+    ) -> list[float]:
+        """Return how likely each of these items is to be the next one of a user, 0 for one that is
+        no candidate.
+
+        softmax(score / temperature) over all candidates: every available item of the catalogue,
+        without those that the user does not want to see, and without those that the user has had
+        where `exclude_seen` says so; by default where the training log has no repeats. Over all
+        items the sum is 1, and the order is that of the scores. One pass over all item vectors.
+        user_id, now, context: as for `recommend`.
+        Raises UnknownItemError, InvalidIdError, and ConfigError where the bundle has no temperature
+        and for what `recommend` would refuse.
+        """
+        given = listed_ids(item_ids, "item_ids")
+        if exclude_seen is None:
+            exclude_seen = not self._manifest.repeats
+        if now is not None:
+            now = checked_moment(now, "now")
+        temperature = temperature_of(self._manifest)
+        with self.lock:
+            places = self._catalogue.positions(given)
+            asked = self._asked(user_id, exclude_seen, None, now, context)
+            found = likely(self._runtime, asked, temperature).probabilities
+        probabilities: list[float] = found[np.array(places, np.int32)].tolist()
+        return probabilities
+
+    def recommend_by_value(  # noqa: PLR0913 - as `recommend`, with an objective
+        self,
+        user_id: Id | User,
+        objective: Objective,
+        item_ids: Iterable[Id] | None = None,
+        k: int = 10,
+        exclude_seen: bool = True,
+        *,
+        where: Filter | None = None,
+        diversity: float = 0.0,
+        now: float | None = None,
+        context: Context | None = None,
+    ) -> list[ValuedItem]:
+        """Return the k items with the highest expected worth for a user, best first: probability
+        times what the objective says that an item is worth.
+
+        objective: for example `Objective(attributes={"price": 1})` for price x probability. The
+        other arguments are those of `recommend`; the catalogue is always scored as a whole. Items
+        that are given in `item_ids` and are no candidates have the probability 0.
+        Raises what `recommend` and `probabilities` raise, and ConfigError for an objective that
+        weighs nothing, weights that are not finite, and attributes that are not numbers.
+        """
+        if k < 1 or not 0 <= diversity <= 1:
+            raise _impossible(k, diversity)
+        if now is not None:
+            now = checked_moment(now, "now")
+        given = None if item_ids is None else listed_ids(item_ids, "item_ids")
+        if given is not None:
+            exclude_seen = not self._manifest.repeats
+        temperature = temperature_of(self._manifest)
+        with self.lock:
+            worth = worth_of(objective, self._filters.attributes)
+            asked = self._asked(user_id, exclude_seen, where, now, context)
+            found = likely(self._runtime, asked, temperature)
+            if given is None:
+                places = best_by_worth(
+                    self._runtime, self._kernels, asked, found, worth, k, diversity
+                )
+            else:
+                distinct = list(dict.fromkeys(self._catalogue.positions(given)))
+                places = np.array(distinct, np.int32)
+            ranked = valued(places, self._item_ids, found, worth)
+        if given is None and diversity:
+            return ranked
+        return sorted(ranked, key=lambda item: -item.value)
+
+    def _asked(
+        self,
+        user_id: Id | User,
+        exclude_seen: bool,
+        where: Filter | None,
+        now: float | None,
+        context: Context | None,
+    ) -> Asked:
+        """Return who asks for probabilities. now: as of `recommend`, checked."""
+        user = self._user(user_id)
+        left_out = user.items if exclude_seen else _NO_ITEMS
+        return Asked(
+            user.state,
+            self._features(user, now, context),
+            left_out if user.hidden is None else np.concatenate([left_out, user.hidden]),
+            self._filters.mask(None),
+            self._filters.mask(where),
+        )
 
     def similar(
         self,

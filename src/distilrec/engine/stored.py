@@ -14,7 +14,7 @@ from uuid import uuid4
 
 import msgspec
 
-from distilrec.engine.answers import Recommendation
+from distilrec.engine.answers import Recommendation, ValuedItem
 from distilrec.engine.context import Context
 from distilrec.engine.events import MAX_EVENT_ID, MAX_EVENT_TYPE
 from distilrec.engine.filters import Filter
@@ -22,6 +22,7 @@ from distilrec.engine.history import History
 from distilrec.engine.locks import fork_safe_lock
 from distilrec.engine.moments import check_timestamp
 from distilrec.engine.popular import WEEK, ranking_of, window_of
+from distilrec.engine.probabilities import Objective
 from distilrec.engine.recommender import Recommender
 from distilrec.engine.ruled import Arranged
 from distilrec.engine.rules import Rules, Tiredness
@@ -236,6 +237,54 @@ class StoredRecommender:
                 items = [one.item_id for one in found.items]
                 self.store.append(as_impressions(name, items, self._clock.now()))
         return found
+
+    def probabilities(
+        self,
+        user_id: Id | User,
+        item_ids: Iterable[Id],
+        exclude_seen: bool | None = None,
+        *,
+        now: float | None = None,
+        context: Context | None = None,
+    ) -> list[float]:
+        """See `Recommender.probabilities`."""
+        with self._lock:
+            self._bring_up_to_date(user_id)
+            return self.recommender.probabilities(
+                user_id, item_ids, exclude_seen, now=now, context=context
+            )
+
+    def recommend_by_value(  # noqa: PLR0913 - as `recommend`, with an objective
+        self,
+        user_id: Id | User,
+        objective: Objective,
+        item_ids: Iterable[Id] | None = None,
+        k: int = 10,
+        exclude_seen: bool = True,
+        *,
+        where: Filter | None = None,
+        diversity: float = 0.0,
+        now: float | None = None,
+        context: Context | None = None,
+    ) -> list[ValuedItem]:
+        """See `Recommender.recommend_by_value`."""
+        with self._lock:
+            self._bring_up_to_date(user_id)
+            return self.recommender.recommend_by_value(
+                user_id,
+                objective,
+                item_ids,
+                k,
+                exclude_seen,
+                where=where,
+                diversity=diversity,
+                now=now,
+                context=context,
+            )
+
+    def _bring_up_to_date(self, user_id: Id | User) -> None:
+        if not isinstance(user_id, User):
+            bring_up_to_date(self.recommender, self.store, [user_id])
 
     def session(
         self, history: History, user_id: Id | None = None, *, now: float | None = None

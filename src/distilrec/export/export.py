@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import torch
-from msgspec import UNSET
+from msgspec import UNSET, UnsetType
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -24,15 +24,24 @@ from distilrec.bundle.format import (
     write_bundle,
     write_manifest,
 )
-from distilrec.bundle.manifest import CONTEXT, GRAPH, Manifest, SearchInfo, format_of
+from distilrec.bundle.manifest import (
+    CONTEXT,
+    GRAPH,
+    Calibration,
+    Manifest,
+    SearchInfo,
+    format_of,
+)
 from distilrec.data.dataset import Dataset
 from distilrec.engine.search import build_graph
 from distilrec.errors import ConfigError
+from distilrec.export.calibration import calibrate
 from distilrec.export.golden import golden_answers
 from distilrec.export.history import history_of
 from distilrec.export.search import BundleConfig, bias_unit, choose_search, search_recall
 from distilrec.features.attributes import pack_attributes
 from distilrec.files import locked
+from distilrec.networks.sequence import TorchScorer
 from distilrec.networks.student import Student, kind_of
 from distilrec.targets import Role, Targets
 from distilrec.teachers.teacher import Teacher, as_teacher
@@ -166,7 +175,17 @@ def _manifest(
         timezone=UNSET if student.timezone is None else student.timezone,
         roles=UNSET if info.targets is None else _roles(info.targets, info.event_types),
         context_encoder=info.context_encoder if CONTEXT in weights.of_kind else UNSET,
+        calibration=_calibration(trained, dataset),
     )
+
+
+def _calibration(trained: TrainedModel, dataset: Dataset) -> Calibration | UnsetType:
+    """Return the temperature of a student; none of a private one: the privacy that was spent does
+    not cover what would be learned from validation events.
+    """
+    if trained.record.privacy is not None:
+        return UNSET
+    return calibrate(TorchScorer(_student(trained)), dataset) or UNSET
 
 
 def _roles(targets: Targets, event_types: Sequence[str]) -> tuple[Role, ...]:

@@ -30,6 +30,20 @@ class Scorer(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Tempered:
+    """A scorer whose scores are divided by a temperature."""
+
+    scorer: Scorer
+    temperature: float
+
+    def scores(self, histories: Histories) -> NDArray[np.float32]:
+        """Return the scores of all items, (batch, items) float32."""
+        scores = self.scorer.scores(histories)
+        tempered: NDArray[np.float32] = scores / np.float32(self.temperature)
+        return tempered
+
+
 def users_at_once(items: int) -> int:
     """Return how many users are scored together over a catalogue of this size: at most 512, and at
     most 2^24 scores, so that what a ranking holds does not grow with the catalogue.

@@ -21,7 +21,7 @@ from distilrec.engine.runtimes.kinds import make_runtime
 from distilrec.measure import metrics
 from distilrec.measure.asked import user_asked
 from distilrec.measure.latency import Latency
-from distilrec.measure.ranking import Questions, Ranking, Scorer, rank
+from distilrec.measure.ranking import Questions, Ranking, Scorer, Tempered, rank
 from distilrec.measure.ranking import questions as questions_of
 from distilrec.measure.slices import target_slices
 from distilrec.measure.statistics import Difference, Interval, bootstrap, paired_difference
@@ -32,6 +32,7 @@ from distilrec.training.options import Epoch
 
 K = 10
 TEACHER, STUDENT, ALONE = "teacher", "student", "student without distillation"
+CALIBRATED = "calibration error at its temperature"
 MEMBER = "member"  # how the names of an ensemble's members begin
 
 
@@ -64,7 +65,7 @@ class Candidate:
 
     size: bytes of the weights (of the exported bundle for a student); latency: of one request;
     logits: whether a softmax of its scores is meant as probabilities (only then is a calibration
-    error measured).
+    error measured); temperatures: of the scorers, where they have some.
     """
 
     name: str
@@ -75,6 +76,7 @@ class Candidate:
     latency: Latency | None = None
     curve: tuple[Epoch, ...] = field(default=())
     logits: bool = True
+    temperatures: tuple[float, ...] = ()
 
 
 class Row(msgspec.Struct, frozen=True):
@@ -180,6 +182,8 @@ def compare(
     for candidate in candidates:
         rankings = measured[candidate.name].rankings
         lists = _list_metrics(rankings, dataset, candidate.logits, vectors)
+        if candidate.temperatures:
+            lists[CALIBRATED] = _calibrated_error(candidate, questions)
         rows.append(_row(candidate, measured, lists, slices))
     return Comparison(
         dataset=dataset.info.name,
@@ -223,6 +227,13 @@ def _measured(candidate: Candidate, questions: Questions) -> _Measured:
     return _Measured(
         rankings, {name: np.stack([seed[name] for seed in by_seed]) for name in by_seed[0]}
     )
+
+
+def _calibrated_error(candidate: Candidate, questions: Questions) -> float:
+    """Return the calibration error at the temperatures of a candidate, averaged over seeds."""
+    tempered = map(Tempered, candidate.scorers, candidate.temperatures)
+    errors = [metrics.calibration_error(rank(scorer, questions, 1)) for scorer in tempered]
+    return float(np.mean(errors))
 
 
 def _row(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+from msgspec import UNSET
 
 from distilrec.bundle.manifest import CATALOGUE, WEIGHTS, Manifest
 from distilrec.data.dataset import Dataset
@@ -70,6 +71,7 @@ def student_candidate(dataset: Dataset, name: str, folder: Path, bundle: Path) -
             file=str(bundle),
         )
     recommender = load(bundle)
+    calibration = recommender.manifest.calibration
     return Candidate(
         name,
         (BundleScorer(bundle, dataset),),
@@ -78,6 +80,7 @@ def student_candidate(dataset: Dataset, name: str, folder: Path, bundle: Path) -
         trained.seconds,
         engine_latency(recommender, dataset),
         trained.record.curve,
+        temperatures=() if calibration is UNSET else (calibration.temperature,),
     )
 
 

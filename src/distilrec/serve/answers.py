@@ -17,6 +17,7 @@ from distilrec.engine.rules import Rules
 from distilrec.engine.users import User
 from distilrec.errors import RequestError
 from distilrec.ids import as_id
+from distilrec.serve import likely
 from distilrec.serve.config import ServiceConfig
 from distilrec.serve.http import Endpoint
 from distilrec.serve.impressions import Impressions
@@ -74,7 +75,7 @@ class Answers:
                 await self._storage.catch_up(recommender, [user_id])
         chosen, rules = request.filter, self._rules_of(request)
         costly = request.explain or request.diversity or request.k > _QUICK or request.history
-        costly = costly or rules is not None
+        costly = costly or likely.is_asked_for(request) or rules is not None
         if costly or chosen is not None:
             self._check_cost([request])
         if costly or (chosen is not None and values_of(chosen) > _QUICK):
@@ -121,16 +122,17 @@ class Answers:
             await self._storage.catch_up(recommender, [user_id])
         user, known = _asked(recommender, user_id, request)
         items, unknown = known_items(recommender, request.item_ids, skip=request.skip_unknown)
-        ranked = recommender.recommend(user, items, now=request.now, context=request.context)
+        if likely.is_asked_for(request):
+            async with self._turns:
+                await asyncio.sleep(0)
+                chances = likely.ranked(recommender, user, items, request)
+                answer = chances.added_to(_ranked(recommender, user, chances.best, request))
+        else:
+            ranked = recommender.recommend(user, items, now=request.now, context=request.context)
+            best = [one.item_id for one in ranked], [one.score for one in ranked]
+            answer = _ranked(recommender, user, best, request)
         self._count_unknown(recommender, request)
-        best = [one.item_id for one in ranked], [one.score for one in ranked]
-        return RecommendResponse(
-            user_id,
-            known,
-            recommender.model_version,
-            _ranked(recommender, user, best, request),
-            unknown,
-        )
+        return RecommendResponse(user_id, known, recommender.model_version, answer, unknown)
 
     def _answer(
         self,
@@ -144,8 +146,8 @@ class Answers:
         rules = self._rules_of(request)
         if rules is not None:
             return self._under_rules(recommender, user_id, request, rules, impressions)
-        if user_id is None or request.history is not None:
-            return self._of_session(recommender, user_id, request)
+        if user_id is None or request.history is not None or likely.is_asked_for(request):
+            return self._seldom(recommender, user_id, request)
         best = recommender.best(
             user_id,
             request.k,
@@ -168,27 +170,29 @@ class Answers:
             _ranked(recommender, user_id, best, request),
         )
 
-    def _of_session(
+    def _seldom(
         self, recommender: Recommender, user_id: str | None, request: RecommendRequest
     ) -> RecommendResponse:
-        """Answer about a history that the request tells; it is not remembered for shadowing."""
+        """Answer about a history that the request tells, or with probabilities; it is not
+        remembered for shadowing.
+        """
         user, known = _asked(recommender, user_id, request)
-        best = recommender.best(
-            user,
-            request.k,
-            request.exclude_seen,
-            request.filter,
-            request.diversity,
-            request.now,
-            request.context,
-        )
+        if likely.is_asked_for(request):
+            chances = likely.recommended(recommender, user, request)
+            items = chances.added_to(_ranked(recommender, user, chances.best, request))
+        else:
+            best = recommender.best(
+                user,
+                request.k,
+                request.exclude_seen,
+                request.filter,
+                request.diversity,
+                request.now,
+                request.context,
+            )
+            items = _ranked(recommender, user, best, request)
         self._count_unknown(recommender, request)
-        return RecommendResponse(
-            user_id,
-            known,
-            recommender.model_version,
-            _ranked(recommender, user, best, request),
-        )
+        return RecommendResponse(user_id, known, recommender.model_version, items)
 
     def _rules_of(self, request: RecommendRequest) -> Rules | None:
         """Return the rules that a list follows; none, but not None, where it goes on behind other
@@ -232,7 +236,9 @@ class Answers:
             user_id,
             known,
             recommender.model_version,
-            _ranked(recommender, user, best, request, found.first),
+            likely.with_probabilities(
+                recommender, user, request, _ranked(recommender, user, best, request, found.first)
+            ),
             [],
             None if rules is _NO_RULES else self._followed(found, request),
         )
@@ -256,6 +262,11 @@ class Answers:
             check_list(request.k, request.filter, request.diversity)
             if request.rules is not None:
                 check_rules(request.rules)
+            if request.objective is not None and self._rules_of(request) is not None:
+                raise RequestError(
+                    "an objective and rules do not go together",
+                    fix="leave out `objective`, or `rules`, `placement` and `shown`",
+                )
             check_limit("events in a history", len(request.history or ()), _MAX_HISTORY)
         items = sum(min(request.k, self._max_k + 1) for request in requests)
         if items > self._max_k:

@@ -35,7 +35,8 @@ from distilrec.serve.tensors import (
 MODEL_NAME = "distilrec"
 
 _INPUTS = {"user_id": "BYTES", "k": "INT64", "now": "INT64"}
-_OUTPUTS = {"item_id": "BYTES", "score": "FP32", "count": "INT32"}
+_ALWAYS = ("item_id", "score", "count")  # outputs where none is named
+_OUTPUTS = {"item_id": "BYTES", "score": "FP32", "count": "INT32", "probability": "FP32"}
 _SEE = "see /v2/models/distilrec for the inputs"
 
 
@@ -85,6 +86,7 @@ class InferRequest(msgspec.Struct, frozen=True):
 
 class InferResponse(Answer, frozen=True):
     """Outputs: `item_id`, BYTES [n, k], and `score`, FP32 [n, k], best first; `count`, INT32 [n].
+    Only where it is named: `probability`, FP32 [n, k], of being the user's next item.
 
     A user with fewer items than k has empty ids and zeros behind them; `count` is the number of
     items.
@@ -162,6 +164,7 @@ def model_metadata(service: Service) -> ModelMetadata:
             TensorMetadata("item_id", "BYTES", [-1, -1]),
             TensorMetadata("score", "FP32", [-1, -1]),
             TensorMetadata("count", "INT32", [-1]),
+            TensorMetadata("probability", "FP32", [-1, -1]),
         ],
     )
 
@@ -234,7 +237,12 @@ async def infer(service: Service, inference: Inference) -> InferResponse | Reply
     now = _values(tensors["now"], inference.binary)[0] if "now" in tensors else None
     answers = (
         await service.answers.recommend_batch(
-            BatchRequest([RecommendRequest(user, k, now=now) for user in users])
+            BatchRequest(
+                [
+                    RecommendRequest(user, k, now=now, probabilities="probability" in chosen)
+                    for user in users
+                ]
+            )
         )
     ).results
     return _response(request, chosen, answers, k)
@@ -246,14 +254,17 @@ def _response(
     """Return the chosen outputs as tensors of equal rows, in JSON or binary."""
     ids: list[Any] = []
     scores: list[Any] = []
+    probabilities: list[Any] = []
     for answer in answers:
         missing = k - len(answer.items)
         ids += [item.item_id for item in answer.items] + [""] * missing
         scores += [item.score for item in answer.items] + [0.0] * missing
+        probabilities += [item.probability for item in answer.items] + [0.0] * missing
     n = len(answers)
     tensors: dict[str, tuple[list[int], list[Any]]] = {
         "item_id": ([n, k], ids),
         "score": ([n, k], scores),
+        "probability": ([n, k], probabilities),
         "count": ([n], [len(answer.items) for answer in answers]),
     }
     outputs, binary = [], []
@@ -289,7 +300,7 @@ def _chosen_outputs(request: InferRequest) -> dict[str, bool]:
     """Return whether each of the wanted outputs is to be binary."""
     everywhere = _flag(request.parameters, "binary_data_output", default=False)
     if not request.outputs:
-        return dict.fromkeys(_OUTPUTS, everywhere)
+        return dict.fromkeys(_ALWAYS, everywhere)
     for output in request.outputs:
         for refused in ("classification", "shared_memory_region"):
             if refused in output.parameters:

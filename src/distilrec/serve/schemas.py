@@ -9,10 +9,12 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
+from distilrec.bundle.manifest import Calibration
 from distilrec.engine.events import MAX_EVENT_ID, MAX_EVENT_TYPE
 from distilrec.engine.filters import Filter
 from distilrec.engine.history import PastEvent
 from distilrec.engine.popular import WEEK
+from distilrec.engine.probabilities import Objective
 from distilrec.engine.rules import Placement, Rules
 from distilrec.engine.similar import POPULARITY
 from distilrec.engine.stored import EventInput
@@ -64,6 +66,8 @@ class RecommendRequest(Request, frozen=True):
     `rules`: follow these instead. `shown`: what is on the pages before, in order: these items are
     left out, and ranks and slots go on behind them.
     `context`: values of the context features that the model knows; what is left out is unknown.
+    `probabilities` adds how likely each item is to be the user's next one. `objective`: rank by
+    probability times what the item is worth; not together with rules.
     """
 
     user_id: UserId | None = None
@@ -79,6 +83,8 @@ class RecommendRequest(Request, frozen=True):
     rules: Rules | None = None
     shown: Annotated[list[ItemId], Meta(max_length=MAX_SHOWN)] | None = None
     context: Context = None
+    probabilities: bool = False
+    objective: Objective | None = None
 
 
 class BatchRequest(Request, frozen=True):
@@ -89,7 +95,7 @@ class BatchRequest(Request, frozen=True):
 
 class RankRequest(Request, frozen=True):
     """These items for a user, best first, seen or not. `skip_unknown` leaves unknown items out;
-    `history`, `now` and `context` as for recommendations.
+    `history`, `now`, `context`, `probabilities` and `objective` as for recommendations.
     """
 
     item_ids: Annotated[list[ItemId], Meta(min_length=1)]
@@ -100,6 +106,8 @@ class RankRequest(Request, frozen=True):
     history: list[ItemId | HistoryEvent] | None = None
     now: Moment = None
     context: Context = None
+    probabilities: bool = False
+    objective: Objective | None = None
 
 
 class SimilarRequest(Request, frozen=True):
@@ -217,13 +225,18 @@ class Reason(Answer, frozen=True):
 
 
 class RankedItem(Answer, frozen=True):
-    """score: a logit, higher is better."""
+    """score: a logit, higher is better. probability: of being the user's next item. value: the
+    expected worth by the objective, the sum of `parts`.
+    """
 
     item_id: str
     score: float
     rank: int
     title: str | None = None
     because: list[Reason] | None = None
+    probability: float | None = None
+    value: float | None = None
+    parts: dict[str, float] | None = None
 
 
 class MovedItem(Answer, frozen=True):
@@ -371,7 +384,8 @@ class ErasedResponse(Answer, frozen=True):
 
 class ModelResponse(Answer, frozen=True):
     """The model that answers, and the one before it. event_roles: what the event types mean,
-    `target`, `inform` or `negative`, where that was said.
+    `target`, `inform` or `negative`, where that was said. calibration: the temperature that makes
+    probabilities, left out where there is none.
     """
 
     model_version: str
@@ -388,6 +402,7 @@ class ModelResponse(Answer, frozen=True):
     has_teacher: bool
     previous_version: str | None = None
     event_roles: dict[str, str] | None = None
+    calibration: Calibration | None = None
 
 
 class Shadow(Answer, frozen=True):

@@ -77,6 +77,7 @@ class Swap:
             recommender.has_teacher,
             self._models.previous_version,
             None if m.roles is UNSET else dict(zip(m.event_types, m.roles, strict=True)),
+            None if m.calibration is UNSET else m.calibration,
         )
 
     async def load(self, request: LoadRequest) -> LoadResponse:
