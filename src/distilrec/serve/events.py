@@ -10,6 +10,7 @@ from distilrec.serve.models import Models
 from distilrec.serve.parameters import check_limit
 from distilrec.serve.schemas import EventsRequest, EventsResponse
 from distilrec.serve.storage import Storage
+from distilrec.stores.records import IMPRESSION
 
 
 class Events:
@@ -40,7 +41,7 @@ class Events:
         new_types = sum(
             not active.knows_event_type(e.event_type)
             for e, p in zip(stored, positions, strict=True)
-            if p
+            if p and e.event_type != IMPRESSION
         )
         accepted = len(stored) - duplicates
         for outcome, number in (
