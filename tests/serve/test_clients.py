@@ -75,7 +75,12 @@ def test_the_real_client_asks_who_is_there(client, server):
             "k": "INT64",
             "now": "INT64",
         }
-        assert [tensor["name"] for tensor in model["outputs"]] == ["item_id", "score", "count"]
+        assert [tensor["name"] for tensor in model["outputs"]] == [
+            "item_id",
+            "score",
+            "count",
+            "probability",
+        ]
 
 
 @pytest.mark.parametrize("binary_out", [True, False, None])
@@ -120,7 +125,13 @@ def test_the_real_client_chooses_outputs_and_versions(client, server):
     count = answer.as_numpy("count")[0]
     items = answer.as_numpy("item_id")[0]
     assert 0 < count < 200 and all(items[:count]) and not any(items[count:])
-    assert answer.as_numpy("score") is None
+    assert answer.as_numpy("score") is None and answer.as_numpy("probability") is None
+    outputs = [triton.InferRequestedOutput("probability"), triton.InferRequestedOutput("item_id")]
+    likely = client.infer("distilrec", inputs(["u1"], 3), outputs=outputs)
+    told = server.post("/v1/recommend", user_id="u1", k=3, probabilities=True)["items"]
+    assert likely.as_numpy("probability")[0] == pytest.approx(
+        [item["probability"] for item in told], rel=1e-4
+    )
     assert client.infer("distilrec", inputs(["u1"])).as_numpy("item_id").shape == (
         1,
         10,
