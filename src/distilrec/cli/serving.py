@@ -299,17 +299,29 @@ def _print_lines(
             print(f"{'':{width}}  {reason.contribution:+8.4f}    {cause}")
 
 
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Admitted:
+    """Who may ask a service: options of `serve`."""
+
+    without_keys: Annotated[bool, Parameter(help="Listen to other machines without API keys.")] = (
+        False
+    )
+    allowed_hosts: Annotated[
+        tuple[str, ...],
+        Parameter(help="Other names that the service is reached by without API keys."),
+    ] = ()
+    allowed_origins: Annotated[
+        tuple[str, ...],
+        Parameter(help="Web pages that may ask the service, such as https://shop.example."),
+    ] = ()
+
+
 @app.command
 def serve(
     *,
     service: Service = Service(),
-    without_keys: Annotated[
-        bool, Parameter(help="Listen to other machines without API keys.")
-    ] = False,
-    allowed_hosts: Annotated[
-        tuple[str, ...],
-        Parameter(help="Other names that the service is reached by without API keys."),
-    ] = (),
+    admitted: Admitted = Admitted(),
     workers: Annotated[
         int, Parameter(help="Processes; more than one share users through Redis.")
     ] = 1,
@@ -338,10 +350,9 @@ def serve(
     config = ServiceConfig(
         **service.settings(),
         workers=workers,
-        without_keys=without_keys,
-        allowed_hosts=tuple(
-            name.strip() for names in allowed_hosts for name in names.split(",") if name.strip()
-        ),
+        without_keys=admitted.without_keys,
+        allowed_hosts=_listed(admitted.allowed_hosts),
+        allowed_origins=_listed(admitted.allowed_origins),
         bundle_root=_absolute(bundle_root),
         search=search,
         **asdict(limits),
@@ -403,6 +414,11 @@ def _absolute(path: Path | None) -> str | None:
     return None if path is None else str(path.absolute())
 
 
+def _listed(given: Sequence[str]) -> tuple[str, ...]:
+    """Return the names in options that hold some each, separated by commas."""
+    return tuple(name.strip() for names in given for name in names.split(",") if name.strip())
+
+
 @app.command
 def key(
     *,
@@ -417,6 +433,13 @@ def key(
     rate: Annotated[
         float | None, Parameter(help="Requests per second; no limit without it.")
     ] = None,
+    public: Annotated[
+        bool,
+        Parameter(
+            help="The key stands in web pages: it may recommend and send events, and the rate is "
+            "that of each address."
+        ),
+    ] = False,
 ) -> None:
     """Make an API key: the secret goes to standard error, its entry for the file of keys to
     standard output.
@@ -435,7 +458,7 @@ def key(
         raise ConfigError(
             f"the rate is {rate}", fix="use more than 0, or leave it out", parameter="rate"
         )
-    secret, entry = new_key(name, chosen, rate)
+    secret, entry = new_key(name, chosen, rate, public=public)
     print(f"the key, shown only now: {secret}", file=sys.stderr)
     print(entry)
 

@@ -9,6 +9,7 @@ from typing import get_args
 
 import msgspec
 from starlette.applications import Starlette
+from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from distilrec.serve import (
@@ -48,7 +49,23 @@ def make_app(service: Service, keys: Keys) -> ASGIApp:
         watching.cancel()
         await service.stop()
 
-    return _application(gate, _table(service, keys), Starlette(lifespan=lifespan))
+    application = _application(gate, _table(service, keys), Starlette(lifespan=lifespan))
+    return _open_to_pages(application, config.allowed_origins)
+
+
+def _open_to_pages(application: ASGIApp, origins: tuple[str, ...]) -> ASGIApp:
+    """Return an application whose answers these web pages may read (CORS). They send keys in a
+    header; cookies are not sent, and there are none.
+    """
+    if not origins:
+        return application
+    return CORSMiddleware(
+        application,
+        allow_origins=origins,
+        allow_methods=get_args(Method),
+        allow_headers=["authorization", "x-api-key", "x-request-id"],
+        expose_headers=["x-request-id", "retry-after"],
+    )
 
 
 def endpoints(service: Service) -> list[Endpoint]:

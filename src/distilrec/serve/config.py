@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated
@@ -12,6 +13,8 @@ from distilrec.bundle.manifest import SearchKind
 from distilrec.errors import ConfigError
 from distilrec.settings import Count, NotNegative, Positive, Settings
 from distilrec.stores.opening import check_sharing
+
+_ORIGIN = re.compile(r"https?://([a-z0-9.-]+|\[[0-9a-f:]+\])(:[0-9]{1,5})?")
 
 
 class ServiceConfig(Settings, frozen=True):
@@ -39,6 +42,8 @@ class ServiceConfig(Settings, frozen=True):
     """Whether the service may be reachable from other machines without keys."""
     allowed_hosts: tuple[str, ...] = ()
     """Other names that a service without keys may be reached by."""
+    allowed_origins: tuple[str, ...] = ()
+    """Web pages that may ask the service, such as `https://shop.example`."""
     bundle_root: str | None = None
     """Folder from which bundles and rules may be loaded; by default the one that holds the
     bundle.
@@ -78,6 +83,14 @@ class ServiceConfig(Settings, frozen=True):
         super().__post_init__()
         if self.workers > 1:
             check_sharing(self.store, "workers", "several workers", ", or one worker")
+        for origin in self.allowed_origins:
+            if not _ORIGIN.fullmatch(origin):
+                raise ConfigError(
+                    f"{origin!r} is not the origin of a web page",
+                    fix="give scheme and name, and a port where there is one, such as "
+                    "https://shop.example or http://localhost:3000; each one by itself",
+                    parameter="allowed_origins",
+                )
         if self.keys is None and not self.without_keys and not _is_loopback(self.host):
             raise ConfigError(
                 f"{self.host} can be reached from other machines, and there are no API keys",

@@ -170,7 +170,10 @@ class _Handler:
             if endpoint.scope is not None:
                 if gate.origins is not None:
                     gate.origins.admit(request_headers)
-                caller = gate.keys.admit(request_headers, endpoint.scope)
+                client = scope.get("client")
+                caller = gate.keys.admit(
+                    request_headers, endpoint.scope, client[0] if client else ""
+                )
             body, media_type = None, request_headers.get(b"content-type")
             if (decode := self._decode) is not None:
                 _check_type(

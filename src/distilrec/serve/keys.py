@@ -32,7 +32,9 @@ from distilrec.settings import Count, Positive, Settings, read_settings
 
 Scope = Literal["recommend", "events", "items", "users", "admin", "metrics"]
 SCOPES: tuple[Scope, ...] = get_args(Scope)
+_PUBLIC: tuple[Scope, ...] = ("recommend", "events")
 _PREFIX = "dr_"
+_ADDRESSES = 10_000  # of one public key, whose rates are remembered
 _WATCH_SECONDS = 1.0
 
 
@@ -49,6 +51,32 @@ class KeyEntry(Settings, frozen=True):
     """Maximum number of requests per second; no limit by default."""
     burst: Count = 100
     """Requests that may come together."""
+    public: bool = False
+    """Whether the key stands in web pages, where everybody can read it: it may then only recommend
+    and send events, and its rate, which it needs, is that of each address.
+    """
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_public(self.scopes, self.rate, public=self.public)
+
+
+def check_public(scopes: Sequence[Scope], rate: float | None, *, public: bool) -> None:
+    """Raise ConfigError for a public key that may do too much, or has no rate."""
+    if not public:
+        return
+    if more := [scope for scope in scopes if scope not in _PUBLIC]:
+        raise ConfigError(
+            f"a public key has the scope {more[0]!r}",
+            fix=f"give it no others than {' and '.join(_PUBLIC)}: everybody can read it",
+            parameter="scopes",
+        )
+    if rate is None:
+        raise ConfigError(
+            "a public key has no rate",
+            fix="give the requests per second that one address may send, such as rate = 5",
+            parameter="rate",
+        )
 
 
 class _KeyFile(Settings, frozen=True):
@@ -62,6 +90,19 @@ class Caller:
         self.entry, self.name, self.scopes = entry, entry.name, frozenset(entry.scopes)
         self._rate, self._burst, self._clock = entry.rate, float(entry.burst), clock
         self._tokens, self._filled = self._burst, clock()
+        self._at: dict[str, Caller] = {}  # by address, the one that asked last at the end
+
+    def at(self, address: str) -> Caller:
+        """Return who sends the requests with this key from an address: the key itself, unless it is
+        public. Of many addresses the latest are remembered.
+        """
+        if not self.entry.public:
+            return self
+        caller = self._at.pop(address, None) or Caller(self.entry, self._clock)
+        self._at[address] = caller
+        if len(self._at) > _ADDRESSES:
+            del self._at[next(iter(self._at))]
+        return caller
 
     def admit(self, scope: Scope) -> None:
         """Raise ForbiddenError without the scope, RateLimitedError when the bucket is empty."""
@@ -101,8 +142,8 @@ class Caller:
         rate = self._rate or 1.0
         wait = (needed - self._tokens) / rate
         return RateLimitedError(
-            f"the API key {self.name!r} may send {rate:g} requests per second, and each of a "
-            "batch counts",
+            f"the API key {self.name!r} may send {rate:g} requests per second"
+            f"{' from an address' if self.entry.public else ''}, and each of a batch counts",
             fix=f"come back in {wait:.3f} s",
             retry_after=wait,
         )
@@ -152,11 +193,11 @@ class Keys:
         """Whether requests need a key."""
         return self._anyone is None
 
-    def admit(self, headers: Mapping[bytes, bytes], scope: Scope) -> Caller:
-        """Return the caller of a request. Raises UnauthorizedError, ForbiddenError or
-        RateLimitedError.
+    def admit(self, headers: Mapping[bytes, bytes], scope: Scope, address: str = "") -> Caller:
+        """Return the caller of a request from an address. Raises UnauthorizedError, ForbiddenError
+        or RateLimitedError.
         """
-        caller = self._anyone or self._find(headers)
+        caller = self._anyone or self._find(headers).at(address)
         caller.admit(scope)
         return caller
 
@@ -214,8 +255,14 @@ def _state(path: Path) -> tuple[int, ...] | None:
     return status.st_mtime_ns, status.st_size, status.st_ino
 
 
-def new_key(name: str, scopes: Sequence[Scope], rate: float | None) -> tuple[str, str]:
-    """Return a new secret key, and its entry for the TOML file, which does not hold the secret."""
+def new_key(
+    name: str, scopes: Sequence[Scope], rate: float | None, *, public: bool = False
+) -> tuple[str, str]:
+    """Return a new secret key, and its entry for the TOML file, which does not hold the secret.
+
+    Raises ConfigError for a public key that may do too much, or has no rate.
+    """
+    check_public(scopes, rate, public=public)
     secret = _PREFIX + secrets.token_urlsafe(32)
     lines = [
         "[[key]]",
@@ -223,5 +270,6 @@ def new_key(name: str, scopes: Sequence[Scope], rate: float | None) -> tuple[str
         f'sha256 = "{hashlib.sha256(secret.encode()).hexdigest()}"',
         f"scopes = {msgspec.json.encode(list(scopes)).decode()}",
         *([] if rate is None else [f"rate = {rate}"]),
+        *(["public = true"] if public else []),
     ]
     return secret, "\n".join(lines) + "\n"

@@ -19,11 +19,12 @@ from distilrec.serve.config import ServiceConfig
 
 class Origins:
     """Names of the service and of pages that may ask it. names: those that are allowed besides the
-    obvious ones.
+    obvious ones; pages: origins that may ask it, whatever their names.
     """
 
-    def __init__(self, names: Iterable[str]) -> None:
+    def __init__(self, names: Iterable[str], pages: Iterable[str] = ()) -> None:
         self._names = frozenset(name.strip().rstrip(".").lower() for name in names)
+        self._pages = frozenset(page.encode() for page in pages)
         self._found: set[bytes] = set()  # hosts that are ours, as the latest callers wrote them
 
     def admit(self, headers: Mapping[bytes, bytes]) -> None:
@@ -45,12 +46,14 @@ class Origins:
             site is None and origin is not None and _same(origin, host)
         ):
             return
-        if origin is not None and _name_of(origin.decode("latin-1")) in self._names:
+        if origin is not None and (
+            origin in self._pages or _name_of(origin.decode("latin-1")) in self._names
+        ):
             return
         raise OriginError(
             "a page of another site sent this request, and this service has no API keys",
-            fix="use the playground of the service, API keys, or --allowed-hosts with the name of "
-            "that site",
+            fix="use the playground of the service, API keys, or --allowed-origins with the "
+            "address of that site",
         )
 
     def _is_ours(self, host: bytes) -> bool:
@@ -93,4 +96,4 @@ def origins_for(config: ServiceConfig, *, keys_required: bool) -> Origins | None
     """Return what a service checks; None with API keys, where every request must prove itself."""
     if keys_required:
         return None
-    return Origins((config.host, *config.allowed_hosts))
+    return Origins((config.host, *config.allowed_hosts), config.allowed_origins)
