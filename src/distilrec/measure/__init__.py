@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from distilrec._lazy import lazy_names
+from distilrec.confidence import Arm, ArmComparison, compare_arms
 
 if TYPE_CHECKING:
     from distilrec.measure.metrics import ndcg
@@ -32,10 +33,13 @@ _MODULES = {
 __getattr__ = lazy_names(__name__, _MODULES)
 
 __all__ = [
+    "Arm",
+    "ArmComparison",
     "ComparedOverTime",
     "OverTime",
     "Ranking",
     "bootstrap",
+    "compare_arms",
     "compare_over_time",
     "ndcg",
     "over_time",
