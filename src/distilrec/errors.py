@@ -37,7 +37,8 @@
     │   ├── RequestTimeoutError      not sent within the time allowed
     │   ├── MediaTypeError           the body is not declared as JSON
     │   ├── RateLimitedError         too many requests
-    │   └── SwapConflictError        another model is being loaded, or there is none to go back to
+    │   ├── SwapConflictError        another model is being loaded, or there is none to go back to
+    │   └── ExperimentConflictError  an experiment is running, or none of this name is
     ├── ServiceError             the service cannot answer now
     │   ├── NotReadyError            still warming up, or shutting down
     │   └── OverloadedError          more events are waiting than it can hold
@@ -235,6 +236,11 @@ class RateLimitedError(RequestError):
 
 class SwapConflictError(RequestError):
     code = "swap_conflict"
+    http_status = 409
+
+
+class ExperimentConflictError(RequestError):
+    code = "experiment_conflict"
     http_status = 409
 
 

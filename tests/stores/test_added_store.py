@@ -193,6 +193,9 @@ class MemoryStore:
     def set_setting(self, name, value):
         self.memory.settings[name] = value
 
+    def first_setting(self, name, value):
+        return self.memory.settings.setdefault(name, value)
+
     def check(self):
         return []
 

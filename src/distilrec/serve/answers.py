@@ -18,6 +18,7 @@ from distilrec.engine.users import User
 from distilrec.errors import RequestError
 from distilrec.ids import as_id
 from distilrec.serve import likely
+from distilrec.serve.arms import Arm
 from distilrec.serve.config import ServiceConfig
 from distilrec.serve.http import Endpoint
 from distilrec.serve.impressions import Impressions
@@ -68,47 +69,58 @@ class Answers:
         self._turns = asyncio.Lock()
 
     async def recommend(self, request: RecommendRequest) -> RecommendResponse:
-        recommender, user_id = self._models.active.recommender, request.user_id
+        recommender, user_id, arm = self._models.active.recommender, request.user_id, None
+        if self._models.running is not None:
+            arm = self._models.running.arm(request)
+            recommender = self._recommender(arm)
         if self._shared or type(user_id) is not str or user_id not in recommender.users:
             user_id = _user_of(request)  # of users in memory it has been found to be an id
             if user_id is not None:
                 await self._storage.catch_up(recommender, [user_id])
-        chosen, rules = request.filter, self._rules_of(request)
+        chosen, rules = request.filter, self._rules_of(request, arm)
         costly = request.explain or request.diversity or request.k > _QUICK or request.history
         costly = costly or likely.is_asked_for(request) or rules is not None
         if costly or chosen is not None:
-            self._check_cost([request])
+            self._check_cost([request], [arm])
         if costly or (chosen is not None and values_of(chosen) > _QUICK):
             impressions = await self._impressions.of(user_id, rules, request.now)
             async with self._turns:  # costly answers are given one at a time, others in between
                 await asyncio.sleep(0)
-                answer = self._answer(recommender, user_id, request, impressions)
+                answer = self._answer(recommender, user_id, request, impressions, arm)
             await self._impressions.note([(answer, rules)])
-            return answer
-        return self._answer(recommender, user_id, request)
+        else:
+            answer = self._answer(recommender, user_id, request, None, arm)
+        return answer if arm is None else arm.named(answer)
 
-    async def recommend_batch(self, request: BatchRequest) -> BatchResponse:
+    async def recommend_batch(
+        self, request: BatchRequest, *, experiments: bool = True
+    ) -> BatchResponse:
+        """Answer several requests. experiments: whether users who are in one get their arm."""
         check_limit("requests", len(request.requests), self._max_batch)
-        self._check_cost(request.requests)
-        recommender = self._models.active.recommender
-        results = []
+        running = self._models.running if experiments else None
+        all_arms = [None if running is None else running.arm(one) for one in request.requests]
+        self._check_cost(request.requests, all_arms)
+        results: list[RecommendResponse] = []
         for start in range(0, len(request.requests), _BATCH_PART):
             part = request.requests[start : start + _BATCH_PART]
             users = [_user_of(one) for one in part]
-            known = [user for user in dict.fromkeys(users) if user is not None]
-            await self._storage.catch_up(recommender, known)
-            rules = [self._rules_of(one) for one in part]
+            arms = all_arms[start : start + _BATCH_PART]
+            recommenders = [self._recommender(arm) for arm in arms]
+            await self._catch_up(recommenders, users)
+            rules = [self._rules_of(one, arm) for one, arm in zip(part, arms, strict=True)]
             impressions = [
                 await self._impressions.of(user, followed, one.now)
                 for user, followed, one in zip(users, rules, part, strict=True)
             ]
-            waiting = list(zip(users, part, impressions, strict=True))[::-1]
+            waiting = list(zip(recommenders, users, part, impressions, arms, strict=True))[::-1]
             while waiting:
                 async with self._turns:
                     await asyncio.sleep(0)
                     until = time.perf_counter() + TURN_SECONDS
                     while waiting and time.perf_counter() < until:
-                        results.append(self._answer(recommender, *waiting.pop()))
+                        asked = waiting.pop()
+                        arm, answer = asked[-1], self._answer(*asked)
+                        results.append(answer if arm is None else arm.named(answer))
             await self._impressions.note(zip(results[start:], rules, strict=True))
         return BatchResponse(results)
 
@@ -117,7 +129,8 @@ class Answers:
         if request.explain:
             check_limit("explained items in a request", len(request.item_ids), _MAX_EXPLAINED)
         check_limit("events in a history", len(request.history or ()), _MAX_HISTORY)
-        recommender, user_id = self._models.active.recommender, _user_of(request)
+        arm = None if self._models.running is None else self._models.running.arm(request)
+        recommender, user_id = self._recommender(arm), _user_of(request)
         if user_id is not None:
             await self._storage.catch_up(recommender, [user_id])
         user, known = _asked(recommender, user_id, request)
@@ -132,7 +145,27 @@ class Answers:
             best = [one.item_id for one in ranked], [one.score for one in ranked]
             answer = _ranked(recommender, user, best, request)
         self._count_unknown(recommender, request)
-        return RecommendResponse(user_id, known, recommender.model_version, answer, unknown)
+        found = RecommendResponse(user_id, known, recommender.model_version, answer, unknown)
+        return found if arm is None else arm.named(found)
+
+    def _recommender(self, arm: Arm | None) -> Recommender:
+        return self._models.active.recommender if arm is None else arm.recommender
+
+    async def _catch_up(
+        self, recommenders: Sequence[Recommender], users: Sequence[str | None]
+    ) -> None:
+        """Bring users up to date, each in the model that answers about them."""
+        for recommender in {id(one): one for one in recommenders}.values():
+            await self._storage.catch_up(
+                recommender,
+                list(
+                    dict.fromkeys(
+                        user
+                        for one, user in zip(recommenders, users, strict=True)
+                        if one is recommender and user is not None
+                    )
+                ),
+            )
 
     def _answer(
         self,
@@ -140,12 +173,13 @@ class Answers:
         user_id: str | None,
         request: RecommendRequest,
         impressions: Mapping[str, int] | None = None,
+        arm: Arm | None = None,
     ) -> RecommendResponse:
         if request.k > self._max_k:
             check_limit("k", request.k, self._max_k)
-        rules = self._rules_of(request)
+        rules = self._rules_of(request, arm)
         if rules is not None:
-            return self._under_rules(recommender, user_id, request, rules, impressions)
+            return self._under_rules(recommender, user_id, request, rules, impressions, arm)
         if user_id is None or request.history is not None or likely.is_asked_for(request):
             return self._seldom(recommender, user_id, request)
         best = recommender.best(
@@ -194,7 +228,7 @@ class Answers:
         self._count_unknown(recommender, request)
         return RecommendResponse(user_id, known, recommender.model_version, items)
 
-    def _rules_of(self, request: RecommendRequest) -> Rules | None:
+    def _rules_of(self, request: RecommendRequest, arm: Arm | None) -> Rules | None:
         """Return the rules that a list follows; none, but not None, where it goes on behind other
         pages.
         """
@@ -203,6 +237,8 @@ class Answers:
         if request.rules is not None:
             return request.rules
         no_rules = None if request.shown is None else _NO_RULES
+        if arm is not None and arm.placements is not None:
+            return arm.placements.get(request.placement or "", no_rules)
         return self._placed.placements.get(request.placement or "", no_rules)
 
     def _under_rules(
@@ -212,6 +248,7 @@ class Answers:
         request: RecommendRequest,
         rules: Rules,
         impressions: Mapping[str, int] | None,
+        arm: Arm | None,
     ) -> RecommendResponse:
         """Answer under rules. impressions: what the user was shown while that counts for them."""
         user, known = _asked(recommender, user_id, request)
@@ -240,13 +277,18 @@ class Answers:
                 recommender, user, request, _ranked(recommender, user, best, request, found.first)
             ),
             [],
-            None if rules is _NO_RULES else self._followed(found, request),
+            None if rules is _NO_RULES else self._followed(found, request, arm),
         )
 
-    def _followed(self, found: Arranged, request: RecommendRequest) -> FollowedRules:
+    def _followed(
+        self, found: Arranged, request: RecommendRequest, arm: Arm | None
+    ) -> FollowedRules:
+        version = self._placed.version
+        if arm is not None and arm.placements is not None:
+            version = arm.rules_version
         return FollowedRules(
             [MovedItem(*move) for move in found.moved],
-            "" if request.rules is not None else self._placed.version,
+            "" if request.rules is not None else version,
             [problem.message for problem in found.problems],
         )
 
@@ -256,13 +298,13 @@ class Answers:
         for feature in recommender.unknown_context(request.context or {}):
             self._metrics.unknown_context.labels(feature).inc()
 
-    def _check_cost(self, requests: Sequence[RecommendRequest]) -> None:
+    def _check_cost(self, requests: Sequence[RecommendRequest], arms: Sequence[Arm | None]) -> None:
         """Raise RequestError for what would take longer than other requests can wait."""
-        for request in requests:
+        for request, arm in zip(requests, arms, strict=True):
             check_list(request.k, request.filter, request.diversity)
             if request.rules is not None:
                 check_rules(request.rules)
-            if request.objective is not None and self._rules_of(request) is not None:
+            if request.objective is not None and self._rules_of(request, arm) is not None:
                 raise RequestError(
                     "an objective and rules do not go together",
                     fix="leave out `objective`, or `rules`, `placement` and `shown`",

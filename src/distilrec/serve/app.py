@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from distilrec.serve import (
     answers,
     events,
+    experiments,
     health,
     items,
     kserve,
@@ -80,6 +81,7 @@ def endpoints(service: Service) -> list[Endpoint]:
         *items.endpoints(service.items),
         *users.endpoints(service.users),
         *swap.endpoints(service.swap),
+        *experiments.endpoints(service.experiments),
         *health.endpoints(service.health),
         *kserve.endpoints(service),
     ]

@@ -242,7 +242,8 @@ async def infer(service: Service, inference: Inference) -> InferResponse | Reply
                     RecommendRequest(user, k, now=now, probabilities="probability" in chosen)
                     for user in users
                 ]
-            )
+            ),
+            experiments=False,  # a response names one model version
         )
     ).results
     return _response(request, chosen, answers, k)

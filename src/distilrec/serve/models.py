@@ -1,5 +1,6 @@
-"""The models that a running service has in memory: the active one, the one before it, and a
-candidate that is being tried. `distilrec.serve.swap` changes them.
+"""The models that a running service has in memory: the active one, the one before it, a candidate
+that is being tried, and the variant of an experiment. `distilrec.serve.swap` and
+`distilrec.serve.experiments` change them.
 """
 
 from __future__ import annotations
@@ -8,12 +9,16 @@ from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from distilrec.engine.filters import values_of
 from distilrec.engine.recommender import Recommender
 from distilrec.serve.schemas import RecommendRequest
+
+if TYPE_CHECKING:
+    from distilrec.serve.arms import Running
 
 _REMEMBERED = 1_000  # requests, for shadowing
 _REMEMBERED_BYTES = 4_096  # of the filter of each of these
@@ -51,13 +56,16 @@ class Served:
 class Models:
     """The models in memory, and the latest requests, which a candidate is shadowed with.
 
-    earlier: what the store says of the models before this start.
+    earlier: what the store says of the models before this start; running: the experiment that users
+    are split for, with `variant`, its model where that is another one.
     """
 
     def __init__(self, active: Recommender, earlier: Choice | None = None) -> None:
         self.active = Served(active)
         self.previous: Served | None = None
         self.candidate: Served | None = None
+        self.variant: Served | None = None
+        self.running: Running | None = None
         self.earlier = earlier
         self.recent: deque[RecommendRequest] = deque(maxlen=_REMEMBERED)
 
@@ -93,7 +101,9 @@ class Models:
     def all(self) -> Iterable[Served]:
         """Return every model in memory, the active one first."""
         return (
-            served for served in (self.active, self.previous, self.candidate) if served is not None
+            served
+            for served in (self.active, self.previous, self.candidate, self.variant)
+            if served is not None
         )
 
     def folders(self) -> list[tuple[str, Path]]:

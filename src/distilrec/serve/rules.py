@@ -11,6 +11,7 @@ import logging
 import msgspec
 
 from distilrec.engine.filters import values_of
+from distilrec.engine.recommender import Recommender
 from distilrec.engine.rules import Placement, Rules, read_rules
 from distilrec.errors import RequestError, UnknownItemError
 from distilrec.serve.config import ServiceConfig, bundle_root
@@ -48,14 +49,27 @@ class PlacementRules:
         Raises ConfigError, InvalidIdError and FileMissingError for rules that cannot be used,
         RequestError, StoreErrors; then nothing changed.
         """
+        placements, problems = self.checked(request, self._models.active.recommender)
+        await self.put(placements)
+        return RulesResponse(self.version, placements, problems)
+
+    def checked(
+        self, request: LoadRulesRequest, recommender: Recommender
+    ) -> tuple[Placements, list[str]]:
+        """Return the rules of a request, and which pinned items a model does not know. Raises as
+        `load` does.
+        """
         placements = self._given(request)
-        problems = self._problems(placements)
-        text = msgspec.json.encode(placements, order="deterministic").decode()
-        check_limit("bytes of all rules", len(text.encode()), _MAX_BYTES)
+        problems = _problems(placements, recommender)
+        check_limit("bytes of all rules", len(_encoded(placements).encode()), _MAX_BYTES)
+        return placements, problems
+
+    async def put(self, placements: Placements) -> None:
+        """Store rules that have been checked, and answer with them. Raises StoreErrors."""
+        text = _encoded(placements)
         async with self._changing:
             await self._storage.set_setting(RULES, text)
             self._use(text, placements)
-        return RulesResponse(self.version, placements, problems)
 
     async def follow(self) -> None:
         """Follow what this or another process has stored. Raises StoreErrors."""
@@ -80,30 +94,40 @@ class PlacementRules:
         assert request.file is not None
         return read_rules(inside(self._root, request.file, "file of rules", "file"))
 
-    def _problems(self, placements: Placements) -> list[str]:
-        """Return which pinned items the active model does not know. Raises the error of rules that
-        do not fit it.
-        """
-        check_limit("placements", len(placements), _MAX_PLACEMENTS)
-        unknown = []
-        for name, rules in placements.items():
-            check_rules(rules)
-            for problem in self._models.active.recommender.check_rules(rules):
-                message = f"placement {name!r}, {problem.message}"
-                if not isinstance(problem, UnknownItemError):
-                    raise type(problem)(message, fix=problem.fix, **problem.context)
-                unknown.append(message)
-        return unknown
-
     def _use(self, text: str, placements: Placements) -> None:
         self._text, self.placements = text, placements
-        self.version = hashlib.sha256(text.encode()).hexdigest()[:12]
+        self.version = version_of(placements)
         log("rules loaded", version=self.version, placements=len(placements))
+
+
+def version_of(placements: Placements) -> str:
+    """Return what changes with the rules."""
+    return hashlib.sha256(_encoded(placements).encode()).hexdigest()[:12]
 
 
 def decoded(text: str) -> Placements:
     """Return the rules in the setting of a store. Raises MsgspecError."""
     return msgspec.json.decode(text, type=Placements)
+
+
+def _encoded(placements: Placements) -> str:
+    return msgspec.json.encode(placements, order="deterministic").decode()
+
+
+def _problems(placements: Placements, recommender: Recommender) -> list[str]:
+    """Return which pinned items a model does not know. Raises the error of rules that do not fit
+    it.
+    """
+    check_limit("placements", len(placements), _MAX_PLACEMENTS)
+    unknown = []
+    for name, rules in placements.items():
+        check_rules(rules)
+        for problem in recommender.check_rules(rules):
+            message = f"placement {name!r}, {problem.message}"
+            if not isinstance(problem, UnknownItemError):
+                raise type(problem)(message, fix=problem.fix, **problem.context)
+            unknown.append(message)
+    return unknown
 
 
 def check_rules(rules: Rules) -> None:

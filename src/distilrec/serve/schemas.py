@@ -4,12 +4,13 @@ are errors.
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta
 
 from distilrec.bundle.manifest import Calibration
+from distilrec.confidence import PLANNED
 from distilrec.engine.events import MAX_EVENT_ID, MAX_EVENT_TYPE
 from distilrec.engine.filters import Filter
 from distilrec.engine.history import PastEvent
@@ -24,10 +25,12 @@ UserId = Annotated[str, Meta(extra_json_schema={"minLength": 1, "maxLength": 256
 """What may stand for an id; `distilrec.ids.as_id` says which of these are ids."""
 ItemId = UserId
 MAX_SESSION_ID = 100
+MAX_EXPERIMENT = 64  # characters of a name
 MAX_SHOWN = 1_000  # items of the pages before
 EventType = Annotated[str, Meta(min_length=1, max_length=MAX_EVENT_TYPE)]
 Share = Annotated[float, Meta(ge=0, le=1)]
 Moment = Annotated[float, Meta(ge=0)] | None
+Metric = Literal["clicks", "conversions", "value"]
 Context = dict[str, str | float | bool | None] | None
 FeatureValue = str | float | bool | list[str] | None
 Features = dict[str, FeatureValue]
@@ -68,6 +71,8 @@ class RecommendRequest(Request, frozen=True):
     `context`: values of the context features that the model knows; what is left out is unknown.
     `probabilities` adds how likely each item is to be the user's next one. `objective`: rank by
     probability times what the item is worth; not together with rules.
+    `visitor_id`: of a visitor without a `user_id`, by which experiments tell visitors apart;
+    nothing of it is stored.
     """
 
     user_id: UserId | None = None
@@ -85,6 +90,7 @@ class RecommendRequest(Request, frozen=True):
     context: Context = None
     probabilities: bool = False
     objective: Objective | None = None
+    visitor_id: UserId | None = None
 
 
 class BatchRequest(Request, frozen=True):
@@ -95,7 +101,8 @@ class BatchRequest(Request, frozen=True):
 
 class RankRequest(Request, frozen=True):
     """These items for a user, best first, seen or not. `skip_unknown` leaves unknown items out;
-    `history`, `now`, `context`, `probabilities` and `objective` as for recommendations.
+    `history`, `now`, `context`, `probabilities`, `objective` and `visitor_id` as for
+    recommendations.
     """
 
     item_ids: Annotated[list[ItemId], Meta(min_length=1)]
@@ -108,6 +115,7 @@ class RankRequest(Request, frozen=True):
     context: Context = None
     probabilities: bool = False
     objective: Objective | None = None
+    visitor_id: UserId | None = None
 
 
 class SimilarRequest(Request, frozen=True):
@@ -216,6 +224,29 @@ class LoadRulesRequest(Request, frozen=True):
     placements: dict[Placement, Rules] | None = None
 
 
+class StartRequest(Request, frozen=True):
+    """An experiment to start: a `share` of users, split by a keyed hash of their ids, is answered
+    with another `bundle`, a folder inside the service's bundle root, other `rules`, or both.
+
+    `metric`: what a recommendation is to bring: an answer with a click, an answer with a
+    conversion, or the value of conversions. `planned`: answers in both arms at which the interval
+    is narrowest; it holds at any number.
+    """
+
+    name: Annotated[str, Meta(min_length=1, max_length=MAX_EXPERIMENT)]
+    share: Annotated[float, Meta(gt=0, lt=1)] = 0.5
+    bundle: Annotated[str, Meta(min_length=1, max_length=4096)] | None = None
+    rules: LoadRulesRequest | None = None
+    metric: Metric = "clicks"
+    planned: Annotated[int, Meta(ge=1, le=10**12)] = PLANNED
+
+
+class ExperimentRequest(Request, frozen=True):
+    """The experiment that is to be stopped or promoted."""
+
+    name: Annotated[str, Meta(min_length=1, max_length=MAX_EXPERIMENT)]
+
+
 class Reason(Answer, frozen=True):
     """What one past event did for a score: the score minus the score had it not happened."""
 
@@ -265,6 +296,7 @@ class FollowedRules(Answer, frozen=True):
 class RecommendResponse(Answer, frozen=True):
     """known_user: whether there is a history or features; otherwise this is the prior for
     all users. user_id: null where none was asked for. rules: absent where the list follows none.
+    variant: which part of an experiment answered, such as `summer/control`; absent without one.
     """
 
     user_id: str | None
@@ -273,6 +305,7 @@ class RecommendResponse(Answer, frozen=True):
     items: list[RankedItem]
     unknown_items: list[str] = []
     rules: FollowedRules | None = None
+    variant: str = ""
 
 
 class SimilarItem(Answer, frozen=True):
@@ -434,6 +467,29 @@ class RulesResponse(Answer, frozen=True):
     version: str
     placements: dict[str, Rules]
     problems: list[str] = []
+
+
+class ExperimentResponse(Answer, frozen=True):
+    """An experiment. state: `running`, `promoting` (to be finished), `promoted` or `stopped`;
+    started, changed: seconds since 1970; rules: of the variant; problem: why this process answers
+    everybody with the control although it runs.
+    """
+
+    name: str
+    state: str
+    share: float
+    metric: str
+    started: float
+    changed: float
+    control_version: str
+    variant_version: str
+    planned: int
+    rules: dict[str, Rules] | None = None
+    problem: str = ""
+
+
+class ExperimentsResponse(Answer, frozen=True):
+    experiments: list[ExperimentResponse]
 
 
 class StatusResponse(Answer, frozen=True):

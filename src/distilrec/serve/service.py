@@ -10,6 +10,7 @@ from distilrec.engine.recommender import Recommender
 from distilrec.serve.answers import Answers
 from distilrec.serve.config import ServiceConfig
 from distilrec.serve.events import Events
+from distilrec.serve.experiments import Experiments
 from distilrec.serve.health import Health
 from distilrec.serve.impressions import Impressions
 from distilrec.serve.items import Items
@@ -45,7 +46,16 @@ class Service:
         self.storage = Storage(config, store, self.models, self.metrics)
         self.swap = Swap(config, self.models, self.storage, self.metrics)
         self.rules = PlacementRules(config, self.models, self.storage)
-        self.upkeep = Upkeep(config, self.models, self.storage, self.swap, self.rules, self.metrics)
+        self.experiments = Experiments(config, self.models, self.storage, self.swap, self.rules)
+        self.upkeep = Upkeep(
+            config,
+            self.models,
+            self.storage,
+            self.swap,
+            self.rules,
+            self.experiments,
+            self.metrics,
+        )
         impressions = Impressions(self.storage, self.metrics)
         self.answers = Answers(
             config, self.models, self.storage, self.rules, impressions, self.metrics
@@ -63,6 +73,7 @@ class Service:
         active = self.models.active
         await self.storage.follow_store(active)
         await self.rules.follow()
+        await self.experiments.follow_at_start()
         self.metrics.show_model(active.version)
         self.upkeep.start()
         self.health.started = True

@@ -83,6 +83,11 @@ class Storage:
     async def set_setting(self, name: str, value: str) -> None:
         await self._threads.write(partial(self.store.set_setting, name, value))
 
+    async def first_setting(self, name: str, value: str) -> str:
+        """Set a value where none is set; return the one that is set."""
+        first: str = await self._threads.write(partial(self.store.first_setting, name, value))
+        return first
+
     async def clean(self) -> str:
         """Take erased users out of the files of the store; return what is left to be done. Raises
         StoreErrors.
@@ -199,6 +204,8 @@ class Storage:
         for served in list(self._models.all()):
             await self.follow_erasures(served)
         await self.follow_items(self._models.active)
+        if self._models.variant is not None:
+            await self.follow_items(self._models.variant)
 
     async def follow_store(self, served: Served) -> None:
         """Let a model follow all that the store says about items and erased users."""

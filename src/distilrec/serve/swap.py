@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from statistics import median
 
@@ -56,6 +56,8 @@ class Swap:
         self._changing = asyncio.Lock()
         self._give_up: DistilrecError | None = None  # why a candidate is not tried any longer
         self._stopping = False
+        self.guard: Callable[[], Awaitable[None]] = _always
+        """Raises an error where no model may be changed now."""
         # Changes under way here: not to be undone because the store does not know them yet.
         self._under_way = 0
 
@@ -84,8 +86,10 @@ class Swap:
         """Try a bundle, and switch to it where it agrees enough.
 
         Raises BundleErrors, ConfigError, StoreErrors; SwapConflictError where another one is being
-        tried or a rollback ends the trial, NotReadyError where the service stops.
+        tried or a rollback ends the trial, NotReadyError where the service stops,
+        ExperimentConflictError while an experiment runs.
         """
+        await self.guard()
         with self._change():
             response = await self._load(request)
             if response.switched:
@@ -97,13 +101,30 @@ class Swap:
         candidate.
 
         Raises SwapConflictError where there is no earlier model, BundleErrors where it is gone,
-        StoreErrors.
+        StoreErrors, ExperimentConflictError while an experiment runs.
         """
+        await self.guard()
         with self._change():
             response = await self._roll_back()
             if response.switched:
                 await self._switched("rollback")
         return response
+
+    async def promote(self, served: Served) -> None:
+        """Switch to a model in memory, that of an experiment. Raises StoreErrors, and
+        SwapConflictError where another one is being tried.
+        """
+        with self._change():
+            async with self._alone():
+                if served.recommender.folder == self._models.active.recommender.folder:
+                    return
+                await self._store_and_switch(served)
+            await self._switched("promote")
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a model is being changed."""
+        return self._under_way > 0 or self._changing.locked()
 
     async def follow_choice(self) -> None:
         """Follow the other workers to the bundle that they have switched to. Raises StoreErrors,
@@ -163,11 +184,11 @@ class Swap:
         """
         if str(self._models.active.recommender.folder) != choice.active:
             async with self._alone():
-                if (
-                    self._models.previous is not None
-                    and str(self._models.previous.recommender.folder) == choice.active
-                ):
-                    self._switch(self._models.previous)
+                known = next(
+                    (one for one in self._models.all() if _is_in(one, choice.active)), None
+                )
+                if known is not None:
+                    self._switch(known)
                 else:
                     try:
                         self._switch(await self._prepare(Path(choice.active)))
@@ -246,6 +267,8 @@ class Swap:
             None,
         )
         self._models.previous.recommender.users.clear()
+        if self._models.variant is served:
+            self._models.variant = None
         log(
             "model switched",
             model_version=served.version,
@@ -326,6 +349,14 @@ def endpoints(swap: Swap) -> list[Endpoint]:
             LoadResponse, lambda call: swap.rollback(),
         ),
     ]  # fmt: skip
+
+
+async def _always() -> None:
+    pass
+
+
+def _is_in(served: Served, folder: str) -> bool:
+    return str(served.recommender.folder) == folder
 
 
 def _overlap(one: list[str], other: list[str]) -> float:

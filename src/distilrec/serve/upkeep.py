@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable
 
 from distilrec.errors import StoreError
 from distilrec.serve.config import ServiceConfig
+from distilrec.serve.experiments import Experiments
 from distilrec.serve.logs import log
 from distilrec.serve.metrics import Metrics
 from distilrec.serve.models import Models
@@ -37,16 +38,19 @@ class Upkeep:
         storage: Storage,
         swap: Swap,
         rules: PlacementRules,
+        experiments: Experiments,
         metrics: Metrics,
     ) -> None:
         self._max_pending = config.max_pending
         self._models, self._storage, self._swap = models, storage, swap
-        self._rules = rules
+        self._rules, self._experiments = rules, experiments
         self._metrics = metrics
         self._task: asyncio.Task[None] | None = None
         self._unclean = True  # what was left to be done before a restart
-        self._next_cleaning = self._next_choice = 0.0
-        self._delay = 0.0
+        self._next_cleaning = 0.0
+        # Of what loads models: seconds between attempts where one cannot be loaded, and the next.
+        self._delays: dict[str, float] = {}
+        self._next: dict[str, float] = {}
         self._failing: dict[str, str] = {}
 
     def start(self) -> None:
@@ -72,7 +76,7 @@ class Upkeep:
     @property
     def behind(self) -> str:
         """Why this process does not answer with the model that it should; empty where it does."""
-        return self._failing.get("model", "") if self._delay else ""
+        return self._failing.get("model", "") if "model" in self._delays else ""
 
     async def _run(self) -> None:
         while True:
@@ -80,8 +84,8 @@ class Upkeep:
             await self._tried("metrics", self._show)
             await self._tried("store", self._storage.follow)
             await self._tried("rules", self._rules.follow)
-            if time.monotonic() >= self._next_choice:
-                await self._follow_choice()
+            await self._loaded("model", self._swap.follow_choice)
+            await self._loaded("experiment", self._experiments.follow)
             if self._unclean and time.monotonic() >= self._next_cleaning:
                 self._next_cleaning = time.monotonic() + _CLEAN_SECONDS
                 await self._tried("cleaning", self._clean_once)
@@ -111,13 +115,16 @@ class Upkeep:
         self.show_state()
         self._metrics.flush()
 
-    async def _follow_choice(self) -> None:
-        problem = await self._tried("model", self._swap.follow_choice)
-        if problem is None or isinstance(problem, StoreError):
-            self._delay = 0.0
+    async def _loaded(self, what: str, work: Callable[[], Awaitable[object]]) -> None:
+        """Do what may load a model, more and more rarely where it cannot be loaded."""
+        if time.monotonic() < self._next.get(what, 0.0):
             return
-        self._delay = min(max(2 * self._delay, 1.0), _LONGEST_DELAY)
-        self._next_choice = time.monotonic() + self._delay
+        problem = await self._tried(what, work)
+        if problem is None or isinstance(problem, StoreError):
+            self._delays.pop(what, None)
+            return
+        self._delays[what] = min(max(2 * self._delays.get(what, 0.0), 1.0), _LONGEST_DELAY)
+        self._next[what] = time.monotonic() + self._delays[what]
 
     async def _tried(self, what: str, work: Callable[[], Awaitable[object]]) -> Exception | None:
         """Do one thing; return its problem, which is logged when it is a new one."""

@@ -203,6 +203,10 @@ class Store(Protocol):
         """Set or (None) remove it."""
         ...
 
+    def first_setting(self, name: str, value: str) -> str:
+        """Set a value where none is set; return the one that is set, the same in every process."""
+        ...
+
     def check(self) -> list[str]:
         """Return warnings about the store, for a person; raise where it cannot be used."""
         ...

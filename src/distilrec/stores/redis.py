@@ -488,6 +488,13 @@ class RedisStore:
             else:
                 self._client.hset(self._prefix + "settings", name, value)
 
+    def first_setting(self, name: str, value: str) -> str:
+        with self._errors():
+            # A server whose memory is full refuses even to try.
+            if not self._client.hexists(self._prefix + "settings", name):
+                self._client.hsetnx(self._prefix + "settings", name, value)
+            return _text(self._client.hget(self._prefix + "settings", name))
+
     def check(self) -> list[str]:
         with self._errors():
             self._client.ping()

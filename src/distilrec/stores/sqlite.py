@@ -371,6 +371,12 @@ class SqliteStore:
             else:
                 db.execute("INSERT OR REPLACE INTO settings VALUES (?, ?)", (name, value))
 
+    def first_setting(self, name: str, value: str) -> str:
+        with self._transaction() as db:
+            db.execute("INSERT OR IGNORE INTO settings VALUES (?, ?)", (name, value))
+            row = db.execute("SELECT value FROM settings WHERE name = ?", (name,)).fetchone()
+        return str(row[0])
+
     def check(self) -> list[str]:
         """Also writes one transaction: a read-only disk is noticed here, not at the first event."""
         self.set_setting("checked", secrets.token_hex(4))

@@ -363,6 +363,15 @@ class StoreContract:
             assert store.shown(user, 1e9) == wanted
             assert sum(store.shown(user, 1e9 + 9.5).values()) == 0
 
+    def test_what_is_set_first_stays(self, opener: Opener) -> None:
+        store = opener()
+        assert store.first_setting("key", "1") == "1"
+        assert store.first_setting("key", "2") == "1"
+        store.close()
+        store = opener()
+        assert store.first_setting("key", "3") == store.setting("key") == "1"
+        store.close()
+
     def test_counts_are_there_after_a_restart(self, opener: Opener) -> None:
         store = opener()
         now = time.time()
