@@ -514,6 +514,17 @@ def check_models(models, ok):
     assert loaded.switched and ok("rollback").switched
 
 
+def check_experiments(models, ok):
+    for name, end in (("stopped", "stop"), ("promoted", "promote")):
+        begun = ok("start_experiment", body=models.StartRequest(name, bundle="next", share=0.5))
+        assert begun.state == "running"
+        answer = ok("recommend", body=models.RecommendRequest("u2", k=3))
+        assert answer.variant in {f"{name}/control", f"{name}/variant"}
+        assert ok(f"{end}_experiment", body=models.ExperimentRequest(name)).state == name
+    assert [one.name for one in ok("experiments").experiments] == ["promoted", "stopped"]
+    assert ok("rollback").switched
+
+
 def check_kserve(models, ok):
     version = ok("model").model_version
     assert ok("kserve_server").extensions == ["binary_tensor_data"]
@@ -556,6 +567,7 @@ def test_a_generated_client_calls_every_endpoint(generated, callers):
     check_events_and_users(models, ok)
     check_rules(models, ok)
     check_models(models, ok)
+    check_experiments(models, ok)
     assert "distilrec_request_seconds_count" in ok("metrics")
     check_kserve(models, ok)
     assert calls.called == endpoints
