@@ -320,10 +320,9 @@ def _config(begin: Begin) -> RunConfig:
 
 
 def _folder(run: Path | None, config: RunConfig) -> Path:
-    if run is not None:
-        return run
-    data = config.data
-    return Path("runs") / (data.dataset or data.name or Path(data.interactions or "log").stem)
+    from distilrec.runs.source import name_of
+
+    return Path("runs") / name_of(config.data) if run is None else run
 
 
 @contextmanager

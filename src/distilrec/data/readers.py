@@ -9,8 +9,9 @@ schema.
 | .jsonl .ndjson | one JSON object a line |
 | .inter .user .item | RecBole: tab separated, `name:type` headers; `*_seq` splits at blanks |
 
-Text may be compressed (.csv.gz, .jsonl.zst). A path may be a folder or a pattern
-(`events-*.csv.gz`): its files are read one after the other, in the order of their names.
+Text may be compressed (.csv.gz, .jsonl.zst). A path may be a folder, also with partitions
+(`day=2026-01-01/part-0.parquet`), or a pattern (`events-*.csv.gz`): its files are read one after
+the other, in the order of their names (`distilrec.data.paths`).
 """
 
 from __future__ import annotations
@@ -19,7 +20,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
-from glob import glob
 from math import isnan
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -29,23 +29,18 @@ from uuid import UUID
 import polars as pl
 
 from distilrec.data.json_lines import scan_json_lines
-from distilrec.data.lines import COMPRESSED, TextFormat, plain_text
+from distilrec.data.lines import TextFormat, plain_text
+from distilrec.data.paths import ATOMIC, LINES, PARQUET, Files, Partition, find_files, suffix_of
 from distilrec.data.separated import Rows, distinct, scan_double_colons, scan_separated
 from distilrec.errors import (
     ColumnTypeError,
     ConfigError,
     DataError,
-    FileMissingError,
     NotEnoughDataError,
     first_line,
 )
 from distilrec.ids import REFUSED
 
-_PARQUET = {".parquet", ".pq"}
-_LINES = {".jsonl", ".ndjson"}
-_SEPARATED = {".csv", ".tsv", ".txt"}
-_ATOMIC = {".inter", ".user", ".item"}
-_KNOWN = _PARQUET | _LINES | _SEPARATED | _ATOMIC | {".dat"}
 _CHANGED = (pl.Categorical, pl.Enum, pl.Binary, pl.Object)
 _CANNOT_READ = (pl.exceptions.PolarsError, UnicodeDecodeError, OSError)
 
@@ -73,9 +68,9 @@ class Log:
     """A table that is read by slices of rows: a frame in memory, or Parquet files that may be
     larger than memory.
 
-    name: for messages; rows: how many there are. rows_of: how many each of the files has. types: of
-    columns that have different types in the files. uuids: columns of 16 bytes. notes: what a report
-    should say about the files.
+    name: for messages; rows: how many there are. rows_of: how many each of the files has.
+    partitions: the columns that the folders of each file say. types: of columns that have different
+    types in the files. uuids: columns of 16 bytes. notes: what a report should say about the files.
     """
 
     name: str
@@ -83,6 +78,7 @@ class Log:
     frame: pl.DataFrame | None = None
     files: tuple[Path, ...] = ()
     rows_of: tuple[int, ...] = ()
+    partitions: tuple[Partition, ...] = ()
     types: tuple[tuple[str, pl.DataType], ...] = ()
     uuids: frozenset[str] = frozenset()
     notes: tuple[str, ...] = ()
@@ -91,13 +87,13 @@ class Log:
         """Return all rows, not read yet."""
         if self.frame is not None:
             return _plain(self.frame.lazy(), self.uuids)
-        return pl.concat([self._scan_file(file) for file in self.files])
+        return pl.concat([self._scan_file(number) for number in range(len(self.files))])
 
     def schema(self) -> pl.Schema:
         """Return names and types of the columns."""
         if self.frame is not None:
             return self.scan().collect_schema()
-        return self._scan_file(self.files[0]).collect_schema()
+        return self._scan_file(0).collect_schema()
 
     def read(self) -> pl.DataFrame:
         """Return the whole table. Raises DataError."""
@@ -110,11 +106,11 @@ class Log:
                 return self.scan().select(columns).slice(first, rows).collect()
             parts: list[pl.DataFrame] = []
             begins = 0
-            for file, count in zip(self.files, self.rows_of, strict=True):
+            for number, count in enumerate(self.rows_of):
                 low, high = max(first, begins), min(first + rows, begins + count)
-                if low < high or (not parts and file == self.files[-1]):
+                if low < high or (not parts and number == len(self.files) - 1):
                     part = (
-                        self._scan_file(file)
+                        self._scan_file(number)
                         .select(columns)
                         .slice(max(0, low - begins), max(0, high - low))
                     )
@@ -124,17 +120,17 @@ class Log:
         except _CANNOT_READ as problem:
             raise _unreadable(Path(self.name), problem) from None
 
-    def _scan_file(self, file: Path) -> pl.LazyFrame:
-        scan = _plain(pl.scan_parquet(file, glob=False), self.uuids)
+    def _scan_file(self, number: int) -> pl.LazyFrame:
+        scan = _plain(self._with_partition(number), self.uuids)
         if self.types:
             schema = scan.collect_schema()
             scan = scan.with_columns(
                 _converted(name, schema[name], wanted) for name, wanted in self.types
             )
-        if len(self.files) > 1 and file != self.files[0]:
-            first = pl.scan_parquet(self.files[0], glob=False).collect_schema()
-            scan = scan.select(first.names())
-        return scan
+        return scan.select(self._with_partition(0).collect_schema().names()) if number else scan
+
+    def _with_partition(self, number: int) -> pl.LazyFrame:
+        return _with_partition(self.files[number], self.partitions[number])
 
 
 def open_log(
@@ -154,16 +150,18 @@ def open_log(
             source.sink_parquet(scratch / "log.parquet")
         except _CANNOT_READ as problem:
             raise _unreadable(Path("the log"), problem) from None
-        return _opened("the log", [scratch / "log.parquet"], ())
+        return _opened("the log", Files((scratch / "log.parquet",), ((),)), ["the log"])
     if not isinstance(source, str | Path):
         frame = source if isinstance(source, pl.DataFrame) else _from_pandas(source)
         frame = _without_objects(frame)
         return Log("the log", frame.height, frame, uuids=_uuids([frame.lazy()]))
     path = Path(source)
-    files, notes = list[Path](), list[str]()
+    files = list[Path]()
     try:
-        for number, file in enumerate(_files(path)):
-            if _suffix(file) in _PARQUET:
+        found = find_files(path)
+        notes = list[str]()
+        for number, file in enumerate(found.paths):
+            if suffix_of(file) in PARQUET:
                 files.append(file.absolute())
                 continue
             folder = scratch / f"file-{number}"
@@ -189,33 +187,56 @@ def open_log(
                     left.unlink()
             files.append(target)
             notes += rows.notes
-        return _opened(str(path), files, tuple(notes))
+        opened = Files(tuple(files), found.partitions, (*found.notes, *notes))
+        return _opened(str(path), opened, [str(file) for file in found.paths])
     except _CANNOT_READ as problem:
         raise _unreadable(path, problem) from None
 
 
-def _opened(name: str, files: list[Path], notes: tuple[str, ...]) -> Log:
-    scans = [pl.scan_parquet(file, glob=False) for file in files]
+def _with_partition(file: Path, partition: Partition) -> pl.LazyFrame:
+    """Return a Parquet file with the columns of its partition, but for those that it has itself."""
+    scan = pl.scan_parquet(file, glob=False)
+    if not partition:
+        return scan
+    there = scan.collect_schema()
+    return scan.with_columns(
+        pl.lit(value, dtype=pl.String).alias(name) for name, value in partition if name not in there
+    )
+
+
+def _opened(name: str, files: Files, called: Sequence[str]) -> Log:
+    """Return the log in these Parquet files. called: what messages call each of them."""
+    scans = [_with_partition(*both) for both in zip(files.paths, files.partitions, strict=True)]
     counts = tuple(scan.select(pl.len()).collect().item() for scan in scans)
     uuids = _uuids(scans)
     schemas = [_plain(scan, uuids).collect_schema() for scan in scans]
-    types: dict[str, pl.DataType] = {}
-    for file, schema in zip(files, schemas, strict=True):
+    for file, schema in zip(called, schemas, strict=True):
         if set(schema) != set(schemas[0]):
             other = sorted(set(schema) ^ set(schemas[0]))
             raise ColumnTypeError(
-                f"{name}: {file} and {files[0]} have different columns: {', '.join(other)}",
+                f"{name}: {file} and {called[0]} have different columns: {', '.join(other)}",
                 fix="give files with the same columns",
-                file=str(file),
+                file=file,
                 column=other[0],
             )
+    types: dict[str, pl.DataType] = {}
     for column, first in schemas[0].items():
         distinct_types = list(dict.fromkeys(schema[column] for schema in schemas))
         if len(distinct_types) > 1:
             types[column] = _common(name, column, distinct_types)
-        elif isinstance(first, pl.Null) and len(files) > 1:
+        elif isinstance(first, pl.Null) and len(scans) > 1:
             types[column] = pl.String()
-    return Log(name, sum(counts), None, tuple(files), counts, tuple(types.items()), uuids, notes)
+    return Log(
+        name,
+        sum(counts),
+        None,
+        files.paths,
+        counts,
+        files.partitions,
+        tuple(types.items()),
+        uuids,
+        files.notes,
+    )
 
 
 def _common(name: str, column: str, types: list[pl.DataType]) -> pl.DataType:
@@ -257,78 +278,24 @@ def _converted(name: str, there: pl.DataType, wanted: pl.DataType) -> pl.Expr:
 
 def _unreadable(path: Path, problem: Exception) -> DataError:
     return DataError(
-        f"{path} cannot be read as {_suffix(path)[1:]}: {first_line(problem)}",
+        f"{path} cannot be read as {suffix_of(path)[1:]}: {first_line(problem)}",
         fix="check that the file is complete",
         file=str(path),
     )
 
 
-def _suffix(path: Path) -> str:
-    """Return the suffix that tells the format: that of the unpacked file."""
-    suffixes = [suffix.lower() for suffix in path.suffixes]
-    if suffixes and suffixes[-1] in COMPRESSED:
-        suffixes.pop()
-    return suffixes[-1] if suffixes else ""
-
-
-def _files(path: Path) -> list[Path]:
-    """Return the files that a path stands for. Raises FileMissingError, NotEnoughDataError and
-    ConfigError.
-    """
-    if path.is_file():
-        files = [path]
-    elif path.is_dir():
-        files = sorted(
-            file
-            for file in path.iterdir()
-            if _suffix(file) in _KNOWN and not file.name.startswith((".", "_"))
-        )
-    else:
-        files = sorted(
-            found for name in glob(str(path), recursive=True) if (found := Path(name)).is_file()
-        )
-    if not files:
-        raise FileMissingError(
-            f"{path} does not exist or is not a file, and no files match it",
-            fix="check the path; it is relative to where you are",
-            file=str(path),
-        )
-    for file in files:
-        if file.stat().st_size == 0:
-            raise NotEnoughDataError(
-                f"{file} is empty", fix="give a file with at least a few rows", file=str(file)
-            )
-        if _suffix(file) not in _KNOWN or (
-            _suffix(file) in _PARQUET and file.suffix.lower() in COMPRESSED
-        ):
-            raise ConfigError(
-                f"{file}: unknown file type {file.suffix!r}",
-                fix="use .csv, .tsv, .txt, .dat, .jsonl, .inter, .user, .item (each also with .gz "
-                "or .zst) or .parquet",
-                file=str(file),
-            )
-    if len({_suffix(file) for file in files}) > 1:
-        raise ConfigError(
-            f"{path} holds files of several types: "
-            f"{', '.join(sorted({_suffix(file) for file in files}))}",
-            fix="name the files by a pattern, such as data/*.parquet",
-            file=str(path),
-        )
-    return files
-
-
 def _rows(file: Path, columns: Sequence[str] | None, form: TextFormat, scratch: Path) -> Rows:
-    suffix = _suffix(file)
+    suffix = suffix_of(file)
     text = plain_text(file, form, scratch)
     if text.lines == text.blank:
         raise NotEnoughDataError(
             f"{file} is empty", fix="give a file with at least a few rows", file=str(file)
         )
-    if suffix in _LINES:
+    if suffix in LINES:
         return scan_json_lines(text, scratch)
     if suffix == ".dat":
         return scan_double_colons(text, columns, scratch)
-    if suffix in _ATOMIC:
+    if suffix in ATOMIC:
         return _atomic(file, scan_separated(text, form, None, scratch, "\t"))
     return scan_separated(text, form, columns, scratch)
 

@@ -40,11 +40,13 @@ class DataConfig(Settings, frozen=True):
     dataset: str | None = None
     """Name of a public data set (`ml-100k`, `ml-1m`), in place of files."""
     interactions: str | None = None
-    """File with the log: .csv .tsv .txt .dat .parquet .jsonl .inter"""
+    """The log: a file (.csv .tsv .txt .dat .parquet .jsonl .inter), a folder of these, also with
+    partitions, or a pattern.
+    """
     users: str | None = None
-    """File with the features of the users."""
+    """Features of the users, in the same forms."""
     items: str | None = None
-    """File with titles, features and attributes of the items."""
+    """Titles, features and attributes of the items, in the same forms."""
     columns: tuple[str, ...] | None = None
     """Names of the columns of a log without a header line."""
     user_columns: tuple[str, ...] | None = None

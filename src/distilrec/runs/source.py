@@ -6,6 +6,7 @@ from pathlib import Path
 
 from distilrec.data.erased import ErasedUsers, read_erased_users
 from distilrec.data.fetch import DATASETS, fetch_dataset
+from distilrec.data.paths import name_of_path
 from distilrec.data.pseudonyms import pseudonym_key
 from distilrec.data.schema import Schema
 from distilrec.data.source import Source, Table
@@ -41,7 +42,7 @@ def new_log(run: Run, path: Path) -> Source:
 
 def name_of(data: DataConfig) -> str:
     """Return what the data set of a run is called."""
-    return data.dataset or data.name or Path(data.interactions or "").stem
+    return data.dataset or data.name or name_of_path(Path(data.interactions or "log"))
 
 
 def _tables(run: Run) -> tuple[Table, Table | None, Table | None]:
