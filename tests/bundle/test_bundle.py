@@ -14,8 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from distilrec import load
-from distilrec.bundle.format import read_bundle
-from distilrec.bundle.manifest import CATALOGUE, FORMAT_VERSION, HISTORY, WEIGHTS
+from distilrec.bundle.format import erase_user, read_bundle
+from distilrec.bundle.manifest import CATALOGUE, FORMAT_VERSION, HISTORY, WEIGHTS, version_of
 from distilrec.errors import (
     BundleCorruptedError,
     BundleMissingError,
@@ -234,6 +234,25 @@ def test_other_formats_are_refused(bundle, version, fix):
     ) as caught:
         load(bundle)
     assert fix in caught.value.fix
+
+
+def test_fields_that_are_not_known_are_ignored_and_kept(bundle):
+    path = bundle / "manifest.json"
+    newer = json.loads(path.read_text()) | {"hue": {"warm": 1, "cold": [0.5, None]}}
+    newer["search"]["hue"] = "red"
+    newer["model_version"] = version_of(json.dumps(newer).encode())
+    path.write_text(json.dumps(newer))
+    recommender = load(bundle)
+    [user, *_] = recommender.some_users(1)
+    assert recommender.model_version == newer["model_version"]
+    assert erase_user(bundle, user)
+    assert not load(bundle).past(user, 10)
+    kept = json.loads(path.read_text())
+    assert (kept["hue"], kept["search"]) == (newer["hue"], newer["search"])
+
+    path.write_text(json.dumps(kept | {"hue": 2}))
+    with pytest.raises(BundleCorruptedError, match="edited"):
+        load(bundle)
 
 
 @settings(

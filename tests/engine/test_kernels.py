@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -311,3 +315,28 @@ def test_diversified_lists_against_plain_python(kernels, seed, diversity, k):
     found = np.full(k, -7, np.int32)
     kernels.diversify(vectors, relevance, np.float32(diversity), found)
     assert found.tolist() == chosen
+
+
+_ANSWERS = """
+import sys
+from distilrec import load
+recommender = load(sys.argv[1])
+for user in recommender.some_users(5):
+    for one in recommender.recommend(user, k=20) + recommender.recommend(user, ["i1", "i2"]):
+        print(user, one.item_id, one.score.hex())
+"""
+
+
+@pytest.mark.slow
+def test_answers_of_freshly_compiled_and_of_loaded_kernels_are_the_same_bits(
+    finished_run, tmp_path
+):
+    """The first process compiles, the second one finds compiled code on disk."""
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
+    command = [sys.executable, "-c", _ANSWERS, str(finished_run.bundle)]
+    said = [
+        subprocess.run(command, env=environment, check=True, capture_output=True).stdout
+        for _ in range(2)
+    ]
+    assert said[0] == said[1]
+    assert len(said[0].splitlines()) > 20

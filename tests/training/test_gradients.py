@@ -4,6 +4,10 @@ computed.
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -166,3 +170,31 @@ def test_an_item_that_is_no_column_is_refused(item):
         cross_entropy(
             torch.zeros(1, 3), None, zeros, zeros, torch.tensor([[item]]), torch.ones(1, 1), 1.0
         )
+
+
+_ONE_STEP = """
+import hashlib, torch
+from distilrec.training.kernels import cross_entropy
+from distilrec.training.scoring import Dense
+draw = torch.Generator().manual_seed(0)
+logits, teacher = (torch.randn(64, 300, generator=draw) for _ in range(2))
+first = torch.randint(0, 20, (1, 300), generator=draw).to(torch.int16)
+window, place = torch.zeros(64, dtype=torch.int64), torch.arange(64) % 20
+items = torch.randint(0, 300, (64, 2), generator=draw)
+for dense in (None, Dense(teacher, 0.5)):
+    loss = cross_entropy(logits, first, window, place, items, torch.ones(64, 2), 1.0, dense)
+    print(loss.hex(), hashlib.sha256(logits.numpy().tobytes()).hexdigest())
+"""
+
+
+def test_compiled_code_gives_the_same_bits_when_it_is_loaded_again(tmp_path):
+    """The first process compiles, the second one finds compiled code on disk."""
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
+    said = [
+        subprocess.run(
+            [sys.executable, "-c", _ONE_STEP], env=environment, check=True, capture_output=True
+        ).stdout
+        for _ in range(2)
+    ]
+    assert said[0] == said[1]
+    assert len(said[0].split()) == 4

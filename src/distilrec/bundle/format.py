@@ -38,6 +38,7 @@ from distilrec.bundle.manifest import (
     WEIGHTS,
     FileEntry,
     Manifest,
+    version_of,
 )
 from distilrec.errors import (
     BundleCorruptedError,
@@ -191,9 +192,10 @@ def erase_user(folder: Path | str, user_id: str) -> bool:
             digest = hashlib.sha256(data).hexdigest()
             files[HISTORY] = FileEntry(digest, len(data), f"history-{digest[:16]}.safetensors")
             write_whole(folder / files[HISTORY].name, data)
-            write_json(
-                folder / "manifest.json", msgspec.structs.replace(bundle.manifest, files=files)
-            )
+            manifest = folder / "manifest.json"
+            # What a newer version wrote, and this one does not know, stays
+            content = msgspec.json.decode(manifest.read_bytes())
+            write_json(manifest, content | {"files": files})
         left_over = remove(
             _histories(folder), [folder / (entry.name or name) for name, entry in files.items()]
         )
@@ -238,7 +240,7 @@ def read_manifest(path: Path) -> Manifest:
         manifest = msgspec.json.decode(data, type=Manifest)
     except (msgspec.MsgspecError, UnicodeDecodeError) as problem:
         raise corrupted(path, f"is not a manifest: {problem}") from None
-    if manifest.hashed() != manifest.model_version:
+    if version_of(data) != manifest.model_version:
         raise corrupted(path, "has been edited: its content does not match its model version")
     try:
         check_manifest(manifest)

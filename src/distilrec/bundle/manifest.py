@@ -98,6 +98,17 @@ class Calibration(msgspec.Struct, frozen=True):
     error_after: float
 
 
+def version_of(manifest: bytes) -> str:
+    """Return the model version of a manifest, in JSON: a hash over all that it says, fields that
+    this version of distilrec does not know among them. The history is user data, not part of the
+    model.
+    """
+    content = msgspec.json.decode(manifest)
+    content["model_version"] = ""
+    content["files"].pop(HISTORY, None)
+    return hashlib.sha256(msgspec.json.encode(content, order="sorted")).hexdigest()[:16]
+
+
 class Manifest(msgspec.Struct, frozen=True):
     """`model_version` is a hash over all other fields, which hold the hashes of the files.
 
@@ -139,9 +150,5 @@ class Manifest(msgspec.Struct, frozen=True):
         return tuple(number for number, role in enumerate(roles) if role == "negative")
 
     def hashed(self) -> str:
-        """Return the model version of this content. The history is user data, not part of the
-        model.
-        """
-        files = {name: entry for name, entry in self.files.items() if name != HISTORY}
-        plain = msgspec.structs.replace(self, model_version="", files=files)
-        return hashlib.sha256(msgspec.json.encode(plain, order="sorted")).hexdigest()[:16]
+        """Return the model version of this content."""
+        return version_of(msgspec.json.encode(self))

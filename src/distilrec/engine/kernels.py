@@ -17,12 +17,24 @@ from distilrec.engine.time_inputs import DAY, DAYS, HOUR, HOURS, KNOTS, PER_KNOT
 CACHED = True  # whether compiled kernels are kept on disk
 
 
+_FASTMATH = {"reassoc", "contract", "arcp", "nsz"}
+
+
 def kernel(function: Callable[..., Any]) -> Any:
     """Compile a function when it is first called; sums may be reordered. numba's decorator has no
     types of its own; every kernel is called through a typed method in `runtime`. Where there is no
     folder to keep compiled code in, each start compiles again.
     """
-    return _compiled(function, fastmath={"reassoc", "contract", "arcp", "nsz"})
+    return _compiled(function, fastmath=_FASTMATH)
+
+
+def inlined(function: Callable[..., Any]) -> Any:
+    """Compile a function as `kernel` does, for kernels to call: it becomes part of their code.
+
+    Of a function that is called, numba may run its own copy when it has just compiled it, and the
+    caller's when both come from disk, whose sums are in another order.
+    """
+    return _compiled(function, fastmath=_FASTMATH, inline="always")
 
 
 def fold_kernel(function: Callable[..., Any]) -> Any:
@@ -98,7 +110,7 @@ def latest_without_each(rows, kept, out):  # type: ignore[no-untyped-def]
             )
 
 
-@kernel
+@inlined
 def read_latest(rows, kept, latest):  # type: ignore[no-untyped-def]
     """Put the kept events but the oldest into `latest` (2 (kept - 1),), items plus 1, then
     types.
@@ -110,7 +122,7 @@ def read_latest(rows, kept, latest):  # type: ignore[no-untyped-def]
         latest[number + n] = rows[(kept + n) // dim, (kept + n) % dim]
 
 
-@kernel
+@inlined
 def add_neighbours(latest, neighbours, values, units, ages, out):  # type: ignore[no-untyped-def]
     """Add the sum over the latest events of w[e, age] S[j, i] to out (items,).
 
@@ -175,7 +187,7 @@ def without_each_recurrent(items, events, vectors, gain, decay, scale, out):  # 
             out[j, scales, c] = vectors[items[last], c] if last >= 0 else np.float32(0.0)
 
 
-@kernel
+@inlined
 def query_recurrent(  # type: ignore[no-untyped-def]
     state, user, mix, widen, widen_bias, narrow, narrow_bias, outer, epsilon, query
 ):
@@ -253,7 +265,7 @@ def fold_mean(state, items, vectors):  # type: ignore[no-untyped-def]
     state[dim] += items.shape[0]
 
 
-@kernel
+@inlined
 def scores_dot(query, columns, biases, out):  # type: ignore[no-untyped-def]
     """s_i = q . v_i + b_i for all items into `out` (items,).
 
@@ -279,7 +291,7 @@ def scores_dot(query, columns, biases, out):  # type: ignore[no-untyped-def]
                 )  # fmt: skip
 
 
-@kernel
+@inlined
 def scores_quantised(query, columns, scales, biases, factor, sums, out):  # type: ignore[no-untyped-def]
     """s_i = factor scale_i (q . v_i) + b_i, the product in integers, for all items into `out`
     (items,) float32.
@@ -320,7 +332,7 @@ def scores_relu(query, readout, hidden, biases, out):  # type: ignore[no-untyped
         out[i] = value
 
 
-@kernel
+@inlined
 def top_k(scores, seen, mask, k, best_items, best_scores):  # type: ignore[no-untyped-def]
     """Find the k best items that are not in `seen`, best first, equal scores in item order; return
     how many there are.
@@ -433,7 +445,7 @@ def best_by_rows(query, vectors, biases, seen, mask, scores, best_items, best_sc
     return top_k(scores, seen, mask, best_items.shape[0], best_items, best_scores)
 
 
-@kernel
+@inlined
 def rescore(query, vectors, biases, items, best_items, best_scores):  # type: ignore[no-untyped-def]
     """Find the best of `items` (n,) by q . v_i + b_i; as many as `best_items` holds or fewer, equal
     scores in the order given.

@@ -148,10 +148,6 @@ class RunConfig(Settings, frozen=True):
     """The tables."""
     cleaning: Cleaning = Cleaning()
     """What counts as noise in the log."""
-    targets: Targets | None = None
-    """Which events are to be predicted, which only inform, and which are negative; without the
-    section every event is to be predicted.
-    """
     split: Split = Split()
     """Which events are for training, validation and test."""
     teacher: TeacherConfig = TransformerConfig()
@@ -189,6 +185,10 @@ class RunConfig(Settings, frozen=True):
     teacher_seed: Seed | None = None
     """Seed of the teacher and its labels, to train several students of one teacher; `seed` by
     default.
+    """
+    targets: Targets | None = None
+    """Which events are to be predicted, which only inform, and which are negative; without the
+    section every event is to be predicted.
     """
 
     def __post_init__(self) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from distilrec.engine.kernels import kernel
+from distilrec.engine.kernels import inlined, kernel
 
 
 @kernel
@@ -37,7 +37,7 @@ def fill_systems(  # type: ignore[no-untyped-def]
         add_products(neighbours, by_item, latest, grams[n])
 
 
-@kernel
+@inlined
 def add_up(rows, by_row, sums):  # type: ignore[no-untyped-def]
     """Add the values of some rows by item, and return the items that they have, in order."""
     offsets, items, values = by_row
@@ -47,7 +47,7 @@ def add_up(rows, by_row, sums):  # type: ignore[no-untyped-def]
     return np.flatnonzero(sums)
 
 
-@kernel
+@inlined
 def add_products(neighbours, by_item, latest, gram):  # type: ignore[no-untyped-def]
     """Add X_N' X_N. latest: -1 for each row; it is so again in the end."""
     offsets, rows, values = by_item

@@ -7,7 +7,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from distilrec.engine.kernels import kernel
+from distilrec.engine.kernels import inlined, kernel
 from distilrec.networks.on_cpu import in_threads
 from distilrec.training.scoring import MASKED_BELOW, MASKED_LOGIT, Dense
 
@@ -111,13 +111,13 @@ def _rows(  # type: ignore[no-untyped-def]
         losses[r] = total * np.log(of_all) + below
 
 
-@kernel
+@inlined
 def _mask(row, first, place):  # type: ignore[no-untyped-def]
     for c in range(row.shape[0]):
         row[c] = row[c] if first[c] > place else _MASKED
 
 
-@kernel
+@inlined
 def _maximum(row, lanes):  # type: ignore[no-untyped-def]
     whole = row.shape[0] // _LANES * _LANES
     lanes[:] = _MASKED
@@ -133,7 +133,7 @@ def _maximum(row, lanes):  # type: ignore[no-untyped-def]
     return highest
 
 
-@kernel
+@inlined
 def _powers_of_two(row, highest, bits):  # type: ignore[no-untyped-def]
     """exp(x - highest) = 2^f 2^k: 2^f into `row`, the bits of 2^k into `bits`."""
     for c in range(row.shape[0]):
@@ -144,7 +144,7 @@ def _powers_of_two(row, highest, bits):  # type: ignore[no-untyped-def]
         bits[c] = (k + _BIAS) << _MANTISSA if t > _LOWEST else _ZERO
 
 
-@kernel
+@inlined
 def _product_and_sum(row, powers):  # type: ignore[no-untyped-def]
     total = _NONE
     for c in range(row.shape[0]):
@@ -154,13 +154,13 @@ def _product_and_sum(row, powers):  # type: ignore[no-untyped-def]
     return total
 
 
-@kernel
+@inlined
 def _multiply(row, factor):  # type: ignore[no-untyped-def]
     for c in range(row.shape[0]):
         row[c] *= factor
 
 
-@kernel
+@inlined
 def _weighted(weights, row, highest):  # type: ignore[no-untyped-def]
     """Return sum_i w_i (highest - x_i)."""
     total = _NONE
@@ -169,7 +169,7 @@ def _weighted(weights, row, highest):  # type: ignore[no-untyped-def]
     return total
 
 
-@kernel
+@inlined
 def _subtract(row, weights, factor):  # type: ignore[no-untyped-def]
     for c in range(row.shape[0]):
         row[c] -= weights[c] * factor
