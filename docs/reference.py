@@ -33,7 +33,7 @@ from distilrec.export.search import BundleConfig
 from distilrec.labels.extract import LabelConfig
 from distilrec.networks.build import StudentConfig
 from distilrec.privacy.accounting import PrivateTrainingConfig
-from distilrec.runs.config import BaselineConfig, DataConfig, RunConfig, TunedConfig
+from distilrec.runs.config import BaselineConfig, DataConfig, RefreshConfig, RunConfig, TunedConfig
 from distilrec.serve.app import endpoints
 from distilrec.serve.openapi import openapi
 from distilrec.settings import BOUNDS
@@ -185,6 +185,7 @@ SECTIONS: tuple[tuple[str, type], ...] = (
     ("`[bundle]`", BundleConfig),
     ("`[privacy]`", PrivateTrainingConfig),
     ("`[sweep]`", SweepConfig),
+    ("`[refresh]`", RefreshConfig),
 )
 
 

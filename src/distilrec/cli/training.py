@@ -228,6 +228,46 @@ def gate(
 
 
 @app.command
+def refresh(
+    *,
+    log: Annotated[
+        Path, Parameter(help="New rows, in a file with the columns of the log of the run.")
+    ],
+    run: RunFolder = DEFAULT_RUN,
+    thresholds: Annotated[
+        Path | None,
+        Parameter(help="TOML file of thresholds that the new bundle must meet as well."),
+    ] = None,
+    ray: Ray = None,
+    device: Device = "auto",
+    precision: Precision = "auto",
+) -> None:
+    """Train teacher and student of a finished run further on new rows, measure the new bundle
+    beside the one before, and let it count from then on where it passes the gate; exit code 1
+    where it does not. After an interruption, the same command resumes.
+    """
+    from distilrec import runs
+    from distilrec.report.gate import read_thresholds
+
+    wanted = None if thresholds is None else read_thresholds(thresholds)
+    with terminal_progress() as progress:
+        done = runs.refresh(
+            run,
+            log,
+            thresholds=wanted,
+            progress=progress,
+            workers=_workers(ray, run),
+            device=device,
+            precision=precision,
+        )
+    if done is None:
+        print("refresh: no new rows, nothing to do")
+        return
+    _print_checks(done.checks)
+    print(f"bundle: {done.bundle}")
+
+
+@app.command
 def drift(
     *,
     log: Annotated[

@@ -47,11 +47,12 @@ from distilrec.training.scoring import (
 )
 from distilrec.training.trained import TrainedModel, finished, training_task
 from distilrec.training.trainer import train
+from distilrec.training.warm import Start
 
 __all__ = ["DistillationConfig", "distill_model", "distillation_loss"]
 
 
-def distill_model(
+def distill_model(  # noqa: PLR0913 - a public name, whose arguments stay as they are
     config: StudentConfig,
     dataset: Dataset,
     labels: Labels | Sequence[Labels],
@@ -61,11 +62,13 @@ def distill_model(
     seed: int,
     options: RunOptions | None = None,
     terms: Sequence[Term] = TERMS,
+    start: Start | None = None,
 ) -> TrainedModel:
     """Train a student on the ground truth and on the labels of one teacher or several.
 
     labels: stored ones, or teachers that are asked (`AskedTeacher`) about the training windows.
-    terms: the losses that `distillation` has weights for.
+    terms: the losses that `distillation` has weights for. start: the weights that the training
+    begins with, and whose windows it sees; fresh weights and all windows by default.
     Raises ConfigError for settings that exclude each other.
     """
     label_sources, terms = sources(labels), _used(terms, distillation)
@@ -83,12 +86,14 @@ def distill_model(
     if "dropout" in config.__struct_fields__:
         config = msgspec.structs.replace(config, dropout=distillation.dropout)
     model = build_model(config, dataset, seed)
+    if start is not None:
+        start.load(model)
     _add_modules(model, terms, label_sources[0], seed)
     loss = distillation_loss(labels, distillation, model, dataset, terms)
     altered_windows = _altered(label_sources, distillation, dataset)
     task = msgspec.json.encode(
         (distillation, [source.manifest for source in label_sources])
-    ).decode()
+    ).decode() + ("" if start is None else f" {start.key}")
     with _on_device(resolve_device(options.device), teachers):
         result = train(
             model,
@@ -99,6 +104,7 @@ def distill_model(
                 lambda: sum(teacher.seconds for teacher in teachers),
                 altered_windows,
                 _orders(label_sources),
+                None if start is None else start.users,
             ),
             _windows_for(training, model, teachers),
             seed=seed,

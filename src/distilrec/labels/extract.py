@@ -80,9 +80,13 @@ def extract_labels(
     seed: int,
     mask_seen: bool = True,
     options: RunOptions | None = None,
+    users: NDArray[np.bool_] | None = None,
 ) -> LabelStore:
     """Store the labels of all training rows that are to be predicted and whose item is in the
     catalogue, and return them. Labels that the folder already has are used again.
+
+    users: (users,), the users whose rows get labels, all by default, and where a teacher is asked
+    once per user.
 
     An extraction that was interrupted resumes after the last whole shard. A teacher that gives the
     same answer for all events of a user is asked once per user.
@@ -96,10 +100,12 @@ def extract_labels(
     options = options or RunOptions()
     teacher = as_teacher(teacher)
     # Half of each window is context: no label depends on only a few events of a long history
-    windows = training_windows(dataset, teacher.max_history, context=teacher.max_history // 2)
+    labelled = dataset if users is None else dataset.with_training_users(users)
+    windows = training_windows(labelled, teacher.max_history, context=teacher.max_history // 2)
     units = dataset.info.warm_users if teacher.per_user else len(windows.starts)
     manifest = _manifest(teacher, dataset, config, seed, mask_seen, units)
-    made_from = key_of(manifest, FORMAT_VERSION)
+    chosen = [] if users is None else [users.tolist()]
+    made_from = key_of(manifest, FORMAT_VERSION, *chosen)
     if LABELS.is_made(folder, made_from):
         options.progress.advance("labels", manifest.shards, manifest.shards)
         return open_labels(folder, dataset)
@@ -120,7 +126,7 @@ def extract_labels(
     labels = _write_index(folder, manifest, dataset)
     files = [*(shard_path(folder, shard) for shard in range(manifest.shards)), index_path(folder)]
     size = sum(file.stat().st_size for file in files)
-    events = len(dataset.target_rows())
+    events = len((dataset if teacher.per_user else labelled).target_rows())
     extraction = Extraction(labels, events, size, time.perf_counter() - began)
     LABELS.write(folder, AboutLabels(manifest, extraction), files=files, made_from=made_from)
     remove([begun, *unfinished(folder)])

@@ -5,7 +5,7 @@ event.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -133,6 +133,8 @@ class SequenceModel(nn.Module, ABC):
     max_history: int
     # Channels of the states that `encode` gives; what `score` needs besides may stand behind them
     state_dim: int
+    # Whether its weights can be taken over to data that have grown (`distilrec.training.warm`)
+    grows: ClassVar[bool] = True
     # Of the items of each event type in a history, (types,); None where no type is negative
     signs: torch.Tensor | None
 

@@ -57,6 +57,7 @@ class SoftTree(Student):
     settings = SoftTreeConfig
     space: ClassVar = {"depth": Range(2, 8), "balance": Range(1e-3, 1.0, log=True)}
     size = Size("depth", "levels", (2, 3, 4, 5, 6, 7))
+    grows: ClassVar = False  # its gates are over the most popular items of its data
     item_inputs: torch.Tensor
     decays: torch.Tensor
 

@@ -33,6 +33,7 @@ from distilrec.training.options import Epoch
 K = 10
 TEACHER, STUDENT, ALONE = "teacher", "student", "student without distillation"
 CALIBRATED = "calibration error at its temperature"
+EARLIER = "the bundle before"  # of a refresh
 MEMBER = "member"  # how the names of an ensemble's members begin
 
 
@@ -280,6 +281,7 @@ def quality_of(ranking: Ranking) -> dict[str, NDArray[np.float64]]:
 
 def _differences(quality: dict[str, dict[str, NDArray[np.float64]]]) -> list[Difference]:
     pairs = [(STUDENT, ALONE), (STUDENT, TEACHER), (ALONE, TEACHER)]
+    pairs += [(STUDENT, EARLIER)]
     pairs += [(STUDENT, name) for name in quality if name.startswith(MEMBER)]
     return [
         paired_difference(metric, a, quality[a][metric], b, quality[b][metric])

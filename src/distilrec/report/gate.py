@@ -24,6 +24,9 @@ class Thresholds(Settings, frozen=True):
     """Lower ends of the 95% intervals of student minus the same student without distillation, at
     least.
     """
+    refresh: dict[str, float] = msgspec.field(default_factory=dict)
+    """Lower ends of the 95% intervals of a refreshed student minus the bundle before it, at least.
+    """
     latency: dict[str, float] = msgspec.field(default_factory=dict)
     """`p50` and `p99` of a request in microseconds, at most."""
     size: dict[str, float] = msgspec.field(default_factory=dict)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from distilrec.runs.config import DataConfig, RunConfig, read_config
     from distilrec.runs.folder import Run, open_data, open_run, read_costs
     from distilrec.runs.headroom import warn_of_little_headroom
+    from distilrec.runs.refreshing import refresh
     from distilrec.runs.sizes import sweep
     from distilrec.runs.stages import (
         distill_student,
@@ -41,6 +42,7 @@ _MODULES = {
     "trained_once": "artifact",
     "model_bytes": "candidates", "student_candidate": "candidates",
     "teacher_candidates": "candidates",
+    "refresh": "refreshing",
     "sweep": "sizes",
     "check_drift": "upkeep", "gate": "upkeep", "tune_students": "upkeep",
 }  # fmt: skip
@@ -65,6 +67,7 @@ __all__ = [
     "prepare",
     "read_config",
     "read_costs",
+    "refresh",
     "run_all",
     "student_candidate",
     "sweep",

@@ -25,7 +25,15 @@ from distilrec.networks.build import StudentConfig, student_class
 from distilrec.networks.recurrent import RecurrentConfig
 from distilrec.networks.transformer import TransformerConfig
 from distilrec.privacy.accounting import PrivateTrainingConfig
-from distilrec.settings import Seed, Settings, ZeroOrMore, read_settings
+from distilrec.settings import (
+    Count,
+    Positive,
+    Seed,
+    Settings,
+    Share,
+    ZeroOrMore,
+    read_settings,
+)
 from distilrec.targets import Targets
 from distilrec.teachers.build import EnsembleConfig, TeacherConfig
 from distilrec.teachers.external import ScoresConfig
@@ -141,6 +149,21 @@ class TunedConfig(Settings, frozen=True):
     """Trials of the search for those of the student without distillation."""
 
 
+class RefreshConfig(Settings, frozen=True):
+    """How `distilrec refresh` trains on new rows, beginning with the weights of the last time."""
+
+    epochs: Count = 2
+    """Epochs of the student."""
+    teacher_epochs: Count = 1
+    """Epochs of each network of the teacher."""
+    learning_rate: Positive = 0.3
+    """Highest learning rate, as a share of that of the whole training."""
+    replay: Share = 0.1
+    """Share of the users without new training rows whose windows are trained too, drawn for
+    each refresh.
+    """
+
+
 class RunConfig(Settings, frozen=True):
     """All choices of a run."""
 
@@ -180,6 +203,8 @@ class RunConfig(Settings, frozen=True):
     """
     sweep: SweepConfig = SweepConfig()
     """The students of `distilrec sweep`."""
+    refresh: RefreshConfig = RefreshConfig()
+    """How `distilrec refresh` trains."""
     seed: Seed = 0
     """Everything random follows from it."""
     teacher_seed: Seed | None = None

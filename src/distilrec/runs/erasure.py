@@ -12,14 +12,27 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+import msgspec
 import numpy as np
+import polars as pl
 
 from distilrec.bundle.format import erase_user, read_bundle
 from distilrec.data.dataset import PREPARED, Dataset, load_dataset
 from distilrec.data.erased import listed, read_erased_users
+from distilrec.data.schema import Schema
 from distilrec.errors import DataError, unknown_user
-from distilrec.files import read_json, remove, sync_folder, write_json, write_whole
+from distilrec.files import read_json, remove, replacing, sync_folder, write_json, write_whole
 from distilrec.runs.places import Places
+
+
+class _Data(msgspec.Struct, frozen=True):
+    schema: Schema = Schema()
+
+
+class _Config(msgspec.Struct, frozen=True):
+    """What of a configuration says where the users are in the log."""
+
+    data: _Data
 
 
 def erased_before(run: Path) -> list[str]:
@@ -99,6 +112,7 @@ def _erase(run: Path, data: Dataset | None, users: Sequence[str]) -> list[str]:
         lines = [*_erase_from_data(places, data, users), *lines]
     if places.parts.exists():  # of a preparation that was killed
         shutil.rmtree(places.parts)
+    lines += _erase_from_log(places, users)
     for bundle in places.bundles:
         if not _is_bundle(bundle):  # of an export that was killed
             remove(
@@ -146,6 +160,24 @@ def _erase_from_data(places: Places, data: Dataset, users: Sequence[str]) -> lis
         lines.append(f"prepared data: {rows:,} rows erased")
     PREPARED.tidy(places.data)
     return lines
+
+
+def _erase_from_log(places: Places, users: Sequence[str]) -> list[str]:
+    """Take users out of the log of a generation, whose files are written again; return what was
+    done.
+    """
+    if not places.log.is_dir() or not places.config.is_file():
+        return []
+    config = read_json(places.config, _Config, error=DataError, fix="restore it from a backup")
+    user, erased = pl.col(config.data.schema.user_id), 0
+    for file in sorted(places.log.glob("*.parquet")):
+        frame = pl.read_parquet(file)
+        kept = frame.filter(~user.cast(pl.String).is_in(list(users)).fill_null(value=False))
+        if kept.height < frame.height:
+            with replacing(file) as new:
+                kept.write_parquet(new)
+        erased += frame.height - kept.height
+    return [f"{places.log}: {erased:,} rows erased"] if erased else []
 
 
 def _is_bundle(folder: Path) -> bool:

@@ -113,6 +113,28 @@ class Places:
         return self.folder / "unfinished-erasure.json"
 
     @property
+    def log(self) -> Path:
+        """The log of a generation, a Parquet file of the beginning and one of each refresh."""
+        return self.folder / "log"
+
+    @property
+    def generations(self) -> Path:
+        """What each `distilrec refresh` has made: run folders by their numbers, and `current`, a
+        link to the one that is to be served.
+        """
+        return self.folder / "generations"
+
+    @property
+    def begun(self) -> Path:
+        """What a refresh that makes this generation was begun with."""
+        return self.folder / "begun.json"
+
+    @property
+    def refreshed(self) -> Path:
+        """What came of the refresh that made this generation."""
+        return self.folder / "refresh.json"
+
+    @property
     def costs(self) -> Path:
         """Time and memory of each stage."""
         return self.folder / "costs.json"

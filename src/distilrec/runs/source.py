@@ -27,8 +27,10 @@ def source_of(run: Run) -> Source:
     return Source(log, _schema(data), users, items, key, erased, data.checks, targets)
 
 
-def new_log(run: Run, path: Path) -> Source:
-    """Return a new log, to be read like the log of the run. Raises ConfigError."""
+def new_log(run: Run, path: object) -> Source:
+    """Return a new log, to be read like the log of the run. path: or a frame. Raises
+    ConfigError.
+    """
     data = run.config.data
     log = Table(path, data.columns, data.text())
     return Source(

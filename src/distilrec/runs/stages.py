@@ -9,6 +9,8 @@ from functools import partial
 from pathlib import Path
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
 from distilrec.bundle.manifest import Manifest
 from distilrec.data.dataset import Dataset
@@ -40,6 +42,7 @@ from distilrec.runs.baseline import with_baseline
 from distilrec.runs.candidates import model_bytes, student_candidate, teacher_candidates, tree_of
 from distilrec.runs.config import RunConfig
 from distilrec.runs.folder import Run, choices_of, finish_erasure, read_costs, run_of
+from distilrec.runs.generations import Generations
 from distilrec.runs.headroom import headroom_of, warn_of_little_headroom
 from distilrec.runs.seen import record_users
 from distilrec.runs.source import name_of, source_of
@@ -48,6 +51,7 @@ from distilrec.teachers.build import item_vectors, known_baselines
 from distilrec.teachers.ensemble import single_teachers
 from distilrec.teachers.teacher import Teacher
 from distilrec.training.trained import SAVED, TrainedModel, load_model
+from distilrec.training.warm import Start
 from distilrec.workers import Workers
 
 
@@ -131,9 +135,11 @@ def _say_prepared(run: Run, dataset: Dataset) -> None:
     )
 
 
-def distill_student(run: Run, dataset: Dataset) -> TrainedModel:
+def distill_student(run: Run, dataset: Dataset, start: Start | None = None) -> TrainedModel:
     """Train the student on the stored labels of the teacher, which are extracted first, or on a
     teacher that is asked; a private one learns from the log alone.
+
+    start: what a refresh begins with.
     """
     config, training, distillation = (
         run.config.student,
@@ -155,16 +161,15 @@ def distill_student(run: Run, dataset: Dataset) -> TrainedModel:
             f"student: differentially private, {trained.record.privacy}; no labels of the teacher"
         )
         return trained
-    labels = student_labels(run, dataset)
-    trained = trained_once(
-        run,
-        dataset,
-        "student",
-        (config, training, distillation, [of_teacher.manifest for of_teacher in labels]),
-        partial(
-            distill_model, config, dataset, labels, training, distillation, seed=run.config.seed
-        ),
+    labels = student_labels(run, dataset, None if start is None else start.users)
+    manifests = [of_teacher.manifest for of_teacher in labels]
+    made_from: tuple[object, ...] = (config, training, distillation, manifests)
+    distill = partial(
+        distill_model, config, dataset, labels, training, distillation, seed=run.config.seed
     )
+    if start is not None:
+        made_from, distill = (*made_from, start.key), partial(distill, start=start)
+    trained = trained_once(run, dataset, "student", made_from, distill)
     if distillation.labels == "asked":
         record_cost(run, StageCost("teacher asked", trained.seconds_asked, 0))
         run.progress.say(
@@ -174,12 +179,14 @@ def distill_student(run: Run, dataset: Dataset) -> TrainedModel:
     return trained
 
 
-def student_labels(run: Run, dataset: Dataset) -> list[Labels]:
+def student_labels(
+    run: Run, dataset: Dataset, users: NDArray[np.bool_] | None = None
+) -> list[Labels]:
     """Return the labels that the student learns from: stored ones, which are extracted first, or
-    teachers that are asked.
+    teachers that are asked. users: (users,), those whose rows get labels, all by default.
     """
     if run.config.distillation.labels == "stored":
-        return [*teacher_labels(run, dataset)]
+        return [*teacher_labels(run, dataset, users)]
     teachers = _labelling_teachers(run, dataset).values()
     return [AskedTeacher(teacher, dataset, run.config.labels) for teacher in teachers]
 
@@ -194,9 +201,11 @@ def _labelling_teachers(run: Run, dataset: Dataset) -> dict[Path, Teacher]:
     return {folder / f"member-{n}": member for n, member in enumerate(single_teachers(teacher))}
 
 
-def teacher_labels(run: Run, dataset: Dataset) -> list[LabelStore]:
+def teacher_labels(
+    run: Run, dataset: Dataset, users: NDArray[np.bool_] | None = None
+) -> list[LabelStore]:
     """Extract the labels of the teacher, or for a curriculum those of each member of an ensemble;
-    return them.
+    return them. users: (users,), those whose rows get labels, all by default.
     """
     teachers = _labelling_teachers(run, dataset)
     with measured_stage(run, "labels", [(LABELS, folder) for folder in teachers]):
@@ -209,6 +218,7 @@ def teacher_labels(run: Run, dataset: Dataset) -> list[LabelStore]:
                 seed=run.teacher_seed,
                 mask_seen=run.config.student_training.mask_seen,
                 options=run.options,
+                users=users,
             )
             for folder, teacher in teachers.items()
         ]
@@ -275,8 +285,8 @@ def record_training(run: Run, dataset: Dataset, manifest: Manifest) -> None:
 
 
 def forget_user(run: Run, user_id: object, *, missing_ok: bool = False) -> list[str]:
-    """Take a user out of a run: out of the data, the labels and the histories of the bundles;
-    return what was done.
+    """Take a user out of a run and its generations: out of the data, the labels and the histories
+    of the bundles; return what was done.
 
     user_id: the id or the pseudonym; with pseudonyms, an id needs their key. The user is put on the
     list of those that `prepare` leaves out of this run from now on. Labels, unfinished trainings
@@ -289,7 +299,13 @@ def forget_user(run: Run, user_id: object, *, missing_ok: bool = False) -> list[
     names, key = [as_id(user_id, "user_id")], run.config.data.pseudonym_key
     if key is not None and key in os.environ:
         names.append(pseudonym(names[0], pseudonym_key(key)))
-    return erasure.forget(run.folder, names, missing_ok=missing_ok)
+    # The run is the last one: what it has done is done everywhere
+    lines = [
+        line
+        for folder in Generations(run.folder).folders()
+        for line in erasure.forget(folder, names, missing_ok=True)
+    ]
+    return lines + erasure.forget(run.folder, names, missing_ok=missing_ok or bool(lines))
 
 
 def evaluate(

@@ -22,6 +22,7 @@ from distilrec.teachers.build import (
 from distilrec.teachers.ensemble import EnsembleTeacher
 from distilrec.teachers.external import UserScores
 from distilrec.teachers.teacher import Teacher
+from distilrec.training.trained import Earlier
 from distilrec.training.validation import validation_ndcg
 
 
@@ -33,8 +34,11 @@ def teacher_config(run: Run, dataset: Dataset) -> TeacherConfig:
     return with_closed_form(run.config.teacher, run.config.closed_form, items)
 
 
-def train_teacher(run: Run, dataset: Dataset) -> Teacher:
-    """Train the teacher on the ground truth, or read it where it comes from outside; return it."""
+def train_teacher(run: Run, dataset: Dataset, earlier: Earlier | None = None) -> Teacher:
+    """Train the teacher on the ground truth, or read it where it comes from outside; return it.
+
+    earlier: the teacher of the run before, with which a refresh begins.
+    """
     folder, config = run.places.teacher, teacher_config(run, dataset)
     with measured_stage(run, "teacher", teacher_records(config, folder)) as stage:
         teacher = make_teacher(
@@ -44,6 +48,7 @@ def train_teacher(run: Run, dataset: Dataset) -> Teacher:
             folder,
             seed=run.teacher_seed,
             options=replace(run.options, checkpoint=run.places.checkpoint(TEACHER)),
+            earlier=earlier,
         )
     if isinstance(teacher, UserScores):
         for note in teacher.notes:

@@ -19,6 +19,7 @@ from distilrec.measure.ranking import questions, rank
 from distilrec.measure.statistics import paired_difference
 from distilrec.report.comparison import (
     ALONE,
+    EARLIER,
     STUDENT,
     TEACHER,
     BundleScorer,
@@ -46,6 +47,7 @@ def gate(run: Run, dataset: Dataset, thresholds: Thresholds) -> list[Check]:
         "quality": {name: float(values.mean()) for name, values in quality.items()},
         "retention": {},
         "improvement": {},
+        "refresh": {},
         "latency": {},
         "size": {},
     }
@@ -59,6 +61,11 @@ def gate(run: Run, dataset: Dataset, thresholds: Thresholds) -> list[Check]:
             name: value / of_teacher[name].mean
             for name, value in measured["quality"].items()
             if name in of_teacher and of_teacher[name].mean > 0
+        }
+        measured["refresh"] = {
+            difference.metric: difference.interval.low
+            for difference in comparison.differences
+            if difference.b == EARLIER
         }
     if thresholds.improvement and run.bundle_baseline.is_dir():
         baseline = quality_of(rank(BundleScorer(run.bundle_baseline, dataset), held_out, K))

@@ -54,7 +54,7 @@ from distilrec.teachers.linear import (
 from distilrec.teachers.teacher import ModelTeacher, Teacher
 from distilrec.training.checkpoints import drop_checkpoint
 from distilrec.training.options import RunOptions, TrainingConfig
-from distilrec.training.trained import SAVED, load_model, save_model, train_model
+from distilrec.training.trained import SAVED, Earlier, load_model, save_model, train_model
 
 NetworkConfig = TransformerConfig | DnnConfig | RecurrentConfig
 ClosedFormConfig = LinearConfig | EaseConfig
@@ -149,6 +149,7 @@ class Making:
     """What a teacher is made of and where it is saved, besides its own configuration.
 
     name: what progress calls it. made_from: a key of all choices, to be saved with the teacher.
+    earlier: with which the training of networks begins.
     """
 
     dataset: Dataset
@@ -158,6 +159,7 @@ class Making:
     options: RunOptions
     name: str
     made_from: str
+    earlier: Earlier | None = None
 
 
 @dataclass(frozen=True)
@@ -185,20 +187,24 @@ def make_teacher(
     seed: int,
     options: RunOptions | None = None,
     name: str = "teacher",
+    earlier: Earlier | None = None,
 ) -> Teacher:
     """Train or read a teacher and save it into a folder; what is there already from the same
     choices is used again.
 
     A file or a function is read each time: what it says may have changed.
+    earlier: the same teacher on data that have grown since; its networks are trained further.
     """
     options = options or RunOptions()
-    made_from = key_of(dataset.fingerprint(), config, training, seed)
+    before = [] if earlier is None else [earlier.key]
+    made_from = key_of(dataset.fingerprint(), config, training, seed, *before)
     kind = _kind_of(config)
     if kind.saved is not None and kind.saved.is_made(folder, made_from):
         if options.checkpoint is not None:
             drop_checkpoint(options.checkpoint)
         return kind.load(config, folder, dataset)
-    return kind.make(config, Making(dataset, training, folder, seed, options, name, made_from))
+    making = Making(dataset, training, folder, seed, options, name, made_from, earlier)
+    return kind.make(config, making)
 
 
 def teacher_records(
@@ -278,7 +284,10 @@ def _kind_of(config: TeacherConfig) -> TeacherKind:
 
 def _train_network(config: NetworkConfig, making: Making) -> Teacher:
     options = making.options
-    train = partial(train_model, config, making.dataset, making.training, seed=making.seed)
+    start = None if making.earlier is None else making.earlier.start(making.dataset)
+    train = partial(
+        train_model, config, making.dataset, making.training, seed=making.seed, start=start
+    )
     model = options.train_together(
         train,
         lambda epoch, total: options.progress.advance(
@@ -340,6 +349,7 @@ def _make_ensemble(config: EnsembleConfig, making: Making) -> Teacher:
                 seed=making.seed + member.seed,
                 options=replace(making.options, checkpoint=own_checkpoint),
                 name=f"{making.name} {number + 1}/{len(configs)}",
+                earlier=making.earlier and making.earlier.member(number),
             )
         )
     if checkpoint is not None:

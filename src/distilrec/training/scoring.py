@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.nn import functional
 
 from distilrec.networks.batches import Batch
@@ -249,7 +250,7 @@ class Objective:
     logits of the items without training rows as well; asked_seconds: returns how long a teacher
     has been asked so far, in this process; more: what is learned from other windows; orders: in
     which it wants the histories of a log without order; by default each epoch has its own, which
-    follows from the seed.
+    follows from the seed; users: (users,), whose windows are trained, all by default.
     """
 
     loss: Loss
@@ -257,6 +258,7 @@ class Objective:
     asked_seconds: Callable[[], float] = _no_seconds
     more: MoreWindows | None = None
     orders: Orders | None = None
+    users: NDArray[np.bool_] | None = None
 
 
 def ground_truth(scored: Scored) -> torch.Tensor:

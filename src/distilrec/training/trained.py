@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from distilrec.bundle.privacy import PrivacyRecord
-from distilrec.data.dataset import Dataset
+from distilrec.data.dataset import Dataset, DatasetInfo
 from distilrec.errors import TrainingError
 from distilrec.files import RecordKind
 from distilrec.networks.build import ModelConfig, build_model
@@ -18,6 +20,7 @@ from distilrec.networks.sequence import SequenceModel
 from distilrec.training.options import Epoch, RunOptions, TrainingConfig, TrainingResult
 from distilrec.training.scoring import GROUND_TRUTH, Objective
 from distilrec.training.trainer import train
+from distilrec.training.warm import Start, carried_over
 
 
 class ModelRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -85,16 +88,23 @@ def train_model(
     *,
     seed: int,
     options: RunOptions | None = None,
+    start: Start | None = None,
 ) -> TrainedModel:
-    """Train a teacher, or a student without distillation, on the ground truth alone."""
+    """Train a teacher, or a student without distillation, on the ground truth alone.
+
+    start: the weights that the training begins with, and whose windows it sees; fresh weights and
+    all windows by default.
+    """
     model = build_model(config, dataset, seed)
+    if start is not None:
+        start.load(model)
     result = train(
         model,
         dataset,
-        Objective(GROUND_TRUTH),
+        Objective(GROUND_TRUTH, users=None if start is None else start.users),
         training,
         seed=seed,
-        task=training_task(dataset, config),
+        task=training_task(dataset, config, "" if start is None else start.key),
         options=options,
     )
     return finished(model, config, seed, dataset, result)
@@ -153,3 +163,30 @@ def load_model(folder: Path, dataset: Dataset) -> TrainedModel:
         ) from None
     model.eval()
     return TrainedModel(model, record)
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """A trained model, or a teacher of some, with which a training on grown data begins.
+
+    folder: where it is; info: of the data that it was trained on; users: (users,) bool, the users
+    of the grown data whose windows are trained; key: what all of it follows from.
+    """
+
+    folder: Path
+    info: DatasetInfo
+    users: NDArray[np.bool_]
+    key: str
+
+    def member(self, number: int) -> Earlier:
+        """Return a member of an ensemble."""
+        return replace(self, folder=self.folder / f"member-{number}")
+
+    def start(self, dataset: Dataset) -> Start:
+        """Return what the training of the same model on grown data begins with. Raises
+        FileMissingError, and TrainingError where the earlier model is damaged or does not fit.
+        """
+        saved = SAVED.read(self.folder)
+        fresh = build_model(saved.about.config, dataset, saved.about.seed)
+        weights = carried_over(saved.arrays("model"), fresh, self.info, dataset.info)
+        return Start(weights, self.users, self.key)

@@ -118,7 +118,10 @@ class _Training:
             fused=device.type in ("cpu", "cuda"),
         )
         length = min(config.window or model.max_history, model.max_history)
-        self.windows = training_windows(dataset, length, int(config.context * length))
+        trained = dataset
+        if objective.users is not None:
+            trained = dataset.with_training_users(objective.users)
+        self.windows = training_windows(trained, length, int(config.context * length))
         self.steps_per_epoch = math.ceil(len(self.windows.starts) / config.batch_size)
         self.mask_seen = config.mask_seen and not dataset.info.repeats
         popular = torch.from_numpy(

@@ -1,0 +1,66 @@
+"""The generations of a run: what each refresh makes, and which one counts.
+
+Generation n is a run folder, `generations/n`; number 0 is the run itself. `generations/current` is
+a link to the one that counts, and is replaced as the last step of a refresh: a reader finds
+the generation before or the whole new one.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from distilrec.errors import StorageError
+from distilrec.files import sync_folder
+from distilrec.runs.places import Places
+
+_LINK = "current"
+
+
+@dataclass(frozen=True)
+class Generations:
+    """The generations of the run in a folder."""
+
+    run: Path
+
+    @property
+    def _link(self) -> Path:
+        return Places(self.run).generations / _LINK
+
+    def current(self) -> int:
+        """Return the number of the generation that counts, 0 where there was no refresh. Raises
+        StorageError where the link names no generation.
+        """
+        if not self._link.is_symlink():
+            return 0
+        target = os.readlink(self._link)
+        if not target.isdecimal() or not self.folder(int(target)).is_dir():
+            raise StorageError(
+                f"{self._link} names no generation: {target}",
+                fix=f"link it to a folder beside it, for example: ln -sfn 1 {self._link}",
+                file=str(self._link),
+            )
+        return int(target)
+
+    def folder(self, number: int) -> Path:
+        """Return the run folder of a generation."""
+        return Places(self.run).generations / str(number) if number else self.run
+
+    def folders(self) -> list[Path]:
+        """Return the folders of all generations, also of those that do not count, without that of
+        the run.
+        """
+        found = Places(self.run).generations.glob("[0-9]*")
+        return sorted(
+            (path for path in found if path.name.isdecimal() and not path.is_symlink()),
+            key=lambda path: int(path.name),
+        )
+
+    def switch(self, number: int) -> None:
+        """Let a generation count from now on, durably."""
+        new = self._link.with_name(f"{_LINK}.new")
+        new.unlink(missing_ok=True)
+        new.symlink_to(str(number))
+        new.replace(self._link)
+        sync_folder(self._link.parent)

@@ -1,0 +1,175 @@
+"""The log of a run with new rows: a folder of Parquet files, one of the beginning and one of each
+refresh.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import polars as pl
+
+from distilrec.data.dataset import Dataset
+from distilrec.data.readers import Log, open_log
+from distilrec.data.schema import Schema
+from distilrec.errors import ColumnMissingError, ColumnTypeError, DataError
+from distilrec.files import hash_of, replacing
+from distilrec.runs.folder import Run
+from distilrec.runs.places import Places
+from distilrec.runs.source import new_log, source_of
+
+
+@dataclass(frozen=True)
+class NewRows:
+    """Rows that a log has not had yet. frame: the rows, with the columns of the log; base: the
+    files of the log so far; known: rows that it has already; erased: rows of erased users; notes:
+    what is to be said besides.
+    """
+
+    frame: pl.DataFrame
+    base: tuple[Path, ...]
+    known: int
+    erased: int
+    notes: tuple[str, ...]
+
+    def digest(self, scratch: Path) -> str:
+        """Return a hash of the rows."""
+        path = scratch / "digest.parquet"
+        self.frame.write_parquet(path)
+        return hash_of(path)
+
+    def append(self, folder: Path, number: int) -> None:
+        """Write the log with the new rows into a folder, as the file of this generation."""
+        if folder.exists():
+            shutil.rmtree(folder)
+        folder.mkdir(parents=True)
+        for place, file in enumerate(self.base):
+            _link_or_copy(file, folder / _name(place))
+        with replacing(folder / _name(number)) as new:
+            self.frame.write_parquet(new)
+
+
+def find_new_rows(
+    run: Run, dataset: Dataset, source: object, erased: Sequence[str], scratch: Path
+) -> NewRows:
+    """Return the rows of a new log that the log of a run lacks: those of a user, item and event
+    type at a time of which there is none. Without a column of times all are new.
+
+    source: a path, a polars frame or a pandas frame. erased: users whose rows are left out.
+    scratch: a folder. Raises the DataErrors of the readers, ColumnMissingError and ColumnTypeError
+    for a new log that does not fit the log of the run, and DataError where that has changed since
+    the run.
+    """
+    schema = source_of(run).schema
+    base = _base(run, dataset, schema, erased, scratch)
+    given = new_log(run, source).log.open(scratch / "new")
+    log, notes = _together(base, given, source, scratch)
+    frame = log.slice(base.rows, given.rows, log.schema().names())
+    kept = _without(frame, schema, erased)
+    known = kept
+    if schema.timestamp is not None:
+        key = [schema.user_id, schema.item_id, schema.timestamp]
+        key += [] if schema.event_type is None else [schema.event_type]
+        # As text: two files may hold the same times in different types
+        before = log.scan().slice(0, base.rows).select(pl.col(key).cast(pl.String))
+        as_text = kept.with_columns(pl.col(key).cast(pl.String)).with_row_index("row number")
+        new = as_text.lazy().join(before, on=key, how="anti", nulls_equal=True)
+        known = kept[new.select("row number").collect()["row number"].sort().to_list()]
+    return NewRows(
+        known,
+        base.files,
+        kept.height - known.height,
+        frame.height - kept.height,
+        (*given.notes, *notes),
+    )
+
+
+def _base(run: Run, dataset: Dataset, schema: Schema, erased: Sequence[str], scratch: Path) -> Log:
+    """Return the log of a run as files."""
+    if run.places.log.is_dir():
+        return open_log(run.places.log, scratch)
+    (scratch / "base").mkdir()
+    opened = source_of(run).log.open(scratch / "base")
+    if opened.rows != dataset.info.cleaning_report.rows_in:
+        raise DataError(
+            f"{opened.name} has {opened.rows:,} rows, and had "
+            f"{dataset.info.cleaning_report.rows_in:,} when the run was prepared",
+            fix="give the new rows in a file of their own, and leave the log of the run as it was "
+            "until the first refresh",
+            file=opened.name,
+        )
+    folder = scratch / "log"
+    folder.mkdir()
+    with replacing(folder / _name(0)) as new:
+        opened.scan().filter(~_is_erased(schema, erased)).sink_parquet(new)
+    return open_log(folder, scratch)
+
+
+def _together(base: Log, given: Log, source: object, scratch: Path) -> tuple[Log, list[str]]:
+    """Return the log and the new rows behind it, read with one type for each column."""
+    name = str(source) if isinstance(source, str | Path) else "the new rows"
+    columns, there = base.schema().names(), given.schema().names()
+    for column in columns:
+        if column not in there:
+            raise ColumnMissingError(
+                f"{name} has no column {column!r}, which the log of the run has; it has: "
+                f"{', '.join(there)}",
+                fix="give the new rows with the columns of the log",
+                file=name,
+                column=column,
+            )
+    folder = scratch / "together"
+    folder.mkdir()
+    for place, file in enumerate(base.files):
+        _link_or_copy(file, folder / _name(place))
+    given.scan().select(columns).sink_parquet(folder / _name(len(base.files)))
+    try:
+        log = open_log(folder, scratch)
+    except ColumnTypeError as problem:
+        column = str(problem.context.get("column"))
+        raise ColumnTypeError(
+            f"{name}: column {column!r} is of another type than in the log of the run "
+            f"({given.schema()[column]}, and {base.schema()[column]})",
+            fix="write the new rows as the log was written",
+            file=name,
+            column=column,
+        ) from None
+    unused = [column for column in there if column not in columns]
+    notes = [f"{name}: left out, as the log of the run lacks them: {', '.join(unused)}"]
+    return log, notes if unused else []
+
+
+def _without(frame: pl.DataFrame, schema: Schema, erased: Sequence[str]) -> pl.DataFrame:
+    return frame.filter(~_is_erased(schema, erased))
+
+
+def _is_erased(schema: Schema, erased: Sequence[str]) -> pl.Expr:
+    return pl.col(schema.user_id).cast(pl.String).is_in(list(erased)).fill_null(value=False)
+
+
+def _name(number: int) -> str:
+    return f"{number:06}.parquet"
+
+
+def _link_or_copy(file: Path, target: Path) -> None:
+    """Let a file, which is never changed where it is, stand in a second folder."""
+    try:
+        os.link(file, target)
+    except OSError:  # another file system, or one without links
+        shutil.copyfile(file, target)
+
+
+@contextmanager
+def scratch_of(places: Places) -> Iterator[Path]:
+    """Yield an empty folder on the disk of the generations, which goes at the end of the block."""
+    folder = places.generations / "new-rows"
+    shutil.rmtree(folder, ignore_errors=True)  # of a process that was killed
+    folder.mkdir(parents=True)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder)

@@ -1,0 +1,337 @@
+"""A refresh: the next generation of a run, from the last one and the rows that came since.
+
+The log grows, teacher and student are trained further on the users with new rows and on some of the
+others, and the new bundle is measured beside the one before. Where it passes the gate, it is the
+one that counts from then on. Interrupted at any point, the same command goes on or begins the
+generation again; what counts is replaced as the last step (`distilrec.runs.generations`).
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from distilrec.bundle.manifest import Manifest
+from distilrec.data.dataset import Dataset
+from distilrec.data.erased import listed
+from distilrec.data.fetch import DATASETS
+from distilrec.errors import ConfigError, FileMissingError
+from distilrec.export.export import record_metrics
+from distilrec.files import key_of, locked, read_json, sync_folder, write_json, write_whole
+from distilrec.measure.statistics import Difference
+from distilrec.networks.build import student_class
+from distilrec.progress import Progress
+from distilrec.report.comparison import (
+    EARLIER,
+    STUDENT,
+    TEACHER,
+    Candidate,
+    Comparison,
+    K,
+    compare,
+)
+from distilrec.report.earlier import EarlierBundle
+from distilrec.report.gate import Check, Thresholds
+from distilrec.report.page import write_report
+from distilrec.runs import erasure
+from distilrec.runs.artifact import measured_stage
+from distilrec.runs.candidates import student_candidate, teacher_candidate
+from distilrec.runs.config import RefreshConfig, RunConfig
+from distilrec.runs.folder import Run, open_data, open_run, read_costs
+from distilrec.runs.generations import Generations
+from distilrec.runs.new_rows import NewRows, find_new_rows, scratch_of
+from distilrec.runs.source import source_of
+from distilrec.runs.stages import distill_student, export, prepare, record_training
+from distilrec.runs.teachers import train_teacher
+from distilrec.runs.upkeep import gate
+from distilrec.teachers.build import EnsembleConfig
+from distilrec.teachers.teacher import Teacher
+from distilrec.training.options import TrainingConfig
+from distilrec.training.trained import Earlier
+from distilrec.workers import Workers
+
+
+class Refreshed(msgspec.Struct, frozen=True):
+    """What came of a refresh. generation: its number; bundle: its folder; rows: that were new;
+    known, erased: rows that were left out, because the log has them or their users were erased;
+    users: how many were trained on; seconds: of the whole refresh; finished: when, in seconds since
+    1970; gain: NDCG@10 of the new bundle minus that of the one before, on the new test part;
+    checks: of the gate.
+    """
+
+    generation: int
+    bundle: str
+    model_version: str
+    rows: int
+    known: int
+    erased: int
+    users: int
+    seconds: float
+    finished: float
+    gain: Difference
+    checks: tuple[Check, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether the new bundle is the one that counts now."""
+        return all(check.passed for check in self.checks)
+
+    def line(self) -> str:
+        """Return the refresh in one line."""
+        gain = self.gain.interval
+        return (
+            f"refresh: generation {self.generation}, "
+            f"{'passed' if self.passed else 'FAILED the gate, nothing was changed'}, "
+            f"{self.rows:,} new rows, {self.seconds:.1f} s, NDCG@{K} {gain.mean:+.4f} "
+            f"[{gain.low:+.4f}, {gain.high:+.4f}] against {EARLIER}"
+        )
+
+
+class _Begun(msgspec.Struct, frozen=True):
+    """What a generation was begun with: one that was begun with something else is begun again."""
+
+    key: str
+
+
+def refresh(
+    folder: Path,
+    log: object,
+    *,
+    thresholds: Thresholds | None = None,
+    progress: Progress | None = None,
+    workers: Workers | None = None,
+    device: str = "auto",
+    precision: str = "auto",
+) -> Refreshed | None:
+    """Make the next generation of a run from new rows; return what came of it, None where no row is
+    new.
+
+    log: a path, a polars frame or a pandas frame with the columns of the log of the run.
+    thresholds: of the gate. In any case a bundle fails that is worse than the one before by more
+    than chance: whose 95% interval of the difference in NDCG@10 lies below 0.
+    Raises StorageError while another process works on the run, ConfigError for a run that cannot be
+    refreshed, FileMissingError for one that was not finished, and the DataErrors of `prepare`.
+    """
+    began = time.perf_counter()
+    run = open_run(folder, progress, workers, device, precision)
+    with locked(folder, wait=False):
+        number = Generations(folder).current()
+        before = replace(run, folder=Generations(folder).folder(number))
+        before = replace(before, config=open_run(before.folder).config)
+        _check(before)
+        dataset = open_data(before)
+        target = replace(before, folder=Generations(folder).folder(number + 1))
+        erased = [*erasure.erased_before(folder), *erasure.erased_before(before.folder)]
+        with scratch_of(run.places) as scratch:
+            new = find_new_rows(before, dataset, log, erased, scratch)
+            _say_rows(run, new)
+            if new.frame.is_empty():
+                return None
+            key = key_of(number, dataset.fingerprint(), new.digest(scratch), erased)
+            _begin(target, new, number + 1, erased, key)
+        refreshed = _refreshed(target, before, dataset, key, thresholds)
+        done = msgspec.structs.replace(
+            refreshed,
+            rows=new.frame.height,
+            known=new.known,
+            erased=new.erased,
+            seconds=time.perf_counter() - began,
+            finished=time.time(),
+        )
+        write_json(target.places.refreshed, done)
+        if done.passed:
+            Generations(folder).switch(number + 1)
+        run.progress.say(done.line())
+        return done
+
+
+def _check(run: Run) -> None:
+    """Raise ConfigError for a run that cannot be refreshed, FileMissingError for one that was not
+    finished.
+    """
+    config = run.config
+    if config.privacy is not None:
+        raise ConfigError(
+            "a student that was trained with differential privacy cannot be refreshed: each "
+            "training further on the same users spends more of their privacy",
+            fix="train the whole run again (distilrec run)",
+            parameter="privacy",
+        )
+    if config.data.pseudonym_key is not None:
+        raise ConfigError(
+            "a run with pseudonyms cannot be refreshed: a refresh keeps the log with the ids",
+            fix="train the whole run again (distilrec run)",
+            parameter="data.pseudonym_key",
+        )
+    if not (run.bundle / "manifest.json").is_file():
+        raise FileMissingError(
+            f"there is no bundle in {run.folder}",
+            fix="finish the run first (distilrec run)",
+            file=str(run.bundle),
+        )
+
+
+def _say_rows(run: Run, new: NewRows) -> None:
+    for note in new.notes:
+        run.progress.say(note)
+    run.progress.say(f"{new.frame.height:,} new rows")
+    for count, why in ((new.known, "the log has them"), (new.erased, "their users were erased")):
+        if count:
+            run.progress.say(f"{count:,} rows left out: {why}")
+
+
+def _begin(target: Run, new: NewRows, number: int, erased: list[str], key: str) -> None:
+    """Begin a generation, unless it was begun from the same: then it goes on."""
+    places = target.places
+    if places.begun.is_file():
+        begun = read_json(places.begun, _Begun, error=ConfigError, fix=f"delete {target.folder}")
+        if begun.key == key:
+            return
+    if target.folder.exists():
+        shutil.rmtree(target.folder)
+    target.folder.mkdir(parents=True)
+    new.append(places.log, number)
+    if erased:
+        write_whole(places.erased_users, listed(list(dict.fromkeys(erased))))
+    sync_folder(target.folder)
+    write_json(places.begun, _Begun(key))
+
+
+def _refreshed(
+    target: Run, before: Run, was: Dataset, key: str, thresholds: Thresholds | None
+) -> Refreshed:
+    """Return what came of the training and the measurement of a generation that was begun."""
+    run, dataset = prepare(
+        _config(before, target),
+        target.folder,
+        target.progress,
+        target.workers,
+        target.device,
+        target.precision,
+    )
+    run = replace(run, config=_shortened(run.config))
+    users = chosen_users(was, dataset, run.config.refresh, run.config.seed)
+    run.progress.say(f"{int(users.sum()):,} of {dataset.info.warm_users:,} users are trained on")
+    earlier = Earlier(before.places.teacher, was.info, users, key)
+    teacher = train_teacher(run, dataset, earlier)
+    _train_student(run, dataset, replace(earlier, folder=before.places.student), before.config)
+    export(run, dataset, measured_next=True)
+    comparison, version = _measure(run, dataset, teacher, before.bundle)
+    gain = next(d for d in comparison.differences if d.b == EARLIER and d.metric == f"ndcg@{K}")
+    checks = [Check(f"refresh ndcg@{K}, upper end", gain.interval.high, 0.0, at_least=True)]
+    if thresholds is not None:
+        checks += gate(run, dataset, thresholds)
+    return Refreshed(
+        generation=int(target.folder.name),
+        bundle=str(run.bundle),
+        model_version=version,
+        rows=0,
+        known=0,
+        erased=0,
+        users=int(users.sum()),
+        seconds=0.0,
+        finished=0.0,
+        gain=gain,
+        checks=tuple(checks),
+    )
+
+
+def _train_student(run: Run, dataset: Dataset, earlier: Earlier, whole: RunConfig) -> None:
+    """Train the student further; one whose weights cannot be taken over is trained as a whole."""
+    if student_class(run.config.student).grows:
+        distill_student(run, dataset, earlier.start(dataset))
+        return
+    run.progress.say(
+        "student: its weights cannot be taken over to other items, so it is trained as a whole"
+    )
+    training = whole.student_training
+    distill_student(
+        replace(run, config=msgspec.structs.replace(run.config, student_training=training)), dataset
+    )
+
+
+def chosen_users(was: Dataset, now: Dataset, config: RefreshConfig, seed: int) -> NDArray[np.bool_]:
+    """Return whose windows a refresh trains, (users,): users with other training rows than before,
+    and a drawn share of the others.
+    """
+    rows = dict(zip(was.info.user_ids, was.train_end - was.offsets[:-1], strict=True))
+    counts = now.train_end - now.offsets[:-1]
+    changed = np.array(
+        [rows.get(user, 0) != count for user, count in zip(now.info.user_ids, counts, strict=True)]
+    )
+    drawn = np.random.default_rng([seed, len(now.items)]).random(now.users) < config.replay
+    chosen: NDArray[np.bool_] = (changed | drawn) & (counts > 0)
+    return chosen if chosen.any() else counts > 0
+
+
+def _config(before: Run, target: Run) -> RunConfig:
+    """Return the configuration of a generation, whose log is a folder of its own."""
+    source, data = source_of(before), before.config.data
+    users, items = source.users, source.items
+    return msgspec.structs.replace(
+        before.config,
+        data=msgspec.structs.replace(
+            data,
+            dataset=None,
+            interactions=str(target.places.log.absolute()),
+            users=None if users is None else str(users.source),
+            items=None if items is None else str(items.source),
+            columns=None,
+            schema=data.schema if data.dataset is None else DATASETS[data.dataset].schema,
+            name=data.dataset or data.name or Path(data.interactions or "").stem,
+            erased_users_must_exist=False,
+        ),
+    )
+
+
+def _shortened(config: RunConfig) -> RunConfig:
+    """Return a configuration whose trainings are as short as a refresh."""
+    how, teacher = config.refresh, config.teacher
+
+    def short(training: TrainingConfig, epochs: int) -> TrainingConfig:
+        rate = min(training.learning_rate * how.learning_rate, training.learning_rate)
+        return msgspec.structs.replace(training, epochs=epochs, learning_rate=rate)
+
+    if isinstance(teacher, EnsembleConfig):
+        members = [
+            msgspec.structs.replace(
+                member, training=member.training and short(member.training, how.teacher_epochs)
+            )
+            for member in teacher.members
+        ]
+        teacher = EnsembleConfig(tuple(members))
+    return msgspec.structs.replace(
+        config,
+        teacher=teacher,
+        teacher_training=short(config.teacher_training, how.teacher_epochs),
+        student_training=short(config.student_training, how.epochs),
+    )
+
+
+def _measure(run: Run, dataset: Dataset, teacher: Teacher, before: Path) -> tuple[Comparison, str]:
+    """Compare teacher, student and the bundle before on the new test part; write comparison, report
+    and the metrics of the bundle. Return the comparison and the version of the model.
+    """
+    with measured_stage(run, "evaluate"):
+        candidates = [
+            teacher_candidate(TEACHER, teacher, dataset),
+            student_candidate(dataset, STUDENT, run.places.student, run.bundle),
+            Candidate(EARLIER, (EarlierBundle(before, dataset),), logits=False),
+        ]
+        comparison = compare(dataset, candidates)
+    metrics = {name: value.mean for name, value in comparison.row(STUDENT).quality.items()}
+
+    def record(manifest: Manifest) -> None:
+        record_training(run, dataset, manifest)
+
+    manifest = record_metrics(run.bundle, metrics, record)
+    comparison = msgspec.structs.replace(comparison, costs=read_costs(run.folder))
+    write_json(run.places.comparison, comparison)
+    write_report(comparison, run.places.report)
+    return comparison, manifest.model_version
