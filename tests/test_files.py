@@ -100,10 +100,8 @@ def test_two_commands_do_not_work_on_one_run(two_runs, tmp_path, capsys):
         for command in (["train"], ["export"], ["forget", "--user-id", "u1"]):
             with pytest.raises(SystemExit) as ended:
                 main([*command, "--run", str(run)])
-            assert ended.value.code == 2
-            assert (
-                f"error [storage_failed]: another process works in {run}" in capsys.readouterr().err
-            )
+            assert ended.value.code == 75
+            assert f"error [folder_held]: another process works in {run}" in capsys.readouterr().err
     main(["forget", "--user-id", "u1", "--run", str(run)])
     assert "history erased" in capsys.readouterr().out
 

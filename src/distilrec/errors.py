@@ -21,6 +21,7 @@
     │   ├── BundleCorruptedError truncated, edited or inconsistent
     │   └── BundleVersionError   written by a newer distilrec
     ├── StorageError             the file system says no (disk full, no permission)
+    │   └── FolderHeldError      another process works in this folder
     ├── StoreError               the event store of a service
     │   ├── StoreUnavailableError    cannot be reached, locked by another process, full
     │   ├── StoreCorruptedError      what is in it cannot be read
@@ -155,6 +156,10 @@ class BundleVersionError(BundleError):
 class StorageError(DistilrecError):
     code = "storage_failed"
     http_status = 503
+
+
+class FolderHeldError(StorageError):
+    code = "folder_held"
 
 
 class StoreError(DistilrecError):

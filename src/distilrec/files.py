@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from distilrec.errors import DistilrecError, FileMissingError, StorageError
+from distilrec.errors import DistilrecError, FileMissingError, FolderHeldError
 
 T = TypeVar("T")
 Arrays = Mapping[str, NDArray[Any]]
@@ -134,14 +134,14 @@ def _sync(path: Path) -> None:
 @contextmanager
 def locked(folder: Path, *, wait: bool = True) -> Iterator[None]:
     """Hold a folder for one process at a time. wait: until another one is done; otherwise that is a
-    StorageError.
+    FolderHeldError.
     """
     handle = os.open(folder, os.O_RDONLY)
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
-            raise StorageError(
+            raise FolderHeldError(
                 f"another process works in {folder}",
                 fix="wait until it is done, or stop it",
                 file=str(folder),

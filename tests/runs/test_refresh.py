@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import msgspec
@@ -16,6 +18,7 @@ from distilrec.cli.app import main
 from distilrec.data.dataset import Dataset
 from distilrec.data.splits import Split
 from distilrec.errors import ColumnMissingError, ColumnTypeError, ConfigError, DataError
+from distilrec.files import locked
 from distilrec.measure.ranking import questions, rank
 from distilrec.networks.build import build_model
 from distilrec.report.comparison import BundleScorer
@@ -24,6 +27,7 @@ from distilrec.report.gate import Thresholds
 from distilrec.runs.generations import Generations
 from distilrec.runs.refreshing import refresh
 from distilrec.training.warm import carried_over
+from tests.killed import killed
 from tests.small_run import NETWORKS, SCHEMA, Said, dataset, small_config, tables
 
 
@@ -287,3 +291,68 @@ def test_a_tree_is_trained_as_a_whole(finished, tmp_path):
     said = Said()
     refresh(tmp_path / "run", late, progress=said)
     assert any("trained as a whole" in line for line in said.lines)
+
+
+def contents(bundle: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in bundle.iterdir() if path.is_file()}
+
+
+def copy_of(folder: Path, target: Path) -> Path:
+    subprocess.run(["cp", "-a", str(folder), str(target)], check=True)
+    return target
+
+
+@pytest.mark.slow
+def test_a_refresh_that_is_killed_ends_with_the_same_bundle(run, tmp_path):
+    folder, late = run
+    whole = copy_of(folder, tmp_path / "whole")
+    with killed(whole, 10**9) as changes:
+        done = refresh(whole, late)
+    expected = contents(Path(done.bundle))
+    rng = np.random.default_rng(0)
+    for number in sorted(rng.choice(np.arange(1, len(changes)), 4, replace=False)):
+        again = copy_of(folder, tmp_path / f"killed-{number}")
+        with killed(again, int(number)):
+            refresh(again, late)
+        assert Generations(again).current() == 0, "what counts was switched before the end"
+        resumed = refresh(again, late)
+        assert contents(Path(resumed.bundle)) == expected, f"killed at {changes[number - 1]}"
+        assert Generations(again).current() == Generations(whole).current()
+        assert not (again / "generations/new-rows").exists()
+
+
+def test_the_last_change_is_the_switch(run):
+    folder, late = run
+    with killed(folder, 10**9) as changes:
+        done = refresh(folder, late)
+    if not done.passed:
+        Generations(folder).switch(1)
+    else:
+        assert changes[-2:] == [
+            "replace /generations/current.new",
+            "fsync /generations",
+        ]
+
+
+@pytest.mark.slow
+def test_a_command_that_is_killed_goes_on(run):
+    folder, late = run
+    late.write_parquet(folder.parent / "late.parquet")
+    command = ["refresh", "--run", str(folder), "--log", str(folder.parent / "late.parquet")]
+    ended = subprocess.run(
+        [sys.executable, "-m", "tests.killed", "40", str(folder), *command], check=False
+    )
+    assert ended.returncode == -signal.SIGKILL
+    assert Generations(folder).current() == 0
+    again = subprocess.run([sys.executable, "-m", "distilrec.cli", *command], check=False)
+    assert again.returncode in {0, 1}
+    assert Generations(folder).current() == (1 if again.returncode == 0 else 0)
+
+
+def test_two_at_once_are_refused(run, capsys):
+    folder, late = run
+    late.write_csv(folder / "late.csv")
+    with locked(folder), pytest.raises(SystemExit) as ended:
+        main(["refresh", "--run", str(folder), "--log", str(folder / "late.csv")])
+    assert ended.value.code == 75
+    assert "another process works in" in capsys.readouterr().err

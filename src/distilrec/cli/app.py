@@ -13,10 +13,17 @@ from typing import Annotated
 from cyclopts import App, CycloptsError, Parameter
 
 from distilrec._version import __version__
-from distilrec.errors import ConfigError, DistilrecError, StorageError, missing_extra
+from distilrec.errors import (
+    ConfigError,
+    DistilrecError,
+    FolderHeldError,
+    StorageError,
+    missing_extra,
+)
 from distilrec.files import locked
 
 DEFAULT_RUN = Path("runs/ml-100k")
+_TRY_AGAIN = 75  # EX_TEMPFAIL of sysexits.h
 _EXTRAS = {  # which extra brings a package
     **dict.fromkeys(("torch", "polars", "jinja2", "matplotlib", "markupsafe"), "train"),
     "optuna": "tune",
@@ -53,7 +60,8 @@ UserId = Annotated[str, Parameter(name=["--user_id", "--user-id"], help="Who.")]
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line.
 
-    A DistilrecError becomes a message and exit code 2, Ctrl-C exit code 130.
+    A DistilrecError becomes a message and exit code 2, or 75 where another process holds the
+    folder; Ctrl-C becomes exit code 130.
     """
     # A terminal without UTF-8 gets escapes where it has no character.
     for stream in (sys.stdout, sys.stderr):
@@ -63,6 +71,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         app(arguments, result_action="return_value", exit_on_error=False)
     except CycloptsError:  # wrong options: cyclopts has already said which
         sys.exit(2)
+    except FolderHeldError as error:
+        _fail(error, _TRY_AGAIN)
     except DistilrecError as error:
         _fail(error)
     except ModuleNotFoundError as error:
@@ -88,9 +98,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _fail(StorageError(str(error), fix="check the space and the permissions of that folder"))
 
 
-def _fail(error: DistilrecError) -> None:
+def _fail(error: DistilrecError, code: int = 2) -> None:
     print(f"error [{error.code}]: {error}", file=sys.stderr)
-    sys.exit(2)
+    sys.exit(code)
 
 
 def bundle_folder(given: Path | None) -> Path:

@@ -115,8 +115,8 @@ def refresh(
     log: a path, a polars frame or a pandas frame with the columns of the log of the run.
     thresholds: of the gate. In any case a bundle fails that is worse than the one before by more
     than chance: whose 95% interval of the difference in NDCG@10 lies below 0.
-    Raises StorageError while another process works on the run, ConfigError for a run that cannot be
-    refreshed, FileMissingError for one that was not finished, and the DataErrors of `prepare`.
+    Raises FolderHeldError while another process works on the run, ConfigError for a run that cannot
+    be refreshed, FileMissingError for one that was not finished, and the DataErrors of `prepare`.
     """
     began = time.perf_counter()
     run = open_run(folder, progress, workers, device, precision)
