@@ -101,7 +101,8 @@ def _train(
     return distill_model(config.student, dataset, labels, training, cell.distillation, seed=seed)
 
 
-def _test_ndcg(scorer: Scorer, dataset: Dataset) -> float:
+def test_ndcg(scorer: Scorer, dataset: Dataset) -> float:
+    """Return NDCG@10 on the test part."""
     return float(ndcg(rank(scorer, questions(dataset, "test")), 10).mean())
 
 
@@ -114,13 +115,13 @@ def _write_results(dataset: Dataset, teacher: Teacher, folder: Path, seeds: int)
         if students:
             rows[name] = {
                 "validation": [student.best_ndcg for student in students],
-                "test": [_test_ndcg(TorchScorer(student.model), dataset) for student in students],
+                "test": [test_ndcg(TorchScorer(student.model), dataset) for student in students],
                 "seconds": [student.seconds for student in students],
                 "asked": [student.seconds_asked for student in students],
                 "best epoch": [student.record.best_epoch for student in students],
             }
     of_teacher = {
-        "validation": validation_ndcg(teacher, dataset), "test": _test_ndcg(teacher, dataset)
+        "validation": validation_ndcg(teacher, dataset), "test": test_ndcg(teacher, dataset)
     }  # fmt: skip
     lines = [
         f"{dataset.info.name}, NDCG@10; one teacher for all: validation "

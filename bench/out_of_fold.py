@@ -27,6 +27,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from consistent import test_ndcg
 from numpy.typing import NDArray
 from quality import RESULTS
 
@@ -36,8 +37,6 @@ from distilrec.distill.distillation import distill_model
 from distilrec.files import key_of
 from distilrec.labels.extract import extract_labels
 from distilrec.labels.store import LabelStore
-from distilrec.measure.metrics import ndcg
-from distilrec.measure.ranking import Scorer, questions, rank
 from distilrec.networks.batches import Batch
 from distilrec.networks.sequence import TorchScorer
 from distilrec.runs.config import RunConfig, read_config
@@ -136,7 +135,7 @@ def main() -> None:
             teacher, dataset, run.folder / f"{name}-store", config.labels, seed=0
         )
         rows[name] = {
-            "teacher": [validation_ndcg(teacher, dataset), _test_ndcg(teacher, dataset)],
+            "teacher": [validation_ndcg(teacher, dataset), test_ndcg(teacher, dataset)],
             "found": _found(labels, dataset),
             "teacher seconds": teacher.cost.seconds,
             **_of_students(config, dataset, labels, run.folder / name, arguments.seeds),
@@ -187,7 +186,7 @@ def _of_students(
         students.append(load_model(place, dataset))
     return {
         "validation": [student.best_ndcg for student in students],
-        "test": [_test_ndcg(TorchScorer(student.model), dataset) for student in students],
+        "test": [test_ndcg(TorchScorer(student.model), dataset) for student in students],
     }
 
 
@@ -198,10 +197,6 @@ def _student(
     if labels is None:
         return train_model(config.student, dataset, training, seed=seed)
     return distill_model(config.student, dataset, labels, training, config.distillation, seed=seed)
-
-
-def _test_ndcg(scorer: Scorer, dataset: Dataset) -> float:
-    return float(ndcg(rank(scorer, questions(dataset, "test")), 10).mean())
 
 
 def _found(labels: LabelStore, dataset: Dataset) -> float:

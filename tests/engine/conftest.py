@@ -1,4 +1,4 @@
-"""What the tests of the web engine share: a student in one file, and a static host for pages."""
+"""What the tests of the engines share: students of each kind, one in one file, and a static host for pages."""
 
 from __future__ import annotations
 
@@ -14,22 +14,35 @@ import msgspec
 import pytest
 
 from distilrec.bundle.format import read_bundle
+from distilrec.data.dataset import Dataset
 from distilrec.engine.web import write_drec
 from tests import ROOT, small_run
+
+
+def _bundle(kind: str, small: Dataset, folder: Path) -> Path:
+    """The bundle of a student of a kind; "neighbours" is a recurrent one that has some."""
+    from distilrec.export.export import export_bundle
+    from distilrec.training.options import TrainingConfig
+    from distilrec.training.trained import train_model
+
+    config = small_run.STUDENTS.get(kind)
+    if config is None:
+        config = msgspec.structs.replace(small_run.STUDENTS["recurrent"], neighbours=5)
+    student = train_model(config, small, TrainingConfig(epochs=2, batch_size=16), seed=0)
+    export_bundle(student, small, folder)
+    return folder
 
 
 @pytest.fixture(scope="package")
 def trained(small, tmp_path_factory) -> Path:
     """The bundle of a student with all that the kind can have."""
-    from distilrec.export.export import export_bundle
-    from distilrec.training.options import TrainingConfig
-    from distilrec.training.trained import train_model
+    return _bundle("neighbours", small, tmp_path_factory.mktemp("web") / "bundle")
 
-    config = msgspec.structs.replace(small_run.STUDENTS["recurrent"], neighbours=5)
-    student = train_model(config, small, TrainingConfig(epochs=2, batch_size=16), seed=0)
-    folder = tmp_path_factory.mktemp("web") / "bundle"
-    export_bundle(student, small, folder)
-    return folder
+
+@pytest.fixture(scope="package", params=["neighbours", *small_run.STUDENTS])
+def folder(request, small, tmp_path_factory) -> Path:
+    """The bundle of a student of each kind, and of one with neighbours."""
+    return _bundle(request.param, small, tmp_path_factory.mktemp("kind") / "bundle")
 
 
 @pytest.fixture(scope="package")

@@ -18,27 +18,11 @@ from distilrec.engine import Condition, Filter, Objective, StoredRecommender
 from distilrec.engine.web import write_drec
 from distilrec.errors import BundleCorruptedError, ConfigError, UnknownItemError
 from distilrec.export.calibration import calibrate
-from distilrec.export.export import export_bundle
 from distilrec.measure.ranking import Tempered, questions
 from distilrec.stores import open_store
 from distilrec.stores.records import ItemRecord
-from distilrec.training.options import TrainingConfig
-from distilrec.training.trained import train_model
-from tests import small_run
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module", params=["neighbours", *small_run.STUDENTS])
-def folder(request, small, tmp_path_factory):
-    """The bundle of a student of each kind, and of one with neighbours."""
-    config = small_run.STUDENTS.get(request.param)
-    if config is None:
-        config = msgspec.structs.replace(small_run.STUDENTS["recurrent"], neighbours=5)
-    student = train_model(config, small, TrainingConfig(epochs=2, batch_size=16), seed=0)
-    path = tmp_path_factory.mktemp("likely") / "bundle"
-    export_bundle(student, small, path)
-    return path
 
 
 @pytest.fixture(scope="module", params=["numba", "numpy"])

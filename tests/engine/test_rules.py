@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 
-import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -26,30 +25,14 @@ from distilrec.engine import (
 )
 from distilrec.engine.groups import Groups
 from distilrec.errors import ConfigError, FileMissingError, InvalidIdError
-from distilrec.export.export import export_bundle
 from distilrec.features.attributes import collect_attributes
 from distilrec.stores import open_store
 from distilrec.stores.records import ItemRecord
-from distilrec.training.options import TrainingConfig
-from distilrec.training.trained import train_model
-from tests import small_run
 
 pytestmark = pytest.mark.slow
 
 CHEAP = Filter(attributes={"price": Condition(max=3.0)})
 FIRST_GENRE = Filter(attributes={"genres": Condition(any_of=("g0",))})
-
-
-@pytest.fixture(scope="module", params=["neighbours", *small_run.STUDENTS])
-def folder(request, small, tmp_path_factory):
-    """The bundle of a student of each kind, and of one with neighbours."""
-    config = small_run.STUDENTS.get(request.param)
-    if config is None:
-        config = msgspec.structs.replace(small_run.STUDENTS["recurrent"], neighbours=5)
-    student = train_model(config, small, TrainingConfig(epochs=2, batch_size=16), seed=0)
-    path = tmp_path_factory.mktemp("rules") / "bundle"
-    export_bundle(student, small, path)
-    return path
 
 
 @pytest.fixture(params=["numba", "numpy"])

@@ -333,8 +333,7 @@ class Dataset:
 
     def popularity(self) -> NDArray[np.int64]:
         """Return the training events per item that are to be predicted, (items,)."""
-        rows = self.items[self.is_training() & self.is_target()]
-        return np.bincount(rows[rows != UNKNOWN_ITEM], minlength=self.catalogue_size)
+        return np.bincount(self.items[self.target_rows()], minlength=self.catalogue_size)
 
     def fingerprint(self) -> str:
         """Return a hash over everything that a model can learn from: not over the attributes, which

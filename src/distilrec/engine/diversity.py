@@ -10,6 +10,11 @@ from distilrec.engine.items import Floats, Places
 from distilrec.engine.runtimes.runtime import Runtime
 
 
+def pool_of(k: int) -> int:
+    """Return how many of the best items a diversified list of k is chosen from."""
+    return max(50, 5 * k)
+
+
 def diversified(
     runtime: Runtime,
     kernels: ModuleType,

@@ -95,10 +95,10 @@ def _tire(found: Fitted, rule: Tiredness, shown: Mapping[str, int], catalogue: C
         for item, number in shown.items()
         if number >= rule.impressions and (place := catalogue.index.get(item)) is not None
     ]
-    tired = np.zeros(len(catalogue.ids), np.uint8)
-    tired[places] = 1
     if not places:
         return
+    tired = np.zeros(len(catalogue.ids), np.uint8)
+    tired[places] = 1
     if rule.weight:
         found.boosts.append((rule.name, Boost(Filter(), rule.weight), tired))
     else:

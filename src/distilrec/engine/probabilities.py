@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from distilrec.bundle.manifest import Manifest
 from distilrec.engine.answers import ValuedItem
-from distilrec.engine.diversity import diversified
+from distilrec.engine.diversity import diversified, pool_of
 from distilrec.engine.items import Floats, Mask, Places
 from distilrec.engine.runtimes.runtime import Runtime
 from distilrec.errors import ConfigError
@@ -159,13 +159,13 @@ def best_by_worth(
     """Return the k items with the highest expected worth that pass the filter, best first; equal
     ones in the order of the catalogue.
 
-    diversity: as of `diversified`, among the best max(50, 5 k).
+    diversity: as of `diversified`, among the best `pool_of(k)`.
     """
     values = found.probabilities * worth.whole  # (items,) float64: prices may be large
     values[asked.seen] = -np.inf
     if len(asked.passing):
         values[asked.passing == 0] = -np.inf
-    pool = min(max(50, 5 * k) if diversity else k, len(values))
+    pool = min(pool_of(k) if diversity else k, len(values))
     good = np.flatnonzero((values >= np.partition(values, -pool)[-pool]) & (values > -np.inf))
     order = np.argsort(-values[good], kind="stable")[:pool]
     items: Places = good[order].astype(np.int32)

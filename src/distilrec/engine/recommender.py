@@ -39,7 +39,7 @@ from distilrec.engine.answers import (
 )
 from distilrec.engine.catalogue import Catalogue
 from distilrec.engine.context import Context, ContextInputs
-from distilrec.engine.diversity import diversified
+from distilrec.engine.diversity import diversified, pool_of
 from distilrec.engine.events import Event, as_event
 from distilrec.engine.explanations import effects_of
 from distilrec.engine.filters import Filter
@@ -64,13 +64,11 @@ from distilrec.engine.runtimes.kinds import make_runtime
 from distilrec.engine.sessions import Sessions
 from distilrec.engine.similar import POPULARITY, SimilarItems
 from distilrec.engine.time_inputs import NEVER
-from distilrec.engine.users import User, Users
+from distilrec.engine.users import NO_ITEMS, User, Users
 from distilrec.errors import ConfigError, DistilrecError, UnknownItemError
 from distilrec.ids import Id, as_id, listed_ids
 from distilrec.stores.records import IMPRESSION, ItemRecord, Since, StoredEvent, UserRecord
 
-_NO_ITEMS = np.zeros(0, np.int32)
-_POOL, _POOL_FACTOR = 50, 5  # candidates of a diversified list of k: max(50, 5 k)
 MAX_EVENTS = 10_000
 
 
@@ -366,19 +364,15 @@ class Recommender:
         context: Context | None = None,
     ) -> tuple[list[str], list[float]]:
         """Return the items of `recommend` and their scores, apart."""
-        if k < 1 or not 0 <= diversity <= 1:
-            raise _impossible(k, diversity)
-        if now is not None:
-            now = checked_moment(now, "now")
-        pool = max(_POOL, _POOL_FACTOR * k) if diversity else k
+        _check_list(k, diversity)
+        now = _checked(now)
+        pool = pool_of(k) if diversity else k
         with self.lock:
             # What `Sessions.find` does first: most are there.
             user = self._users.use(user_id) if type(user_id) is str else None
             if user is None:
                 user = self._user(user_id)
-            left_out = user.items if exclude_seen else _NO_ITEMS
-            if user.hidden is not None:
-                left_out = np.concatenate([left_out, user.hidden])
+            left_out = user.left_out(seen=exclude_seen)
             places, best = self._runtime.best(
                 user.state,
                 self._features(user, now, context) if self._moving or context else user.features,
@@ -418,10 +412,8 @@ class Recommender:
         leave rules out that do not fit the catalogue, and return why, in place of raising.
         Raises ConfigError for rules that do not fit, and as `recommend` does, and InvalidIdError.
         """
-        if k < 1 or not 0 <= diversity <= 1:
-            raise _impossible(k, diversity)
-        if now is not None:
-            now = checked_moment(now, "now")
+        _check_list(k, diversity)
+        now = _checked(now)
         given = [as_id(item, "shown") for item in listed_ids(shown, "shown")]
         with self.lock:
             user = self._user(user_id)
@@ -429,7 +421,7 @@ class Recommender:
                 user.state,
                 self._features(user, now, context),
                 user.items,
-                _NO_ITEMS if user.hidden is None else user.hidden,
+                user.left_out(seen=False),
                 k,
                 exclude_seen,
                 where,
@@ -477,8 +469,7 @@ class Recommender:
         given = listed_ids(item_ids, "item_ids")
         if exclude_seen is None:
             exclude_seen = not self._manifest.repeats
-        if now is not None:
-            now = checked_moment(now, "now")
+        now = _checked(now)
         temperature = temperature_of(self._manifest)
         with self.lock:
             places = self._catalogue.positions(given)
@@ -509,10 +500,8 @@ class Recommender:
         Raises what `recommend` and `probabilities` raise, and ConfigError for an objective that
         weighs nothing, weights that are not finite, and attributes that are not numbers.
         """
-        if k < 1 or not 0 <= diversity <= 1:
-            raise _impossible(k, diversity)
-        if now is not None:
-            now = checked_moment(now, "now")
+        _check_list(k, diversity)
+        now = _checked(now)
         given = None if item_ids is None else listed_ids(item_ids, "item_ids")
         if given is not None:
             exclude_seen = not self._manifest.repeats
@@ -543,11 +532,10 @@ class Recommender:
     ) -> Asked:
         """Return who asks for probabilities. now: as of `recommend`, checked."""
         user = self._user(user_id)
-        left_out = user.items if exclude_seen else _NO_ITEMS
         return Asked(
             user.state,
             self._features(user, now, context),
-            left_out if user.hidden is None else np.concatenate([left_out, user.hidden]),
+            user.left_out(seen=exclude_seen),
             self._filters.mask(None),
             self._filters.mask(where),
         )
@@ -589,9 +577,8 @@ class Recommender:
         popularity: float = POPULARITY,
     ) -> tuple[list[str], list[float]]:
         """Return the items of `similar` and their scores, apart."""
-        if k < 1 or not 0 <= diversity <= 1:
-            raise _impossible(k, diversity)
-        pool = max(_POOL, _POOL_FACTOR * k) if diversity else k
+        _check_list(k, diversity)
+        pool = pool_of(k) if diversity else k
         if not 0 <= popularity <= 1:
             raise ConfigError(
                 f"popularity is {popularity}",
@@ -630,8 +617,7 @@ class Recommender:
         user_id: also leave out what this user has already had. Raises InvalidIdError, and
         ConfigError for k < 1 and a filter that does not fit.
         """
-        if k < 1:
-            raise _impossible(k, 0.0)
+        _check_list(k)
         with self.lock:
             mask = self._filters.mask(where)
             seen = set(self._items_of(user_id).tolist())
@@ -683,9 +669,7 @@ class Recommender:
     def _items_of(self, user_id: Id | None) -> Places:
         """Return the items that a user has had or does not want to see, none without an id."""
         user = None if user_id is None else self._sessions.find(user_id)
-        if user is None:
-            return _NO_ITEMS
-        return user.items if user.hidden is None else np.concatenate([user.items, user.hidden])
+        return NO_ITEMS if user is None else user.left_out(seen=True)
 
     def unknown_context(self, context: Context) -> list[str]:
         """Return the categorical features of a context whose value no training event had: they
@@ -708,8 +692,7 @@ class Recommender:
     def _rank(
         self, user_id: Id | User, item_ids: list[Id], now: float | None, context: Context | None
     ) -> list[Recommendation]:
-        if now is not None:
-            now = checked_moment(now, "now")
+        now = _checked(now)
         with self.lock:
             user = self._user(user_id)
             asked = list(dict.fromkeys(self._catalogue.positions(item_ids)))
@@ -753,8 +736,7 @@ class Recommender:
         are computed once.
         """
         given = listed_ids(item_ids, "item_ids")
-        if now is not None:
-            now = checked_moment(now, "now")
+        now = _checked(now)
         with self.lock:
             asked = np.array(self._catalogue.positions(given), np.int32)
             user = self._user(user_id)
@@ -847,13 +829,19 @@ class Recommender:
         return self._sessions.rebuilt(user_id, record)
 
 
-def _impossible(k: int, diversity: float) -> ConfigError:
-    """Return the error of a list that cannot be made."""
+def _check_list(k: int, diversity: float = 0.0) -> None:
+    """Raise ConfigError for a list that cannot be made."""
     if k < 1:
-        return ConfigError(f"k is {k}", fix="ask for at least one item", parameter="k")
-    return ConfigError(
-        f"diversity is {diversity}", fix="give a number from 0 to 1", parameter="diversity"
-    )
+        raise ConfigError(f"k is {k}", fix="ask for at least one item", parameter="k")
+    if not 0 <= diversity <= 1:
+        raise ConfigError(
+            f"diversity is {diversity}", fix="give a number from 0 to 1", parameter="diversity"
+        )
+
+
+def _checked(now: float | None) -> float | None:
+    """Return the time that a question names, if any. Raises ConfigError for what is none."""
+    return None if now is None else checked_moment(now, "now")
 
 
 def load(

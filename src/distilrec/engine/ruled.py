@@ -13,7 +13,7 @@ import numpy as np
 from distilrec.engine.answers import Recommendation
 from distilrec.engine.arrange import Arrangement, Candidate, Group, arrange
 from distilrec.engine.catalogue import Catalogue
-from distilrec.engine.diversity import diversified
+from distilrec.engine.diversity import diversified, pool_of
 from distilrec.engine.filters import Filter
 from distilrec.engine.fitted import Fitted, fitted
 from distilrec.engine.items import Floats, Mask, Places
@@ -23,7 +23,6 @@ from distilrec.errors import DistilrecError
 from distilrec.ids import Id
 
 _FURTHER = 50  # items that are looked at beyond those of the list
-_POOL_FACTOR = 5  # a diversified list of k is chosen from max(50, 5 k)
 
 Source = Callable[[Places, Mask, int], tuple[Places, Floats]]
 """Gives the best k items that are not among these and pass the mask, with their keys."""
@@ -136,7 +135,7 @@ def _all_of(mask: Mask, others: Iterable[Mask]) -> Mask:
 
 
 def _depth(wanted: Wanted) -> int:
-    return max(_FURTHER, _POOL_FACTOR * wanted.k) if wanted.diversity else wanted.k + _FURTHER
+    return pool_of(wanted.k) if wanted.diversity else wanted.k + _FURTHER
 
 
 def _sources(

@@ -16,6 +16,7 @@ from distilrec.engine.locks import fork_safe_lock
 from distilrec.engine.time_inputs import NEVER
 
 _FIRST_ROOM = 16
+NO_ITEMS = np.zeros(0, np.int32)
 
 
 @dataclass(slots=True)
@@ -55,6 +56,13 @@ class User:
     def events(self) -> NDArray[np.int32]:
         """Their event types, (length,)."""
         return self.log[1, : self.length]
+
+    def left_out(self, *, seen: bool) -> NDArray[np.int32]:
+        """Return the items that a list leaves out: what the user does not want to see, and with
+        `seen` what they have had.
+        """
+        items = self.items if seen else NO_ITEMS
+        return items if self.hidden is None else np.concatenate([items, self.hidden])
 
     @property
     def nbytes(self) -> int:
