@@ -406,6 +406,8 @@ def shown(value) -> set[str]:
         return {"none", ""}
     if isinstance(value, bool):
         return {str(value).lower()}
+    if isinstance(value, tuple):
+        return {",".join(value)}
     if isinstance(value, float | int):
         return {f"{value:g}", f"{value:.0e}".replace("e-0", "e-"), str(value)}
     return {str(value), f'"{value}"'}

@@ -10,6 +10,7 @@ import shutil
 import struct
 import subprocess
 import sys
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
@@ -499,6 +500,16 @@ def check_events_and_users(models, ok):
     assert ok("delete_user", "reader").events_removed == 3
 
 
+def check_outcomes(models, ok):
+    listed = ok("recommend", body=models.RecommendRequest("u2", k=3, placement="outcomes"))
+    item, name = listed.items[0].item_id, listed.recommendation_id
+    clicked = models.EventBody("u2", item, event_type="click", recommendation_id=name, position=1)
+    assert ok("events", body=models.EventsRequest([clicked])).attributed == 1
+    found = ok("outcomes", by="placement", from_="2026-01-01", to=str(datetime.now(UTC).date()))
+    (group,) = [group for group in found.groups if group.placement == "outcomes"]
+    assert (group.answers, group.clicks, group.click_rate.mean) == (1, 1, 1.0)
+
+
 def check_rules(models, ok):
     placements = {"home": {"pin": [{"item_id": "i4", "slot": 1}]}}
     loaded = ok("load_rules", body=models.LoadRulesRequest.from_dict({"placements": placements}))
@@ -565,6 +576,7 @@ def test_a_generated_client_calls_every_endpoint(generated, callers):
     check_recommendations(models, ok)
     check_items(models, ok)
     check_events_and_users(models, ok)
+    check_outcomes(models, ok)
     check_rules(models, ok)
     check_models(models, ok)
     check_experiments(models, ok)

@@ -9,7 +9,7 @@ import pytest
 from distilrec import load
 from distilrec.cli.app import main
 from distilrec.engine import Objective
-from tests.servers import served
+from tests.servers import served, unnamed
 
 pytestmark = pytest.mark.server
 PRICE = {"attributes": {"price": 1.0}}
@@ -42,7 +42,7 @@ def test_probabilities_are_those_of_the_library(server, library):
     assert [item["probability"] for item in ranked["items"]] == pytest.approx(wanted, rel=1e-4)
     session = {"history": ["i1", "i2"], "k": 2, "probabilities": True}
     (batch,) = server.post("/v1/recommend/batch", requests=[session])["results"]
-    assert batch == server.post("/v1/recommend", **session)
+    assert unnamed(batch) == unnamed(server.post("/v1/recommend", **session))
     assert server.client.get("/v1/model").json()["calibration"]["temperature"] > 0
 
 

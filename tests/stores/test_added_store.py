@@ -16,6 +16,7 @@ from distilrec.serve.config import ServiceConfig
 from distilrec.serve.keys import Keys
 from distilrec.serve.service import open_service
 from distilrec.stores.opening import SCHEMES, Scheme, open_store, shown
+from distilrec.stores.outcomes import Outcomes, add_up, counted
 from distilrec.stores.records import (
     IMPRESSION,
     MAX_SHOWN,
@@ -27,6 +28,7 @@ from distilrec.stores.records import (
     taken_over,
 )
 from distilrec.testing.stores import StoreContract
+from tests.servers import unnamed
 
 
 class Memory:
@@ -36,7 +38,8 @@ class Memory:
         self.lock = threading.Lock()
         self.events, self.features, self.epochs, self.erased = {}, {}, {}, {}
         self.items, self.settings, self.merged = {}, {}, {}
-        self.shown = {}
+        self.shown, self.marks, self.sums, self.provenances = {}, {}, {}, {}
+        self.batch = None
         self.changes = self.last_epoch = 0
 
 
@@ -53,18 +56,22 @@ class MemoryStore:
         with self._open() as memory:
             positions = []
             for event in events:
-                if event.event_type == IMPRESSION:
-                    positions.append(self._append_shown(memory, event))
-                    continue
-                log = memory.events.setdefault(event.user_id, [])
-                if any(event.event_id == other.event_id for other in log):
-                    positions.append(0)
-                    continue
-                if event.user_id not in memory.epochs:
-                    self._new_epoch(event.user_id)
-                log.append(event)
-                positions.append(len(log))
+                positions.append(self._append(memory, event))
+                if event.attribution is not None and positions[-1]:
+                    marks = memory.marks.setdefault(event.attribution.recommendation, Marks())
+                    add_up(memory.sums, counted(event.attribution, marks))
             return positions
+
+    def _append(self, memory, event):
+        if event.event_type == IMPRESSION:
+            return self._append_shown(memory, event)
+        log = memory.events.setdefault(event.user_id, [])
+        if any(event.event_id == other.event_id for other in log):
+            return 0
+        if event.user_id not in memory.epochs:
+            self._new_epoch(event.user_id)
+        log.append(msgspec.structs.replace(event, attribution=None))
+        return len(log)
 
     def _append_shown(self, memory, event):
         """Keep the latest impressions of a user by event id and item."""
@@ -168,6 +175,21 @@ class MemoryStore:
             and (event_types is None or event.event_type in event_types)
         )
 
+    def add_outcomes(self, batch, sums, provenances):
+        with self._open() as memory:
+            if batch != memory.batch:
+                memory.batch = batch
+                add_up(memory.sums, sums.items())
+                memory.provenances.update(provenances)
+
+    def outcomes(self, first, last):
+        with self._open() as memory:
+            sums = {key: amount for key, amount in memory.sums.items() if first <= key.day <= last}
+            named = {key.provenance for key in sums}
+            return Outcomes(
+                sums, {key: text for key, text in memory.provenances.items() if key in named}
+            )
+
     def put_item(self, record):
         with self._open() as memory:
             memory.changes += 1
@@ -213,6 +235,11 @@ class MemoryStore:
         if self.closed:
             raise StoreUnavailableError("the store is closed", fix="open it again")
         return _Locked(self.memory)
+
+
+class Marks(dict):
+    def set(self, mark, number):
+        self[mark] = number
 
 
 class _Locked:
@@ -283,6 +310,6 @@ def test_a_service_over_the_added_store(bundle, row):
         items = [item["item_id"] for item in answer.json()["items"]]
         assert user.json()["event_count"] == 1 and answer.json()["known_user"]
         assert items and not {"i2", "i3"} & set(items)
-        return answer.json()
+        return unnamed(answer.json())
 
     assert asyncio.run(ask(restart=False)) == asyncio.run(ask(restart=True))

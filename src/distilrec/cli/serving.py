@@ -317,6 +317,25 @@ class Admitted:
     ] = ()
 
 
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Counted:
+    """What becomes of answers: options of `serve`."""
+
+    outcomes: Annotated[
+        bool, Parameter(help="Give answers a recommendation_id, which events may name.")
+    ] = True
+    outcome_days: Annotated[
+        float, Parameter(help="Days after an answer in which its outcomes count.")
+    ] = 7.0
+    click_types: Annotated[
+        tuple[str, ...], Parameter(help="Event types that are clicks on items of answers.")
+    ] = ("click", "interaction")
+    conversion_types: Annotated[
+        tuple[str, ...], Parameter(help="Event types that are conversions.")
+    ] = ("buy", "purchase", "conversion")
+
+
 @app.command
 def serve(
     *,
@@ -336,6 +355,7 @@ def serve(
         Parameter(help="How the best items are found, if not as exported."),
     ] = None,
     limits: Limits = Limits(),
+    counted: Counted = Counted(),
     ray: Annotated[
         str | None,
         Parameter(
@@ -355,6 +375,10 @@ def serve(
         allowed_origins=_listed(admitted.allowed_origins),
         bundle_root=_absolute(bundle_root),
         search=search,
+        outcomes=counted.outcomes,
+        outcome_days=counted.outcome_days,
+        click_types=_listed(counted.click_types),
+        conversion_types=_listed(counted.conversion_types),
         **asdict(limits),
     )
     _warn_of_secret(service.store)

@@ -24,6 +24,7 @@ from distilrec.serve.http import Endpoint
 from distilrec.serve.impressions import Impressions
 from distilrec.serve.metrics import Metrics
 from distilrec.serve.models import Models
+from distilrec.serve.outcomes import Outcomes
 from distilrec.serve.parameters import check_filter, check_limit, known_items
 from distilrec.serve.rules import PlacementRules, check_rules
 from distilrec.serve.schemas import (
@@ -60,11 +61,12 @@ class Answers:
         storage: Storage,
         placed: PlacementRules,
         impressions: Impressions,
+        outcomes: Outcomes,
         metrics: Metrics,
     ) -> None:
         self._max_k, self._max_batch = config.max_k, config.max_batch
         self._models, self._storage, self._placed = models, storage, placed
-        self._impressions, self._metrics = impressions, metrics
+        self._impressions, self._outcomes, self._metrics = impressions, outcomes, metrics
         self._shared = storage.shared
         self._turns = asyncio.Lock()
 
@@ -145,8 +147,17 @@ class Answers:
             best = [one.item_id for one in ranked], [one.score for one in ranked]
             answer = _ranked(recommender, user, best, request)
         self._count_unknown(recommender, request)
-        found = RecommendResponse(user_id, known, recommender.model_version, answer, unknown)
+        version = recommender.model_version
+        answer_id = self._identify("rank", None, version, "", arm)
+        found = RecommendResponse(user_id, known, version, answer, unknown, None, "", answer_id)
         return found if arm is None else arm.named(found)
+
+    def _identify(
+        self, endpoint: str, placement: str | None, version: str, rules: str, arm: Arm | None
+    ) -> str | None:
+        if arm is None:
+            return self._outcomes.identify(endpoint, placement, version, rules)
+        return self._outcomes.identify(endpoint, placement, version, rules, arm.name, arm.group)
 
     def _recommender(self, arm: Arm | None) -> Recommender:
         return self._models.active.recommender if arm is None else arm.recommender
@@ -181,7 +192,7 @@ class Answers:
         if rules is not None:
             return self._under_rules(recommender, user_id, request, rules, impressions, arm)
         if user_id is None or request.history is not None or likely.is_asked_for(request):
-            return self._seldom(recommender, user_id, request)
+            return self._seldom(recommender, user_id, request, arm)
         best = recommender.best(
             user_id,
             request.k,
@@ -197,15 +208,24 @@ class Answers:
             self._models.recent.append(request)
         else:
             self._models.remember(request)
+        version = recommender.model_version
         return RecommendResponse(
             user_id,
             recommender.knows_user(user_id),
-            recommender.model_version,
+            version,
             _ranked(recommender, user_id, best, request),
+            [],
+            None,
+            "",
+            self._identify("recommend", request.placement, version, "", arm),
         )
 
     def _seldom(
-        self, recommender: Recommender, user_id: str | None, request: RecommendRequest
+        self,
+        recommender: Recommender,
+        user_id: str | None,
+        request: RecommendRequest,
+        arm: Arm | None,
     ) -> RecommendResponse:
         """Answer about a history that the request tells, or with probabilities; it is not
         remembered for shadowing.
@@ -226,7 +246,9 @@ class Answers:
             )
             items = _ranked(recommender, user, best, request)
         self._count_unknown(recommender, request)
-        return RecommendResponse(user_id, known, recommender.model_version, items)
+        version = recommender.model_version
+        answer_id = self._identify("recommend", request.placement, version, "", arm)
+        return RecommendResponse(user_id, known, version, items, [], None, "", answer_id)
 
     def _rules_of(self, request: RecommendRequest, arm: Arm | None) -> Rules | None:
         """Return the rules that a list follows; none, but not None, where it goes on behind other
@@ -269,28 +291,35 @@ class Answers:
         )
         self._count_unknown(recommender, request)
         best = [one.item_id for one in found.items], [one.score for one in found.items]
+        version, followed = recommender.model_version, ""
+        if rules is not _NO_RULES:
+            followed = "request" if request.rules is not None else self._rules_version(arm)
         return RecommendResponse(
             user_id,
             known,
-            recommender.model_version,
+            version,
             likely.with_probabilities(
                 recommender, user, request, _ranked(recommender, user, best, request, found.first)
             ),
             [],
             None if rules is _NO_RULES else self._followed(found, request, arm),
+            "",
+            self._identify("recommend", request.placement, version, followed, arm),
         )
 
     def _followed(
         self, found: Arranged, request: RecommendRequest, arm: Arm | None
     ) -> FollowedRules:
-        version = self._placed.version
-        if arm is not None and arm.placements is not None:
-            version = arm.rules_version
         return FollowedRules(
             [MovedItem(*move) for move in found.moved],
-            "" if request.rules is not None else version,
+            "" if request.rules is not None else self._rules_version(arm),
             [problem.message for problem in found.problems],
         )
+
+    def _rules_version(self, arm: Arm | None) -> str:
+        if arm is not None and arm.placements is not None:
+            return arm.rules_version
+        return self._placed.version
 
     def _count_unknown(
         self, recommender: Recommender, request: RecommendRequest | RankRequest

@@ -13,6 +13,7 @@ from distilrec.bundle.manifest import SearchKind
 from distilrec.errors import ConfigError
 from distilrec.settings import Count, NotNegative, Positive, Settings
 from distilrec.stores.opening import check_sharing
+from distilrec.stores.records import IMPRESSION
 
 _ORIGIN = re.compile(r"https?://([a-z0-9.-]+|\[[0-9a-f:]+\])(:[0-9]{1,5})?")
 
@@ -74,6 +75,16 @@ class ServiceConfig(Settings, frozen=True):
     """Seconds for sending a body, and for reading an answer; then the connection is closed."""
     max_pending: Count = 50_000
     """Maximum number of events that wait to be stored; beyond it the answer is 503."""
+    outcomes: bool = True
+    """Whether answers carry a `recommendation_id`, which events may name."""
+    outcome_days: Annotated[float, Meta(gt=0, le=90)] = 7.0
+    """Days after an answer in which what happens is counted as its outcome."""
+    click_types: tuple[str, ...] = ("click", "interaction")
+    """Types of the events that say that an item of an answer was clicked."""
+    conversion_types: tuple[str, ...] = ("buy", "purchase", "conversion")
+    """Types of the events that say that an item of an answer was bought, or whatever the list is
+    for.
+    """
     log_requests: bool = False
     """Whether every request is logged, on one line."""
     drain_seconds: NotNegative = 0.0
@@ -83,6 +94,15 @@ class ServiceConfig(Settings, frozen=True):
         super().__post_init__()
         if self.workers > 1:
             check_sharing(self.store, "workers", "several workers", ", or one worker")
+        if both := {*self.click_types, IMPRESSION} & {*self.conversion_types} or (
+            {IMPRESSION} & {*self.click_types}
+        ):
+            raise ConfigError(
+                f"events of the type {min(both)!r} cannot mean two things",
+                fix="name each type in --click-types or in --conversion-types; `impression` is "
+                "in neither",
+                parameter="conversion_types",
+            )
         for origin in self.allowed_origins:
             if not _ORIGIN.fullmatch(origin):
                 raise ConfigError(

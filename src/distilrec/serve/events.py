@@ -7,6 +7,7 @@ from distilrec.serve.config import ServiceConfig
 from distilrec.serve.http import Endpoint
 from distilrec.serve.metrics import Metrics
 from distilrec.serve.models import Models
+from distilrec.serve.outcomes import Outcomes
 from distilrec.serve.parameters import check_limit
 from distilrec.serve.schemas import EventsRequest, EventsResponse
 from distilrec.serve.storage import Storage
@@ -17,15 +18,22 @@ class Events:
     """Store events, all of a request or none."""
 
     def __init__(
-        self, config: ServiceConfig, models: Models, storage: Storage, metrics: Metrics
+        self,
+        config: ServiceConfig,
+        models: Models,
+        storage: Storage,
+        outcomes: Outcomes,
+        metrics: Metrics,
     ) -> None:
         self._max_batch = config.max_batch
         self._models, self._storage, self._metrics = models, storage, metrics
+        self._outcomes = outcomes
         self._clock = Clock()
 
     async def add(self, request: EventsRequest) -> EventsResponse:
         check_limit("events", len(request.events), self._max_batch)
         stored = to_stored(request.events, self._clock)
+        verdicts = self._outcomes.attribute(request.events, stored)
         with self._storage.unless_failed({event.user_id for event in stored}):
             positions = await self._storage.append(stored)
         self._storage.forget_what_the_store_lost()
@@ -52,7 +60,13 @@ class Events:
         ):
             if number:
                 self._metrics.events.labels(outcome).inc(number)
-        return EventsResponse(accepted, duplicates, unknown, new_types)
+        new = [(stored[place], verdict) for place, verdict in verdicts.items() if positions[place]]
+        for event, verdict in new:
+            self._outcomes.note(verdict, event)
+        attributed = sum(event.attribution is not None for event, _ in new)
+        return EventsResponse(
+            accepted, duplicates, unknown, new_types, attributed, len(new) - attributed
+        )
 
 
 def endpoints(events: Events, config: ServiceConfig) -> list[Endpoint]:

@@ -9,6 +9,7 @@ from distilrec.engine.rules import Rules
 from distilrec.engine.stored import as_impressions
 from distilrec.errors import ServiceError, StoreError
 from distilrec.serve.metrics import Metrics
+from distilrec.serve.outcomes import Outcomes
 from distilrec.serve.schemas import RecommendResponse
 from distilrec.serve.storage import Storage
 
@@ -16,8 +17,8 @@ from distilrec.serve.storage import Storage
 class Impressions:
     """The impressions in the store."""
 
-    def __init__(self, storage: Storage, metrics: Metrics) -> None:
-        self._storage, self._metrics = storage, metrics
+    def __init__(self, storage: Storage, outcomes: Outcomes, metrics: Metrics) -> None:
+        self._storage, self._outcomes, self._metrics = storage, outcomes, metrics
 
     async def of(
         self, user_id: str | None, rules: Rules | None, now: float | None
@@ -39,8 +40,10 @@ class Impressions:
             for answer, rules in answers
             if rules is not None and rules.tired is not None and rules.tired.answers
             if answer.user_id is not None
-            for event in as_impressions(
-                answer.user_id, [item.item_id for item in answer.items], now
+            for event in self._outcomes.shown(
+                answer.recommendation_id,
+                as_impressions(answer.user_id, [item.item_id for item in answer.items], now),
+                [item.rank for item in answer.items],
             )
         ]
         if not events:

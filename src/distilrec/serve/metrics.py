@@ -67,6 +67,24 @@ class Metrics:
         self.events = Counter(
             "distilrec_events_total", "Events by outcome.", ["outcome"], registry=r
         )
+        self.answers = Counter(
+            "distilrec_answers_total",
+            "Answers with a recommendation_id.",
+            ["endpoint", "placement", "model_version"],
+            registry=r,
+        )
+        self.outcomes = Counter(
+            "distilrec_outcomes_total",
+            "Events that named an answer, by what they said of it.",
+            ["outcome", "placement", "model_version"],
+            registry=r,
+        )
+        self.outcome_value = Counter(
+            "distilrec_outcome_value_total",
+            "Value of the conversions that named an answer.",
+            ["placement", "model_version"],
+            registry=r,
+        )
         self.unknown_context = Counter(
             "distilrec_context_unknown_total",
             "Values of context features that no training event had.",

@@ -12,6 +12,7 @@ from distilrec.serve.answers import check_list
 from distilrec.serve.config import ServiceConfig
 from distilrec.serve.http import Endpoint
 from distilrec.serve.models import Models
+from distilrec.serve.outcomes import Outcomes
 from distilrec.serve.parameters import check_limit
 from distilrec.serve.schemas import PopularItem, PopularRequest, PopularResponse
 from distilrec.serve.storage import Storage
@@ -25,9 +26,11 @@ _MAX_TYPES = 100
 class Popular:
     """List the items with most events, as the store counts them."""
 
-    def __init__(self, config: ServiceConfig, models: Models, storage: Storage) -> None:
+    def __init__(
+        self, config: ServiceConfig, models: Models, storage: Storage, outcomes: Outcomes
+    ) -> None:
         self._max_k = config.max_k
-        self._models, self._storage = models, storage
+        self._models, self._storage, self._outcomes = models, storage, outcomes
         self._turns = asyncio.Lock()
         self._kept: OrderedDict[Window, tuple[float, Ranking]] = OrderedDict()
 
@@ -46,7 +49,9 @@ class Popular:
             PopularItem(item, score, rank, recommender.title(item) if request.titles else None)
             for rank, (item, score) in zip(count(1), best, strict=False)
         ]
-        return PopularResponse(recommender.model_version, items)
+        version = recommender.model_version
+        answer_id = self._outcomes.identify("popular", request.placement, version)
+        return PopularResponse(version, items, answer_id)
 
     async def _ranking(self, window: Window) -> Ranking:
         kept, now = self._kept.get(window), time.monotonic()

@@ -27,6 +27,9 @@ ItemId = UserId
 MAX_SESSION_ID = 100
 MAX_EXPERIMENT = 64  # characters of a name
 MAX_SHOWN = 1_000  # items of the pages before
+MAX_RECOMMENDATION_ID = 64  # characters
+MAX_POSITION = 10_000
+MAX_VALUE = 1e9
 EventType = Annotated[str, Meta(min_length=1, max_length=MAX_EVENT_TYPE)]
 Share = Annotated[float, Meta(ge=0, le=1)]
 Moment = Annotated[float, Meta(ge=0)] | None
@@ -123,7 +126,8 @@ class SimilarRequest(Request, frozen=True):
 
     `user_id`: also leave out what this user has already had. `popularity`: from 0, likeness alone,
     to 1: how much it counts that an item is popular. `skip_unknown` leaves unknown items out.
-    `filter`, `diversity`, `titles`: as for recommendations.
+    `filter`, `diversity`, `titles`: as for recommendations. `placement`: where the list is shown;
+    outcomes are counted by it.
     """
 
     item_ids: Annotated[list[ItemId], Meta(min_length=1)]
@@ -134,6 +138,7 @@ class SimilarRequest(Request, frozen=True):
     popularity: Share = POPULARITY
     titles: bool = False
     skip_unknown: bool = False
+    placement: Placement | None = None
 
 
 class PopularRequest(Request, frozen=True):
@@ -142,6 +147,7 @@ class PopularRequest(Request, frozen=True):
     `half_life`: hours after which an event counts half; all count alike without it. `event_types`:
     that count, without them those that are to be predicted, or all where that was not said.
     `user_id`: leave out what this user has already had. `filter`, `titles`: as for recommendations.
+    `placement`: where the list is shown; outcomes are counted by it.
     """
 
     k: Annotated[int, Meta(ge=1)] = 10
@@ -151,6 +157,7 @@ class PopularRequest(Request, frozen=True):
     user_id: UserId | None = None
     filter: Filter | None = None
     titles: bool = False
+    placement: Placement | None = None
 
 
 class EventBody(EventInput, frozen=True):
@@ -159,6 +166,8 @@ class EventBody(EventInput, frozen=True):
     `timestamp`: when it happened, seconds since 1970, at most five minutes in the future; now where
     it is left out.
     `event_id`: unique for its user; sent again, it does not count twice.
+    `recommendation_id`: of the answer that the item was in; then `position` in that list, from 1,
+    and `value`, what the event was worth, count with it.
     """
 
     user_id: UserId
@@ -166,6 +175,11 @@ class EventBody(EventInput, frozen=True):
     event_type: EventType = "interaction"
     timestamp: Moment = None
     event_id: Annotated[str, Meta(min_length=1, max_length=MAX_EVENT_ID)] | None = None
+    recommendation_id: (
+        Annotated[str, Meta(min_length=1, max_length=MAX_RECOMMENDATION_ID)] | None
+    ) = None
+    position: Annotated[int, Meta(ge=1, le=MAX_POSITION)] | None = None
+    value: Annotated[float, Meta(ge=0, le=MAX_VALUE)] = 0.0
 
 
 class EventsRequest(Request, frozen=True):
@@ -297,6 +311,7 @@ class RecommendResponse(Answer, frozen=True):
     """known_user: whether there is a history or features; otherwise this is the prior for
     all users. user_id: null where none was asked for. rules: absent where the list follows none.
     variant: which part of an experiment answered, such as `summer/control`; absent without one.
+    recommendation_id: for events that say what became of this answer.
     """
 
     user_id: str | None
@@ -306,6 +321,7 @@ class RecommendResponse(Answer, frozen=True):
     unknown_items: list[str] = []
     rules: FollowedRules | None = None
     variant: str = ""
+    recommendation_id: str | None = None
 
 
 class SimilarItem(Answer, frozen=True):
@@ -321,6 +337,7 @@ class SimilarResponse(Answer, frozen=True):
     model_version: str
     items: list[SimilarItem]
     unknown_items: list[str] = []
+    recommendation_id: str | None = None
 
 
 class PopularItem(Answer, frozen=True):
@@ -335,6 +352,7 @@ class PopularItem(Answer, frozen=True):
 class PopularResponse(Answer, frozen=True):
     model_version: str
     items: list[PopularItem]
+    recommendation_id: str | None = None
 
 
 class BatchResponse(Answer, frozen=True):
@@ -344,13 +362,17 @@ class BatchResponse(Answer, frozen=True):
 class EventsResponse(Answer, frozen=True):
     """accepted: stored now; duplicates: known by their event ids; unknown_items: accepted, but no
     model knows the item; unknown_types: accepted, but the event type has no role in the model, so
-    that the event only informs; left out where it is 0.
+    that the event only informs; left out where it is 0. attributed: accepted, and counted for the
+    answer that the event names; unattributed: accepted, but the `recommendation_id` is unknown or
+    too old, or the event type is neither a click nor a conversion; left out where they are 0.
     """
 
     accepted: int
     duplicates: int
     unknown_items: int
     unknown_types: int = 0
+    attributed: int = 0
+    unattributed: int = 0
 
 
 class ItemResponse(Answer, frozen=True):
@@ -490,6 +512,55 @@ class ExperimentResponse(Answer, frozen=True):
 
 class ExperimentsResponse(Answer, frozen=True):
     experiments: list[ExperimentResponse]
+
+
+class Estimate(Answer, frozen=True):
+    """A rate or a mean, with its 95% interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
+class OutcomeGroup(Answer, frozen=True):
+    """What became of the answers of a group. impressions, clicks: items of answers that were shown,
+    clicked, each once; conversions: of items, and their `value`.
+
+    answers: that were given; shown, clicked, converted: those of which an item was; left out, like
+    their rates, by position. click_rate: clicked / answers; conversion_rate: converted / answers;
+    impression_click_rate: items that were clicked of those that were shown; left out where there
+    are none. variant: arm of an experiment; group: of users in it. position: 0 where events do not
+    say it.
+    """
+
+    impressions: int
+    clicks: int
+    conversions: int
+    value: float
+    answers: int | None = None
+    shown: int | None = None
+    clicked: int | None = None
+    converted: int | None = None
+    impression_click_rate: Estimate | None = None
+    click_rate: Estimate | None = None
+    conversion_rate: Estimate | None = None
+    value_per_answer: Estimate | None = None
+    day: str | None = None
+    endpoint: str | None = None
+    placement: str | None = None
+    model_version: str | None = None
+    rules: str | None = None
+    variant: str | None = None
+    group: int | None = None
+    position: int | None = None
+
+
+class OutcomesResponse(Answer, frozen=True):
+    """What became of the answers of these days, in UTC, both included."""
+
+    first_day: str
+    last_day: str
+    groups: list[OutcomeGroup]
 
 
 class StatusResponse(Answer, frozen=True):

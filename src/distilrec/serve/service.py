@@ -17,6 +17,8 @@ from distilrec.serve.items import Items
 from distilrec.serve.logs import log
 from distilrec.serve.metrics import Metrics
 from distilrec.serve.models import Choice, Models
+from distilrec.serve.outcome_report import OutcomeReport
+from distilrec.serve.outcomes import Outcomes
 from distilrec.serve.popular import Popular
 from distilrec.serve.rules import PlacementRules
 from distilrec.serve.similar import Similar
@@ -47,6 +49,7 @@ class Service:
         self.swap = Swap(config, self.models, self.storage, self.metrics)
         self.rules = PlacementRules(config, self.models, self.storage)
         self.experiments = Experiments(config, self.models, self.storage, self.swap, self.rules)
+        self.outcomes = Outcomes(config, store, self.storage, self.metrics)
         self.upkeep = Upkeep(
             config,
             self.models,
@@ -54,15 +57,23 @@ class Service:
             self.swap,
             self.rules,
             self.experiments,
+            self.outcomes,
             self.metrics,
         )
-        impressions = Impressions(self.storage, self.metrics)
+        impressions = Impressions(self.storage, self.outcomes, self.metrics)
         self.answers = Answers(
-            config, self.models, self.storage, self.rules, impressions, self.metrics
+            config,
+            self.models,
+            self.storage,
+            self.rules,
+            impressions,
+            self.outcomes,
+            self.metrics,
         )
-        self.similar = Similar(config, self.models, self.storage)
-        self.popular = Popular(config, self.models, self.storage)
-        self.events = Events(config, self.models, self.storage, self.metrics)
+        self.similar = Similar(config, self.models, self.storage, self.outcomes)
+        self.popular = Popular(config, self.models, self.storage, self.outcomes)
+        self.events = Events(config, self.models, self.storage, self.outcomes, self.metrics)
+        self.outcome_report = OutcomeReport(self.outcomes)
         self.items = Items(self.models, self.storage)
         self.users = Users(self.models, self.storage, self.upkeep, self.events)
         self.health = Health(self.storage, self.upkeep, self.metrics)
@@ -93,6 +104,7 @@ class Service:
         """Store what was taken, then let go of the store."""
         self.drain()
         await self.upkeep.stop()
+        await self.outcomes.stop()
         await self.storage.stop()
         log("stopped")
 

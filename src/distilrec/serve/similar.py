@@ -9,6 +9,7 @@ from distilrec.serve.answers import check_list
 from distilrec.serve.config import ServiceConfig
 from distilrec.serve.http import Endpoint
 from distilrec.serve.models import Models
+from distilrec.serve.outcomes import Outcomes
 from distilrec.serve.parameters import check_limit, known_items
 from distilrec.serve.schemas import SimilarItem, SimilarRequest, SimilarResponse
 from distilrec.serve.storage import Storage
@@ -17,9 +18,11 @@ from distilrec.serve.storage import Storage
 class Similar:
     """Find similar items with the active model."""
 
-    def __init__(self, config: ServiceConfig, models: Models, storage: Storage) -> None:
+    def __init__(
+        self, config: ServiceConfig, models: Models, storage: Storage, outcomes: Outcomes
+    ) -> None:
         self._max_k = config.max_k
-        self._models, self._storage = models, storage
+        self._models, self._storage, self._outcomes = models, storage, outcomes
         self._turns = asyncio.Lock()
 
     async def similar(self, request: SimilarRequest) -> SimilarResponse:
@@ -44,7 +47,9 @@ class Similar:
                 )
         titles = [recommender.title(item) if request.titles else None for item in items]
         similar_items = list(map(SimilarItem, items, scores, count(1), titles))
-        return SimilarResponse(recommender.model_version, similar_items, unknown)
+        version = recommender.model_version
+        answer_id = self._outcomes.identify("similar", request.placement, version)
+        return SimilarResponse(version, similar_items, unknown, answer_id)
 
 
 def endpoints(similar: Similar) -> list[Endpoint]:

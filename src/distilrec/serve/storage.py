@@ -21,6 +21,7 @@ from distilrec.serve.logs import log
 from distilrec.serve.metrics import Metrics
 from distilrec.serve.models import Models, Served
 from distilrec.serve.writer import StoreThreads
+from distilrec.stores.outcomes import Outcomes, Sum
 from distilrec.stores.records import ItemRecord, Since, Store, StoredEvent, UserRecord
 
 TURN_SECONDS = 0.005  # of work on the event loop before others get their turn
@@ -88,6 +89,11 @@ class Storage:
         first: str = await self._threads.write(partial(self.store.first_setting, name, value))
         return first
 
+    async def add_outcomes(
+        self, batch: str, sums: Mapping[Sum, float], provenances: Mapping[str, str]
+    ) -> None:
+        await self._threads.write(partial(self.store.add_outcomes, batch, sums, provenances))
+
     async def clean(self) -> str:
         """Take erased users out of the files of the store; return what is left to be done. Raises
         StoreErrors.
@@ -119,6 +125,10 @@ class Storage:
         """Return how often each item was shown to a user while that counts for a rule."""
         moment = time.time() if now is None else now
         return await asyncio.to_thread(shown_lately, self.store, user_id, rule, moment)
+
+    async def outcomes(self, first: int, last: int) -> Outcomes:
+        """Return what became of the answers of these days, which may take long."""
+        return await asyncio.to_thread(self.store.outcomes, first, last)
 
     async def setting(self, name: str) -> str | None:
         return await asyncio.to_thread(self.store.setting, name)

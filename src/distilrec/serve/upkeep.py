@@ -18,6 +18,7 @@ from distilrec.serve.experiments import Experiments
 from distilrec.serve.logs import log
 from distilrec.serve.metrics import Metrics
 from distilrec.serve.models import Models
+from distilrec.serve.outcomes import Outcomes
 from distilrec.serve.rules import PlacementRules
 from distilrec.serve.storage import Storage
 from distilrec.serve.swap import Swap
@@ -39,11 +40,12 @@ class Upkeep:
         swap: Swap,
         rules: PlacementRules,
         experiments: Experiments,
+        outcomes: Outcomes,
         metrics: Metrics,
     ) -> None:
         self._max_pending = config.max_pending
         self._models, self._storage, self._swap = models, storage, swap
-        self._rules, self._experiments = rules, experiments
+        self._rules, self._experiments, self._outcomes = rules, experiments, outcomes
         self._metrics = metrics
         self._task: asyncio.Task[None] | None = None
         self._unclean = True  # what was left to be done before a restart
@@ -86,6 +88,7 @@ class Upkeep:
             await self._tried("rules", self._rules.follow)
             await self._loaded("model", self._swap.follow_choice)
             await self._loaded("experiment", self._experiments.follow)
+            await self._tried("outcomes", self._outcomes.flush)
             if self._unclean and time.monotonic() >= self._next_cleaning:
                 self._next_cleaning = time.monotonic() + _CLEAN_SECONDS
                 await self._tried("cleaning", self._clean_once)

@@ -16,6 +16,7 @@ import msgspec
 
 from distilrec.errors import StoreVersionError
 from distilrec.features.attributes import Value
+from distilrec.stores.outcomes import Attribution, Outcomes, Sum
 
 
 class StoredEvent(msgspec.Struct, frozen=True, gc=False):
@@ -23,7 +24,8 @@ class StoredEvent(msgspec.Struct, frozen=True, gc=False):
     seconds since 1970.
 
     event_id: unique for its user; the same id again is a repetition of the same event and changes
-    nothing.
+    nothing. attribution: the answer that the event names; it is counted, and not kept with the
+    event.
     """
 
     user_id: str
@@ -32,6 +34,7 @@ class StoredEvent(msgspec.Struct, frozen=True, gc=False):
     timestamp: float
     received: float
     event_id: str
+    attribution: Attribution | None = None
 
 
 class ItemRecord(msgspec.Struct, frozen=True):
@@ -104,6 +107,8 @@ class Store(Protocol):
 
         Those of the type `IMPRESSION` are in no log and no count: they are kept apart, for `shown`.
         The position of one is -1, or 0 where the same event id and item are there already.
+        The attributions of events that are new are counted with them, as
+        `distilrec.stores.outcomes.counted` says.
         """
         ...
 
@@ -177,6 +182,21 @@ class Store(Protocol):
 
         Hours are counted since 1970. Events that were `KEPT_HOURS` old when they arrived need not
         be counted; those of erased users are not.
+        """
+        ...
+
+    def add_outcomes(
+        self, batch: str, sums: Mapping[Sum, float], provenances: Mapping[str, str]
+    ) -> None:
+        """Add to the sums of outcomes, and keep what is said about provenances.
+
+        batch: names these sums; the batch that a process has added last is not added again.
+        """
+        ...
+
+    def outcomes(self, first: int, last: int) -> Outcomes:
+        """Return the sums of answers of these days, since 1970. Sums of answers that are more than
+        `OUTCOME_DAYS` old need not be there.
         """
         ...
 

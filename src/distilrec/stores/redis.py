@@ -13,6 +13,10 @@ guarantee that SQLite gives; `check` warns of less.
 | ids:ID | set of the event ids of that list |
 | merged:ID, merged-into:ID | sets: the ids taken over into a user; who took an id over |
 | shown:ID | sorted set of impressions, event id and item, by time; leaves by itself |
+| marks:ANSWER | hash: what was counted of an answer; leaves by itself |
+| outcomes:DAY | hash: sums of outcomes of a day since 1970; leaves by itself |
+| outcomes:batch:NAME | a batch of sums that was added lately; leaves by itself |
+| provenances | hash of what is said about provenances |
 | counts:HOUR | hash: events of an hour since 1970 by type and item; leaves by itself |
 | items, items:changes | hash of item records; sorted set of items by their last change |
 | items:counter | number of the last change of an item |
@@ -39,6 +43,7 @@ from distilrec.errors import (
     missing_extra,
 )
 from distilrec.stores.opening import shown
+from distilrec.stores.outcomes import DAY, MARKS, OUTCOME_DAYS, Attribution, Outcomes, Sum
 from distilrec.stores.records import (
     IMPRESSION,
     KEPT_HOURS,
@@ -66,11 +71,46 @@ _SHOWN_SECONDS = 3600 * SHOWN_HOURS
 
 # Several events together, all or none; ARGV: prefix, how many impressions of a user are kept, for
 # how many seconds, then user, event id, epoch of a new user, payload, hour, or nothing for an event
-# that is not counted, until when it is counted, and type and item of each. The payload of an
-# impression is its item, the hour its time and the next one when it arrived; its type is empty.
+# that is not counted, until when it is counted, type and item, and attribution of each, or nothing.
+# The payload of an impression is its item, the hour its time and the next one when it arrived; its
+# type is empty. What an attribution adds: see `distilrec.stores.outcomes.counted`.
 _APPEND = """
 local positions, prefix, most, seconds = {}, ARGV[1], ARGV[2], ARGV[3]
-for i = 4, #ARGV, 7 do
+local names = {i = {'impressions', 'shown'}, c = {'clicks', 'clicked'},
+               v = {'conversions', 'converted'}}
+
+local function attribute(packed)
+  local answer, day, provenance, code, item, event, position, value, keep, forget =
+    unpack(cmsgpack.unpack(packed))
+  local marks, sums = prefix .. 'marks:' .. answer, prefix .. 'outcomes:' .. day
+  local function add(place, measure, amount)
+    redis.call('HINCRBYFLOAT', sums, provenance .. '\\0' .. place .. '\\0' .. measure, amount)
+  end
+  local mark = code .. item
+  if code == 'v' then mark = mark .. event end
+  if redis.call('HEXISTS', marks, mark) == 1 then return end
+  local shown = redis.call('HGET', marks, 'i' .. item)
+  local clicked = redis.call('HGET', marks, 'c' .. item)
+  if position == '0' then position = shown or clicked or '0' end
+  redis.call('HSET', marks, mark, position)
+  add(position, names[code][1], 1)
+  if code == 'i' and clicked then add(position, 'clicked_impressions', 1) end
+  if code == 'c' and shown then add(shown, 'clicked_impressions', 1) end
+  local before = redis.call('HGET', marks, code)
+  if not before then add('0', names[code][2], 1) end
+  if code == 'v' then
+    local total = tonumber(before or '0')
+    add(position, 'value', value)
+    add('0', 'squares', string.format('%.17g', value * (2 * total + value)))
+    redis.call('HSET', marks, code, string.format('%.17g', total + value))
+  elseif not before then
+    redis.call('HSET', marks, code, '0')
+  end
+  redis.call('EXPIREAT', marks, keep)
+  redis.call('EXPIREAT', sums, forget)
+end
+
+for i = 4, #ARGV, 8 do
   if ARGV[i + 6] == '' then
     local key = prefix .. 'shown:' .. ARGV[i]
     local member = ARGV[i + 1] .. '\\0' .. ARGV[i + 3]
@@ -90,6 +130,7 @@ for i = 4, #ARGV, 7 do
   else
     positions[#positions + 1] = 0
   end
+  if ARGV[i + 7] ~= '' and positions[#positions] ~= 0 then attribute(ARGV[i + 7]) end
 end
 return positions
 """
@@ -131,6 +172,19 @@ for i = 2, #ARGV, 2 do redis.call('SADD', prefix .. 'erased', ARGV[i + 1]) end
 redis.call('SET', prefix .. 'erased:pending', redis.call('INCR', prefix .. 'erased:counter'))
 return removed
 """
+
+# Sums of outcomes; ARGV: prefix, batch, for how many seconds it is remembered, then day, when the
+# day is forgotten, field and amount of each.
+_ADD = """
+local prefix = ARGV[1]
+local batch = prefix .. 'outcomes:batch:' .. ARGV[2]
+if not redis.call('SET', batch, '1', 'NX', 'EX', ARGV[3]) then return end
+for i = 4, #ARGV, 4 do
+  redis.call('HINCRBYFLOAT', prefix .. 'outcomes:' .. ARGV[i], ARGV[i + 2], ARGV[i + 3])
+  redis.call('EXPIREAT', prefix .. 'outcomes:' .. ARGV[i], ARGV[i + 1])
+end
+"""
+_BATCH_SECONDS = 86_400
 
 # ARGV: key, value.
 _DELETE_IF_EQUAL = """
@@ -212,6 +266,7 @@ class RedisStore:
             if e.event_type == IMPRESSION:
                 oldest = repr(e.received - _SHOWN_SECONDS)
                 arguments += [e.user_id, e.event_id, "", e.item_id, repr(e.timestamp), oldest, ""]
+                arguments.append(_packed(e.attribution))
                 continue
             hour = hour_of(e.timestamp)
             counted = hour_of(e.received) - hour < KEPT_HOURS
@@ -221,6 +276,7 @@ class RedisStore:
             arguments += [e.user_id, e.event_id, new_epoch(), msgspec.msgpack.encode(payload)]
             until = str(3600 * (hour + KEPT_HOURS + 1))
             arguments += [str(hour) if counted else "", until, payload.field]
+            arguments.append(_packed(e.attribution))
         with self._errors():
             return [int(position) for position in self._append(args=arguments)] if events else []
 
@@ -451,6 +507,35 @@ class RedisStore:
                     found[hour, item_id] = found.get((hour, item_id), 0) + int(number)
         return found
 
+    def add_outcomes(
+        self, batch: str, sums: Mapping[Sum, float], provenances: Mapping[str, str]
+    ) -> None:
+        arguments = [self._prefix, batch, str(_BATCH_SECONDS)]
+        for key, amount in sums.items():
+            field = f"{key.provenance}\0{key.position}\0{key.measure}"
+            arguments += [str(key.day), str(_forgotten(key.day)), field, repr(amount)]
+        with self._errors():
+            if provenances:
+                self._client.hset(self._prefix + "provenances", mapping=provenances)
+            self._client.eval(_ADD, 0, *arguments)
+
+    def outcomes(self, first: int, last: int) -> Outcomes:
+        days = range(first, last + 1)
+        with self._errors():
+            pipe = self._client.pipeline(transaction=False)
+            for day in days:
+                pipe.hgetall(f"{self._prefix}outcomes:{day}")
+            pipe.hgetall(self._prefix + "provenances")
+            *answers, described = pipe.execute()
+        sums = {}
+        for day, fields in zip(days, answers, strict=True):
+            for field, amount in fields.items():
+                provenance, position, measure = _text(field).split("\0")
+                sums[Sum(day, provenance, int(position), measure)] = float(amount)
+        named = {key.provenance for key in sums}
+        texts = {_text(name): _text(text) for name, text in described.items()}
+        return Outcomes(sums, {name: text for name, text in texts.items() if name in named})
+
     def put_item(self, record: ItemRecord) -> None:
         table = self._prefix + "items"
 
@@ -571,6 +656,31 @@ class RedisStore:
                 fix="give the service a key prefix of its own (--store-prefix), or restore a "
                 "backup",
             ) from None
+
+
+def _packed(event: Attribution | None) -> bytes:
+    """Return an attribution as the script that appends reads it, all as texts; nothing for none."""
+    if event is None:
+        return b""
+    day = event.given // DAY
+    fields: tuple[object, ...] = (
+        event.recommendation.hex(),
+        day,
+        event.provenance,
+        MARKS[event.kind].decode(),
+        event.item.hex(),
+        event.event.hex(),
+        event.position,
+        repr(event.value),
+        event.given + event.keep,
+        _forgotten(day),
+    )
+    return msgspec.msgpack.encode([str(field) for field in fields])
+
+
+def _forgotten(day: int) -> int:
+    """Return when the sums of a day leave, in seconds since 1970."""
+    return DAY * (day + OUTCOME_DAYS + 1)
 
 
 def _decoded(payloads: Sequence[bytes]) -> list[_Payload]:

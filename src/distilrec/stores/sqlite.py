@@ -21,6 +21,7 @@ from distilrec.errors import (
     StoreError,
     StoreUnavailableError,
 )
+from distilrec.stores.outcomes import OUTCOME_DAYS, Outcomes, Sum, add_up, counted
 from distilrec.stores.records import (
     IMPRESSION,
     MAX_SHOWN,
@@ -72,9 +73,18 @@ PRIMARY KEY (user, source)) WITHOUT ROWID;
 timestamp REAL NOT NULL, PRIMARY KEY (user_id, event_id, item_id)) WITHOUT ROWID;
     CREATE INDEX shown_by_time ON shown (user_id, timestamp, item_id);
     """,
+    """
+    CREATE TABLE marks (recommendation BLOB NOT NULL, mark BLOB NOT NULL, number REAL NOT NULL, \
+PRIMARY KEY (recommendation, mark)) WITHOUT ROWID;
+    CREATE TABLE outcomes (day INTEGER NOT NULL, provenance TEXT NOT NULL, \
+position INTEGER NOT NULL, measure TEXT NOT NULL, amount REAL NOT NULL, \
+PRIMARY KEY (day, provenance, position, measure)) WITHOUT ROWID;
+    CREATE TABLE provenances (provenance TEXT PRIMARY KEY, description TEXT NOT NULL) WITHOUT ROWID;
+    """,
 )
 _BUSY_MILLISECONDS = 5_000
 _LOW_SPACE = 256 * 2**20
+_BATCH = "outcomes_batch"  # name of the setting: the batch of outcomes that was added last
 _CORRUPTED = ("malformed", "not a database", "corrupt")
 
 
@@ -148,16 +158,21 @@ class SqliteStore:
             users: dict[str, int] = {}
             positions = []
             latest: dict[str, float] = {}  # by user with impressions, when one arrived
+            attributed = []
             for event in events:
                 if event.event_type == IMPRESSION:
                     positions.append(_append_shown(db, event))
                     received = latest.get(event.user_id, event.received)
                     latest[event.user_id] = max(received, event.received)
-                    continue
-                user = users.get(event.user_id)
-                if user is None:
-                    user = users[event.user_id] = self._user(db, event.user_id)
-                positions.append(_append(db, user, event))
+                else:
+                    user = users.get(event.user_id)
+                    if user is None:
+                        user = users[event.user_id] = self._user(db, event.user_id)
+                    positions.append(_append(db, user, event))
+                if event.attribution is not None and positions[-1]:
+                    attributed.append(event)
+            if attributed:
+                _attribute(db, attributed)
             for name, received in latest.items():
                 db.execute(
                     "DELETE FROM shown WHERE user_id = ? AND timestamp < ?",
@@ -334,6 +349,33 @@ class SqliteStore:
                 (3600.0 * first, 3600.0 * (last + 1), types, types),
             ).fetchall()
         return {(hour, item): number for hour, item, number in rows}
+
+    def add_outcomes(
+        self, batch: str, sums: Mapping[Sum, float], provenances: Mapping[str, str]
+    ) -> None:
+        with self._transaction() as db:
+            row = db.execute("SELECT value FROM settings WHERE name = ?", (_BATCH,)).fetchone()
+            if row == (batch,):
+                return
+            db.execute("INSERT OR REPLACE INTO settings VALUES (?, ?)", (_BATCH, batch))
+            db.executemany("INSERT OR IGNORE INTO provenances VALUES (?, ?)", provenances.items())
+            _add_up(db, sums)
+            if sums:
+                oldest = max(key.day for key in sums) - OUTCOME_DAYS
+                db.execute("DELETE FROM outcomes WHERE day < ?", (oldest,))
+
+    def outcomes(self, first: int, last: int) -> Outcomes:
+        with self._reading, self._errors():
+            self._check_files()
+            rows = self._reader.execute(
+                "SELECT day, provenance, position, measure, amount FROM outcomes"
+                " WHERE day >= ? AND day <= ?",
+                (first, last),
+            ).fetchall()
+            sums = {Sum(*key): amount for *key, amount in rows}
+            named = {key.provenance for key in sums}
+            described = self._reader.execute("SELECT * FROM provenances").fetchall()
+        return Outcomes(sums, {name: text for name, text in described if name in named})
 
     def put_item(self, record: ItemRecord) -> None:
         with self._transaction() as db:
@@ -570,4 +612,44 @@ def _keep_latest_shown(db: sqlite3.Connection, user_id: str) -> None:
         "DELETE FROM shown WHERE user_id = ? AND (event_id, item_id) IN (SELECT event_id, item_id"
         " FROM shown WHERE user_id = ? ORDER BY timestamp DESC LIMIT -1 OFFSET ?)",
         (user_id, user_id, MAX_SHOWN),
+    )
+
+
+class _Marks:
+    """What is remembered of one answer: see `distilrec.stores.outcomes.Marks`."""
+
+    def __init__(self, db: sqlite3.Connection, recommendation: bytes) -> None:
+        self._db, self._recommendation = db, recommendation
+
+    def get(self, mark: bytes) -> float | None:
+        row = self._db.execute(
+            "SELECT number FROM marks WHERE recommendation = ? AND mark = ?",
+            (self._recommendation, mark),
+        ).fetchone()
+        return row[0] if row else None
+
+    def set(self, mark: bytes, number: float) -> None:
+        self._db.execute(
+            "INSERT OR REPLACE INTO marks VALUES (?, ?, ?)", (self._recommendation, mark, number)
+        )
+
+
+def _attribute(db: sqlite3.Connection, events: Iterable[StoredEvent]) -> None:
+    """Count what events say of answers, and forget the marks of old answers."""
+    sums: dict[Sum, float] = {}
+    oldest = 0
+    for event in events:
+        attribution = event.attribution
+        assert attribution is not None
+        add_up(sums, counted(attribution, _Marks(db, attribution.recommendation)))
+        oldest = max(oldest, int(event.received) - attribution.keep)
+    _add_up(db, sums)
+    db.execute("DELETE FROM marks WHERE recommendation < ?", (oldest.to_bytes(4),))
+
+
+def _add_up(db: sqlite3.Connection, sums: Mapping[Sum, float]) -> None:
+    db.executemany(
+        "INSERT INTO outcomes VALUES (?, ?, ?, ?, ?) ON CONFLICT (day, provenance, position,"
+        " measure) DO UPDATE SET amount = amount + excluded.amount",
+        [(*key, amount) for key, amount in sums.items()],
     )

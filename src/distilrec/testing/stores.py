@@ -16,8 +16,8 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from itertools import pairwise
+from collections.abc import Callable, Iterable, Iterator
+from itertools import count, pairwise
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distilrec.errors import StoreUnavailableError
+from distilrec.stores.outcomes import DAY, Attribution, Kind, Sum
 from distilrec.stores.records import (
     IMPRESSION,
     MAX_SHOWN,
@@ -42,6 +43,8 @@ Opener = Callable[[], Store]
 
 IDS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12)
 _PATIENCE = 120.0  # seconds
+_ANSWERS = count(1)  # of the examples of a test, which share a store
+_GIVEN = int(time.time())  # when the answers were given: what is old is forgotten
 
 
 def event(
@@ -58,6 +61,76 @@ def event(
 def impression(user: str, item: str, event_id: str, when: float) -> StoredEvent:
     """Return an impression that arrives when it happens."""
     return StoredEvent(user, item, IMPRESSION, when, when, event_id)
+
+
+def attributed(
+    kind: Kind,
+    item: str,
+    event_id: str,
+    answer: int = 0,
+    position: int = 0,
+    value: float = 0.0,
+    user: str = "u",
+    when: float = _GIVEN,
+) -> StoredEvent:
+    """Return an event that names an answer of today; answers with odd numbers are of `p1`."""
+    attribution = Attribution(
+        _GIVEN.to_bytes(4) + answer.to_bytes(6),
+        f"p{answer % 2}",
+        kind,
+        item.encode()[:8],
+        event_id.encode()[:8],
+        position,
+        value,
+    )
+    return StoredEvent(
+        user, item, IMPRESSION if kind == "impression" else kind, when, when, event_id, attribution
+    )
+
+
+def sums_of(store: Store) -> dict[tuple[str, int, str], float]:
+    """Return all sums of outcomes of that day that are not 0."""
+    day = _GIVEN // DAY
+    assert store.outcomes(day - 5, day - 1).sums == {}
+    return {key[1:]: amount for key, amount in store.outcomes(day, day).sums.items() if amount}
+
+
+def sums_by_hand(
+    events: Iterable[StoredEvent],
+) -> dict[tuple[str, int, str], float]:
+    """Return the sums of events in order of arrival, computed answer by answer."""
+    answers: dict[bytes, list[Attribution]] = {}
+    for one in events:
+        assert one.attribution is not None
+        answers.setdefault(one.attribution.recommendation, []).append(one.attribution)
+    sums: Counter[tuple[str, int, str]] = Counter()
+    for said in answers.values():
+        name, places = said[0].provenance, dict[tuple[str, bytes], int]()
+        once: dict[tuple[str, bytes, bytes], Attribution] = {}
+        for a in said:
+            if (key := (a.kind, a.item, a.event if a.kind == "conversion" else b"")) in once:
+                continue
+            once[key] = a
+            earlier = places.get(("impression", a.item)) or places.get(("click", a.item)) or 0
+            place = a.position or earlier
+            if a.kind == "conversion":
+                sums[name, place, "value"] += a.value  # type: ignore[assignment]
+            else:
+                places[a.kind, a.item] = place
+            sums[name, place, f"{a.kind}s"] += 1
+        for item in {item for kind, item in places if kind == "impression"}:
+            if ("click", item) in places:
+                sums[name, places["impression", item], "clicked_impressions"] += 1
+        kinds = {kind for kind, *_ in once}
+        for kind, measure in (
+            ("impression", "shown"),
+            ("click", "clicked"),
+            ("conversion", "converted"),
+        ):
+            sums[name, 0, measure] += kind in kinds
+        worth = sum(a.value for a in once.values() if a.kind == "conversion")
+        sums[name, 0, "squares"] += worth**2  # type: ignore[assignment]
+    return {key: amount for key, amount in sums.items() if amount}
 
 
 class StoreContract:
@@ -362,6 +435,89 @@ class StoreContract:
             wanted = Counter(item for name, item, _ in kept if name == user)
             assert store.shown(user, 1e9) == wanted
             assert sum(store.shown(user, 1e9 + 9.5).values()) == 0
+
+    def test_outcomes_count_once_also_after_a_restart(self, opener: Opener) -> None:
+        store = opener()
+        events = [
+            attributed("impression", "a", "e1", position=1),
+            attributed("impression", "b", "e1", position=2),
+            attributed("click", "b", "e2"),
+            attributed("conversion", "b", "e3", value=2.5),
+        ]
+        assert store.append(events[:2]) == [-1, -1]
+        assert all(store.append(events[2:]))
+        store.close()
+        store = opener()
+        assert store.append(events) == [0, 0, 0, 0]
+        # Another event says again what is known; another purchase of the item is another one
+        assert all(store.append([attributed("click", "b", "e4", position=7)]))
+        assert all(store.append([attributed("conversion", "b", "e5", value=1.5)]))
+        assert sums_of(store) == {
+            ("p0", 1, "impressions"): 1,
+            ("p0", 2, "impressions"): 1,
+            ("p0", 2, "clicks"): 1,
+            ("p0", 2, "clicked_impressions"): 1,
+            ("p0", 2, "conversions"): 2,
+            ("p0", 2, "value"): 4.0,
+            ("p0", 0, "shown"): 1,
+            ("p0", 0, "clicked"): 1,
+            ("p0", 0, "converted"): 1,
+            ("p0", 0, "squares"): 16.0,
+        }
+        before = sums_of(store)
+        store.merge("u", "v")
+        store.erase("v")
+        assert sums_of(store) == before  # they are of answers, not of users
+        # What is sent again after an erasure is new to the log, and not to the sums
+        assert all(store.append(events))
+        assert sums_of(store) == before
+        store.close()
+
+    def test_outcomes_of_plain_events_are_none(self, store: Store) -> None:
+        store.append([event(), impression("u", "a", "1", 1e9)])
+        assert store.outcomes(0, 100_000) == ({}, {})
+
+    @of_contract
+    @given(data=st.data())
+    def test_outcomes_are_those_of_a_list(self, store: Store, data: Any) -> None:
+        """Compare with sums by hand: repetitions, any order, several answers."""
+        answers = [next(_ANSWERS), next(_ANSWERS)]
+        before, new = sums_of(store), []
+        for user in ("u", "v"):
+            store.erase(user)
+        for _ in range(data.draw(st.integers(1, 12))):
+            one = attributed(
+                data.draw(st.sampled_from(["impression", "click", "conversion"])),
+                data.draw(st.sampled_from("ab")),
+                f"e{data.draw(st.integers(0, 3))}",
+                data.draw(st.sampled_from(answers)),
+                data.draw(st.integers(0, 3)),
+                data.draw(st.sampled_from([0.0, 0.25, 2.0])),
+                data.draw(st.sampled_from("uv")),
+            )
+            if store.append([one])[0]:
+                new.append(one)
+        wanted = Counter(before)
+        wanted.update(sums_by_hand(new))
+        assert sums_of(store) == wanted
+
+    def test_sums_of_answers_are_added_once(self, opener: Opener) -> None:
+        store = opener()
+        day = _GIVEN // DAY
+        sums = {Sum(day, "p0", 0, "answers"): 3.0, Sum(day + 1, "p1", 0, "answers"): 1.0}
+        store.add_outcomes("batch 1", sums, {"p0": "one", "p1": "other"})
+        store.add_outcomes("batch 1", sums, {"p0": "one", "p1": "other"})
+        store.close()
+        store = opener()
+        store.add_outcomes("batch 1", sums, {"p0": "one"})
+        assert store.outcomes(day, day + 1) == (sums, {"p0": "one", "p1": "other"})
+        store.add_outcomes("batch 2", sums, {"p0": "one"})
+        first = {Sum(day, "p0", 0, "answers"): 6.0}
+        assert store.outcomes(day - 9, day) == (first, {"p0": "one"})
+        store.add_outcomes("batch 3", {}, {})
+        store.append([attributed("click", "a", "e")])
+        assert sums_of(store)["p0", 0, "answers"] == 6 and sums_of(store)["p0", 0, "clicked"] == 1
+        store.close()
 
     def test_what_is_set_first_stays(self, opener: Opener) -> None:
         store = opener()
