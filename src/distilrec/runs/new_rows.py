@@ -4,6 +4,8 @@ refresh.
 
 from __future__ import annotations
 
+import hashlib
+import io
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -17,7 +19,7 @@ from distilrec.data.dataset import Dataset
 from distilrec.data.readers import Log, open_log
 from distilrec.data.schema import Schema
 from distilrec.errors import ColumnMissingError, ColumnTypeError, DataError
-from distilrec.files import hash_of, replacing
+from distilrec.files import replacing
 from distilrec.runs.folder import Run
 from distilrec.runs.places import Places
 from distilrec.runs.source import new_log, source_of
@@ -36,11 +38,11 @@ class NewRows:
     erased: int
     notes: tuple[str, ...]
 
-    def digest(self, scratch: Path) -> str:
-        """Return a hash of the rows."""
-        path = scratch / "digest.parquet"
-        self.frame.write_parquet(path)
-        return hash_of(path)
+    def digest(self) -> str:
+        """Return a hash of the rows, in hexadecimal digits."""
+        content = io.BytesIO()
+        self.frame.write_ipc(content)
+        return hashlib.sha256(content.getbuffer()).hexdigest()
 
     def append(self, folder: Path, number: int) -> None:
         """Write the log with the new rows into a folder, as the file of this generation."""

@@ -133,7 +133,7 @@ def refresh(
             _say_rows(run, new)
             if new.frame.is_empty():
                 return None
-            key = key_of(number, dataset.fingerprint(), new.digest(scratch), erased)
+            key = key_of(number, dataset.fingerprint(), new.digest(), erased)
             _begin(target, new, number + 1, erased, key)
         refreshed = _refreshed(target, before, dataset, key, thresholds)
         done = msgspec.structs.replace(
