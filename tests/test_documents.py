@@ -7,6 +7,7 @@ import inspect
 import json
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -180,10 +181,40 @@ def test_yaml_is_valid(text):
     assert yaml.safe_load(text)
 
 
+def crontab() -> str:
+    return (ROOT / "deploy" / "distilrec-refresh.cron").read_text()
+
+
+@pytest.mark.parametrize("line", [line for line in crontab().splitlines() if line[0].isdigit()])
+def test_lines_of_cron_are_a_time_a_user_and_a_command(line):
+    *when, user, command = line.split(maxsplit=6)
+    assert [re.fullmatch(r"\*|\d+", field) is not None for field in when] == [True] * 5
+    assert user == "distilrec" and command.startswith("/opt/distilrec/bin/distilrec refresh ")
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="there is no systemd here")
+def test_units_of_systemd_are_valid(tmp_path):
+    units = sorted([*(ROOT / "deploy").glob("*.service"), *(ROOT / "deploy").glob("*.timer")])
+    for path in units:  # what is not installed here is taken for there
+        text = re.sub(
+            r"(?<==)(\+?)/\S+/(distilrec|systemctl)(?= )", r"\1/bin/true", path.read_text()
+        )
+        (tmp_path / path.name).write_text(text)
+    files = [str(tmp_path / path.name) for path in units]
+    done = subprocess.run(
+        ["systemd-analyze", "verify", *files], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert not [line for line in done.stderr.splitlines() if str(tmp_path) in line], done.stderr
+
+
 def deployed() -> list:
     """The commands of the unit of systemd and of the container."""
-    unit = (ROOT / "deploy" / "distilrec.service").read_text()
-    lines = re.findall(r"^ExecStart(?:Pre)?=\S+/(distilrec .*)$", unit, re.MULTILINE)
+    units = "".join(path.read_text() for path in sorted((ROOT / "deploy").glob("*.service")))
+    lines = re.findall(r"^ExecStart(?:Pre)?=\S+/(distilrec .*)$", units, re.MULTILINE)
+    lines += [
+        line.split(" || ")[0] for line in re.findall(r"^\d.* \S+/(distilrec .*)$", crontab(), re.M)
+    ]
     (entry,) = re.findall(
         r"^ENTRYPOINT (\[.*\])$", (ROOT / "deploy" / "Containerfile").read_text(), re.MULTILINE
     )

@@ -6,12 +6,14 @@ import json
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import msgspec
 import numpy as np
 import polars as pl
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from distilrec import load, runs
 from distilrec.cli.app import main
@@ -125,6 +127,7 @@ def test_a_bundle_that_fails_the_gate_changes_nothing(run, capsys):
     late.write_csv(folder / "late.csv")
     (folder / "gate.toml").write_text('[quality]\n"ndcg@10" = 0.999\n')
     command = ["refresh", "--run", str(folder), "--log", str(folder / "late.csv")]
+    command += ["--metrics", str(folder / "refresh.prom")]
     with pytest.raises(SystemExit) as ended:
         main([*command, "--thresholds", str(folder / "gate.toml")])
     assert ended.value.code == 1
@@ -133,6 +136,14 @@ def test_a_bundle_that_fails_the_gate_changes_nothing(run, capsys):
     assert "FAILED the gate, nothing was changed" in output.err
     assert not (folder / "generations/current").exists()
     assert Generations(folder).current() == 0
+    metrics = {
+        sample.name.removeprefix("distilrec_refresh_"): sample.value
+        for family in text_string_to_metric_families((folder / "refresh.prom").read_text())
+        for sample in family.samples
+    }
+    assert metrics["passed"] == 0 and metrics["rows"] == late.height
+    assert metrics["gain_ndcg_low"] <= metrics["gain_ndcg"] <= metrics["gain_ndcg_high"]
+    assert 0 <= time.time() - metrics["finished_timestamp_seconds"] < 60
 
 
 def test_the_gate_knows_the_bundle_before(run):

@@ -238,6 +238,13 @@ def refresh(
         Path | None,
         Parameter(help="TOML file of thresholds that the new bundle must meet as well."),
     ] = None,
+    metrics: Annotated[
+        Path | None,
+        Parameter(
+            help="File for what came of the refresh, in the text format of Prometheus, such as "
+            "the textfile collector of its node_exporter reads (NAME.prom)."
+        ),
+    ] = None,
     ray: Ray = None,
     device: Device = "auto",
     precision: Precision = "auto",
@@ -248,6 +255,7 @@ def refresh(
     """
     from distilrec import runs
     from distilrec.report.gate import read_thresholds
+    from distilrec.runs.refresh_metrics import write_refresh_metrics
 
     wanted = None if thresholds is None else read_thresholds(thresholds)
     with terminal_progress() as progress:
@@ -263,6 +271,8 @@ def refresh(
     if done is None:
         print("refresh: no new rows, nothing to do")
         return
+    if metrics is not None:
+        write_refresh_metrics(done, metrics)
     _print_checks(done.checks)
     print(f"bundle: {done.bundle}")
 
