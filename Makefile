@@ -6,7 +6,7 @@ TORCH := $(shell grep -m1 "^torch==" release/constraints.txt)
 PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 
 .PHONY: demo test test-fast test-gpu coverage lint docs fuzz mutation packages web web-build web-tools constraints audit serve bench bench-domains clean system keras-tensorflow
-EXTRAS ?= train none redis ann onnx tune privacy checks ray texts
+EXTRAS ?= train none redis ann onnx tune privacy checks ray sql texts
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/train.stamp
@@ -35,7 +35,7 @@ test: $(VENV)/dev.stamp system
 # Under a minute on an idle machine: what needs no server, browser, cluster, other library or slow training.
 test-fast: $(VENV)/dev.stamp
 	$(VENV)/bin/python -m pytest --numprocesses 2 --dist loadfile \
-	  -m "not adapters and not chromium and not gpu and not ray and not redis and not server and not slow"
+	  -m "not adapters and not chromium and not gpu and not mariadb and not postgresql and not ray and not redis and not server and not slow"
 
 # The tests that train on CUDA; they are skipped where torch sees no CUDA device.
 test-gpu: $(VENV)/dev.stamp
@@ -107,7 +107,7 @@ web-tools:
 # The newest versions, pinned for every Python from 3.11.
 constraints: $(VENV)/dev.stamp
 	$(VENV)/bin/uv pip compile pyproject.toml --universal --python-version 3.11 --no-annotate --quiet --upgrade \
-	  --extra redis --extra ann --extra onnx --extra train --extra tune --extra privacy --extra checks --extra ray --extra texts \
+	  --extra redis --extra ann --extra onnx --extra train --extra tune --extra privacy --extra checks --extra ray --extra sql --extra texts \
 	  --custom-compile-command 'make constraints' --output-file release/constraints.txt
 
 # Known vulnerabilities of the pinned versions; needs the JSON interface of pypi.org.
@@ -129,12 +129,15 @@ bench-domains: $(VENV)/bench.stamp
 	$(VENV)/bin/python bench/transfer.py
 	$(VENV)/bin/python bench/privacy.py
 
-# What the tests need from the system: Redis for the shared store, Chromium for the playground, Node for the web engine. Where they cannot be
+# What the tests need from the system: Redis for the shared store, Chromium for the playground, Node for the web engine, PostgreSQL and
+# MariaDB for queries. Where they cannot be
 # installed, the tests that need them are skipped and say so.
 system:
 	@missing=""; command -v redis-server >/dev/null || missing="$$missing redis-server"; \
 	command -v chromium >/dev/null || missing="$$missing chromium"; \
 	command -v node >/dev/null || missing="$$missing nodejs"; \
+	command -v initdb >/dev/null || ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || missing="$$missing postgresql"; \
+	command -v mariadbd >/dev/null || missing="$$missing mariadb-server"; \
 	if [ -n "$$missing" ] && command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then \
 	  (DEBIAN_FRONTEND=noninteractive apt-get install -y -qq $$missing || \
 	   (apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq $$missing)) >/dev/null; \

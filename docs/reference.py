@@ -24,6 +24,7 @@ from msgspec import inspect as msgspec_types
 from distilrec.cli import app
 from distilrec.data.checks import DataCheck
 from distilrec.data.cleaning import Cleaning
+from distilrec.data.queries import Query
 from distilrec.data.schema import Feature, Schema
 from distilrec.data.splits import Split
 from distilrec.distill.altered import AlteredConfig
@@ -166,6 +167,7 @@ _BETWEEN = re.compile(r"(<!-- settings: .*? -->\n).*?(?=<!-- end of settings -->
 SECTIONS: tuple[tuple[str, type], ...] = (
     ("The top of the file", RunConfig),
     ("`[data]`", DataConfig),
+    ('`interactions`, `users` and `items` in `[data]`, `kind = "sql"`', Query),
     ("`[data.schema]`", Schema),
     ("`user_features`, `item_features` and `item_attributes` in `[data.schema]`", Feature),
     ("`[[data.checks]]`", DataCheck),

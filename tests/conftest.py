@@ -37,7 +37,13 @@ if "MUTANT_UNDER_TEST" in os.environ:
 
 
 # What a test needs because of the fixtures that it asks for.
-_MARKS = {"browser": "chromium", "redis_server": "redis", "shared_redis": "redis"}
+_MARKS = {
+    "browser": "chromium",
+    "redis_server": "redis",
+    "shared_redis": "redis",
+    "postgresql": "postgresql",
+    "mariadb": "mariadb",
+}
 
 
 _MARK_OF_ALL = re.compile(r"^pytestmark = pytest\.mark\.(\w+)$", re.MULTILINE)
@@ -139,6 +145,20 @@ def redis_server(tmp_path: Path) -> Iterator[servers.Redis]:
     server = servers.Redis(folder)
     yield server
     server.stop()
+
+
+@pytest.fixture(scope="module")
+def postgresql() -> Iterator[servers.PostgreSQL]:
+    """A PostgreSQL server that the tests of a module share."""
+    with servers.PostgreSQL() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def mariadb() -> Iterator[servers.MariaDB]:
+    """A MariaDB server that the tests of a module share."""
+    with servers.MariaDB() as server:
+        yield server
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""Real servers for the tests: Redis, and the service through its command line."""
+"""Real servers for the tests: Redis, databases, and the service through its command line."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Self, TypeVar
 
 import httpx
 import pytest
@@ -208,3 +209,138 @@ def served(bundle: Path, *options: object, store: str = "store.db") -> Iterator[
     yield service
     assert service.stop() == 0
     assert "unforeseen" not in service.log.read_text()
+
+
+class _Database:
+    """A database server of its own in a temporary folder, on loopback, with a user and a password."""
+
+    mark, user, password, scheme = "", "shop", "gehe%im secret", ""
+
+    def __init__(self) -> None:
+        needs(self.mark)
+        self.folder = Path(tempfile.mkdtemp(prefix=f"{self.mark}-"))
+        self.folder.chmod(0o755)
+        self.port = free_port()
+        self.address = f"{self.scheme}://{self.user}@127.0.0.1:{self.port}/shop"
+
+    def __enter__(self) -> Self:
+        try:
+            self.start()
+            self.prepare()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *problem: object) -> None:
+        if process := getattr(self, "process", None):
+            process.send_signal(signal.SIGINT if self.mark == "postgresql" else signal.SIGTERM)
+            process.wait(PATIENCE)
+        shutil.rmtree(self.folder)
+
+    def start(self) -> None:
+        raise NotImplementedError
+
+    def prepare(self) -> None:
+        raise NotImplementedError
+
+    def _begin(self, arguments: Sequence[object], who: str | None) -> None:
+        """Starts the server, which refuses to run as root."""
+        with (self.folder / "log").open("w") as log:
+            self.process = subprocess.Popen(
+                [str(part) for part in arguments], user=who, stdout=log, stderr=log
+            )
+        until(self._answers, f"{self.mark} answers")
+
+    def _answers(self) -> bool:
+        assert self.process.poll() is None, (self.folder / "log").read_text()
+        try:
+            socket.create_connection(("127.0.0.1", self.port), 1).close()
+        except OSError:
+            return False
+        return True
+
+
+class PostgreSQL(_Database):
+    mark, scheme = "postgresql", "postgresql"
+
+    def start(self) -> None:
+        programs = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
+        initdb = str(programs[-1] / "initdb") if programs else program("initdb")
+        who = "postgres" if os.getuid() == 0 else None
+        word = self.folder / "password"
+        word.write_text(self.password)
+        data = self.folder / "data"
+        data.mkdir()
+        if who:
+            shutil.chown(data, who)
+        subprocess.run(
+            [initdb, "-D", data, "-U", self.user, "-A", "scram-sha-256", "-N", f"--pwfile={word}"],
+            check=True,
+            user=who,
+            stdout=subprocess.DEVNULL,
+        )
+        server = str(Path(initdb).resolve().with_name("postgres"))
+        options = ["-c", "fsync=off", "-c", "unix_socket_directories="]
+        self._begin([server, "-D", data, "-p", self.port, "-h", "127.0.0.1", *options], who)
+
+    def prepare(self) -> None:
+        self.run("create database shop", "postgres")
+
+    def run(self, statement: str, database: str = "shop") -> None:
+        import psycopg
+
+        def connected() -> psycopg.Connection | None:
+            try:
+                return psycopg.connect(
+                    self.address.removesuffix("shop") + database,
+                    password=self.password,
+                    autocommit=True,
+                )
+            except psycopg.OperationalError:
+                return None
+
+        with until(connected, "PostgreSQL accepts a connection") as connection:
+            connection.execute(statement.encode())
+
+
+class MariaDB(_Database):
+    mark, scheme = "mariadb", "mysql"
+
+    def start(self) -> None:
+        server, install = program("mariadbd"), program("mariadb-install-db")
+        who = "mysql" if os.getuid() == 0 else None
+        data = self.folder / "data"
+        data.mkdir()
+        if who:
+            shutil.chown(data, who)
+        subprocess.run(
+            [install, "--no-defaults", f"--datadir={data}", "--auth-root-authentication-method=normal",
+             "--skip-test-db"],
+            check=True, user=who, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        self._begin(
+            [server, "--no-defaults", f"--datadir={data}", f"--port={self.port}", "--bind-address=127.0.0.1",
+             f"--socket={data}/socket", f"--pid-file={data}/pid"],
+            who,
+        )  # fmt: skip
+
+    def prepare(self) -> None:
+        import pymysql
+
+        with (
+            pymysql.connect(host="127.0.0.1", port=self.port, user="root") as connection,
+            connection.cursor() as cursor,
+        ):
+            cursor.execute("create database shop")
+            cursor.execute(f"create user {self.user} identified by %s", [self.password])
+            cursor.execute(f"grant all on shop.* to {self.user}")
+
+    def run(self, statement: str) -> None:
+        import pymysql
+
+        with pymysql.connect(
+            host="127.0.0.1", port=self.port, user=self.user, password=self.password,
+            database="shop", autocommit=True,
+        ) as connection, connection.cursor() as cursor:  # fmt: skip
+            cursor.execute(statement)

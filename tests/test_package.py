@@ -115,7 +115,7 @@ def test_the_pinned_versions_are_those_that_are_asked_for():
     pins = [Requirement(line) for line in lines if line and not line.startswith("#")]
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    ours = {"redis", "ann", "onnx", "ray", "tune", "privacy", "checks", "texts", "train"}
+    ours = {"redis", "ann", "onnx", "ray", "tune", "privacy", "checks", "sql", "texts", "train"}
     assert set(extras) == ours | {"adapters", "dev", "docs", "bench"}
     for wish in map(
         Requirement,
@@ -295,7 +295,9 @@ def test_the_quick_tests_leave_out_every_mark():
     """`make test-fast` is documented, and deselects all marks that pyproject.toml declares."""
     options = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["pytest"]["ini_options"]
     marks = {line.split(":")[0] for line in options["markers"]}
-    assert marks == {"adapters", "chromium", "gpu", "ray", "redis", "server", "slow"}
+    assert marks == {
+        "adapters", "chromium", "gpu", "mariadb", "postgresql", "ray", "redis", "server", "slow"
+    }  # fmt: skip
     recipe = re.search(
         r"^test-fast:.*\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text(), re.MULTILINE
     )

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from distilrec.data.dataset import Dataset, Histories, load_dataset
     from distilrec.data.fetch import DATASETS, fetch_dataset
     from distilrec.data.preparation import prepare_dataset
+    from distilrec.data.queries import Query
     from distilrec.data.schema import Feature, Schema
     from distilrec.data.splits import Split
     from distilrec.targets import EventRole, Targets
@@ -24,6 +25,7 @@ _MODULES = {
     "EventRole": "cleaning",
     "Feature": "schema",
     "Histories": "dataset",
+    "Query": "queries",
     "Schema": "schema",
     "Split": "splits",
     "Targets": "cleaning",
@@ -41,6 +43,7 @@ __all__ = [
     "EventRole",
     "Feature",
     "Histories",
+    "Query",
     "Schema",
     "Split",
     "Targets",

@@ -18,23 +18,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
-from decimal import Decimal
-from math import isnan
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
-from uuid import UUID
 
 import polars as pl
 
 from distilrec.data.json_lines import scan_json_lines
 from distilrec.data.lines import TextFormat, plain_text
+from distilrec.data.objects import from_pandas, without_objects
 from distilrec.data.paths import ATOMIC, LINES, PARQUET, Files, Partition, find_files, suffix_of
+from distilrec.data.queries import Query, run_query
 from distilrec.data.separated import Rows, distinct, scan_double_colons, scan_separated
 from distilrec.errors import (
     ColumnTypeError,
-    ConfigError,
     DataError,
     NotEnoughDataError,
     first_line,
@@ -139,12 +135,16 @@ def open_log(
     columns: Sequence[str] | None = None,
     text: TextFormat | None = None,
 ) -> Log:
-    """Return a log from whatever `read_table` reads. Parquet is read where it is, frames stay in
-    memory.
+    """Return a log from whatever `read_table` reads, or from a query on a database. Parquet is read
+    where it is, frames stay in memory.
 
     scratch: a folder; text is written there as Parquet, in one pass that needs little memory.
     Raises what `read_table` raises.
     """
+    if isinstance(source, Query):
+        answer = run_query(source, scratch)
+        files = Files(answer.files, ((),) * len(answer.files), answer.notes)
+        return _opened(source.name, files, [source.name] * len(answer.files))
     if isinstance(source, pl.LazyFrame):
         try:
             source.sink_parquet(scratch / "log.parquet")
@@ -152,21 +152,23 @@ def open_log(
             raise _unreadable(Path("the log"), problem) from None
         return _opened("the log", Files((scratch / "log.parquet",), ((),)), ["the log"])
     if not isinstance(source, str | Path):
-        frame = source if isinstance(source, pl.DataFrame) else _from_pandas(source)
-        frame = _without_objects(frame)
+        frame = source if isinstance(source, pl.DataFrame) else from_pandas(source)
+        frame = without_objects(frame)
         return Log("the log", frame.height, frame, uuids=_uuids([frame.lazy()]))
-    path = Path(source)
-    files = list[Path]()
+    return _open_files(Path(source), scratch, columns, text or TextFormat())
+
+
+def _open_files(path: Path, scratch: Path, columns: Sequence[str] | None, text: TextFormat) -> Log:
+    plain, notes = list[Path](), list[str]()
     try:
         found = find_files(path)
-        notes = list[str]()
         for number, file in enumerate(found.paths):
             if suffix_of(file) in PARQUET:
-                files.append(file.absolute())
+                plain.append(file.absolute())
                 continue
             folder = scratch / f"file-{number}"
             folder.mkdir(parents=True, exist_ok=True)
-            rows = _rows(file, columns, text or TextFormat(), folder)
+            rows = _rows(file, columns, text, folder)
             target = folder / "log.parquet"
             try:
                 rows.scan.sink_parquet(target)
@@ -185,9 +187,9 @@ def open_log(
             for left in folder.iterdir():  # copies and batches
                 if left != target:
                     left.unlink()
-            files.append(target)
+            plain.append(target)
             notes += rows.notes
-        opened = Files(tuple(files), found.partitions, (*found.notes, *notes))
+        opened = Files(tuple(plain), found.partitions, (*found.notes, *notes))
         return _opened(str(path), opened, [str(file) for file in found.paths])
     except _CANNOT_READ as problem:
         raise _unreadable(path, problem) from None
@@ -357,102 +359,3 @@ def _uuids(scans: list[pl.LazyFrame]) -> frozenset[str]:
             if all(sixteen for sixteen, _ in answers) and any(binary for _, binary in answers):
                 found.add(name)
     return frozenset(found)
-
-
-def _from_pandas(source: object) -> pl.DataFrame:
-    if type(source).__module__.split(".")[0] != "pandas" or not hasattr(source, "columns"):
-        raise ConfigError(
-            "a table must be a path, a polars frame or a pandas frame, not "
-            f"{type(source).__name__}",
-            fix="convert it with polars.DataFrame(...)",
-        )
-    frame: Any = source
-    levels = [name for name in frame.index.names if name is not None and name not in frame.columns]
-    if levels:
-        others = [name for name in frame.index.names if name not in levels]
-        frame = frame.reset_index(level=others, drop=True) if others else frame
-        frame = frame.reset_index()
-    names = [str(name) for name in frame.columns]
-    distinct(names, "the frame")
-    return pl.DataFrame(
-        [_from_pandas_column(name, frame.iloc[:, position]) for position, name in enumerate(names)]
-    )
-
-
-def _from_pandas_column(name: str, column: Any) -> pl.Series:
-    """Return one column, through numpy where it has a type for it and through Python's objects
-    otherwise: no pyarrow needed.
-    """
-    kind = getattr(column.dtype, "kind", "O")
-    if kind == "M":
-        if getattr(column.dtype, "tz", None) is not None:
-            utc = (
-                column.dt.tz_convert("UTC").dt.tz_localize(None).to_numpy().astype("datetime64[us]")
-            )
-            return pl.Series(name, utc).dt.replace_time_zone("UTC")
-        return pl.Series(name, column.to_numpy().astype("datetime64[us]"))
-    if kind in "iufb" and type(column.dtype).__module__.startswith("numpy"):
-        return pl.Series(name, column.to_numpy())
-    return _from_objects(name, column.tolist())
-
-
-def _without_objects(frame: pl.DataFrame) -> pl.DataFrame:
-    """Return a frame whose columns of Python's objects (such as UUIDs) became text."""
-    objects = [name for name, dtype in frame.schema.items() if isinstance(dtype, pl.Object)]
-    return (
-        frame.with_columns([_from_objects(name, frame[name].to_list()) for name in objects])
-        if objects
-        else frame
-    )
-
-
-def _from_objects(name: str, values: list[Any]) -> pl.Series:
-    """Return Python's objects as a column: mixed ones as text, whole numbers exactly. Raises
-    ColumnTypeError.
-    """
-    values = [None if _is_missing(value) else value for value in values]
-    values = [_without_zone(value) if isinstance(value, datetime) else value for value in values]
-    kinds = {type(value) for value in values if value is not None}
-    if any(issubclass(kind, UUID | Decimal) for kind in kinds) or (
-        len(kinds) > 1 and all(issubclass(kind, str | int | float | bytes) for kind in kinds)
-    ):
-        values = [None if value is None else _as_text(value) for value in values]
-    try:
-        return pl.Series(name, values, strict=True)
-    except (TypeError, ValueError, OverflowError, pl.exceptions.PolarsError) as problem:
-        if kinds <= {int}:
-            return pl.Series(name, [None if value is None else str(value) for value in values])
-        first = next(value for value in values if value is not None)
-        raise ColumnTypeError(
-            f"the frame: column {name!r} holds values that a table cannot hold, such as "
-            f"{first!r} ({problem})",
-            fix="give text, numbers, times or lists of these",
-            column=name,
-        ) from None
-
-
-def _as_text(value: object) -> str:
-    if isinstance(value, bytes):
-        return value.decode("utf-8", "replace")
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, float) and value.is_integer():
-        return f"{int(value)}.0"  # such an id is refused where it is 2^53 or more
-    return format(value, "f") if isinstance(value, Decimal) else str(value)
-
-
-def _without_zone(value: datetime) -> datetime:
-    """Return a time as polars takes it: pandas' own class as Python's, a zone as UTC."""
-    plain: datetime = value.to_pydatetime(warn=False) if hasattr(value, "to_pydatetime") else value
-    return plain
-
-
-def _is_missing(value: object) -> bool:
-    """Whether a value is None, NaN, pandas.NA or pandas.NaT: the missing values that a pandas
-    column of objects may hold.
-    """
-    return (
-        value is None
-        or type(value).__name__ in {"NAType", "NaTType"}
-        or (isinstance(value, float) and isnan(value))
-    )

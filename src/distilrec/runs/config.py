@@ -14,6 +14,7 @@ from distilrec.data.cleaning import Cleaning
 from distilrec.data.fetch import DATASETS
 from distilrec.data.lines import TextFormat
 from distilrec.data.order import Ties, WantedOrder, check_wanted
+from distilrec.data.queries import Query
 from distilrec.data.schema import Schema
 from distilrec.data.splits import Split
 from distilrec.distill.distillation import DistillationConfig
@@ -47,13 +48,13 @@ class DataConfig(Settings, frozen=True):
 
     dataset: str | None = None
     """Name of a public data set (`ml-100k`, `ml-1m`), in place of files."""
-    interactions: str | None = None
+    interactions: str | Query | None = None
     """The log: a file (.csv .tsv .txt .dat .parquet .jsonl .inter), a folder of these, also with
-    partitions, or a pattern.
+    partitions, a pattern, or a query on a database (`[data.interactions]`).
     """
-    users: str | None = None
+    users: str | Query | None = None
     """Features of the users, in the same forms."""
-    items: str | None = None
+    items: str | Query | None = None
     """Titles, features and attributes of the items, in the same forms."""
     columns: tuple[str, ...] | None = None
     """Names of the columns of a log without a header line."""
@@ -245,15 +246,22 @@ def read_config(path: Path | str) -> RunConfig:
     """
     path = Path(path)
     config = read_settings(path, RunConfig, fix="check the path of the configuration file")
-    paths = {
-        name: str((path.parent / value).resolve())
+    sources = {
+        name: _source_in(path.parent, value)
         for name in ("interactions", "users", "items", "erased_users")
         if (value := getattr(config.data, name)) is not None
     }
-    data = msgspec.structs.replace(config.data, **paths)
+    data = msgspec.structs.replace(config.data, **sources)
     return msgspec.structs.replace(
         config, data=data, teacher=_absolute(config.teacher, path.parent)
     )
+
+
+def _source_in(folder: Path, source: str | Query) -> str | Query:
+    """Return the same source with its path relative to the configuration file made absolute."""
+    if isinstance(source, Query):
+        return source.relative_to(folder)
+    return str((folder / source).resolve())
 
 
 def _absolute(teacher: TeacherConfig, folder: Path) -> TeacherConfig:

@@ -11,6 +11,7 @@ from pathlib import Path
 import msgspec
 
 from distilrec.data.dataset import PREPARED, Dataset, load_dataset
+from distilrec.data.queries import Query
 from distilrec.errors import ConfigError, DataError, FileMissingError
 from distilrec.files import key_of, read_json
 from distilrec.progress import Progress, Silent
@@ -134,15 +135,15 @@ def finish_erasure(run: Run) -> None:
 
 
 def choices_of(config: RunConfig) -> str:
-    """Return a key of the choices that a preparation depends on, without the paths of the files,
-    which may be moved, and without `ties` in the order of the rows, which data had before there
-    was a choice.
+    """Return a key of the choices that a preparation depends on: with the text of queries, without
+    the addresses of files and databases, which may be moved, and without `ties` in the order of the
+    rows, which data had before there was a choice.
     """
     paths = {"interactions", "users", "items", "erased_users", "erased_users_must_exist"}
     data = {
-        name: value
+        name: value.query if isinstance(value, Query) else value
         for name, value in msgspec.structs.asdict(config.data).items()
-        if name not in paths and (name, value) != ("ties", "rows")
+        if isinstance(value, Query) or (name not in paths and (name, value) != ("ties", "rows"))
     }
     targets = () if config.targets is None else (config.targets,)
     return key_of(data, config.cleaning, config.split, *targets)

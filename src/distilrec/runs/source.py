@@ -8,6 +8,7 @@ from distilrec.data.erased import ErasedUsers, read_erased_users
 from distilrec.data.fetch import DATASETS, fetch_dataset
 from distilrec.data.paths import name_of_path
 from distilrec.data.pseudonyms import pseudonym_key
+from distilrec.data.queries import Query
 from distilrec.data.schema import Schema
 from distilrec.data.source import Source, Table
 from distilrec.runs import erasure
@@ -44,7 +45,11 @@ def new_log(run: Run, path: object) -> Source:
 
 def name_of(data: DataConfig) -> str:
     """Return what the data set of a run is called."""
-    return data.dataset or data.name or name_of_path(Path(data.interactions or "log"))
+    if data.dataset or data.name:
+        return data.dataset or data.name
+    if isinstance(data.interactions, Query):
+        return data.interactions.short_name
+    return name_of_path(Path(data.interactions or "log"))
 
 
 def _tables(run: Run) -> tuple[Table, Table | None, Table | None]:
