@@ -148,7 +148,11 @@ def test_a_bundle_that_fails_the_gate_changes_nothing(run, capsys):
 
 def test_the_gate_knows_the_bundle_before(run):
     folder, late = run
-    done = refresh(folder, late, thresholds=Thresholds(refresh={"ndcg@10": -1.0}))
+    wanted = Thresholds(refresh={"ndcg@10": -1.0})
+    done = refresh(folder, late, thresholds=wanted, against_full=True)
+    assert done.full.interval.low <= done.full.interval.mean <= done.full.interval.high
+    assert done.full_seconds > 0 and "against a full training" in done.line()
+    assert not (folder / "generations/1/full").exists()
     check = next(check for check in done.checks if check.what == "refresh ndcg@10")
     assert check.passed and check.measured == done.gain.interval.low
     upper = next(check for check in done.checks if "upper end" in check.what)

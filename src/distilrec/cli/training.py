@@ -245,6 +245,13 @@ def refresh(
             "the textfile collector of its node_exporter reads (NAME.prom)."
         ),
     ] = None,
+    against_full: Annotated[
+        bool,
+        Parameter(
+            help="Train a student from the beginning on the same data as well, and say how far the "
+            "new bundle is from it."
+        ),
+    ] = False,
     ray: Ray = None,
     device: Device = "auto",
     precision: Precision = "auto",
@@ -263,6 +270,7 @@ def refresh(
             run,
             log,
             thresholds=wanted,
+            against_full=against_full,
             progress=progress,
             workers=_workers(ray, run),
             device=device,

@@ -135,7 +135,8 @@ def _erase(run: Path, data: Dataset | None, users: Sequence[str]) -> list[str]:
 
 def _delete_what_is_made_again(places: Places) -> list[str]:
     lines = []
-    for folder in (places.labels, places.checkpoints, places.tuning, places.sweep):
+    made_again = (places.labels, places.checkpoints, places.tuning, places.sweep, places.full)
+    for folder in made_again:
         if folder.exists():
             shutil.rmtree(folder)
             lines.append(f"{folder.name}: deleted, made again when needed")

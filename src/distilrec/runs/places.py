@@ -130,6 +130,11 @@ class Places:
         return self.folder / "begun.json"
 
     @property
+    def full(self) -> Path:
+        """A full training on the data of this generation, until it is measured."""
+        return self.folder / "full"
+
+    @property
     def refreshed(self) -> Path:
         """What came of the refresh that made this generation."""
         return self.folder / "refresh.json"

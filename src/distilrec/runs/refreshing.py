@@ -24,13 +24,16 @@ from distilrec.data.fetch import DATASETS
 from distilrec.errors import ConfigError, FileMissingError
 from distilrec.export.export import record_metrics
 from distilrec.files import key_of, locked, read_json, sync_folder, write_json, write_whole
-from distilrec.measure.statistics import Difference
+from distilrec.measure.metrics import ndcg
+from distilrec.measure.ranking import questions, rank
+from distilrec.measure.statistics import Difference, paired_difference
 from distilrec.networks.build import student_class
 from distilrec.progress import Progress
 from distilrec.report.comparison import (
     EARLIER,
     STUDENT,
     TEACHER,
+    BundleScorer,
     Candidate,
     Comparison,
     K,
@@ -56,13 +59,16 @@ from distilrec.training.options import TrainingConfig
 from distilrec.training.trained import Earlier
 from distilrec.workers import Workers
 
+FULL = "a full training"
+
 
 class Refreshed(msgspec.Struct, frozen=True):
     """What came of a refresh. generation: its number; bundle: its folder; rows: that were new;
     known, erased: rows that were left out, because the log has them or their users were erased;
-    users: how many were trained on; seconds: of the whole refresh; finished: when, in seconds since
-    1970; gain: NDCG@10 of the new bundle minus that of the one before, on the new test part;
-    checks: of the gate.
+    users: how many were trained on; seconds: of the command that finished it; finished: when, in
+    seconds since 1970; gain: NDCG@10 of the new bundle minus that of the one before, on the new
+    test part; checks: of the gate; full: where it was asked for, NDCG@10 of the new bundle minus
+    that of one that was trained from the beginning on the same data, and the seconds of that.
     """
 
     generation: int
@@ -76,6 +82,8 @@ class Refreshed(msgspec.Struct, frozen=True):
     finished: float
     gain: Difference
     checks: tuple[Check, ...]
+    full: Difference | None = None
+    full_seconds: float | None = None
 
     @property
     def passed(self) -> bool:
@@ -85,11 +93,18 @@ class Refreshed(msgspec.Struct, frozen=True):
     def line(self) -> str:
         """Return the refresh in one line."""
         gain = self.gain.interval
+        full = ""
+        if self.full is not None and self.full_seconds is not None:
+            whole = self.full.interval
+            full = (
+                f", {whole.mean:+.4f} [{whole.low:+.4f}, {whole.high:+.4f}] against {FULL}, which "
+                f"took {self.full_seconds:.1f} s"
+            )
         return (
             f"refresh: generation {self.generation}, "
             f"{'passed' if self.passed else 'FAILED the gate, nothing was changed'}, "
             f"{self.rows:,} new rows, {self.seconds:.1f} s, NDCG@{K} {gain.mean:+.4f} "
-            f"[{gain.low:+.4f}, {gain.high:+.4f}] against {EARLIER}"
+            f"[{gain.low:+.4f}, {gain.high:+.4f}] against {EARLIER}{full}"
         )
 
 
@@ -104,6 +119,7 @@ def refresh(
     log: object,
     *,
     thresholds: Thresholds | None = None,
+    against_full: bool = False,
     progress: Progress | None = None,
     workers: Workers | None = None,
     device: str = "auto",
@@ -114,7 +130,8 @@ def refresh(
 
     log: a path, a polars frame or a pandas frame with the columns of the log of the run.
     thresholds: of the gate. In any case a bundle fails that is worse than the one before by more
-    than chance: whose 95% interval of the difference in NDCG@10 lies below 0.
+    than chance: whose 95% interval of the difference in NDCG@10 lies below 0. against_full: train
+    a student from the beginning too, to be compared with and then removed.
     Raises FolderHeldError while another process works on the run, ConfigError for a run that cannot
     be refreshed, FileMissingError for one that was not finished, and the DataErrors of `prepare`.
     """
@@ -136,12 +153,15 @@ def refresh(
             key = key_of(number, dataset.fingerprint(), new.digest(), erased)
             _begin(target, new, number + 1, erased, key)
         refreshed = _refreshed(target, before, dataset, key, thresholds)
+        seconds = time.perf_counter() - began
+        if against_full:
+            refreshed = _beside_full(target, refreshed)
         done = msgspec.structs.replace(
             refreshed,
             rows=new.frame.height,
             known=new.known,
             erased=new.erased,
-            seconds=time.perf_counter() - began,
+            seconds=seconds,
             finished=time.time(),
         )
         write_json(target.places.refreshed, done)
@@ -335,3 +355,21 @@ def _measure(run: Run, dataset: Dataset, teacher: Teacher, before: Path) -> tupl
     write_json(run.places.comparison, comparison)
     write_report(comparison, run.places.report)
     return comparison, manifest.model_version
+
+
+def _beside_full(run: Run, refreshed: Refreshed) -> Refreshed:
+    """Return a refresh with what a full training on the same data gives, which is then removed."""
+    run = replace(run, config=open_run(run.folder).config)
+    dataset = open_data(run)
+    full, began = replace(run, folder=run.places.full), time.perf_counter()
+    train_teacher(full, dataset)
+    distill_student(full, dataset)
+    export(full, dataset)
+    seconds, asked = time.perf_counter() - began, questions(dataset, "test")
+    values = [
+        ndcg(rank(BundleScorer(bundle, dataset), asked, K), K)[None]
+        for bundle in (run.bundle, full.bundle)
+    ]
+    difference = paired_difference(f"ndcg@{K}", STUDENT, values[0], FULL, values[1])
+    shutil.rmtree(full.folder)
+    return msgspec.structs.replace(refreshed, full=difference, full_seconds=seconds)
