@@ -35,7 +35,13 @@ from distilrec.runs.config import RunConfig
 from distilrec.serve.app import endpoints
 from distilrec.serve.config import ServiceConfig
 from distilrec.serve.http import Endpoint
-from distilrec.serve.schemas import EventsRequest, PopularRequest, RecommendRequest, SimilarRequest
+from distilrec.serve.schemas import (
+    EventsRequest,
+    ExperimentResponse,
+    PopularRequest,
+    RecommendRequest,
+    SimilarRequest,
+)
 from distilrec.settings import converted
 from distilrec.training.options import TrainingConfig
 from distilrec.training.trained import train_model
@@ -171,7 +177,12 @@ def test_the_rules_of_the_pages_are_followed(films, tmp_path):
 
 @pytest.mark.parametrize("text", blocks("json"))
 def test_bodies_are_valid(text):
-    kinds = {"item_ids": SimilarRequest, "window": PopularRequest, "events": EventsRequest}
+    kinds = {
+        "item_ids": SimilarRequest,
+        "window": PopularRequest,
+        "events": EventsRequest,
+        "result": ExperimentResponse,
+    }
     kind = next((kinds[name] for name in kinds if name in json.loads(text)), RecommendRequest)
     msgspec.json.decode(text, type=kind)
 

@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 
 from distilrec import load
 from distilrec.serve.assignment import GROUPS, Assigner
+from distilrec.serve.experiment_results import sums_by_group
+from distilrec.serve.outcomes import Provenance
 from distilrec.stores import open_store
 from tests.servers import Server, served, until
 
@@ -226,6 +228,59 @@ def test_what_cannot_be_started(two_bundles):
         assert refused(service, path, name="b", bundle="two") == (409, "experiment_conflict")
         service.post("/v1/experiments/stop", name="a")
         assert refused(service, path, name="a", bundle="two") == (409, "experiment_conflict")
+
+
+def test_what_an_experiment_brings(two_bundles):
+    """The counts are those by hand, the interval that of the library, by groups of users."""
+    with served(two_bundles / "one") as service:
+        start(service, bundle="two", metric="clicks", planned=500)
+        people = [f"p{n}" for n in range(800)]
+        answers, events = [], []
+        for first in range(0, len(people), 50):
+            asked = [{"user_id": user, "k": 3} for user in people[first : first + 50]]
+            answers += service.post("/v1/recommend/batch", requests=asked * 2)["results"]
+        for number, answer in enumerate(answers):
+            if number % 7 < (4 if answer["variant"] == "summer/variant" else 2):
+                for item in answer["items"][: 1 + number % 2]:  # an answer counts once
+                    events.append({"user_id": answer["user_id"], "item_id": item["item_id"],
+                                   "event_type": "click", "recommendation_id": answer["recommendation_id"]})  # fmt: skip
+        for first in range(0, len(events), 500):
+            service.post("/v1/events", events=events[first : first + 500])
+        (found,) = service.client.get("/v1/experiments").json()["experiments"]
+        clicked = {event["recommendation_id"] for event in events}
+        for arm in ("control", "variant"):
+            given = [one for one in answers if one["variant"] == f"summer/{arm}"]
+            hits = sum(one["recommendation_id"] in clicked for one in given)
+            result = found["result"][arm]
+            assert (result["answers"], result["clicked"]) == (len(given), hits)
+            assert result["per_answer"] == pytest.approx(hits / len(given))
+        result = found["result"]
+        assert result["low"] < result["difference"] < result["high"]
+        assert result["low"] > 0 and result["different"] and result["p_value"] < 0.05
+        groups = service.client.get("/v1/outcomes?by=variant").json()["groups"]
+        assert {one["variant"]: one["answers"] for one in groups} == {
+            f"summer/{arm}": result[arm]["answers"] for arm in ("control", "variant")
+        }
+        service.post("/v1/experiments/stop", name="summer")
+        (kept,) = service.client.get("/v1/experiments").json()["experiments"]
+        assert kept["result"] == result
+
+
+def test_the_sums_of_a_group_are_those_of_its_users():
+    where = (("summer/variant", 7), ("summer/control", 63), ("summer/control", 7), ("other/variant", 7), ("", 0))  # fmt: skip
+    parts = [Provenance("recommend", "", "v", "", *place) for place in where]
+    found = {
+        (1, parts[0], 0): {"answers": 5.0, "clicked": 2.0},
+        (2, parts[0], 3): {"value": 2.5, "clicks": 9.0},
+        (1, parts[1], 0): {"clicked": 3.0},  # whose answers a killed process has not stored
+        (1, parts[2], 0): {"answers": 1.0},
+        (1, parts[3], 0): {"answers": 100.0},
+        (1, parts[4], 0): {"answers": 100.0},
+    }
+    sums = sums_by_group(found, ["summer"])["summer"]
+    assert sums[1, :, 7].tolist() == [5, 2, 0, 2.5]
+    assert sums[0, :, 63].tolist() == [3, 3, 0, 0] and sums[0, :, 7].tolist() == [1, 0, 0, 0]
+    assert sums.sum() == 9.5 + 6 + 1
 
 
 def test_all_workers_follow(two_bundles, versions, redis_server):

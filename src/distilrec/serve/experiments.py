@@ -24,15 +24,18 @@ from distilrec.ids import as_label
 from distilrec.serve.arms import Running
 from distilrec.serve.config import ServiceConfig, bundle_root
 from distilrec.serve.experiment_log import Experiment, ExperimentLog
+from distilrec.serve.experiment_results import results_of
 from distilrec.serve.http import Endpoint
 from distilrec.serve.logs import log
 from distilrec.serve.models import Models, Served
+from distilrec.serve.outcomes import Outcomes
 from distilrec.serve.parameters import inside
 from distilrec.serve.rules import PlacementRules
 from distilrec.serve.schemas import (
     MAX_EXPERIMENT,
     ExperimentRequest,
     ExperimentResponse,
+    ExperimentResult,
     ExperimentsResponse,
     StartRequest,
 )
@@ -53,9 +56,10 @@ class Experiments:
         storage: Storage,
         swap: Swap,
         rules: PlacementRules,
+        outcomes: Outcomes,
     ) -> None:
         self._config, self._models, self._storage = config, models, storage
-        self._swap, self._rules = swap, rules
+        self._swap, self._rules, self._outcomes = swap, rules, outcomes
         self._log = ExperimentLog(storage)
         self._changing = asyncio.Lock()
         swap.guard = self.check_none_runs
@@ -65,7 +69,8 @@ class Experiments:
         async with self._changing:
             await self._log.follow()
         found = sorted(self._log.by_name.values(), key=lambda one: one.started, reverse=True)
-        return ExperimentsResponse([self._shown(one) for one in found])
+        results = await results_of(found, self._outcomes) if self._config.outcomes else {}
+        return ExperimentsResponse([self._shown(one, results.get(one.name)) for one in found])
 
     async def start(self, request: StartRequest) -> ExperimentResponse:
         """Load the variant, and split users from now on.
@@ -250,7 +255,9 @@ class Experiments:
         await self._log.change(experiment.now("promoted"))
         self._end()
 
-    def _shown(self, experiment: Experiment) -> ExperimentResponse:
+    def _shown(
+        self, experiment: Experiment, result: ExperimentResult | None = None
+    ) -> ExperimentResponse:
         running = self._models.running
         here = running is not None and running.experiment.name == experiment.name
         return ExperimentResponse(
@@ -265,6 +272,7 @@ class Experiments:
             experiment.planned,
             experiment.rules,
             "" if here or not experiment.is_open else "the variant is not loaded here yet",
+            result,
         )
 
 

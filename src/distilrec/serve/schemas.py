@@ -491,10 +491,39 @@ class RulesResponse(Answer, frozen=True):
     problems: list[str] = []
 
 
+class ArmResult(Answer, frozen=True):
+    """What the answers of an arm have brought. clicked, converted: answers with at least one click,
+    conversion; value: of all conversions; per_answer: the metric of the experiment.
+    """
+
+    answers: int
+    clicked: int
+    converted: int
+    value: float
+    per_answer: float | None = None
+
+
+class ExperimentResult(Answer, frozen=True):
+    """What an experiment has brought so far. difference: of the metric per answer, variant minus
+    control; low, high: its 95% interval, which holds however often it is looked at, null where too
+    little is known; different: whether it excludes 0; p_value: that nothing differs, valid at any
+    look.
+    """
+
+    control: ArmResult
+    variant: ArmResult
+    difference: float | None = None
+    low: float | None = None
+    high: float | None = None
+    p_value: float = 1.0
+    different: bool = False
+
+
 class ExperimentResponse(Answer, frozen=True):
     """An experiment. state: `running`, `promoting` (to be finished), `promoted` or `stopped`;
     started, changed: seconds since 1970; rules: of the variant; problem: why this process answers
-    everybody with the control although it runs.
+    everybody with the control although it runs; result: in the list of all experiments,
+    unless answers have no ids.
     """
 
     name: str
@@ -508,6 +537,7 @@ class ExperimentResponse(Answer, frozen=True):
     planned: int
     rules: dict[str, Rules] | None = None
     problem: str = ""
+    result: ExperimentResult | None = None
 
 
 class ExperimentsResponse(Answer, frozen=True):

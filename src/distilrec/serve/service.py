@@ -48,8 +48,10 @@ class Service:
         self.storage = Storage(config, store, self.models, self.metrics)
         self.swap = Swap(config, self.models, self.storage, self.metrics)
         self.rules = PlacementRules(config, self.models, self.storage)
-        self.experiments = Experiments(config, self.models, self.storage, self.swap, self.rules)
         self.outcomes = Outcomes(config, store, self.storage, self.metrics)
+        self.experiments = Experiments(
+            config, self.models, self.storage, self.swap, self.rules, self.outcomes
+        )
         self.upkeep = Upkeep(
             config,
             self.models,
