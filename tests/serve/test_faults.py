@@ -25,6 +25,7 @@ pytestmark = pytest.mark.server
 class Load:
     """Threads that ask and report without pause, and remember what was acknowledged and what failed.
 
+    Each event names the answer before it; named: the ids of events that do.
     patient: tries again where the service cannot be reached; first: number of the first event.
     """
 
@@ -33,6 +34,7 @@ class Load:
     ) -> None:
         self.server, self.patient = server, patient
         self.acknowledged: list[str] = []
+        self.named: set[str] = set()
         self.failed: list[str] = []
         self.versions: list[str] = []
         self.answers = 0
@@ -60,6 +62,7 @@ class Load:
         )
 
     def _run(self, thread: int) -> None:
+        answer: dict = {}
         with httpx.Client(base_url=self.server.url, timeout=PATIENCE, trust_env=False) as client:
             while not self._stop.is_set():
                 number = next(self._numbers)
@@ -68,6 +71,9 @@ class Load:
                     "item_id": f"i{number % 40}",
                     "event_id": f"e{number}",
                 }
+                if name := answer.pop("recommendation_id", None):
+                    event["recommendation_id"] = name
+                    self.named.add(event["event_id"])
                 for path, body in (
                     ("events", {"events": [event]}),
                     ("recommend", {"user_id": f"load-{thread}", "k": 3}),
@@ -85,7 +91,8 @@ class Load:
                         self.acknowledged.append(event["event_id"])
                     else:
                         self.answers += 1
-                        self.versions.append(response.json()["model_version"])
+                        answer = response.json()
+                        self.versions.append(answer["model_version"])
 
 
 def stored_ids(path: Path) -> list[str]:
@@ -96,11 +103,23 @@ def stored_ids(path: Path) -> list[str]:
         db.close()
 
 
+def counted(path: Path, measure: str) -> float:
+    """A sum of outcomes in a store."""
+    db = sqlite3.connect(path)
+    try:
+        rows = db.execute("SELECT sum(amount) FROM outcomes WHERE measure = ?", (measure,))
+        return rows.fetchone()[0] or 0
+    finally:
+        db.close()
+
+
 @pytest.mark.parametrize("rounds", [3])
 def test_kill_9_loses_nothing_that_was_acknowledged(bundle, tmp_path, rounds):
     """`bench/service.py` does it 20 times."""
     path = tmp_path / "store.db"
     acknowledged: list[str] = []
+    named: set[str] = set()
+    answers = 0
     for number in range(rounds):
         server = Server(bundle, f"sqlite:///{path}")
         with Load(server, patient=True, first=number * 1_000_000) as load:
@@ -108,9 +127,15 @@ def test_kill_9_loses_nothing_that_was_acknowledged(bundle, tmp_path, rounds):
             server.kill()
         assert load.acknowledged
         acknowledged += load.acknowledged
+        named |= load.named
+        answers += load.answers + 4  # which were given and did not arrive
     stored = stored_ids(path)
     assert set(acknowledged) <= set(stored)
     assert len(stored) == len(set(stored))
+    # What became of answers is counted with the events; answers are counted half a second late
+    assert named & set(acknowledged)
+    assert counted(path, "clicks") == counted(path, "clicked") == len(named & set(stored))
+    assert counted(path, "answers") <= answers
     server = Server(bundle, f"sqlite:///{path}")
     again = [
         {"user_id": "load-0", "item_id": "i1", "event_id": event_id}
@@ -136,7 +161,10 @@ def test_an_orderly_stop_under_load_loses_nothing(bundle, tmp_path):
     with Load(server, patient=True) as load:
         load.wait()
         assert server.stop() == 0
-    assert set(load.acknowledged) <= set(stored_ids(tmp_path / "store.db"))
+    stored = set(stored_ids(tmp_path / "store.db"))
+    assert set(load.acknowledged) <= stored
+    assert counted(tmp_path / "store.db", "clicks") == len(load.named & stored)
+    assert load.answers <= counted(tmp_path / "store.db", "answers") <= load.answers + 4
 
 
 def test_hot_swap_under_load(two_bundles, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sqlite3
 import subprocess
 import sys
@@ -10,16 +11,19 @@ from contextlib import closing
 from datetime import UTC, datetime
 
 import httpx
+import msgspec
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
-from distilrec.errors import ConfigError
+from distilrec.errors import ConfigError, StoreUnavailableError
 from distilrec.serve.config import ServiceConfig
+from distilrec.serve.metrics import Metrics
 from distilrec.serve.outcome_report import mean_of_sums, wilson
-from distilrec.serve.outcomes import SETTING
+from distilrec.serve.outcomes import OTHER_PLACEMENT, SETTING, Outcomes, Provenance
 from distilrec.serve.recommendation_ids import RecommendationId, RecommendationIds
+from distilrec.stores import open_store
 from tests import ROOT
 from tests.servers import Server, served, until
 
@@ -288,6 +292,68 @@ def small_service(bundle_copy):
 def test_a_type_means_one_thing(types):
     with pytest.raises(ConfigError, match="cannot mean two things"):
         ServiceConfig("bundle", **types)
+
+
+class FailingStorage:
+    """A storage whose first write fails although it has happened."""
+
+    def __init__(self, store):
+        self.store, self.writes, self.outcomes = store, 0, None
+
+    async def add_outcomes(self, batch, sums, provenances):
+        self.writes += 1
+        self.store.add_outcomes(batch, sums, provenances)
+        if self.writes == 1:
+            raise StoreUnavailableError("the store does not answer", fix="wait")
+
+
+@pytest.fixture
+def counting(tmp_path):
+    """Outcomes over a store whose first write fails, and the store."""
+    store = open_store(f"sqlite:///{tmp_path / 'store.db'}")
+    yield Outcomes(ServiceConfig("bundle"), store, FailingStorage(store), Metrics()), store
+    store.close()
+
+
+def answers_in(store):
+    """Answers by provenance."""
+    sums, texts = store.outcomes(0, 100_000)
+    found = {key.provenance: amount for key, amount in sums.items() if key.measure == "answers"}
+    return {msgspec.json.decode(texts[key], type=Provenance): n for key, n in found.items()}
+
+
+def test_answers_of_a_write_that_failed_count_once(counting):
+    outcomes, store = counting
+    for variant, group in (("summer/control", 3), ("summer/control", 3), ("summer/variant", 0)):
+        assert outcomes.identify("recommend", "home", "v1", "", variant, group)
+    with pytest.raises(StoreUnavailableError):
+        asyncio.run(outcomes.flush())
+    outcomes.identify("recommend", "home", "v1")
+    asyncio.run(outcomes.flush())
+    asyncio.run(outcomes.flush())
+    assert answers_in(store) == {
+        Provenance("recommend", "home", "v1", "", "summer/control", 3): 2,
+        Provenance("recommend", "home", "v1", "", "summer/variant", 0): 1,
+        Provenance("recommend", "home", "v1"): 1,
+    }
+
+
+def test_placements_are_bounded(counting):
+    outcomes, store = counting
+    for number in range(1_100):
+        for _ in range(2):
+            outcomes.identify("recommend", f"place {number}", "v1")
+    with pytest.raises(StoreUnavailableError):
+        asyncio.run(outcomes.flush())
+    found = answers_in(store)
+    assert len(found) == 1_001 and sum(found.values()) == 2_200
+    assert found[Provenance("recommend", OTHER_PLACEMENT, "v1")] == 200
+
+
+def test_every_answer_has_an_id_of_its_own(counting):
+    outcomes, _ = counting
+    ids = [outcomes.identify("similar", None, "v1") for _ in range(10_000)]
+    assert len(set(ids)) == len(ids)
 
 
 SECRET = bytes(range(32))
