@@ -58,8 +58,10 @@ class MemoryStore:
             for event in events:
                 positions.append(self._append(memory, event))
                 if event.attribution is not None and positions[-1]:
-                    marks = memory.marks.setdefault(event.attribution.recommendation, Marks())
-                    add_up(memory.sums, counted(event.attribution, marks))
+                    marks = memory.marks.setdefault(event.attribution.recommendation, {})
+                    added, new = counted(event.attribution, marks)
+                    add_up(memory.sums, added)
+                    marks.update(new)
             return positions
 
     def _append(self, memory, event):
@@ -235,11 +237,6 @@ class MemoryStore:
         if self.closed:
             raise StoreUnavailableError("the store is closed", fix="open it again")
         return _Locked(self.memory)
-
-
-class Marks(dict):
-    def set(self, mark, number):
-        self[mark] = number
 
 
 class _Locked:

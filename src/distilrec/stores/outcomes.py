@@ -19,7 +19,7 @@ script of `distilrec.stores.redis` says the same.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple
 
 import msgspec
 
@@ -79,49 +79,49 @@ class Outcomes(NamedTuple):
     provenances: Mapping[str, str]
 
 
-class Marks(Protocol):
-    """What is remembered of one answer."""
-
-    def get(self, mark: bytes) -> float | None:
-        """Return the number of a mark, None without it."""
-        ...
-
-    def set(self, mark: bytes, number: float) -> None:
-        """Set a mark."""
-        ...
-
-
-def counted(event: Attribution, marks: Marks) -> list[tuple[Sum, float]]:
-    """Return what an event adds to the sums, and mark it; nothing where it has counted already.
-
-    An item whose position the event does not say is where an earlier event of the answer said.
+def marks_of(event: Attribution) -> tuple[bytes, bytes, bytes, bytes]:
+    """Return the marks of its answer that say whether, and where, an event counts: its own one, the
+    impression and the click of its item, and the first event of its kind.
     """
-    code, conversion = MARKS[event.kind], event.kind == "conversion"
-    mark = code + event.item + (event.event if conversion else b"")
-    if marks.get(mark) is not None:
-        return []
-    shown, clicked = (marks.get(code + event.item) for code in (b"i", b"c"))
+    code, item = MARKS[event.kind], event.item
+    own = code + item + (event.event if event.kind == "conversion" else b"")
+    return own, b"i" + item, b"c" + item, code
+
+
+def counted(
+    event: Attribution, marks: Mapping[bytes, float]
+) -> tuple[list[tuple[Sum, float]], dict[bytes, float]]:
+    """Return what an event adds to the sums, and the marks to set for it; nothing where it has
+    counted already.
+
+    marks: those of `marks_of` that are set, and their numbers: the position of an item, or what the
+    conversions of the answer were worth. An item whose position the event does not say is where an
+    earlier event of the answer said.
+    """
+    own, impression, click, code = marks_of(event)
+    if own in marks:
+        return [], {}
+    shown, clicked = marks.get(impression), marks.get(click)
     position = event.position or int(shown or clicked or 0)
-    marks.set(mark, position)
+    new = {own: float(position)}
     added = [(position, f"{event.kind}s", 1.0)]
     if event.kind == "impression" and clicked is not None:
         added.append((position, "clicked_impressions", 1.0))
     if event.kind == "click" and shown is not None:
         added.append((int(shown), "clicked_impressions", 1.0))
-    before = marks.get(code)
-    if before is None:
+    if code not in marks:
         added.append((0, PER_ANSWER[event.kind], 1.0))
-    if conversion:
-        total = before or 0.0
+        new[code] = 0.0
+    if event.kind == "conversion":
+        total = marks.get(code, 0.0)
         added.append((position, "value", event.value))
         added.append((0, "squares", event.value * (2 * total + event.value)))
-        marks.set(code, total + event.value)
-    elif before is None:
-        marks.set(code, 0.0)
+        new[code] = total + event.value
     day = event.given // DAY
-    return [
+    sums = [
         (Sum(day, event.provenance, place, measure), amount) for place, measure, amount in added
     ]
+    return sums, new
 
 
 def add_up(sums: dict[Sum, float], added: Iterable[tuple[Sum, float]]) -> None:

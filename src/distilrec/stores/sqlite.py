@@ -21,7 +21,7 @@ from distilrec.errors import (
     StoreError,
     StoreUnavailableError,
 )
-from distilrec.stores.outcomes import OUTCOME_DAYS, Outcomes, Sum, add_up, counted
+from distilrec.stores.outcomes import OUTCOME_DAYS, Outcomes, Sum, add_up, counted, marks_of
 from distilrec.stores.records import (
     IMPRESSION,
     MAX_SHOWN,
@@ -615,34 +615,28 @@ def _keep_latest_shown(db: sqlite3.Connection, user_id: str) -> None:
     )
 
 
-class _Marks:
-    """What is remembered of one answer: see `distilrec.stores.outcomes.Marks`."""
-
-    def __init__(self, db: sqlite3.Connection, recommendation: bytes) -> None:
-        self._db, self._recommendation = db, recommendation
-
-    def get(self, mark: bytes) -> float | None:
-        row = self._db.execute(
-            "SELECT number FROM marks WHERE recommendation = ? AND mark = ?",
-            (self._recommendation, mark),
-        ).fetchone()
-        return row[0] if row else None
-
-    def set(self, mark: bytes, number: float) -> None:
-        self._db.execute(
-            "INSERT OR REPLACE INTO marks VALUES (?, ?, ?)", (self._recommendation, mark, number)
-        )
-
-
 def _attribute(db: sqlite3.Connection, events: Iterable[StoredEvent]) -> None:
     """Count what events say of answers, and forget the marks of old answers."""
     sums: dict[Sum, float] = {}
+    marks: dict[tuple[bytes, bytes], float] = {}  # to be set
     oldest = 0
     for event in events:
         attribution = event.attribution
         assert attribution is not None
-        add_up(sums, counted(attribution, _Marks(db, attribution.recommendation)))
+        answer, names = attribution.recommendation, marks_of(attribution)
+        found = dict(
+            db.execute(
+                "SELECT mark, number FROM marks WHERE recommendation = ? AND mark IN (?, ?, ?, ?)",
+                (answer, *names),
+            ).fetchall()
+        )
+        found |= {name: marks[answer, name] for name in names if (answer, name) in marks}
+        added, new = counted(attribution, found)
+        add_up(sums, added)
+        marks |= {(answer, name): number for name, number in new.items()}
         oldest = max(oldest, int(event.received) - attribution.keep)
+    rows = [(*key, number) for key, number in marks.items()]
+    db.executemany("INSERT OR REPLACE INTO marks VALUES (?, ?, ?)", rows)
     _add_up(db, sums)
     db.execute("DELETE FROM marks WHERE recommendation < ?", (oldest.to_bytes(4),))
 
