@@ -7,6 +7,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from collections import Counter
 from contextlib import closing
 from datetime import UTC, datetime
 
@@ -244,6 +245,27 @@ def test_each_model_answers_for_itself(two_bundles):
         found = {group["model_version"]: group for group in outcomes(service, "model_version")}
         assert found[before["model_version"]]["clicks"] == 1
         assert numbers(found[after["model_version"]]) == {"answers": 1}
+
+
+@pytest.mark.server
+def test_arms_of_an_experiment_are_told_apart(bundle):
+    with served(bundle) as service:
+        rules = {"home": {"pin": [{"item_id": "i9", "slot": 1}]}}
+        service.post("/v1/experiments/start", name="summer", share=0.5, rules={"placements": rules})
+        answers = [asked(service, user_id=f"u{n}", placement="home") for n in range(1, 25)]
+        for answer in answers[:12]:
+            said(service, answer, answer["items"][0]["item_id"])
+        given = Counter(answer["variant"] for answer in answers)
+        clicked = Counter(answer["variant"] for answer in answers[:12])
+        assert set(given) == {"summer/control", "summer/variant"}
+        found = {group["variant"]: group for group in outcomes(service, "variant")}
+        assert {name: group["answers"] for name, group in found.items()} == given
+        assert {name: group["clicked"] for name, group in found.items()} == clicked
+        groups = outcomes(service, "variant,group,rules")
+        assert len(groups) > 10 and sum(group["answers"] for group in groups) == 24
+        assert {(group["variant"], group["rules"] != "") for group in groups} == {
+            ("summer/control", False), ("summer/variant", True)
+        }  # fmt: skip
 
 
 @pytest.mark.server
