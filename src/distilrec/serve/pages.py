@@ -1,4 +1,4 @@
-"""The pages of the playground, and their security headers."""
+"""The pages of the playground and the script for pages of others, with their security headers."""
 
 from __future__ import annotations
 
@@ -11,16 +11,17 @@ _POLICY = (
     b"base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 PAGES = {
-    "/": ("index.html", b"text/html; charset=utf-8"),
-    "/playground.js": ("playground.js", b"text/javascript; charset=utf-8"),
-    "/playground.svg": ("playground.svg", b"image/svg+xml"),
-    "/playground.css": ("playground.css", b"text/css; charset=utf-8"),
+    "/": ("playground/index.html", b"text/html; charset=utf-8"),
+    "/playground.js": ("playground/playground.js", b"text/javascript; charset=utf-8"),
+    "/playground.svg": ("playground/playground.svg", b"image/svg+xml"),
+    "/playground.css": ("playground/playground.css", b"text/css; charset=utf-8"),
+    "/distilrec.js": ("script/distilrec.js", b"text/javascript; charset=utf-8"),
 }
 
 
 def endpoints() -> list[Endpoint]:
     """Return the endpoints of the pages."""
-    folder = files("distilrec.serve") / "playground"
+    folder = files("distilrec.serve")
 
     def page(file: str, media_type: bytes) -> Reply:
         headers = [(b"content-security-policy", _POLICY), (b"referrer-policy", b"no-referrer")]
