@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from distilrec.bundle.manifest import Manifest
 from distilrec.data.dataset import Dataset
 from distilrec.data.erased import listed
-from distilrec.data.fetch import DATASETS
+from distilrec.data.fetch import DATASETS, fetch_dataset
 from distilrec.errors import ConfigError, FileMissingError
 from distilrec.export.export import record_metrics
 from distilrec.files import key_of, locked, read_json, sync_folder, write_json, write_whole
@@ -49,7 +49,7 @@ from distilrec.runs.config import RefreshConfig, RunConfig
 from distilrec.runs.folder import Run, open_data, open_run, read_costs
 from distilrec.runs.generations import Generations
 from distilrec.runs.new_rows import NewRows, find_new_rows, scratch_of
-from distilrec.runs.source import source_of
+from distilrec.runs.source import name_of
 from distilrec.runs.stages import distill_student, export, prepare, record_training
 from distilrec.runs.teachers import train_teacher
 from distilrec.runs.upkeep import gate
@@ -292,22 +292,26 @@ def chosen_users(was: Dataset, now: Dataset, config: RefreshConfig, seed: int) -
 
 def _config(before: Run, target: Run) -> RunConfig:
     """Return the configuration of a generation, whose log is a folder of its own."""
-    source, data = source_of(before), before.config.data
-    users, items = source.users, source.items
-    return msgspec.structs.replace(
-        before.config,
-        data=msgspec.structs.replace(
+    data = before.config.data
+    if data.dataset is not None:
+        tables, schema = fetch_dataset(data.dataset), DATASETS[data.dataset].schema
+        data = msgspec.structs.replace(
             data,
             dataset=None,
-            interactions=str(target.places.log.absolute()),
-            users=None if users is None else str(users.source),
-            items=None if items is None else str(items.source),
-            columns=None,
-            schema=data.schema if data.dataset is None else DATASETS[data.dataset].schema,
-            name=data.dataset or data.name or Path(data.interactions or "").stem,
-            erased_users_must_exist=False,
-        ),
+            interactions=str(tables / "interactions.csv"),
+            users=str(tables / "users.csv"),
+            items=str(tables / "items.csv"),
+            schema=schema,
+            name=data.dataset,
+        )
+    data = msgspec.structs.replace(
+        data,
+        interactions=str(target.places.log.absolute()),
+        columns=None,
+        name=name_of(data),
+        erased_users_must_exist=False,
     )
+    return msgspec.structs.replace(before.config, data=data)
 
 
 def _shortened(config: RunConfig) -> RunConfig:
