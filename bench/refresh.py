@@ -10,7 +10,7 @@ that of the day before), one that is trained from fresh weights on the same data
 the beginning. Gate or not, each refresh counts. Seconds are those of one core: of a refresh all of
 it with its measurement, of a full training without one. The rates are paired by user, with 95%
 intervals. Resumes where it was interrupted, day by day. Prints a table and one JSON line, and
-writes both into `bench/results/`.
+writes both into `bench/results/` (`refresh-CONFIG.md`).
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def main() -> None:
             write_json(path, _day(run, folder, day, rows))
         found.append(read_json(path, dict[str, Any], error=DataError, fix=f"delete {path}"))
         print(json.dumps(found[-1]), flush=True)
-    _write_results(found, beginning)
+    _write_results(arguments.config.stem, found, beginning)
 
 
 def _cut(folder: Path, days: int, share: float) -> list[pl.DataFrame]:
@@ -150,7 +150,7 @@ def _difference(a: NDArray[np.float64], b: NDArray[np.float64], name: str) -> li
     return [found.mean, found.low, found.high]
 
 
-def _write_results(found: list[dict[str, Any]], beginning: float) -> None:
+def _write_results(name: str, found: list[dict[str, Any]], beginning: float) -> None:
     lines = [
         f"{NAME}, {len(found)} days of {found[0]['rows']:,} rows, NDCG@10 on the newest 5% of the "
         f"log of each day; the training of the beginning took {beginning:.0f} s",
@@ -171,8 +171,8 @@ def _write_results(found: list[dict[str, Any]], beginning: float) -> None:
         )
     table = "\n".join(lines)
     print(table)
-    (RESULTS / f"refresh-{NAME}.md").write_text(table + "\n")
-    (RESULTS / f"refresh-{NAME}.json").write_text(json.dumps(found) + "\n")
+    (RESULTS / f"refresh-{name}.md").write_text(table + "\n")
+    (RESULTS / f"refresh-{name}.json").write_text(json.dumps(found) + "\n")
 
 
 if __name__ == "__main__":
