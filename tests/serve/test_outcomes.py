@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import sqlite3
 import subprocess
 import sys
@@ -232,6 +233,12 @@ def test_impressions_by_the_rule_of_the_answer(opened):
     }  # fmt: skip
     places = {group["position"]: group for group in outcomes(service, "position")}
     assert list(places) == list(range(1, 9)) and places[6]["clicks"] == 1
+    metrics = until(
+        lambda: 'outcome="impression"' in (text := service.client.get("/metrics").text) and text,
+        "impressions are measured",
+    )
+    counts = re.findall(r'outcomes_total{.*outcome="impression",placement="home".*} (.*)', metrics)
+    assert sum(map(float, counts)) == 8
 
 
 @pytest.mark.server

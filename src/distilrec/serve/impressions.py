@@ -52,3 +52,7 @@ class Impressions:
             await self._storage.append(events)
         except (StoreError, ServiceError):
             self._metrics.events.labels("lost_impression").inc(len(events))
+            return
+        for event in events:
+            if event.attribution is not None:
+                self._outcomes.note("impression", event)
