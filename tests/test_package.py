@@ -115,7 +115,19 @@ def test_the_pinned_versions_are_those_that_are_asked_for():
     pins = [Requirement(line) for line in lines if line and not line.startswith("#")]
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    ours = {"redis", "ann", "onnx", "ray", "tune", "privacy", "checks", "sql", "texts", "train"}
+    ours = {
+        "redis",
+        "ann",
+        "onnx",
+        "ray",
+        "tune",
+        "privacy",
+        "checks",
+        "cloud",
+        "sql",
+        "texts",
+        "train",
+    }
     assert set(extras) == ours | {"adapters", "dev", "docs", "bench"}
     for wish in map(
         Requirement,

@@ -27,7 +27,7 @@ MEMBER = '[teacher]\nkind = "ensemble"\n[[teacher.members]]\nmodel = '
     [
         ("seed = ", "is not valid TOML: Invalid value", "correct the syntax"),
         ("[teachr]", "there is no key `teachr`", "did you mean `teacher`"),
-        ("[zzz]", "there is no key `zzz`", "there are: data, cleaning, targets, split"),
+        ("[zzz]", "there is no key `zzz`", "there are: data, cleaning, split"),
         ("[student_training]\nepoch = 3", r"no key `epoch` in \[student_training\]", "did you mean `epochs`"),
         ('[student_training]\nepochs = "many"', "expected `int`, got `str`, in student_training.epochs", "correct"),
         (MEMBER + "{dim = 3}", r"there is no `kind` in \[teacher.members.model\]", "set it to one of: transformer, dnn"),

@@ -17,7 +17,7 @@ the other, in the order of their names (`distilrec.data.paths`).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -28,10 +28,12 @@ from distilrec.data.lines import TextFormat, plain_text
 from distilrec.data.objects import from_pandas, without_objects
 from distilrec.data.paths import ATOMIC, LINES, PARQUET, Files, Partition, find_files, suffix_of
 from distilrec.data.queries import Query, run_query
+from distilrec.data.remote import copy_here, is_remote
 from distilrec.data.separated import Rows, distinct, scan_double_colons, scan_separated
 from distilrec.errors import (
     ColumnTypeError,
     DataError,
+    DistilrecError,
     NotEnoughDataError,
     first_line,
 )
@@ -155,7 +157,28 @@ def open_log(
         frame = source if isinstance(source, pl.DataFrame) else from_pandas(source)
         frame = without_objects(frame)
         return Log("the log", frame.height, frame, uuids=_uuids([frame.lazy()]))
+    if is_remote(source):
+        return _open_remote(str(source), scratch, columns, text or TextFormat())
     return _open_files(Path(source), scratch, columns, text or TextFormat())
+
+
+def _open_remote(
+    address: str, scratch: Path, columns: Sequence[str] | None, text: TextFormat
+) -> Log:
+    """Return a log on object storage; what is said of its files names their addresses."""
+    path = copy_here(address, scratch)
+    here, there = f"{scratch / 'remote'}/", "/".join(address.split("/")[:3]) + "/"
+    try:
+        log = _open_files(path, scratch, columns, text)
+    except DistilrecError as problem:
+        context = {
+            name: value.replace(here, there) if isinstance(value, str) else value
+            for name, value in problem.context.items()
+        }
+        raise type(problem)(
+            problem.message.replace(here, there), fix=problem.fix, **context
+        ) from None
+    return replace(log, name=address, notes=tuple(note.replace(here, there) for note in log.notes))
 
 
 def _open_files(path: Path, scratch: Path, columns: Sequence[str] | None, text: TextFormat) -> Log:

@@ -15,6 +15,7 @@ from distilrec.data.fetch import DATASETS
 from distilrec.data.lines import TextFormat
 from distilrec.data.order import Ties, WantedOrder, check_wanted
 from distilrec.data.queries import Query
+from distilrec.data.remote import is_remote
 from distilrec.data.schema import Schema
 from distilrec.data.splits import Split
 from distilrec.distill.distillation import DistillationConfig
@@ -50,7 +51,8 @@ class DataConfig(Settings, frozen=True):
     """Name of a public data set (`ml-100k`, `ml-1m`), in place of files."""
     interactions: str | Query | None = None
     """The log: a file (.csv .tsv .txt .dat .parquet .jsonl .inter), a folder of these, also with
-    partitions, a pattern, or a query on a database (`[data.interactions]`).
+    partitions, a pattern, one of these on object
+    storage (`s3://bucket/log/*.parquet`), or a query on a database (`[data.interactions]`).
     """
     users: str | Query | None = None
     """Features of the users, in the same forms."""
@@ -261,7 +263,7 @@ def _source_in(folder: Path, source: str | Query) -> str | Query:
     """Return the same source with its path relative to the configuration file made absolute."""
     if isinstance(source, Query):
         return source.relative_to(folder)
-    return str((folder / source).resolve())
+    return source if is_remote(source) else str((folder / source).resolve())
 
 
 def _absolute(teacher: TeacherConfig, folder: Path) -> TeacherConfig:
