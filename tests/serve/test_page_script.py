@@ -30,7 +30,13 @@ def shop(bundle_copy, tmp_path, browser):
 
         def start(*options: str):
             return stack.enter_context(
-                served(bundle_copy, "--allowed-origins", site, *options, store=str(tmp_path / "page.db"))
+                served(
+                    bundle_copy,
+                    "--allowed-origins",
+                    site,
+                    *options,
+                    store=str(tmp_path / "page.db"),
+                )
             )
 
         def visit(service, data="", inside=""):
