@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from itertools import count
 
 from distilrec.engine.answers import Contribution
-from distilrec.engine.filters import Filter, values_of
+from distilrec.engine.filters import values_of
 from distilrec.engine.recommender import Recommender
 from distilrec.engine.ruled import Arranged
 from distilrec.engine.rules import Rules
@@ -22,10 +22,11 @@ from distilrec.serve.arms import Arm
 from distilrec.serve.config import ServiceConfig
 from distilrec.serve.http import Endpoint
 from distilrec.serve.impressions import Impressions
+from distilrec.serve.lists import best_for, check_list
 from distilrec.serve.metrics import Metrics
 from distilrec.serve.models import Models
 from distilrec.serve.outcomes import Outcomes
-from distilrec.serve.parameters import check_filter, check_limit, known_items
+from distilrec.serve.parameters import check_limit, known_items
 from distilrec.serve.rules import PlacementRules, check_rules
 from distilrec.serve.schemas import (
     BatchRequest,
@@ -46,7 +47,6 @@ _BATCH_PART = 50  # requests of a batch whose users are read together
 # What one request may ask for: more is refused.
 _MAX_ITEMS = 50_000
 _MAX_EXPLAINED = 200
-_MAX_DIVERSIFIED = 200
 _MAX_HISTORY = 1_000
 _NO_RULES = Rules()
 
@@ -88,10 +88,10 @@ class Answers:
             impressions = await self._impressions.of(user_id, rules, request.now)
             async with self._turns:  # costly answers are given one at a time, others in between
                 await asyncio.sleep(0)
-                answer = self._answer(recommender, user_id, request, impressions, arm)
+                answer = self._answer(recommender, user_id, request, rules, impressions, arm)
             await self._impressions.note([(answer, rules)])
         else:
-            answer = self._answer(recommender, user_id, request, None, arm)
+            answer = self._answer(recommender, user_id, request, None, {}, arm)
         return answer if arm is None else arm.named(answer)
 
     async def recommend_batch(
@@ -114,7 +114,7 @@ class Answers:
                 await self._impressions.of(user, followed, one.now)
                 for user, followed, one in zip(users, rules, part, strict=True)
             ]
-            waiting = list(zip(recommenders, users, part, impressions, arms, strict=True))[::-1]
+            waiting = [*zip(recommenders, users, part, rules, impressions, arms, strict=True)][::-1]
             while waiting:
                 async with self._turns:
                     await asyncio.sleep(0)
@@ -149,7 +149,9 @@ class Answers:
         self._count_unknown(recommender, request)
         version = recommender.model_version
         answer_id = self._identify("rank", None, version, "", arm)
-        found = RecommendResponse(user_id, known, version, answer, unknown, None, "", answer_id)
+        found = RecommendResponse(
+            user_id, known, version, answer, unknown, recommendation_id=answer_id
+        )
         return found if arm is None else arm.named(found)
 
     def _identify(
@@ -183,25 +185,17 @@ class Answers:
         recommender: Recommender,
         user_id: str | None,
         request: RecommendRequest,
-        impressions: Mapping[str, int] | None = None,
-        arm: Arm | None = None,
+        rules: Rules | None,
+        impressions: Mapping[str, int],
+        arm: Arm | None,
     ) -> RecommendResponse:
         if request.k > self._max_k:
             check_limit("k", request.k, self._max_k)
-        rules = self._rules_of(request, arm)
         if rules is not None:
             return self._under_rules(recommender, user_id, request, rules, impressions, arm)
         if user_id is None or request.history is not None or likely.is_asked_for(request):
             return self._seldom(recommender, user_id, request, arm)
-        best = recommender.best(
-            user_id,
-            request.k,
-            request.exclude_seen,
-            request.filter,
-            request.diversity,
-            request.now,
-            request.context,
-        )
+        best = best_for(recommender, user_id, request)
         if request.context:
             self._count_unknown(recommender, request)
         if request.filter is None:
@@ -214,10 +208,7 @@ class Answers:
             recommender.knows_user(user_id),
             version,
             _ranked(recommender, user_id, best, request),
-            [],
-            None,
-            "",
-            self._identify("recommend", request.placement, version, "", arm),
+            recommendation_id=self._identify("recommend", request.placement, version, "", arm),
         )
 
     def _seldom(
@@ -235,20 +226,12 @@ class Answers:
             chances = likely.recommended(recommender, user, request)
             items = chances.added_to(_ranked(recommender, user, chances.best, request))
         else:
-            best = recommender.best(
-                user,
-                request.k,
-                request.exclude_seen,
-                request.filter,
-                request.diversity,
-                request.now,
-                request.context,
-            )
+            best = best_for(recommender, user, request)
             items = _ranked(recommender, user, best, request)
         self._count_unknown(recommender, request)
         version = recommender.model_version
         answer_id = self._identify("recommend", request.placement, version, "", arm)
-        return RecommendResponse(user_id, known, version, items, [], None, "", answer_id)
+        return RecommendResponse(user_id, known, version, items, recommendation_id=answer_id)
 
     def _rules_of(self, request: RecommendRequest, arm: Arm | None) -> Rules | None:
         """Return the rules that a list follows; none, but not None, where it goes on behind other
@@ -269,7 +252,7 @@ class Answers:
         user_id: str | None,
         request: RecommendRequest,
         rules: Rules,
-        impressions: Mapping[str, int] | None,
+        impressions: Mapping[str, int],
         arm: Arm | None,
     ) -> RecommendResponse:
         """Answer under rules. impressions: what the user was shown while that counts for them."""
@@ -301,10 +284,10 @@ class Answers:
             likely.with_probabilities(
                 recommender, user, request, _ranked(recommender, user, best, request, found.first)
             ),
-            [],
-            None if rules is _NO_RULES else self._followed(found, request, arm),
-            "",
-            self._identify("recommend", request.placement, version, followed, arm),
+            rules=None if rules is _NO_RULES else self._followed(found, request, arm),
+            recommendation_id=self._identify(
+                "recommend", request.placement, version, followed, arm
+            ),
         )
 
     def _followed(
@@ -344,14 +327,6 @@ class Answers:
             check_limit("items in all answers of a request", items, max(_MAX_ITEMS, self._max_k))
         explained = sum(request.k for request in requests if request.explain)
         check_limit("explained items in a request", explained, _MAX_EXPLAINED)
-
-
-def check_list(k: int, chosen: Filter | None, diversity: float) -> None:
-    """Raise RequestError for a list that would take longer than other requests can wait."""
-    if diversity:
-        check_limit("k of a diversified list", k, _MAX_DIVERSIFIED)
-    if chosen is not None:
-        check_filter(chosen)
 
 
 def endpoints(answers: Answers, config: ServiceConfig) -> list[Endpoint]:

@@ -9,9 +9,8 @@ import msgspec
 from distilrec.engine.answers import ValuedItem
 from distilrec.engine.recommender import Recommender
 from distilrec.engine.users import User
+from distilrec.serve.lists import Best, best_for
 from distilrec.serve.schemas import RankedItem, RankRequest, RecommendRequest
-
-Best = tuple[list[str], list[float]]
 
 
 class LikelyItems(NamedTuple):
@@ -26,10 +25,7 @@ class LikelyItems(NamedTuple):
     def added_to(self, items: list[RankedItem]) -> list[RankedItem]:
         """Return these items, in the same order, with probabilities and values."""
         if self.valued is None:
-            return [
-                msgspec.structs.replace(item, probability=probability)
-                for item, probability in zip(items, self.probabilities, strict=True)
-            ]
+            return _likely(items, self.probabilities)
         return [
             msgspec.structs.replace(
                 item, probability=one.probability, value=one.value, parts=one.parts
@@ -61,15 +57,7 @@ def recommended(
                 context=request.context,
             )
         )
-    best = recommender.best(
-        user,
-        request.k,
-        request.exclude_seen,
-        request.filter,
-        request.diversity,
-        request.now,
-        request.context,
-    )
+    best = best_for(recommender, user, request)
     return LikelyItems(best, _probabilities(recommender, user, request, best[0]), None)
 
 
@@ -99,8 +87,7 @@ def with_probabilities(
     if not request.probabilities:
         return items
     names = [item.item_id for item in items]
-    found = _probabilities(recommender, user, request, names)
-    return LikelyItems((names, []), found, None).added_to(items)
+    return _likely(items, _probabilities(recommender, user, request, names))
 
 
 def _probabilities(
@@ -114,3 +101,10 @@ def _probabilities(
 def _of_valued(valued: list[ValuedItem]) -> LikelyItems:
     best = [one.item_id for one in valued], [one.score for one in valued]
     return LikelyItems(best, [one.probability for one in valued], valued)
+
+
+def _likely(items: list[RankedItem], probabilities: list[float]) -> list[RankedItem]:
+    return [
+        msgspec.structs.replace(item, probability=probability)
+        for item, probability in zip(items, probabilities, strict=True)
+    ]

@@ -8,9 +8,9 @@ from collections import OrderedDict
 from itertools import count
 
 from distilrec.engine.popular import Ranking, Window, window_of
-from distilrec.serve.answers import check_list
 from distilrec.serve.config import ServiceConfig
 from distilrec.serve.http import Endpoint
+from distilrec.serve.lists import check_list
 from distilrec.serve.models import Models
 from distilrec.serve.outcomes import Outcomes
 from distilrec.serve.parameters import check_limit

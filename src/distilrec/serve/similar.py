@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 from itertools import count
 
-from distilrec.serve.answers import check_list
 from distilrec.serve.config import ServiceConfig
 from distilrec.serve.http import Endpoint
+from distilrec.serve.lists import check_list
 from distilrec.serve.models import Models
 from distilrec.serve.outcomes import Outcomes
 from distilrec.serve.parameters import check_limit, known_items

@@ -28,6 +28,7 @@ from distilrec.errors import (
 )
 from distilrec.serve.config import ServiceConfig, bundle_root
 from distilrec.serve.http import Endpoint
+from distilrec.serve.lists import best_for
 from distilrec.serve.logs import log
 from distilrec.serve.metrics import Metrics
 from distilrec.serve.models import Choice, Models, Served
@@ -316,15 +317,7 @@ class Swap:
             ):
                 await self._storage.catch_up(recommender, [user_id])
                 started = time.perf_counter()
-                best, _ = recommender.best(
-                    user_id,
-                    request.k,
-                    request.exclude_seen,
-                    request.filter,
-                    request.diversity,
-                    request.now,
-                    request.context,
-                )
+                best, _ = best_for(recommender, user_id, request)
                 lists.append(best)
                 spent.append((time.perf_counter() - started) * 1e6)
         except ConfigError:  # a filter on an attribute that only one of the two has
