@@ -19,17 +19,25 @@ from distilrec import load, runs
 from distilrec.cli.app import main
 from distilrec.data.dataset import Dataset
 from distilrec.data.splits import Split
-from distilrec.errors import ColumnMissingError, ColumnTypeError, ConfigError, DataError
+from distilrec.errors import (
+    ColumnMissingError,
+    ColumnTypeError,
+    ConfigError,
+    DataError,
+    ServiceError,
+)
 from distilrec.files import locked
 from distilrec.measure.ranking import questions, rank
 from distilrec.networks.build import build_model
 from distilrec.report.comparison import BundleScorer
 from distilrec.report.earlier import EarlierBundle
-from distilrec.report.gate import Thresholds
+from distilrec.report.gate import Check, Thresholds
 from distilrec.runs.generations import Generations
 from distilrec.runs.refreshing import refresh
+from distilrec.runs.served import let_answer
 from distilrec.training.warm import carried_over
 from tests.killed import killed
+from tests.servers import served
 from tests.small_run import NETWORKS, SCHEMA, Said, dataset, small_config, tables
 
 
@@ -371,3 +379,68 @@ def test_two_at_once_are_refused(run, capsys):
         main(["refresh", "--run", str(folder), "--log", str(folder / "late.csv")])
     assert ended.value.code == 75
     assert "another process works in" in capsys.readouterr().err
+
+
+@pytest.mark.server
+def test_a_service_answers_with_the_bundle_that_counts(run, capsys, monkeypatch, tmp_path):
+    folder, late = run
+    late.write_csv(folder.parent / "late.csv")
+    monkeypatch.setattr(
+        "distilrec.runs.refreshing.Check",
+        lambda name, value, limit, at_least: Check(name, value, -1.0, at_least),
+    )
+    made = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "distilrec.cli",
+            "key",
+            "--name",
+            "n",
+            "--scopes",
+            "recommend,admin",
+        ],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    keys = tmp_path / "keys.toml"
+    keys.write_text(made.stdout)
+    options = ("--keys", keys, "--bundle-root", folder)
+    with served(folder / "bundle", *options, store=str(tmp_path / "store.db")) as service:
+        command = ["refresh", "--run", str(folder), "--log", str(folder.parent / "late.csv")]
+        command += ["--service", service.url]
+        assert main_code(command) == 2  # the bundle counts, and the service wants a key
+        said = capsys.readouterr().err
+        assert "answers 401" in said and "DISTILREC_KEY" in said
+        assert Generations(folder).current() == 1
+
+        monkeypatch.setenv("DISTILREC_KEY", made.stderr.split()[-1])
+        version = load(folder / "generations/1/bundle").model_version
+        assert main_code(command) == 0  # no new rows, and the service is told all the same
+        assert f"service: answers with {version}, was " in capsys.readouterr().out
+        service.client.headers["x-api-key"] = made.stderr.split()[-1]
+        assert service.client.get("/v1/model").json()["model_version"] == version
+        assert main_code(command) == 0
+        assert f"service: answers with {version} already" in capsys.readouterr().out
+
+        # Models that differ too much: the service keeps the one that it has
+        for _ in range(20):
+            service.client.post("/v1/recommend", json={"user_id": "u1"})
+        declined = let_answer(
+            service.url, folder / "bundle", key=made.stderr.split()[-1], min_agreement=1.0
+        )
+        assert not declined.switched and "did not switch" in declined.line
+    with pytest.raises(ServiceError, match="gives no answer of a distilrec service"):
+        let_answer(service.url, folder / "bundle")
+    with pytest.raises(ConfigError, match="is no address"):
+        let_answer("localhost:8000", folder / "bundle")
+
+
+def main_code(command: list[str]) -> int | str | None:
+    """The exit code of a command in this process."""
+    try:
+        main(command)
+    except SystemExit as ended:
+        return ended.code
+    return 0

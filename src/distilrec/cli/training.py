@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -228,7 +229,7 @@ def gate(
 
 
 @app.command
-def refresh(
+def refresh(  # noqa: PLR0913 - options of a command
     *,
     log: Annotated[
         Path, Parameter(help="New rows, in a file with the columns of the log of the run.")
@@ -252,6 +253,20 @@ def refresh(
             "new bundle is from it."
         ),
     ] = False,
+    service: Annotated[
+        str | None,
+        Parameter(
+            help="Address of a service that then answers with the bundle that counts; its key is "
+            "in the environment variable DISTILREC_KEY."
+        ),
+    ] = None,
+    min_agreement: Annotated[
+        float,
+        Parameter(
+            help="The service switches only where its model and the new one agree on this share of "
+            "the items of its latest answers; exit code 1 otherwise."
+        ),
+    ] = 0.0,
     ray: Ray = None,
     device: Device = "auto",
     precision: Precision = "auto",
@@ -278,11 +293,28 @@ def refresh(
         )
     if done is None:
         print("refresh: no new rows, nothing to do")
-        return
-    if metrics is not None:
-        write_refresh_metrics(done, metrics)
-    _print_checks(done.checks)
-    print(f"bundle: {done.bundle}")
+    else:
+        if metrics is not None:
+            write_refresh_metrics(done, metrics)
+        _print_checks(done.checks)
+        print(f"bundle: {done.bundle}")
+    if service is not None:
+        _let_answer(service, run, min_agreement)
+
+
+def _let_answer(service: str, run: Path, min_agreement: float) -> None:
+    """Let a service answer with the bundle of a run that counts; exit code 1 where it declines."""
+    from distilrec.runs.generations import Generations
+    from distilrec.runs.places import Places
+    from distilrec.runs.served import KEY_VARIABLE, let_answer
+
+    generations = Generations(run)
+    bundle = Places(generations.folder(generations.current())).bundle
+    key = os.environ.get(KEY_VARIABLE)
+    said = let_answer(service, bundle, key=key, min_agreement=min_agreement)
+    print(said.line)
+    if not said.switched:
+        raise SystemExit(1)
 
 
 @app.command

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from distilrec.runs.folder import Run, open_data, open_run, read_costs
     from distilrec.runs.headroom import warn_of_little_headroom
     from distilrec.runs.refreshing import refresh
+    from distilrec.runs.served import let_answer
     from distilrec.runs.sizes import sweep
     from distilrec.runs.stages import (
         distill_student,
@@ -42,7 +43,7 @@ _MODULES = {
     "trained_once": "artifact",
     "model_bytes": "candidates", "student_candidate": "candidates",
     "teacher_candidates": "candidates",
-    "refresh": "refreshing",
+    "refresh": "refreshing", "let_answer": "served",
     "sweep": "sizes",
     "check_drift": "upkeep", "gate": "upkeep", "tune_students": "upkeep",
 }  # fmt: skip
@@ -60,6 +61,7 @@ __all__ = [
     "export",
     "forget_user",
     "gate",
+    "let_answer",
     "model_bytes",
     "open_data",
     "open_run",
