@@ -27,6 +27,7 @@ NEVER_SERVED = {
     "training_failed",
     "teacher_invalid",
     "labels_invalid",
+    "source_unavailable",
 }
 
 
