@@ -68,6 +68,7 @@ def test_nothing_else_writes_files():
         "files.py": 2,  # the module itself
         "data/fetch.py": 1,  # into a temporary folder
         "data/lines.py": 1,  # into the scratch folder of the preparation
+        "data/remote.py": 1,  # into the same
         "data/separated.py": 1,  # into the same
         "labels/store.py": 1,  # into the new file of `replacing`
         "teachers/adapters/recbole.py": 1,  # an export for another library

@@ -363,7 +363,7 @@ def test_a_command_that_is_killed_goes_on(run):
     late.write_parquet(folder.parent / "late.parquet")
     command = ["refresh", "--run", str(folder), "--log", str(folder.parent / "late.parquet")]
     ended = subprocess.run(
-        [sys.executable, "-m", "tests.killed", "40", str(folder), *command], check=False
+        [sys.executable, "-m", "tests.killed", "20", str(folder), *command], check=False
     )
     assert ended.returncode == -signal.SIGKILL
     assert Generations(folder).current() == 0

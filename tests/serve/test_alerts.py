@@ -28,6 +28,7 @@ NEVER_SERVED = {
     "teacher_invalid",
     "labels_invalid",
     "source_unavailable",
+    "folder_held",
 }
 
 
