@@ -14,7 +14,7 @@ from distilrec.data.dataset import Dataset, Histories
 from distilrec.features.encoding import FeatureMatrix
 from distilrec.offsets import offsets_of
 from distilrec.report.comparison import BundleScorer
-from distilrec.training.warm import columns_at
+from distilrec.training.warm import columns_at, places_in
 
 
 class EarlierBundle:
@@ -27,8 +27,7 @@ class EarlierBundle:
     def __init__(self, folder: Path, dataset: Dataset) -> None:
         bundle = read_bundle(folder)
         manifest, info = bundle.manifest, dataset.info
-        places = {item: place for place, item in enumerate(bundle.catalogue.ids)}
-        self._items = np.array([places.get(item, -1) for item in info.item_ids], np.int32)
+        self._items = places_in(bundle.catalogue.ids, info.item_ids).astype(np.int32)
         types = {name: place for place, name in enumerate(manifest.event_types)}
         self._types = np.array([types.get(name, 0) for name in info.event_types], np.int32)
         users = columns_at(manifest.user_encoder, info.user_encoder)

@@ -154,17 +154,16 @@ class Experiments:
         """Raise ExperimentConflictError where an experiment runs, StoreErrors."""
         async with self._changing:
             await self._log.follow()
-            if (experiment := self._log.open) is not None:
-                raise ExperimentConflictError(
-                    f"the experiment {experiment.name!r} runs",
-                    fix="stop or promote it first",
-                )
+            self._check_none_open()
 
-    def _check_free(self, name: str) -> None:
+    def _check_none_open(self) -> None:
         if (running := self._log.open) is not None:
             raise ExperimentConflictError(
                 f"the experiment {running.name!r} runs", fix="stop or promote it first"
             )
+
+    def _check_free(self, name: str) -> None:
+        self._check_none_open()
         if name in self._log.by_name:
             raise ExperimentConflictError(
                 f"there was an experiment {name!r}", fix="give this one another name"

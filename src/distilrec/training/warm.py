@@ -100,7 +100,7 @@ def found_at(what: str, was: DatasetInfo, now: DatasetInfo) -> NDArray[np.int64]
     """
     match what:
         case "items":
-            return _found(was.item_ids[: was.warm_items], now.item_ids[: now.warm_items])
+            return places_in(was.item_ids[: was.warm_items], now.item_ids[: now.warm_items])
         case "item columns":
             return columns_at(was.item_encoder, now.item_encoder)
         case "user columns":
@@ -108,7 +108,7 @@ def found_at(what: str, was: DatasetInfo, now: DatasetInfo) -> NDArray[np.int64]
         case "context columns":
             return columns_at(was.context_encoder, now.context_encoder)
         case _:
-            return _found(was.event_types, now.event_types, ["unknown"] * len(now.event_types))
+            return places_in(was.event_types, now.event_types, ["unknown"] * len(now.event_types))
 
 
 def columns_at(was: FeatureEncoder, now: FeatureEncoder) -> NDArray[np.int64]:
@@ -120,12 +120,15 @@ def columns_at(was: FeatureEncoder, now: FeatureEncoder) -> NDArray[np.int64]:
         names = FeatureEncoder((encoding,)).column_names()
         listed = isinstance(encoding, CategoricalEncoding | MultiEncoding)
         stand_ins += names[:1] * len(names) if listed else names
-    return _found(was.column_names(), now.column_names(), stand_ins)
+    return places_in(was.column_names(), now.column_names(), stand_ins)
 
 
-def _found(
+def places_in(
     was: Sequence[str], now: Sequence[str], stand_ins: Sequence[str] = ()
 ) -> NDArray[np.int64]:
+    """Return where each of these names stood before, or its stand-in; -1 for one that has no
+    place.
+    """
     places = {name: place for place, name in enumerate(was)}
     others = [places.get(name, _NEW) for name in stand_ins] or [_NEW] * len(now)
     found = [places.get(name, other) for name, other in zip(now, others, strict=True)]
