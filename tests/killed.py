@@ -1,12 +1,13 @@
 """What happens to files when a process is killed: dies before the n-th change of a folder, and leaves torn what was not synced.
 
-`python -m tests.killed N FOLDER ARGUMENTS…` runs the command line and kills itself (SIGKILL) there.
+`run_killed` runs the command line in a process that kills itself (SIGKILL) there.
 """
 
 from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -62,6 +63,22 @@ def killed(folder: Path, number: int) -> Iterator[list[str]]:
             yield changes
         except Killed:
             return
+
+
+def run_killed(number: int, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Runs `distilrec ARGUMENTS…` in a process of its own that is killed before change `number` of the folder.
+
+    Tests work in folders of their own, so that the process is told where this package lies.
+    """
+    ended = subprocess.run(
+        [sys.executable, "-m", "tests.killed", str(number), str(folder), *arguments],
+        cwd=Path(__file__).parent.parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == -signal.SIGKILL, ended.stderr
+    return ended
 
 
 if __name__ == "__main__":

@@ -5,9 +5,6 @@ from __future__ import annotations
 import hashlib
 import re
 import shutil
-import signal
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -36,7 +33,7 @@ from distilrec.teachers.linear import LinearConfig
 from distilrec.training.options import TrainingConfig
 from distilrec.training.trained import load_model
 from tests import ROOT
-from tests.killed import Killed, dying, killed
+from tests.killed import Killed, dying, killed, run_killed
 from tests.small_run import Said, small_config, tables, write_tables
 
 pytestmark = pytest.mark.slow
@@ -545,16 +542,8 @@ def test_a_real_kill(long_ids, tmp_path):
     for number in (len(changes) // 2, len(changes) - 1):
         run = tmp_path / str(number)
         shutil.copytree(long_ids, run)
-        command = [sys.executable, "-m", "tests.killed", str(number), str(run)]
         forget = ["forget", "--run", str(run), "--user-id", USER]
-        one = subprocess.run(
-            [*command, *forget],
-            cwd=SOURCE.parent.parent,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert one.returncode == -signal.SIGKILL, one.stderr
+        run_killed(number, run, *forget)
         assert len(holders(run, USER)) > 1
         main(forget)
         assert holders(run, USER) == ["erased-users.txt"]

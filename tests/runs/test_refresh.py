@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
 import subprocess
 import sys
 import time
@@ -36,7 +35,7 @@ from distilrec.runs.generations import Generations
 from distilrec.runs.refreshing import refresh
 from distilrec.runs.served import let_answer
 from distilrec.training.warm import carried_over
-from tests.killed import killed
+from tests.killed import killed, run_killed
 from tests.servers import served
 from tests.small_run import NETWORKS, SCHEMA, Said, dataset, small_config, tables
 
@@ -362,10 +361,7 @@ def test_a_command_that_is_killed_goes_on(run):
     folder, late = run
     late.write_parquet(folder.parent / "late.parquet")
     command = ["refresh", "--run", str(folder), "--log", str(folder.parent / "late.parquet")]
-    ended = subprocess.run(
-        [sys.executable, "-m", "tests.killed", "20", str(folder), *command], check=False
-    )
-    assert ended.returncode == -signal.SIGKILL
+    run_killed(20, folder, *command)
     assert Generations(folder).current() == 0
     again = subprocess.run([sys.executable, "-m", "distilrec.cli", *command], check=False)
     assert again.returncode in {0, 1}
