@@ -75,12 +75,15 @@ def test_the_real_client_asks_who_is_there(client, server):
             "user_id": "BYTES",
             "k": "INT64",
             "now": "INT64",
+            "context": "BYTES",
+            "placement": "BYTES",
         }
         assert [tensor["name"] for tensor in model["outputs"]] == [
             "item_id",
             "score",
             "count",
             "probability",
+            "recommendation_id",
         ]
 
 

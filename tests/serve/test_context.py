@@ -72,6 +72,27 @@ def test_an_unknown_value_is_unknown_and_counted(server):
     assert line in server.client.get("/metrics").text
 
 
+def test_kserve_says_the_context(server):
+    def answered(*told):
+        tensors = [
+            {"name": name, "shape": [1], "datatype": "BYTES", "data": [text]}
+            for name, text in [("user_id", "a"), *told]
+        ]
+        return server.client.post("/v2/models/distilrec/infer", json={"inputs": tensors})
+
+    for told, context in (([], None), ([("context", json.dumps(PHONE))], PHONE)):
+        outputs = {one["name"]: one["data"] for one in answered(*told).json()["outputs"]}
+        items = server.post("/v1/recommend", user_id="a", context=context)["items"]
+        assert outputs["score"] == pytest.approx([item["score"] for item in items], abs=1e-5)
+    for text, words in (
+        ("phone", "cannot be read"),
+        ('["phone"]', "Expected `object | null`"),
+        ('{"page": "home"}', "no context feature 'page'"),
+    ):
+        refused = answered(("context", text))
+        assert refused.status_code == 422 and words in refused.json()["error"]
+
+
 @pytest.mark.parametrize(
     ("context", "code", "says"),
     [

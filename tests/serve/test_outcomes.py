@@ -153,6 +153,25 @@ def test_every_list_has_an_id_by_where_it_comes_from(bundle):
 
 
 @pytest.mark.server
+def test_kserve_has_ids_too(bundle):
+    def tensor(name, *values):
+        return {"name": name, "shape": [len(values)], "datatype": "BYTES", "data": values}
+
+    body = {"inputs": [tensor("user_id", "u3", "u5"), tensor("placement", "mail")],
+            "outputs": [{"name": "item_id"}, {"name": "recommendation_id"}]}  # fmt: skip
+    with served(bundle) as service:
+        answer = service.post("/v2/models/distilrec/infer", **body)
+        items, ids = (output["data"] for output in answer["outputs"])
+        assert len(set(ids)) == 2
+        said(service, {"recommendation_id": ids[0]}, items[0])
+        found = all_answers(service, 2)
+        assert (found["placement"], found["clicks"]) == ("mail", 1)
+    with served(bundle, "--no-outcomes") as service:
+        answer = service.post("/v2/models/distilrec/infer", **body)
+        assert answer["outputs"][1]["data"] == ["", ""]
+
+
+@pytest.mark.server
 def test_ids_that_do_not_count(bundle):
     """Forged, too old or of another type: the event is a plain one, and it is said."""
     path = bundle.parent / "store.db"

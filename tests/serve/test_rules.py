@@ -99,6 +99,23 @@ def test_a_placement_follows_its_rules(server, bundle_copy):
     assert server.items("u3", k=5, placement="home") == plain
 
 
+def test_kserve_follows_the_rules_of_a_placement(server):
+    put(server, placements={"home": HOME})
+    given = {"shape": [1], "datatype": "BYTES"}
+    user = {"name": "user_id", **given, "data": ["u3"]}
+    for placement in ("home", "search"):
+        at = {"name": "placement", **given, "data": [placement]}
+        answer = server.post("/v2/models/distilrec/infer", inputs=[user, at])
+        outputs = {one["name"]: one["data"] for one in answer["outputs"]}
+        assert outputs["item_id"] == server.items("u3", placement=placement)
+    refused = server.client.post(
+        "/v2/models/distilrec/infer",
+        json={"inputs": [user, {"name": "placement", **given, "data": [""]}]},
+    )
+    assert refused.status_code == 422
+    assert "the input 'placement' cannot be read" in refused.json()["error"]
+
+
 def test_what_no_rule_may_show(server):
     put(server, placements={"home": HOME})
     server.client.put("/v1/items/i41", json={"available": False})

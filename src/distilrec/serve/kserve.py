@@ -10,18 +10,26 @@ https://kserve.github.io/website/docs/concepts/architecture/data-plane/v2-protoc
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import msgspec
 import numpy as np
 
 from distilrec._version import __version__
+from distilrec.engine.rules import Placement
 from distilrec.errors import MalformedRequestError, NotFoundError, RequestError
 from distilrec.ids import as_id
 from distilrec.serve.http import Call, Endpoint, Reply, decoded
-from distilrec.serve.schemas import Answer, BatchRequest, RecommendRequest, RecommendResponse
+from distilrec.serve.schemas import (
+    Answer,
+    BatchRequest,
+    Context,
+    RecommendRequest,
+    RecommendResponse,
+)
 from distilrec.serve.service import Service
 from distilrec.serve.tensors import (
     BINARY_TYPE,
@@ -34,9 +42,31 @@ from distilrec.serve.tensors import (
 
 MODEL_NAME = "distilrec"
 
-_INPUTS = {"user_id": "BYTES", "k": "INT64", "now": "INT64"}
+_INPUTS = {
+    "user_id": "BYTES",
+    "k": "INT64",
+    "now": "INT64",
+    "context": "BYTES",
+    "placement": "BYTES",
+}
+_TOLD: dict[str, tuple[Callable[[str], Any], str]] = {
+    "context": (
+        msgspec.json.Decoder(Context).decode,
+        'give a JSON object, such as {"device": "phone"}',
+    ),
+    "placement": (
+        partial(msgspec.convert, type=Placement),
+        "give a name of 1 to 128 characters",
+    ),
+}
 _ALWAYS = ("item_id", "score", "count")  # outputs where none is named
-_OUTPUTS = {"item_id": "BYTES", "score": "FP32", "count": "INT32", "probability": "FP32"}
+_OUTPUTS = {
+    "item_id": "BYTES",
+    "score": "FP32",
+    "count": "INT32",
+    "probability": "FP32",
+    "recommendation_id": "BYTES",
+}
 _SEE = "see /v2/models/distilrec for the inputs"
 
 
@@ -72,8 +102,10 @@ class RequestedOutput(msgspec.Struct, frozen=True):
 
 
 class InferRequest(msgspec.Struct, frozen=True):
-    """Inputs: `user_id`, BYTES [n]; optionally `k`, any integers [1], 10 without it, and `now`, any
-    integers [1], when it is asked, in seconds since 1970, the time of the clock without it.
+    """Inputs: `user_id`, BYTES [n]; optionally `k`, any integers [1], 10 without it, `now`, any
+    integers [1], when it is asked, in seconds since 1970, the time of the clock without it,
+    `context`, BYTES [1], a JSON object with values of the context features that the model knows,
+    and `placement`, BYTES [1], where the lists are shown, whose rules they follow.
 
     The parameter `binary_data_output` asks for all outputs in binary form.
     """
@@ -86,7 +118,9 @@ class InferRequest(msgspec.Struct, frozen=True):
 
 class InferResponse(Answer, frozen=True):
     """Outputs: `item_id`, BYTES [n, k], and `score`, FP32 [n, k], best first; `count`, INT32 [n].
-    Only where it is named: `probability`, FP32 [n, k], of being the user's next item.
+    Only where they are named: `probability`, FP32 [n, k], of being the user's next item, and
+    `recommendation_id`, BYTES [n], for events that say what became of an answer, empty where the
+    service counts no outcomes.
 
     A user with fewer items than k has empty ids and zeros behind them; `count` is the number of
     items.
@@ -156,15 +190,15 @@ def model_metadata(service: Service) -> ModelMetadata:
         [service.models.active.version],
         "distilrec",
         [
-            TensorMetadata("user_id", "BYTES", [-1]),
-            TensorMetadata("k", "INT64", [1]),
-            TensorMetadata("now", "INT64", [1]),
+            TensorMetadata(name, datatype, [-1] if name == "user_id" else [1])
+            for name, datatype in _INPUTS.items()
         ],
         [
             TensorMetadata("item_id", "BYTES", [-1, -1]),
             TensorMetadata("score", "FP32", [-1, -1]),
             TensorMetadata("count", "INT32", [-1]),
             TensorMetadata("probability", "FP32", [-1, -1]),
+            TensorMetadata("recommendation_id", "BYTES", [-1]),
         ],
     )
 
@@ -226,7 +260,8 @@ async def infer(service: Service, inference: Inference) -> InferResponse | Reply
     tensors = {tensor.name: tensor for tensor in request.inputs}
     if "user_id" not in tensors:
         raise RequestError(
-            "there is no input user_id", fix="give user_id (BYTES) and optionally k and now (INT64)"
+            "there is no input user_id",
+            fix=f"give user_id (BYTES) and optionally {', '.join([*_INPUTS][1:])}",
         )
     users = [as_id(value, "user_id") for value in _values(tensors["user_id"], inference.binary)]
     k = 10
@@ -235,11 +270,20 @@ async def infer(service: Service, inference: Inference) -> InferResponse | Reply
         if k < 1:
             raise RequestError(f"k is {k}", fix="give a number from 1")
     now = _values(tensors["now"], inference.binary)[0] if "now" in tensors else None
+    context, placement = (_told(name, inference, tensors) for name in _TOLD)
+    with_probabilities = "probability" in chosen
     answers = (
         await service.answers.recommend_batch(
             BatchRequest(
                 [
-                    RecommendRequest(user, k, now=now, probabilities="probability" in chosen)
+                    RecommendRequest(
+                        user,
+                        k,
+                        now=now,
+                        placement=placement,
+                        context=context,
+                        probabilities=with_probabilities,
+                    )
                     for user in users
                 ]
             ),
@@ -247,6 +291,20 @@ async def infer(service: Service, inference: Inference) -> InferResponse | Reply
         )
     ).results
     return _response(request, chosen, answers, k)
+
+
+def _told(name: str, inference: Inference, tensors: Mapping[str, InputTensor]) -> Any:
+    """Return what an input says of all users alike, None without it. Raises RequestError."""
+    if name not in tensors:
+        return None
+    (text,) = _values(tensors[name], inference.binary)
+    read, fix = _TOLD[name]
+    try:
+        return read(text)
+    except (msgspec.MsgspecError, RecursionError) as problem:
+        raise RequestError(
+            f"the input {name!r} cannot be read: {problem}", fix=fix, parameter=name
+        ) from None
 
 
 def _response(
@@ -267,6 +325,7 @@ def _response(
         "score": ([n, k], scores),
         "probability": ([n, k], probabilities),
         "count": ([n], [len(answer.items) for answer in answers]),
+        "recommendation_id": ([n], [answer.recommendation_id or "" for answer in answers]),
     }
     outputs, binary = [], []
     for name, is_binary in chosen.items():
@@ -321,7 +380,7 @@ def _flag(parameters: dict[str, Any], name: str, *, default: bool) -> bool:
     return value
 
 
-def _values(tensor: InputTensor, binary: dict[str, bytes]) -> list[Any]:
+def _values(tensor: InputTensor, binary: Mapping[str, bytes]) -> list[Any]:
     """Return the values of an input that is what its datatype and its shape say. Raises
     RequestError.
     """
@@ -330,7 +389,7 @@ def _values(tensor: InputTensor, binary: dict[str, bytes]) -> list[Any]:
         raise RequestError(
             f"there is no datatype {datatype!r}", fix=f"use some of: {', '.join(sorted(DATATYPES))}"
         )
-    if (datatype != "BYTES") if name == "user_id" else (datatype not in INTEGERS):
+    if (datatype != "BYTES") if _INPUTS[name] == "BYTES" else (datatype not in INTEGERS):
         raise RequestError(f"the input {name!r} is {datatype}, not {_INPUTS[name]}", fix=_SEE)
     if len(tensor.shape) != 1 or tensor.shape[0] < 1 or (name != "user_id" and tensor.shape != [1]):
         wanted = "[1]" if name != "user_id" else "[n], with n from 1"
