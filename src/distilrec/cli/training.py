@@ -306,7 +306,8 @@ def _let_answer(service: str, run: Path, min_agreement: float) -> None:
     """Let a service answer with the bundle of a run that counts; exit code 1 where it declines."""
     from distilrec.runs.generations import Generations
     from distilrec.runs.places import Places
-    from distilrec.runs.served import KEY_VARIABLE, let_answer
+    from distilrec.runs.served import let_answer
+    from distilrec.serve.client import KEY_VARIABLE
 
     generations = Generations(run)
     bundle = Places(generations.folder(generations.current())).bundle
