@@ -230,6 +230,14 @@ def try_redis(environment: Environment, bundle: Path) -> None:
         server.wait()
 
 
+def try_postgresql(environment: Environment, bundle: Path) -> None:
+    """Ask the doctor about a database that does not answer: the driver is there and tried it."""
+    unused = f"127.0.0.1:{free_port()}/shop"
+    store = f"postgresql://shop@{unused}"
+    said = environment.distilrec("doctor", "--bundle", str(bundle), "--store", store, code=1)
+    assert f"postgresql://{unused} cannot be used" in said, said
+
+
 def try_ann(environment: Environment, bundle: Path) -> None:
     """Export a bundle with a graph and ask it."""
     environment.configure(more='[bundle]\nsearch = "graph"')
@@ -312,6 +320,7 @@ TRIALS: dict[str, Callable[[Environment, Path], None]] = {
     "train": try_train,
     "none": try_runtime,
     "redis": try_redis,
+    "postgresql": try_postgresql,
     "ann": try_ann,
     "onnx": try_onnx,
     "tune": try_tune,

@@ -282,7 +282,18 @@ class PostgreSQL(_Database):
         )
         server = str(Path(initdb).resolve().with_name("postgres"))
         options = ["-c", "fsync=off", "-c", "unix_socket_directories="]
-        self._begin([server, "-D", data, "-p", self.port, "-h", "127.0.0.1", *options], who)
+        self._command = [server, "-D", data, "-p", self.port, "-h", "127.0.0.1", *options], who
+        self._begin(*self._command)
+
+    def crash(self) -> None:
+        """Ends at once, as after `pg_ctl stop -m immediate`: nothing is written any more."""
+        self.process.send_signal(signal.SIGQUIT)
+        self.process.wait(PATIENCE)
+
+    def start_again(self) -> None:
+        """Starts the server where it was, and waits until it has recovered."""
+        self._begin(*self._command)
+        self.run("select 1")
 
     def prepare(self) -> None:
         self.run("create database shop", "postgres")

@@ -124,6 +124,7 @@ def test_the_pinned_versions_are_those_that_are_asked_for():
         "privacy",
         "checks",
         "cloud",
+        "postgresql",
         "sql",
         "texts",
         "train",

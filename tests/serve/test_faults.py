@@ -6,6 +6,7 @@ import os
 import re
 import resource
 import shutil
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -332,6 +333,49 @@ def test_redis_lost_and_back(bundle, redis_server):
     assert {"i1", "i2"}.isdisjoint(server.items("u1", k=99))
     server.wait()
     assert server.stop() == 0
+
+
+def test_two_workers_go_on_after_a_kill_and_a_crash_of_postgresql(bundle, postgresql, tmp_path):
+    """Users, items and erasures are shared; a killed worker and a crashed server lose nothing."""
+    (tmp_path / "password").write_text(postgresql.password)
+    options = ["--store-password-file", tmp_path / "password"]
+    server = Server(bundle, postgresql.address, "--workers", 2, *options)
+    server.event("u1", "i1", event_id="before")
+    assert "i1" not in server.items("u1", k=99)
+    (worker, *_) = subprocess.run(
+        ["pgrep", "-P", str(server.process.pid)], capture_output=True, text=True, check=True
+    ).stdout.split()
+    os.kill(int(worker), signal.SIGKILL)
+    until(lambda: server.log.read_text().count('"event":"ready"') == 3, "another worker is ready")
+    postgresql.crash()
+    for path, body in (
+        ("events", {"events": [{"user_id": "u1", "item_id": "i2"}]}),
+        ("recommend", {"user_id": "u1"}),
+    ):
+        response = server.client.post(f"/v1/{path}", json=body)
+        assert (response.status_code, response.json()["error"]["code"]) == (
+            503,
+            "store_unavailable",
+        )
+        assert "127.0.0.1" not in response.text
+    until(lambda: server.client.get("/readyz").status_code == 503, "it says that it is not ready")
+    postgresql.start_again()
+    until(lambda: server.client.get("/readyz").status_code == 200, "it is ready again")
+    assert server.event("u1", "i2", event_id="after")["accepted"] == 1
+    assert server.event("u1", "i1", event_id="before")["duplicates"] == 1
+    for _ in range(6):  # both workers
+        assert {"i1", "i2"}.isdisjoint(server.items("u1", k=99))
+    assert server.client.delete("/v1/users/u1").status_code == 200
+    assert server.items("u1") == server.items("nobody")
+    assert server.stop() == 0
+    assert "unforeseen" not in server.log.read_text()
+    run = subprocess.run(
+        [sys.executable, "-m", "distilrec.cli", "doctor", "--bundle", bundle, "--port", "0",
+         "--store", postgresql.address, *map(str, options)],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert run.returncode == 0 and "ok  store: PostgresqlStore" in run.stdout
+    assert "fsync = off" in run.stdout
 
 
 def test_several_workers_share_users_items_and_models(two_bundles, redis_server):

@@ -41,12 +41,16 @@ class Service:
         ),
     ] = "sqlite:///distilrec.db"
     store_prefix: Annotated[
-        str, Parameter(name="--store-prefix", help="Prefix of every key in Redis.")
+        str,
+        Parameter(
+            name="--store-prefix", help="Prefix of every key in Redis; the schema in PostgreSQL."
+        ),
     ] = "distilrec:"
     store_password_file: Annotated[
         Path | None,
         Parameter(
-            name="--store-password-file", help="File that holds the password of the Redis server."
+            name="--store-password-file",
+            help="File that holds the password of the Redis or PostgreSQL server.",
         ),
     ] = None
     host: Annotated[str, Parameter(name="--host", help="Address to listen on.")] = "127.0.0.1"
@@ -342,7 +346,7 @@ def serve(
     service: Service = Service(),
     admitted: Admitted = Admitted(),
     workers: Annotated[
-        int, Parameter(help="Processes; more than one share users through Redis.")
+        int, Parameter(help="Processes; more than one share users through Redis or PostgreSQL.")
     ] = 1,
     bundle_root: Annotated[
         Path | None,
@@ -360,7 +364,7 @@ def serve(
         str | None,
         Parameter(
             help="Run the workers as replicas on a Ray cluster: its address, auto, or local. "
-            "Needs Redis."
+            "Needs Redis or PostgreSQL."
         ),
     ] = None,
 ) -> None:

@@ -24,19 +24,19 @@ class ServiceConfig(Settings, frozen=True):
     bundle: str
     """Folder to serve."""
     store: str = "sqlite:///distilrec.db"
-    """Address of the store: `sqlite:///FILE` for one process, `redis://HOST:PORT/NUMBER` for
-    several.
+    """Address of the store: `sqlite:///FILE` for one process, `redis://HOST:PORT/NUMBER` or
+    `postgresql://USER@HOST/DATABASE` for several.
     """
     store_prefix: str = "distilrec:"
-    """Prefix of every key in Redis."""
+    """Prefix of every key in Redis; without its colon the schema in PostgreSQL."""
     store_password_file: str | None = None
-    """File that holds the password of the Redis server."""
+    """File that holds the password of the Redis or PostgreSQL server."""
     host: str = "127.0.0.1"
     """Address to listen at."""
     port: Annotated[int, Meta(ge=0, le=65_535)] = 8000
     """Port to listen at; 0 lets the system choose one."""
     workers: Count = 1
-    """Number of processes; more than one need a store that they can share, such as Redis."""
+    """Number of processes; more than one need a store that they can share: Redis or PostgreSQL."""
     keys: str | None = None
     """File of API keys."""
     without_keys: bool = False

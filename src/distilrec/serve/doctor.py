@@ -31,6 +31,7 @@ _PACKAGES = (
     "uvloop",
     "prometheus-client",
     "redis",
+    "psycopg",
 )
 _SHOWN_ITEMS = 5
 _SLOW_LOAD = 2.0  # seconds

@@ -1,4 +1,4 @@
-"""Running the service: one process, or several that share Redis."""
+"""Running the service: one process, or several that share a store."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The event log of a service, in SQLite or Redis."""
+"""The event log of a service, in SQLite, Redis or PostgreSQL."""
 
 from __future__ import annotations
 

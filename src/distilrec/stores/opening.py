@@ -21,6 +21,11 @@ _HOST = re.compile(
     r"(rediss?://)(?:[^@/?#]*@)?([\w.-]+|\[[0-9a-fA-F:.]+\])(:\d+)?(/\d*)?(?:\?[^#]*)?"
 )
 _SOCKET = re.compile(r"(unix://)(?:[^@/?#]*@)?(/[^?#@]*)(?:\?[^#]*)?")
+_HOSTS = re.compile(
+    r"(postgres(?:ql)?://)(?:[^@/?#]*@)?"
+    r"((?:[\w.-]+|\[[0-9a-fA-F:.]+\])(?::\d+)?(?:,(?:[\w.-]+|\[[0-9a-fA-F:.]+\])(?::\d+)?)*)"
+    r"(/[\w.-]*)?(?:\?[^#]*)?"
+)
 _SCHEME = re.compile(r"[a-z]{1,10}://")
 _SECRET = re.compile(r"://[^/]*@|[?&]\w*password=", re.IGNORECASE)
 
@@ -55,6 +60,22 @@ def _redis(address: str, prefix: str, password: str | None) -> Store:
     return RedisStore(address, prefix, password)
 
 
+def _postgresql(address: str, prefix: str, password: str | None) -> Store:
+    from distilrec.stores.postgresql import PostgresqlStore
+
+    return PostgresqlStore(address, prefix, password)
+
+
+_POSTGRESQL = Scheme(
+    _postgresql,
+    "a PostgreSQL database",
+    "postgresql://USER@HOST/DATABASE",
+    several_processes=True,
+    has_password=True,
+    public=_HOSTS,
+)
+
+
 def _redis_row(public: re.Pattern[str]) -> Scheme:
     return Scheme(
         _redis,
@@ -71,6 +92,8 @@ SCHEMES: dict[str, Scheme] = {
     "redis://": _redis_row(_HOST),
     "rediss://": _redis_row(_HOST),
     "unix://": _redis_row(_SOCKET),
+    "postgresql://": _POSTGRESQL,
+    "postgres://": _POSTGRESQL,
 }
 """By the beginning of an address."""
 
@@ -78,8 +101,10 @@ SCHEMES: dict[str, Scheme] = {
 def open_store(
     address: str, prefix: str = "distilrec:", password_file: Path | str | None = None
 ) -> Store:
-    """Open `sqlite:///relative.db`, `sqlite:////absolute.db`, or `redis://host:port/number`.
+    """Open `sqlite:///relative.db`, `sqlite:////absolute.db`, `redis://host:port/number` or
+    `postgresql://user@host:port/database`.
 
+    prefix: of every key in Redis; without its colons the name of the schema in PostgreSQL.
     password_file: holds the password of the store, so that it need not be in the address.
     Raises ConfigError for anything else, FileMissingError, and what the stores raise.
     """

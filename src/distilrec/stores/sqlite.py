@@ -9,7 +9,6 @@ import os
 import secrets
 import shutil
 import sqlite3
-import threading
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -21,6 +20,7 @@ from distilrec.errors import (
     StoreError,
     StoreUnavailableError,
 )
+from distilrec.stores.locks import OwnersLock
 from distilrec.stores.outcomes import OUTCOME_DAYS, Outcomes, Sum, add_up, counted, marks_of
 from distilrec.stores.records import (
     IMPRESSION,
@@ -88,34 +88,6 @@ _BATCH = "outcomes_batch"  # name of the setting: the batch of outcomes that was
 _CORRUPTED = ("malformed", "not a database", "corrupt")
 
 
-class _OwnersLock:
-    """A lock for the process that made it; in one that was forked off, where it may be held for
-    ever, it raises.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._path, self._process, self._lock = path, os.getpid(), threading.Lock()
-
-    @property
-    def elsewhere(self) -> bool:
-        """Whether this is another process than the one that made it."""
-        return os.getpid() != self._process
-
-    def __enter__(self) -> None:
-        if self.elsewhere:
-            raise StoreUnavailableError(
-                f"the store {self._path} was opened before this process was forked, and belongs "
-                "to the other one",
-                fix="open the store after the fork, in one process; use Redis (redis://…) where "
-                "several share users",
-                file=str(self._path),
-            )
-        self._lock.acquire()
-
-    def __exit__(self, *error: object) -> None:
-        self._lock.release()
-
-
 class SqliteStore:
     """See `distilrec.stores.records.Store`.
 
@@ -127,8 +99,7 @@ class SqliteStore:
 
     def __init__(self, path: Path | str, migrations: Sequence[str] = MIGRATIONS) -> None:
         self.path = Path(path).resolve()  # one lock for all links to a file
-        self._reading, self._scanning = _OwnersLock(self.path), _OwnersLock(self.path)
-        self._writing = _OwnersLock(self.path)
+        self._reading, self._scanning, self._writing = (self._owners_lock() for _ in range(3))
         self._foreign = 0  # how often other programs have written to the file
         with ExitStack() as undo:
             self._locks = self._lock(undo)
@@ -453,6 +424,14 @@ class SqliteStore:
             for handle in self._locks:
                 os.close(handle)
 
+    def _owners_lock(self) -> OwnersLock:
+        return OwnersLock(
+            f"the store {self.path}",
+            "open the store after the fork, in one process; use Redis (redis://…) or PostgreSQL "
+            "(postgresql://…) where several share users",
+            file=str(self.path),
+        )
+
     def _lock(self, undo: ExitStack) -> list[int]:
         """Locks a file beside the database, which stays when the database is replaced, and the
         database itself, for the sake of hard links. SQLite does not use this kind of lock.
@@ -475,8 +454,8 @@ class SqliteStore:
             except OSError:
                 raise StoreUnavailableError(
                     f"the store {self.path} is in use by another process",
-                    fix="stop the other service, or use Redis (--store redis://…) where several "
-                    "processes share users",
+                    fix="stop the other service, or use Redis or PostgreSQL (--store redis://… or "
+                    "postgresql://…) where several processes share users",
                     file=str(self.path),
                 ) from None
         return handles
