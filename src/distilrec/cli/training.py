@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from distilrec.report.gate import Check
     from distilrec.runs.config import RunConfig
     from distilrec.runs.folder import Run
+    from distilrec.runs.trial import Trial
     from distilrec.workers import Workers
 
 Device = Annotated[
@@ -267,6 +268,18 @@ def refresh(  # noqa: PLR0913 - options of a command
             "the items of its latest answers; exit code 1 otherwise."
         ),
     ] = 0.0,
+    trial_share: Annotated[
+        float | None,
+        Parameter(
+            help="Answer only this share of the users of the service with the new bundle at first, "
+            "and take it back where that brings less or answers fail; exit code 1 then."
+        ),
+    ] = None,
+    trial_minutes: Annotated[float, Parameter(help="How long the trial lasts.")] = 60.0,
+    trial_metric: Annotated[
+        Literal["clicks", "conversions", "value"],
+        Parameter(help="By what the two models are compared in the trial."),
+    ] = "clicks",
     ray: Ray = None,
     device: Device = "auto",
     precision: Precision = "auto",
@@ -280,6 +293,15 @@ def refresh(  # noqa: PLR0913 - options of a command
     from distilrec.runs.refresh_metrics import write_refresh_metrics
 
     wanted = None if thresholds is None else read_thresholds(thresholds)
+    trial = None
+    if trial_share is not None:
+        trial = runs.Trial(trial_share, trial_minutes, trial_metric)
+        if service is None or min_agreement:
+            raise ConfigError(
+                "a trial is at a service, and in place of a switch by agreement",
+                fix="give --trial-share with --service and without --min-agreement",
+                parameter="trial-share",
+            )
     with terminal_progress() as progress:
         done = runs.refresh(
             run,
@@ -299,20 +321,27 @@ def refresh(  # noqa: PLR0913 - options of a command
         _print_checks(done.checks)
         print(f"bundle: {done.bundle}")
     if service is not None:
-        _let_answer(service, run, min_agreement)
+        _let_answer(service, run, min_agreement, trial)
 
 
-def _let_answer(service: str, run: Path, min_agreement: float) -> None:
+def _let_answer(service: str, run: Path, min_agreement: float, trial: Trial | None) -> None:
     """Let a service answer with the bundle of a run that counts; exit code 1 where it declines."""
+    from distilrec import runs
     from distilrec.runs.generations import Generations
     from distilrec.runs.places import Places
-    from distilrec.runs.served import let_answer
+    from distilrec.runs.refreshing import take_back
     from distilrec.serve.client import KEY_VARIABLE
 
     generations = Generations(run)
-    bundle = Places(generations.folder(generations.current())).bundle
+    number = generations.current()
+    bundle = Places(generations.folder(number)).bundle
     key = os.environ.get(KEY_VARIABLE)
-    said = let_answer(service, bundle, key=key, min_agreement=min_agreement)
+    if trial is None:
+        said = runs.let_answer(service, bundle, key=key, min_agreement=min_agreement)
+    else:
+        said = runs.try_out(service, bundle, trial, key=key)
+        if not said.switched:
+            take_back(run, number)
     print(said.line)
     if not said.switched:
         raise SystemExit(1)

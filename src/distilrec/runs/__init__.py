@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         teacher_labels,
     )
     from distilrec.runs.teachers import open_teacher, train_teacher
+    from distilrec.runs.trial import Trial, try_out
     from distilrec.runs.upkeep import check_drift, gate, tune_students
 
 _MODULES = {
@@ -44,6 +45,7 @@ _MODULES = {
     "model_bytes": "candidates", "student_candidate": "candidates",
     "teacher_candidates": "candidates",
     "refresh": "refreshing", "let_answer": "served",
+    "Trial": "trial", "try_out": "trial",
     "sweep": "sizes",
     "check_drift": "upkeep", "gate": "upkeep", "tune_students": "upkeep",
 }  # fmt: skip
@@ -55,6 +57,7 @@ __all__ = [
     "Run",
     "RunConfig",
     "Silent",
+    "Trial",
     "check_drift",
     "distill_student",
     "evaluate",
@@ -78,6 +81,7 @@ __all__ = [
     "train_baseline",
     "train_teacher",
     "trained_once",
+    "try_out",
     "tune_students",
     "warn_of_little_headroom",
 ]

@@ -35,6 +35,8 @@ class Generations:
         if not self._link.is_symlink():
             return 0
         target = os.readlink(self._link)
+        if target == os.pardir:  # what was taken back to the run itself
+            return 0
         if not target.isdecimal() or not self.folder(int(target)).is_dir():
             raise StorageError(
                 f"{self._link} names no generation: {target}",
@@ -61,6 +63,6 @@ class Generations:
         """Let a generation count from now on, durably."""
         new = self._link.with_name(f"{_LINK}.new")
         new.unlink(missing_ok=True)
-        new.symlink_to(str(number))
+        new.symlink_to(str(number) if number else os.pardir)
         new.replace(self._link)
         sync_folder(self._link.parent)

@@ -171,6 +171,15 @@ def refresh(
         return done
 
 
+def take_back(folder: Path, number: int) -> None:
+    """Let the generation before this one count again, unless another one counts by now. Its rows
+    are then not a part of the log. Raises FolderHeldError.
+    """
+    with locked(folder, wait=False):
+        if number and Generations(folder).current() == number:
+            Generations(folder).switch(number - 1)
+
+
 def _check(run: Run) -> None:
     """Raise ConfigError for a run that cannot be refreshed, FileMissingError for one that was not
     finished.

@@ -9,7 +9,8 @@ import msgspec
 from distilrec.bundle.format import read_manifest
 from distilrec.serve.client import ask, service_address
 
-_QUICK, _PATIENT = 30.0, 900.0  # seconds until an answer; a load is shadowed before it answers
+QUICK, PATIENT = 30.0, 900.0
+"""Seconds until an answer, and until that of a load, which is shadowed before it answers."""
 
 
 class Switch(msgspec.Struct, frozen=True):
@@ -51,10 +52,10 @@ def let_answer(
     """
     base = service_address(service, "service")
     version = read_manifest(bundle / "manifest.json").model_version
-    if ask(f"{base}/v1/model", None, key, _Model, _QUICK).model_version == version:
+    if model_of(base, key) == version:
         return Switch(True, f"service: answers with {version} already")
     wanted = {"bundle": str(bundle.resolve()), "min_agreement": min_agreement}
-    loaded = ask(f"{base}/v1/model/load", wanted, key, _Loaded, _PATIENT)
+    loaded = ask(f"{base}/v1/model/load", wanted, key, _Loaded, PATIENT)
     shadow = loaded.shadow
     agreement = "" if shadow.agreement is None else f", {shadow.agreement:.0%} of the items alike"
     shadowed = f"{shadow.requests:,} requests shadowed{agreement}"
@@ -63,3 +64,8 @@ def let_answer(
             True, f"service: answers with {version}, was {loaded.previous_version}; {shadowed}"
         )
     return Switch(False, f"service: did not switch to {version}: {loaded.reason}; {shadowed}")
+
+
+def model_of(base: str, key: str | None) -> str:
+    """Return the version of the model that answers. Raises ServiceError."""
+    return ask(f"{base}/v1/model", None, key, _Model, QUICK).model_version

@@ -41,11 +41,19 @@ def service_address(service: str, parameter: str) -> str:
 
 
 def ask(url: str, body: object, key: str | None, kind: type[Body], seconds: float) -> Body:
-    """Return the answer of a service: to GET, or to POST where there is a body.
+    """Return the answer of a service, which is JSON: to GET, or to POST where there is a body.
 
     key: where the service wants one; seconds: until an answer. Raises ServiceError; its `context`
     has the `status` (None without an answer), the `code` of the error and `retry_after` in seconds.
     """
+    try:
+        return msgspec.json.decode(content_of(url, body, key, seconds), type=kind)
+    except msgspec.MsgspecError as problem:
+        raise _no_answer(url, problem) from None
+
+
+def content_of(url: str, body: object, key: str | None, seconds: float) -> bytes:
+    """Return the bytes of an answer. Raises ServiceError, as `ask`."""
     headers = {"content-type": "application/json"}
     if key:
         headers["authorization"] = f"Bearer {key}"
@@ -53,17 +61,22 @@ def ask(url: str, body: object, key: str | None, kind: type[Body], seconds: floa
     request = urllib.request.Request(url, data, headers)  # noqa: S310 - http or https, checked
     try:
         with urllib.request.urlopen(request, timeout=seconds) as answer:  # noqa: S310
-            return msgspec.json.decode(answer.read(), type=kind)
+            content: bytes = answer.read()
+            return content
     except urllib.error.HTTPError as refused:
         raise _refusal(url, refused) from None
-    except (OSError, http.client.HTTPException, msgspec.MsgspecError) as problem:
-        raise ServiceError(
-            f"{url} gives no answer of a distilrec service: {problem}",
-            fix="start the service, or correct its address; the same command tries again",
-            status=None,
-            code=None,
-            retry_after=None,
-        ) from None
+    except (OSError, http.client.HTTPException) as problem:
+        raise _no_answer(url, problem) from None
+
+
+def _no_answer(url: str, problem: Exception) -> ServiceError:
+    return ServiceError(
+        f"{url} gives no answer of a distilrec service: {problem}",
+        fix="start the service, or correct its address; the same command tries again",
+        status=None,
+        code=None,
+        retry_after=None,
+    )
 
 
 def _refusal(url: str, refused: urllib.error.HTTPError) -> ServiceError:
