@@ -12,6 +12,7 @@ import msgspec
 import pytest
 
 from distilrec import load
+from distilrec.cli.app import main
 from distilrec.errors import ConfigError, ServiceError
 from distilrec.runs import Trial, try_out
 from distilrec.runs.generations import Generations
@@ -143,3 +144,11 @@ def test_the_generation_before_counts_again(tmp_path):
     assert (tmp_path / "generations/current/bundle").is_dir()  # that of the run
     take_back(tmp_path, 0)
     assert generations.current() == 0
+
+
+@pytest.mark.parametrize("more", [[], ["--service", "http://x", "--min-agreement", "0.5"]])
+def test_a_trial_that_cannot_be_is_refused_before_any_training(capsys, more):
+    with pytest.raises(SystemExit) as ended:
+        main(["refresh", "--run", "nowhere", "--log", "new.csv", "--trial-share", "0.1", *more])
+    assert ended.value.code == 2
+    assert "give --trial-share with --service" in capsys.readouterr().err
