@@ -238,6 +238,15 @@ def try_postgresql(environment: Environment, bundle: Path) -> None:
     assert f"postgresql://{unused} cannot be used" in said, said
 
 
+def try_kafka(environment: Environment, bundle: Path) -> None:
+    """Say that no broker answers, with the client that the extra brings."""
+    source = f"kafka://127.0.0.1:{free_port()}/events"
+    said = environment.distilrec(
+        "consume", "--from", source, "--to", "sqlite:///consumed.db", code=2
+    )
+    assert "source_unavailable" in said, said
+
+
 def try_ann(environment: Environment, bundle: Path) -> None:
     """Export a bundle with a graph and ask it."""
     environment.configure(more='[bundle]\nsearch = "graph"')
@@ -321,6 +330,7 @@ TRIALS: dict[str, Callable[[Environment, Path], None]] = {
     "none": try_runtime,
     "redis": try_redis,
     "postgresql": try_postgresql,
+    "kafka": try_kafka,
     "ann": try_ann,
     "onnx": try_onnx,
     "tune": try_tune,

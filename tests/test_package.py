@@ -117,6 +117,7 @@ def test_the_pinned_versions_are_those_that_are_asked_for():
     extras = project["optional-dependencies"]
     ours = {
         "redis",
+        "kafka",
         "ann",
         "onnx",
         "ray",

@@ -21,7 +21,17 @@ PACKAGES = [
     *sorted(f"distilrec.{path.parent.name}" for path in SOURCE.glob("*/__init__.py")),
 ]
 PACKAGES = [name for name in PACKAGES if name != "distilrec.cli"]  # its door is the command line
-HEAVY = {"torch", "polars", "pandas", "matplotlib", "jinja2", "starlette", "redis", "ray"}
+HEAVY = {
+    "torch",
+    "polars",
+    "confluent_kafka",
+    "pandas",
+    "matplotlib",
+    "jinja2",
+    "starlette",
+    "redis",
+    "ray",
+}
 
 
 def promised() -> dict[str, list[str]]:

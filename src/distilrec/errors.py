@@ -9,7 +9,7 @@
     │   ├── CheckFailedError     a declared check of the data does not hold
     │   ├── NotEnoughDataError   an empty log, one user, one item
     │   ├── NothingToEvaluateError   no test row that a model could get right
-    │   ├── SourceUnavailableError   a database or a storage of the data does not answer, or refuses
+    │   ├── SourceUnavailableError   where data or events come from does not answer, or refuses
     │   └── DownloadError        a data set could not be fetched or is not the expected one
     ├── ConfigError              a parameter or a configuration file
     ├── MissingExtraError        an optional dependency is not installed

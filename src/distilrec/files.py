@@ -64,6 +64,29 @@ def write_whole(path: Path, data: bytes) -> None:
         new.write_bytes(data)
 
 
+def append_durably(path: Path, lines: Iterable[bytes]) -> None:
+    """Append lines to a file, which only its owner may read, and force them to the disk."""
+    handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    with os.fdopen(handle, "wb") as file:
+        file.write(b"".join(line + b"\n" for line in lines))
+        file.flush()
+        os.fsync(handle)
+
+
+def whole_lines(path: Path) -> list[bytes]:
+    """Return the lines of a file that lines are appended to, which is made if needed. A last line
+    that a killed process has left unfinished is removed.
+    """
+    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    with os.fdopen(handle, "rb+") as file:
+        *lines, rest = file.read().split(b"\n")
+        if rest:
+            file.seek(-len(rest), os.SEEK_END)
+            file.truncate()
+    sync_folder(path.parent)
+    return lines
+
+
 def write_json(path: Path, content: object) -> None:
     """Write JSON that people can read, whole or not at all."""
     write_whole(path, msgspec.json.format(msgspec.json.encode(content)))

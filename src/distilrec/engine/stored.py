@@ -78,23 +78,22 @@ def to_stored(events: Iterable[EventInput], clock: Clock) -> list[StoredEvent]:
     Raises ConfigError for a timestamp that is negative, not finite, or in the future,
     InvalidIdError for an id, an event type or an event id that cannot be kept exactly.
     """
-    stored = []
-    for place, event in enumerate(events):
-        now = clock.now()
-        when = event.timestamp
-        check_timestamp(when, now, f"events[{place}]")
-        where = f"events[{place}]."
-        user, item = (
-            as_id(event.user_id, where + "user_id"),
-            as_id(event.item_id, where + "item_id"),
-        )
-        kind = as_label(event.event_type, where + "event_type", MAX_EVENT_TYPE)
-        given = event.event_id
-        identity = (
-            uuid4().hex if given is None else as_label(given, where + "event_id", MAX_EVENT_ID)
-        )
-        stored.append(StoredEvent(user, item, kind, now if when is None else when, now, identity))
-    return stored
+    return [as_stored(event, clock.now(), f"events[{place}]") for place, event in enumerate(events)]
+
+
+def as_stored(event: EventInput, now: float, name: str = "event") -> StoredEvent:
+    """Return an event as it is stored. now: when it arrives, in seconds since 1970; name: what
+    errors call the event.
+
+    Raises what `to_stored` raises.
+    """
+    when, given = event.timestamp, event.event_id
+    check_timestamp(when, now, name)
+    user = as_id(event.user_id, f"{name}.user_id")
+    item = as_id(event.item_id, f"{name}.item_id")
+    kind = as_label(event.event_type, f"{name}.event_type", MAX_EVENT_TYPE)
+    identity = uuid4().hex if given is None else as_label(given, f"{name}.event_id", MAX_EVENT_ID)
+    return StoredEvent(user, item, kind, now if when is None else when, now, identity)
 
 
 def bring_up_to_date(recommender: Recommender, store: Store, user_ids: Sequence[Id]) -> None:
