@@ -34,6 +34,7 @@ from distilrec.errors import DistilrecError, FileMissingError, FolderHeldError
 T = TypeVar("T")
 Arrays = Mapping[str, NDArray[Any]]
 _NEW = ".new"
+_LAST_BYTES = 2**26  # of a file of lines
 _DIGITS = 16  # of the hash in the name of a part
 
 
@@ -73,12 +74,13 @@ def append_durably(path: Path, lines: Iterable[bytes]) -> None:
         os.fsync(handle)
 
 
-def whole_lines(path: Path) -> list[bytes]:
-    """Return the lines of a file that lines are appended to, which is made if needed. A last line
-    that a killed process has left unfinished is removed.
+def last_lines(path: Path) -> list[bytes]:
+    """Return the last lines of a file that lines are appended to, which is made if needed. A last
+    line that a killed process has left unfinished is removed.
     """
     handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     with os.fdopen(handle, "rb+") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - _LAST_BYTES))
         *lines, rest = file.read().split(b"\n")
         if rest:
             file.seek(-len(rest), os.SEEK_END)

@@ -162,7 +162,7 @@ def metric(folder: Path, name: str) -> float:
 
 # --- kill -9 ---
 
-KILLS = 3
+KILLS = int(os.environ.get("KILLS", "3"))
 
 
 def killed_again_and_again(start, send, found, number: int) -> None:
@@ -180,7 +180,7 @@ def killed_again_and_again(start, send, found, number: int) -> None:
 
 
 def test_a_consumer_from_kafka_to_a_service_is_killed(kafka, shop, tmp_path, monkeypatch):
-    source, name, number = kafka.topic("killed"), next(NAMES), 400
+    source, name, number = kafka.topic("killed"), next(NAMES), 300
 
     def start(*more: object) -> Consumer:
         given = "--batch", 10, "--group", "killed", *more
@@ -214,7 +214,7 @@ def test_a_consumer_from_kafka_to_a_service_is_killed(kafka, shop, tmp_path, mon
 
 
 def test_a_consumer_from_a_stream_to_a_store_is_killed(shared_redis, tmp_path):
-    name, number, path = next(NAMES), 400, tmp_path / "own.db"
+    name, number, path = next(NAMES), 300, tmp_path / "own.db"
     client = redis.Redis(port=shared_redis.port)
     source = f"redis-stream://127.0.0.1:{shared_redis.port}/0/{name}"
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import time
 
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from distilrec.consume import ConsumeConfig, Fields
 from distilrec.consume.dead_letters import DeadLetters
@@ -147,6 +150,39 @@ def test_bytes_of_an_entry_are_kept_readable():
 def test_fields_that_cannot_be(options, words):
     with pytest.raises(ConfigError, match=words):
         Fields(**options)
+
+
+_LEAVES = (
+    st.none()
+    | st.booleans()
+    | st.integers(-(10**400), 10**400)
+    | st.floats()
+    | st.text()
+    | st.sampled_from(["1e999", "0001-01-01T00:00:00+23:59", "9999-12-31T23:59:59-23:59"])
+)
+_ANYTHING = st.recursive(
+    _LEAVES,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner),
+    max_leaves=4,
+)
+
+
+@given(
+    st.fixed_dictionaries(
+        {"user_id": _ANYTHING | st.just("u"), "item_id": _ANYTHING | st.just("i")},
+        optional={role: _ANYTHING for role in Fields.__struct_fields__[2:]},
+    )
+)
+def test_whatever_a_message_holds_it_is_an_event_or_a_dead_letter(content):
+    texts = {name: str(value) for name, value in content.items()}
+    for given_message in (message(json.dumps(content).encode()), message(parts=texts)):
+        try:
+            event = reader().read(given_message)
+        except DistilrecError as problem:
+            letter = dead_letter("kafka://b/t", given_message, problem)
+            assert msgspec.json.decode(msgspec.json.encode(letter), type=DeadLetter) == letter
+        else:
+            assert event.event_id and event.timestamp is not None
 
 
 # --- the file of dead letters ---

@@ -11,7 +11,7 @@ import msgspec
 
 from distilrec.consume.messages import DeadLetter
 from distilrec.errors import StorageError
-from distilrec.files import append_durably, whole_lines
+from distilrec.files import append_durably, last_lines
 
 _REMEMBERED = 10_000  # messages that may be read again after a kill
 
@@ -31,7 +31,7 @@ class DeadLetters:
         self._path = path
         self._ids: deque[str] = deque(maxlen=_REMEMBERED)
         with self._errors():
-            self._ids += map(_id, whole_lines(path))
+            self._ids += map(_id, last_lines(path))
 
     def keep(self, letters: Sequence[DeadLetter]) -> list[DeadLetter]:
         """Append letters, durably; return those that were not there yet."""
