@@ -7,7 +7,7 @@ import time
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distilrec.consume import ConsumeConfig, Fields
@@ -167,6 +167,7 @@ _ANYTHING = st.recursive(
 )
 
 
+@settings(max_examples=25)
 @given(
     st.fixed_dictionaries(
         {"user_id": _ANYTHING | st.just("u"), "item_id": _ANYTHING | st.just("i")},
