@@ -3,7 +3,6 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +11,10 @@ import pytest
 from hypothesis import HealthCheck, Phase, settings
 
 from tests import servers
+
+# Two test processes share two cores: with a thread for each core in both, and in all commands that
+# they start, the threads of torch wait for each other most of the time. Torch reads this at import.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 if TYPE_CHECKING:  # heavy: loaded by the fixtures that need them
     from playwright.sync_api import Browser
@@ -81,13 +84,6 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _few_threads() -> None:
-    """Limits the threads of torch where a test module has loaded it."""
-    if "torch" in sys.modules:
-        sys.modules["torch"].set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
-
-
 @pytest.fixture(scope="session")
 def small() -> Dataset:
     from tests import small_run
@@ -98,12 +94,9 @@ def small() -> Dataset:
 @pytest.fixture(scope="session")
 def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A whole small run: look, do not touch."""
-    import torch
-
     from distilrec.runs import open_run, run_all
     from tests import small_run
 
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
     folder = tmp_path_factory.mktemp("run")
     small_run.write_tables(folder)
     run_all(small_run.small_config(folder), folder)
