@@ -2,6 +2,7 @@
 each student.
 
     python bench/privacy.py [--seeds 3] [--folder runs/privacy] [--only plain private votes]
+                            [--epsilons 1 4 16 64] [--members 4228]
 
 MovieLens 1M, films with 200 ratings or more. A tenth of the people are volunteers, a fifth
 outsiders, the others members:
@@ -18,13 +19,17 @@ model has learned, for all models alike. The attack: anyone who has the weights 
 person scores how well the model knows that history, by the mean log-likelihood of its films, alone
 or minus that of a model of the volunteers (Watson et al. 2022); AUC of telling members from
 outsiders (.5 is chance), the larger of the two, and how many members are found at 1% false alarms.
+
+Each student is attacked twice: with its weights as they were trained, in windows of a history, and
+with nothing but the file that `distilrec export --web` writes of it, whose items have 8 bits; then
+the likelihood of each film is that after all films before it, as the engine follows them.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,13 +38,21 @@ import msgspec
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.special import logsumexp
 from sklearn.metrics import roc_auc_score, roc_curve
 
 from distilrec import prepare_dataset
+from distilrec.bundle.drec import read_drec
+from distilrec.bundle.format import read_bundle
 from distilrec.data.cleaning import Cleaning
 from distilrec.data.dataset import Dataset, load_dataset
 from distilrec.data.fetch import DATASETS, fetch_dataset
 from distilrec.distill.distillation import DistillationConfig, distill_model
+from distilrec.engine.embedding import embed_bag
+from distilrec.engine.loops import loops_of
+from distilrec.engine.runtimes.kinds import make_runtime
+from distilrec.engine.web import write_drec
+from distilrec.export.export import export_bundle
 from distilrec.labels.extract import LabelConfig, extract_labels
 from distilrec.measure.metrics import ndcg
 from distilrec.measure.ranking import questions, rank
@@ -74,9 +87,11 @@ class People:
     outsiders: Dataset
 
 
-def people(folder: Path) -> People:
+def people(folder: Path, most: int | None) -> People:
     """Return MovieLens 1M in three groups of people; items and encoders are those of all, because
     a catalogue is no secret.
+
+    most: members, in a smaller and quicker experiment, whose folder must be another one.
     """
     if not (folder / "dataset.json").is_file():
         source, schema = fetch_dataset("ml-1m", print), DATASETS["ml-1m"].schema
@@ -88,7 +103,7 @@ def people(folder: Path) -> People:
     data = load_dataset(folder)
     order = np.random.default_rng(0).permutation(data.info.warm_users)
     tenth = len(order) // 10
-    groups = (order[:tenth], order[3 * tenth :], order[tenth : 3 * tenth])
+    groups = (order[:tenth], order[3 * tenth :][:most], order[tenth : 3 * tenth])
     return People(*(data.select_users(np.sort(group)) for group in groups))
 
 
@@ -125,11 +140,53 @@ def with_features_of(trained: TrainedModel, dataset: Dataset) -> SequenceModel:
     model = trained.model
     model.user_features.columns = torch.from_numpy(dataset.user_features.columns.astype(np.int64))  # type: ignore[union-attr]
     model.user_features.weights = torch.from_numpy(dataset.user_features.weights)  # type: ignore[union-attr]
+    model.user_features.dense = None  # type: ignore[union-attr]
     return model
 
 
 def of_users(trained: TrainedModel, dataset: Dataset) -> NDArray[np.float64]:
     return log_likelihood(with_features_of(trained, dataset), dataset)
+
+
+def written_file(trained: TrainedModel, dataset: Dataset, folder: Path) -> Path:
+    """Return the web file of a student, written unless it is there."""
+    file = folder / "student.drec"
+    if not file.is_file():
+        export_bundle(trained, dataset, folder / "bundle", with_history=False)
+        write_drec(read_bundle(folder / "bundle"), file)
+    return file
+
+
+def log_likelihood_by_file(file: Path, dataset: Dataset) -> NDArray[np.float64]:
+    """Return what `log_likelihood` returns, as those see it who have only the web file."""
+    bundle = read_drec(file)
+    runtime = make_runtime(bundle, "exact", loops_of("numba"))
+    warm = np.arange(dataset.info.warm_items)
+    if bundle.catalogue.ids != list(dataset.info.item_ids):
+        raise SystemExit(f"{file} has other items than the data set")
+    users = np.arange(dataset.info.warm_users)
+    histories = dataset.histories(users, dataset.train_end[users])
+    table, features = bundle.weights.user_table, dataset.user_features
+    means = np.zeros(dataset.users)
+    for user in users:
+        rows = slice(histories.offsets[user], histories.offsets[user + 1])
+        items, events = histories.items[rows], histories.events[rows]
+        bag = zip(features.columns[user], features.weights[user], strict=True)
+        states = np.empty((len(items), *runtime.new_state().shape), np.float32)
+        state = runtime.new_state()
+        for n in range(len(items)):
+            states[n] = state
+            runtime.fold(state, items[n : n + 1], events[n : n + 1])
+        scores = runtime.scores_of(states, embed_bag(bag, table), warm).astype(np.float64)
+        own = np.arange(len(items))[items < len(warm)]
+        targets = scores[own, items[own]]
+        later, before = np.tril_indices(len(items), -1)
+        known = items[before] < len(warm)
+        scores[later[known], items[before[known]]] = MASKED_LOGIT
+        scores[own, items[own]] = targets
+        if len(own):
+            means[user] = (targets - logsumexp(scores[own], axis=1)).mean()
+    return means
 
 
 def attack(inside: NDArray[np.float64], outside: NDArray[np.float64]) -> tuple[float, float]:
@@ -140,6 +197,10 @@ def attack(inside: NDArray[np.float64], outside: NDArray[np.float64]) -> tuple[f
     return float(roc_auc_score(truth, scores)), float(found[alarms <= 0.01].max())
 
 
+Likelihoods = tuple[NDArray[np.float64], NDArray[np.float64]]
+"""Of members and of outsiders."""
+
+
 @dataclass
 class Measurements:
     """Train and measure the students of each kind; each student is kept in the folder."""
@@ -147,8 +208,10 @@ class Measurements:
     people: People
     folder: Path
     seeds: int
-    reference: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None
-    """What the volunteers' student says of members and of outsiders, once it is trained."""
+    reference: Likelihoods | None = None
+    """What the volunteers' student says, once it is trained."""
+    reference_by_file: Likelihoods | None = None
+    """What its web file says."""
     rows: list[dict[str, Any]] = field(default_factory=list)
 
     def measure(
@@ -160,19 +223,22 @@ class Measurements:
     ) -> list[TrainedModel]:
         """Add a row for the students of one kind, and return them."""
         outsiders, test = self.people.outsiders, questions(self.people.outsiders, "test")
-        values, attacks, spent, models = [], [], None, []
+        values, attacks, by_file, spent, models = [], [], [], None, []
         for seed in range(self.seeds if seeds is None else seeds):
-            folder = self.folder / name.replace(" ", "-").replace(",", "") / f"seed-{seed}"
+            folder = self.folder_of(name, seed)
             if not (folder / "model.json").is_file():
                 save_model(make(seed), folder)
             trained = load_model(folder, dataset)
             models.append(trained)
             spent = trained.record.privacy
+            file = written_file(trained, dataset, folder)
             scorer = TorchScorer(with_features_of(trained, outsiders))
             values.append(ndcg(rank(scorer, test), 10))
-            attacks.append(self._attack(trained))
+            attacks.append(strongest(self.told_by(trained), self.reference))
+            by_file.append(strongest(self.told_by_file(file), self.reference_by_file))
             print(
-                f"{name}, seed {seed}: NDCG@10 {values[-1].mean():.4f}, attack {attacks[-1]}",
+                f"{name}, seed {seed}: NDCG@10 {values[-1].mean():.4f}, attack {attacks[-1]}, "
+                f"by its file {by_file[-1]}",
                 flush=True,
             )
         self.rows.append(
@@ -182,37 +248,56 @@ class Measurements:
                 "ndcg_by_seed": [float(by_user.mean()) for by_user in values],
                 "auc_by_seed": [auc for auc, _ in attacks],
                 "found_by_seed": [found for _, found in attacks],
+                "file_auc_by_seed": [auc for auc, _ in by_file],
+                "file_found_by_seed": [found for _, found in by_file],
                 "privacy": None if spent is None else msgspec.to_builtins(spent),
             }
         )
         return models
 
-    def _attack(self, trained: TrainedModel) -> tuple[float, float]:
-        """Return the result of the stronger of the two attacks."""
-        inside = of_users(trained, self.people.members)
-        outside = of_users(trained, self.people.outsiders)
-        found = [attack(inside, outside)]
-        if self.reference is not None:
-            found.append(attack(inside - self.reference[0], outside - self.reference[1]))
-        return max(found)
+    def told_by(self, trained: TrainedModel) -> Likelihoods:
+        return of_users(trained, self.people.members), of_users(trained, self.people.outsiders)
+
+    def told_by_file(self, file: Path) -> Likelihoods:
+        members, outsiders = self.people.members, self.people.outsiders
+        return log_likelihood_by_file(file, members), log_likelihood_by_file(file, outsiders)
+
+    def file_of(self, name: str, seed: int) -> Path:
+        """Return where the web file of a student is."""
+        return self.folder_of(name, seed) / "student.drec"
+
+    def folder_of(self, name: str, seed: int) -> Path:
+        return self.folder / name.replace(" ", "-").replace(",", "") / f"seed-{seed}"
+
+
+def strongest(told: Likelihoods, reference: Likelihoods | None) -> tuple[float, float]:
+    """Return the result of the stronger of the two attacks."""
+    found = [attack(*told)]
+    if reference is not None:
+        found.append(attack(told[0] - reference[0], told[1] - reference[1]))
+    return max(found)
 
 
 def measure_volunteers(work: Measurements) -> list[TrainedModel]:
     """Measure the students of the volunteers alone; the first is the reference of the attacks."""
     who = work.people
+    name = "volunteers alone"
     students = work.measure(
-        "volunteers alone",
+        name,
         who.volunteers,
         lambda seed: train_model(STUDENT, who.volunteers, FEW_USERS, seed=seed),
     )
-    work.reference = of_users(students[0], who.members), of_users(students[0], who.outsiders)
+    work.reference = work.told_by(students[0])
+    work.reference_by_file = work.told_by_file(work.file_of(name, 0))
     return students
 
 
-def measure_private(work: Measurements, of_volunteers: list[TrainedModel]) -> None:
+def measure_private(
+    work: Measurements, of_volunteers: list[TrainedModel], epsilons: Sequence[float]
+) -> None:
     """Measure the students that DP-SGD trains, from the volunteers' student and from nothing."""
     members = work.people.members
-    for epsilon in EPSILONS:
+    for epsilon in epsilons:
         further = msgspec.structs.replace(FROM_VOLUNTEERS, epsilon=epsilon)
         work.measure(
             f"DP-SGD from the volunteers' student, epsilon {epsilon:g}",
@@ -221,7 +306,7 @@ def measure_private(work: Measurements, of_volunteers: list[TrainedModel]) -> No
                 STUDENT, members, further, seed=seed, start=of_volunteers[seed]
             ),
         )
-    for epsilon in EPSILONS:
+    for epsilon in epsilons:
         config = msgspec.structs.replace(PRIVATE, epsilon=epsilon)
         work.measure(
             f"DP-SGD, epsilon {epsilon:g}",
@@ -295,12 +380,17 @@ def write_results(work: Measurements, parts: tuple[str, ...]) -> None:
         f"{who.volunteers.users:,} volunteers, quality on "
         f"{len(questions(who.outsiders, 'test').histories):,} outsiders",
         "",
-        "| student | NDCG@10 of outsiders | attack: AUC | found at 1% false alarms |",
-        "|---|---|---|---|",
+        "| student | NDCG@10 of outsiders | attack: AUC | found at 1% false alarms "
+        "| by the web file: AUC | found |",
+        "|---|---|---|---|---|---|",
     ]
     for row in work.rows:
         auc, found = np.mean(row["auc_by_seed"]), np.mean(row["found_by_seed"])
-        lines.append(f"| {row['model']} | {row['ndcg']} | {auc:.3f} | {found:.1%} |")
+        told, caught = np.mean(row["file_auc_by_seed"]), np.mean(row["file_found_by_seed"])
+        lines.append(
+            f"| {row['model']} | {row['ndcg']} | {auc:.3f} | {found:.1%} "
+            f"| {told:.3f} | {caught:.1%} |"
+        )
     line = json.dumps({"bench": "privacy", "seeds": work.seeds, "rows": work.rows})
     print("\n".join(lines) + "\n" + line)
     RESULTS.mkdir(exist_ok=True)
@@ -316,8 +406,10 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--folder", type=Path, default=Path("runs/privacy"))
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
+    parser.add_argument("--members", type=int)
+    parser.add_argument("--epsilons", nargs="+", type=float, default=EPSILONS)
     arguments = parser.parse_args()
-    who = people(arguments.folder / "data")
+    who = people(arguments.folder / "data", arguments.members)
     print(
         f"{who.volunteers.users:,} volunteers, {who.members.users:,} members, "
         f"{who.outsiders.users:,} outsiders",
@@ -326,7 +418,7 @@ def main() -> None:
     work = Measurements(who, arguments.folder, arguments.seeds)
     of_volunteers = measure_volunteers(work)
     if "private" in arguments.only:
-        measure_private(work, of_volunteers)
+        measure_private(work, of_volunteers, arguments.epsilons)
     if "plain" in arguments.only:
         measure_plain(work)
     if "votes" in arguments.only:

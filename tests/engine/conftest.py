@@ -76,12 +76,20 @@ def hosted(folder: Path) -> Iterator[str]:
 
 
 @pytest.fixture(scope="package")
-def site(student, tmp_path_factory) -> Iterator[str]:
-    """A static host with the package, the file and empty pages."""
+def site_folder(student, tmp_path_factory) -> Path:
+    """The package, the file, a worker and empty pages."""
     folder = tmp_path_factory.mktemp("site")
-    shutil.copy(ROOT / "web" / "dist" / "distilrec.js", folder)
-    shutil.copy(student, folder)
+    worker = Path(__file__).parent / "web" / "worker.mjs"
+    for path in (ROOT / "web" / "dist" / "distilrec.js", student, worker):
+        shutil.copy(path, folder)
+    (folder / "package.json").write_text('{"type": "module"}')  # for Node
     for name in ("index", "sandboxed"):
         (folder / f"{name}.html").write_text("<!doctype html><title>A page</title>")
-    with hosted(folder) as address:
+    return folder
+
+
+@pytest.fixture(scope="package")
+def site(site_folder) -> Iterator[str]:
+    """A static host with these."""
+    with hosted(site_folder) as address:
         yield address

@@ -314,17 +314,64 @@ ASKED = """async () => {
   recommender.update([3, 7, 9].map((n) => ({ user_id: "me", item_id: `i${n}`, event_type: "buy" })));
   return { wasm: recommender.wasm, answers: recommender.recommend("me", { k: 10 }) };
 }"""
+ASKED_IN_A_WORKER = """async () => {
+  const worker = new Worker("./worker.mjs", { type: "module" });
+  const found = await new Promise((resolve, reject) => {
+    worker.onmessage = ({ data }) => resolve(data);
+    worker.onerror = ({ message }) => reject(new Error(message));
+  });
+  worker.terminate();
+  const { load, openStore } = await import("./distilrec.js");
+  const recommender = await load("student.drec");
+  await openStore(recommender);
+  return { ...found, kept: recommender.past("me") };
+}"""
+ASKED_IN_NODE = """
+const { Worker } = await import("node:worker_threads");
+const worker = new Worker(new URL(process.argv[1]), { execArgv: [] });
+worker.once("message", (found) => console.log(JSON.stringify(found)));
+"""
 
 
-def test_a_browser_answers_as_python_does(browser, site, student):
+@pytest.fixture(scope="module")
+def expected(student):
+    """The answers of the engine in numpy to what pages and workers are asked."""
     recommender = load(student, runtime="numpy")
     recommender.update(
         [{"user_id": "me", "item_id": f"i{n}", "event_type": "buy"} for n in (3, 7, 9)]
     )
-    page = browser.new_page()
-    page.goto(f"{site}/index.html")
-    found = page.evaluate(ASKED)
-    page.close()
+    return [list(answer) for answer in recommender.recommend("me", k=10)]
+
+
+def check_answers(found, expected):
     assert found["wasm"]
     ours = [[answer["item_id"], answer["score"]] for answer in found["answers"]]
-    assert same_order(ours, [list(answer) for answer in recommender.recommend("me", k=10)])
+    assert len(ours) == 10
+    assert same_order(ours, expected)
+
+
+def test_a_browser_answers_as_python_does(browser, site, expected):
+    page = browser.new_page()
+    page.goto(f"{site}/index.html")
+    check_answers(page.evaluate(ASKED), expected)
+    page.close()
+
+
+def test_a_worker_of_a_browser_answers_as_python_does(browser, site, expected):
+    page = browser.new_page()
+    page.goto(f"{site}/index.html")
+    found = page.evaluate(ASKED_IN_A_WORKER)
+    page.close()
+    assert found["page"] == "undefined"
+    check_answers(found, expected)
+    assert found["kept"] == ["i9", "i7", "i3"]  # a page reads what the worker has stored
+
+
+def test_a_worker_of_node_answers_as_python_does(site_folder, expected):
+    worker = (site_folder / "worker.mjs").as_uri()
+    done = subprocess.run(
+        [program("node"), "--input-type=module", "--eval", ASKED_IN_NODE, worker],
+        capture_output=True, text=True, check=False, timeout=600,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2_000:]
+    check_answers(json.loads(done.stdout), expected)

@@ -52,7 +52,10 @@ export declare class StudentFile {
     array(name: string, shape?: number[]): Numbers;
     /** Return finite weights of a shape. */
     weights(name: string, shape: number[]): Float32Array;
-    texts(name: string): string[];
+    /** Return how to get the texts of an array, which are checked now and cut at the first call.
+     * count: how many there must be.
+     */
+    texts(name: string, count?: number): () => string[];
 }
 export declare function check(holds: boolean, problem: string): void;
 /** Return an error of ours as it is, and any other as one about the file. */

@@ -1,6 +1,7 @@
-/** Where the numbers lie, and the one loop that takes time: a product of a matrix with a vector.
+/** Where the numbers lie, and the loops that take time: a product of a matrix with a vector, and the
+ * item vectors from their 8 bits.
  *
- * The loop runs in WebAssembly with SIMD (scan.wat) where that is there, else in plain JavaScript.
+ * They run in WebAssembly with SIMD (scan.wat) where that is there, else in plain JavaScript.
  */
 /** Some float32 numbers. `data` is another object after memory has grown: never keep it. */
 export interface Block {
@@ -20,4 +21,6 @@ export declare class Memory {
      * All have room for a multiple of 4 rows.
      */
     dot(rows: Block, vector: Block, bias: Block, out: Block, count: number, width: number): void;
+    /** rows[n] *= steps[n]; count rows of `width` numbers, a multiple of 4. */
+    scale(rows: Block, steps: Block, count: number, width: number): void;
 }

@@ -48,6 +48,9 @@ interface Place {
   offset: number;
 }
 
+/** `Float16Array`, which older browsers and Node lack. */
+const NativeHalves = (globalThis as { Float16Array?: NewHalves }).Float16Array;
+type NewHalves = new (buffer: ArrayBufferLike, at: number, count: number) => ArrayLike<number>;
 type Numbers = Int8Array | Uint8Array | Uint16Array | Uint32Array | Float32Array | Float64Array;
 
 export class StudentFile {
@@ -162,7 +165,7 @@ export class StudentFile {
       case "U32":
         return new Uint32Array(this.buffer, at, count);
       case "F16":
-        return Float32Array.from(new Uint16Array(this.buffer, at, count), half);
+        return fromHalves(new Uint16Array(this.buffer, at, count));
       case "F32":
         return new Float32Array(this.buffer, at, count);
       case "F64":
@@ -176,24 +179,47 @@ export class StudentFile {
   weights(name: string, shape: number[]): Float32Array {
     const found = this.array(name, shape);
     check(found instanceof Float32Array, `has an array '${name}' of another type`);
-    check(found.every(Number.isFinite), `holds NaN or infinity in '${name}'`);
+    let nothing = 0; // NaN once there is a number that is not finite
+    for (let n = 0; n < found.length; n++) nothing += 0 * found[n];
+    check(nothing === 0, `holds NaN or infinity in '${name}'`);
     return found as Float32Array;
   }
 
-  texts(name: string): string[] {
+  /** Return how to get the texts of an array, which are checked now and cut at the first call.
+   * count: how many there must be.
+   */
+  texts(name: string, count?: number): () => string[] {
     const bytes = this.array(`${name}.text`) as Uint8Array;
-    const lengths = this.array(`${name}.lengths`);
-    const decoder = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true });
-    const whole = decoder.decode(bytes);
-    const plain = whole.length === bytes.length; // ASCII only
-    let at = 0;
-    const found = Array.from(lengths, (length) => {
-      at += length;
-      return plain ? whole.slice(at - length, at) : decoder.decode(bytes.subarray(at - length, at));
-    });
-    check(at === bytes.length, `cuts the texts '${name}' at the wrong places`);
-    return found;
+    const lengths = this.array(`${name}.lengths`, count === undefined ? undefined : [count]);
+    const whole = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true }).decode(bytes);
+    let [at, inside] = [0, false];
+    for (let n = 0; n < lengths.length; n++) {
+      inside ||= (bytes[at] & 0xc0) === 0x80; // not where a character begins
+      at += lengths[n];
+    }
+    check(at === bytes.length && !inside, `cuts the texts '${name}' at the wrong places`);
+    let cut: string[] | undefined;
+    return () => (cut ??= cutTexts(whole, bytes, lengths));
   }
+}
+
+/** Return the texts that lie one after the other in `whole`. lengths: in bytes of UTF-8. */
+function cutTexts(whole: string, bytes: Uint8Array, lengths: Numbers): string[] {
+  const found: string[] = new Array(lengths.length);
+  const ascii = whole.length === bytes.length;
+  for (let n = 0, at = 0, from = 0; n < found.length; n++) {
+    let to = from + lengths[n];
+    if (!ascii) {
+      to = from;
+      for (const stop = at + lengths[n]; at < stop; at++) {
+        const byte = bytes[at];
+        if ((byte & 0xc0) !== 0x80) to += byte < 0xf0 ? 1 : 2; // of UTF-16
+      }
+    }
+    found[n] = whole.slice(from, to);
+    from = to;
+  }
+  return found;
 }
 
 export function check(holds: boolean, problem: string): void {
@@ -206,12 +232,17 @@ export function asCorrupted(problem: unknown): Error {
   return corrupted(`cannot be read: ${problem instanceof Error ? problem.message : problem}`);
 }
 
-/** Return the number of 16 bits (IEEE 754 binary16). */
-function half(bits: number): number {
-  const exponent = (bits >> 10) & 31;
-  const fraction = bits & 1023;
-  const sign = bits & 0x8000 ? -1 : 1;
-  if (exponent === 0) return sign * fraction * 2 ** -24;
-  if (exponent === 31) return fraction ? NaN : sign * Infinity;
-  return sign * (1 + fraction / 1024) * 2 ** (exponent - 15);
+/** Return the numbers of 16 bits (IEEE 754 binary16). */
+function fromHalves(halves: Uint16Array): Float32Array {
+  if (NativeHalves) return new Float32Array(new NativeHalves(halves.buffer, halves.byteOffset, halves.length));
+  const numbers = new Float32Array(halves.length);
+  const bits = new Uint32Array(numbers.buffer);
+  for (let n = 0; n < halves.length; n++) {
+    const half = halves[n];
+    const finite = (half & 0x7c00) !== 0x7c00;
+    bits[n] = finite ? ((half & 0x8000) << 16) | ((half & 0x7fff) << 13) : 0x7fc00000; // else NaN
+  }
+  // The exponent of a float32 counts from 112 further down.
+  for (let n = 0; n < numbers.length; n++) numbers[n] *= 2 ** 112;
+  return numbers;
 }

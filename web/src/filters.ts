@@ -57,7 +57,7 @@ export class Filters {
     } else if (kind === "members") {
       const members = file.array(key);
       const sizes = file.array(`sizes:${name}`);
-      const texts = file.texts(`category:${name}`);
+      const texts = file.texts(`category:${name}`)();
       check(
         texts.length === sizes.length && members.every((item) => item < this.#count),
         `holds attributes that do not fit: ${name}`,

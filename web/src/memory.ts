@@ -1,6 +1,7 @@
-/** Where the numbers lie, and the one loop that takes time: a product of a matrix with a vector.
+/** Where the numbers lie, and the loops that take time: a product of a matrix with a vector, and the
+ * item vectors from their 8 bits.
  *
- * The loop runs in WebAssembly with SIMD (scan.wat) where that is there, else in plain JavaScript.
+ * They run in WebAssembly with SIMD (scan.wat) where that is there, else in plain JavaScript.
  */
 
 import { SCAN } from "./scan.js";
@@ -14,15 +15,16 @@ export interface Block {
   data: Float32Array;
 }
 
-type Dot = (
-  rows: number, vector: number, bias: number, out: number, count: number, width: number,
-) => void;
+interface Loops {
+  dot(rows: number, vector: number, bias: number, out: number, count: number, width: number): void;
+  scale(rows: number, steps: number, count: number, width: number): void;
+}
 
 export class Memory {
   #next = 0;
   readonly #blocks: Block[] = [];
   readonly #memory: WebAssembly.Memory | null = null;
-  readonly #dot: Dot | null = null;
+  readonly #loops: Loops | null = null;
 
   /** wasm: false for plain JavaScript, whatever the browser can. */
   constructor(wasm: boolean) {
@@ -31,7 +33,7 @@ export class Memory {
       const memory = new WebAssembly.Memory({ initial: 1 });
       const bytes = Uint8Array.from(atob(SCAN), (character) => character.charCodeAt(0));
       const made = new WebAssembly.Instance(new WebAssembly.Module(bytes), { m: { m: memory } });
-      this.#dot = made.exports.dot as Dot;
+      this.#loops = made.exports as unknown as Loops;
       this.#memory = memory;
     } catch {
       // No WebAssembly, no SIMD, or a page that forbids it.
@@ -62,8 +64,8 @@ export class Memory {
    * All have room for a multiple of 4 rows.
    */
   dot(rows: Block, vector: Block, bias: Block, out: Block, count: number, width: number): void {
-    if (this.#dot) {
-      this.#dot(rows.at, vector.at, bias.at, out.at, count + (-count & 3), 4 * width);
+    if (this.#loops) {
+      this.#loops.dot(rows.at, vector.at, bias.at, out.at, count + (-count & 3), 4 * width);
       return;
     }
     const [a, x, b, y] = [rows.data, vector.data, bias.data, out.data];
@@ -71,6 +73,19 @@ export class Memory {
       let value = b[n];
       for (let c = 0; c < width; c++) value += a[at++] * x[c];
       y[n] = value;
+    }
+  }
+
+  /** rows[n] *= steps[n]; count rows of `width` numbers, a multiple of 4. */
+  scale(rows: Block, steps: Block, count: number, width: number): void {
+    if (this.#loops) {
+      this.#loops.scale(rows.at, steps.at, count, 4 * width);
+      return;
+    }
+    const [a, b] = [rows.data, steps.data];
+    for (let n = 0, at = 0; n < count; n++) {
+      const step = b[n];
+      for (const stop = at + width; at < stop; at++) a[at] *= step;
     }
   }
 }

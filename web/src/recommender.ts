@@ -98,7 +98,10 @@ export class Recommender {
   readonly #student: Student;
   readonly #filters: Filters;
   readonly #ids: string[];
-  readonly #titles: string[];
+  /** The titles of the file; an empty one stands for the id. */
+  readonly #titles: () => string[];
+  /** Titles that were given since. */
+  readonly #newTitles = new Map<number, string>();
   readonly #index = new Map<string, number>();
   readonly #types: Map<string, number>;
   readonly #separators: Map<string, string>;
@@ -120,14 +123,11 @@ export class Recommender {
     this.rounding = file.rounding;
     try {
       this.#student = new Student(file, options.wasm ?? true);
-      this.#ids = file.texts("ids");
-      this.#titles = file.texts("titles").map((title, n) => title || this.#ids[n]);
-      this.#ids.forEach((id, n) => this.#index.set(id, n));
       const items = this.manifest.items;
-      check(
-        this.#ids.length === items && this.#titles.length === items && this.#index.size === items,
-        "has another number of items, or one twice",
-      );
+      this.#ids = file.texts("ids", items)();
+      this.#titles = file.texts("titles", items);
+      for (let n = 0; n < this.#ids.length; n++) this.#index.set(this.#ids[n], n);
+      check(this.#index.size === items, "has an item twice");
     } catch (problem) {
       throw asCorrupted(problem);
     }
@@ -164,7 +164,11 @@ export class Recommender {
 
   /** Return the title of an item, or its id where the data had none. */
   title(item_id: Id): string {
-    return this.#titles[this.#position(item_id)];
+    return this.#titleOf(this.#position(item_id));
+  }
+
+  #titleOf(place: number): string {
+    return this.#newTitles.get(place) ?? (this.#titles()[place] || this.#ids[place]);
   }
 
   knowsItem(item_id: Id): boolean {
@@ -176,7 +180,7 @@ export class Recommender {
     const id = this.#ids[place];
     return {
       item_id: id,
-      title: this.#titles[place],
+      title: this.#titleOf(place),
       attributes: this.#filters.of(place),
       available: this.#filters.isAvailable(place),
       in_training: !this.#live.has(id),
@@ -189,7 +193,7 @@ export class Recommender {
     const found: Item[] = [];
     for (let n = 0; n < this.#ids.length && found.length < limit; n++) {
       if (
-        this.#titles[n].toLowerCase().includes(wanted) || this.#ids[n].toLowerCase().includes(wanted)
+        this.#titleOf(n).toLowerCase().includes(wanted) || this.#ids[n].toLowerCase().includes(wanted)
       ) {
         found.push(this.item(this.#ids[n]));
       }
@@ -242,11 +246,10 @@ export class Recommender {
       if (place === this.#ids.length) {
         this.#index.set(id, place);
         this.#ids.push(id);
-        this.#titles.push(id);
         this.#filters.append();
       }
     }
-    if (record.title !== undefined) this.#titles[place] = String(record.title);
+    if (record.title !== undefined) this.#newTitles.set(place, String(record.title));
     this.#filters.change(place, attributes);
     if (record.available !== undefined) this.#filters.setAvailable(place, record.available);
   }

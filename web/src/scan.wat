@@ -1,7 +1,8 @@
-;; out[n] = rows[n] . vector + bias[n], all float32; four rows at a time, four channels at a time.
-;; width: bytes of a row, a multiple of 16; count: rows, a multiple of 4.
 (module
   (import "m" "m" (memory 1))
+
+  ;; out[n] = rows[n] . vector + bias[n], all float32; four rows at a time, four channels at a time.
+  ;; width: bytes of a row, a multiple of 16; count: rows, a multiple of 4.
   (func (export "dot")
     (param $rows i32) (param $vector i32) (param $bias i32) (param $out i32)
     (param $count i32) (param $width i32)
@@ -47,4 +48,20 @@
         (local.set $rows (i32.add (local.get $rows) (i32.shl (local.get $width) (i32.const 2))))
         (local.set $bias (i32.add (local.get $bias) (i32.const 16)))
         (local.set $out (i32.add (local.get $out) (i32.const 16)))
+        (br $items))))
+
+  ;; rows[n] *= steps[n]; count: rows; width as above.
+  (func (export "scale") (param $rows i32) (param $steps i32) (param $count i32) (param $width i32)
+    (local $end i32) (local $stop i32) (local $step v128)
+    (local.set $end (i32.add (local.get $steps) (i32.shl (local.get $count) (i32.const 2))))
+    (block $done
+      (loop $items
+        (br_if $done (i32.ge_u (local.get $steps) (local.get $end)))
+        (local.set $step (v128.load32_splat (local.get $steps)))
+        (local.set $stop (i32.add (local.get $rows) (local.get $width)))
+        (loop $channels
+          (v128.store (local.get $rows) (f32x4.mul (v128.load (local.get $rows)) (local.get $step)))
+          (local.set $rows (i32.add (local.get $rows) (i32.const 16)))
+          (br_if $channels (i32.lt_u (local.get $rows) (local.get $stop))))
+        (local.set $steps (i32.add (local.get $steps) (i32.const 4)))
         (br $items)))))

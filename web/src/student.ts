@@ -51,7 +51,8 @@ export class Student {
     this.#userTable = file.weights("user_table", [file.userEncoder.width, dim]);
     this.#itemTable = file.weights("item_table", [file.itemEncoder.width, dim]);
     const inner = file.weights("inner_norm", [known]);
-    const widen = file.weights("widen", [wide, known]).map((w, n) => w * inner[n % known]);
+    const widen = file.weights("widen", [wide, known]).slice();
+    for (let n = 0, c = 0; n < widen.length; n++, c = c + 1 === known ? 0 : c + 1) widen[n] *= inner[c];
     this.#weights = {
       mix: this.#rows(file.weights("mix", [dim, scales * dim]), scales * dim),
       widen: this.#rows(widen, known),
@@ -75,12 +76,14 @@ export class Student {
     const integers = file.array("vectors", [m.items, dim]);
     check(integers instanceof Int8Array, "has item vectors of another type");
     const steps = file.weights("scales", [m.items]);
-    for (let item = 0; item < m.items; item++) {
-      const at = item * this.#stride;
-      for (let c = 0; c < dim; c++) {
-        this.#vectors.data[at + c] = integers[item * dim + c] * steps[item];
+    if (dim === this.#stride) this.#vectors.data.set(integers);
+    else {
+      for (let item = 0; item < m.items; item++) {
+        this.#vectors.data.set(integers.subarray(item * dim, (item + 1) * dim), item * this.#stride);
       }
     }
+    this.#scores.data.set(steps); // which is free until somebody asks
+    memory.scale(this.#vectors, this.#scores, m.items, this.#stride);
     this.#biases.data.set(file.weights("biases", [m.items]));
   }
 
@@ -115,11 +118,12 @@ export class Student {
 
   /** Return the weighted sum of rows of a table. */
   embedded(bag: [number, number][], of: "user" | "item"): Float32Array {
+    const { dim } = this;
     const table = of === "user" ? this.#userTable : this.#itemTable;
-    const out = new Float32Array(this.dim);
+    const out = new Float32Array(dim);
     for (const [column, weight] of bag) {
       const factor = Math.fround(weight);
-      for (let c = 0; c < this.dim; c++) out[c] += factor * table[column * this.dim + c];
+      for (let c = 0; c < dim; c++) out[c] += factor * table[column * dim + c];
     }
     return out;
   }
@@ -130,9 +134,9 @@ export class Student {
     const at = item * this.#stride;
     const vectors = this.#vectors.data;
     const all = this.#scales * dim;
+    const [decay, scale, gain, type] = [this.#decay, this.#scale, this.#gain, event * dim];
     for (let n = 0, c = 0; n < all; n++, c = c + 1 === dim ? 0 : c + 1) {
-      const input = this.#gain[event * dim + c] * vectors[at + c];
-      state[n] = this.#decay[n] * state[n] + this.#scale[n] * input;
+      state[n] = decay[n] * state[n] + scale[n] * (gain[type + c] * vectors[at + c]);
     }
     for (let c = 0; c < dim; c++) state[all + c] = vectors[at + c];
   }
