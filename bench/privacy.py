@@ -371,8 +371,11 @@ def _candidates(trained: TrainedModel, dataset: Dataset) -> NDArray[np.int64]:
     return np.argsort(-scores, axis=1)[:, :CANDIDATES].astype(np.int64)
 
 
-def write_results(work: Measurements, parts: tuple[str, ...]) -> None:
-    """Print the table and the JSON line, and write both into `bench/results/`."""
+def write_results(work: Measurements, parts: tuple[str, ...], *, smaller: bool) -> None:
+    """Print the table and the JSON line, and write both into `bench/results/`.
+
+    smaller: whether these are not all members.
+    """
     who = work.people
     lines = [
         f"MovieLens 1M, films with 200 ratings or more, {work.seeds} seeds; "
@@ -395,6 +398,8 @@ def write_results(work: Measurements, parts: tuple[str, ...]) -> None:
     print("\n".join(lines) + "\n" + line)
     RESULTS.mkdir(exist_ok=True)
     name = "privacy" if set(parts) == set(PARTS) else f"privacy-{'-'.join(parts)}"
+    if smaller:
+        name += f"-{who.members.users}-members"
     (RESULTS / f"{name}.md").write_text("\n".join(lines) + "\n")
     (RESULTS / f"{name}.json").write_text(line + "\n")
 
@@ -423,7 +428,7 @@ def main() -> None:
         measure_plain(work)
     if "votes" in arguments.only:
         measure_votes(work, of_volunteers)
-    write_results(work, arguments.only)
+    write_results(work, arguments.only, smaller=arguments.members is not None)
 
 
 if __name__ == "__main__":
