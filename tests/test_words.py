@@ -29,7 +29,11 @@ TEXTS = [
     *sorted((ROOT / "docs" / "decisions").glob("*.md")),
     *sorted((ROOT / "deploy").iterdir()),
     *sorted((ROOT / "src" / "distilrec" / "report").glob("*.html")),
-    *sorted((ROOT / "src" / "distilrec" / "serve" / "playground").iterdir()),
+    *(
+        path
+        for name in ("playground", "console", "look")
+        for path in sorted((ROOT / "src" / "distilrec" / "serve" / name).iterdir())
+    ),
 ]
 
 

@@ -368,7 +368,9 @@ def serve(
         ),
     ] = None,
 ) -> None:
-    """Serve a bundle over HTTP: recommendations that follow every event, and a playground at /."""
+    """Serve a bundle over HTTP: recommendations that follow every event, a playground at /, and a
+    console at /console.
+    """
     from distilrec.serve.config import ServiceConfig
 
     config = ServiceConfig(

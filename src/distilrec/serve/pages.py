@@ -1,8 +1,11 @@
-"""The pages of the playground and the script for pages of others, with their security headers."""
+"""The pages of the service, playground and console, and the script for pages of others, with their
+security headers.
+"""
 
 from __future__ import annotations
 
 from importlib.resources import files
+from pathlib import PurePosixPath
 
 from distilrec.serve.http import Call, Endpoint, Reply
 
@@ -10,12 +13,35 @@ _POLICY = (
     b"default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self'; "
     b"base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
+_TYPES = {
+    ".html": b"text/html; charset=utf-8",
+    ".js": b"text/javascript; charset=utf-8",
+    ".css": b"text/css; charset=utf-8",
+    ".svg": b"image/svg+xml",
+}
+_MODULES = (
+    "charts",
+    "console",
+    "experiments",
+    "figures",
+    "lookup",
+    "metrics",
+    "model",
+    "numbers",
+    "outcomes",
+    "panels",
+)
 PAGES = {
-    "/": ("playground/index.html", b"text/html; charset=utf-8"),
-    "/playground.js": ("playground/playground.js", b"text/javascript; charset=utf-8"),
-    "/playground.svg": ("playground/playground.svg", b"image/svg+xml"),
-    "/playground.css": ("playground/playground.css", b"text/css; charset=utf-8"),
-    "/distilrec.js": ("script/distilrec.js", b"text/javascript; charset=utf-8"),
+    "/": "playground/index.html",
+    "/playground.js": "playground/playground.js",
+    "/playground.svg": "playground/playground.svg",
+    "/playground.css": "playground/playground.css",
+    "/distilrec.js": "script/distilrec.js",
+    "/look/look.css": "look/look.css",
+    "/look/page.js": "look/page.js",
+    "/console": "console/index.html",
+    "/console/console.css": "console/console.css",
+    **{f"/console/{module}.js": f"console/{module}.js" for module in _MODULES},
 }
 
 
@@ -23,14 +49,15 @@ def endpoints() -> list[Endpoint]:
     """Return the endpoints of the pages."""
     folder = files("distilrec.serve")
 
-    def page(file: str, media_type: bytes) -> Reply:
+    def endpoint(path: str, file: str) -> Endpoint:
         headers = [(b"content-security-policy", _POLICY), (b"referrer-policy", b"no-referrer")]
-        return Reply((folder / file).read_bytes(), media_type, headers)
+        content = (folder / file).read_bytes()
+        reply = Reply(content, _TYPES[PurePosixPath(file).suffix], headers)
 
-    def endpoint(path: str, reply: Reply) -> Endpoint:
         async def handle(call: Call) -> Reply:
             return reply
 
-        return Endpoint("GET", path, "playground", "The playground.", None, None, None, handle)
+        name = "console" if file.startswith("console/") else "playground"
+        return Endpoint("GET", path, name, f"The {name}.", None, None, None, handle)
 
-    return [endpoint(path, page(*what)) for path, what in PAGES.items()]
+    return [endpoint(path, file) for path, file in PAGES.items()]

@@ -1,25 +1,22 @@
-"use strict";
+// The playground: a user, what they did, and the list that follows it.
 
-const $ = (id) => document.getElementById(id);
+import { $, call as ask, chips, element, useKey } from "/look/page.js";
+
 const COUNT = 10;
-let key = "";
+const CATEGORIES = 4; // of a card
+const MOVE = { duration: 450, easing: "cubic-bezier(.2, .7, .2, 1)" };
 let user = "";
-let shown = []; // item ids of the last answer
+let shown = []; // item ids of the last answer to this user
 let latest = 0; // number of the last refresh: answers that come late are dropped
+const known = new Map(); // attributes of items, or the promise of them
 
 async function call(method, path, body) {
-  const headers = {};
-  if (body !== undefined) headers["content-type"] = "application/json";
-  if (key) headers.authorization = `Bearer ${key}`;
-  const response = await fetch(path, { method, headers, body: body === undefined ? undefined : JSON.stringify(body) });
-  const answer = await response.json();
-  if (response.status === 401) $("key-form").hidden = false;
-  if (!response.ok) {
-    const problem = new Error(`${answer.error.message} (${answer.error.code})`);
-    problem.status = response.status;
+  try {
+    return await ask(method, path, body);
+  } catch (problem) {
+    if (problem.status === 401) $("key-form").hidden = false;
     throw problem;
   }
-  return answer;
 }
 
 function report(problem) {
@@ -39,21 +36,25 @@ function guarded(action) {
   };
 }
 
-function element(name, text, className) {
-  const made = document.createElement(name);
-  if (text !== undefined) made.textContent = text;
-  if (className) made.className = className;
-  return made;
-}
-
 function itemRow(item, className) {
   const row = element("li", undefined, className);
   row.dataset.item = item.item_id;
-  const button = element("button", item.title || item.item_id);
+  const button = element("button", item.title || item.item_id, "plain");
   button.type = "button";
   button.addEventListener("click", guarded(() => act(item.item_id)));
   row.append(button);
   return row;
+}
+
+// Add the categories of an item to its row, when they are known.
+async function addCategories(row) {
+  const id = row.dataset.item;
+  if (!known.has(id)) known.set(id, call("GET", `/v1/items/${encodeURIComponent(id)}`).then((item) => item.attributes));
+  try {
+    row.querySelector(".chips").replaceWith(chips(await known.get(id), CATEGORIES));
+  } catch {
+    known.delete(id); // the list says enough without them
+  }
 }
 
 function chosenFilter() {
@@ -89,17 +90,51 @@ async function refresh() {
 
 function showAnswers(answer, milliseconds) {
   $("latency").textContent = `${milliseconds.toFixed(1)} ms there and back, with explanations`;
-  const before = new Set(shown);
-  const rows = answer.items.map((item) => {
-    const row = itemRow(item, before.size && !before.has(item.item_id) ? "fresh" : "");
-    row.append(element("span", ` ${item.score.toFixed(2)}`, "quiet"));
+  const list = $("answers");
+  const before = new Map([...list.children].map((row) => [row.dataset.item, row.getBoundingClientRect().top]));
+  const focused = [...list.children].findIndex((row) => row.contains(document.activeElement));
+  const rows = answer.items.map((item, place) => {
+    const from = shown.indexOf(item.item_id);
+    const row = itemRow(item, shown.length && from < 0 ? "fresh" : "");
+    const figures = element("span", undefined, "figures");
+    if (shown.length && from !== place) figures.append(moved(from, place));
+    figures.append(element("span", item.score.toFixed(2), "quiet number"));
+    row.append(figures, element("span", undefined, "chips"));
     const reasons = (item.because || []).map((r) => `${r.contribution >= 0 ? "+" : ""}${r.contribution.toFixed(2)} ${r.title}`);
     if (reasons.length) row.append(element("span", reasons.join("; "), "why"));
     return row;
   });
-  $("answers").replaceChildren(...rows);
-  $("answers").dataset.user = answer.user_id;
+  sayMoves(answer.items);
+  list.replaceChildren(...rows);
+  list.dataset.user = answer.user_id;
+  rows.forEach(addCategories);
+  if (focused >= 0 && rows.length) rows[Math.min(focused, rows.length - 1)].querySelector("button").focus({ preventScroll: true });
+  if (shown.length) animate(rows, before);
   shown = answer.items.map((item) => item.item_id);
+}
+
+function moved(from, place) {
+  if (from < 0) return element("span", "new", "move");
+  const made = element("span", `${from > place ? "↑" : "↓"}${Math.abs(from - place)}`, `move ${from > place ? "up" : "down"}`);
+  made.title = `was at ${from + 1}`;
+  return made;
+}
+
+function sayMoves(items) {
+  const places = shown.length ? items.map((item) => shown.indexOf(item.item_id)) : [];
+  const fresh = places.filter((from) => from < 0).length;
+  const other = places.filter((from, place) => from >= 0 && from !== place).length;
+  $("moved").textContent = fresh || other ? `Since the last list: ${fresh} new, ${other} moved.` : "";
+}
+
+// Let rows slide from where they were, and new ones come in.
+function animate(rows, before) {
+  if (matchMedia("(prefers-reduced-motion: reduce)").matches) return;
+  for (const row of rows) {
+    const top = before.get(row.dataset.item);
+    if (top === undefined) row.animate([{ opacity: 0, transform: "translateX(1.5rem)" }, { opacity: 1, transform: "none" }], MOVE);
+    else row.animate([{ transform: `translateY(${top - row.getBoundingClientRect().top}px)` }, { transform: "none" }], MOVE);
+  }
 }
 
 function showHistory(recent) {
@@ -134,7 +169,13 @@ function startNew() {
 async function search() {
   const text = $("search").value;
   const answer = await call("GET", `/v1/items?limit=20&search=${encodeURIComponent(text)}`);
-  if (text === $("search").value) $("found").replaceChildren(...answer.items.map((item) => itemRow(item)));
+  if (text !== $("search").value) return;
+  $("found").replaceChildren(...answer.items.map((item) => {
+    known.set(item.item_id, item.attributes);
+    const row = itemRow(item);
+    row.append(chips(item.attributes, CATEGORIES));
+    return row;
+  }));
 }
 
 async function begin() {
@@ -175,7 +216,7 @@ $("erase").addEventListener("click", guarded(async () => {
   await refresh();
 }));
 $("key-form").addEventListener("submit", guarded(async () => {
-  key = $("key").value.trim();
+  useKey($("key").value.trim());
   await begin();
   $("key-form").hidden = true;
 }));
