@@ -202,6 +202,7 @@ def test_a_user_and_an_item_and_why(page, service):
         contributions, abs=0.006
     )
     expect(page.locator("#user-events li").first).to_contain_text("interaction")
+    expect(page.locator("#user-rules")).to_be_hidden()
     rows.first.locator("button").click()
     expect(page.locator("#item-name")).to_be_focused()
     expect(page.locator("#item-facts")).to_contain_text(wanted[0]["item_id"])
@@ -224,6 +225,27 @@ def test_a_user_and_an_item_and_why(page, service):
     page.press("#item-text", "Enter")
     expect(page.locator("#item-name")).to_contain_text("longlong")
     assert_readable(page, 375)
+
+
+def test_what_the_rules_of_a_placement_do(page, service):
+    rules = {
+        "pin": [{"item_id": "i41", "slot": 1, "name": "of the week"}],
+        "tired": {"impressions": 1, "answers": True},
+    }
+    service.post("/v1/rules/load", placements={"home": rules})
+    sign_in(page, service, "admin")
+    plain = service.items("u7", k=10)
+    page.fill("#user-id", "u7")
+    page.select_option("#user-placement", "home")
+    for _ in range(2):  # looking tires no item
+        with page.expect_response("**/v1/recommend"):
+            page.click("#user-form button")
+        rows = page.locator("#user-answers li")
+        expect(rows.first).to_contain_text("of the week: was")
+        assert (
+            rows.evaluate_all("rows => rows.map(row => row.dataset.item)") == ["i41", *plain][:10]
+        )
+    service.post("/v1/rules/load", placements={})
 
 
 @pytest.mark.slow

@@ -95,7 +95,7 @@ async function begin() {
   askAgain();
   figures.forget();
   await round(true);
-  if ($("key-form").hidden) await lookup.someUsers().catch(() => {}); // ids to choose from, for those who may see them
+  if ($("key-form").hidden) await lookup.choices();
 }
 
 $("key-form").addEventListener("submit", change(async () => {

@@ -12,9 +12,26 @@ let latestItem = 0;
 const signed = (value) => `${value < 0 ? "−" : "+"}${Math.abs(value).toFixed(2)}`;
 const path = (kind, id) => `/v1/${kind}/${encodeURIComponent(id)}`;
 
-export async function someUsers() {
-  const { users } = await call("GET", "/v1/users?limit=50");
-  $("users").replaceChildren(...users.map((id) => Object.assign(element("option"), { value: id })));
+let rulesOf = {}; // by placement
+
+const option = (value, text = value) => Object.assign(element("option", text), { value });
+
+// What there is to choose from, for those who may see it: ids of users, and placements with rules.
+export async function choices() {
+  const nothing = () => ({});
+  const [{ users = [] }, { placements = {} }] = await Promise.all(
+    ["/v1/users?limit=50", "/v1/rules"].map((path) => call("GET", path).catch(nothing)),
+  );
+  $("users").replaceChildren(...users.map((id) => option(id)));
+  rulesOf = placements;
+  $("user-placement").replaceChildren(option("", "(no placement)"), ...Object.keys(placements).map((name) => option(name)));
+  $("user-rules").hidden = !Object.keys(placements).length;
+}
+
+// The rules of the chosen placement, without noting the items of the answer as shown.
+function chosenRules() {
+  const rules = rulesOf[$("user-placement").value];
+  return rules && rules.tired ? { ...rules, tired: { ...rules.tired, answers: false } } : rules;
 }
 
 function itemButton(item) {
@@ -40,7 +57,7 @@ export async function user() {
   say($("user-says"), "");
   try {
     const [answer, known] = await Promise.all([
-      call("POST", "/v1/recommend", { user_id: id, k: COUNT, titles: true, explain: true, placement: "console" }),
+      call("POST", "/v1/recommend", { user_id: id, k: COUNT, titles: true, explain: true, placement: "console", rules: chosenRules() }),
       call("GET", path("users", id)).catch((problem) => {
         if (problem.status === 404 || problem.status === 403) return { problem };
         throw problem;
@@ -58,10 +75,15 @@ export async function user() {
 function showUser(answer, known) {
   const arm = answer.variant ? `, in ${answer.variant}` : "";
   $("user-who").textContent = `of ${answer.model_version}${arm}${answer.known_user ? "" : ": those for everybody, nothing is known of this user"}`;
+  const moves = answer.rules ? answer.rules.moved : [];
+  const left = moves.filter((move) => move.rank === null || move.rank === undefined);
+  $("user-left").hidden = !left.length;
+  $("user-left-list").replaceChildren(...left.map((move) => row(move, element("span", told(move), "quiet"))));
   const reasons = answer.items.flatMap((item) => item.because || []);
   const most = Math.max(0, ...reasons.map((reason) => Math.abs(reason.contribution)));
   $("user-answers").replaceChildren(...answer.items.map((item) => {
     const made = row(item, element("span", item.score.toFixed(2), "quiet number"));
+    for (const move of moves.filter(({ item_id: id }) => id === item.item_id)) made.append(element("div", told(move), "quiet moved"));
     for (const reason of item.because || []) {
       const why = element("div", undefined, "why");
       why.append(
@@ -91,6 +113,11 @@ function showUser(answer, known) {
     ...teacher.slice(0, COUNT).map((item) => row(item, element("span", both.has(item.item_id) ? "in both lists" : "", "quiet"))),
   );
   $("user-shown").hidden = false;
+}
+
+function told({ rule, before, rank, reason }) {
+  const from = before ? `was ${before}` : "was far down";
+  return `${rule}: ${reason ? `not at its slot, ${reason}` : rank ? from : `${from}, left out`}`;
 }
 
 export async function search() {
