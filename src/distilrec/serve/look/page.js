@@ -68,7 +68,7 @@ export function chip(text, about = "") {
   return made;
 }
 
-// The categories of an item in colour, at most so many as given.
+// The categories of an item in colour. most: how many of them.
 export function chips(attributes, most) {
   const row = element("span", undefined, "chips");
   for (const [name, value] of Object.entries(attributes)) {
