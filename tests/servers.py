@@ -262,7 +262,13 @@ class _Database:
 
 
 class PostgreSQL(_Database):
+    """durable: whether it waits for its disk, which tests need not."""
+
     mark, scheme = "postgresql", "postgresql"
+
+    def __init__(self, durable: bool = False) -> None:
+        super().__init__()
+        self._durable = durable
 
     def start(self) -> None:
         programs = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
@@ -281,7 +287,12 @@ class PostgreSQL(_Database):
             stdout=subprocess.DEVNULL,
         )
         server = str(Path(initdb).resolve().with_name("postgres"))
-        options = ["-c", "fsync=off", "-c", "unix_socket_directories="]
+        options = [
+            "-c",
+            f"fsync={'on' if self._durable else 'off'}",
+            "-c",
+            "unix_socket_directories=",
+        ]
         self._command = [server, "-D", data, "-p", self.port, "-h", "127.0.0.1", *options], who
         self._begin(*self._command)
 

@@ -109,6 +109,11 @@ _SHOWN_SECONDS = 3600 * SHOWN_HOURS
 _LONGEST_NAME = 63  # bytes; PostgreSQL cuts longer ones
 _DURABLE = "fsync", "full_page_writes", "synchronous_commit"
 
+# What looks rows up by their keys is planned once, also while the tables are small.
+_PLANNED_ONCE = (
+    "SET jit TO off; SET plan_cache_mode TO force_generic_plan; SET enable_seqscan TO off"
+)
+
 # Changes where another server answers, or where the table of events was made or emptied again.
 _GENERATION = (
     "extract(epoch FROM pg_postmaster_start_time())::text || '.'"
@@ -543,9 +548,9 @@ class PostgresqlStore:
         lock = OwnersLock(
             f"the store {self._where}", "open the store after the fork, in each child"
         )
-        return Line(lambda: self._connect(0 if patient else _MILLISECONDS), lock)
+        return Line(lambda: self._connect(patient), lock)
 
-    def _connect(self, milliseconds: int) -> Any:
+    def _connect(self, patient: bool) -> Any:
         import psycopg
         from psycopg import sql
 
@@ -556,8 +561,14 @@ class PostgresqlStore:
                 sql.SQL(
                     "SET search_path TO {}; SET statement_timeout TO {};"
                     " SET idle_in_transaction_session_timeout TO {};"
-                ).format(sql.Identifier(self._schema), milliseconds, _IDLE_MILLISECONDS)
+                ).format(
+                    sql.Identifier(self._schema),
+                    0 if patient else _MILLISECONDS,
+                    _IDLE_MILLISECONDS,
+                )
             )
+            if not patient:
+                connection.execute(_PLANNED_ONCE)
             encoding, commit, generation = connection.execute(
                 "SELECT current_setting('server_encoding'), current_setting('synchronous_commit'),"
                 f" {_GENERATION}"
