@@ -206,7 +206,12 @@ class Server:
 def served(bundle: Path, *options: object, store: str = "store.db") -> Iterator[Server]:
     """A service of a bundle with a store beside it, which ends well and has met nothing unforeseen."""
     service = Server(bundle, f"sqlite:///{Path(bundle).parent / store}", *options)
-    yield service
+    try:
+        yield service
+    except BaseException:  # a test that failed leaves no service behind
+        service.process.kill()
+        service.process.wait()
+        raise
     assert service.stop() == 0
     assert "unforeseen" not in service.log.read_text()
 
