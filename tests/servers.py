@@ -210,6 +210,7 @@ def served(bundle: Path, *options: object, store: str = "store.db") -> Iterator[
         yield service
     except BaseException:  # a test that failed leaves no service behind
         service.process.kill()
+        service.client.close()
         service.process.wait()
         raise
     assert service.stop() == 0

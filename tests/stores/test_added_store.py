@@ -25,6 +25,7 @@ from distilrec.stores.records import (
     UserRecord,
     hour_of,
     merged,
+    page_of,
     taken_over,
 )
 from distilrec.testing.stores import StoreContract
@@ -157,6 +158,11 @@ class MemoryStore:
                     others.discard(name)
                 memory.erased[name] = memory.changes = memory.changes + 1
             return sum(len(memory.events.pop(name, [])) for name in names)
+
+    def users(self, after="", at_most=1_000):
+        with self._open() as memory:
+            behind = sorted(user for user in memory.events if user > after)
+        return page_of(behind[:at_most], at_most)
 
     def clean(self):
         return ""

@@ -233,8 +233,15 @@ def gate(
 def refresh(  # noqa: PLR0913 - options of a command
     *,
     log: Annotated[
-        Path, Parameter(help="New rows, in a file with the columns of the log of the run.")
-    ],
+        Path | None, Parameter(help="New rows, in a file with the columns of the log of the run.")
+    ] = None,
+    events_from: Annotated[
+        str | None,
+        Parameter(
+            help="In place of --log: address of a service whose stored events are the new rows; "
+            "its key is in the environment variable DISTILREC_KEY."
+        ),
+    ] = None,
     run: RunFolder = DEFAULT_RUN,
     thresholds: Annotated[
         Path | None,
@@ -291,7 +298,16 @@ def refresh(  # noqa: PLR0913 - options of a command
     from distilrec import runs
     from distilrec.report.gate import read_thresholds
     from distilrec.runs.refresh_metrics import write_refresh_metrics
+    from distilrec.serve.client import KEY_VARIABLE
 
+    if (log is None) == (events_from is None):
+        raise ConfigError(
+            "a refresh needs new rows, from one place",
+            fix="give --log FILE, or --events-from with the address of a service",
+            parameter="log",
+        )
+    key = os.environ.get(KEY_VARIABLE)
+    rows = log if events_from is None else runs.ServiceLog(events_from, key)
     wanted = None if thresholds is None else read_thresholds(thresholds)
     trial = None
     if trial_share is not None:
@@ -305,7 +321,7 @@ def refresh(  # noqa: PLR0913 - options of a command
     with terminal_progress() as progress:
         done = runs.refresh(
             run,
-            log,
+            rows,
             thresholds=wanted,
             against_full=against_full,
             progress=progress,

@@ -124,6 +124,22 @@ def as_seconds(column: pl.Series, times: TimeFormat, source: str, rows: pl.Serie
     return _seconds(parsed, times.zone)
 
 
+def written(seconds: pl.Series, times: TimeFormat, dtype: pl.DataType) -> pl.Series:
+    """Return seconds since 1970 (float64) as a log writes its times, in a column of this type: the
+    inverse of `as_seconds`, but for parts of a second that the form has no place for.
+    """
+    if times.kind == "numbers" and times.pattern is None:
+        numbers = seconds * times.scale
+        return numbers if dtype.is_float() else numbers.floor().cast(pl.Int64).cast(dtype)
+    moments = (seconds * 1e6).round().cast(pl.Int64).cast(pl.Datetime("us", "UTC"))
+    local = moments.dt.convert_time_zone(times.zone)
+    if times.pattern is None:
+        zone = dtype.time_zone if isinstance(dtype, pl.Datetime) else None
+        told = moments.dt.convert_time_zone(zone) if zone else local.dt.replace_time_zone(None)
+        return told.cast(dtype)
+    return local.dt.strftime(times.pattern).cast(dtype)
+
+
 def _digits(column: pl.Series) -> pl.Series:
     """Return numbers as the digits that they are written with."""
     return column.cast(pl.Int64, strict=False).cast(pl.String)

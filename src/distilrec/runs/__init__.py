@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from distilrec.runs.headroom import warn_of_little_headroom
     from distilrec.runs.refreshing import refresh
     from distilrec.runs.served import let_answer
+    from distilrec.runs.service_log import ServiceLog
     from distilrec.runs.sizes import sweep
     from distilrec.runs.stages import (
         distill_student,
@@ -44,7 +45,7 @@ _MODULES = {
     "trained_once": "artifact",
     "model_bytes": "candidates", "student_candidate": "candidates",
     "teacher_candidates": "candidates",
-    "refresh": "refreshing", "let_answer": "served",
+    "refresh": "refreshing", "let_answer": "served", "ServiceLog": "service_log",
     "Trial": "trial", "try_out": "trial",
     "sweep": "sizes",
     "check_drift": "upkeep", "gate": "upkeep", "tune_students": "upkeep",
@@ -56,6 +57,7 @@ __all__ = [
     "Lines",
     "Run",
     "RunConfig",
+    "ServiceLog",
     "Silent",
     "Trial",
     "check_drift",

@@ -22,6 +22,7 @@ from distilrec.errors import ColumnMissingError, ColumnTypeError, DataError
 from distilrec.files import replacing
 from distilrec.runs.folder import Run
 from distilrec.runs.places import Places
+from distilrec.runs.service_log import ServiceLog
 from distilrec.runs.source import new_log, source_of
 
 
@@ -61,13 +62,15 @@ def find_new_rows(
     """Return the rows of a new log that the log of a run lacks: those of a user, item and event
     type at a time of which there is none. Without a column of times all are new.
 
-    source: a path, a polars frame or a pandas frame. erased: users whose rows are left out.
-    scratch: a folder. Raises the DataErrors of the readers, ColumnMissingError and ColumnTypeError
-    for a new log that does not fit the log of the run, and DataError where that has changed since
-    the run.
+    source: a path, a polars frame, a pandas frame or the log of a service. erased: users whose rows
+    are left out. scratch: a folder. Raises the DataErrors of the readers, ColumnMissingError and
+    ColumnTypeError for a new log that does not fit the log of the run, DataError where that has
+    changed since the run, and ServiceError.
     """
     schema = source_of(run).schema
     base = _base(run, dataset, schema, erased, scratch)
+    if isinstance(source, ServiceLog):
+        source = source.rows_for(base, schema)
     given = new_log(run, source).log.open(scratch / "new")
     log, notes = _together(base, given, source, scratch)
     frame = log.slice(base.rows, given.rows, log.schema().names())

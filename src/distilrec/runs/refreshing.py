@@ -128,7 +128,8 @@ def refresh(
     """Make the next generation of a run from new rows; return what came of it, None where no row is
     new.
 
-    log: a path, a polars frame or a pandas frame with the columns of the log of the run.
+    log: a path, a polars frame or a pandas frame with the columns of the log of the run, or the log
+    of a service (`ServiceLog`).
     thresholds: of the gate. In any case a bundle fails that is worse than the one before by more
     than chance: whose 95% interval of the difference in NDCG@10 lies below 0. against_full: train
     a student from the beginning too, to be compared with and then removed.

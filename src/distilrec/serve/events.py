@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
+
 from distilrec.engine.stored import Clock, to_stored
+from distilrec.errors import RequestError
 from distilrec.serve.config import ServiceConfig
-from distilrec.serve.http import Endpoint
+from distilrec.serve.http import Call, Endpoint
 from distilrec.serve.metrics import Metrics
 from distilrec.serve.models import Models
 from distilrec.serve.outcomes import Outcomes
-from distilrec.serve.parameters import check_limit
-from distilrec.serve.schemas import EventsRequest, EventsResponse
+from distilrec.serve.parameters import check_limit, text_of
+from distilrec.serve.schemas import EventsRequest, EventsResponse, KeptEvent, KeptEvents
 from distilrec.serve.storage import Storage
 from distilrec.stores.records import IMPRESSION
 
@@ -68,6 +71,37 @@ class Events:
             accepted, duplicates, unknown, new_types, attributed, len(new) - attributed
         )
 
+    async def kept(self, call: Call) -> KeptEvents:
+        """Return the stored events of some users. Raises RequestError, StoreErrors."""
+        since = _seconds(text_of(call, "since"))
+        try:
+            events, after = await self._storage.events_of_some(text_of(call, "after"))
+        except ValueError:
+            raise RequestError(
+                "the parameter after is not one of an answer", fix="begin without it"
+            ) from None
+        told = [
+            KeptEvent(
+                one.user_id, one.item_id, one.event_type, one.timestamp, one.received, one.event_id
+            )
+            for one in events
+            if one.received >= since
+        ]
+        return KeptEvents(told, after or None)
+
+
+def _seconds(text: str) -> float:
+    """Return a time of a query string, 0 without one. Raises RequestError."""
+    try:
+        seconds = float(text or 0)
+    except ValueError:
+        seconds = math.nan
+    if not math.isfinite(seconds):
+        raise RequestError(
+            "since is not a time", fix="give seconds since 1970, such as ?since=1796083200"
+        )
+    return seconds
+
 
 def endpoints(events: Events, config: ServiceConfig) -> list[Endpoint]:
     """Return the endpoint that takes events."""
@@ -77,5 +111,10 @@ def endpoints(events: Events, config: ServiceConfig) -> list[Endpoint]:
             "events", EventsRequest, EventsResponse, lambda call: events.add(call.body),
             # More than max_batch are refused, and cost no more than that.
             weight=lambda body: min(len(body.events), config.max_batch),
-        )
+        ),
+        Endpoint(
+            "GET", "/v1/events", "kept_events",
+            "Stored events, those of some users in each answer.", "admin", None, KeptEvents,
+            events.kept,
+        ),
     ]  # fmt: skip

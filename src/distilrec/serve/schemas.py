@@ -593,6 +593,28 @@ class OutcomesResponse(Answer, frozen=True):
     groups: list[OutcomeGroup]
 
 
+class KeptEvent(Answer, frozen=True):
+    """A stored event. timestamp: when it happened; received: when the service took it; both in
+    seconds since 1970.
+    """
+
+    user_id: str
+    item_id: str
+    event_type: str
+    timestamp: float
+    received: float
+    event_id: str
+
+
+class KeptEvents(Answer, frozen=True):
+    """Stored events of some users, those of each in order of arrival. after: for the next request,
+    left out with the last events.
+    """
+
+    events: list[KeptEvent]
+    after: str | None = None
+
+
 class StatusResponse(Answer, frozen=True):
     status: str
     reason: str = ""

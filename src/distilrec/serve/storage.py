@@ -25,6 +25,7 @@ from distilrec.stores.outcomes import Outcomes, Sum
 from distilrec.stores.records import ItemRecord, Since, Store, StoredEvent, UserRecord
 
 TURN_SECONDS = 0.005  # of work on the event loop before others get their turn
+_USERS = 200  # whose events are told together
 _LONG = 2_000  # events of a log that is folded in a thread
 _ITEMS_BETWEEN_TURNS = 20  # changed items that are applied before requests get their turn
 
@@ -111,6 +112,14 @@ class Storage:
         """Read everything about a user, which may take long."""
         (record,) = await asyncio.to_thread(self.store.read, [Since(user_id)])
         return record
+
+    async def events_of_some(self, after: str) -> tuple[list[StoredEvent], str]:
+        """Return all events of some users, and what to give as `after` for the next ones, empty
+        behind the last; may take long.
+        """
+        users, after = await asyncio.to_thread(self.store.users, after, _USERS)
+        records = await asyncio.to_thread(self.store.read, [Since(user) for user in users])
+        return [event for record in records for event in record.events], after
 
     async def all_items(self) -> list[ItemRecord]:
         """Read all that was said about items."""

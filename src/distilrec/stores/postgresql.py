@@ -59,6 +59,7 @@ from distilrec.stores.records import (
     erased_hash,
     merged,
     new_epoch,
+    page_of,
     taken_over,
 )
 
@@ -306,6 +307,15 @@ class PostgresqlStore:
             rows = db.execute(_READ, (*columns, hashes, limit), binary=True).fetchall()
             self._generation = rows[0][0]
             return [self._record(*pair, at_most) for pair in zip(users, rows, strict=True)]
+
+    def users(self, after: str = "", at_most: int = 1_000) -> tuple[list[str], str]:
+        with self._errors(), self._reader as db:
+            rows = db.execute(
+                "SELECT user_id FROM users WHERE user_id > %s AND epoch IS NOT NULL"
+                " ORDER BY user_id LIMIT %s",
+                (after, at_most),
+            ).fetchall()
+        return page_of([user for (user,) in rows], at_most)
 
     @staticmethod
     def _record(since: Since, row: tuple[Any, ...], at_most: int | None) -> UserRecord:

@@ -129,6 +129,15 @@ class Store(Protocol):
         """
         ...
 
+    def users(self, after: str = "", at_most: int = 1_000) -> tuple[list[str], str]:
+        """Return ids of users, about `at_most`, and what to give as `after` for the next ones,
+        empty behind the last.
+
+        Who has events from the first call to the last comes at least once; others may come. Raises
+        ValueError for an `after` that cannot have been given.
+        """
+        ...
+
     def set_features(self, user_id: str, features: Mapping[str, object]) -> None:
         """Set the features of a user, in place of earlier ones."""
         ...
@@ -246,6 +255,11 @@ MAX_SHOWN, SHOWN_HOURS = 1_000, 30 * 24
 
 KEPT_HOURS = 90 * 24
 """For how many hours every store can count events."""
+
+
+def page_of(users: list[str], at_most: int) -> tuple[list[str], str]:
+    """Return user ids in order, and behind which the next ones are, for `Store.users`."""
+    return users, users[-1] if len(users) == at_most else ""
 
 
 def hour_of(timestamp: float) -> int:

@@ -366,6 +366,14 @@ class RedisStore:
             length > position,
         )
 
+    def users(self, after: str = "", at_most: int = 1_000) -> tuple[list[str], str]:
+        start = f"{self._prefix}events:"
+        literal = re.sub(r"([][*?\\^])", r"\\\1", start)
+        with self._errors():
+            cursor, keys = self._client.scan(int(after or 0), f"{literal}*", at_most)
+        users = [_text(key).removeprefix(start) for key in keys]
+        return users, str(cursor) if cursor else ""
+
     def set_features(self, user_id: str, features: Mapping[str, object]) -> None:
         values = {"features": msgspec.json.encode(features), "epoch": new_epoch()}
         with self._errors():

@@ -37,6 +37,7 @@ from distilrec.stores.records import (
     erased_hash,
     merged,
     new_epoch,
+    page_of,
     taken_over,
 )
 
@@ -163,6 +164,15 @@ class SqliteStore:
                 return [self._read(db, since, at_most) for since in users]
             finally:
                 db.execute("ROLLBACK")
+
+    def users(self, after: str = "", at_most: int = 1_000) -> tuple[list[str], str]:
+        with self._scanning, self._errors():
+            self._check_files()
+            rows = self._scanner.execute(
+                "SELECT user_id FROM users WHERE user_id > ? ORDER BY user_id LIMIT ?",
+                (after, at_most),
+            ).fetchall()
+        return page_of([user for (user,) in rows], at_most)
 
     def _read(self, db: sqlite3.Connection, since: Since, at_most: int | None) -> UserRecord:
         erased = (

@@ -196,6 +196,29 @@ class StoreContract:
             not store.read([Since("u")], at_most=5)[0].more and not store.read([Since("u")])[0].more
         )
 
+    def test_all_users_with_events_are_told(self, store: Store) -> None:
+        """In parts, with others than those who are asked for left out once they are erased."""
+        assert store.users() == ([], "")
+        names = [f"u*{n}" for n in range(7)] + ["Zoë", "u[1]", "v:w"]
+        store.append([event(name, "a", n) for n, name in enumerate(names)])
+        store.append([impression("only shown", "a", "x", 5.0)])
+        store.set_features("u*1", {"age": 31.0})
+        store.merge("u*2", "u*3")
+        store.erase("u*4")
+        for at_most in (1, 3, 1_000):
+            found, after = store.users(at_most=at_most)
+            while after:
+                more, after = store.users(after, at_most)
+                found += more
+            with_events = {
+                user
+                for user, record in zip(
+                    found, store.read([Since(user) for user in found]), strict=True
+                )
+                if record.events
+            }
+            assert with_events == {*names} - {"u*2", "u*4"}
+
     def test_an_event_id_counts_once_per_user(self, opener: Opener) -> None:
         store = opener()
         assert all(store.append([event(number=1), event("other", number=1)]))
