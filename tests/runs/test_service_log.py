@@ -100,6 +100,7 @@ def test_a_refresh_from_the_events_of_a_service(copied, capsys):
         ServiceLog("localhost:8000").read()
 
 
+@pytest.mark.redis
 def test_a_place_that_is_none(shared_redis):
     store = RedisStore(shared_redis.url)
     with pytest.raises(ValueError, match="invalid literal"):
