@@ -16,7 +16,6 @@ from distilrec.data.schema import Schema
 from distilrec.data.times import as_seconds, time_format, written
 from distilrec.errors import ConfigError, ServiceError
 from distilrec.runs import ServiceLog, open_data, open_run
-from distilrec.stores.redis import RedisStore
 from tests.servers import served
 
 MOMENT = datetime(2024, 5, 1, 12, 30, 15, tzinfo=UTC)
@@ -98,14 +97,6 @@ def test_a_refresh_from_the_events_of_a_service(copied, capsys):
         log.read()
     with pytest.raises(ConfigError, match="no address"):
         ServiceLog("localhost:8000").read()
-
-
-@pytest.mark.redis
-def test_a_place_that_is_none(shared_redis):
-    store = RedisStore(shared_redis.url)
-    with pytest.raises(ValueError, match="invalid literal"):
-        store.users("u1")
-    store.close()
 
 
 @pytest.mark.parametrize("more", [[], ["--log", "a.csv", "--events-from", "http://x"]])

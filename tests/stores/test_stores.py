@@ -54,6 +54,10 @@ class TestRedis(StoreContract):
     def damage_item(self, store, item_id):
         store._client.hset(store._prefix + "items", item_id, b'{"item_id": 7')
 
+    def test_a_place_that_is_none(self, store):
+        with pytest.raises(ValueError, match="invalid literal"):
+            store.users("u1")
+
 
 @pytest.mark.parametrize("address", ["", "sqlite://", "sqlite:///", "mysql://x", "store.db"])
 def test_wrong_addresses(address):
