@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from distilrec.engine.groups import Groups
 from distilrec.engine.items import Mask
@@ -62,6 +63,7 @@ class Filters:
         self._blocked: set[int] = set()
         self._masks: dict[bytes, Mask] = {}
         self._groups: dict[str, Groups] = {}
+        self._orders: dict[str, NDArray[np.int64]] = {}
         self._bytes = 0
         self._open: Mask | None = np.zeros(0, np.uint8)  # None: to be made when it is asked for
 
@@ -81,6 +83,7 @@ class Filters:
         """Forget all masks: items or attributes are no longer what they were."""
         self._masks.clear()
         self._groups.clear()
+        self._orders.clear()
         self._bytes = 0
         self._open = None
 
@@ -118,6 +121,27 @@ class Filters:
             if name not in self.attributes.numbers and name not in self.attributes.categories:
                 raise self._unknown(name, "attribute")
             found = self._groups[name] = Groups(self.attributes, name)
+        return found
+
+    def order(self, name: str) -> NDArray[np.int64]:
+        """Return the places of all items with a numeric attribute, those with the largest numbers
+        first, of equal ones those of the bundle, the most popular first.
+
+        Raises ConfigError for an attribute that no item has or that is no number.
+        """
+        found = self._orders.get(name)
+        if found is None:
+            if name not in self.attributes.numbers:
+                if name not in self.attributes.categories:
+                    raise self._unknown(name, "by")
+                raise ConfigError(
+                    f"the attribute {name!r} is no number",
+                    fix="name one that is, such as the time when an item was published",
+                    parameter="by",
+                )
+            numbers = self.attributes.numbers[name]
+            order = np.argsort(-numbers, kind="stable")
+            found = self._orders[name] = order[~np.isnan(numbers[order])]
         return found
 
     def _everything(self) -> Mask:

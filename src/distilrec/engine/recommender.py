@@ -629,6 +629,30 @@ class Recommender:
             )
             return list(islice(passing, k))
 
+    def latest(
+        self,
+        by: str,
+        k: int = 10,
+        *,
+        user_id: Id | None = None,
+        where: Filter | None = None,
+    ) -> list[Recommendation]:
+        """Return the k items with the largest numbers of an attribute, such as the time when they
+        were published; of equal ones those that were most popular in training first. The scores are
+        these numbers.
+
+        Items without the attribute are left out. user_id: also leave out what this user has already
+        had; where: only items that pass this filter.
+        Raises ConfigError for an attribute that no item has or that is no number, and as `first_of`
+        does.
+        """
+        with self.lock:
+            order = self._filters.order(by)
+            numbers = self._filters.attributes.numbers[by]
+            ids = self._item_ids
+            ranking = ((ids[place], float(numbers[place])) for place in order.tolist())
+            return self.first_of(ranking, k, user_id, where)
+
     def _diversified(
         self, places: Places, scores: Floats, k: int, diversity: float
     ) -> tuple[Places, Floats]:

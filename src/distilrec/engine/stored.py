@@ -345,6 +345,15 @@ class StoredRecommender:
             ranking = ranking_of(self.store, chosen, self._clock.now())
         return self.recommender.first_of(ranking, k, user_id, where)
 
+    def latest(
+        self, by: str, k: int = 10, *, user_id: Id | None = None, where: Filter | None = None
+    ) -> list[Recommendation]:
+        """See `Recommender.latest`."""
+        with self._lock:
+            if user_id is not None:
+                bring_up_to_date(self.recommender, self.store, [user_id])
+            return self.recommender.latest(by, k, user_id=user_id, where=where)
+
     def update(self, events: Iterable[EventInput | Mapping[str, object]]) -> list[bool]:
         """Store events, durably, and follow them; return for each whether it is new (not a repeated
         event id).

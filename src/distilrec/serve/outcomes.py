@@ -39,7 +39,7 @@ class Provenance(msgspec.Struct, frozen=True):
     """Where an answer comes from: outcomes are counted by it."""
 
     endpoint: str
-    """What was asked: `recommend`, `rank`, `similar` or `popular`."""
+    """What was asked: `recommend`, `rank`, `similar`, `popular` or `latest`."""
     placement: str
     """Where the list is shown; empty where the request does not say it."""
     model_version: str

@@ -160,6 +160,22 @@ class PopularRequest(Request, frozen=True):
     placement: Placement | None = None
 
 
+class LatestRequest(Request, frozen=True):
+    """The `k` items with the largest numbers of an attribute.
+
+    `by`: its name, such as `published_at`. `user_id`: leave out what this user has already had.
+    `filter`, `titles`: as for recommendations. `placement`: where the list is shown; outcomes are
+    counted by it.
+    """
+
+    by: Annotated[str, Meta(min_length=1, max_length=128)]
+    k: Annotated[int, Meta(ge=1)] = 10
+    user_id: UserId | None = None
+    filter: Filter | None = None
+    titles: bool = False
+    placement: Placement | None = None
+
+
 class EventBody(EventInput, frozen=True):
     """One interaction.
 
@@ -352,6 +368,21 @@ class PopularItem(Answer, frozen=True):
 class PopularResponse(Answer, frozen=True):
     model_version: str
     items: list[PopularItem]
+    recommendation_id: str | None = None
+
+
+class LatestItem(Answer, frozen=True):
+    """value: its number."""
+
+    item_id: str
+    value: float
+    rank: int
+    title: str | None = None
+
+
+class LatestResponse(Answer, frozen=True):
+    model_version: str
+    items: list[LatestItem]
     recommendation_id: str | None = None
 
 

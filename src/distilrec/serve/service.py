@@ -14,6 +14,7 @@ from distilrec.serve.experiments import Experiments
 from distilrec.serve.health import Health
 from distilrec.serve.impressions import Impressions
 from distilrec.serve.items import Items
+from distilrec.serve.latest import Latest
 from distilrec.serve.logs import log
 from distilrec.serve.metrics import Metrics
 from distilrec.serve.models import Choice, Models
@@ -74,6 +75,7 @@ class Service:
         )
         self.similar = Similar(config, self.models, self.storage, self.outcomes)
         self.popular = Popular(config, self.models, self.storage, self.outcomes)
+        self.latest = Latest(config, self.models, self.storage, self.outcomes)
         self.events = Events(config, self.models, self.storage, self.outcomes, self.metrics)
         self.outcome_report = OutcomeReport(self.outcomes)
         self.items = Items(self.models, self.storage)
