@@ -66,7 +66,7 @@ def test_in_python_with_a_store(finished_run, tmp_path):
     first = recommender.latest("price", k=1)[0].item_id
     recommender.update([{"user_id": "new", "item_id": first}])
     assert recommender.latest("price", k=1, user_id="new")[0].item_id != first
-    recommender.close()
+    store.close()
 
 
 def test_in_python_mistakes_are_named(finished_run):
