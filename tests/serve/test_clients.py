@@ -491,6 +491,10 @@ def check_events_and_users(models, ok):
     assert [(item.item_id, item.score, bool(item.title)) for item in bought.items] == [
         ("i1", 1.0, True)
     ]
+    (latest,) = ok("latest", body=models.LatestRequest("price", k=1, user_id="reader")).items
+    assert latest.rank == 1 and latest.value > 0
+    (kept,) = [event for event in ok("kept_events", since="0").events if event.user_id == "reader"]
+    assert (kept.item_id, kept.event_id) == ("i1", "one")
     cold = models.UserRequest(models.UserRequestFeatures.from_dict({"age": 30, "country": "fr"}))
     assert ok("put_user", "cold", body=cold).status == "stored"
     assert ok("get_user", "cold").features.to_dict() == {"age": 30, "country": "fr"}

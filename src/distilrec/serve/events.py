@@ -116,5 +116,9 @@ def endpoints(events: Events, config: ServiceConfig) -> list[Endpoint]:
             "GET", "/v1/events", "kept_events",
             "Stored events, those of some users in each answer.", "admin", None, KeptEvents,
             events.kept,
+            {
+                "after": "What the answer before says under this name; the first users without it.",
+                "since": "Only events that the service took from then on, in seconds since 1970.",
+            },
         ),
     ]  # fmt: skip
