@@ -50,7 +50,7 @@ def test_over_http(bundle):
         assert listed(server, by="published_at") == [("newest", 1.7e9)]
         assert len(server.post("/v1/latest", by="price")["recommendation_id"]) == 32
         for body, says in (
-            ({"by": "genres"}, "is no number"),
+            ({"by": "genres"}, "is not a number"),
             ({"by": "colour"}, "no item has an attribute 'colour'"),
             ({}, "missing required field `by`"),
             ({"by": "price", "k": 0}, ">= 1"),
@@ -71,7 +71,7 @@ def test_in_python_with_a_store(finished_run, tmp_path):
 
 def test_in_python_mistakes_are_named(finished_run):
     recommender = load(finished_run.bundle)
-    with pytest.raises(ConfigError, match="is no number"):
+    with pytest.raises(ConfigError, match="is not a number"):
         recommender.latest("genres")
     with pytest.raises(ConfigError, match="k is 0"):
         recommender.latest("price", k=0)

@@ -127,7 +127,7 @@ class Filters:
         """Return the places of all items with a numeric attribute, those with the largest numbers
         first, of equal ones those of the bundle, the most popular first.
 
-        Raises ConfigError for an attribute that no item has or that is no number.
+        Raises ConfigError for an attribute that no item has or that is not a number.
         """
         found = self._orders.get(name)
         if found is None:
@@ -135,7 +135,7 @@ class Filters:
                 if name not in self.attributes.categories:
                     raise self._unknown(name, "by")
                 raise ConfigError(
-                    f"the attribute {name!r} is no number",
+                    f"the attribute {name!r} is not a number",
                     fix="name one that is, such as the time when an item was published",
                     parameter="by",
                 )

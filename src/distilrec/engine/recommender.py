@@ -643,7 +643,7 @@ class Recommender:
 
         Items without the attribute are left out. user_id: also leave out what this user has already
         had; where: only items that pass this filter.
-        Raises ConfigError for an attribute that no item has or that is no number, and as `first_of`
+        Raises ConfigError for an attribute that no item has or that is not a number, and as `first_of`
         does.
         """
         with self.lock:
