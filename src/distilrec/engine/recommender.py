@@ -643,8 +643,8 @@ class Recommender:
 
         Items without the attribute are left out. user_id: also leave out what this user has already
         had; where: only items that pass this filter.
-        Raises ConfigError for an attribute that no item has or that is not a number, and as `first_of`
-        does.
+        Raises ConfigError for an attribute that no item has or that is not a number, and as
+        `first_of` does.
         """
         with self.lock:
             order = self._filters.order(by)
