@@ -3,7 +3,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -74,6 +74,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Tells `tests.servers` what the test is marked with, before its fixtures are made."""
     servers.marks = {mark.name for mark in item.iter_markers()}
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call() -> Generator[None, object, object]:
+    """A test that fails leaves none of its services behind: others would meet them."""
+    before = len(servers.started)
+    try:
+        return (yield)
+    except BaseException:
+        for server in servers.started[before:]:
+            server.kill()
+        raise
 
 
 @pytest.fixture(autouse=True)

@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Self, TypeVar
 
@@ -22,6 +22,7 @@ import pytest
 
 Found = TypeVar("Found")
 marks: set[str] = set()  # those of the test that runs; tests/conftest.py sets them
+started: list[Server] = []  # by the tests of this process, in order
 PATIENCE = 120.0  # seconds; what a busy machine may take for what an idle one does at once
 
 
@@ -141,6 +142,7 @@ class Server:
                 start_new_session=True,
                 **popen,
             )
+        started.append(self)
         self._at(port)
         if wait:
             self.wait()
@@ -188,7 +190,9 @@ class Server:
         return self.post("/v1/events", events=[{"user_id": user, "item_id": item, **more}])
 
     def kill(self) -> None:
-        os.killpg(self.process.pid, signal.SIGKILL)
+        """Ends it with all its workers."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
         self.client.close()
 
@@ -206,13 +210,7 @@ class Server:
 def served(bundle: Path, *options: object, store: str = "store.db") -> Iterator[Server]:
     """A service of a bundle with a store beside it, which ends well and has met nothing unforeseen."""
     service = Server(bundle, f"sqlite:///{Path(bundle).parent / store}", *options)
-    try:
-        yield service
-    except BaseException:  # a test that failed leaves no service behind
-        service.process.kill()
-        service.client.close()
-        service.process.wait()
-        raise
+    yield service
     assert service.stop() == 0
     assert "unforeseen" not in service.log.read_text()
 

@@ -340,6 +340,7 @@ def test_two_workers_go_on_after_a_kill_and_a_crash_of_postgresql(bundle, postgr
     (tmp_path / "password").write_text(postgresql.password)
     options = ["--store-password-file", tmp_path / "password"]
     server = Server(bundle, postgresql.address, "--workers", 2, *options)
+    until(lambda: server.log.read_text().count('"event":"ready"') == 2, "both workers are ready")
     server.event("u1", "i1", event_id="before")
     assert "i1" not in server.items("u1", k=99)
     (worker, *_) = subprocess.run(
