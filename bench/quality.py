@@ -223,7 +223,7 @@ def trained_seed(config: RunConfig, folder: Path) -> tuple[runs.Run, Dataset, Te
 def link_teacher(folder: Path, seed: int) -> None:
     """Let the run of a later seed find the teacher and the labels of seed 0."""
     for name in ("teacher", "labels") if seed else ():
-        if not (folder / name).exists():
+        if not os.path.lexists(folder / name):  # the teacher may be still to come
             (folder / name).symlink_to(Path("..") / "seed-0" / name)
 
 
