@@ -98,9 +98,12 @@ def ours(kind: str, dataset: Dataset, size: Size, seed: int, folder: Path) -> Ep
         yield TorchScorer(steps.averaged), model.parameter_count()
 
 
-def rectools(kind: str, dataset: Dataset, size: Size, seed: int, folder: Path) -> Epochs:
+def rectools(
+    kind: str, batch_size: int, dataset: Dataset, size: Size, seed: int, folder: Path
+) -> Epochs:
     """SASRec and HSTU with a softmax over the catalogue, as RecTools' own study of MovieLens has
-    them, at the width of our transformer.
+    them, at the width of our transformer. Its batches of 128 users are few steps on a small log, so
+    that smaller ones are tried too.
     """
     import pytorch_lightning as lightning
     from rectools.dataset import Dataset as Interactions
@@ -118,7 +121,7 @@ def rectools(kind: str, dataset: Dataset, size: Size, seed: int, folder: Path) -
         dropout_rate=0.2,
         loss="softmax",
         lr=1e-3,
-        batch_size=128,
+        batch_size=batch_size,
         epochs=1,
         deterministic=True,
         item_net_block_types=_only_ids(),
@@ -173,8 +176,9 @@ def recbole(kind: str, dataset: Dataset, size: Size, seed: int, folder: Path) ->
 PEERS: dict[str, Callable[[Dataset, Size, int, Path], Epochs]] = {
     "distilrec student, no distillation": partial(ours, "student"),
     "distilrec transformer": partial(ours, "transformer"),
-    "RecTools SASRec": partial(rectools, "SASRec"),
-    "RecTools HSTU, no times": partial(rectools, "HSTU"),
+    "RecTools SASRec": partial(rectools, "SASRec", 128),
+    "RecTools SASRec, batches of 16": partial(rectools, "SASRec", 16),
+    "RecTools HSTU, no times, batches of 16": partial(rectools, "HSTU", 16),
     "RecBole SASRec": partial(recbole, "SASRec"),
 }
 
