@@ -93,7 +93,7 @@ def experiment(metric="clicks", *, control=(0, 0), variant=(0, 0), **more) -> _E
     result = {"control": arms[0], "variant": arms[1], **more}
 
     return msgspec.convert(
-        {"name": "e", "state": "running", "started": 0.0, "metric": metric, "control_version": "v",
+        {"name": "e", "state": "running", "started": 0.0, "metric": metric,
          "result": result}, _Experiment)  # fmt: skip
 
 

@@ -5,28 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from urllib.parse import urlencode
 
-import msgspec
 import polars as pl
 
 from distilrec.data.readers import Log
 from distilrec.data.schema import Schema
 from distilrec.data.times import time_format, written
 from distilrec.serve.client import ask, service_address
+from distilrec.serve.schemas import KeptEvent, KeptEvents
 
 _SECONDS = 300.0  # until the events of some users are there
-
-
-class _Event(msgspec.Struct, frozen=True):
-    user_id: str
-    item_id: str
-    event_type: str
-    timestamp: float
-    event_id: str
-
-
-class _Page(msgspec.Struct, frozen=True):
-    events: list[_Event]
-    after: str | None = None
 
 
 @dataclass(frozen=True)
@@ -47,10 +34,10 @@ class ServiceLog:
         Raises ConfigError for what is no address, ServiceError.
         """
         base, after = service_address(self.address, "log"), ""
-        events: dict[tuple[str, str], _Event] = {}
+        events: dict[tuple[str, str], KeptEvent] = {}
         while True:
             query = urlencode({"after": after, "since": self.since})
-            page = ask(f"{base}/v1/events?{query}", None, self.key, _Page, _SECONDS)
+            page = ask(f"{base}/v1/events?{query}", None, self.key, KeptEvents, _SECONDS)
             events.update(((one.user_id, one.event_id), one) for one in page.events)
             if page.after is None:
                 break

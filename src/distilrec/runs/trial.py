@@ -7,7 +7,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import msgspec
 from prometheus_client.parser import text_string_to_metric_families
@@ -16,6 +16,7 @@ from distilrec.bundle.format import read_manifest
 from distilrec.errors import ServiceError
 from distilrec.runs.served import PATIENT, QUICK, Switch, model_of
 from distilrec.serve.client import ask, content_of, service_address
+from distilrec.serve.schemas import Metric
 from distilrec.settings import Part, Positive, Settings
 
 _EVERY = 10.0  # seconds from one look to the next
@@ -26,7 +27,6 @@ _FAULTS, _FAULT_SHARE = 10, 0.01  # so many answers, and of all, may fail
 # chance a fourth of 30 that are expected comes once in a million times (Poisson).
 _EXPECTED, _SHORT = 30.0, 0.25
 
-Metric = Literal["clicks", "conversions", "value"]
 Answered = TypeVar("Answered")
 
 
@@ -64,8 +64,6 @@ class _Experiment(msgspec.Struct, frozen=True):
     state: str
     started: float
     metric: Metric
-    control_version: str
-    problem: str = ""
     result: _Result | None = None
 
 
