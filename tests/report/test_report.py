@@ -45,6 +45,22 @@ def test_titles_cannot_break_out(comparison, tmp_path):
     assert "<img" not in (tmp_path / "report.html").read_text()
 
 
+def test_it_says_which_student_to_serve(comparison):
+    """By the validation part, on which a choice costs the figures of the test part nothing."""
+    better, worse = 0.2, 0.1
+    for student, alone, words in (
+        (
+            better,
+            worse,
+            "Serve the student (`bundle`): on validation, its NDCG@10 is 0.2000, 0.1000",
+        ),
+        (worse, better, "Serve the student without distillation (`bundle-baseline`)"),
+    ):
+        changed = msgspec.structs.replace(comparison, validation={STUDENT: student, ALONE: alone})
+        assert words in "".join(verdict(changed))
+    assert comparison.validation.keys() == {STUDENT, ALONE}
+
+
 def difference(a, b, mean, reach):
     return Difference("ndcg@10", a, b, Interval(mean, mean - reach, mean + reach), 0.5)
 

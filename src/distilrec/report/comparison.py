@@ -130,9 +130,10 @@ class Trials(msgspec.Struct, frozen=True):
 
 
 class Comparison(msgspec.Struct, frozen=True):
-    """Everything the report shows. costs, tree, privacy, trials, headroom: filled in by the run;
-    tree: of a student that is one; privacy: of a student that was trained with differential
-    privacy; headroom: what there was to distil; order: "none" where held-out events were drawn at
+    """Everything the report shows. costs, tree, privacy, trials, headroom, validation: filled in by
+    the run; tree: of a student that is one; privacy: of a student that was trained with
+    differential privacy; headroom: what there was to distil; validation: NDCG@10 of the two
+    students on the validation part, by name; order: "none" where held-out events were drawn at
     random; targets: what the events mean, a line for each type, empty where every event is to be
     predicted.
     """
@@ -154,6 +155,7 @@ class Comparison(msgspec.Struct, frozen=True):
     privacy: PrivacyRecord | None = None
     trials: Trials | None = None
     headroom: Headroom | None = None
+    validation: dict[str, float] = msgspec.field(default_factory=dict)
     order: Order = "time"
     targets: tuple[str, ...] = ()
 

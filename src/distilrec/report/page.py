@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -71,6 +72,8 @@ def verdict(comparison: Comparison) -> list[str]:
             lines.append(_sentence(difference, comparison))
     if ALONE in names and comparison.trials is not None and comparison.privacy is None:
         lines.append(_tuning(comparison.trials))
+    if comparison.privacy is None and {STUDENT, ALONE} <= comparison.validation.keys():
+        lines.append(_to_serve(comparison.validation))
     if {TEACHER, STUDENT} <= names:
         teacher, student = comparison.row(TEACHER), comparison.row(STUDENT)
         lines.append(
@@ -88,6 +91,22 @@ def verdict(comparison: Comparison) -> list[str]:
                 f"{bytes_in_words(student.size)} instead of {bytes_in_words(teacher.size)}."
             )
     return lines
+
+
+def _to_serve(validation: Mapping[str, float]) -> str:
+    """Return which of the two students should answer: the better one on the validation part, since
+    a choice by the test part would take the worth from its figures.
+    """
+    with_labels, alone = validation[STUDENT], validation[ALONE]
+    if with_labels >= alone:
+        return (
+            f"Serve the student (`bundle`): on validation, its NDCG@10 is {with_labels:.4f}, "
+            f"{alone:.4f} without distillation."
+        )
+    return (
+        f"Serve the {ALONE} (`bundle-baseline`): on validation, its NDCG@10 is {alone:.4f}, "
+        f"{with_labels:.4f} with distillation."
+    )
 
 
 def headline(comparison: Comparison) -> str:

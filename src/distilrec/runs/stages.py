@@ -331,6 +331,7 @@ def evaluate(
         privacy=manifest.privacy,
         trials=Trials(run.config.tuned.student, run.config.tuned.baseline),
         headroom=headroom_of(run, dataset, baselines),
+        validation=_on_validation(run, dataset),
     )
     write_json(run.places.comparison, comparison)
     write_report(comparison, run.places.report)
@@ -339,6 +340,16 @@ def evaluate(
     )
     run.progress.say(f"report in {run.places.report}")
     return comparison
+
+
+def _on_validation(run: Run, dataset: Dataset) -> dict[str, float]:
+    """Return NDCG@10 of the students that the run has, on the validation part."""
+    folders = {STUDENT: run.places.student, ALONE: run.places.baseline}
+    return {
+        name: load_model(folder, dataset).best_ndcg
+        for name, folder in folders.items()
+        if (folder / SAVED.file).is_file()
+    }
 
 
 def _compared(
