@@ -75,7 +75,7 @@ def main() -> None:
         parser.error("--seeds is at least 1")
     file = arguments.config or ROOT / SETS[arguments.dataset]
     base = read_config(file)
-    make_tables(base, file)
+    make_tables(base)
     name = arguments.dataset if arguments.config is None else arguments.config.resolve().stem
     told = "time" if arguments.time else ""
     name = "-".join(filter(None, (name, told, drawn_name(arguments.ties, arguments.draw))))

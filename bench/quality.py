@@ -127,7 +127,7 @@ def main() -> None:
     if min(arguments.seeds, arguments.processes) < 1:
         parser.error("--seeds and --processes are at least 1")
     base = read_config(arguments.config or ROOT / SETS[arguments.dataset])
-    make_tables(base, arguments.config or ROOT / SETS[arguments.dataset])
+    make_tables(base)
     name = arguments.dataset if arguments.config is None else arguments.config.resolve().stem
     drawn = drawn_name(arguments.ties, arguments.draw)
     if drawn:
@@ -162,10 +162,13 @@ def drawn_name(ties: str, draw: int) -> str:
     return "-".join(filter(None, names))
 
 
-def make_tables(config: RunConfig, file: Path) -> None:
-    """Make the tables that a recipe reads, where they are missing."""
-    recipe, log = file.resolve().parent / "recipe.py", config.data.interactions
-    if log is not None and not Path(log).exists() and recipe.is_file():
+def make_tables(config: RunConfig) -> None:
+    """Make the tables that a recipe reads, where they are missing, by the script beside them."""
+    log = config.data.interactions
+    if log is None or Path(str(log)).exists():
+        return
+    recipe = Path(str(log)).parent.parent / "recipe.py"
+    if recipe.is_file():
         subprocess.run([sys.executable, recipe, "--tables-only"], check=True)
 
 
