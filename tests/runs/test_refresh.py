@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -12,6 +15,7 @@ import msgspec
 import numpy as np
 import polars as pl
 import pytest
+import torch
 from prometheus_client.parser import text_string_to_metric_families
 
 from distilrec import load, runs
@@ -23,17 +27,22 @@ from distilrec.errors import (
     ColumnTypeError,
     ConfigError,
     DataError,
+    LabelStoreError,
     ServiceError,
 )
 from distilrec.files import locked
+from distilrec.labels.store import open_labels
 from distilrec.measure.ranking import questions, rank
 from distilrec.networks.build import build_model
 from distilrec.report.comparison import BundleScorer
 from distilrec.report.earlier import EarlierBundle
 from distilrec.report.gate import Check, Thresholds
 from distilrec.runs.generations import Generations
-from distilrec.runs.refreshing import refresh
+from distilrec.runs.refreshing import changed_users, refresh
+from distilrec.runs.seen import models_that_saw
 from distilrec.runs.served import let_answer
+from distilrec.teachers.teacher import ModelTeacher
+from distilrec.training.trained import Earlier
 from distilrec.training.warm import carried_over
 from tests.killed import killed, run_killed
 from tests.servers import served
@@ -366,6 +375,149 @@ def test_a_command_that_is_killed_goes_on(run):
     again = subprocess.run([sys.executable, "-m", "distilrec.cli", *command], check=False)
     assert again.returncode in {0, 1}
     assert Generations(folder).current() == (1 if again.returncode == 0 else 0)
+
+
+def loads(folder: Path) -> str:
+    """The version of the bundle that counts, after all its hashes and example answers were checked."""
+    current = folder / "generations/current"
+    counts = current.resolve() if current.is_symlink() else folder
+    return load(counts / "bundle").model_version
+
+
+@pytest.mark.slow
+def test_a_refresh_that_is_killed_at_any_moment_is_finished_by_the_next(run, tmp_path):
+    """DISTILREC_KILLS=20 kills twenty times."""
+    folder, late = run
+    late.write_parquet(tmp_path / "late.parquet")
+
+    def start(copy: Path) -> subprocess.Popen[bytes]:
+        command = ["refresh", "--run", str(copy), "--log", str(tmp_path / "late.parquet")]
+        process = subprocess.Popen(
+            [sys.executable, "-m", "distilrec.cli", *command],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        while process.poll() is None and not (copy / "generations").is_dir():
+            time.sleep(0.01)
+        return process
+
+    whole = copy_of(folder, tmp_path / "whole")
+    process, began = start(whole), time.monotonic()
+    assert process.wait() in {0, 1}
+    work = time.monotonic() - began
+    counts = Generations(whole).current()
+    expected = contents(whole / "generations/1/bundle")
+    versions = {loads(folder), load(whole / "generations/1/bundle").model_version}
+    ends = []
+    for number, moment in enumerate(
+        np.random.default_rng(0).random(int(os.environ.get("DISTILREC_KILLS", "2")))
+    ):
+        again = copy_of(folder, tmp_path / f"again-{number}")
+        process, began = start(again), time.monotonic()
+        while time.monotonic() - began < moment * work:
+            assert loads(again) in versions
+        process.kill()
+        ends.append(process.wait())
+        assert loads(again) in versions
+        process = start(again)
+        while process.poll() is None:
+            assert loads(again) in versions
+        assert process.returncode == 1 - counts
+        assert contents(again / "generations/1/bundle") == expected
+        assert Generations(again).current() == counts
+        shutil.rmtree(again)
+    assert -signal.SIGKILL in ends
+
+
+@pytest.fixture(scope="module")
+def four(finished, tmp_path_factory) -> Path:
+    """A run with four generations, of which the third counts."""
+    folder = tmp_path_factory.mktemp("four")
+    copied = copy_of(finished[0] / "run", folder / "run")
+    assert refresh(copied, finished[1].head(60), thresholds=LOOSE) is not None
+    for number in (2, 3, 4):
+        copy_of(copied / "generations/1", copied / f"generations/{number}")
+        record = next((copied / f"generations/{number}/seen").iterdir())
+        record.rename(record.with_name(f"version-{number}.safetensors"))
+    Generations(copied).switch(3)
+    return copied
+
+
+def test_the_latest_generations_and_the_records_of_all_stay(four, tmp_path):
+    folder = copy_of(four, tmp_path / "run")
+    generations = Generations(folder)
+    saw = len(models_that_saw(folder, "u1"))
+    assert generations.remove_old(0) == [] and generations.remove_old(3) == []
+    assert generations.remove_old(1) == [1]  # the one before the one that counts stays
+    assert [path.name for path in generations.folders()] == ["2", "3", "4"]
+    assert len(models_that_saw(folder, "u1")) == saw
+    assert loads(folder) == loads(four)
+
+
+@pytest.mark.slow
+def test_a_removal_that_is_killed_is_finished_by_the_next(four, tmp_path):
+    whole = copy_of(four, tmp_path / "whole")
+    with killed(whole, 10**9) as changes:
+        Generations(whole).remove_old(2)
+    for number in np.random.default_rng(0).choice(np.arange(1, len(changes)), 4, replace=False):
+        again = copy_of(four, tmp_path / f"killed-{number}")
+        with killed(again, int(number)):
+            Generations(again).remove_old(2)
+        assert loads(again) == loads(four)
+        runs.forget_user(runs.open_run(again), "u1")  # goes through all generations
+        Generations(again).remove_old(2)
+        assert sorted(path.name for path in (again / "generations").iterdir()) == [
+            "2", "3", "4", "current",
+        ]  # fmt: skip
+        assert {path.name for path in (again / "seen").iterdir()} == {
+            path.name for path in (whole / "seen").iterdir()
+        }
+
+
+@pytest.mark.slow
+def test_a_refresh_removes_old_generations_after_the_switch(four, finished, tmp_path):
+    folder = copy_of(four, tmp_path / "run")
+    config = json.loads((folder / "generations/3/config.json").read_text())
+    config["refresh"]["keep"] = 2
+    (folder / "generations/3/config.json").write_text(json.dumps(config))
+    said = Said()
+    done = refresh(folder, finished[1], progress=said)
+    kept = ["3", "4"] if done.passed else ["2", "3", "4"]
+    assert [path.name for path in Generations(folder).folders()] == kept
+    removed = "1, 2" if done.passed else "1"
+    assert f"old generations removed: {removed}" in said.lines
+
+
+@pytest.mark.slow
+def test_the_student_of_the_last_time_teaches_the_windows_of_replayed_users(run):
+    folder, late = run
+    config = json.loads((folder / "config.json").read_text())
+    config["refresh"] |= {"earlier_weight": 0.4, "replay": 0.9}
+    (folder / "config.json").write_text(json.dumps(config))
+    late = late.filter(pl.col("user_id").str.starts_with("new"))
+    refresh(folder, late, thresholds=LOOSE)
+    made = runs.open_run(folder / "generations/1")
+    data = runs.open_data(made)
+    labels, teacher = open_labels(made.places.labels, data), runs.open_teacher(made, data)
+    was = runs.open_data(runs.open_run(folder))
+    earlier = Earlier(folder / "student", was.info, np.ones(data.users, bool), "").carried(data)
+    changed = changed_users(was, data)
+    kinds = set()
+    for row in data.target_rows():
+        user = int(data.user_rows()[row])
+        if row - data.offsets[user] > 8:  # the teacher sees at least this many events of each
+            continue
+        try:
+            stored = labels.at(torch.tensor([row]))
+        except LabelStoreError:  # of a user who is neither changed nor drawn
+            continue
+        history = data.histories(np.array([user]), np.array([row]))
+        z, e = (of.scores(history)[0] for of in (teacher, ModelTeacher(earlier)))
+        expected = torch.from_numpy(z if changed[user] else 0.6 * z + 0.4 * e)
+        logits = expected[stored.top_items[0]]  # the others were seen before
+        torch.testing.assert_close(logits - logits[0], stored.top_logits[0], atol=0.01, rtol=0.0)
+        kinds.add(bool(changed[user]))
+    assert kinds == {True, False}
 
 
 def test_two_at_once_are_refused(run, capsys):

@@ -16,6 +16,7 @@ from distilrec.teachers.ease import EaseConfig, fit_ease
 from distilrec.teachers.ensemble import EnsembleTeacher
 from distilrec.teachers.external import function_teacher, user_scores
 from distilrec.teachers.linear import LinearConfig, fit_linear
+from distilrec.teachers.remembering import RememberingTeacher
 from distilrec.teachers.teacher import ModelTeacher, move_teacher
 from distilrec.testing.students import small_dataset
 from distilrec.testing.teachers import TeacherContract
@@ -104,6 +105,13 @@ class TestEnsemble(Small):
     @pytest.fixture
     def teacher(self, small):
         return EnsembleTeacher([network(small), fit_linear(LinearConfig(), small, 0)], [0.5, 2.0])
+
+
+class TestRemembering(Small):
+    @pytest.fixture
+    def teacher(self, small):
+        users = np.arange(small.users) % 2 == 0
+        return RememberingTeacher(fit_linear(LinearConfig(), small, 0), network(small), 0.4, users)
 
 
 def test_every_configuration_of_a_teacher_has_one_row():

@@ -165,6 +165,14 @@ class RefreshConfig(Settings, frozen=True):
     """Share of the users without new training rows whose windows are trained too, drawn for
     each refresh.
     """
+    earlier_weight: Share = 0.0
+    """Weight of the student of the last time as a second teacher of the windows of these other
+    users, against forgetting; the teacher has the rest. 0 is off.
+    """
+    keep: ZeroOrMore = 0
+    """Number of the latest generations that stay once a new one counts; the one that counts and the
+    one before it, for a rollback, always do. 0 keeps all.
+    """
 
 
 class RunConfig(Settings, frozen=True):

@@ -8,14 +8,16 @@ the generation before or the whole new one.
 from __future__ import annotations
 
 import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 from distilrec.errors import StorageError
-from distilrec.files import sync_folder
+from distilrec.files import sync_folder, write_whole
 from distilrec.runs.places import Places
 
 _LINK = "current"
+_REMOVED = "removed-"
 
 
 @dataclass(frozen=True)
@@ -66,3 +68,27 @@ class Generations:
         new.symlink_to(str(number) if number else os.pardir)
         new.replace(self._link)
         sync_folder(self._link.parent)
+
+    def remove_old(self, keep: int) -> list[int]:
+        """Remove the generations before the latest `keep` that count or have counted; return their
+        numbers. The one that counts and the one before it stay, and so does the run.
+
+        keep: 0 removes none. The records of who was in the training of a removed generation are
+        moved to those of the run. Where this is killed, the next call finishes the work.
+        """
+        home = Places(self.run)
+        for half in home.generations.glob(f"{_REMOVED}*"):
+            shutil.rmtree(half)
+        if not keep:
+            return []
+        last = self.current() - max(keep, 2)
+        removed = [folder for folder in self.folders() if int(folder.name) <= last]
+        for folder in removed:
+            for record in Places(folder).seen.glob("*.safetensors"):
+                home.seen.mkdir(exist_ok=True)
+                write_whole(home.seen / record.name, record.read_bytes())
+            gone = folder.with_name(f"{_REMOVED}{folder.name}")
+            folder.rename(gone)
+            sync_folder(gone.parent)
+            shutil.rmtree(gone)
+        return [int(folder.name) for folder in removed]

@@ -54,7 +54,8 @@ from distilrec.runs.stages import distill_student, export, prepare, record_train
 from distilrec.runs.teachers import train_teacher
 from distilrec.runs.upkeep import gate
 from distilrec.teachers.build import EnsembleConfig
-from distilrec.teachers.teacher import Teacher
+from distilrec.teachers.remembering import RememberingTeacher
+from distilrec.teachers.teacher import ModelTeacher, Teacher
 from distilrec.training.options import TrainingConfig
 from distilrec.training.trained import Earlier
 from distilrec.workers import Workers
@@ -150,6 +151,7 @@ def refresh(
             new = find_new_rows(before, dataset, log, erased, scratch)
             _say_rows(run, new)
             if new.frame.is_empty():
+                _remove_old(before, folder)
                 return None
             key = key_of(number, dataset.fingerprint(), new.digest(), erased)
             _begin(target, new, number + 1, erased, key)
@@ -168,6 +170,7 @@ def refresh(
         write_json(target.places.refreshed, done)
         if done.passed:
             Generations(folder).switch(number + 1)
+        _remove_old(before, folder)
         run.progress.say(done.line())
         return done
 
@@ -179,6 +182,12 @@ def take_back(folder: Path, number: int) -> None:
     with locked(folder, wait=False):
         if number and Generations(folder).current() == number:
             Generations(folder).switch(number - 1)
+
+
+def _remove_old(run: Run, folder: Path) -> None:
+    removed = Generations(folder).remove_old(run.config.refresh.keep)
+    if removed:
+        run.progress.say(f"old generations removed: {', '.join(map(str, removed))}")
 
 
 def _check(run: Run) -> None:
@@ -198,6 +207,13 @@ def _check(run: Run) -> None:
             "a run with pseudonyms cannot be refreshed: a refresh keeps the log with the ids",
             fix="train the whole run again (distilrec run)",
             parameter="data.pseudonym_key",
+        )
+    if config.refresh.earlier_weight and config.distillation.curriculum:
+        raise ConfigError(
+            "with curriculum the student learns from each member of the teacher, and the student "
+            "of the last time cannot be one of them",
+            fix="set earlier_weight = 0 in [refresh], or curriculum = false in [distillation]",
+            parameter="refresh.earlier_weight",
         )
     if not (run.bundle / "manifest.json").is_file():
         raise FileMissingError(
@@ -250,7 +266,9 @@ def _refreshed(
     run.progress.say(f"{int(users.sum()):,} of {dataset.info.warm_users:,} users are trained on")
     earlier = Earlier(before.places.teacher, was.info, users, key)
     teacher = train_teacher(run, dataset, earlier)
-    _train_student(run, dataset, replace(earlier, folder=before.places.student), before.config)
+    replayed = users & ~changed_users(was, dataset)
+    student = replace(earlier, folder=before.places.student)
+    _train_student(run, dataset, student, before.config, teacher, replayed)
     export(run, dataset, measured_next=True)
     comparison, version = _measure(run, dataset, teacher, before.bundle)
     gain = next(d for d in comparison.differences if d.b == EARLIER and d.metric == f"ndcg@{K}")
@@ -272,9 +290,22 @@ def _refreshed(
     )
 
 
-def _train_student(run: Run, dataset: Dataset, earlier: Earlier, whole: RunConfig) -> None:
-    """Train the student further; one whose weights cannot be taken over is trained as a whole."""
+def _train_student(
+    run: Run,
+    dataset: Dataset,
+    earlier: Earlier,
+    whole: RunConfig,
+    teacher: Teacher,
+    replayed: NDArray[np.bool_],
+) -> None:
+    """Train the student further; one whose weights cannot be taken over is trained as a whole.
+
+    whole: the configuration of a whole training; replayed: (users,), who has no new training rows.
+    """
     if student_class(run.config.student).grows:
+        if weight := run.config.refresh.earlier_weight:
+            before = ModelTeacher(earlier.carried(dataset))
+            run = replace(run, own_teacher=RememberingTeacher(teacher, before, weight, replayed))
         distill_student(run, dataset, earlier.start(dataset))
         return
     run.progress.say(
@@ -290,14 +321,20 @@ def chosen_users(was: Dataset, now: Dataset, config: RefreshConfig, seed: int) -
     """Return whose windows a refresh trains, (users,): users with other training rows than before,
     and a drawn share of the others.
     """
+    there = now.train_end > now.offsets[:-1]
+    drawn = np.random.default_rng([seed, len(now.items)]).random(now.users) < config.replay
+    chosen: NDArray[np.bool_] = (changed_users(was, now) | drawn) & there
+    return chosen if chosen.any() else there
+
+
+def changed_users(was: Dataset, now: Dataset) -> NDArray[np.bool_]:
+    """Return which users have other training rows than before, (users,)."""
     rows = dict(zip(was.info.user_ids, was.train_end - was.offsets[:-1], strict=True))
     counts = now.train_end - now.offsets[:-1]
-    changed = np.array(
-        [rows.get(user, 0) != count for user, count in zip(now.info.user_ids, counts, strict=True)]
+    return np.array(
+        [rows.get(user, 0) != count for user, count in zip(now.info.user_ids, counts, strict=True)],
+        bool,
     )
-    drawn = np.random.default_rng([seed, len(now.items)]).random(now.users) < config.replay
-    chosen: NDArray[np.bool_] = (changed | drawn) & (counts > 0)
-    return chosen if chosen.any() else counts > 0
 
 
 def _config(before: Run, target: Run) -> RunConfig:

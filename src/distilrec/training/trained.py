@@ -182,6 +182,14 @@ class Earlier:
         """Return a member of an ensemble."""
         return replace(self, folder=self.folder / f"member-{number}")
 
+    def carried(self, dataset: Dataset) -> TrainedModel:
+        """Return the model itself on grown data, not trained further. Raises as `start` does."""
+        about, start = SAVED.read(self.folder).about, self.start(dataset)
+        model = build_model(about.config, dataset, about.seed)
+        start.load(model)
+        model.eval()
+        return TrainedModel(model, msgspec.structs.replace(about, identity=start.key))
+
     def start(self, dataset: Dataset) -> Start:
         """Return what the training of the same model on grown data begins with. Raises
         FileMissingError, and TrainingError where the earlier model is damaged or does not fit.
