@@ -333,6 +333,9 @@ def test_request_ids_and_headers(server):
     assert re.fullmatch(r"[0-9a-f]{8}-[0-9a-f]+", unsafe.headers["x-request-id"])
     assert mine.headers["x-content-type-options"] == "nosniff"
     assert mine.headers["cache-control"] == "no-store"
+    script = server.client.get("/distilrec.js")
+    assert script.headers.get_list("cache-control") == ["public, max-age=3600"]
+    assert script.headers["x-content-type-options"] == "nosniff"
     policy = server.client.get("/").headers["content-security-policy"]
     assert "default-src 'none'" in policy and "unsafe" not in policy and "http" not in policy
 

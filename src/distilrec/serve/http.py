@@ -192,14 +192,14 @@ class _Handler:
             path = texts_of(parameters.items()) if parameters else {}
             answer = await endpoint.handle(Call(body, path, scope["query_string"]))
             headers = [(b"x-request-id", request_id)]
-            if body is None:  # what comes from a POST or PUT is not cached or guessed at anyway
-                headers += _ALWAYS
             if isinstance(answer, Reply):
                 content, media_type = answer.content, answer.media_type
                 headers += answer.headers
             else:
                 content, media_type = _encode(answer), _JSON
             headers.append((b"content-type", media_type))
+            if body is None:  # what comes from a POST or PUT is not cached or guessed at anyway
+                headers += [pair for pair in _ALWAYS if pair[0] not in dict(headers)]
         except ClientDisconnect:
             return
         except Exception as problem:

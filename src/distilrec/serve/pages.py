@@ -13,6 +13,9 @@ _POLICY = (
     b"default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self'; "
     b"base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
+_SCRIPT = "/distilrec.js"
+# Pages of others fetch it with every view: a browser may use what it has for an hour
+_KEPT = (b"cache-control", b"public, max-age=3600")
 _TYPES = {
     ".html": b"text/html; charset=utf-8",
     ".js": b"text/javascript; charset=utf-8",
@@ -36,7 +39,7 @@ PAGES = {
     "/playground.js": "playground/playground.js",
     "/playground.svg": "playground/playground.svg",
     "/playground.css": "playground/playground.css",
-    "/distilrec.js": "script/distilrec.js",
+    _SCRIPT: "script/distilrec.js",
     "/look/look.css": "look/look.css",
     "/look/page.js": "look/page.js",
     "/console": "console/index.html",
@@ -51,6 +54,8 @@ def endpoints() -> list[Endpoint]:
 
     def endpoint(path: str, file: str) -> Endpoint:
         headers = [(b"content-security-policy", _POLICY), (b"referrer-policy", b"no-referrer")]
+        if path == _SCRIPT:
+            headers.append(_KEPT)
         content = (folder / file).read_bytes()
         reply = Reply(content, _TYPES[PurePosixPath(file).suffix], headers)
 
