@@ -24,8 +24,9 @@ ROOT_ONLY = ("pip install", "sudo ")  # installed already, and for a machine of 
 def test_every_command_of_the_page_works(tmp_path):
     made = tables()
     log = made["log"].sort("timestamp", maintain_order=True)
-    log.head(-60).write_csv(tmp_path / "log.csv")
-    log.tail(80).write_csv(tmp_path / "new-rows.csv")
+    (tmp_path / "log").mkdir()
+    log.head(-60).write_csv(tmp_path / "log" / "2026-11-27.csv")
+    log.tail(80).write_csv(tmp_path / "today.csv")
     made["items"].write_csv(tmp_path / "items.csv")
     [settings] = re.findall(r"```toml\n(.*?)```", PAGE, re.DOTALL)
     (tmp_path / "shop.toml").write_text(settings)
@@ -37,6 +38,7 @@ def test_every_command_of_the_page_works(tmp_path):
     # The gate of so small a log may say no by chance: then nothing has changed, which is right too
     declined = ended.returncode == 1 and "FAILED the gate" in ended.stdout
     assert ended.returncode == 0 or declined, ended.stdout + ended.stderr
+    assert "60 new rows" in ended.stderr
     assert '"accepted":1' in ended.stdout
     assert '"rank":5' in ended.stdout
     if not declined:

@@ -242,6 +242,13 @@ def refresh(  # noqa: PLR0913 - options of a command
             "its key is in the environment variable DISTILREC_KEY."
         ),
     ] = None,
+    from_source: Annotated[
+        bool,
+        Parameter(
+            help="In place of --log: ask the source that the log of the run came from (a query, a "
+            "table, a folder or a pattern) for the rows since then.",
+        ),
+    ] = False,
     run: RunFolder = DEFAULT_RUN,
     thresholds: Annotated[
         Path | None,
@@ -300,10 +307,10 @@ def refresh(  # noqa: PLR0913 - options of a command
     from distilrec.runs.refresh_metrics import write_refresh_metrics
     from distilrec.serve.client import KEY_VARIABLE
 
-    if (log is None) == (events_from is None):
+    if [log is not None, events_from is not None, from_source].count(True) != 1:
         raise ConfigError(
             "a refresh needs new rows, from one place",
-            fix="give --log FILE, or --events-from with the address of a service",
+            fix="give --log FILE, or --events-from with the address of a service, or --from-source",
             parameter="log",
         )
     key = os.environ.get(KEY_VARIABLE)

@@ -27,6 +27,7 @@ from distilrec.data.dataset import UNKNOWN_ITEM, Dataset, DatasetInfo
 from distilrec.data.dataset import derived_features as derived_names
 from distilrec.data.erased import ErasedUsers, as_erased
 from distilrec.data.features import fit_encoder, title_of
+from distilrec.data.kept import keep_log
 from distilrec.data.lines import TextFormat
 from distilrec.data.order import (
     FoundOrder,
@@ -159,6 +160,10 @@ class Circumstances:
     """Rows in memory together."""
     on_step: OnStep = lambda what, done, total: None
     """Called with the name of the step, finished parts and all parts."""
+    keep: Path | None = None
+    """Folder that gets the log as it was read, without the rows of erased users, to be refreshed
+    from its source later.
+    """
 
 
 def prepare_source(source: Source, choices: Choices, circumstances: Circumstances) -> Dataset:
@@ -167,6 +172,8 @@ def prepare_source(source: Source, choices: Choices, circumstances: Circumstance
     with _folder(circumstances.scratch) as folder:
         log = source.log.open(folder)
         clean, erased = _clean(log, source, choices, circumstances, folder)
+        if circumstances.keep is not None:
+            keep_log(log, source.schema, source.erased.all(), circumstances.keep)
         order = _in_order(clean, source, choices, circumstances)
         meanings = [] if source.targets is None else [*_target_notes(clean, source.targets)]
         parts = split_parts(

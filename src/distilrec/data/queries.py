@@ -15,7 +15,7 @@ import sqlite3
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from datetime import date, time, timedelta
+from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -82,6 +82,14 @@ class Query(Settings, frozen=True, tag_field="kind", tag="sql"):
 
 
 @dataclass(frozen=True)
+class Since:
+    """The rows from a moment on. column: of times; value: the earliest, as the column writes it."""
+
+    column: str
+    value: float | str | date | datetime
+
+
+@dataclass(frozen=True)
 class Answer:
     """The rows of a query in Parquet files, and what a report should say about them."""
 
@@ -89,9 +97,10 @@ class Answer:
     notes: tuple[str, ...]
 
 
-def run_query(query: Query, scratch: Path) -> Answer:
+def run_query(query: Query, scratch: Path, since: Since | None = None) -> Answer:
     """Return the rows of a query, written into a folder that holds no others of its kind.
 
+    since: asks the database for these rows only, in order of time; there may be none then.
     Raises SourceUnavailableError where the database does not answer or refuses the user,
     ConfigError where it refuses the query or the password is not in the environment,
     NotEnoughDataError without a row, ColumnTypeError for values that no table holds, and
@@ -103,7 +112,7 @@ def run_query(query: Query, scratch: Path) -> Answer:
     password = _password(query)
     with closing(_connected(query, password)) as connection, _cursor(connection) as cursor:
         with _explained(query, password, _refused):
-            cursor.execute(query.query)
+            cursor.execute(*_statement(query, since))
         if cursor.description is None:
             raise ConfigError(
                 f"{query.name} returns no table", fix="write a SELECT", parameter="query"
@@ -120,15 +129,38 @@ def run_query(query: Query, scratch: Path) -> Answer:
             columns = zip(names, map(list, zip(*batch, strict=True)), strict=True)
             store.write(pl.DataFrame([column_of(*column, query.name) for column in columns]))
             rows += len(batch)
-    if not rows:
+    if not rows and since is not None:
+        store.write(pl.DataFrame({name: [] for name in names}))
+    elif not rows:
         raise NotEnoughDataError(
             f"{query.name} returned no rows", fix="check its conditions", parameter="query"
         )
-    return Answer(tuple(store.files), _notes(query, rows, digest.hexdigest()))
+    return Answer(tuple(store.files), _notes(query, rows, digest.hexdigest(), since))
 
 
-def _notes(query: Query, rows: int, digest: str) -> tuple[str, ...]:
+def _statement(query: Query, since: Since | None) -> tuple[Any, ...]:
+    """Return what a driver executes: the query, or the rows of it since a moment, which is bound as
+    a parameter.
+    """
+    if since is None:
+        return (query.query,)
+    scheme = urlsplit(query.database).scheme
+    mark = '"' if scheme.startswith("postgres") else "`"  # SQLite reads "x" as a text where it can
+    column = mark + since.column.replace(mark, 2 * mark) + mark
+    inner = query.query.strip().removesuffix(";")
+    # The line end closes a comment at the end of the query.
+    rows = f"select * from ({inner}\n) as distilrec_log"  # noqa: S608 - the query of the run
+    order = f"order by {column}"
+    if scheme == "sqlite":
+        return f"{rows} where {column} >= :since {order}", {"since": since.value}
+    rows, column, order = (part.replace("%", "%%") for part in (rows, column, order))
+    return f"{rows} where {column} >= %s {order}", (since.value,)
+
+
+def _notes(query: Query, rows: int, digest: str, since: Since | None) -> tuple[str, ...]:
     said = f"{query.name} returned {rows:,} rows with the SHA-256 {digest}"
+    if since is not None:
+        return (f"{said}, those since {since.value}",)
     if re.search(r"\border\s+by\b", query.query, re.IGNORECASE):
         return (said,)
     return (

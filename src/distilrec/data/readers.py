@@ -27,7 +27,7 @@ from distilrec.data.json_lines import scan_json_lines
 from distilrec.data.lines import TextFormat, plain_text
 from distilrec.data.objects import from_pandas, without_objects
 from distilrec.data.paths import ATOMIC, LINES, PARQUET, Files, Partition, find_files, suffix_of
-from distilrec.data.queries import Query, run_query
+from distilrec.data.queries import Query, Since, run_query
 from distilrec.data.remote import copy_here, is_remote
 from distilrec.data.separated import Rows, distinct, scan_double_colons, scan_separated
 from distilrec.errors import (
@@ -118,6 +118,23 @@ class Log:
         except _CANNOT_READ as problem:
             raise _unreadable(Path(self.name), problem) from None
 
+    def since(self, since: Since, at_least: pl.Expr) -> pl.LazyFrame:
+        """Return the rows since a moment, not read yet. at_least: the condition on the column of
+        times. Files whose folders say that all of their rows are older are left out.
+        """
+        if self.frame is not None:
+            return self.scan().filter(at_least)
+        kept = [n for n in range(len(self.files)) if not self._is_older(n, since.column, at_least)]
+        scans = [self._scan_file(number).filter(at_least) for number in kept]
+        return pl.concat(scans) if scans else self._scan_file(0).clear()
+
+    def _is_older(self, number: int, column: str, at_least: pl.Expr) -> bool:
+        said = dict(self.partitions[number])
+        there = pl.scan_parquet(self.files[number], glob=False).collect_schema()
+        if column not in said or column in there:
+            return False
+        return pl.DataFrame({column: [said[column]]}).filter(at_least).is_empty()
+
     def _scan_file(self, number: int) -> pl.LazyFrame:
         scan = _plain(self._with_partition(number), self.uuids)
         if self.types:
@@ -144,9 +161,7 @@ def open_log(
     Raises what `read_table` raises.
     """
     if isinstance(source, Query):
-        answer = run_query(source, scratch)
-        files = Files(answer.files, ((),) * len(answer.files), answer.notes)
-        return _opened(source.name, files, [source.name] * len(answer.files))
+        return open_answer(source, scratch)
     if isinstance(source, pl.LazyFrame):
         try:
             source.sink_parquet(scratch / "log.parquet")
@@ -160,6 +175,15 @@ def open_log(
     if is_remote(source):
         return _open_remote(str(source), scratch, columns, text or TextFormat())
     return _open_files(Path(source), scratch, columns, text or TextFormat())
+
+
+def open_answer(query: Query, scratch: Path, since: Since | None = None) -> Log:
+    """Return the rows of a query, since a moment where that is given. Raises what `run_query`
+    raises.
+    """
+    answer = run_query(query, scratch, since)
+    files = Files(answer.files, ((),) * len(answer.files), answer.notes)
+    return _opened(query.name, files, [query.name] * len(answer.files))
 
 
 def _open_remote(

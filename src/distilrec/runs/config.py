@@ -29,6 +29,7 @@ from distilrec.networks.transformer import TransformerConfig
 from distilrec.privacy.accounting import PrivateTrainingConfig
 from distilrec.settings import (
     Count,
+    NotNegative,
     Positive,
     Seed,
     Settings,
@@ -173,6 +174,14 @@ class RefreshConfig(Settings, frozen=True):
     """Number of the latest generations that stay once a new one counts; the one that counts and the
     one before it, for a rollback, always do. 0 keeps all.
     """
+    overlap: NotNegative = 86_400.0
+    """Seconds before the newest time of the log from which on `--from-source` asks for rows. Rows
+    that come later than this are not seen.
+    """
+    keep_log: bool | None = None
+    """Whether the run folder keeps the log as it was read, which `--from-source` needs; by default
+    where the log is a query, a table, a folder or a pattern. One more copy on the disk.
+    """
 
 
 class RunConfig(Settings, frozen=True):
@@ -230,6 +239,12 @@ class RunConfig(Settings, frozen=True):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_wanted(self.data.order, self.split, self.data.draw, self.data.ties)
+        if self.refresh.keep_log and self.data.pseudonym_key is not None:
+            raise ConfigError(
+                "a run with pseudonyms keeps no log: it would hold the ids",
+                fix="remove keep_log",
+                parameter="refresh.keep_log",
+            )
         if self.baseline.student is not None:
             _need_same_size(self.student, self.baseline.student)
 

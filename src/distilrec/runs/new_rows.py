@@ -16,11 +16,13 @@ from pathlib import Path
 import polars as pl
 
 from distilrec.data.dataset import Dataset
+from distilrec.data.kept import file_name, is_erased, keep_log
 from distilrec.data.readers import Log, open_log
 from distilrec.data.schema import Schema
 from distilrec.errors import ColumnMissingError, ColumnTypeError, DataError
 from distilrec.files import replacing
 from distilrec.runs.folder import Run
+from distilrec.runs.own_source import OwnSource
 from distilrec.runs.places import Places
 from distilrec.runs.service_log import ServiceLog
 from distilrec.runs.source import new_log, source_of
@@ -51,8 +53,8 @@ class NewRows:
             shutil.rmtree(folder)
         folder.mkdir(parents=True)
         for place, file in enumerate(self.base):
-            _link_or_copy(file, folder / _name(place))
-        with replacing(folder / _name(number)) as new:
+            _link_or_copy(file, folder / file_name(place))
+        with replacing(folder / file_name(number)) as new:
             self.frame.write_parquet(new)
 
 
@@ -62,16 +64,15 @@ def find_new_rows(
     """Return the rows of a new log that the log of a run lacks: those of a user, item and event
     type at a time of which there is none. Without a column of times all are new.
 
-    source: a path, a polars frame, a pandas frame or the log of a service. erased: users whose rows
+    source: a path, a polars frame, a pandas frame, the log of a service, or what the log of the run
+    came from, which is asked for its newest rows. erased: users whose rows
     are left out. scratch: a folder. Raises the DataErrors of the readers, ColumnMissingError and
     ColumnTypeError for a new log that does not fit the log of the run, DataError where that has
     changed since the run, and ServiceError.
     """
     schema = source_of(run).schema
     base = _base(run, dataset, schema, erased, scratch)
-    if isinstance(source, ServiceLog):
-        source = source.rows_for(base, schema)
-    given = new_log(run, source).log.open(scratch / "new")
+    given = _given(run, base, source, scratch / "new")
     log, notes = _together(base, given, source, scratch)
     frame = log.slice(base.rows, given.rows, log.schema().names())
     kept = _without(frame, schema, erased)
@@ -93,6 +94,16 @@ def find_new_rows(
     )
 
 
+def _given(run: Run, base: Log, source: object, scratch: Path) -> Log:
+    """Return the new log."""
+    schema = source_of(run).schema
+    if isinstance(source, OwnSource):
+        return source.since(base, schema, scratch)
+    if isinstance(source, ServiceLog):
+        source = source.rows_for(base, schema)
+    return new_log(run, source).log.open(scratch)
+
+
 def _base(run: Run, dataset: Dataset, schema: Schema, erased: Sequence[str], scratch: Path) -> Log:
     """Return the log of a run as files."""
     if run.places.log.is_dir():
@@ -107,16 +118,14 @@ def _base(run: Run, dataset: Dataset, schema: Schema, erased: Sequence[str], scr
             "until the first refresh",
             file=opened.name,
         )
-    folder = scratch / "log"
-    folder.mkdir()
-    with replacing(folder / _name(0)) as new:
-        opened.scan().filter(~_is_erased(schema, erased)).sink_parquet(new)
-    return open_log(folder, scratch)
+    keep_log(opened, schema, erased, scratch / "log")
+    return open_log(scratch / "log", scratch)
 
 
 def _together(base: Log, given: Log, source: object, scratch: Path) -> tuple[Log, list[str]]:
     """Return the log and the new rows behind it, read with one type for each column."""
-    name = str(source) if isinstance(source, str | Path) else "the new rows"
+    known = isinstance(source, str | Path | OwnSource)
+    name = given.name if known else "the new rows"
     columns, there = base.schema().names(), given.schema().names()
     for column in columns:
         if column not in there:
@@ -130,8 +139,8 @@ def _together(base: Log, given: Log, source: object, scratch: Path) -> tuple[Log
     folder = scratch / "together"
     folder.mkdir()
     for place, file in enumerate(base.files):
-        _link_or_copy(file, folder / _name(place))
-    given.scan().select(columns).sink_parquet(folder / _name(len(base.files)))
+        _link_or_copy(file, folder / file_name(place))
+    given.scan().select(columns).sink_parquet(folder / file_name(len(base.files)))
     try:
         log = open_log(folder, scratch)
     except ColumnTypeError as problem:
@@ -149,15 +158,7 @@ def _together(base: Log, given: Log, source: object, scratch: Path) -> tuple[Log
 
 
 def _without(frame: pl.DataFrame, schema: Schema, erased: Sequence[str]) -> pl.DataFrame:
-    return frame.filter(~_is_erased(schema, erased))
-
-
-def _is_erased(schema: Schema, erased: Sequence[str]) -> pl.Expr:
-    return pl.col(schema.user_id).cast(pl.String).is_in(list(erased)).fill_null(value=False)
-
-
-def _name(number: int) -> str:
-    return f"{number:06}.parquet"
+    return frame.filter(~is_erased(schema, erased))
 
 
 def _link_or_copy(file: Path, target: Path) -> None:

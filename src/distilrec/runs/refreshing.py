@@ -49,7 +49,8 @@ from distilrec.runs.config import RefreshConfig, RunConfig
 from distilrec.runs.folder import Run, open_data, open_run, read_costs
 from distilrec.runs.generations import Generations
 from distilrec.runs.new_rows import NewRows, find_new_rows, scratch_of
-from distilrec.runs.source import name_of
+from distilrec.runs.own_source import OwnSource
+from distilrec.runs.source import name_of, source_of
 from distilrec.runs.stages import distill_student, export, prepare, record_training
 from distilrec.runs.teachers import train_teacher
 from distilrec.runs.upkeep import gate
@@ -117,7 +118,7 @@ class _Begun(msgspec.Struct, frozen=True):
 
 def refresh(
     folder: Path,
-    log: object,
+    log: object = None,
     *,
     thresholds: Thresholds | None = None,
     against_full: bool = False,
@@ -130,7 +131,8 @@ def refresh(
     new.
 
     log: a path, a polars frame or a pandas frame with the columns of the log of the run, or the log
-    of a service (`ServiceLog`).
+    of a service (`ServiceLog`). Without it, the source of the run's log is asked for the rows since
+    the newest time of the log, minus the overlap of `[refresh]`.
     thresholds: of the gate. In any case a bundle fails that is worse than the one before by more
     than chance: whose 95% interval of the difference in NDCG@10 lies below 0. against_full: train
     a student from the beginning too, to be compared with and then removed.
@@ -146,6 +148,8 @@ def refresh(
         _check(before)
         dataset = open_data(before)
         target = replace(before, folder=Generations(folder).folder(number + 1))
+        if log is None:
+            log = _own_source(run, before.config.refresh)
         erased = [*erasure.erased_before(folder), *erasure.erased_before(before.folder)]
         with scratch_of(run.places) as scratch:
             new = find_new_rows(before, dataset, log, erased, scratch)
@@ -173,6 +177,19 @@ def refresh(
         _remove_old(before, folder)
         run.progress.say(done.line())
         return done
+
+
+def _own_source(run: Run, config: RefreshConfig) -> OwnSource:
+    """Return where the log of a run came from. Raises ConfigError where the run did not keep it."""
+    if not run.places.log.is_dir():
+        raise ConfigError(
+            f"the run {run.folder} has not kept its log, so it cannot tell which rows of its "
+            "source are new",
+            fix="set keep_log = true in [refresh] and run it again, or give the new rows in a file "
+            "(--log)",
+            parameter="refresh.keep_log",
+        )
+    return OwnSource(source_of(run).log, config.overlap)
 
 
 def take_back(folder: Path, number: int) -> None:

@@ -43,6 +43,20 @@ def new_log(run: Run, path: object) -> Source:
     )
 
 
+def keeps_log(run: Run) -> bool:
+    """Return whether a run keeps its log, to be refreshed from its source: by default where the
+    source grows, and the run can be refreshed.
+    """
+    config, source = run.config, run.config.data.interactions
+    if source is None or source == str(run.places.log.absolute()):  # of a generation
+        return False
+    if config.refresh.keep_log is not None:
+        return config.refresh.keep_log
+    if config.data.pseudonym_key is not None or config.privacy is not None:
+        return False
+    return not (isinstance(source, str) and Path(source).is_file())
+
+
 def name_of(data: DataConfig) -> str:
     """Return what the data set of a run is called."""
     if data.dataset or data.name:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -45,7 +46,7 @@ from distilrec.runs.folder import Run, choices_of, finish_erasure, read_costs, r
 from distilrec.runs.generations import Generations
 from distilrec.runs.headroom import headroom_of, warn_of_little_headroom
 from distilrec.runs.seen import record_users
-from distilrec.runs.source import name_of, source_of
+from distilrec.runs.source import keeps_log, name_of, source_of
 from distilrec.runs.teachers import join_own_teacher, open_teacher, train_teacher
 from distilrec.teachers.build import item_vectors, known_baselines
 from distilrec.teachers.ensemble import single_teachers
@@ -109,8 +110,9 @@ def prepare(
         data.draw,
         data.ties,
     )
+    keep = run.places.log if keeps_log(run) else None
     circumstances = Circumstances(
-        run.workers, scratch=run.places.parts, on_step=run.progress.advance
+        run.workers, run.places.parts, on_step=run.progress.advance, keep=keep
     )
     with measured_stage(run, "prepare"):
         dataset = prepare_source(source, choices, circumstances)
@@ -119,6 +121,8 @@ def prepare(
     questions(dataset, "test")
     dataset.save(run.places.data, choices_of(config))
     write_json(run.places.config, config)
+    if keep is None and data.interactions != str(run.places.log.absolute()):
+        shutil.rmtree(run.places.log, ignore_errors=True)  # of an earlier preparation
     finish_erasure(run)
     _say_prepared(run, dataset)
     return run, dataset
