@@ -6,7 +6,7 @@ TORCH := $(shell grep -m1 "^torch==" release/constraints.txt)
 PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
 
 .PHONY: demo test test-fast test-gpu coverage lint docs fuzz mutation packages web web-build web-tools constraints audit serve bench bench-domains clean system keras-tensorflow
-EXTRAS ?= train none redis postgresql kafka ann onnx tune privacy checks cloud ray sql texts
+EXTRAS ?= train none redis postgresql kafka ann onnx tune privacy checks cloud ray sql delta iceberg texts
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/train.stamp
@@ -107,7 +107,7 @@ web-tools:
 # The newest versions, pinned for every Python from 3.11.
 constraints: $(VENV)/dev.stamp
 	$(VENV)/bin/uv pip compile pyproject.toml --universal --python-version 3.11 --no-annotate --quiet --upgrade \
-	  --extra redis --extra postgresql --extra kafka --extra ann --extra onnx --extra train --extra tune --extra privacy --extra checks --extra cloud --extra ray --extra sql --extra texts \
+	  --extra redis --extra postgresql --extra kafka --extra ann --extra onnx --extra train --extra tune --extra privacy --extra checks --extra cloud --extra ray --extra sql --extra delta --extra iceberg --extra texts \
 	  --custom-compile-command 'make constraints' --output-file release/constraints.txt
 
 # Known vulnerabilities of the pinned versions; needs the JSON interface of pypi.org.

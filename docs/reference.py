@@ -27,6 +27,7 @@ from distilrec.data.cleaning import Cleaning
 from distilrec.data.queries import Query
 from distilrec.data.schema import Feature, Schema
 from distilrec.data.splits import Split
+from distilrec.data.tables import DeltaTable, IcebergTable
 from distilrec.distill.altered import AlteredConfig
 from distilrec.distill.distillation import DistillationConfig
 from distilrec.distill.sizes import SweepConfig
@@ -168,6 +169,8 @@ SECTIONS: tuple[tuple[str, type], ...] = (
     ("The top of the file", RunConfig),
     ("`[data]`", DataConfig),
     ('`interactions`, `users` and `items` in `[data]`, `kind = "sql"`', Query),
+    ('`interactions`, `users` and `items` in `[data]`, `kind = "delta"`', DeltaTable),
+    ('`interactions`, `users` and `items` in `[data]`, `kind = "iceberg"`', IcebergTable),
     ("`[data.schema]`", Schema),
     ("`user_features`, `item_features` and `item_attributes` in `[data.schema]`", Feature),
     ("`[[data.checks]]`", DataCheck),

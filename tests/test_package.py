@@ -127,6 +127,8 @@ def test_the_pinned_versions_are_those_that_are_asked_for():
         "cloud",
         "postgresql",
         "sql",
+        "delta",
+        "iceberg",
         "texts",
         "train",
     }

@@ -11,6 +11,7 @@ import polars as pl
 import pytest
 
 from distilrec.data.readers import open_log, read_table
+from distilrec.data.tables import DeltaTable
 from distilrec.errors import (
     ColumnTypeError,
     ConfigError,
@@ -116,6 +117,26 @@ def test_errors_name_the_address(put, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "obstore", None)
     with pytest.raises(MissingExtraError, match="obstore"):
         read_table("s3://shop/odd")
+
+
+@pytest.mark.adapters
+def test_a_delta_table(put, tmp_path, monkeypatch):
+    for _ in range(2):
+        ROWS.write_delta(tmp_path / "orders", mode="append")
+    for file in (tmp_path / "orders").rglob("*"):
+        if file.is_file():
+            put(f"lake/orders/{file.relative_to(tmp_path / 'orders')}", file.read_bytes())
+    table = DeltaTable("s3://shop/lake/orders")
+    assert read_table(table).equals(pl.concat([ROWS, ROWS]))
+    with pytest.raises(ConfigError, match="s3://shop/lake/orders is a Delta table"):
+        read_table("s3://shop/lake/orders")
+    with pytest.raises((FileMissingError, SourceUnavailableError), match="s3://shop/lake/none"):
+        read_table(DeltaTable("s3://shop/lake/none"))
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "another")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{servers.free_port()}")
+    with pytest.raises(SourceUnavailableError, match="cannot be read") as caught:
+        read_table(table)
+    assert "another" not in str(caught.value)
 
 
 def test_settings_keep_the_address(tmp_path):

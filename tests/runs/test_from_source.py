@@ -14,6 +14,7 @@ import pytest
 from distilrec import runs
 from distilrec.cli.app import main
 from distilrec.data.queries import Query
+from distilrec.data.tables import DeltaTable, IcebergTable
 from distilrec.errors import (
     ColumnMissingError,
     ConfigError,
@@ -89,6 +90,45 @@ class Files(Source):
             part.drop("day", *(["timestamp"] if self.write == "day" else [])).write_parquet(file)
 
 
+class Delta(Source):
+    def __init__(self, folder: Path) -> None:
+        self.place = DeltaTable(str(folder / "orders"))
+
+    def add(self, rows: pl.DataFrame) -> None:
+        rows.write_delta(self.place.table, mode="append")
+
+
+class Iceberg(Source):
+    def __init__(self, folder: Path, monkeypatch) -> None:
+        from pyiceberg.catalog import load_catalog
+        from pyiceberg.utils.config import Config
+
+        uri = f"sqlite:///{folder}/catalog.db"
+        self.catalog = load_catalog("shop", type="sql", uri=uri, warehouse=f"file://{folder}")
+        self.catalog.create_namespace("web")
+        schema = LOG.to_arrow().schema
+        self.table = self.catalog.create_table("web.orders", schema=schema)
+        self.place = IcebergTable("web.orders", "shop")
+        monkeypatch.setenv("PYICEBERG_CATALOG__SHOP__TYPE", "sql")
+        monkeypatch.setenv("PYICEBERG_CATALOG__SHOP__URI", uri)
+        monkeypatch.setattr("pyiceberg.catalog._ENV_CONFIG", Config())  # read at its import
+
+    def add(self, rows: pl.DataFrame) -> None:
+        self.table.append(rows.to_arrow())
+
+
+@pytest.fixture
+def delta(tmp_path):
+    return lambda: Delta(tmp_path)
+
+
+@pytest.fixture
+def iceberg(tmp_path, monkeypatch):
+    made = Iceberg(tmp_path, monkeypatch)
+    yield lambda: made
+    made.catalog.engine.dispose()
+
+
 @pytest.fixture
 def sqlite(tmp_path):
     def run(statement: str) -> None:
@@ -148,6 +188,8 @@ SOURCES = [
     pytest.param("files", ("*/*.parquet", "parquet"), id="pattern"),
     pytest.param("files", ("*.csv", "csv"), id="csv"),
     pytest.param("files", ("", "day"), id="partition-is-the-time"),
+    pytest.param("delta", (), id="delta", marks=pytest.mark.adapters),
+    pytest.param("iceberg", (), id="iceberg", marks=pytest.mark.adapters),
 ]
 
 

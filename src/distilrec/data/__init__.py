@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from distilrec.data.queries import Query
     from distilrec.data.schema import Feature, Schema
     from distilrec.data.splits import Split
+    from distilrec.data.tables import DeltaTable, IcebergTable
     from distilrec.targets import EventRole, Targets
 
 _MODULES = {
@@ -22,9 +23,11 @@ _MODULES = {
     "DATASETS": "fetch",
     "DataCheck": "checks",
     "Dataset": "dataset",
+    "DeltaTable": "tables",
     "EventRole": "cleaning",
     "Feature": "schema",
     "Histories": "dataset",
+    "IcebergTable": "tables",
     "Query": "queries",
     "Schema": "schema",
     "Split": "splits",
@@ -40,9 +43,11 @@ __all__ = [
     "Cleaning",
     "DataCheck",
     "Dataset",
+    "DeltaTable",
     "EventRole",
     "Feature",
     "Histories",
+    "IcebergTable",
     "Query",
     "Schema",
     "Split",

@@ -20,6 +20,7 @@ LINES = {".jsonl", ".ndjson"}
 SEPARATED = {".csv", ".tsv", ".txt"}
 ATOMIC = {".inter", ".user", ".item"}
 _KNOWN = PARQUET | LINES | SEPARATED | ATOMIC | {".dat"}
+DELTA_LOG = "_delta_log"
 _NO_VALUE = "__HIVE_DEFAULT_PARTITION__"
 
 Partition = tuple[tuple[str, str | None], ...]
@@ -54,6 +55,7 @@ def find_files(path: Path) -> Files:
     if path.is_file():
         files, root = [path], path.parent
     elif path.is_dir():
+        refuse_delta(path, (path / DELTA_LOG).is_dir())
         files, root = sorted(_in_folder(path, skipped)), path
     else:
         files = sorted(
@@ -77,6 +79,16 @@ def find_files(path: Path) -> Files:
         )
     partitions = tuple(_partition(file.relative_to(root)) for file in files)
     return Files(tuple(files), partitions, _notes(path, skipped))
+
+
+def refuse_delta(path: object, is_delta: bool) -> None:
+    """Raise ConfigError for the folder of a Delta table, whose files may be of earlier versions."""
+    if is_delta:
+        raise ConfigError(
+            f"{path} is a Delta table: its folder holds rows that are deleted, too",
+            fix=f'write {{ kind = "delta", table = "{path}" }} in place of the path',
+            file=str(path),
+        )
 
 
 def name_of_path(path: Path) -> str:

@@ -30,6 +30,7 @@ from distilrec.data.paths import ATOMIC, LINES, PARQUET, Files, Partition, find_
 from distilrec.data.queries import Query, Since, run_query
 from distilrec.data.remote import copy_here, is_remote
 from distilrec.data.separated import Rows, distinct, scan_double_colons, scan_separated
+from distilrec.data.tables import DeltaTable, IcebergTable, copy_table
 from distilrec.errors import (
     ColumnTypeError,
     DataError,
@@ -154,14 +155,16 @@ def open_log(
     columns: Sequence[str] | None = None,
     text: TextFormat | None = None,
 ) -> Log:
-    """Return a log from whatever `read_table` reads, or from a query on a database. Parquet is read
-    where it is, frames stay in memory.
+    """Return a log from whatever `read_table` reads, from a query on a database, or from a Delta or
+    Iceberg table. Parquet is read where it is, frames stay in memory.
 
     scratch: a folder; text is written there as Parquet, in one pass that needs little memory.
     Raises what `read_table` raises.
     """
     if isinstance(source, Query):
         return open_answer(source, scratch)
+    if isinstance(source, DeltaTable | IcebergTable):
+        return open_table(source, scratch)
     if isinstance(source, pl.LazyFrame):
         try:
             source.sink_parquet(scratch / "log.parquet")
@@ -184,6 +187,14 @@ def open_answer(query: Query, scratch: Path, since: Since | None = None) -> Log:
     answer = run_query(query, scratch, since)
     files = Files(answer.files, ((),) * len(answer.files), answer.notes)
     return _opened(query.name, files, [query.name] * len(answer.files))
+
+
+def open_table(table: DeltaTable | IcebergTable, scratch: Path, keep: pl.Expr | None = None) -> Log:
+    """Return the rows of a table that meet a condition. Raises what `copy_table` raises."""
+    scratch.mkdir(parents=True, exist_ok=True)
+    target = scratch / "table.parquet"
+    note = copy_table(table, target, keep)
+    return _opened(table.name, Files((target,), ((),), (note,)), [table.name])
 
 
 def _open_remote(

@@ -15,6 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
 
+from distilrec.data.paths import DELTA_LOG, refuse_delta
 from distilrec.errors import (
     ConfigError,
     FileMissingError,
@@ -57,7 +58,9 @@ def copy_here(address: str, scratch: Path) -> Path:
     try:
         store = _store(f"{url.scheme}://{url.netloc}")
         copied = 0
-        for name in _names(obstore.list(store, prefix=_prefix(wanted) or None)):
+        names = _names(obstore.list(store, prefix=_prefix(wanted) or None))
+        refuse_delta(address, any(name.startswith(f"{wanted}/{DELTA_LOG}/") for name in names))
+        for name in names:
             if not _is_wanted(name, wanted):
                 continue
             target = root / name

@@ -18,6 +18,7 @@ from distilrec.data.queries import Query
 from distilrec.data.remote import is_remote
 from distilrec.data.schema import Schema
 from distilrec.data.splits import Split
+from distilrec.data.tables import DeltaTable, IcebergTable
 from distilrec.distill.distillation import DistillationConfig
 from distilrec.distill.sizes import SweepConfig
 from distilrec.errors import ConfigError
@@ -50,14 +51,15 @@ class DataConfig(Settings, frozen=True):
 
     dataset: str | None = None
     """Name of a public data set (`ml-100k`, `ml-1m`), in place of files."""
-    interactions: str | Query | None = None
+    interactions: str | Query | DeltaTable | IcebergTable | None = None
     """The log: a file (.csv .tsv .txt .dat .parquet .jsonl .inter), a folder of these, also with
     partitions, a pattern, one of these on object
-    storage (`s3://bucket/log/*.parquet`), or a query on a database (`[data.interactions]`).
+    storage (`s3://bucket/log/*.parquet`), or, in `[data.interactions]`, a query on a database or a
+    Delta or Iceberg table.
     """
-    users: str | Query | None = None
+    users: str | Query | DeltaTable | IcebergTable | None = None
     """Features of the users, in the same forms."""
-    items: str | Query | None = None
+    items: str | Query | DeltaTable | IcebergTable | None = None
     """Titles, features and attributes of the items, in the same forms."""
     columns: tuple[str, ...] | None = None
     """Names of the columns of a log without a header line."""
@@ -282,9 +284,11 @@ def read_config(path: Path | str) -> RunConfig:
     )
 
 
-def _source_in(folder: Path, source: str | Query) -> str | Query:
+def _source_in(
+    folder: Path, source: str | Query | DeltaTable | IcebergTable
+) -> str | Query | DeltaTable | IcebergTable:
     """Return the same source with its path relative to the configuration file made absolute."""
-    if isinstance(source, Query):
+    if not isinstance(source, str):
         return source.relative_to(folder)
     return source if is_remote(source) else str((folder / source).resolve())
 

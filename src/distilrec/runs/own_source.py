@@ -13,9 +13,10 @@ from pathlib import Path
 import polars as pl
 
 from distilrec.data.queries import Query, Since
-from distilrec.data.readers import Log, open_answer
+from distilrec.data.readers import Log, open_answer, open_table
 from distilrec.data.schema import Schema
 from distilrec.data.source import Table
+from distilrec.data.tables import DeltaTable, IcebergTable
 from distilrec.data.times import TimeFormat, as_seconds, time_format, written
 from distilrec.errors import ConfigError
 
@@ -45,6 +46,11 @@ class OwnSource:
         since, times = self._moment(log, schema)
         if isinstance(self.table.source, Query):
             return open_answer(self.table.source, scratch, since)
+        if isinstance(self.table.source, DeltaTable | IcebergTable):
+            keep = _at_least(since, times, log.schema())
+            opened = open_table(self.table.source, scratch, keep)
+            note = f"{opened.name}: {opened.rows:,} rows since {since.value}"
+            return replace(opened, notes=(*opened.notes, note))
         opened = self.table.open(scratch)
         rows = opened.since(since, _at_least(since, times, opened.schema()))
         (scratch / "since").mkdir(parents=True)

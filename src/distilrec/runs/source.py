@@ -8,7 +8,6 @@ from distilrec.data.erased import ErasedUsers, read_erased_users
 from distilrec.data.fetch import DATASETS, fetch_dataset
 from distilrec.data.paths import name_of_path
 from distilrec.data.pseudonyms import pseudonym_key
-from distilrec.data.queries import Query
 from distilrec.data.schema import Schema
 from distilrec.data.source import Source, Table
 from distilrec.runs import erasure
@@ -61,9 +60,8 @@ def name_of(data: DataConfig) -> str:
     """Return what the data set of a run is called."""
     if data.dataset or data.name:
         return data.dataset or data.name
-    if isinstance(data.interactions, Query):
-        return data.interactions.short_name
-    return name_of_path(Path(data.interactions or "log"))
+    source = data.interactions or "log"
+    return name_of_path(Path(source)) if isinstance(source, str) else source.short_name
 
 
 def _tables(run: Run) -> tuple[Table, Table | None, Table | None]:
