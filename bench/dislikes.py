@@ -1,14 +1,14 @@
 """What [targets] changes on ratings: how well films that people like are found, and how often films
 that they dislike are shown.
 
-    python bench/dislikes.py [--dataset ml-1m] [--seeds 3] [--distil] [--negative-weight 1 10]
+    python bench/dislikes.py [--dataset ml-1m] [--seeds 3] [--distil] [--negative-weight 0 1]
         [--epochs 40] [--folder runs/dislikes]
 
 Ratings of 4 and more are targets, those up to 2 are negative. The last fifth of each user's ratings
 is for test, a tenth before it for validation, and every student learns from the same rows before:
 one without [targets], which learns to predict every rating, as all students did before; one whose
-targets are those of [targets], without the term of negative events; and one with it, for each
-weight. All are asked the same questions after the same rows. NDCG@10 of the targets; disliked@10:
+targets are those of [targets], for each weight of the term of negative events, of which 0 is
+none. All are asked the same questions after the same rows. NDCG@10 of the targets; disliked@10:
 the share of the ten films that a user rates up to 2 later. With --distil each has a teacher and
 labels of its own. What is trained is kept in the folder, and used again.
 """
@@ -165,9 +165,9 @@ def variants(arguments: argparse.Namespace) -> list[Variant]:
     folder = arguments.folder / (
         f"{arguments.dataset}-{epochs}-{'distilled' if arguments.distil else 'alone'}"
     )
-    weights = list(dict.fromkeys([0.0, *arguments.negative_weight]))
+    weights = list(dict.fromkeys(arguments.negative_weight))
     data = {weight: prepared(arguments.dataset, weight) for weight in weights}
-    plain = without_targets(data[0.0])
+    plain = without_targets(data[weights[0]])
     names = {
         weight: f"[targets], negative_weight {weight:g}" if weight else "[targets], no term"
         for weight in weights
@@ -204,7 +204,7 @@ def main() -> None:
     parser.add_argument("--dataset", choices=sorted(DATASETS), default="ml-1m")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int)
-    parser.add_argument("--negative-weight", type=float, nargs="+", default=[1.0, 10.0])
+    parser.add_argument("--negative-weight", type=float, nargs="+", default=[0.0, 1.0])
     parser.add_argument("--distil", action="store_true")
     parser.add_argument("--folder", type=Path, default=Path("runs/dislikes"))
     arguments = parser.parse_args()
