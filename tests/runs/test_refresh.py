@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -41,9 +42,13 @@ from distilrec.runs.generations import Generations
 from distilrec.runs.refreshing import changed_users, refresh
 from distilrec.runs.seen import models_that_saw
 from distilrec.runs.served import let_answer
+from distilrec.teachers.build import EnsembleConfig, MemberConfig, load_teacher, make_teacher
+from distilrec.teachers.ease import EaseConfig
+from distilrec.teachers.linear import LinearConfig
 from distilrec.teachers.teacher import ModelTeacher
+from distilrec.training.options import TrainingConfig
 from distilrec.training.trained import Earlier
-from distilrec.training.warm import carried_over
+from distilrec.training.warm import carried_over, places_in
 from tests.killed import killed, run_killed
 from tests.servers import served
 from tests.small_run import NETWORKS, SCHEMA, Said, dataset, small_config, tables
@@ -294,6 +299,33 @@ def test_weights_are_taken_over_by_the_names_of_what_they_are_of(config):
         assert (row == weights["user_features.table"][earlier]).all()
     assert "share" in now.info.event_types and "share" not in was.info.event_types
     assert np.isfinite(carried["items.bias"].numpy()).all()
+
+
+@pytest.mark.parametrize("dense_items", [0, 1000])
+def test_what_is_not_fitted_again_stays_as_it_was_by_the_ids_of_items(dense_items, tmp_path):
+    was, now = grown()
+    sizes = {"dense_items": dense_items, "neighbours": 9}
+    members = (LinearConfig(**sizes), EaseConfig(**sizes))
+    config = EnsembleConfig(tuple(MemberConfig(member) for member in members))
+    training = TrainingConfig()
+    before = make_teacher(config, was, training, tmp_path / "before", seed=0)
+    users = np.ones(now.users, bool)
+    kept = Earlier(tmp_path / "before", was.info, users, "key", refit=False)
+    after = make_teacher(config, now, training, tmp_path / "after", seed=0, earlier=kept)
+    assert after.weights == before.weights
+    at = places_in(was.info.item_ids[: was.info.warm_items], now.info.item_ids)
+    at = at[: now.info.warm_items]
+    there = at >= 0
+    assert there.any() and not there.all()
+    for old, new in zip(before.members, after.members, strict=True):
+        assert (
+            new.weights[np.ix_(there, there)] == old.weights[np.ix_(at[there], at[there])]
+        ).all()
+        assert not new.weights[~there].any() and not new.weights[:, ~there].any()
+    assert load_teacher(config, tmp_path / "after", now).identity == after.identity
+    fitted = replace(kept, refit=True)
+    again = make_teacher(config, now, training, tmp_path / "after", seed=0, earlier=fitted)
+    assert again.identity != after.identity
 
 
 def test_an_earlier_bundle_on_its_own_data_is_the_bundle(finished):

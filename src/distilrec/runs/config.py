@@ -168,6 +168,11 @@ class RefreshConfig(Settings, frozen=True):
     """Share of the users without new training rows whose windows are trained too, drawn for
     each refresh.
     """
+    refit: bool = True
+    """Whether members of the teacher in closed form are fitted again on all rows, and the weights
+    of an ensemble chosen again. Without it they stay as they are, and only networks learn of new
+    items.
+    """
     earlier_weight: Share = 0.0
     """Weight of the student of the last time as a second teacher of the windows of these other
     users, against forgetting; the teacher has the rest. 0 is off.

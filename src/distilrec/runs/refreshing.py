@@ -281,7 +281,8 @@ def _refreshed(
     run = replace(run, config=_shortened(run.config))
     users = chosen_users(was, dataset, run.config.refresh, run.config.seed)
     run.progress.say(f"{int(users.sum()):,} of {dataset.info.warm_users:,} users are trained on")
-    earlier = Earlier(before.places.teacher, was.info, users, key)
+    refit = run.config.refresh.refit
+    earlier = Earlier(before.places.teacher, was.info, users, key, refit)
     teacher = train_teacher(run, dataset, earlier)
     replayed = users & ~changed_users(was, dataset)
     student = replace(earlier, folder=before.places.student)

@@ -76,9 +76,12 @@ def _say_members(run: Run, teacher: Teacher) -> None:
     if not isinstance(teacher, EnsembleTeacher):
         return
     pooling = teacher.pooling
-    for member, weight, ndcg in zip(teacher.members, pooling.weights, pooling.alone, strict=True):
+    alone = [f"validation NDCG@10 {ndcg:.4f} alone, " for ndcg in pooling.alone]
+    for member, weight, ndcg in zip(
+        teacher.members, pooling.weights, alone or [""] * len(pooling.weights), strict=True
+    ):
         run.progress.say(
-            f"teacher: member {kind_of(member)}, validation NDCG@10 {ndcg:.4f} alone, "
+            f"teacher: member {kind_of(member)}, {ndcg}"
             + (f"has the weight {weight:.3f}" if weight else "is not asked: it helps no other")
         )
 

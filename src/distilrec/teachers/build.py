@@ -23,6 +23,7 @@ from distilrec.teachers.ease import (
     SAVED_EASE,
     EaseConfig,
     EaseTeacher,
+    carried_ease,
     fit_ease,
     load_ease,
     save_ease,
@@ -47,6 +48,7 @@ from distilrec.teachers.linear import (
     SAVED_LINEAR,
     LinearConfig,
     LinearTeacher,
+    carried_linear,
     fit_linear,
     load_linear,
     save_linear,
@@ -196,7 +198,7 @@ def make_teacher(
     earlier: the same teacher on data that have grown since; its networks are trained further.
     """
     options = options or RunOptions()
-    before = [] if earlier is None else [earlier.key]
+    before = [] if earlier is None else [earlier.key, *([] if earlier.refit else ["not fitted"])]
     made_from = key_of(dataset.fingerprint(), config, training, seed, *before)
     kind = _kind_of(config)
     if kind.saved is not None and kind.saved.is_made(folder, made_from):
@@ -306,14 +308,23 @@ def _load_network(config: NetworkConfig, folder: Path, dataset: Dataset) -> Teac
     return ModelTeacher(model)
 
 
+def _kept(making: Making) -> Earlier | None:
+    """Return the earlier teacher where this one stays as that is, None where it is fitted."""
+    return None if making.earlier is None or making.earlier.refit else making.earlier
+
+
 def _fit_linear(config: LinearConfig, making: Making) -> Teacher:
-    linear = fit_linear(config, making.dataset, making.seed)
+    if (kept := _kept(making)) is None:
+        linear = fit_linear(config, making.dataset, making.seed)
+    else:
+        linear = carried_linear(kept, making.dataset)
     save_linear(linear, making.folder, making.made_from)
     return linear
 
 
 def _fit_ease(config: EaseConfig, making: Making) -> Teacher:
-    ease = fit_ease(config, making.dataset)
+    kept = _kept(making)
+    ease = fit_ease(config, making.dataset) if kept is None else carried_ease(kept, making.dataset)
     save_ease(ease, making.folder, making.made_from)
     return ease
 
@@ -354,7 +365,12 @@ def _make_ensemble(config: EnsembleConfig, making: Making) -> Teacher:
         )
     if checkpoint is not None:
         drop_checkpoint(checkpoint)
-    return join_teachers(members, making.dataset, making.folder, seed=making.seed)
+    if (kept := _kept(making)) is None:
+        return join_teachers(members, making.dataset, making.folder, seed=making.seed)
+    weights = _ENSEMBLE.read(kept.folder).about.weights
+    pooling = Pooling(weights, tuple(member.identity for member in members))
+    _ENSEMBLE.write(making.folder, pooling, made_from=making.made_from)
+    return EnsembleTeacher(members, pooling)
 
 
 def join_teachers(

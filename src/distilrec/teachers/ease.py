@@ -31,12 +31,15 @@ from distilrec.teachers.item_weights import (
     Origin,
     SparseWeights,
     Weights,
+    carried_weights,
     origin_of,
     read_weights,
 )
 from distilrec.teachers.neighbours import Regression, rows_by_item, solve_on_neighbours
 from distilrec.teachers.teacher import Cost
+from distilrec.training.trained import Earlier
 from distilrec.training.validation import best_on_validation
+from distilrec.training.warm import found_at
 
 RIDGES = (30.0, 100.0, 300.0, 1000.0)
 
@@ -168,3 +171,13 @@ def load_ease(folder: Path, dataset: Dataset) -> EaseTeacher:
     weights = read_weights(saved, "ease", record.fingerprint, dataset)
     origin = origin_of(record.config, dataset, record.seconds)
     return EaseTeacher(record.config, weights, origin, record.ridge)
+
+
+def carried_ease(earlier: Earlier, dataset: Dataset) -> EaseTeacher:
+    """Return a saved EASE teacher on data that have grown, not fitted again. Raises
+    FileMissingError, and TrainingError when it is damaged.
+    """
+    saved = SAVED_EASE.read(earlier.folder)
+    record, places = saved.about, found_at("items", earlier.info, dataset.info)
+    weights = carried_weights(saved, "ease", places)
+    return EaseTeacher(record.config, weights, origin_of(record.config, dataset, 0.0), record.ridge)

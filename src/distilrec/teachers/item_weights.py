@@ -22,7 +22,7 @@ from distilrec.data.dataset import Dataset, Histories
 from distilrec.errors import TrainingError
 from distilrec.files import Record
 from distilrec.networks.batches import Batch
-from distilrec.offsets import groups_of
+from distilrec.offsets import groups_of, offsets_of
 from distilrec.settings import Settings
 from distilrec.targets import Roles
 from distilrec.teachers.teacher import Answer, Cost
@@ -141,6 +141,31 @@ def _weights_of(arrays: Mapping[str, NDArray[Any]], items: int) -> Weights | Non
         and (not len(targets) or 0 <= targets.min() <= targets.max() < items)
     )
     return SparseWeights(offsets, targets, values) if fits else None
+
+
+def carried_weights(saved: Record[Any], array: str, places: NDArray[np.int64]) -> Weights:
+    """Return the weights of a saved teacher between the items of data that have grown. places:
+    (items,), where each item with training rows stood before, -1 for a new one, which has no
+    weights.
+
+    Raises TrainingError when the teacher is damaged.
+    """
+    arrays = saved.arrays(array)
+    weights = _weights_of(arrays, len(arrays.get("weights", arrays.get("offsets", [0])[1:])))
+    if weights is None or places.max(initial=-1) >= weights.items:
+        raise saved.kind.damaged(saved.path(array), "does not hold the weights of its data set")
+    there = np.flatnonzero(places >= 0)
+    if isinstance(weights, DenseWeights):
+        matrix = np.zeros((len(places), len(places)), np.float32)
+        matrix[np.ix_(there, there)] = weights.matrix[np.ix_(places[there], places[there])]
+        return DenseWeights(matrix)
+    now = np.full(weights.items, -1, np.int64)
+    now[places[there]] = there
+    rows, targets = now[groups_of(weights.offsets)], now[weights.targets]
+    kept = np.flatnonzero((rows >= 0) & (targets >= 0))
+    kept = kept[np.argsort(rows[kept], kind="stable")]
+    offsets = offsets_of(np.bincount(rows[kept], minlength=len(places)))
+    return SparseWeights(offsets, targets[kept].astype(np.int32), weights.values[kept])
 
 
 @dataclass(frozen=True)

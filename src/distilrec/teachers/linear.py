@@ -34,10 +34,13 @@ from distilrec.teachers.item_weights import (
     Origin,
     SparseWeights,
     Weights,
+    carried_weights,
     origin_of,
     read_weights,
 )
 from distilrec.teachers.neighbours import Regression, rows_by_item, solve_on_neighbours
+from distilrec.training.trained import Earlier
+from distilrec.training.warm import found_at
 
 _CHUNK = 4096  # histories that are one dense matrix for a moment
 _SMALLEST = 0.01
@@ -223,3 +226,13 @@ def load_linear(folder: Path, dataset: Dataset) -> LinearTeacher:
     weights = read_weights(saved, "linear", record.fingerprint, dataset)
     origin = origin_of(record.config, dataset, record.seconds)
     return LinearTeacher(record.config, weights, origin)
+
+
+def carried_linear(earlier: Earlier, dataset: Dataset) -> LinearTeacher:
+    """Return a saved linear teacher on data that have grown, not fitted again. Raises
+    FileMissingError, and TrainingError when it is damaged.
+    """
+    saved = SAVED_LINEAR.read(earlier.folder)
+    record, places = saved.about, found_at("items", earlier.info, dataset.info)
+    weights = carried_weights(saved, "linear", places)
+    return LinearTeacher(record.config, weights, origin_of(record.config, dataset, 0.0))

@@ -170,13 +170,15 @@ class Earlier:
     """A trained model, or a teacher of some, with which a training on grown data begins.
 
     folder: where it is; info: of the data that it was trained on; users: (users,) bool, the users
-    of the grown data whose windows are trained; key: what all of it follows from.
+    of the grown data whose windows are trained; key: what all of it follows from; refit: whether
+    what is in closed form is fitted again, and the weights of an ensemble are chosen again.
     """
 
     folder: Path
     info: DatasetInfo
     users: NDArray[np.bool_]
     key: str
+    refit: bool = True
 
     def member(self, number: int) -> Earlier:
         """Return a member of an ensemble."""
