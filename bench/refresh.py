@@ -8,8 +8,8 @@ tables of is read where these are missing. The log is cut in time: the newest da
 share of all rows, come one after the other, and the run begins with what is before them; rows of
 the same time stay together. Each day the models are asked about the test part of that day, the
 newest 5% of the log so far: the refreshed bundle (`distilrec refresh`, which begins with that of
-the day before), the bundle of the beginning ("nothing"), and each --full-every days and on the last
-one a bundle that is trained from fresh weights on the same data. Gate or not, each refresh counts.
+the day before), the bundle of the beginning ("nothing"), and each --full-every days a bundle that
+is trained from fresh weights on the same data. Gate or not, each refresh counts.
 
 The rates are paired by user, with 95% intervals; over all days together each user counts once, with
 the mean of the days that ask the user. Seconds are those of a processor core that this process
@@ -86,7 +86,7 @@ def main() -> None:
     beginning = _trained(config, folder / "run")
     found: list[Day] = []
     for day, rows in enumerate(days, start=1):
-        full = day % arguments.full_every == 0 or day == arguments.days
+        full = day % arguments.full_every == 0
         path = folder / f"day-{day}.json"
         if not path.is_file():
             write_json(path, _day(folder, day, rows, full=full))
