@@ -23,6 +23,7 @@ from contextlib import ExitStack
 from itertools import count
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -40,7 +41,7 @@ _TICKS = os.sysconf("SC_CLK_TCK")
 Fill = Callable[[int], str]
 
 
-def messages(name: str, number: int) -> list[dict[str, object]]:
+def messages(name: str, number: int) -> list[dict[Any, Any]]:
     """Return events of a thousand users, with ids that no other topic has."""
     now = time.time()
     return [
