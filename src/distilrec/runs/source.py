@@ -49,10 +49,10 @@ def keeps_log(run: Run) -> bool:
     config, source = run.config, run.config.data.interactions
     if source is None or source == str(run.places.log.absolute()):  # of a generation
         return False
-    if config.refresh.keep_log is not None:
-        return config.refresh.keep_log
     if config.data.pseudonym_key is not None or config.privacy is not None:
         return False
+    if config.refresh.keep_log is not None:
+        return config.refresh.keep_log
     return not (isinstance(source, str) and Path(source).is_file())
 
 
