@@ -186,8 +186,15 @@ def test_sums_and_quantiles(page, service):
     assert quantiles == ['x"y,z=', "\\", 1.5, float("inf"), None]
 
 
+def counted(service):
+    """Return how many answers were counted so far."""
+    groups = service.client.get("/v1/outcomes").json()["groups"]
+    return sum(group["answers"] for group in groups)
+
+
 def test_a_user_and_an_item_and_why(page, service):
     sign_in(page, service, "admin")
+    before = counted(service)
     page.fill("#user-id", "u3")
     page.press("#user-id", "Enter")
     expect(page.locator("#user-answers li")).to_have_count(10)
@@ -224,6 +231,7 @@ def test_a_user_and_an_item_and_why(page, service):
     page.fill("#item-text", "longlong")
     page.press("#item-text", "Enter")
     expect(page.locator("#item-name")).to_contain_text("longlong")
+    assert counted(service) == before + 2  # those of this test itself
     assert_readable(page, 375)
 
 

@@ -275,6 +275,33 @@ def test_arms_of_an_experiment_are_told_apart(bundle):
 
 
 @pytest.mark.server
+def test_a_look_leaves_no_trace(bundle):
+    with served(bundle) as service:
+        tired = {"tired": {"impressions": 1, "answers": True}}
+        rules = {"placements": {"home": tired}}
+        service.post("/v1/rules/load", **rules)
+        service.post("/v1/experiments/start", name="summer", share=0.5, rules=rules)
+        look = {"user_id": "u3", "k": 4, "placement": "home", "record": False}
+        looks = [
+            service.post("/v1/recommend", **look),
+            *service.post("/v1/recommend/batch", requests=[look, look])["results"],
+            asked(service, probabilities=True, record=False),
+            asked(service, record=False),
+            service.post("/v1/rank", user_id="u3", item_ids=["i1", "i2"], record=False),
+            asked(service, "similar", item_ids=["i1"], record=False),
+        ]
+        assert not any("recommendation_id" in one for one in looks)
+        assert all(one["variant"].startswith("summer/") for one in looks[:-1])
+        assert outcomes(service) == []
+        answer = service.post("/v1/recommend", **{**look, "record": True})
+        assert answer["items"] == looks[0]["items"] == looks[2]["items"]
+        seen = {item["item_id"] for item in answer["items"]}
+        after = service.post("/v1/recommend", **look)
+        assert not seen & {item["item_id"] for item in after["items"]}
+        assert [numbers(group)["answers"] for group in outcomes(service)] == [1]
+
+
+@pytest.mark.server
 def test_a_service_without_outcomes(bundle):
     with served(bundle, "--no-outcomes") as service:
         answer = asked(service)

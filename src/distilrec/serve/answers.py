@@ -89,7 +89,8 @@ class Answers:
             async with self._turns:  # costly answers are given one at a time, others in between
                 await asyncio.sleep(0)
                 answer = self._answer(recommender, user_id, request, rules, impressions, arm)
-            await self._impressions.note([(answer, rules)])
+            if request.record:
+                await self._impressions.note([(answer, rules)])
         else:
             answer = self._answer(recommender, user_id, request, None, {}, arm)
         return answer if arm is None else arm.named(answer)
@@ -123,7 +124,10 @@ class Answers:
                         asked = waiting.pop()
                         arm, answer = asked[-1], self._answer(*asked)
                         results.append(answer if arm is None else arm.named(answer))
-            await self._impressions.note(zip(results[start:], rules, strict=True))
+            answered = zip(part, results[start:], rules, strict=True)
+            await self._impressions.note(
+                [(answer, followed) for one, answer, followed in answered if one.record]
+            )
         return BatchResponse(results)
 
     async def rank(self, request: RankRequest) -> RecommendResponse:
@@ -148,15 +152,23 @@ class Answers:
             answer = _ranked(recommender, user, best, request)
         self._count_unknown(recommender, request)
         version = recommender.model_version
-        answer_id = self._identify("rank", None, version, "", arm)
+        answer_id = self._identify(request, "rank", None, version, "", arm)
         found = RecommendResponse(
             user_id, known, version, answer, unknown, recommendation_id=answer_id
         )
         return found if arm is None else arm.named(found)
 
     def _identify(
-        self, endpoint: str, placement: str | None, version: str, rules: str, arm: Arm | None
+        self,
+        request: RecommendRequest | RankRequest,
+        endpoint: str,
+        placement: str | None,
+        version: str,
+        rules: str,
+        arm: Arm | None,
     ) -> str | None:
+        if not request.record:
+            return None
         if arm is None:
             return self._outcomes.identify(endpoint, placement, version, rules)
         return self._outcomes.identify(endpoint, placement, version, rules, arm.name, arm.group)
@@ -208,7 +220,9 @@ class Answers:
             recommender.knows_user(user_id),
             version,
             _ranked(recommender, user_id, best, request),
-            recommendation_id=self._identify("recommend", request.placement, version, "", arm),
+            recommendation_id=self._identify(
+                request, "recommend", request.placement, version, "", arm
+            ),
         )
 
     def _seldom(
@@ -230,7 +244,7 @@ class Answers:
             items = _ranked(recommender, user, best, request)
         self._count_unknown(recommender, request)
         version = recommender.model_version
-        answer_id = self._identify("recommend", request.placement, version, "", arm)
+        answer_id = self._identify(request, "recommend", request.placement, version, "", arm)
         return RecommendResponse(user_id, known, version, items, recommendation_id=answer_id)
 
     def _rules_of(self, request: RecommendRequest, arm: Arm | None) -> Rules | None:
@@ -286,7 +300,7 @@ class Answers:
             ),
             rules=None if rules is _NO_RULES else self._followed(found, request, arm),
             recommendation_id=self._identify(
-                "recommend", request.placement, version, followed, arm
+                request, "recommend", request.placement, version, followed, arm
             ),
         )
 

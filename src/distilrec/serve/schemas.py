@@ -76,6 +76,8 @@ class RecommendRequest(Request, frozen=True):
     probability times what the item is worth; not together with rules.
     `visitor_id`: of a visitor without a `user_id`, by which experiments tell visitors apart;
     nothing of it is stored.
+    `record`: false for a look, which is shown to no user: the answer has no `recommendation_id`,
+    is not counted, and its items are not noted as shown.
     """
 
     user_id: UserId | None = None
@@ -94,6 +96,7 @@ class RecommendRequest(Request, frozen=True):
     probabilities: bool = False
     objective: Objective | None = None
     visitor_id: UserId | None = None
+    record: bool = True
 
 
 class BatchRequest(Request, frozen=True):
@@ -104,7 +107,7 @@ class BatchRequest(Request, frozen=True):
 
 class RankRequest(Request, frozen=True):
     """These items for a user, best first, seen or not. `skip_unknown` leaves unknown items out;
-    `history`, `now`, `context`, `probabilities`, `objective` and `visitor_id` as for
+    `history`, `now`, `context`, `probabilities`, `objective`, `visitor_id` and `record` as for
     recommendations.
     """
 
@@ -119,6 +122,7 @@ class RankRequest(Request, frozen=True):
     probabilities: bool = False
     objective: Objective | None = None
     visitor_id: UserId | None = None
+    record: bool = True
 
 
 class SimilarRequest(Request, frozen=True):
@@ -126,8 +130,8 @@ class SimilarRequest(Request, frozen=True):
 
     `user_id`: also leave out what this user has already had. `popularity`: from 0, likeness alone,
     to 1: how much it counts that an item is popular. `skip_unknown` leaves unknown items out.
-    `filter`, `diversity`, `titles`: as for recommendations. `placement`: where the list is shown;
-    outcomes are counted by it.
+    `filter`, `diversity`, `titles`, `record`: as for recommendations. `placement`: where the list
+    is shown; outcomes are counted by it.
     """
 
     item_ids: Annotated[list[ItemId], Meta(min_length=1)]
@@ -139,6 +143,7 @@ class SimilarRequest(Request, frozen=True):
     titles: bool = False
     skip_unknown: bool = False
     placement: Placement | None = None
+    record: bool = True
 
 
 class PopularRequest(Request, frozen=True):

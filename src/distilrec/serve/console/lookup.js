@@ -12,8 +12,6 @@ let latestItem = 0;
 const signed = (value) => `${value < 0 ? "−" : "+"}${Math.abs(value).toFixed(2)}`;
 const path = (kind, id) => `/v1/${kind}/${encodeURIComponent(id)}`;
 
-let rulesOf = {}; // by placement
-
 const option = (value, text = value) => Object.assign(element("option", text), { value });
 
 // What there is to choose from, for those who may see it: ids of users, and placements with rules.
@@ -23,15 +21,8 @@ export async function choices() {
     ["/v1/users?limit=50", "/v1/rules"].map((path) => call("GET", path).catch(nothing)),
   );
   $("users").replaceChildren(...users.map((id) => option(id)));
-  rulesOf = placements;
   $("user-placement").replaceChildren(option("", "(no placement)"), ...Object.keys(placements).map((name) => option(name)));
   $("user-rules").hidden = !Object.keys(placements).length;
-}
-
-// The rules of the chosen placement, without noting the items of the answer as shown.
-function chosenRules() {
-  const rules = rulesOf[$("user-placement").value];
-  return rules && rules.tired ? { ...rules, tired: { ...rules.tired, answers: false } } : rules;
 }
 
 function itemButton(item) {
@@ -57,7 +48,7 @@ export async function user() {
   say($("user-says"), "");
   try {
     const [answer, known] = await Promise.all([
-      call("POST", "/v1/recommend", { user_id: id, k: COUNT, titles: true, explain: true, placement: "console", rules: chosenRules() }),
+      call("POST", "/v1/recommend", { user_id: id, k: COUNT, titles: true, explain: true, placement: $("user-placement").value || undefined, record: false }),
       call("GET", path("users", id)).catch((problem) => {
         if (problem.status === 404 || problem.status === 403) return { problem };
         throw problem;
@@ -149,7 +140,7 @@ async function showItem(id, moves) {
   say($("item-says"), "");
   const [item, similar] = await Promise.all([
     call("GET", path("items", id)),
-    call("POST", "/v1/similar", { item_ids: [id], k: COUNT, titles: true, placement: "console" }),
+    call("POST", "/v1/similar", { item_ids: [id], k: COUNT, titles: true, record: false }),
   ]).catch((problem) => [failed(problem)]);
   if (question !== latestItem || !similar) return;
   $("item-name").textContent = item.title || item.item_id;
