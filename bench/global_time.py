@@ -125,14 +125,14 @@ def trained_models(
             found[TEACHER] = [teacher]
             known, names = dict(known_baselines(teacher)), [STUDENT, ALONE]
         for name in names:
-            found[name].append(_served(run, dataset, name))
+            found[name].append(served(run, dataset, name))
     print("baselines", flush=True)
     for name, scorer in (fitted_baselines(dataset, known) | recent_baselines(dataset)).items():
         found[name] = [scorer]
     return dict(found), dataset
 
 
-def _served(run: runs.Run, dataset: Dataset, name: str) -> BundleScorer:
+def served(run: runs.Run, dataset: Dataset, name: str) -> BundleScorer:
     """Return a student as its bundle answers, exported where it is not."""
     trained = load_model(run.places.model(STUDENTS[name]), dataset)
     bundle = run.bundle if name == STUDENT else run.bundle_baseline

@@ -522,6 +522,8 @@ def start(*options, **environment) -> subprocess.CompletedProcess[str]:
         (["--host", "0.0.0.0"], "there are no API keys"),
         (["--workers", "2"], "several workers cannot share an SQLite store"),
         (["--max-users", "0"], "max_users is 0"),
+        (["--strangers-weight", "-1"], "strangers_weight is -1"),
+        (["--strangers-half-life", "0"], "strangers_half_life is 0"),
         (["--port", "70000"], "port is 70000"),
         (["--store", "mysql://x"], "is not the address of a store"),
         (["--store", "redis://127.0.0.1:1/0"], "cannot be used"),

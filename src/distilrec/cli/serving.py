@@ -79,6 +79,16 @@ class Limits:
     max_events: Annotated[
         int, Parameter(help="Latest events of a user that are remembered as seen.")
     ] = 10_000
+    strangers_weight: Annotated[
+        float,
+        Parameter(
+            help="Times log(1 + count) of its events of late, added to an item's score for users "
+            "without events."
+        ),
+    ] = 0.0
+    strangers_half_life: Annotated[
+        float, Parameter(help="Hours after which an event counts half for that.")
+    ] = 24.0
     max_k: Annotated[int, Parameter(help="Most items in one answer.")] = 1_000
     max_batch: Annotated[
         int, Parameter(help="Most events, or recommendations, in one request.")

@@ -49,6 +49,7 @@ from distilrec.engine.history import History, events_of
 from distilrec.engine.items import Floats, Places
 from distilrec.engine.loops import RuntimeName, loops_of
 from distilrec.engine.moments import check_not_before, checked_moment
+from distilrec.engine.popular import Ranking
 from distilrec.engine.probabilities import (
     Asked,
     Objective,
@@ -61,8 +62,10 @@ from distilrec.engine.probabilities import (
 from distilrec.engine.ruled import Arranged, Wanted, arranged
 from distilrec.engine.rules import Rules, named
 from distilrec.engine.runtimes.kinds import make_runtime
+from distilrec.engine.runtimes.runtime import Runtime
 from distilrec.engine.sessions import Sessions
 from distilrec.engine.similar import POPULARITY, SimilarItems
+from distilrec.engine.strangers import Blend, BlendedRuntime
 from distilrec.engine.time_inputs import NEVER
 from distilrec.engine.users import NO_ITEMS, User, Users
 from distilrec.errors import ConfigError, DistilrecError, UnknownItemError
@@ -102,6 +105,7 @@ class Recommender:
         self.model_version = bundle.manifest.model_version
         self._kernels = loops_of(runtime)
         self._runtime = make_runtime(bundle, search, self._kernels)
+        self._blended: BlendedRuntime | None = None  # for users without events
         self._timed = self._runtime.timed
         self._context = ContextInputs(bundle)
         # Whether an answer depends on more than the user: the time, the context
@@ -373,7 +377,8 @@ class Recommender:
             if user is None:
                 user = self._user(user_id)
             left_out = user.left_out(seen=exclude_seen)
-            places, best = self._runtime.best(
+            runtime = self._runtime if user.length else self._of_stranger()
+            places, best = runtime.best(
                 user.state,
                 self._features(user, now, context) if self._moving or context else user.features,
                 left_out,
@@ -431,7 +436,8 @@ class Recommender:
                 impressions or {},
                 lenient,
             )
-            return arranged(self._runtime, self._kernels, self._catalogue, rules, wanted)
+            runtime = self._runtime_of(user)
+            return arranged(runtime, self._kernels, self._catalogue, rules, wanted)
 
     def check_rules(self, rules: Rules) -> list[DistilrecError]:
         """Return why rules do not fit the catalogue, and which pinned items are not in it."""
@@ -473,8 +479,9 @@ class Recommender:
         temperature = temperature_of(self._manifest)
         with self.lock:
             places = self._catalogue.positions(given)
-            asked = self._asked(user_id, exclude_seen, None, now, context)
-            found = likely(self._runtime, asked, temperature).probabilities
+            user = self._user(user_id)
+            asked = self._asked(user, exclude_seen, None, now, context)
+            found = likely(self._runtime_of(user), asked, temperature).probabilities
         probabilities: list[float] = found[np.array(places, np.int32)].tolist()
         return probabilities
 
@@ -508,8 +515,9 @@ class Recommender:
         temperature = temperature_of(self._manifest)
         with self.lock:
             worth = worth_of(objective, self._filters.attributes)
-            asked = self._asked(user_id, exclude_seen, where, now, context)
-            found = likely(self._runtime, asked, temperature)
+            user = self._user(user_id)
+            asked = self._asked(user, exclude_seen, where, now, context)
+            found = likely(self._runtime_of(user), asked, temperature)
             if given is None:
                 places = best_by_worth(
                     self._runtime, self._kernels, asked, found, worth, k, diversity
@@ -524,14 +532,13 @@ class Recommender:
 
     def _asked(
         self,
-        user_id: Id | User,
+        user: User,
         exclude_seen: bool,
         where: Filter | None,
         now: float | None,
         context: Context | None,
     ) -> Asked:
         """Return who asks for probabilities. now: as of `recommend`, checked."""
-        user = self._user(user_id)
         return Asked(
             user.state,
             self._features(user, now, context),
@@ -690,6 +697,12 @@ class Recommender:
             return user_id
         return self._sessions.find(user_id) or self._sessions.stranger()
 
+    def _runtime_of(self, user: User) -> Runtime:
+        return self._runtime if user.length else self._of_stranger()
+
+    def _of_stranger(self) -> Runtime:
+        return self._blended or self._runtime
+
     def _items_of(self, user_id: Id | None) -> Places:
         """Return the items that a user has had or does not want to see, none without an id."""
         user = None if user_id is None else self._sessions.find(user_id)
@@ -720,7 +733,7 @@ class Recommender:
         with self.lock:
             user = self._user(user_id)
             asked = list(dict.fromkeys(self._catalogue.positions(item_ids)))
-            scores = self._runtime.scores_of(
+            scores = self._runtime_of(user).scores_of(
                 user.state[None], self._features(user, now, context), np.array(asked, np.int32)
             )[0]
             ids = self._item_ids
@@ -772,6 +785,32 @@ class Recommender:
             known = self._context.added(user.features, context)
             effects = effects_of(self._runtime, user, known, asked, self._users.max_events, moment)
         return effects.largest(k, self._item_ids)
+
+    # Users without events
+
+    def follow_popular(self, ranking: Ranking, blend: Blend) -> None:
+        """Add what is popular of late to the scores of users without events from now on, in place
+        of what was added before: weight x log(1 + count). The probability of an item then grows
+        with that power of its count.
+
+        ranking: items and their counts, of `blend.window`; those that are not in the catalogue are
+        left out.
+        """
+        with self.lock:
+            places, parts = blend.parts(ranking, self._catalogue.index)
+            self._blended = BlendedRuntime(self._runtime, places, parts) if len(places) else None
+
+    def popular_parts(self, user_id: Id | User, item_ids: Iterable[Id]) -> list[float]:
+        """Return how much of the score of each of these items is from what is popular of late: 0
+        for users with events. Raises UnknownItemError and InvalidIdError.
+        """
+        given = listed_ids(item_ids, "item_ids")
+        with self.lock:
+            places = np.array(self._catalogue.positions(given), np.int32)
+            if self._blended is None or self._user(user_id).length:
+                return [0.0] * len(given)
+            parts: list[float] = self._blended.part_of(places).tolist()
+            return parts
 
     # Events
 

@@ -5,6 +5,7 @@ lost on a restart.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -27,6 +28,7 @@ from distilrec.engine.recommender import Recommender
 from distilrec.engine.ruled import Arranged
 from distilrec.engine.rules import Rules, Tiredness
 from distilrec.engine.similar import POPULARITY
+from distilrec.engine.strangers import HALF_LIFE, Blend
 from distilrec.engine.users import User
 from distilrec.errors import ConfigError, DistilrecError, InvalidIdError
 from distilrec.ids import Id, as_id, as_label, listed_ids
@@ -344,6 +346,24 @@ class StoredRecommender:
                 bring_up_to_date(self.recommender, self.store, [user_id])
             ranking = ranking_of(self.store, chosen, self._clock.now())
         return self.recommender.first_of(ranking, k, user_id, where)
+
+    def follow_popular(self, weight: float, half_life: float = HALF_LIFE) -> None:
+        """Count the stored events of late, and blend them into the answers for users without
+        events from now on; call it again to follow newer events.
+
+        weight: weight x log(1 + count) is added to the score of an item; half_life: hours after
+        which an event counts half. The event types are those that are to be predicted.
+        Raises ConfigError for a negative weight and for another half-life, StoreError.
+        """
+        if not (math.isfinite(weight) and weight >= 0):
+            raise ConfigError(
+                f"weight is {weight}", fix="give a number of at least 0", parameter="weight"
+            )
+        blend = Blend(weight, half_life)
+        window = blend.window(self.recommender.target_types)
+        with self._lock:
+            ranking = ranking_of(self.store, window, self._clock.now()) if weight else []
+        self.recommender.follow_popular(ranking, blend)
 
     def latest(
         self, by: str, k: int = 10, *, user_id: Id | None = None, where: Filter | None = None

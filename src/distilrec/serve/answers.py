@@ -402,12 +402,14 @@ def _ranked(
     if not explain and not titles:
         return list(map(RankedItem, items, scores, count(first)))
     whys: list[list[Contribution]] = [[] for _ in items]
+    parts = [0.0] * len(items)
     if explain and items:
+        parts = recommender.popular_parts(user_id, items)
         whys = recommender.explain_many(
             user_id, items, _REASONS, now=request.now, context=request.context
         )
     found = []
-    for rank, item, score, why in zip(count(first), items, scores, whys, strict=False):
+    for rank, item, score, why, part in zip(count(first), items, scores, whys, parts, strict=False):
         because = [
             Reason(
                 c.item_id, c.contribution, recommender.title_of_past(c.item_id) if titles else None
@@ -421,6 +423,7 @@ def _ranked(
                 rank,
                 recommender.title(item) if titles else None,
                 because if explain else None,
+                popular=part or None,
             )
         )
     return found

@@ -10,10 +10,11 @@ from typing import Annotated
 from msgspec import Meta
 
 from distilrec.bundle.manifest import SearchKind
+from distilrec.engine.strangers import HALF_LIFE
 from distilrec.errors import ConfigError
 from distilrec.settings import Count, NotNegative, Positive, Settings
 from distilrec.stores.opening import check_sharing
-from distilrec.stores.records import IMPRESSION
+from distilrec.stores.records import IMPRESSION, KEPT_HOURS
 
 _ORIGIN = re.compile(r"https?://([a-z0-9.-]+|\[[0-9a-f:]+\])(:[0-9]{1,5})?")
 
@@ -57,6 +58,12 @@ class ServiceConfig(Settings, frozen=True):
     """Number of latest events of a user that count as seen and can be explained; the state is a
     fold of all.
     """
+    strangers_weight: NotNegative = 0.0
+    """How much of what is popular of late is in the scores of users without events: this times
+    log(1 + count) is added to the score of an item.
+    """
+    strangers_half_life: Annotated[float, Meta(gt=0, le=KEPT_HOURS)] = HALF_LIFE
+    """Hours after which an event counts half for that."""
     max_k: Count = 1_000
     """Maximum number of items in one answer."""
     max_batch: Count = 1_000

@@ -292,7 +292,8 @@ class Reason(Answer, frozen=True):
 
 class RankedItem(Answer, frozen=True):
     """score: a logit, higher is better. probability: of being the user's next item. value: the
-    expected worth by the objective, the sum of `parts`.
+    expected worth by the objective, the sum of `parts`. popular: how much of the score of a user
+    without events is from what is popular of late; with `explain`, absent for nothing.
     """
 
     item_id: str
@@ -303,6 +304,7 @@ class RankedItem(Answer, frozen=True):
     probability: float | None = None
     value: float | None = None
     parts: dict[str, float] | None = None
+    popular: float | None = None
 
 
 class MovedItem(Answer, frozen=True):

@@ -15,6 +15,7 @@ from distilrec.engine.popular import Ranking, Window, ranking_of
 from distilrec.engine.recommender import Recommender
 from distilrec.engine.rules import Tiredness
 from distilrec.engine.stored import follow_item, forget_erased, shown_lately
+from distilrec.engine.strangers import Blend
 from distilrec.ids import Id, as_id
 from distilrec.serve.config import ServiceConfig
 from distilrec.serve.logs import log
@@ -27,6 +28,8 @@ from distilrec.stores.records import ItemRecord, Since, Store, StoredEvent, User
 TURN_SECONDS = 0.005  # of work on the event loop before others get their turn
 _USERS = 200  # whose events are told together
 _LONG = 2_000  # events of a log that is folded in a thread
+_POPULAR_SECONDS = 1.0  # between two counts of what is popular of late, at least
+_POPULAR_REST = 100  # times as long as a count took
 _ITEMS_BETWEEN_TURNS = 20  # changed items that are applied before requests get their turn
 
 
@@ -41,6 +44,8 @@ class Storage:
     ) -> None:
         self.store, self.shared, self._models = store, store.shared, models
         self._threads = StoreThreads(store, metrics, config.max_pending)
+        self._blend = Blend(config.strangers_weight, config.strangers_half_life)
+        self._next_count = 0.0
         self._generation = store.generation
         self._following, self._rebuilding = asyncio.Lock(), asyncio.Lock()
 
@@ -225,11 +230,28 @@ class Storage:
         await self.follow_items(self._models.active)
         if self._models.variant is not None:
             await self.follow_items(self._models.variant)
+        if time.monotonic() >= self._next_count:
+            began = time.monotonic()
+            for served in list(self._models.all()):
+                await self.follow_popular(served)
+            done = time.monotonic()
+            self._next_count = done + max(_POPULAR_SECONDS, _POPULAR_REST * (done - began))
 
     async def follow_store(self, served: Served) -> None:
-        """Let a model follow all that the store says about items and erased users."""
+        """Let a model follow all that the store says about items, erased users and events of
+        late.
+        """
         await self.follow_items(served)
         await self.follow_erasures(served)
+        await self.follow_popular(served)
+
+    async def follow_popular(self, served: Served) -> None:
+        """Count the events of late for the users without any, where their answers ask for it."""
+        if not self._blend.weight:
+            return
+        recommender = served.recommender
+        ranking = await self.ranking(self._blend.window(recommender.target_types))
+        recommender.follow_popular(ranking, self._blend)
 
     async def follow_items(self, served: Served) -> None:
         """Apply what the store says about items since a model has followed it last."""
