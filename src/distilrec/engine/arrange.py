@@ -95,15 +95,19 @@ def _filled(
         for candidate in candidates:
             if len(chosen) == room:
                 break
-            if candidate.place not in taken and all(
-                counts[group] < at_most[group[0]] for group in candidate.groups
-            ):
+            if candidate.place not in taken and _fits(candidate, counts, at_most):
                 chosen.append(candidate)
                 taken.add(candidate.place)
-                counts.update(candidate.groups)
+                for group in candidate.groups:
+                    counts[group] = counts.get(group, 0) + 1
         if len(chosen) < room:
             candidates = look(taken, _full(counts, at_most), None)
     return chosen, counts
+
+
+def _fits(candidate: Candidate, counts: Mapping[Group, int], at_most: Sequence[int]) -> bool:
+    """Return whether no group of an item is full."""
+    return all(counts.get(group, 0) < at_most[group[0]] for group in candidate.groups)
 
 
 def _missing(

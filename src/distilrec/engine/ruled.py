@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType
-from typing import NamedTuple
+from typing import NamedTuple, overload
 
 import numpy as np
 
@@ -223,10 +223,11 @@ class _Look:
         self._items = items
         self._limits = [counted for _, _, counted in fit.limits]
         self._required = [required for _, _, required in fit.required]
+        self._counts_nothing = not self._limits and not self._required
 
     def __call__(
         self, taken: Collection[int], full: Collection[Group], kind: int | None
-    ) -> list[Candidate]:
+    ) -> Sequence[Candidate]:
         mask = self._mask
         if kind is not None:
             mask = self._required[kind] & mask if len(mask) else self._required[kind]
@@ -236,23 +237,23 @@ class _Look:
                 mask[self._members(*group)] = 0
         seen = np.concatenate([self._hidden, np.fromiter(taken, np.int32, len(taken))])
         places, keys = self._source(seen, mask, self._depth if kind is None else 1)
-        return list(map(self.candidate, places.tolist(), keys.tolist()))
+        return _Candidates(self, places.tolist(), keys.tolist())
 
     def candidate(self, place: int, key: float) -> Candidate:
         """Return an item with what it counts for."""
-        return Candidate(
-            place,
-            key,
-            tuple(self.groups_of(place)),
-            frozenset(kind for kind, mask in enumerate(self._required) if mask[place]),
-        )
+        if self._counts_nothing:
+            return Candidate(place, key)
+        kinds = frozenset(kind for kind, mask in enumerate(self._required) if mask[place])
+        return Candidate(place, key, tuple(self.groups_of(place)), kinds)
 
-    def groups_of(self, place: int) -> Iterator[Group]:
-        """Yield the groups that an item counts in."""
-        for number, (groups, where) in enumerate(self._limits):
-            if where is None or where[place]:
-                for category in (0,) if groups is None else groups.of(place):
-                    yield number, category
+    def groups_of(self, place: int) -> list[Group]:
+        """Return the groups that an item counts in."""
+        return [
+            (number, category)
+            for number, (groups, where) in enumerate(self._limits)
+            if where is None or where[place]
+            for category in ((0,) if groups is None else groups.of(place))
+        ]
 
     def _members(self, limit: int, category: int) -> Places:
         groups, where = self._limits[limit]
@@ -261,6 +262,43 @@ class _Look:
             return np.flatnonzero(where).astype(np.int32)
         members = groups.members(category)
         return members if where is None else members[where[members] == 1]
+
+
+class _Candidates(Sequence[Candidate]):
+    """Items with what they count for, which is looked up as far as they are read: most lists are
+    full after a few.
+    """
+
+    def __init__(self, look: _Look, places: list[int], keys: list[float]) -> None:
+        self._look, self._places, self._keys = look, places, keys
+        self._known: list[Candidate] = []
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    @overload
+    def __getitem__(self, rank: int) -> Candidate: ...
+    @overload
+    def __getitem__(self, rank: slice) -> Sequence[Candidate]: ...
+    def __getitem__(self, rank: int | slice) -> Candidate | Sequence[Candidate]:
+        if isinstance(rank, slice):
+            return [self[number] for number in range(*rank.indices(len(self)))]
+        number = range(len(self))[rank]
+        while len(self._known) <= number:
+            self._look_up()
+        return self._known[number]
+
+    def __iter__(self) -> Iterator[Candidate]:
+        known = self._known
+        for number in range(len(self._places)):
+            if number == len(known):
+                self._look_up()
+            yield known[number]
+
+    def _look_up(self) -> None:
+        """Add the next item to those that are known."""
+        number = len(self._known)
+        self._known.append(self._look.candidate(self._places[number], self._keys[number]))
 
 
 _Move = tuple[str, int, int | None, int | None]  # rule, place, rank without rules, rank
