@@ -13,6 +13,8 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from distilrec import runs
 from distilrec.data.dataset import Histories
@@ -48,6 +50,7 @@ from distilrec.teachers.external import (
     read_scores,
     user_scores,
 )
+from distilrec.teachers.kernels import add_decayed_products
 from distilrec.teachers.linear import LinearConfig, fit_linear, load_linear, save_linear
 from distilrec.teachers.teacher import ModelTeacher
 from distilrec.training.options import RunOptions, TrainingConfig
@@ -94,6 +97,40 @@ def test_the_linear_teacher_solves_the_ridge_regression(small):
     x, y = np.array(inputs), np.eye(small.info.warm_items)[targets]
     expected = np.linalg.solve(x.T @ x + 5.0 * np.eye(x.shape[1]), x.T @ y)
     np.testing.assert_allclose(teacher.weights, expected, rtol=1e-3, atol=1e-4)
+
+
+@given(
+    events=st.lists(
+        st.tuples(st.integers(0, 3), st.integers(0, 5), st.booleans(), st.booleans()), max_size=40
+    ),
+    decay=st.sampled_from([0.3, 0.9, 1.0]),
+)
+@settings(deadline=None)
+def test_the_products_of_the_linear_teacher_are_those_of_its_histories(events, decay):
+    """Each event: user, item, whether it is one of the regression, whether it counts in a history."""
+    events = sorted(events, key=lambda event: event[0])
+    users, items, chosen, counted = np.array(events, np.int64).reshape(-1, 4).T
+    gram, cross, expected_gram, expected_cross = np.zeros((4, 6, 6))
+    add_decayed_products(
+        np.searchsorted(users, np.arange(5)),
+        items.astype(np.int32),
+        chosen.astype(bool),
+        counted.astype(bool),
+        decay,
+        gram,
+        cross,
+    )
+    for user in range(4):
+        state = np.zeros(6)
+        for row in np.flatnonzero(users == user):
+            if chosen[row]:
+                expected_gram += np.outer(state, state)
+                expected_cross[items[row]] += state
+            if counted[row]:
+                state = decay * state
+                state[items[row]] += 1.0
+    np.testing.assert_allclose(gram + gram.T, expected_gram, atol=1e-6)
+    np.testing.assert_allclose(cross, expected_cross, atol=1e-6)
 
 
 @pytest.mark.parametrize("decay", [0.7, 1.0])

@@ -17,7 +17,6 @@ from typing import Annotated, NamedTuple
 
 import msgspec
 import numpy as np
-import torch
 from msgspec import Meta
 from numpy.typing import NDArray
 
@@ -38,11 +37,11 @@ from distilrec.teachers.item_weights import (
     origin_of,
     read_weights,
 )
+from distilrec.teachers.kernels import add_decayed_products
 from distilrec.teachers.neighbours import Regression, rows_by_item, solve_on_neighbours
 from distilrec.training.trained import Earlier
 from distilrec.training.warm import found_at
 
-_CHUNK = 4096  # histories that are one dense matrix for a moment
 _SMALLEST = 0.01
 Floats = NDArray[np.float32]
 
@@ -88,32 +87,23 @@ def fit_linear(config: LinearConfig, dataset: Dataset, seed: int) -> LinearTeach
 def _solved(config: LinearConfig, dataset: Dataset, seed: int) -> DenseWeights:
     """Return B from X, the history before each event, and Y, its item."""
     items = dataset.info.warm_items
-    gram = np.zeros((items, items), np.float32)
-    cross = np.zeros((items, items), np.float32)  # Y'X, so that one event adds to one row
-    inputs, targets = np.zeros((_CHUNK, items), np.float32), np.zeros(_CHUNK, np.int64)
-    filled = 0
-    chosen, counted = _chosen(config, dataset, seed), _counted(dataset)
-    for user in range(dataset.info.warm_users):
-        state = np.zeros(items, np.float32)
-        first = int(dataset.offsets[user])
-        for row in range(first, int(dataset.train_end[user])):
-            item = dataset.items[row]
-            if item == UNKNOWN_ITEM or item >= items:
-                continue
-            if chosen[row] and row > first:
-                inputs[filled], targets[filled] = state, item
-                filled += 1
-                if filled == _CHUNK:
-                    _accumulate(gram, cross, inputs, targets)
-                    filled = 0
-            if counted is not None and not counted[row]:
-                continue
-            state *= config.decay
-            state[item] += 1.0
-    _accumulate(gram, cross, inputs[:filled], targets[:filled])
+    gram, cross = np.zeros((items, items)), np.zeros((items, items))  # X'X and Y'X
+    counted = _counted(dataset)
+    rows = np.flatnonzero(
+        dataset.is_training() & (dataset.items != UNKNOWN_ITEM) & (dataset.items < items)
+    )
+    add_decayed_products(
+        offsets_of(np.bincount(dataset.user_rows()[rows], minlength=dataset.users)),
+        dataset.items[rows],
+        _chosen(config, dataset, seed)[rows],
+        np.ones(len(rows), bool) if counted is None else counted[rows],
+        config.decay,
+        gram,
+        cross,
+    )
+    gram += gram.T
     gram[np.diag_indices(items)] += config.ridge
-    weights = np.linalg.solve(gram.astype(np.float64), cross.T.astype(np.float64))
-    return DenseWeights(weights.astype(np.float32))
+    return DenseWeights(np.linalg.solve(gram, cross.T).astype(np.float32))
 
 
 def _chosen(config: LinearConfig, dataset: Dataset, seed: int) -> NDArray[np.bool_]:
@@ -129,18 +119,6 @@ def _chosen(config: LinearConfig, dataset: Dataset, seed: int) -> NDArray[np.boo
 def _counted(dataset: Dataset) -> NDArray[np.bool_] | None:
     """Return which rows count in a history, (rows,), None for all."""
     return None if dataset.roles is None else ~dataset.roles.negative[dataset.events]
-
-
-def _accumulate(
-    gram: Floats,
-    cross: Floats,
-    inputs: Floats,
-    targets: NDArray[np.int64],
-) -> None:
-    gram += inputs.T @ inputs
-    torch.from_numpy(cross).index_add_(
-        0, torch.from_numpy(targets[: len(inputs)]), torch.from_numpy(inputs)
-    )
 
 
 class _Event(NamedTuple):
