@@ -30,6 +30,7 @@ sys.path.insert(0, str(ROOT))
 
 import httpx  # noqa: E402
 from bundles import ml_1m_bundle  # noqa: E402
+from tests import servers  # noqa: E402
 from tests.serve.test_faults import Load, stored_ids  # noqa: E402
 from tests.servers import Server  # noqa: E402
 
@@ -355,6 +356,7 @@ def main() -> None:
     parser.add_argument("--only", default="start,http,events,kill,swap,soak")
     parser.add_argument("--soak-requests", type=int, default=1_000_000)
     arguments = parser.parse_args()
+    servers.marks = {"server"}  # what tests say to start one
     if shutil.which("wrk") is None:
         sys.exit("wrk is not installed: apt-get install wrk")
     for dim in (32, 64):
