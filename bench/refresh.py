@@ -43,7 +43,6 @@ from quality import RESULTS, make_tables
 from distilrec import runs
 from distilrec.bundle.format import read_bundle
 from distilrec.data.dataset import Dataset
-from distilrec.data.fetch import DATASETS, fetch_dataset
 from distilrec.data.readers import read_table
 from distilrec.data.splits import Split
 from distilrec.engine.runtimes.kinds import make_runtime
@@ -56,8 +55,8 @@ from distilrec.report.earlier import EarlierBundle
 from distilrec.runs.config import RunConfig, read_config
 from distilrec.runs.folder import read_costs
 from distilrec.runs.generations import Generations
-from distilrec.runs.refreshing import refresh
-from distilrec.runs.source import name_of
+from distilrec.runs.refreshing import changed_users, refresh
+from distilrec.runs.source import name_of, with_files
 
 REFRESHED, FULL, NOTHING = "refreshed", "full", "nothing"
 TARGET_SHARE, TARGET_LOSS = 0.10, 0.002
@@ -97,20 +96,8 @@ def main() -> None:
 
 def _with_files(config: RunConfig) -> RunConfig:
     """Return a recipe with the files of its data set, and with a split in time."""
-    data, name = config.data, config.data.dataset
-    if name is not None:
-        tables = fetch_dataset(name, print)
-        data = msgspec.structs.replace(
-            data,
-            dataset=None,
-            interactions=str(tables / "interactions.csv"),
-            users=str(tables / "users.csv"),
-            items=str(tables / "items.csv"),
-            schema=DATASETS[name].schema,
-            name=name,
-        )
     split = Split("global-time", validation_share=0.05, test_share=0.05)
-    return msgspec.structs.replace(config, data=data, split=split)
+    return msgspec.structs.replace(config, data=with_files(config.data, print), split=split)
 
 
 def _cut(
@@ -202,10 +189,7 @@ def _day(folder: Path, day: int, rows: pl.DataFrame, *, full: bool) -> Day:
 
 def _as_before(was: Dataset, now: Dataset) -> NDArray[np.bool_]:
     """Return whose training rows are those of the beginning, of which there are some, (users,)."""
-    rows = dict(zip(was.info.user_ids, was.train_end - was.offsets[:-1], strict=True))
-    counts = now.train_end - now.offsets[:-1]
-    before = np.array([rows.get(user, 0) for user in now.info.user_ids])
-    same: NDArray[np.bool_] = (before == counts) & (counts > 0)
+    same: NDArray[np.bool_] = ~changed_users(was, now) & (now.train_end > now.offsets[:-1])
     return same
 
 

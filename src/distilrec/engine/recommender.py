@@ -377,7 +377,7 @@ class Recommender:
             if user is None:
                 user = self._user(user_id)
             left_out = user.left_out(seen=exclude_seen)
-            runtime = self._runtime if user.length else self._of_stranger()
+            runtime = self._runtime_of(user)
             places, best = runtime.best(
                 user.state,
                 self._features(user, now, context) if self._moving or context else user.features,
@@ -698,10 +698,7 @@ class Recommender:
         return self._sessions.find(user_id) or self._sessions.stranger()
 
     def _runtime_of(self, user: User) -> Runtime:
-        return self._runtime if user.length else self._of_stranger()
-
-    def _of_stranger(self) -> Runtime:
-        return self._blended or self._runtime
+        return self._runtime if user.length else self._blended or self._runtime
 
     def _items_of(self, user_id: Id | None) -> Places:
         """Return the items that a user has had or does not want to see, none without an id."""

@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 from distilrec.bundle.manifest import Manifest
 from distilrec.data.dataset import Dataset
 from distilrec.data.erased import listed
-from distilrec.data.fetch import DATASETS, fetch_dataset
 from distilrec.errors import ConfigError, FileMissingError
 from distilrec.export.export import record_metrics
 from distilrec.files import key_of, locked, read_json, sync_folder, write_json, write_whole
@@ -50,7 +49,7 @@ from distilrec.runs.folder import Run, open_data, open_run, read_costs
 from distilrec.runs.generations import Generations
 from distilrec.runs.new_rows import NewRows, find_new_rows, scratch_of
 from distilrec.runs.own_source import OwnSource
-from distilrec.runs.source import name_of, source_of
+from distilrec.runs.source import name_of, source_of, with_files
 from distilrec.runs.stages import distill_student, export, prepare, record_training
 from distilrec.runs.teachers import train_teacher
 from distilrec.runs.upkeep import gate
@@ -357,18 +356,7 @@ def changed_users(was: Dataset, now: Dataset) -> NDArray[np.bool_]:
 
 def _config(before: Run, target: Run) -> RunConfig:
     """Return the configuration of a generation, whose log is a folder of its own."""
-    data = before.config.data
-    if data.dataset is not None:
-        tables, schema = fetch_dataset(data.dataset), DATASETS[data.dataset].schema
-        data = msgspec.structs.replace(
-            data,
-            dataset=None,
-            interactions=str(tables / "interactions.csv"),
-            users=str(tables / "users.csv"),
-            items=str(tables / "items.csv"),
-            schema=schema,
-            name=data.dataset,
-        )
+    data = with_files(before.config.data)
     data = msgspec.structs.replace(
         data,
         interactions=str(target.places.log.absolute()),

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+
+import msgspec
 
 from distilrec.data.erased import ErasedUsers, read_erased_users
 from distilrec.data.fetch import DATASETS, fetch_dataset
@@ -62,6 +65,25 @@ def name_of(data: DataConfig) -> str:
         return data.dataset or data.name
     source = data.interactions or "log"
     return name_of_path(Path(source)) if isinstance(source, str) else source.short_name
+
+
+def with_files(data: DataConfig, say: Callable[[str], None] = lambda line: None) -> DataConfig:
+    """Return the section with the files of a public data set in place of its name.
+
+    say: is told what is fetched. Raises DownloadError.
+    """
+    if data.dataset is None:
+        return data
+    tables = fetch_dataset(data.dataset, say)
+    return msgspec.structs.replace(
+        data,
+        dataset=None,
+        interactions=str(tables / "interactions.csv"),
+        users=str(tables / "users.csv"),
+        items=str(tables / "items.csv"),
+        schema=DATASETS[data.dataset].schema,
+        name=data.dataset,
+    )
 
 
 def _tables(run: Run) -> tuple[Table, Table | None, Table | None]:
