@@ -24,6 +24,7 @@ import threading
 import time
 from itertools import count
 from pathlib import Path
+from statistics import median, quantiles
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -41,8 +42,10 @@ _SERVER, _CLIENT = (
     (["taskset", "-c", "0"], ["taskset", "-c", "1"]) if (os.cpu_count() or 1) > 1 else ([], [])
 )
 
-# Fixed ports: the two servers run at the same time.
-_PORT, _EMPTY_PORT = 8431, 8432
+# Fixed ports: the servers run at the same time.
+_PORT = 8431
+# An empty handler behind the connections of uvicorn, and one behind those of the service
+_EMPTY_PORTS = {"uvicorn": 8432, "ours": 8433}
 _ROUNDS = 15
 
 RECOMMEND = """
@@ -97,7 +100,8 @@ async def recommend(request: Request) -> Response:
 
 app = Starlette(routes=[Route("/v1/recommend", recommend, methods=["POST"])])
 settle()
-uvicorn.run(app, **(_options(ServiceConfig("x", port=int(sys.argv[1]))) | {"lifespan": "off"}))
+options = _options(ServiceConfig("x", port=int(sys.argv[1]))) | {"lifespan": "off"}
+uvicorn.run(app, **(options if sys.argv[2] == "ours" else options | {"http": "httptools"}))
 """
 
 
@@ -201,39 +205,46 @@ def bench_start(python: Path, folder: Path) -> dict[str, object]:
 
 
 def bench_http(python: Path, folder: Path) -> dict[str, object]:
-    """Recommendations and an empty handler in turns, on the same core."""
-    port = _EMPTY_PORT
+    """Recommendations and two empty handlers in turns, on the same core."""
     (folder / "empty.py").write_text(EMPTY)
-    empty = subprocess.Popen(
-        [*_SERVER, str(python), str(folder / "empty.py"), str(port)], cwd=folder
-    )
+    empty = {
+        protocol: subprocess.Popen(
+            [*_SERVER, str(python), str(folder / "empty.py"), str(port), protocol], cwd=folder
+        )
+        for protocol, port in _EMPTY_PORTS.items()
+    }
     found: dict[str, object] = {}
     for dim in (32, 64):
         server = serve(python, ml_1m_bundle(dim), folder, name=f"http-{dim}")
         ask_everybody(server)
         wrk(server.url, RECOMMEND, 3, folder)
-        ratios, ours, theirs, tails = [], [], [], []
-        for _ in range(_ROUNDS):  # short turns: what else the machine does falls on both alike
-            a = wrk(f"http://127.0.0.1:{port}", RECOMMEND, 2, folder)
-            b = wrk(server.url, RECOMMEND, 2, folder)
-            assert a["failed"] == b["failed"] == 0
-            ratios.append(b["rps"] / a["rps"])
-            ours.append(b["rps"])
-            theirs.append(a["rps"])
-            tails.append(b["p99_ms"])
+        urls = {protocol: f"http://127.0.0.1:{port}" for protocol, port in _EMPTY_PORTS.items()}
+        turns = []
+        for _ in range(_ROUNDS):  # short turns: what else the machine does falls on all alike
+            turn = {
+                name: wrk(url, RECOMMEND, 2, folder)
+                for name, url in (urls | {"": server.url}).items()
+            }
+            assert not any(one["failed"] for one in turn.values())
+            turns.append(turn)
         server.stop()
-        middle = len(ratios) // 2
         found[f"dim {dim}"] = {
-            "rps": sorted(ours)[middle],
-            "empty_rps": sorted(theirs)[middle],
-            "ratio": sorted(ratios)[middle],
-            "lower_quartile": sorted(ratios)[_ROUNDS // 4],
-            "upper_quartile": sorted(ratios)[3 * _ROUNDS // 4],
-            "p99_ms": sorted(tails)[middle],
-            "worst_p99_ms": max(tails),
-        }  # fmt: skip
-    empty.terminate()
-    empty.wait()
+            "rps": median(turn[""]["rps"] for turn in turns),
+            "p99_ms": median(turn[""]["p99_ms"] for turn in turns),
+            "worst_p99_ms": max(turn[""]["p99_ms"] for turn in turns),
+        }
+        for protocol in _EMPTY_PORTS:
+            ratios = [turn[""]["rps"] / turn[protocol]["rps"] for turn in turns]
+            lower, middle, upper = quantiles(ratios, n=4)
+            found[f"dim {dim}, beside an empty handler, connections of {protocol}"] = {
+                "rps": median(turn[protocol]["rps"] for turn in turns),
+                "ratio": middle,
+                "lower_quartile": lower,
+                "upper_quartile": upper,
+            }
+    for process in empty.values():
+        process.terminate()
+        process.wait()
     return found
 
 
