@@ -1,4 +1,4 @@
-"""The student without distillation, trained beside the teacher by another process."""
+"""The student without distillation, trained beside the one with distillation by another process."""
 
 from __future__ import annotations
 
@@ -13,7 +13,16 @@ import pytest
 import torch
 
 from distilrec.errors import InvalidValueError
-from distilrec.runs import baseline, open_data, open_run, prepare, read_costs, train_teacher
+from distilrec.runs import (
+    baseline,
+    open_data,
+    open_run,
+    prepare,
+    read_costs,
+    stages,
+    train_students,
+    train_teacher,
+)
 from distilrec.runs.baseline import train_baseline, with_baseline
 from distilrec.training.trained import load_model
 from tests.small_run import Said, small_config, write_tables
@@ -45,21 +54,28 @@ def begun(tmp_path):
     return prepare(small_config(tmp_path), tmp_path / "run", Said())
 
 
-def test_both_are_trained_at_the_same_time(begun, two_threads):
+def test_both_are_trained_at_the_same_time(begun, two_threads, monkeypatch):
     run, dataset = begun
-    beside = []
+    train_teacher(run, dataset)
+    beside, distill = [], stages.distill_student
 
-    def teacher(shared):
+    def seen(shared, dataset):
         beside.extend(children(os.getpid()))
-        return train_teacher(shared, dataset)
+        return distill(shared, dataset)
 
-    made = with_baseline(run, dataset, teacher)
+    monkeypatch.setattr(stages, "distill_student", seen)
+    made = train_students(run, dataset)
     assert len(beside) == 1
     assert not beside[0].exists()
-    assert made.trained.seconds > 0
-    assert {cost.stage for cost in read_costs(run.folder)} >= {"prepare", "teacher", "baseline"}
+    assert made.seconds > 0
+    assert {cost.stage for cost in read_costs(run.folder)} >= {"teacher", "student", "baseline"}
     lines = [line for line in run.progress.lines if line.startswith("baseline: recurrent")]
     assert len(lines) == 1
+    # A few users tell nothing apart: each rival is named, and each once
+    warned = [line for line in run.progress.lines if line.startswith("There is little to distil")]
+    assert len(warned) == len(set(warned)) > 1
+    assert sum("without distillation" in line for line in warned) == 1
+    assert sum(line.startswith("What would help") for line in run.progress.lines) == 1
 
     # The same bits as one thread gives in one process
     folder = run.places.baseline.rename(run.folder / "beside")
@@ -96,11 +112,8 @@ def test_where_another_process_is_not_worth_it(begun, why):
     run, dataset = begun
     before = torch.get_num_threads()
     torch.set_num_threads(1 if why == "one thread" else 2)
-    seen = []
-    with_baseline(run, dataset, lambda shared: seen.append((shared, children(os.getpid()))))
+    assert not baseline.is_worth_a_process(run, dataset)
     torch.set_num_threads(before)
-    assert seen == [(run, [])]
-    assert run.places.baseline.is_dir()
 
 
 _PARENT = """

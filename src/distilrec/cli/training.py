@@ -119,10 +119,11 @@ def distill(
     from distilrec import runs
 
     with opened_run(run, ray, device, precision) as (opened, data):
-        if not without_comparison:
-            runs.train_baseline(opened, data)
-        runs.warn_of_little_headroom(opened, data)
-        runs.distill_student(opened, data)
+        if without_comparison:
+            runs.warn_of_little_headroom(opened, data)
+            runs.distill_student(opened, data)
+        else:
+            runs.train_students(opened, data)
 
 
 @app.command

@@ -44,17 +44,26 @@ class Headroom(msgspec.Struct, frozen=True):
     teacher: float
     rivals: tuple[Rival, ...]
 
-    def lines(self) -> list[str]:
-        """Return a warning and what would help, where a rival is not clearly below the teacher."""
-        near = [rival for rival in self.rivals if not rival.clearly_below]
+    @property
+    def near(self) -> tuple[Rival, ...]:
+        """The rivals that are not clearly below the teacher."""
+        return tuple(rival for rival in self.rivals if not rival.clearly_below)
+
+    def lines(self, said: Headroom | None = None) -> list[str]:
+        """Return a warning and what would help, where a rival is not clearly below the teacher.
+
+        said: whose lines were said before, and are not repeated.
+        """
+        before = () if said is None else said.near
         lines = [
             f"There is little to distil: on validation, NDCG@10 is {self.teacher:.4f} for the "
             f"teacher and {rival.ndcg:.4f} for {rival.name}; teacher minus {rival.name}: "
             f"{rival.lead.interval.mean:+.4f}, 95% interval [{rival.lead.interval.low:+.4f}, "
             f"{rival.lead.interval.high:+.4f}]."
-            for rival in near
+            for rival in self.near
+            if rival.name not in {one.name for one in before}
         ]
-        return [*lines, _HELP] if near else []
+        return [*lines, _HELP] if lines and not before else lines
 
 
 def measure_headroom(dataset: Dataset, teacher: Scorer, rivals: Mapping[str, Scorer]) -> Headroom:

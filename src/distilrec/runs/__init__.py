@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         prepare,
         run_all,
         teacher_labels,
+        train_students,
     )
     from distilrec.runs.teachers import open_teacher, train_teacher
     from distilrec.runs.trial import Trial, try_out
@@ -39,6 +40,7 @@ _MODULES = {
     "Run": "folder", "open_data": "folder", "open_run": "folder", "read_costs": "folder",
     "distill_student": "stages", "evaluate": "stages", "export": "stages",
     "forget_user": "stages", "prepare": "stages", "run_all": "stages", "teacher_labels": "stages",
+    "train_students": "stages",
     "train_baseline": "baseline",
     "open_teacher": "teachers", "train_teacher": "teachers",
     "warn_of_little_headroom": "headroom",
@@ -81,6 +83,7 @@ __all__ = [
     "teacher_candidates",
     "teacher_labels",
     "train_baseline",
+    "train_students",
     "train_teacher",
     "trained_once",
     "try_out",

@@ -1,7 +1,8 @@
-"""The student without distillation: trained after the teacher, or beside it by another process.
+"""The student without distillation: trained by itself, or beside the one with distillation by
+another process.
 
 Networks as small as these gain next to nothing from a second core, and two trainings gain nearly
-all of it.
+all of it. A transformer as a teacher does gain from it, so it is trained alone.
 """
 
 from __future__ import annotations
@@ -46,16 +47,11 @@ def train_baseline(run: Run, dataset: Dataset) -> TrainedModel:
 
 
 def with_baseline(run: Run, dataset: Dataset, make: Callable[[Run], Result]) -> Result:
-    """Return make(run), and train the student without distillation: at the same time, where both
-    are trained on a CPU with two threads or more, which they share. A log of few rows is not worth
-    another process.
+    """Return make(run), and train the student without distillation at the same time; they share the
+    threads of this process.
 
     Should the other process fail, this one goes on with the training after it has called `make`.
     """
-    if not _is_worth_a_process(run, dataset):
-        made = make(run)
-        train_baseline(run, dataset)
-        return made
     shared, threads = replace(run, progress=_Shared(run.progress)), torch.get_num_threads()
     torch.set_num_threads(threads - threads // 2)
     try:
@@ -70,9 +66,13 @@ def with_baseline(run: Run, dataset: Dataset, make: Callable[[Run], Result]) -> 
     return made
 
 
-def _is_worth_a_process(run: Run, dataset: Dataset) -> bool:
+def is_worth_a_process(run: Run, dataset: Dataset) -> bool:
+    """Return whether `with_baseline` saves time: on a CPU with two threads or more, with a log that
+    takes a while, and where no teacher that is asked during the training needs the threads.
+    """
     return (
         torch.get_num_threads() >= 2
+        and run.config.distillation.labels == "stored"
         and isinstance(run.workers, InProcess)
         and resolve_device(run.device).type == "cpu"
         and len(dataset.training_rows()) >= _LEAST_ROWS

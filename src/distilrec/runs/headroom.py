@@ -1,4 +1,4 @@
-"""What there is to distil in a run, said before the student is trained."""
+"""What there is to distil in a run, said as soon as it is known."""
 
 from __future__ import annotations
 
@@ -56,15 +56,18 @@ def headroom_of(
 
 
 def warn_of_little_headroom(
-    run: Run, dataset: Dataset, baselines: Mapping[str, Scorer] | None = None
+    run: Run,
+    dataset: Dataset,
+    baselines: Mapping[str, Scorer] | None = None,
+    said: Headroom | None = None,
 ) -> Headroom:
-    """Say where a baseline, or the student without distillation, is not clearly below the teacher;
-    return what was measured.
+    """Say where a baseline, or the student without distillation where there is one, is not clearly
+    below the teacher; return what was measured.
 
-    baselines: by name, fitted here by default.
+    baselines: by name, fitted here by default. said: what was said before, which is not repeated.
     """
     headroom = headroom_of(run, dataset, baselines)
     if run.config.privacy is None:  # a private student gets no labels
-        for line in headroom.lines():
+        for line in headroom.lines(said):
             run.progress.say(line)
     return headroom

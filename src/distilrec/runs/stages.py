@@ -39,7 +39,7 @@ from distilrec.report.comparison import (
 from distilrec.report.page import write_report
 from distilrec.runs import erasure
 from distilrec.runs.artifact import measured_stage, record_cost, trained_once
-from distilrec.runs.baseline import with_baseline
+from distilrec.runs.baseline import is_worth_a_process, train_baseline, with_baseline
 from distilrec.runs.candidates import model_bytes, student_candidate, teacher_candidates, tree_of
 from distilrec.runs.config import RunConfig
 from distilrec.runs.folder import Run, choices_of, finish_erasure, read_costs, run_of
@@ -65,7 +65,7 @@ def run_all(
     device: str = "auto",
     precision: str = "auto",
 ) -> Comparison:
-    """Log -> data -> teacher and student without distillation -> labels -> student -> bundle ->
+    """Log -> data -> teacher -> labels -> student, with and without distillation -> bundle ->
     comparison and report.
 
     teacher: makes your own teacher for the prepared data (`distilrec.teachers.external`,
@@ -76,15 +76,11 @@ def run_all(
     """
     run, dataset = prepare(config, folder, progress, workers, device, precision)
     if teacher is None:
-        with_baseline(run, dataset, lambda shared: train_teacher(shared, dataset))
+        train_teacher(run, dataset)
     else:
-        own = with_baseline(
-            run, dataset, lambda shared: join_own_teacher(shared, dataset, teacher(dataset))
-        )
-        run = replace(run, own_teacher=own)
+        run = replace(run, own_teacher=join_own_teacher(run, dataset, teacher(dataset)))
     baselines = fitted_baselines(dataset, known_baselines(open_teacher(run, dataset)))
-    warn_of_little_headroom(run, dataset, baselines)
-    distill_student(run, dataset)
+    train_students(run, dataset, baselines)
     export(run, dataset, measured_next=True)
     return evaluate(run, dataset, baselines)
 
@@ -137,6 +133,25 @@ def _say_prepared(run: Run, dataset: Dataset) -> None:
         f"{int(dataset.is_training().sum()):,} training rows, "
         f"split {dataset.info.split.kind}"
     )
+
+
+def train_students(
+    run: Run, dataset: Dataset, baselines: Mapping[str, Scorer] | None = None
+) -> TrainedModel:
+    """Train the student with and without distillation; return the former. Say where there is little
+    to distil as soon as it is known.
+
+    Both are trained at the same time where two threads of a CPU can share them; otherwise the one
+    without distillation is first. baselines: by name, fitted here by default.
+    """
+    if not is_worth_a_process(run, dataset):
+        train_baseline(run, dataset)
+        warn_of_little_headroom(run, dataset, baselines)
+        return distill_student(run, dataset)
+    before = warn_of_little_headroom(run, dataset, baselines)
+    trained = with_baseline(run, dataset, lambda shared: distill_student(shared, dataset))
+    warn_of_little_headroom(run, dataset, baselines, before)
+    return trained
 
 
 def distill_student(run: Run, dataset: Dataset, start: Start | None = None) -> TrainedModel:
