@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sqlite3
 import sys
 from contextlib import closing
 from pathlib import Path
 
+import msgspec
 import polars as pl
 import pytest
 
@@ -235,6 +238,57 @@ def test_what_servers_refuse(server, monkeypatch, tmp_path):
     monkeypatch.delenv("SHOP_PASSWORD")
     with pytest.raises(ConfigError, match="variable SHOP_PASSWORD is not set"):
         read_table(on(server))
+
+
+ENDLESS = {
+    "sqlite": "with recursive n(i) as (select 1 union all select i + 1 from n) select max(i) from n",
+    "postgresql": "select pg_sleep(600)",
+    "mysql": "select sleep(600)",
+}
+
+
+# More than what the network holds between the two
+WIDE = "select repeat(a.buyer, 500) as user_id, a.item as item_id from events a, events b"
+
+
+def gives_up(query: Query) -> None:
+    slow = msgspec.structs.replace(query, timeout=0.3)
+    with pytest.raises(SourceUnavailableError, match=r"gave no answer for 0\.3 s") as caught:
+        read_table(slow)
+    assert "timeout" in caught.value.fix
+
+
+def test_a_query_that_never_answers_is_given_up(shop):
+    gives_up(sqlite(shop, ENDLESS["sqlite"]))
+    assert msgspec.structs.replace(sqlite(shop), timeout=9.0).relative_to(Path("/")).timeout == 9.0
+
+
+def test_servers_that_never_answer_are_given_up(server):
+    gives_up(on(server, ENDLESS[server.address.partition(":")[0]]))
+    assert read_table(on(server)).height == len(EVENTS)
+
+
+def test_a_server_that_stops_in_the_middle_is_given_up(server, monkeypatch):
+    """The rows after the first ones do not come: the server has no processor any more."""
+    monkeypatch.setattr(queries, "_BATCH", 25)
+    write, processes = queries.Batches.write, []
+
+    def write_and_stop(batches, frame):
+        write(batches, frame)
+        if not processes:
+            pid = server.process.pid
+            children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+            processes.extend([pid, *map(int, children)])
+            for process in processes:
+                os.kill(process, signal.SIGSTOP)
+
+    monkeypatch.setattr(queries.Batches, "write", write_and_stop)
+    try:
+        gives_up(on(server, WIDE))
+    finally:
+        for process in processes:
+            os.kill(process, signal.SIGCONT)
+    assert read_table(on(server)).height == len(EVENTS)
 
 
 def test_the_password_is_nowhere(server, tmp_path, capsys):

@@ -7,11 +7,14 @@ A password comes from the environment alone and stands in no message.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import re
+import socket
 import sqlite3
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -22,6 +25,7 @@ from typing import Any
 from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlsplit
 from uuid import UUID
 
+import msgspec
 import polars as pl
 
 from distilrec.data.objects import column_of
@@ -35,7 +39,7 @@ from distilrec.errors import (
     first_line,
     missing_extra,
 )
-from distilrec.settings import Settings
+from distilrec.settings import Positive, Settings
 
 _BATCH = 100_000  # rows
 _TIMEOUT = 10  # seconds to connect
@@ -54,6 +58,8 @@ class Query(Settings, frozen=True, tag_field="kind", tag="sql"):
     """
     password_env: str | None = None
     """Name of the environment variable that holds the password."""
+    timeout: Positive = 3_600.0
+    """Seconds that the database may take for the first rows, and for each 100,000 after them."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -78,7 +84,7 @@ class Query(Settings, frozen=True, tag_field="kind", tag="sql"):
         if address.scheme != "sqlite":
             return self
         file = (folder / unquote(address.path[1:])).resolve()
-        return Query(self.query, f"sqlite:///{quote(str(file))}", self.password_env)
+        return msgspec.structs.replace(self, database=f"sqlite:///{quote(str(file))}")
 
 
 @dataclass(frozen=True)
@@ -101,7 +107,7 @@ def run_query(query: Query, scratch: Path, since: Since | None = None) -> Answer
     """Return the rows of a query, written into a folder that holds no others of its kind.
 
     since: asks the database for these rows only, in order of time; there may be none then.
-    Raises SourceUnavailableError where the database does not answer or refuses the user,
+    Raises SourceUnavailableError where the database does not answer in time or refuses the user,
     ConfigError where it refuses the query or the password is not in the environment,
     NotEnoughDataError without a row, ColumnTypeError for values that no table holds, and
     MissingExtraError without the driver.
@@ -111,7 +117,7 @@ def run_query(query: Query, scratch: Path, since: Since | None = None) -> Answer
     store, digest, rows = Batches(folder), hashlib.sha256(), 0
     password = _password(query)
     with closing(_connected(query, password)) as connection, _cursor(connection) as cursor:
-        with _explained(query, password, _refused):
+        with _explained(query, password, _refused), _in_time(query, connection):
             cursor.execute(*_statement(query, since))
         if cursor.description is None:
             raise ConfigError(
@@ -119,11 +125,7 @@ def run_query(query: Query, scratch: Path, since: Since | None = None) -> Answer
             )
         names = [str(column[0]) for column in cursor.description]
         distinct(names, query.name)
-        while True:
-            with _explained(query, password, _lost):
-                batch = cursor.fetchmany(_BATCH)
-            if not batch:
-                break
+        while batch := _next_batch(query, password, connection, cursor):
             batch = [tuple(map(_plain, row)) for row in batch]
             digest.update("".join(map(repr, batch)).encode())
             columns = zip(names, map(list, zip(*batch, strict=True)), strict=True)
@@ -136,6 +138,11 @@ def run_query(query: Query, scratch: Path, since: Since | None = None) -> Answer
             f"{query.name} returned no rows", fix="check its conditions", parameter="query"
         )
     return Answer(tuple(store.files), _notes(query, rows, digest.hexdigest(), since))
+
+
+def _next_batch(query: Query, password: str | None, connection: Any, cursor: Any) -> list[Any]:
+    with _explained(query, password, _lost), _in_time(query, connection):
+        return list(cursor.fetchmany(_BATCH))
 
 
 def _statement(query: Query, since: Since | None) -> tuple[Any, ...]:
@@ -303,9 +310,55 @@ _CONNECT: dict[str, Callable[[SplitResult, str | None], Any]] = {
 @contextmanager
 def _cursor(connection: Any) -> Iterator[Any]:
     """Yield a cursor that does not hold the whole answer in memory."""
-    on_server = type(connection).__module__.startswith("psycopg")
-    with closing(connection.cursor("distilrec") if on_server else connection.cursor()) as cursor:
+    cursor = connection.cursor("distilrec") if _is_psycopg(connection) else connection.cursor()
+    try:
         yield cursor
+    except BaseException:
+        # The connection may be lost. PyMySQL would read the rest of the answer from it
+        if (result := getattr(cursor, "_result", None)) is not None:
+            result.unbuffered_active = False
+        with contextlib.suppress(Exception):
+            cursor.close()
+        raise
+    cursor.close()
+
+
+@contextmanager
+def _in_time(query: Query, connection: Any) -> Iterator[None]:
+    """Give up what the block waits for when the time of a query is over, also where the database
+    or the network says nothing more. Raises SourceUnavailableError then.
+    """
+    over = threading.Event()
+
+    def give_up() -> None:
+        over.set()
+        _interrupt(connection)
+
+    timer = threading.Timer(query.timeout, give_up)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    except Exception:
+        if over.is_set():
+            raise _too_slow(query) from None
+        raise
+    finally:
+        timer.cancel()
+
+
+def _interrupt(connection: Any) -> None:
+    """End what another thread waits for on a connection, which is of no use then."""
+    if isinstance(connection, sqlite3.Connection):
+        connection.interrupt()
+        return
+    number = connection.fileno() if _is_psycopg(connection) else connection._sock.fileno()
+    with contextlib.suppress(OSError), socket.socket(fileno=os.dup(number)) as shared:
+        shared.shutdown(socket.SHUT_RDWR)
+
+
+def _is_psycopg(connection: Any) -> bool:
+    return type(connection).__module__.startswith("psycopg")
 
 
 Explain = Callable[[Query, str], Exception]
@@ -334,6 +387,14 @@ def _away(query: Query, said: str) -> Exception:
         fix="check that the database runs, its address, the user, and the password in the "
         "variable that password_env names",
         parameter="database",
+    )
+
+
+def _too_slow(query: Query) -> Exception:
+    return SourceUnavailableError(
+        f"{query.name} gave no answer for {query.timeout:g} s",
+        fix="make it faster, such as by an index on the column of times, or raise `timeout`",
+        parameter="timeout",
     )
 
 
