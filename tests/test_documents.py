@@ -15,21 +15,15 @@ from pathlib import Path
 from unittest.mock import Mock
 
 import msgspec
-import numpy as np
-import polars as pl
 import pytest
 import yaml
 
 from distilrec import errors, load
 from distilrec.bundle.format import read_bundle
 from distilrec.cli import app
-from distilrec.data.fetch import DATASETS
-from distilrec.data.preparation import prepare_dataset
 from distilrec.engine.onnx_files import write_onnx
 from distilrec.engine.rules import Rules, read_rules
 from distilrec.engine.web import write_drec
-from distilrec.export.export import export_bundle
-from distilrec.networks.recurrent import RecurrentConfig
 from distilrec.report.gate import Thresholds
 from distilrec.runs.config import RunConfig
 from distilrec.serve.app import endpoints
@@ -43,9 +37,8 @@ from distilrec.serve.schemas import (
     SimilarRequest,
 )
 from distilrec.settings import converted
-from distilrec.training.options import TrainingConfig
-from distilrec.training.trained import train_model
 from tests import ROOT
+from tests.films import export_demo
 from tests.small_run import tables
 
 DOCS = ROOT / "docs"
@@ -83,30 +76,9 @@ def commands() -> list:
 
 @pytest.fixture(scope="module")
 def films(tmp_path_factory) -> Path:
-    """runs/ml-100k/bundle in a folder: a tiny catalogue with the users, items and features that the documents name."""
-    rng = np.random.default_rng(0)
-    items = [*range(1, 41), 50, 101, 456, 789]
-    rows = [
-        (user, int(item), 1_600_000_000 + 86_400 * place)
-        for user in [*range(1, 30), 123]
-        for place, item in enumerate(rng.choice(items, 12, replace=False))
-    ]
-    log = pl.DataFrame(rows, schema=["user_id", "item_id", "timestamp"], orient="row").with_columns(
-        rating=4.0
-    )
-    users = pl.DataFrame(
-        {"user_id": [*range(1, 30), 123], "age": 30, "gender": "F", "occupation": "writer"}
-    )
-    films = pl.DataFrame(
-        {"item_id": items, "release_year": 1995, "genres": "Drama|Comedy"}
-    ).with_columns(title=pl.format("Film {}", "item_id"))
+    """A folder with runs/ml-100k/bundle of a stand-in, and the student as one file and as graphs."""
     folder = tmp_path_factory.mktemp("films")
-    dataset = prepare_dataset(
-        log, DATASETS["ml-100k"].schema, users=users, items=films, name="films"
-    )
-    student = train_model(RecurrentConfig(dim=8), dataset, TrainingConfig(epochs=1), seed=0)
-    run = folder / "runs" / "ml-100k"
-    export_bundle(student, dataset, run / "bundle")
+    run = export_demo(folder).parent
     write_drec(read_bundle(run / "bundle"), run / "student.drec")
     write_onnx(read_bundle(run / "bundle"), run / "onnx")
     return folder
