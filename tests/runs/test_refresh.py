@@ -326,6 +326,9 @@ def test_what_is_not_fitted_again_stays_as_it_was_by_the_ids_of_items(dense_item
     fitted = replace(kept, refit=True)
     again = make_teacher(config, now, training, tmp_path / "after", seed=0, earlier=fitted)
     assert again.identity != after.identity
+    assert again.weights == before.weights
+    assert again.members[1].ridge == before.members[1].ridge
+    assert again.members[0].weights[~there].any()
 
 
 def test_an_earlier_bundle_on_its_own_data_is_the_bundle(finished):

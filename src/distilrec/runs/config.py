@@ -169,9 +169,9 @@ class RefreshConfig(Settings, frozen=True):
     each refresh.
     """
     refit: bool = True
-    """Whether members of the teacher in closed form are fitted again on all rows, and the weights
-    of an ensemble chosen again. Without it they stay as they are, and only networks learn of new
-    items.
+    """Whether members of the teacher in closed form are fitted again on all rows, with the ridge
+    that they have. Without it they stay as they are, and only networks learn of new items. The
+    weights of an ensemble stay in both cases.
     """
     earlier_weight: Share = 0.0
     """Weight of the student of the last time as a second teacher of the windows of these other

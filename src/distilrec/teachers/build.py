@@ -26,6 +26,7 @@ from distilrec.teachers.ease import (
     carried_ease,
     fit_ease,
     load_ease,
+    ridge_of,
     save_ease,
 )
 from distilrec.teachers.ensemble import (
@@ -323,8 +324,11 @@ def _fit_linear(config: LinearConfig, making: Making) -> Teacher:
 
 
 def _fit_ease(config: EaseConfig, making: Making) -> Teacher:
-    kept = _kept(making)
-    ease = fit_ease(config, making.dataset) if kept is None else carried_ease(kept, making.dataset)
+    if (kept := _kept(making)) is None:
+        ridge = None if making.earlier is None else ridge_of(making.earlier.folder)
+        ease = fit_ease(config, making.dataset, ridge)
+    else:
+        ease = carried_ease(kept, making.dataset)
     save_ease(ease, making.folder, making.made_from)
     return ease
 
@@ -365,9 +369,9 @@ def _make_ensemble(config: EnsembleConfig, making: Making) -> Teacher:
         )
     if checkpoint is not None:
         drop_checkpoint(checkpoint)
-    if (kept := _kept(making)) is None:
+    if making.earlier is None:
         return join_teachers(members, making.dataset, making.folder, seed=making.seed)
-    weights = _ENSEMBLE.read(kept.folder).about.weights
+    weights = _ENSEMBLE.read(making.earlier.folder).about.weights
     pooling = Pooling(weights, tuple(member.identity for member in members))
     _ENSEMBLE.write(making.folder, pooling, made_from=making.made_from)
     return EnsembleTeacher(members, pooling)

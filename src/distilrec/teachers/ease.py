@@ -68,10 +68,13 @@ class EaseTeacher(ItemWeightsTeacher):
         self.config, self.ridge = config, ridge
 
 
-def fit_ease(config: EaseConfig, dataset: Dataset) -> EaseTeacher:
-    """Return EASE of the training rows, its ridge chosen on validation where none is given."""
+def fit_ease(config: EaseConfig, dataset: Dataset, ridge: float | None = None) -> EaseTeacher:
+    """Return EASE of the training rows. ridge: in place of that of the configuration; where there
+    is none, it is chosen on validation.
+    """
     began = time.perf_counter()
-    ridges = RIDGES if config.ridge is None else (config.ridge,)
+    given = ridge or config.ridge
+    ridges = RIDGES if given is None else (given,)
     solve = _solved if dataset.info.warm_items <= config.dense_items else _solved_on_neighbours
     solved: Iterator[Weights] = solve(config, dataset, ridges)
     origin = origin_of(config, dataset, 0.0)
@@ -171,6 +174,13 @@ def load_ease(folder: Path, dataset: Dataset) -> EaseTeacher:
     weights = read_weights(saved, "ease", record.fingerprint, dataset)
     origin = origin_of(record.config, dataset, record.seconds)
     return EaseTeacher(record.config, weights, origin, record.ridge)
+
+
+def ridge_of(folder: Path) -> float:
+    """Return the ridge of a saved EASE teacher. Raises FileMissingError, and TrainingError when it
+    is damaged.
+    """
+    return SAVED_EASE.read(folder).about.ridge
 
 
 def carried_ease(earlier: Earlier, dataset: Dataset) -> EaseTeacher:

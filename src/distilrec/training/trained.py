@@ -171,7 +171,7 @@ class Earlier:
 
     folder: where it is; info: of the data that it was trained on; users: (users,) bool, the users
     of the grown data whose windows are trained; key: what all of it follows from; refit: whether
-    what is in closed form is fitted again, and the weights of an ensemble are chosen again.
+    what is in closed form is fitted again.
     """
 
     folder: Path
