@@ -19,7 +19,9 @@ import argparse
 import json
 import math
 import re
+import statistics
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +110,31 @@ def page(text: str, found: list[dict[str, Any]]) -> str:
 def table(found: list[dict[str, Any]]) -> list[str]:
     """Return the summary as lines of Markdown."""
     rows = ["| " + " | ".join(row) + " |" for row in (HEADER, *map(_cells, found))]
-    return [rows[0], "|" + "---|" * len(HEADER), *rows[1:]]
+    return [rows[0], "|" + "---|" * len(HEADER), *rows[1:], "", *_together(found)]
+
+
+def _together(found: list[dict[str, Any]]) -> Iterator[str]:
+    """Yield what the differences of all data sets say together: the mean relative gain, and how
+    often it would be as far from 0 if the sign of each difference were drawn (Fisher 1935, sect.
+    21: all 2^n signs).
+    """
+    intervals = [_difference(one, STUDENT, ALONE)["interval"] for one in found]
+    alone = [statistics.mean(one["test_ndcg_by_seed"][ALONE]) for one in found]
+    gains = [one["mean"] / base for one, base in zip(intervals, alone, strict=True)]
+    mean = statistics.mean(gains)
+    drawn = [
+        statistics.mean(sign * gain for sign, gain in zip(signs, gains, strict=True))
+        for signs in product((1, -1), repeat=len(gains))
+    ]
+    p = sum(abs(value) >= abs(mean) - 1e-12 for value in drawn) / len(drawn)
+    yield (
+        f"The student is above the one without distillation on {sum(gain > 0 for gain in gains)} "
+        f"of {len(found)} data sets, on {sum(one['low'] > 0 for one in intervals)} with an "
+        f"interval above 0, on {sum(one['high'] < 0 for one in intervals)} with one below. The "
+        f"relative gain is {statistics.median(gains):+.1%} in the median and {mean:+.1%} in the "
+        f"mean, from {min(gains):+.1%} to {max(gains):+.1%}; p = {p:.2g} if each data set could "
+        "as well have had the other sign."
+    )
 
 
 def table_in_time(folder: Path) -> list[str]:
