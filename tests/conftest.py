@@ -44,6 +44,7 @@ _MARKS = {
     "browser": "chromium",
     "redis_server": "redis",
     "shared_redis": "redis",
+    "redis_cluster": "redis",
     "postgresql": "postgresql",
     "mariadb": "mariadb",
 }
@@ -150,6 +151,14 @@ def redis_server(tmp_path: Path) -> Iterator[servers.Redis]:
     server = servers.Redis(folder)
     yield server
     server.stop()
+
+
+@pytest.fixture(scope="module")
+def redis_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[servers.RedisCluster]:
+    """A Redis Cluster that the tests of a module share."""
+    cluster = servers.RedisCluster(tmp_path_factory.mktemp("redis-cluster"))
+    yield cluster
+    cluster.stop()
 
 
 @pytest.fixture(scope="module")

@@ -31,7 +31,9 @@ class Alternating:
         self.times: dict[str, list[float]] = {"events": [], "recommend": []}
         self.retried, self.refused = 0, Counter[int]()
         self._numbers, self._stop = count(), threading.Event()
-        self._threads = [threading.Thread(target=self._run, args=(n,)) for n in range(threads)]
+        self._threads = [
+            threading.Thread(target=self._run, args=(n,), daemon=True) for n in range(threads)
+        ]
 
     def __enter__(self) -> Alternating:
         for thread in self._threads:

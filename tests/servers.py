@@ -70,11 +70,11 @@ def unnamed(answer: dict) -> dict:
 
 
 class Redis:
-    """A Redis server of its own, durable, on loopback."""
+    """A Redis server of its own, durable, on loopback. more: of its options."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, **more: object) -> None:
         needs("redis")
-        self.folder = folder
+        self.folder, self._more = folder, more
         for _ in range(20):
             self.port = free_port()
             if self._started():
@@ -91,7 +91,7 @@ class Redis:
         """Whether this very process answers on the port; it ends where somebody else has taken the port."""
         options = {
             "port": self.port, "bind": "127.0.0.1", "dir": self.folder, "save": "", "appendonly": "yes",
-            "appendfsync": "always", "daemonize": "no",
+            "appendfsync": "always", "daemonize": "no", **self._more,
         }  # fmt: skip
         arguments = [part for name, value in options.items() for part in (f"--{name}", str(value))]
         self.process = subprocess.Popen(
@@ -120,6 +120,55 @@ class Redis:
     def stop(self) -> None:
         self.process.terminate()
         self.process.wait(PATIENCE)
+
+
+class RedisCluster:
+    """A Redis Cluster of its own: three servers, each with a third of the hash slots."""
+
+    def __init__(self, folder: Path) -> None:
+        self.nodes = list[Redis]()
+        for name in ("one", "two", "three"):
+            (folder / name).mkdir()
+            options = {"cluster-enabled": "yes", "cluster-port": free_port()}
+            self.nodes.append(Redis(folder / name, **options))
+        places = [f"127.0.0.1:{node.port}" for node in self.nodes]
+        self.cli("--cluster", "create", *places, "--cluster-yes")
+        self.url = f"redis+cluster://{','.join(places)}"
+        until(self.is_up, "all nodes say that the cluster is up")
+
+    def cli(self, *arguments: object) -> str:
+        """What `redis-cli` says to arguments, asked of the first node."""
+        command = [program("redis-cli"), "-p", self.nodes[0].port, *arguments]
+        return subprocess.run(
+            [str(part) for part in command], check=True, capture_output=True, text=True
+        ).stdout
+
+    def is_up(self) -> bool:
+        return all(
+            "cluster_state:ok" in self.cli("-p", node.port, "cluster", "info")
+            for node in self.nodes
+        )
+
+    def slot(self, prefix: str) -> int:
+        """The hash slot of a store."""
+        return int(self.cli("cluster", "keyslot", f"{{{prefix.rstrip(':')}}}"))
+
+    def name(self, node: Redis) -> str:
+        return self.cli("-p", node.port, "cluster", "myid").strip()
+
+    def owner(self, slot: int) -> Redis:
+        """The node that has a slot, as the first node knows it."""
+        for line in self.cli("cluster", "nodes").splitlines():
+            place, ranges = line.split()[1], line.split()[8:]
+            for first, _, last in (text.partition("-") for text in ranges if text[0] != "["):
+                if int(first) <= slot <= int(last or first):
+                    port = int(place.partition("@")[0].rpartition(":")[2])
+                    return next(node for node in self.nodes if node.port == port)
+        raise AssertionError(f"no node has slot {slot}")
+
+    def stop(self) -> None:
+        for node in self.nodes:
+            node.stop()
 
 
 class Server:

@@ -331,6 +331,7 @@ def test_the_password_need_not_be_on_the_command_line(bundle, redis_server, tmp_
         "redis://:tops3cret/x@127.0.0.1:1/0", "unix:///nowhere.sock?password=tops3cret&db=1", "mysql://user:tops3cret@h/x",
         "unix://user:tops3cret@/nowhere.sock", "redis://h:1/0?socket_timeout=tops3cret", "redis://127.0.0.1:1/0#tops3cret",
         "rediss://127.0.0.1:1/0?ssl_password=tops3cret", "tops3cret@h", "postgresql://tops3cret:tops3cret@127.0.0.1:1/x",
+        "redis+cluster://user:tops3cret@127.0.0.1:1,127.0.0.1:1", "rediss+cluster://127.0.0.1:1/tops3cret",
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("command", ["serve", "doctor"])

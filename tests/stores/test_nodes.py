@@ -14,12 +14,15 @@ pytestmark = [pytest.mark.server, pytest.mark.slow]
 @pytest.fixture(
     params=[
         pytest.param("redis", marks=pytest.mark.redis),
+        pytest.param("redis-cluster", marks=pytest.mark.redis),
         pytest.param("postgresql", marks=pytest.mark.postgresql),
     ]
 )
 def address(request, monkeypatch) -> str:
     if request.param == "redis":
         return request.getfixturevalue("redis_server").url
+    if request.param == "redis-cluster":
+        return request.getfixturevalue("redis_cluster").url
     postgresql = request.getfixturevalue("postgresql")
     monkeypatch.setenv("PGPASSWORD", postgresql.password)
     return postgresql.address

@@ -54,7 +54,7 @@ class Reading:
 
 
 @app.command
-def consume(
+def consume(  # noqa: PLR0913 - options of a command
     *,
     source: Annotated[
         str,
@@ -92,8 +92,12 @@ def consume(
         Path | None,
         Parameter(help="File of options of the Kafka client, one `name = value` on a line."),
     ] = None,
+    store_prefix: Annotated[
+        str, Parameter(help="Prefix of every key in a store in Redis; the schema in PostgreSQL.")
+    ] = "distilrec:",
     store_password_file: Annotated[
-        Path | None, Parameter(help="File that holds the password of a store in Redis.")
+        Path | None,
+        Parameter(help="File that holds the password of a store in Redis or PostgreSQL."),
     ] = None,
     reading: Reading = Reading(),
 ) -> None:
@@ -117,6 +121,7 @@ def consume(
         dead_letters=str(dead_letters),
         metrics=None if metrics is None else str(metrics),
         kafka_options=None if kafka_options is None else str(kafka_options),
+        store_prefix=store_prefix,
         store_password_file=None if store_password_file is None else str(store_password_file),
         **asdict(reading),
     )

@@ -90,9 +90,9 @@ class ConsumeConfig(Settings, frozen=True):
     kafka_options: str | None = None
     """File of further options of the Kafka client, one `name = value` on a line."""
     store_prefix: str = "distilrec:"
-    """Prefix of every key in a store in Redis."""
+    """Prefix of every key in a store in Redis; without its colon the schema in PostgreSQL."""
     store_password_file: str | None = None
-    """File that holds the password of a store in Redis."""
+    """File that holds the password of a store in Redis or PostgreSQL."""
     dead_letters: str = "dead-letters.jsonl"
     """File to which messages that hold no event are appended."""
     metrics: str | None = None

@@ -25,11 +25,13 @@ class ServiceConfig(Settings, frozen=True):
     bundle: str
     """Folder to serve."""
     store: str = "sqlite:///distilrec.db"
-    """Address of the store: `sqlite:///FILE` for one process, `redis://HOST:PORT/NUMBER` or
-    `postgresql://USER@HOST/DATABASE` for several.
+    """Address of the store: `sqlite:///FILE` for one process, `redis://HOST:PORT/NUMBER`,
+    `redis+cluster://HOST:PORT,HOST:PORT` or `postgresql://USER@HOST/DATABASE` for several.
     """
     store_prefix: str = "distilrec:"
-    """Prefix of every key in Redis; without its colon the schema in PostgreSQL."""
+    """Prefix of every key in Redis, in a cluster their hash tag; without its colon the schema in
+    PostgreSQL.
+    """
     store_password_file: str | None = None
     """File that holds the password of the Redis or PostgreSQL server."""
     host: str = "127.0.0.1"

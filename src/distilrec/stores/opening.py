@@ -26,7 +26,12 @@ _HOSTS = re.compile(
     r"((?:[\w.-]+|\[[0-9a-fA-F:.]+\])(?::\d+)?(?:,(?:[\w.-]+|\[[0-9a-fA-F:.]+\])(?::\d+)?)*)"
     r"(/[\w.-]*)?(?:\?[^#]*)?"
 )
-_SCHEME = re.compile(r"[a-z]{1,10}://")
+_CLUSTER = re.compile(
+    r"(rediss?\+cluster://)(?:[^@/?#]*@)?"
+    r"((?:[\w.-]+|\[[0-9a-fA-F:.]+\])(?::\d+)?(?:,(?:[\w.-]+|\[[0-9a-fA-F:.]+\])(?::\d+)?)*)"
+    r"(/0?)?(?:\?[^#]*)?"
+)
+_SCHEME = re.compile(r"[a-z+]{1,15}://")
 _SECRET = re.compile(r"://[^/]*@|[?&]\w*password=", re.IGNORECASE)
 
 
@@ -76,15 +81,15 @@ _POSTGRESQL = Scheme(
 )
 
 
-def _redis_row(public: re.Pattern[str]) -> Scheme:
-    return Scheme(
-        _redis,
-        "a Redis server",
-        "redis://HOST:PORT/NUMBER",
-        several_processes=True,
-        has_password=True,
-        public=public,
-    )
+def _redis_row(
+    public: re.Pattern[str],
+    name: str = "a Redis server",
+    example: str = "redis://HOST:PORT/NUMBER",
+) -> Scheme:
+    return Scheme(_redis, name, example, several_processes=True, has_password=True, public=public)
+
+
+_REDIS_CLUSTER = _redis_row(_CLUSTER, "a Redis Cluster", "redis+cluster://HOST:PORT,HOST:PORT")
 
 
 SCHEMES: dict[str, Scheme] = {
@@ -92,6 +97,8 @@ SCHEMES: dict[str, Scheme] = {
     "redis://": _redis_row(_HOST),
     "rediss://": _redis_row(_HOST),
     "unix://": _redis_row(_SOCKET),
+    "redis+cluster://": _REDIS_CLUSTER,
+    "rediss+cluster://": _REDIS_CLUSTER,
     "postgresql://": _POSTGRESQL,
     "postgres://": _POSTGRESQL,
 }
@@ -101,8 +108,8 @@ SCHEMES: dict[str, Scheme] = {
 def open_store(
     address: str, prefix: str = "distilrec:", password_file: Path | str | None = None
 ) -> Store:
-    """Open `sqlite:///relative.db`, `sqlite:////absolute.db`, `redis://host:port/number` or
-    `postgresql://user@host:port/database`.
+    """Open `sqlite:///relative.db`, `sqlite:////absolute.db`, `redis://host:port/number`,
+    `redis+cluster://host:port,host:port` or `postgresql://user@host:port/database`.
 
     prefix: of every key in Redis; without its colons the name of the schema in PostgreSQL.
     password_file: holds the password of the store, so that it need not be in the address.

@@ -1,12 +1,18 @@
-"""The store for several processes: Redis or Valkey (one server, not a cluster). Install with
-`distilrec[redis]`.
+"""The store for several processes: Redis or Valkey, one server or one hash slot of a cluster.
+Install with `distilrec[redis]`.
 
 An event is as durable as the server makes it: `appendonly yes` and `appendfsync always` for the
 guarantee that SQLite gives; `check` warns of less.
 
+In a cluster the prefix is a hash tag, so that all keys are in one slot and `redis_slot` follows it.
+A script makes up the names of its keys. So that it never fails half-way because a part of them has
+moved to another node, each names `schema`, which is always there, and `never`, which never is: a
+node refuses that as long as the slot moves, and nothing else.
+
 | key (after the prefix) | what |
 |---|---|
 | schema, salt | version of this layout; salt of the hashes of erased users |
+| never | never there |
 | settings | hash of settings |
 | user:ID | hash: epoch, features |
 | events:ID | list of events, oldest first |
@@ -30,13 +36,14 @@ import heapq
 import re
 import secrets
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
 import msgspec
 
 from distilrec.errors import (
+    ConfigError,
     StoreCorruptedError,
     StoreError,
     StoreUnavailableError,
@@ -186,9 +193,9 @@ end
 """
 _BATCH_SECONDS = 86_400
 
-# ARGV: key, value.
+# KEYS: key; ARGV: value.
 _DELETE_IF_EQUAL = """
-if redis.call('GET', ARGV[1]) == ARGV[2] then redis.call('DEL', ARGV[1]) end
+if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('DEL', KEYS[1]) end
 """
 
 
@@ -207,10 +214,12 @@ class _Payload(msgspec.Struct, frozen=True, array_like=True):
 
 
 class RedisStore:
-    """See `distilrec.stores.records.Store`. url: redis://, rediss:// or unix://; prefix: of every
-    key; password: where the url has none.
+    """See `distilrec.stores.records.Store`. url: redis://, rediss:// or unix://, or of a cluster
+    redis+cluster:// or rediss+cluster://; prefix: of every key, in a cluster a hash tag; password:
+    where the url has none.
 
-    Raises MissingExtraError without the package `redis`, StoreUnavailableError, StoreVersionError.
+    Raises MissingExtraError without the package `redis`, StoreUnavailableError, StoreVersionError,
+    ConfigError for a prefix that cannot be a hash tag.
     """
 
     shared = True
@@ -218,47 +227,52 @@ class RedisStore:
     def __init__(self, url: str, prefix: str = "distilrec:", password: str | None = None) -> None:
         try:
             import redis
-            from redis.backoff import ExponentialBackoff
-            from redis.retry import Retry
+
+            from distilrec.stores.redis_slot import SlotClient
         except ModuleNotFoundError:
             raise missing_extra("redis", "redis") from None
-        self._redis, self._prefix = redis, prefix
-        self._server = ""
+        self._redis, self._cluster = redis, "+cluster://" in url[:17]
+        self._prefix = prefix = _tagged(prefix) if self._cluster else prefix
         self._shortened = 0  # how often a log was found to be shorter than it had been
         # The latest erasure that a rewrite which was started here covers.
         self._rewriting: bytes | None = None
+        options = {
+            "password": password,
+            "socket_timeout": _TIMEOUT,
+            "socket_connect_timeout": _TIMEOUT,
+            "health_check_interval": 15,
+        }
+        self._client: Any
+        self._run_id: Callable[[], str]  # of the server
+        self._moves: Callable[[], int] = lambda: 0  # to another node
         try:
-            self._client: Any = redis.Redis.from_url(
-                url,
-                password=password,
-                socket_timeout=_TIMEOUT,
-                socket_connect_timeout=_TIMEOUT,
-                # Every write may be repeated: event ids.
-                retry=Retry(ExponentialBackoff(cap=0.2, base=0.05), 1),
-                health_check_interval=15,
-                redis_connect_func=self._connected,
-            )
+            if self._cluster:
+                self._client = SlotClient(url, prefix, **options)
+                self._run_id, self._moves = self._client.run_id, self._client.moves
+            else:
+                self._client, self._run_id = self._one_server(url, options)
             self._client.connection_pool.make_connection()  # refuses options that it does not know
         except (ValueError, TypeError):  # whose texts may hold a part of the password
             raise StoreUnavailableError(
                 f"the address of the store, {shown(url)}, is not valid",
-                fix="give redis://host:port/number, and percent-encode a user name and a password "
-                "in it",
+                fix="give redis://host:port/number or redis+cluster://host:port,host:port, and "
+                "percent-encode a user name and a password in it",
             ) from None
         self._where = shown(url)
         self._append = self._client.register_script(_APPEND)
+        self._named = [prefix + "schema", prefix + "never"]
         with self._errors():
             for name, value in (("schema", str(SCHEMA_VERSION)), ("salt", secrets.token_hex(16))):
                 # A server whose memory is full refuses even to try.
                 if not self._client.exists(prefix + name):
                     self._client.setnx(prefix + name, value)
-            version, salt = map(_text, self._client.mget(prefix + "schema", prefix + "salt"))
+            version, salt = (_text(self._client.get(prefix + name)) for name in ("schema", "salt"))
         check_schema(f"the store {self._where}", int(version), SCHEMA_VERSION)
         self._salt = salt
 
     @property
     def generation(self) -> str:
-        return f"{self._server}.{self._shortened}"
+        return f"{self._run_id()}.{self._moves()}.{self._shortened}"
 
     def append(self, events: Sequence[StoredEvent]) -> list[int]:
         arguments: list[str | bytes] = [self._prefix, str(MAX_SHOWN), str(_SHOWN_SECONDS)]
@@ -278,7 +292,8 @@ class RedisStore:
             arguments += [str(hour) if counted else "", until, payload.field]
             arguments.append(_packed(e.attribution))
         with self._errors():
-            return [int(position) for position in self._append(args=arguments)] if events else []
+            positions = self._append(keys=self._named, args=arguments) if events else []
+            return [int(position) for position in positions]
 
     def shown(self, user_id: str, since: float) -> dict[str, int]:
         with self._errors():
@@ -369,10 +384,19 @@ class RedisStore:
     def users(self, after: str = "", at_most: int = 1_000) -> tuple[list[str], str]:
         start = f"{self._prefix}events:"
         literal = re.sub(r"([][*?\\^])", r"\\\1", start)
+        place, _, server = after.partition("@")
+        first = int(place or 0)
         with self._errors():
-            cursor, keys = self._client.scan(int(after or 0), f"{literal}*", at_most)
+            self._client.exists(*self._named)  # not while the keys are on their way to another node
+            now = self._run_id()
+            # A place that another server, or another run of it, has given says nothing here.
+            found = self._client.scan(first if server == now else 0, f"{literal}*", at_most)
+            self._client.exists(*self._named)
+        cursor, keys = found
+        if now != self._run_id():
+            return [], f"0@{now}"  # from the start
         users = [_text(key).removeprefix(start) for key in keys]
-        return users, str(cursor) if cursor else ""
+        return users, f"{cursor}@{now}" if cursor else ""
 
     def set_features(self, user_id: str, features: Mapping[str, object]) -> None:
         values = {"features": msgspec.json.encode(features), "epoch": new_epoch()}
@@ -452,7 +476,7 @@ class RedisStore:
             names = [user_id, *self.merged(user_id)]
             pairs = [text for name in names for text in (name, self._hash(name))]
             with self._errors():
-                removed = int(self._client.eval(_ERASE, 0, self._prefix, *pairs))
+                removed = int(self._client.eval(_ERASE, 2, *self._named, self._prefix, *pairs))
         # The user is erased; the rest is reported, and tried again, by `clean`.
         with suppress(StoreError):
             self.clean()
@@ -474,7 +498,7 @@ class RedisStore:
             if self._rewriting is not None and not busy:
                 covered, self._rewriting = self._rewriting, None
                 if about.get("aof_last_bgrewrite_status", "ok") == "ok":
-                    self._client.eval(_DELETE_IF_EQUAL, 0, key, covered)
+                    self._client.eval(_DELETE_IF_EQUAL, 1, key, covered)
                     if covered == pending:
                         return ""
             if self._rewriting is None:
@@ -525,7 +549,7 @@ class RedisStore:
         with self._errors():
             if provenances:
                 self._client.hset(self._prefix + "provenances", mapping=provenances)
-            self._client.eval(_ADD, 0, *arguments)
+            self._client.eval(_ADD, 2, *self._named, *arguments)
 
     def outcomes(self, first: int, last: int) -> Outcomes:
         days = range(first, last + 1)
@@ -590,8 +614,9 @@ class RedisStore:
 
     def check(self) -> list[str]:
         with self._errors():
-            self._client.ping()
+            self._client.get(self._prefix + "schema")  # of a cluster, the node that has the keys
             try:
+                replicas = int(self._client.info("replication").get("connected_slaves", 0))
                 found: dict[str, str] = self._client.config_get(
                     "appendonly", "appendfsync", "maxmemory-policy"
                 )
@@ -618,6 +643,12 @@ class RedisStore:
                 "the server evicts keys when memory is short: events get lost (set "
                 "maxmemory-policy noeviction)"
             )
+        if self._cluster and replicas:
+            warnings.append(
+                "a replica takes over when the node dies, and may lack the latest acknowledged "
+                "events: it follows asynchronously (set `cluster-replica-no-failover yes` on "
+                "replicas to wait for the node instead)"
+            )
         return warnings
 
     def verify(self) -> None:
@@ -629,17 +660,31 @@ class RedisStore:
     def _hash(self, user_id: str) -> str:
         return erased_hash(self._salt, user_id).hex()
 
-    def _connected(self, connection: Any) -> None:
-        """Asks every new connection which server it has reached. A server that was restarted, or a
-        replica that was promoted, may lack events that were read from the one before.
+    def _one_server(self, url: str, options: Mapping[str, Any]) -> tuple[Any, Callable[[], str]]:
+        """Return a client of one server, and which run of which server it has reached. Each new
+        connection asks: after a restart, or where a replica was promoted, events may be missing
+        that were read before.
         """
-        connection.on_connect()
-        connection.send_command("INFO", "server")
-        try:
-            found = re.search(r"run_id:(\w+)", _text(connection.read_response()))
-        except self._redis.ResponseError:  # not allowed: then only shorter logs are noticed
-            return
-        self._server = found[1] if found else ""
+        from redis.backoff import ExponentialBackoff
+        from redis.retry import Retry
+
+        from distilrec.stores.redis_slot import run_id
+
+        reached = ""
+
+        def connected(connection: Any) -> None:
+            nonlocal reached
+            connection.on_connect()
+            reached = run_id(connection) or reached
+
+        client = self._redis.Redis.from_url(
+            url,
+            **options,
+            # Every write may be repeated: event ids.
+            retry=Retry(ExponentialBackoff(cap=0.2, base=0.05), 1),
+            redis_connect_func=connected,
+        )
+        return client, lambda: reached
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
@@ -653,10 +698,9 @@ class RedisStore:
                 "may be sent again",
             ) from None
         except self._redis.RedisError as problem:
+            why, fix = self._explained(problem)
             raise StoreUnavailableError(
-                f"the store {self._where} cannot be used: {problem}",
-                fix="check that the server runs and accepts writes; the same request may be sent "
-                "again",
+                f"the store {self._where} cannot be used: {why}", fix=fix
             ) from None
         except msgspec.MsgspecError as problem:
             raise StoreCorruptedError(
@@ -664,6 +708,23 @@ class RedisStore:
                 fix="give the service a key prefix of its own (--store-prefix), or restore a "
                 "backup",
             ) from None
+
+    def _explained(self, problem: Exception) -> tuple[str, str]:
+        """Return what went wrong, and what to do about it."""
+        errors, again = self._redis.exceptions, "the same request may be sent again"
+        elsewhere = errors.AskError, errors.TryAgainError, errors.ClusterCrossSlotError
+        if not self._cluster:
+            if isinstance(problem, elsewhere):
+                return "it is a node of a cluster", "give redis+cluster://HOST:PORT,HOST:PORT"
+            return str(problem), f"check that the server runs and accepts writes; {again}"
+        if isinstance(problem, elsewhere):
+            return "its hash slot is moving to another node", f"wait for the end of that; {again}"
+        if "cluster support disabled" in str(problem):
+            return "it is no node of a cluster", "give redis://HOST:PORT/0 for a single server"
+        return str(problem), (
+            "check that the node with its hash slot runs and accepts writes, and all others too "
+            f"where `cluster-require-full-coverage` is `yes`; {again}"
+        )
 
 
 def _packed(event: Attribution | None) -> bytes:
@@ -689,6 +750,18 @@ def _packed(event: Attribution | None) -> bytes:
 def _forgotten(day: int) -> int:
     """Return when the sums of a day leave, in seconds since 1970."""
     return DAY * (day + OUTCOME_DAYS + 1)
+
+
+def _tagged(prefix: str) -> str:
+    """Return a prefix as a hash tag, which puts all keys into one slot: `{distilrec}:`."""
+    name = prefix.rstrip(":")
+    if not name or {"{", "}"} & set(name):
+        raise ConfigError(
+            f"the prefix {prefix!r} cannot be a hash tag, which keeps the keys of a store together",
+            fix="give a prefix without braces, such as `shop:`; they are added",
+            parameter="store_prefix",
+        )
+    return f"{{{name}}}{prefix[len(name) :]}"
 
 
 def _decoded(payloads: Sequence[bytes]) -> list[_Payload]:
