@@ -38,9 +38,8 @@ def main() -> None:
     parser.add_argument("--folder", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    file = ROOT / SETS[arguments.dataset]
-    config = read_config(file)
-    make_tables(config, file)
+    config = read_config(ROOT / SETS[arguments.dataset])
+    make_tables(config)
     folder = arguments.folder or Path("runs") / "dropout" / arguments.dataset
     folder = folder.absolute()
     run, dataset = runs.prepare(config, folder, runs.Lines())

@@ -210,9 +210,8 @@ def main() -> None:
     arguments = parser.parse_args()
     if min(arguments.seeds, arguments.epochs) < 1:
         parser.error("--seeds and --epochs are at least 1")
-    file = ROOT / SETS[arguments.dataset]
-    base = short(read_config(file), arguments.epochs)
-    make_tables(base, file)
+    base = short(read_config(ROOT / SETS[arguments.dataset]), arguments.epochs)
+    make_tables(base)
     folder = arguments.folder or Path("runs") / "strangers" / arguments.dataset
     scorers, dataset = trained(base, folder, arguments.seeds)
     validation = asked_of(dataset, "validation", scorers)
