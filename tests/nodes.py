@@ -6,13 +6,28 @@ import json
 import threading
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from http.client import HTTPConnection, HTTPException
 from itertools import count
+from typing import Any
 from urllib.parse import urlsplit
 
 from distilrec.stores.records import Since, Store
 from tests.servers import PATIENCE, until
+
+
+@contextmanager
+def opening(make: Callable[..., Store]) -> Iterator[Callable[..., Any]]:
+    """Opens stores as often as a test likes, and closes them in the end."""
+    with ExitStack() as stack:
+
+        def open_one(**options: object) -> Store:
+            store = make(**options)
+            stack.callback(store.close)
+            return store
+
+        yield open_one
 
 
 class Alternating:

@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from contextlib import ExitStack
+from functools import partial
 
 import pytest
 
@@ -27,6 +27,7 @@ from distilrec.stores.postgresql import MIGRATIONS, PostgresqlStore
 from distilrec.stores.postgresql_lines import escaped, unescaped
 from distilrec.stores.records import ItemRecord, Since, StoredEvent
 from distilrec.testing.stores import StoreContract, attributed, event, impression, sums_of
+from tests.nodes import opening
 from tests.servers import PATIENCE, until
 
 pytestmark = pytest.mark.postgresql
@@ -46,13 +47,7 @@ def schema(request):
 @pytest.fixture
 def opened(postgresql, schema):
     """Opens the store of the test, as often as it likes."""
-    with ExitStack() as stack:
-
-        def open_one(**options) -> PostgresqlStore:
-            store = PostgresqlStore(postgresql.address, schema, **options)
-            stack.callback(store.close)
-            return store
-
+    with opening(partial(PostgresqlStore, postgresql.address, schema)) as open_one:
         yield open_one
 
 

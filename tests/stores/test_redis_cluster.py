@@ -12,7 +12,8 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
+from functools import partial
 from itertools import count
 
 import pytest
@@ -23,7 +24,7 @@ from distilrec.stores.opening import holds_secret, open_store, shown
 from distilrec.stores.records import ItemRecord, Since, hour_of
 from distilrec.stores.redis import RedisStore
 from distilrec.testing.stores import StoreContract, event, impression
-from tests.nodes import Alternating, stored
+from tests.nodes import Alternating, opening, stored
 from tests.servers import PATIENCE, Redis, RedisCluster, Server, until
 
 pytestmark = pytest.mark.redis
@@ -40,13 +41,7 @@ def prefix(request):
 @pytest.fixture
 def opened(redis_cluster, prefix):
     """Opens the store of the test, as often as it likes."""
-    with ExitStack() as stack:
-
-        def open_one() -> RedisStore:
-            store = open_store(redis_cluster.url, prefix)
-            stack.callback(store.close)
-            return store
-
+    with opening(partial(open_store, redis_cluster.url, prefix)) as open_one:
         yield open_one
 
 

@@ -17,6 +17,7 @@ from distilrec.teachers.build import known_baselines
 from distilrec.teachers.teacher import ModelTeacher
 from distilrec.training.trained import SAVED, load_model
 
+_ALONE = "the " + ALONE
 _HEADROOM = RecordKind(
     "headroom.json",
     Headroom,
@@ -30,12 +31,16 @@ _HEADROOM = RecordKind(
 
 
 def headroom_of(
-    run: Run, dataset: Dataset, baselines: Mapping[str, Scorer] | None = None
+    run: Run,
+    dataset: Dataset,
+    baselines: Mapping[str, Scorer] | None = None,
+    known: Headroom | None = None,
 ) -> Headroom:
     """Return how far the teacher is above the baselines, and above the student without distillation
     where there is one, on validation; measured once.
 
-    baselines: by name, fitted here by default.
+    baselines: by name, fitted here by default. known: what was measured of these and this teacher
+    before the student without distillation was there, which is not measured again.
     """
     teacher = open_teacher(run, dataset)
     alone = None
@@ -45,12 +50,17 @@ def headroom_of(
     made_from = key_of(dataset.fingerprint(), teacher.identity, identity)
     if _HEADROOM.is_made(run.folder, made_from):
         return _HEADROOM.read(run.folder).about
-    if baselines is None:
+    if known is not None:
+        baselines = {}
+    elif baselines is None:
         baselines = fitted_baselines(dataset, known_baselines(teacher))
     rivals = dict(baselines)
     if alone is not None:
-        rivals["the " + ALONE] = ModelTeacher(alone)
+        rivals[_ALONE] = ModelTeacher(alone)
     headroom = measure_headroom(dataset, teacher, rivals)
+    if known is not None:
+        before = [rival for rival in known.rivals if rival.name != _ALONE]
+        headroom = Headroom(headroom.teacher, (*before, *headroom.rivals))
     _HEADROOM.write(run.folder, headroom, made_from=made_from)
     return headroom
 
@@ -64,9 +74,10 @@ def warn_of_little_headroom(
     """Say where a baseline, or the student without distillation where there is one, is not clearly
     below the teacher; return what was measured.
 
-    baselines: by name, fitted here by default. said: what was said before, which is not repeated.
+    baselines: by name, fitted here by default. said: what was measured and said before the student
+    without distillation was there, which is not repeated.
     """
-    headroom = headroom_of(run, dataset, baselines)
+    headroom = headroom_of(run, dataset, baselines, said)
     if run.config.privacy is None:  # a private student gets no labels
         for line in headroom.lines(said):
             run.progress.say(line)

@@ -21,16 +21,10 @@ _HOST = re.compile(
     r"(rediss?://)(?:[^@/?#]*@)?([\w.-]+|\[[0-9a-fA-F:.]+\])(:\d+)?(/\d*)?(?:\?[^#]*)?"
 )
 _SOCKET = re.compile(r"(unix://)(?:[^@/?#]*@)?(/[^?#@]*)(?:\?[^#]*)?")
-_HOSTS = re.compile(
-    r"(postgres(?:ql)?://)(?:[^@/?#]*@)?"
-    r"((?:[\w.-]+|\[[0-9a-fA-F:.]+\])(?::\d+)?(?:,(?:[\w.-]+|\[[0-9a-fA-F:.]+\])(?::\d+)?)*)"
-    r"(/[\w.-]*)?(?:\?[^#]*)?"
-)
-_CLUSTER = re.compile(
-    r"(rediss?\+cluster://)(?:[^@/?#]*@)?"
-    r"((?:[\w.-]+|\[[0-9a-fA-F:.]+\])(?::\d+)?(?:,(?:[\w.-]+|\[[0-9a-fA-F:.]+\])(?::\d+)?)*)"
-    r"(/0?)?(?:\?[^#]*)?"
-)
+_PLACE = r"(?:[\w.-]+|\[[0-9a-fA-F:.]+\])(?::\d+)?"
+_PLACES = rf"({_PLACE}(?:,{_PLACE})*)"
+_HOSTS = re.compile(r"(postgres(?:ql)?://)(?:[^@/?#]*@)?" + _PLACES + r"(/[\w.-]*)?(?:\?[^#]*)?")
+_CLUSTER = re.compile(r"(rediss?\+cluster://)(?:[^@/?#]*@)?" + _PLACES + r"(/0?)?(?:\?[^#]*)?")
 _SCHEME = re.compile(r"[a-z+]{1,15}://")
 _SECRET = re.compile(r"://[^/]*@|[?&]\w*password=", re.IGNORECASE)
 
