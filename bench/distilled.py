@@ -1,11 +1,12 @@
 """One setting of distillation at several values, beside the student without distillation.
 
     python bench/distilled.py [--dataset lastfm] [--option dropout] [--values 0 0.1 0.2]
-        [--seeds 2] [--config FILE] [--folder FOLDER]
+        [--alone-dropout 0.1 0.3] [--seeds 2] [--config FILE] [--folder FOLDER]
 
 --option is a number of the table `[distillation]`: dropout, soft_weight, temperature and so on. The
 recipes are those of `bench/quality.py`, or --config: one teacher, its labels, and one distilled
-student for each value and seed; everything else is the same. NDCG@10 on the validation part, on
+student for each value and seed; everything else is the same. --alone-dropout trains the student
+without distillation with other dropouts as well, so that it is searched as far. NDCG@10 on the validation part, on
 which defaults are chosen; the test part is not read. Resumes where it was interrupted; the teacher,
 the labels and the students without distillation in the folder serve every option. Prints a table
 and one JSON line, and writes both into `bench/results/` (`distilled-OPTION-NAME.md`).
@@ -16,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -28,6 +30,7 @@ from distilrec.distill.losses import DistillationConfig
 from distilrec.errors import DataError
 from distilrec.files import read_json, write_json
 from distilrec.runs.config import read_config
+from distilrec.settings import Settings
 from distilrec.training.options import RunOptions
 from distilrec.training.trained import train_model
 
@@ -45,6 +48,7 @@ def main() -> None:
     parser.add_argument("--dataset", default="lastfm", choices=SETS)
     parser.add_argument("--option", default="dropout", choices=_OPTIONS)
     parser.add_argument("--values", type=float, nargs="+", default=[0.0, 0.1, 0.2])
+    parser.add_argument("--alone-dropout", type=float, nargs="*", default=[])
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--config", type=Path)
     parser.add_argument("--folder", type=Path)
@@ -57,51 +61,53 @@ def main() -> None:
     run, dataset = runs.prepare(config, folder, runs.Lines())
     runs.train_teacher(run, dataset)
     labels = runs.teacher_labels(run, dataset)
+    student = config.baseline.student or config.student
+    settings: list[tuple[str, Settings]] = [("alone", student)]
+    for value in arguments.alone_dropout:
+        settings.append((f"alone-dropout-{value}", _with(student, "dropout", value)))
+    for value in arguments.values:
+        setting = _with(config.distillation, arguments.option, value)
+        settings.append((f"{arguments.option}-{value}", setting))
     found: dict[str, list[float]] = {}
-    for value in (None, *arguments.values):
-        which = "alone" if value is None else f"{arguments.option}-{value}"
+    for which, setting in settings:
         found[which] = []
         for seed in range(arguments.seeds):
             place = folder / f"{which}-{seed}.json"
             if not place.is_file():
                 options = RunOptions(checkpoint=folder / f"unfinished-{which}-{seed}")
-                if value is None:
-                    trained = train_model(
-                        config.baseline.student or config.student,
-                        dataset,
-                        config.baseline.training or config.student_training,
-                        seed=seed,
-                        options=options,
-                    )
-                else:
-                    setting = {arguments.option: value}
+                if isinstance(setting, DistillationConfig):
                     trained = distill_model(
                         config.student,
                         dataset,
                         labels,
                         config.student_training,
-                        msgspec.structs.replace(config.distillation, **setting),
+                        setting,
                         seed=seed,
                         options=options,
                     )
+                else:
+                    training = config.baseline.training or config.student_training
+                    trained = train_model(setting, dataset, training, seed=seed, options=options)
                 write_json(place, trained.best_ndcg)
             found[which].append(read_json(place, float, error=DataError, fix=f"delete {place}"))
             print(which, seed, round(found[which][-1], 4), flush=True)
     _write_results(name, arguments.option, found)
 
 
+def _with(settings: Settings, option: str, value: float) -> Any:
+    return msgspec.structs.replace(settings, **{option: value})
+
+
 def _write_results(name: str, option: str, found: dict[str, list[float]]) -> None:
     lines = [
-        f"{name}, NDCG@10 on the validation part",
+        f"{name}, NDCG@10 on the validation part; alone is without distillation",
         "",
         "| student | mean | by seed |",
         "|---|---|---|",
     ]
     for which, values in found.items():
-        value = which.removeprefix(f"{option}-")
-        label = "without distillation" if which == "alone" else f"distilled, {option} {value}"
         seeds = ", ".join(f"{value:.4f}" for value in values)
-        lines.append(f"| {label} | {np.mean(values):.4f} | {seeds} |")
+        lines.append(f"| {which} | {np.mean(values):.4f} | {seeds} |")
     table = "\n".join(lines)
     print(table)
     print(json.dumps({"dataset": name, "validation ndcg@10": found}))
