@@ -6,10 +6,11 @@
 --option is a number of the table `[distillation]`: dropout, soft_weight, temperature and so on. The
 recipes are those of `bench/quality.py`, or --config: one teacher, its labels, and one distilled
 student for each value and seed; everything else is the same. --alone-dropout trains the student
-without distillation with other dropouts as well, so that it is searched as far. NDCG@10 on the validation part, on
-which defaults are chosen; the test part is not read. Resumes where it was interrupted; the teacher,
-the labels and the students without distillation in the folder serve every option. Prints a table
-and one JSON line, and writes both into `bench/results/` (`distilled-OPTION-NAME.md`).
+without distillation with other dropouts as well, so that it is searched as far. NDCG@10 on the
+validation part, on which defaults are chosen; the test part is not read. Resumes where it was
+interrupted; the teacher, the labels and the students without distillation in the folder serve every
+option. Prints a table and one JSON line, and writes both into `bench/results/`
+(`distilled-OPTION-NAME.md`).
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ from distilrec.distill.distillation import distill_model
 from distilrec.distill.losses import DistillationConfig
 from distilrec.errors import DataError
 from distilrec.files import read_json, write_json
+from distilrec.networks.student import StudentSettings
 from distilrec.runs.config import read_config
-from distilrec.settings import Settings
 from distilrec.training.options import RunOptions
 from distilrec.training.trained import train_model
 
@@ -61,8 +62,8 @@ def main() -> None:
     run, dataset = runs.prepare(config, folder, runs.Lines())
     runs.train_teacher(run, dataset)
     labels = runs.teacher_labels(run, dataset)
-    student = config.baseline.student or config.student
-    settings: list[tuple[str, Settings]] = [("alone", student)]
+    student: StudentSettings = config.baseline.student or config.student
+    settings: list[tuple[str, StudentSettings | DistillationConfig]] = [("alone", student)]
     for value in arguments.alone_dropout:
         settings.append((f"alone-dropout-{value}", _with(student, "dropout", value)))
     for value in arguments.values:
@@ -94,7 +95,7 @@ def main() -> None:
     _write_results(name, arguments.option, found)
 
 
-def _with(settings: Settings, option: str, value: float) -> Any:
+def _with(settings: msgspec.Struct, option: str, value: float) -> Any:
     return msgspec.structs.replace(settings, **{option: value})
 
 
