@@ -60,8 +60,13 @@ def test_it_is_in_no_other_list(recommender):
     recommender.update([event("new", "i5", "dislike")])
     assert "i5" not in [one.item_id for one in recommender.similar("i1", k=99, user_id="new")]
     assert "i5" in [one.item_id for one in recommender.similar("i1", k=99)]
-    ranking = [("i5", 2.0), ("i6", 1.0)]
-    assert [one.item_id for one in recommender.first_of(ranking, 9, "new")] == ["i6"]
+    recommender.update([event("new", "i6", "buy")])
+    kept = {one.item_id for one in recommender.similar("i1", 99, user_id="new", exclude_seen=False)}
+    assert "i6" in kept and "i5" not in kept
+    both = [("i5", 2.0), ("i6", 1.0)]
+    assert recommender.first_of(both, 9, "new", exclude_seen=False) == [("i6", 1.0)]
+    ranking = [("i5", 2.0), ("i7", 1.0)]
+    assert [one.item_id for one in recommender.first_of(ranking, 9, "new")] == ["i7"]
     rules = Rules(pin=(Pin("i5", 1, seen=True),))
     arranged = recommender.arrange("new", rules, k=99, exclude_seen=False)
     assert "i5" not in [one.item_id for one in arranged.items]

@@ -46,6 +46,8 @@ def test_over_http(bundle):
         assert [item for item, _ in listed(server, by="price", k=1)] == ["newest"]
         server.event("u3", "newest")
         assert "newest" not in dict(listed(server, by="price", user_id="u3", k=50))
+        kept = listed(server, by="price", user_id="u3", exclude_seen=False, k=1)
+        assert kept == [("newest", 5_000.0)]
         server.client.put("/v1/items/newest", json={"attributes": {"published_at": 1.7e9}})
         assert listed(server, by="published_at") == [("newest", 1.7e9)]
         assert len(server.post("/v1/latest", by="price")["recommendation_id"]) == 32
@@ -66,6 +68,8 @@ def test_in_python_with_a_store(finished_run, tmp_path):
     first = recommender.latest("price", k=1)[0].item_id
     recommender.update([{"user_id": "new", "item_id": first}])
     assert recommender.latest("price", k=1, user_id="new")[0].item_id != first
+    kept = recommender.latest("price", k=1, user_id="new", exclude_seen=False)
+    assert kept[0].item_id == first
     store.close()
 
 

@@ -73,6 +73,7 @@ def test_windows_decay_types_and_filters(servers):
     assert listed(there, event_types=["buy"]) == [("i1", 1.0), ("i3", 1.0)]
     assert listed(there, event_types=["rent"]) == []
     assert listed(there, k=1, user_id="dan") == [("i1", 3.0)]
+    assert listed(there, k=1, user_id="dan", exclude_seen=False) == [("i2", 4.0)]
     assert listed(there, filter={"deny": ["i2"]}, k=1) == [("i1", 3.0)]
     answer = there.post("/v1/popular", titles=True)["items"]
     assert [item["title"] for item in answer] == [f"Thing number {n}" for n in (2, 1, 3)]
@@ -162,6 +163,7 @@ def test_in_python(bundle, tmp_path):
     assert stored.popular(2) == [("i2", 4.0), ("i1", 3.0)]
     assert stored.popular(window=24, event_types=["buy"]) == [("i3", 1.0)]
     assert stored.popular(1, user_id="dan") == [("i1", 3.0)]
+    assert stored.popular(1, user_id="dan", exclude_seen=False) == [("i2", 4.0)]
     cheap = Filter(attributes={"price": Condition(max=0)})
     assert stored.popular(where=cheap) == []
     for wrong, error, words in (

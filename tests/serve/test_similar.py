@@ -51,8 +51,33 @@ def test_everything_that_can_be_asked_for(server, library):
     for one in answer["items"]:
         assert one["title"] == library.title(one["item_id"])
         assert library.item(one["item_id"]).attributes["price"] >= 2
+    asked = {"item_ids": ["i2"], "k": 99, "user_id": "buyer"}
+    kept = server.post("/v1/similar", **asked, exclude_seen=False)
+    assert items(kept) == ranked(library.similar("i2", k=99))
+    assert ("i9" in dict(items(kept))) and "i9" not in dict(
+        items(server.post("/v1/similar", **asked))
+    )
     nothing = server.post("/v1/similar", item_ids=["stale"], skip_unknown=True)
     assert nothing["items"] == [] and nothing["unknown_items"] == ["stale"]
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "field"),
+    [
+        ("similar", {"item_ids": ["i1"]}, "explain"),
+        ("similar", {"item_ids": ["i1"]}, "rules"),
+        ("popular", {}, "diversity"),
+        ("popular", {}, "history"),
+        ("latest", {"by": "price"}, "shown"),
+        ("latest", {"by": "price"}, "probabilities"),
+        ("rank", {"item_ids": ["i1"]}, "filter"),
+        ("recommend/batch", {"requests": [{}]}, "record"),
+    ],
+)
+def test_what_a_list_does_not_know_is_refused_by_name(server, path, body, field):
+    answer = server.client.post(f"/v1/{path}", json={**body, field: None})
+    assert answer.status_code == 422
+    assert f"unknown field `{field}`" in answer.json()["error"]["message"]
 
 
 def test_one_that_is_taken_out_is_not_in_the_answer(server):

@@ -556,6 +556,7 @@ class Recommender:
         where: Filter | None = None,
         diversity: float = 0.0,
         popularity: float = POPULARITY,
+        exclude_seen: bool = True,
     ) -> list[Recommendation]:
         """Return the k items that are most like an item, or like several together, such as a cart,
         best first; without the items themselves.
@@ -563,15 +564,16 @@ class Recommender:
         The scores are likenesses, not logits: the mean cosine of the student's item vectors, a part
         of its item-to-item weights where it has some, and of the items' biases
         (`distilrec.engine.similar`).
-        user_id: also leave out what this user has already had. where, diversity: as for
-        `recommend`. popularity: from 0 (likeness alone) to 1: how much the bias of an item counts.
+        user_id: also leave out what this user has already had or does not want to see. where,
+        diversity: as for `recommend`. popularity: from 0 (likeness alone) to 1: how much the bias
+        of an item counts. exclude_seen: False keeps what the user has already had.
         Raises InvalidIdError, UnknownItemError for an item that is not in the catalogue,
         ConfigError for no items, a popularity outside [0, 1], and as `recommend` does.
         """
         if isinstance(item_ids, str) or not isinstance(item_ids, Iterable):
             item_ids = [item_ids]
         given = listed_ids(item_ids, "item_ids")
-        best = self.most_similar(given, k, user_id, where, diversity, popularity)
+        best = self.most_similar(given, k, user_id, where, diversity, popularity, exclude_seen)
         return list(map(as_recommendation, zip(*best, strict=True)))
 
     def most_similar(
@@ -582,6 +584,7 @@ class Recommender:
         where: Filter | None = None,
         diversity: float = 0.0,
         popularity: float = POPULARITY,
+        exclude_seen: bool = True,
     ) -> tuple[list[str], list[float]]:
         """Return the items of `similar` and their scores, apart."""
         _check_list(k, diversity)
@@ -600,7 +603,7 @@ class Recommender:
             given = np.array(list(dict.fromkeys(self._catalogue.positions(item_ids))), np.int32)
             places, best = self._similar.best(
                 given,
-                self._items_of(user_id),
+                self._items_of(user_id, seen=exclude_seen),
                 self._filters.mask(where),
                 min(pool, len(self._item_ids)),
                 popularity,
@@ -617,17 +620,20 @@ class Recommender:
         k: int,
         user_id: Id | None = None,
         where: Filter | None = None,
+        *,
+        exclude_seen: bool = True,
     ) -> list[Recommendation]:
         """Return the first k items of a ranking that may be recommended and pass the filter, with
         their scores; items that are not in the catalogue are left out.
 
-        user_id: also leave out what this user has already had. Raises InvalidIdError, and
-        ConfigError for k < 1 and a filter that does not fit.
+        user_id: also leave out what this user has already had or does not want to see;
+        exclude_seen: False keeps what they have already had.
+        Raises InvalidIdError, and ConfigError for k < 1 and a filter that does not fit.
         """
         _check_list(k)
         with self.lock:
             mask = self._filters.mask(where)
-            seen = set(self._items_of(user_id).tolist())
+            seen = set(self._items_of(user_id, seen=exclude_seen).tolist())
             places = ((self._catalogue.index.get(item), score) for item, score in ranking)
             passing = (
                 Recommendation(self._item_ids[place], score)
@@ -643,13 +649,15 @@ class Recommender:
         *,
         user_id: Id | None = None,
         where: Filter | None = None,
+        exclude_seen: bool = True,
     ) -> list[Recommendation]:
         """Return the k items with the largest numbers of an attribute, such as the time when they
         were published; of equal ones those that were most popular in training first. The scores are
         these numbers.
 
         Items without the attribute are left out. user_id: also leave out what this user has already
-        had; where: only items that pass this filter.
+        had or does not want to see; where: only items that pass this filter; exclude_seen: False
+        keeps what the user has already had.
         Raises ConfigError for an attribute that no item has or that is not a number, and as
         `first_of` does.
         """
@@ -658,7 +666,7 @@ class Recommender:
             numbers = self._filters.attributes.numbers[by]
             ids = self._item_ids
             ranking = ((ids[place], float(numbers[place])) for place in order.tolist())
-            return self.first_of(ranking, k, user_id, where)
+            return self.first_of(ranking, k, user_id, where, exclude_seen=exclude_seen)
 
     def _diversified(
         self, places: Places, scores: Floats, k: int, diversity: float
@@ -700,10 +708,12 @@ class Recommender:
     def _runtime_of(self, user: User) -> Runtime:
         return self._runtime if user.length else self._blended or self._runtime
 
-    def _items_of(self, user_id: Id | None) -> Places:
-        """Return the items that a user has had or does not want to see, none without an id."""
+    def _items_of(self, user_id: Id | None, *, seen: bool) -> Places:
+        """Return the items that a user does not want to see, and with `seen` those that they have
+        had; none without an id.
+        """
         user = None if user_id is None else self._sessions.find(user_id)
-        return NO_ITEMS if user is None else user.left_out(seen=True)
+        return NO_ITEMS if user is None else user.left_out(seen=seen)
 
     def unknown_context(self, context: Context) -> list[str]:
         """Return the categorical features of a context whose value no training event had: they

@@ -305,6 +305,7 @@ class StoredRecommender:
         where: Filter | None = None,
         diversity: float = 0.0,
         popularity: float = POPULARITY,
+        exclude_seen: bool = True,
     ) -> list[Recommendation]:
         """See `Recommender.similar`."""
         with self._lock:
@@ -317,6 +318,7 @@ class StoredRecommender:
                 where=where,
                 diversity=diversity,
                 popularity=popularity,
+                exclude_seen=exclude_seen,
             )
 
     def popular(
@@ -328,13 +330,15 @@ class StoredRecommender:
         event_types: Collection[str] | None = None,
         user_id: Id | None = None,
         where: Filter | None = None,
+        exclude_seen: bool = True,
     ) -> list[Recommendation]:
         """Return the k items with most stored events of late, with their numbers, best first.
 
         window: in hours, the current one and those before it, up to 2,160; half_life: hours after
         which an event counts half, all count alike without it; event_types: that count, those that
-        are to be predicted without them. user_id: leave out what this user has already had; where:
-        only items that pass this filter.
+        are to be predicted without them. user_id: leave out what this user has already had or does
+        not want to see; where: only items that pass this filter; exclude_seen: False keeps what the
+        user has already had.
         Raises ConfigError for another window and as `Recommender.first_of` does, InvalidIdError,
         StoreError.
         """
@@ -345,7 +349,7 @@ class StoredRecommender:
             if user_id is not None:
                 bring_up_to_date(self.recommender, self.store, [user_id])
             ranking = ranking_of(self.store, chosen, self._clock.now())
-        return self.recommender.first_of(ranking, k, user_id, where)
+        return self.recommender.first_of(ranking, k, user_id, where, exclude_seen=exclude_seen)
 
     def follow_popular(self, weight: float, half_life: float = HALF_LIFE) -> None:
         """Count the stored events of late, and blend them into the answers for users without
@@ -366,13 +370,21 @@ class StoredRecommender:
         self.recommender.follow_popular(ranking, blend)
 
     def latest(
-        self, by: str, k: int = 10, *, user_id: Id | None = None, where: Filter | None = None
+        self,
+        by: str,
+        k: int = 10,
+        *,
+        user_id: Id | None = None,
+        where: Filter | None = None,
+        exclude_seen: bool = True,
     ) -> list[Recommendation]:
         """See `Recommender.latest`."""
         with self._lock:
             if user_id is not None:
                 bring_up_to_date(self.recommender, self.store, [user_id])
-            return self.recommender.latest(by, k, user_id=user_id, where=where)
+            return self.recommender.latest(
+                by, k, user_id=user_id, where=where, exclude_seen=exclude_seen
+            )
 
     def update(self, events: Iterable[EventInput | Mapping[str, object]]) -> list[bool]:
         """Store events, durably, and follow them; return for each whether it is new (not a repeated

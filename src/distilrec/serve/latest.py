@@ -32,13 +32,21 @@ class Latest:
         user_id = await self._storage.caught_up(recommender, request.user_id)
         async with self._turns:  # one at a time, others in between: it may sort the catalogue
             await asyncio.sleep(0)
-            best = recommender.latest(request.by, request.k, user_id=user_id, where=request.filter)
+            best = recommender.latest(
+                request.by,
+                request.k,
+                user_id=user_id,
+                where=request.filter,
+                exclude_seen=request.exclude_seen,
+            )
         items = [
             LatestItem(item, number, rank, recommender.title(item) if request.titles else None)
             for rank, (item, number) in zip(count(1), best, strict=False)
         ]
         version = recommender.model_version
-        answer_id = self._outcomes.identify("latest", request.placement, version)
+        answer_id = None
+        if request.record:
+            answer_id = self._outcomes.identify("latest", request.placement, version)
         return LatestResponse(version, items, answer_id)
 
 

@@ -44,13 +44,17 @@ class Popular:
         user_id = await self._storage.caught_up(recommender, request.user_id)
         async with self._turns:  # one at a time: those who wait use the same ranking
             ranking = await self._ranking(window)
-        best = recommender.first_of(ranking, request.k, user_id, request.filter)
+        best = recommender.first_of(
+            ranking, request.k, user_id, request.filter, exclude_seen=request.exclude_seen
+        )
         items = [
             PopularItem(item, score, rank, recommender.title(item) if request.titles else None)
             for rank, (item, score) in zip(count(1), best, strict=False)
         ]
         version = recommender.model_version
-        answer_id = self._outcomes.identify("popular", request.placement, version)
+        answer_id = None
+        if request.record:
+            answer_id = self._outcomes.identify("popular", request.placement, version)
         return PopularResponse(version, items, answer_id)
 
     async def _ranking(self, window: Window) -> Ranking:

@@ -128,8 +128,9 @@ class RankRequest(Request, frozen=True):
 class SimilarRequest(Request, frozen=True):
     """The `k` items that are most like an item, or like several together, such as a cart.
 
-    `user_id`: also leave out what this user has already had. `popularity`: from 0, likeness alone,
-    to 1: how much it counts that an item is popular. `skip_unknown` leaves unknown items out.
+    `user_id`: also leave out what this user has already had, unless `exclude_seen` is false, and
+    what they do not want to see. `popularity`: from 0, likeness alone, to 1: how much it counts
+    that an item is popular. `skip_unknown` leaves unknown items out.
     `filter`, `diversity`, `titles`, `record`: as for recommendations. `placement`: where the list
     is shown; outcomes are counted by it.
     """
@@ -144,6 +145,7 @@ class SimilarRequest(Request, frozen=True):
     skip_unknown: bool = False
     placement: Placement | None = None
     record: bool = True
+    exclude_seen: bool = True
 
 
 class PopularRequest(Request, frozen=True):
@@ -151,8 +153,9 @@ class PopularRequest(Request, frozen=True):
 
     `half_life`: hours after which an event counts half; all count alike without it. `event_types`:
     that count, without them those that are to be predicted, or all where that was not said.
-    `user_id`: leave out what this user has already had. `filter`, `titles`: as for recommendations.
-    `placement`: where the list is shown; outcomes are counted by it.
+    `user_id`: leave out what this user has already had, unless `exclude_seen` is false, and what
+    they do not want to see. `filter`, `titles`, `record`: as for recommendations. `placement`:
+    where the list is shown; outcomes are counted by it.
     """
 
     k: Annotated[int, Meta(ge=1)] = 10
@@ -163,14 +166,16 @@ class PopularRequest(Request, frozen=True):
     filter: Filter | None = None
     titles: bool = False
     placement: Placement | None = None
+    record: bool = True
+    exclude_seen: bool = True
 
 
 class LatestRequest(Request, frozen=True):
     """The `k` items with the largest numbers of an attribute.
 
-    `by`: its name, such as `published_at`. `user_id`: leave out what this user has already had.
-    `filter`, `titles`: as for recommendations. `placement`: where the list is shown; outcomes are
-    counted by it.
+    `by`: its name, such as `published_at`. `user_id`: leave out what this user has already had,
+    unless `exclude_seen` is false, and what they do not want to see. `filter`, `titles`, `record`:
+    as for recommendations. `placement`: where the list is shown; outcomes are counted by it.
     """
 
     by: Annotated[str, Meta(min_length=1, max_length=128)]
@@ -179,6 +184,8 @@ class LatestRequest(Request, frozen=True):
     filter: Filter | None = None
     titles: bool = False
     placement: Placement | None = None
+    record: bool = True
+    exclude_seen: bool = True
 
 
 class EventBody(EventInput, frozen=True):

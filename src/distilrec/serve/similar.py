@@ -44,6 +44,7 @@ class Similar:
                     request.filter,
                     request.diversity,
                     request.popularity,
+                    request.exclude_seen,
                 )
         titles = [recommender.title(item) if request.titles else None for item in items]
         similar_items = list(map(SimilarItem, items, scores, count(1), titles))
