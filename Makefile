@@ -129,11 +129,12 @@ bench-domains: $(VENV)/bench.stamp
 	$(VENV)/bin/python bench/transfer.py
 	$(VENV)/bin/python bench/privacy.py
 
-# What the tests need from the system: Redis and PostgreSQL for shared stores, Chromium for the playground, Node for the web engine,
+# What the tests need from the system: Redis and PostgreSQL for shared stores, openssl for their certificates, Chromium for the playground, Node for the web engine,
 # PostgreSQL and MariaDB for queries. Where they cannot be
 # installed, the tests that need them are skipped and say so.
 system:
 	@missing=""; command -v redis-server >/dev/null || missing="$$missing redis-server"; \
+	command -v openssl >/dev/null || missing="$$missing openssl"; \
 	command -v chromium >/dev/null || missing="$$missing chromium"; \
 	command -v node >/dev/null || missing="$$missing nodejs"; \
 	command -v initdb >/dev/null || ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || missing="$$missing postgresql"; \

@@ -8,12 +8,13 @@ import secrets
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Self, TypeVar
 
@@ -69,12 +70,40 @@ def unnamed(answer: dict) -> dict:
     return {name: value for name, value in answer.items() if name != "recommendation_id"}
 
 
-class Redis:
-    """A Redis server of its own, durable, on loopback. more: of its options."""
+class Certificates:
+    """A certificate authority that nobody trusts by itself, and a certificate of it for localhost."""
 
-    def __init__(self, folder: Path, **more: object) -> None:
+    def __init__(self, folder: Path) -> None:
+        self.authority, self.key, self.server = (folder / name for name in ("ca", "key", "server"))
+        authority_key, request = folder / "ca-key", folder / "request"
+        new = "req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"
+        self._run(*new, "-x509", "-subj", "/CN=authority", "-keyout", authority_key, "-out", self.authority)  # fmt: skip
+        self._run(*new, "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost", "-keyout", self.key, "-out", request)  # fmt: skip
+        self._run("x509", "-req", "-in", request, "-CA", self.authority, "-CAkey", authority_key, "-CAcreateserial", "-copy_extensions", "copy", "-out", self.server)  # fmt: skip
+
+    @staticmethod
+    def _run(*arguments: object) -> None:
+        command = [program("openssl"), *map(str, arguments)]
+        subprocess.run(command, check=True, capture_output=True)
+
+    def accepted(self, connection: socket.socket) -> socket.socket:
+        """A connection with TLS over another one."""
+        context = ssl.create_default_context(cafile=str(self.authority))
+        return context.wrap_socket(connection, server_hostname="localhost")
+
+
+class Redis:
+    """A Redis server of its own, durable, on loopback. tls: it speaks TLS only; more: of its options."""
+
+    def __init__(self, folder: Path, tls: Certificates | None = None, **more: object) -> None:
         needs("redis")
-        self.folder, self._more = folder, more
+        self.folder, self._tls = folder, tls
+        self._more: dict[str, object] = dict(more)
+        if tls is not None:
+            self._more |= {
+                "tls-cert-file": tls.server, "tls-key-file": tls.key,
+                "tls-ca-cert-file": tls.authority, "tls-auth-clients": "no",
+            }  # fmt: skip
         for _ in range(20):
             self.port = free_port()
             if self._started():
@@ -89,8 +118,9 @@ class Redis:
 
     def _started(self) -> bool:
         """Whether this very process answers on the port; it ends where somebody else has taken the port."""
+        ports = {"port": self.port} if self._tls is None else {"port": 0, "tls-port": self.port}
         options = {
-            "port": self.port, "bind": "127.0.0.1", "dir": self.folder, "save": "", "appendonly": "yes",
+            **ports, "bind": "127.0.0.1", "dir": self.folder, "save": "", "appendonly": "yes",
             "appendfsync": "always", "daemonize": "no", **self._more,
         }  # fmt: skip
         arguments = [part for name, value in options.items() for part in (f"--{name}", str(value))]
@@ -107,7 +137,11 @@ class Redis:
 
     def _answers(self) -> bool:
         try:
-            with socket.create_connection(("127.0.0.1", self.port), PATIENCE) as connection:
+            with ExitStack() as stack:
+                connection = socket.create_connection(("127.0.0.1", self.port), PATIENCE)
+                stack.callback(connection.close)
+                if self._tls is not None:
+                    connection = stack.enter_context(self._tls.accepted(connection))
                 connection.sendall(b"INFO server\r\n")
                 return f"process_id:{self.process.pid}\r".encode() in connection.recv(65_536)
         except OSError:
@@ -125,12 +159,16 @@ class Redis:
 class RedisCluster:
     """A Redis Cluster of its own: three servers, each with a third of the hash slots."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, tls: Certificates | None = None) -> None:
         self.nodes = list[Redis]()
+        self._tls = tls
         for name in ("one", "two", "three"):
             (folder / name).mkdir()
             options = {"cluster-enabled": "yes", "cluster-port": free_port()}
-            self.nodes.append(Redis(folder / name, **options))
+            if tls is not None:
+                names = {"cluster-announce-hostname": "localhost", "cluster-preferred-endpoint-type": "hostname"}  # fmt: skip
+                options |= {"tls-cluster": "yes", **names}
+            self.nodes.append(Redis(folder / name, tls, **options))
         places = [f"127.0.0.1:{node.port}" for node in self.nodes]
         self.cli("--cluster", "create", *places, "--cluster-yes")
         self.url = f"redis+cluster://{','.join(places)}"
@@ -138,7 +176,8 @@ class RedisCluster:
 
     def cli(self, *arguments: object) -> str:
         """What `redis-cli` says to arguments, asked of the first node."""
-        command = [program("redis-cli"), "-p", self.nodes[0].port, *arguments]
+        tls = [] if self._tls is None else ["--tls", "--cacert", self._tls.authority, "--sni", "localhost"]  # fmt: skip
+        command = [program("redis-cli"), "-p", self.nodes[0].port, *tls, *arguments]
         return subprocess.run(
             [str(part) for part in command], check=True, capture_output=True, text=True
         ).stdout

@@ -428,6 +428,7 @@ def test_ids_hold_any_characters(opened):
         (lambda address: address.replace("shop@", "tops3cret@"), "password authentication failed"),
         (lambda address: address.removesuffix("shop") + "nowhere", '"nowhere" does not exist'),
         (lambda address: address.rpartition(":")[0] + ":1/shop", "onnection refused"),
+        (lambda address: address + "?sslmode=require", "server does not support SSL"),
         (lambda address: address + "?tops3cret=1", "is not valid"),
         (lambda address: address.replace("@", ":tops3cret@"), "password authentication failed"),
         (lambda address: address.replace("shop@", "tops3cret%zz@"), "is not valid"),
@@ -438,6 +439,8 @@ def test_addresses_that_do_not_work_keep_their_secrets(postgresql, change, words
     with pytest.raises(StoreUnavailableError, match=words) as caught:
         open_store(address)
     assert "tops3cret" not in f"{caught.value} {caught.value.fix} {shown(address)}"
+    assert ("sslmode" in caught.value.fix) == ("sslmode" in address)
+    assert ("PGPASSWORD" in caught.value.fix) == ("authentication" in words)
 
 
 def test_addresses_and_prefixes(postgresql, tmp_path, monkeypatch):

@@ -103,6 +103,7 @@ def test_a_slot_that_moves_is_read_all_the_time_and_written_in_the_end(
         for user, record in zip(users, reader.read([Since(user) for user in users]), strict=True):
             assert [e.event_id for e in record.events] == ["e0", "e1", "e2"], user
         assert reader.read([Since("nobody")])[0].epoch == ""
+        reader.check()  # a service may start meanwhile
         assert reader.shown("u1", 0) == {"i1": 1} and reader.setting("x") is None
         assert sum(reader.counts(hour, hour).values()) == len(users) * 3
     store.set_features("u4", {"age": 8})  # of one key

@@ -144,6 +144,11 @@ def _ours(problem: Any, where: str, secrets: tuple[str, ...]) -> Exception:
             "look for what holds its locks or its disk (pg_stat_activity); the same request may be "
             "sent again"
         )
+    elif "SSL" in said or "certificate" in said:
+        fix = (
+            "check sslmode and sslrootcert in the address, and that the server speaks TLS (ssl = "
+            "on)"
+        )
     elif "database" in said and "does not exist" in said:
         fix = "create the database (createdb), or correct its name in the address"
     elif "authentication" in said or "password" in said:

@@ -228,10 +228,12 @@ class RedisStore:
         try:
             import redis
 
+            from distilrec.stores.redis_problems import check_files
             from distilrec.stores.redis_slot import SlotClient
         except ModuleNotFoundError:
             raise missing_extra("redis", "redis") from None
         self._redis, self._cluster = redis, "+cluster://" in url[:17]
+        self._tls = url.startswith("rediss")
         self._prefix = prefix = _tagged(prefix) if self._cluster else prefix
         self._shortened = 0  # how often a log was found to be shorter than it had been
         # The latest erasure that a rewrite which was started here covers.
@@ -252,13 +254,15 @@ class RedisStore:
             else:
                 self._client, self._run_id = self._one_server(url, options)
             self._client.connection_pool.make_connection()  # refuses options that it does not know
-        except (ValueError, TypeError):  # whose texts may hold a part of the password
+        except (ValueError, TypeError, redis.RedisError):  # that may show a part of the password
             raise StoreUnavailableError(
                 f"the address of the store, {shown(url)}, is not valid",
-                fix="give redis://host:port/number or redis+cluster://host:port,host:port, and "
-                "percent-encode a user name and a password in it",
+                fix="give redis://host:port/number or redis+cluster://host:port,host:port, with "
+                "TLS and its options rediss:// or rediss+cluster://, and percent-encode a user "
+                "name and a password in it",
             ) from None
         self._where = shown(url)
+        check_files(self._client.connection_pool.connection_kwargs, self._where)
         self._append = self._client.register_script(_APPEND)
         self._named = [prefix + "schema", prefix + "never"]
         with self._errors():
@@ -615,6 +619,10 @@ class RedisStore:
     def check(self) -> list[str]:
         with self._errors():
             self._client.get(self._prefix + "schema")  # of a cluster, the node that has the keys
+            nothing = [self._prefix, str(MAX_SHOWN), str(_SHOWN_SECONDS)]
+            errors = self._redis.exceptions
+            with suppress(errors.AskError, errors.TryAgainError):  # the slot is moving
+                self._append(keys=self._named, args=nothing)  # refused where the user may not
             try:
                 replicas = int(self._client.info("replication").get("connected_slaves", 0))
                 found: dict[str, str] = self._client.config_get(
@@ -668,14 +676,13 @@ class RedisStore:
         from redis.backoff import ExponentialBackoff
         from redis.retry import Retry
 
-        from distilrec.stores.redis_slot import run_id
+        from distilrec.stores.redis_slot import greeted
 
         reached = ""
 
         def connected(connection: Any) -> None:
             nonlocal reached
-            connection.on_connect()
-            reached = run_id(connection) or reached
+            reached = greeted(connection) or reached
 
         client = self._redis.Redis.from_url(
             url,
@@ -698,7 +705,9 @@ class RedisStore:
                 "may be sent again",
             ) from None
         except self._redis.RedisError as problem:
-            why, fix = self._explained(problem)
+            from distilrec.stores.redis_problems import explained
+
+            why, fix = explained(problem, cluster=self._cluster, tls=self._tls)
             raise StoreUnavailableError(
                 f"the store {self._where} cannot be used: {why}", fix=fix
             ) from None
@@ -708,23 +717,6 @@ class RedisStore:
                 fix="give the service a key prefix of its own (--store-prefix), or restore a "
                 "backup",
             ) from None
-
-    def _explained(self, problem: Exception) -> tuple[str, str]:
-        """Return what went wrong, and what to do about it."""
-        errors, again = self._redis.exceptions, "the same request may be sent again"
-        elsewhere = errors.AskError, errors.TryAgainError, errors.ClusterCrossSlotError
-        if not self._cluster:
-            if isinstance(problem, elsewhere):
-                return "it is a node of a cluster", "give redis+cluster://HOST:PORT,HOST:PORT"
-            return str(problem), f"check that the server runs and accepts writes; {again}"
-        if isinstance(problem, elsewhere):
-            return "its hash slot is moving to another node", f"wait for the end of that; {again}"
-        if "cluster support disabled" in str(problem):
-            return "it is no node of a cluster", "give redis://HOST:PORT/0 for a single server"
-        return str(problem), (
-            "check that the node with its hash slot runs and accepts writes, and all others too "
-            f"where `cluster-require-full-coverage` is `yes`; {again}"
-        )
 
 
 def _packed(event: Attribution | None) -> bytes:

@@ -61,11 +61,14 @@ def cluster_address(url: str) -> ClusterAddress:
     return ClusterAddress(found[1], found[2] or "", tuple(given), found[4] or "")
 
 
-def run_id(connection: Any) -> str:
-    """Return which run of a server has been reached, empty where it is not allowed to ask. A server
-    that was restarted, or a replica that was promoted, has another one.
+def greeted(connection: Any) -> str:
+    """Set a new connection up, and return which run of a server it has reached, empty where it is
+    not allowed to ask. A server that was restarted, or a replica that was promoted, has another
+    one.
     """
-    connection.send_command("INFO", "server")
+    # A check of the health would connect again where the server wants a password, without end.
+    connection.on_connect_check_health(check_health=False)
+    connection.send_command("INFO", "server", check_health=False)
     try:
         answer = connection.read_response()
     except redis.ResponseError:
@@ -229,8 +232,7 @@ class SlotClient(redis.Redis):
         if node not in self._pools:
 
             def connected(connection: Any) -> None:
-                connection.on_connect()
-                self._run_ids[node] = run_id(connection)
+                self._run_ids[node] = greeted(connection)
 
             self._pools[node] = redis.ConnectionPool.from_url(
                 self._address.of(node), **self._options, redis_connect_func=connected
