@@ -50,14 +50,20 @@ def test_a_session_is_answered_like_a_user_with_exactly_these_events(stored, his
     known = set(stored.recommender.all_users())
     session = stored.session(history, base)
     found = answers(stored, session)
-    reasons = [stored.recommender.explain(session, item) for item in ("i3", "i20")]
+    reasons = [stored.explain(session, item) for item in ("i3", "i20")]
     assert set(stored.recommender.all_users()) == known
     assert len(stored.recommender.users) <= before + (base is not None)
     assert stored.store.read([stored.recommender.since(name)])[0].events == ()
     stored.update([{"user_id": name, **event} for event in history])
     stored.recommender.users.drop(name)
     assert answers(stored, name) == found
-    assert [stored.recommender.explain(name, item) for item in ("i3", "i20")] == reasons
+    stored.recommender.users.drop(name)
+    assert [stored.explain(name, item) for item in ("i3", "i20")] == reasons
+    both = stored.recommender.explain_many(name, ["i3", "i20"])
+    assert stored.explain_many(name, ["i3", "i20"]) == both
+    assert stored.recommend_many([name], exclude_seen=False) == [
+        stored.recommend(name, exclude_seen=False)
+    ]
     # Not erased for good: that would take the user's history of the bundle away.
     stored.store._writer.execute("DELETE FROM events")
     stored.store._writer.execute("DELETE FROM users")

@@ -161,6 +161,7 @@ def test_kserve_has_ids_too(bundle):
             "outputs": [{"name": "item_id"}, {"name": "recommendation_id"}]}  # fmt: skip
     with served(bundle) as service:
         answer = service.post("/v2/models/distilrec/infer", **body)
+        service.post("/v2/models/distilrec/infer", inputs=body["inputs"])  # without: not counted
         items, ids = (output["data"] for output in answer["outputs"])
         assert len(set(ids)) == 2
         said(service, {"recommendation_id": ids[0]}, items[0])

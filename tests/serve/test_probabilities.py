@@ -98,3 +98,20 @@ def test_the_command_line_says_them_too(finished_run, library, capsys):
     with pytest.raises(SystemExit):
         main([*command, "--objective", "price"])
     assert "--objective has the part 'price'" in capsys.readouterr().err
+
+
+def test_the_command_line_mixes_lists(finished_run, library, capsys):
+    command = ["recommend", "--bundle", str(finished_run.bundle), "--user_id", "u3", "--json"]
+
+    def listed(*more):
+        main([*command, *more])
+        return [item["item_id"] for item in json.loads(capsys.readouterr().out)["items"]]
+
+    mixed = [one.item_id for one in library.recommend("u3", diversity=0.9)]
+    assert listed("--diversity", "0.9") == mixed != listed()
+    worth = Objective(attributes={"price": 1.0})
+    valued = library.recommend_by_value("u3", worth, diversity=0.9)
+    assert listed("--diversity", "0.9", "--objective", "price=1") == [one.item_id for one in valued]
+    with pytest.raises(SystemExit):
+        main([*command, "--diversity", "0.9", "--item_ids", "i1,i2"])
+    assert "--diversity chooses items" in capsys.readouterr().err

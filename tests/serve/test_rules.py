@@ -108,6 +108,14 @@ def test_kserve_follows_the_rules_of_a_placement(server):
         answer = server.post("/v2/models/distilrec/infer", inputs=[user, at])
         outputs = {one["name"]: one["data"] for one in answer["outputs"]}
         assert outputs["item_id"] == server.items("u3", placement=placement)
+    # An answer whose id is not asked for counts as shown all the same, where rules ask for that
+    put(server, placements={"home": {"tired": {"impressions": 1, "answers": True}}})
+    at = {"name": "placement", **given, "data": ["home"]}
+    first, second = (
+        server.post("/v2/models/distilrec/infer", inputs=[user, at])["outputs"][0]["data"]
+        for _ in range(2)
+    )
+    assert first == outputs["item_id"] and not set(first) & set(second)
     refused = server.client.post(
         "/v2/models/distilrec/infer",
         json={"inputs": [user, {"name": "placement", **given, "data": [""]}]},

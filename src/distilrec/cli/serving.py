@@ -133,6 +133,10 @@ class Answered:
             "itself and of numeric attributes, such as price=1,probability=0.5."
         ),
     ] = None
+    diversity: Annotated[
+        float,
+        Parameter(help="From 0 to 1: how much score is traded for unlikeness between the items."),
+    ] = 0.0
 
 
 @app.command
@@ -185,10 +189,18 @@ def recommend(  # noqa: PLR0913 - each argument is an option of the command line
                 fix="for example --item_ids 456,789",
                 parameter="item_ids",
             )
+        if answered.diversity:
+            raise ConfigError(
+                "--diversity chooses items, and --item_ids names them",
+                fix="leave one of them out",
+                parameter="diversity",
+            )
     told = _context_of(context, recommender.manifest)
-    seen = not include_seen
+    seen, diversity = not include_seen, answered.diversity
     if answered.objective is None:
-        answers = recommender.recommend(user_id, candidates, k, seen, now=now, context=told)
+        answers = recommender.recommend(
+            user_id, candidates, k, seen, diversity=diversity, now=now, context=told
+        )
         more: dict[str, dict[str, Any]] = {}
         if answered.probabilities:
             names = [answer.item_id for answer in answers]
@@ -198,7 +210,7 @@ def recommend(  # noqa: PLR0913 - each argument is an option of the command line
     else:
         worth = _objective(answered.objective)
         valued = recommender.recommend_by_value(
-            user_id, worth, candidates, k, seen, now=now, context=told
+            user_id, worth, candidates, k, seen, diversity=diversity, now=now, context=told
         )
         answers = [Recommendation(item.item_id, item.score) for item in valued]
         more = {item.item_id: _about(item) for item in valued}

@@ -15,7 +15,7 @@ from uuid import uuid4
 
 import msgspec
 
-from distilrec.engine.answers import Recommendation, ValuedItem
+from distilrec.engine.answers import Contribution, Recommendation, ValuedItem
 from distilrec.engine.context import Context
 from distilrec.engine.events import MAX_EVENT_ID, MAX_EVENT_TYPE
 from distilrec.engine.filters import Filter
@@ -238,6 +238,57 @@ class StoredRecommender:
                 items = [one.item_id for one in found.items]
                 self.store.append(as_impressions(name, items, self._clock.now()))
         return found
+
+    def recommend_many(
+        self,
+        user_ids: Iterable[Id],
+        k: int = 10,
+        exclude_seen: bool = True,
+        *,
+        where: Filter | None = None,
+        diversity: float = 0.0,
+        now: float | None = None,
+        context: Context | None = None,
+    ) -> list[list[Recommendation]]:
+        """Return the lists of `recommend` for several users."""
+        return [
+            self.recommend(
+                user,
+                k=k,
+                exclude_seen=exclude_seen,
+                where=where,
+                diversity=diversity,
+                now=now,
+                context=context,
+            )
+            for user in listed_ids(user_ids, "user_ids")
+        ]
+
+    def explain(
+        self,
+        user_id: Id | User,
+        item_id: Id,
+        k: int = 5,
+        *,
+        now: float | None = None,
+        context: Context | None = None,
+    ) -> list[Contribution]:
+        """See `Recommender.explain`."""
+        return self.explain_many(user_id, [item_id], k, now=now, context=context)[0]
+
+    def explain_many(
+        self,
+        user_id: Id | User,
+        item_ids: Iterable[Id],
+        k: int = 5,
+        *,
+        now: float | None = None,
+        context: Context | None = None,
+    ) -> list[list[Contribution]]:
+        """See `Recommender.explain_many`."""
+        with self._lock:
+            self._bring_up_to_date(user_id)
+            return self.recommender.explain_many(user_id, item_ids, k, now=now, context=context)
 
     def probabilities(
         self,

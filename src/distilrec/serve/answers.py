@@ -96,9 +96,11 @@ class Answers:
         return answer if arm is None else arm.named(answer)
 
     async def recommend_batch(
-        self, request: BatchRequest, *, experiments: bool = True
+        self, request: BatchRequest, *, experiments: bool = True, note_all: bool = False
     ) -> BatchResponse:
-        """Answer several requests. experiments: whether users who are in one get their arm."""
+        """Answer several requests. experiments: whether users who are in one get their arm;
+        note_all: items count as shown where rules say so, also of requests without `record`.
+        """
         check_limit("requests", len(request.requests), self._max_batch)
         running = self._models.running if experiments else None
         all_arms = [None if running is None else running.arm(one) for one in request.requests]
@@ -126,7 +128,7 @@ class Answers:
                         results.append(answer if arm is None else arm.named(answer))
             answered = zip(part, results[start:], rules, strict=True)
             await self._impressions.note(
-                [(answer, followed) for one, answer, followed in answered if one.record]
+                [(answer, followed) for one, answer, followed in answered if note_all or one.record]
             )
         return BatchResponse(results)
 

@@ -283,11 +283,14 @@ async def infer(service: Service, inference: Inference) -> InferResponse | Reply
                         placement=placement,
                         context=context,
                         probabilities=with_probabilities,
+                        # No event can name an answer whose id is not asked for.
+                        record="recommendation_id" in chosen,
                     )
                     for user in users
                 ]
             ),
             experiments=False,  # a response names one model version
+            note_all=True,
         )
     ).results
     return _response(request, chosen, answers, k)
