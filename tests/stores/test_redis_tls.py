@@ -10,7 +10,8 @@ from urllib.parse import quote
 import pytest
 import redis
 
-from distilrec.errors import FileMissingError, StoreUnavailableError
+from distilrec.consume import ConsumeConfig, consume
+from distilrec.errors import FileMissingError, SourceUnavailableError, StoreUnavailableError
 from distilrec.stores import redis as redis_store
 from distilrec.stores.opening import open_store, shown
 from distilrec.testing.stores import StoreContract, event
@@ -150,6 +151,23 @@ def test_files_of_certificates(one, certificates):
 def test_the_authority_from_the_environment(one, certificates, monkeypatch):
     monkeypatch.setenv("SSL_CERT_FILE", str(certificates.authority))
     open_store(f"rediss://shop:{quote(WORD, safe='')}@localhost:{one.port}/0").close()
+
+
+def test_a_stream_over_tls(one, certificates, monkeypatch, tmp_path):
+    with admin(one, certificates, username="admin", password=WORD) as client:
+        client.xadd("test_stream", {"user_id": "u1", "item_id": "i1"})
+    source = f"rediss-stream://admin@localhost:{one.port}/0/test_stream"
+    config = ConsumeConfig(source, f"sqlite:///{tmp_path / 'store.db'}", until_empty=True)
+    monkeypatch.setenv("DISTILREC_SOURCE_PASSWORD", WORD)
+    with pytest.raises(SourceUnavailableError, match="certificate verify failed") as caught:
+        consume(config)
+    assert "SSL_CERT_FILE" in caught.value.fix
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificates.authority))
+    assert consume(config).delivered == 1
+    monkeypatch.setenv("DISTILREC_SOURCE_PASSWORD", "tops3cret")
+    with pytest.raises(SourceUnavailableError) as caught:
+        consume(config)
+    assert "password" in caught.value.fix and "tops3cret" not in str(caught.value)
 
 
 def test_the_certificate_of_another_host(one, certificates):

@@ -190,7 +190,10 @@ class RedisStream:
             raise SourceUnavailableError(
                 f"{self.where}: "
                 + (said.replace(self._password, "***") if self._password else said),
-                fix="check that the server runs, its address, and user and password where it "
+                fix="name the file of its certificate authority in the environment variable "
+                "SSL_CERT_FILE"
+                if "certificate verify failed" in said
+                else "check that the server runs, its address, and user and password where it "
                 "wants some",
                 parameter="source",
             ) from None
