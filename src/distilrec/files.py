@@ -17,6 +17,7 @@ import errno
 import fcntl
 import hashlib
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,12 +30,14 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from distilrec.errors import DistilrecError, FileMissingError, FolderHeldError
+from distilrec.errors import DistilrecError, FileMissingError, FolderHeldError, StorageError
 
 T = TypeVar("T")
 Arrays = Mapping[str, NDArray[Any]]
 _NEW = ".new"
 _LAST_BYTES = 2**26  # of a file of lines
+_FORBIDDEN = {errno.EACCES, errno.EPERM}
+_REFUSED = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
 _DIGITS = 16  # of the hash in the name of a part
 
 
@@ -52,11 +55,39 @@ def replacing(path: Path, *, durable: bool = True, own: str = "") -> Iterator[Pa
         if durable:
             _sync(new)
         new.replace(path)
-    except BaseException:
+    except BaseException as problem:
         new.unlink(missing_ok=True)
+        if not isinstance(problem, OSError) and (refused := refused_by_system(problem, path)):
+            raise refused from None
         raise
     if durable:
         sync_folder(path.parent)
+
+
+def refused_by_system(problem: BaseException, path: object) -> StorageError | None:
+    """Return the error for a file that the system refuses, whichever library says so: the disk is
+    full, a limit is met, it can only be read, or this user may not. Return None for any other
+    problem.
+    """
+    number = getattr(problem, "errno", None)
+    if number is None:  # polars and safetensors give the number in their text
+        found = re.search(r"\(os error (\d+)\)", str(problem))
+        full = "Invalid thrift: transport error" in str(problem)  # of the head of a Parquet page
+        number = int(found[1]) if found else errno.ENOSPC if full else None
+    if number in _FORBIDDEN:
+        path = getattr(problem, "filename", None) or path
+        return StorageError(
+            f"{path} cannot be opened: {os.strerror(number)}",
+            fix="let the user who runs this read and write it (chown, chmod)",
+            file=str(path),
+        )
+    if number not in _REFUSED:
+        return None
+    return StorageError(
+        f"{path} cannot be written: {os.strerror(number)}",
+        fix="make room on that disk, or check its permissions; the same command goes on",
+        file=str(path),
+    )
 
 
 def write_whole(path: Path, data: bytes) -> None:
@@ -95,19 +126,27 @@ def write_json(path: Path, content: object) -> None:
 
 
 def read_json(path: Path, kind: type[T], *, error: type[DistilrecError], fix: str) -> T:
-    """Return the content of a JSON file. Raises `error`, which names the file."""
+    """Return the content of a JSON file. Raises `error`, which names the file, and StorageError
+    where this user may not read it.
+    """
     try:
         return msgspec.json.decode(path.read_bytes(), type=kind)
     except (msgspec.MsgspecError, UnicodeDecodeError, OSError) as problem:
-        raise error(f"{path} cannot be read: {problem}", fix=fix, file=str(path)) from None
+        raise refused_by_system(problem, path) or error(
+            f"{path} cannot be read: {problem}", fix=fix, file=str(path)
+        ) from None
 
 
 def read_arrays(path: Path, *, error: type[DistilrecError], fix: str) -> dict[str, NDArray[Any]]:
-    """Return the arrays of a safetensors file. Raises `error`, which names the file."""
+    """Return the arrays of a safetensors file. Raises `error`, which names the file, and
+    StorageError where this user may not read it.
+    """
     try:
         return load_file(path)
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as problem:
-        raise error(f"{path} cannot be read: {problem}", fix=fix, file=str(path)) from None
+        raise refused_by_system(problem, path) or error(
+            f"{path} cannot be read: {problem}", fix=fix, file=str(path)
+        ) from None
 
 
 def hash_of(path: Path) -> str:
@@ -348,7 +387,11 @@ class RecordKind(Generic[T]):
 def _write_part(folder: Path, name: str, arrays: Arrays) -> Part:
     """Write the arrays of a part under a name that holds a hash of them."""
     new = folder / f"{name}.safetensors{_NEW}"
-    save_file({key: np.asarray(array, order="C") for key, array in arrays.items()}, new)
+    try:
+        save_file({key: np.asarray(array, order="C") for key, array in arrays.items()}, new)
+    except SafetensorError as problem:
+        new.unlink(missing_ok=True)
+        raise refused_by_system(problem, folder) or problem from None
     digest = hash_of(new)
     part = Part(f"{name}-{digest[:_DIGITS]}.safetensors", digest, new.stat().st_size)
     _sync(new)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -17,7 +18,9 @@ from distilrec.errors import (
     DataError,
     FileMissingError,
     NotEnoughDataError,
+    StorageError,
 )
+from distilrec.files import read_json
 
 LOG = pl.DataFrame(
     {
@@ -137,6 +140,22 @@ def test_wrong_files(tmp_path):
     for name in ("log.parquet", "log.jsonl"):
         with pytest.raises(DataError, match=f"{name} cannot be read as"):
             open_log(tmp_path / name, tmp_path)
+
+
+def test_a_file_that_this_user_may_not_read():
+    user = os.geteuid()
+    with TemporaryDirectory() as folder:
+        file = Path(folder) / "log.csv"
+        file.write_text("user_id,item_id\na,b\n")
+        file.chmod(0o000)
+        Path(folder).chmod(0o755)
+        os.seteuid(user or 65_534)  # root may read all
+        try:
+            for read in (read_table, lambda path: read_json(path, dict, error=DataError, fix="")):
+                with pytest.raises(StorageError, match=r"log\.csv cannot be opened: Permission"):
+                    read(file)
+        finally:
+            os.seteuid(user)
 
 
 def test_dat_needs_names_and_full_lines(tmp_path):

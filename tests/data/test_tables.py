@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import socket
 import sys
 from pathlib import Path
 
@@ -146,6 +147,19 @@ def test_what_is_no_table(tables, made, tmp_path, monkeypatch):
         IcebergTable("web.orders")
     with pytest.raises(ColumnMissingError, match="the Delta table .* has no column 'buyer'"):
         prepare_dataset(tables["delta"], Schema(user_id="buyer"))
+
+
+def test_a_catalog_that_never_answers_is_given_up(monkeypatch):
+    from pyiceberg.utils.config import Config
+
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        monkeypatch.setenv("PYICEBERG_CATALOG__SLOW__TYPE", "rest")
+        monkeypatch.setenv("PYICEBERG_CATALOG__SLOW__URI", address)
+        monkeypatch.setattr("pyiceberg.catalog._ENV_CONFIG", Config())
+        with pytest.raises(SourceUnavailableError, match=r"gave no answer for 0\.3 s") as caught:
+            read_table(IcebergTable("web.orders", "slow", timeout=0.3))
+    assert "raise `timeout`" in caught.value.fix
 
 
 @pytest.mark.parametrize(

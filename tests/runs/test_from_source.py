@@ -264,6 +264,24 @@ def test_files_that_lack_a_column_are_refused(files, tmp_path):
         new_rows(run, tmp_path / "scratch")
 
 
+@pytest.mark.parametrize(
+    ("pattern", "write", "times"),
+    [
+        ("*.csv", "csv", [None, "soon", "2026-01-01T10:00:00", "1600"]),
+        ("*/*.parquet", "parquet", [None, 1600]),
+    ],
+)
+def test_no_row_is_left_out_for_its_time_uncounted(files, tmp_path, pattern, write, times):
+    """What has no time, or one of another form, comes too: the cleaning counts or refuses it."""
+    source = files(pattern, write)
+    source.add(EARLY)
+    run = prepared(source, tmp_path)
+    odd = LATE.head(len(times)).with_columns(timestamp=pl.Series(times, strict=False))
+    source.add(odd)
+    new = new_rows(run, tmp_path / "scratch")
+    assert new.frame["user_id"].sort().to_list() == odd["user_id"].sort().to_list()
+
+
 @pytest.mark.postgresql
 def test_a_source_that_is_away_changes_nothing(on_postgresql, tmp_path, monkeypatch):
     source = on_postgresql()

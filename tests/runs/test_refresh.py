@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -28,8 +29,10 @@ from distilrec.errors import (
     ColumnTypeError,
     ConfigError,
     DataError,
+    DistilrecError,
     LabelStoreError,
     ServiceError,
+    StorageError,
 )
 from distilrec.files import locked
 from distilrec.labels.store import open_labels
@@ -209,6 +212,16 @@ def bad(change, error, match):
             ColumnTypeError,
             "column 'timestamp' is of another type",
         ),
+        bad(
+            lambda late: late.with_columns(timestamp=pl.lit("soon")),
+            ColumnTypeError,
+            r"row 1 of .*late.parquet: column 'timestamp' holds 'soon'",
+        ),
+        bad(
+            lambda late: late.with_columns(pl.col("timestamp") * 1000),
+            ColumnTypeError,
+            "in row 1, seconds and '.*' in row 1 of .*late.parquet, milliseconds",
+        ),
     ],
 )
 def test_new_rows_that_do_not_fit_the_log_are_refused(run, change, error, match):
@@ -218,6 +231,55 @@ def test_new_rows_that_do_not_fit_the_log_are_refused(run, change, error, match)
         refresh(folder, folder / "late.parquet")
     assert str(folder / "late.parquet") in str(raised.value)
     assert Generations(folder).current() == 0
+
+
+def test_a_full_disk_is_said_and_the_same_command_goes_on(run, capsys):
+    """A limit on the size of files stands for a full disk: each next one is met by a later stage."""
+    folder, late = run
+    late.write_csv(folder / "late.csv")
+    command = ["refresh", "--run", str(folder), "--log", str(folder / "late.csv")]
+    there = resource.getrlimit(resource.RLIMIT_FSIZE)
+    stages = []
+    for size in (100, 3_000, 9_000, 12_000, 16_000, 20_000):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, there[1]))
+        try:
+            with pytest.raises(SystemExit) as ended:
+                main(command)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, there)
+        said = capsys.readouterr().err
+        assert ended.value.code == 2 and "error [storage_failed]" in said, said
+        assert Generations(folder).current() == 0
+        assert not list((folder / "generations").rglob("*.new"))
+        stages.append(said.splitlines()[-2])
+    assert "new-rows" in stages[0] and "checkpoints" in stages[-1], stages
+    assert refresh(folder, folder / "late.csv", thresholds=LOOSE) is not None
+
+
+def test_a_damaged_generation_says_how_the_one_before_counts_again(run):
+    folder, late = run
+    assert refresh(folder, late.head(60)) is not None
+    Generations(folder).switch(1)
+    for name in ("config.json", "log/000000.parquet", "bundle/weights.safetensors"):
+        path = folder / "generations/1" / name
+        whole = path.read_bytes()
+        path.unlink()  # the log is linked to from other folders
+        path.write_bytes(whole[: len(whole) // 2])
+        with pytest.raises(DistilrecError) as raised:
+            refresh(folder, late)
+        assert f"ln -sfn .. {folder}/generations/current" in raised.value.fix
+        assert not (folder / "generations/2").exists()
+        path.write_bytes(whole)
+    path.write_bytes(b"")
+    subprocess.run(["ln", "-sfn", "..", str(folder / "generations/current")], check=True)
+    done = refresh(folder, late)
+    assert (done.generation, done.rows) == (1, late.height)
+
+
+def test_a_copy_in_place_of_the_link_is_refused(tmp_path):
+    (tmp_path / "generations/current").mkdir(parents=True)
+    with pytest.raises(StorageError, match="is a copy of a generation"):
+        Generations(tmp_path).current()
 
 
 def test_a_log_that_has_changed_since_the_run_is_refused(run):

@@ -97,6 +97,11 @@ def test_a_refresh_from_the_events_of_a_service(copied, capsys):
         log.read()
     with pytest.raises(ConfigError, match="no address"):
         ServiceLog("localhost:8000").read()
+    with pytest.raises(ServiceError, match="gives no answer"):
+        ServiceLog(service.url, "dr_key\n").read()  # as it stands in a file
+    with pytest.raises(ConfigError, match="DISTILREC_KEY holds characters") as caught:
+        ServiceLog(service.url, "this is the k\u00e9y").read()
+    assert "k\u00e9y" not in str(caught.value)
 
 
 @pytest.mark.parametrize("more", [[], ["--log", "a.csv", "--events-from", "http://x"]])

@@ -152,3 +152,18 @@ def test_a_trial_that_cannot_be_is_refused_before_any_training(capsys, more):
         main(["refresh", "--run", "nowhere", "--log", "new.csv", "--trial-share", "0.1", *more])
     assert ended.value.code == 2
     assert "give --trial-share with --service" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--metrics", "nowhere/refresh.prom"], "no folder for nowhere/refresh.prom"),
+        (["--service", "localhost:8000"], "no address of a service"),
+        (["--service", "http://x", "--min-agreement", "30"], "is a share"),
+    ],
+)
+def test_what_would_fail_after_the_training_is_refused_before_it(capsys, more, said):
+    with pytest.raises(SystemExit) as ended:
+        main(["refresh", "--run", "nowhere", "--log", "new.csv", *more])
+    assert ended.value.code == 2
+    assert said in capsys.readouterr().err

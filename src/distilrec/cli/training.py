@@ -317,6 +317,7 @@ def refresh(  # noqa: PLR0913 - options of a command
     key = os.environ.get(KEY_VARIABLE)
     rows = log if events_from is None else runs.ServiceLog(events_from, key)
     wanted = None if thresholds is None else read_thresholds(thresholds)
+    _check_ends(metrics, service, min_agreement)
     trial = None
     if trial_share is not None:
         trial = runs.Trial(trial_share, trial_minutes, trial_metric)
@@ -346,6 +347,26 @@ def refresh(  # noqa: PLR0913 - options of a command
         print(f"bundle: {done.bundle}")
     if service is not None:
         _let_answer(service, run, min_agreement, trial)
+
+
+def _check_ends(metrics: Path | None, service: str | None, min_agreement: float) -> None:
+    """Raise ConfigError for what would only fail after the training."""
+    from distilrec.serve.client import service_address
+
+    if metrics is not None and not metrics.absolute().parent.is_dir():
+        raise ConfigError(
+            f"there is no folder for {metrics}",
+            fix="make it, or correct the path of --metrics",
+            parameter="metrics",
+        )
+    if service is not None:
+        service_address(service, "service")
+    if not 0.0 <= min_agreement <= 1.0:
+        raise ConfigError(
+            f"--min-agreement is a share, and {min_agreement:g} is none",
+            fix="give a number from 0 to 1",
+            parameter="min-agreement",
+        )
 
 
 def _let_answer(service: str, run: Path, min_agreement: float, trial: Trial | None) -> None:

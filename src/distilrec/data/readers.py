@@ -16,7 +16,8 @@ the other, in the order of their names (`distilrec.data.paths`).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -35,9 +36,11 @@ from distilrec.errors import (
     ColumnTypeError,
     DataError,
     DistilrecError,
+    FileMissingError,
     NotEnoughDataError,
     first_line,
 )
+from distilrec.files import refused_by_system
 from distilrec.ids import REFUSED
 
 _CHANGED = (pl.Categorical, pl.Enum, pl.Binary, pl.Object)
@@ -117,7 +120,7 @@ class Log:
                 begins += count
             return pl.concat(parts)
         except _CANNOT_READ as problem:
-            raise _unreadable(Path(self.name), problem) from None
+            raise unreadable(Path(self.name), problem) from None
 
     def since(self, since: Since, at_least: pl.Expr) -> pl.LazyFrame:
         """Return the rows since a moment, not read yet. at_least: the condition on the column of
@@ -166,10 +169,8 @@ def open_log(
     if isinstance(source, DeltaTable | IcebergTable):
         return open_table(source, scratch)
     if isinstance(source, pl.LazyFrame):
-        try:
+        with readable("the log", scratch):
             source.sink_parquet(scratch / "log.parquet")
-        except _CANNOT_READ as problem:
-            raise _unreadable(Path("the log"), problem) from None
         return _opened("the log", Files((scratch / "log.parquet",), ((),)), ["the log"])
     if not isinstance(source, str | Path):
         frame = source if isinstance(source, pl.DataFrame) else from_pandas(source)
@@ -250,7 +251,7 @@ def _open_files(path: Path, scratch: Path, columns: Sequence[str] | None, text: 
         opened = Files(tuple(plain), found.partitions, (*found.notes, *notes))
         return _opened(str(path), opened, [str(file) for file in found.paths])
     except _CANNOT_READ as problem:
-        raise _unreadable(path, problem) from None
+        raise unreadable(path, problem, scratch) from None
 
 
 def _with_partition(file: Path, partition: Partition) -> pl.LazyFrame:
@@ -336,9 +337,30 @@ def _converted(name: str, there: pl.DataType, wanted: pl.DataType) -> pl.Expr:
     return value.cast(wanted)
 
 
-def _unreadable(path: Path, problem: Exception) -> DataError:
+@contextmanager
+def readable(name: str, scratch: Path) -> Iterator[None]:
+    """Turn what polars says of a table, whose rows it reads and copies to `scratch`, into ours."""
+    try:
+        yield
+    except _CANNOT_READ as problem:
+        raise unreadable(Path(name), problem, scratch) from None
+
+
+def unreadable(path: Path, problem: Exception, scratch: Path | None = None) -> DistilrecError:
+    """Return the error for a table that cannot be read, or whose copy in `scratch` cannot be
+    written.
+    """
+    if refused := refused_by_system(problem, scratch or path):
+        return refused
+    if isinstance(problem, FileNotFoundError):
+        return FileMissingError(
+            f"{problem.filename or path} does not exist, or went while it was read",
+            fix="check the path, and links that lead to it; files must stay until they are read",
+            file=str(problem.filename or path),
+        )
+    kind = suffix_of(path)[1:]
     return DataError(
-        f"{path} cannot be read as {suffix_of(path)[1:]}: {first_line(problem)}",
+        f"{path} cannot be read{kind and f' as {kind}'}: {first_line(problem)}",
         fix="check that the file is complete",
         file=str(path),
     )

@@ -23,6 +23,7 @@ from distilrec.errors import (
     first_line,
     missing_extra,
 )
+from distilrec.files import refused_by_system
 
 SCHEMES = ("s3", "gs", "az")
 _WILDCARDS = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
@@ -75,6 +76,8 @@ def copy_here(address: str, scratch: Path) -> Path:
                     file.write(piece)
             copied += 1
     except (BaseError, OSError) as problem:
+        if refused := refused_by_system(problem, root):
+            raise refused from None
         raise SourceUnavailableError(
             f"{address} cannot be read: {first_line(problem)}",
             fix="check the address, and the endpoint and credentials in the environment",

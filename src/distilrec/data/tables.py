@@ -5,11 +5,14 @@ which rows of them are deleted, is known to their own libraries.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
+import msgspec
 import polars as pl
 
 from distilrec.data.paths import DELTA_LOG
@@ -21,7 +24,8 @@ from distilrec.errors import (
     first_line,
     missing_extra,
 )
-from distilrec.settings import Settings
+from distilrec.files import refused_by_system
+from distilrec.settings import Positive, Settings
 
 _MISSING = ("FileNotFoundError", "TableNotFoundError", "NoSuchTableError")
 
@@ -74,6 +78,8 @@ class IcebergTable(Settings, frozen=True, tag_field="kind", tag="iceberg"):
     (`PYICEBERG_CATALOG__NAME__URI`) or in its `.pyiceberg.yaml`. Without a catalog, `table` is the
     metadata file of the version to read.
     """
+    timeout: Positive = 60.0
+    """Seconds that the catalog may take to open the table."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -101,7 +107,7 @@ class IcebergTable(Settings, frozen=True, tag_field="kind", tag="iceberg"):
         """Return the same table, its metadata file relative to a folder."""
         if self.catalog is not None or "://" in self.table:
             return self
-        return IcebergTable(str((folder / self.table).resolve()))
+        return msgspec.structs.replace(self, table=str((folder / self.table).resolve()))
 
     def scan(self) -> tuple[pl.LazyFrame, str]:
         """Return the current snapshot of the table, and which one that is."""
@@ -110,13 +116,37 @@ class IcebergTable(Settings, frozen=True, tag_field="kind", tag="iceberg"):
             from pyiceberg.table import StaticTable
         except ImportError:
             raise missing_extra("pyiceberg", "iceberg") from None
-        opened: Any
-        if self.catalog is None:
-            opened = StaticTable.from_metadata(self.table)
-        else:
-            opened = load_catalog(self.catalog).load_table(self.table)
+
+        def open_table() -> Any:
+            if self.catalog is None:
+                return StaticTable.from_metadata(self.table)
+            return load_catalog(self.catalog).load_table(self.table)
+
+        opened = self._in_time(open_table)
         snapshot = opened.current_snapshot()
         return pl.scan_iceberg(opened), f"snapshot {snapshot.snapshot_id if snapshot else 'none'}"
+
+    def _in_time(self, open_table: Callable[[], Any]) -> Any:
+        """Return the opened table; pyiceberg waits for ever for a catalog that does not answer.
+        Raises SourceUnavailableError, and what it raises.
+        """
+        answer: Future[Any] = Future()
+
+        def run() -> None:
+            try:
+                answer.set_result(open_table())
+            except Exception as problem:
+                answer.set_exception(problem)
+
+        Thread(target=run, daemon=True).start()  # which does not hold up the end of the process
+        wait([answer], self.timeout)
+        if not answer.done():
+            raise SourceUnavailableError(
+                f"{self.name}: its catalog gave no answer for {self.timeout:g} s",
+                fix="check that the catalog runs, and its address, or raise `timeout`",
+                parameter="timeout",
+            )
+        return answer.result()
 
 
 Table = DeltaTable | IcebergTable
@@ -129,20 +159,22 @@ def copy_table(table: Table, target: Path, keep: pl.Expr | None = None) -> str:
     MissingExtraError, FileMissingError where there is no such table, and SourceUnavailableError
     where it cannot be read.
     """
-    with _explained(table):
+    with _explained(table, target):
         rows, version = table.scan()
         (rows if keep is None else rows.filter(keep)).sink_parquet(target)
     return f"{table.name} was read in its {version}"
 
 
 @contextmanager
-def _explained(table: Table) -> Iterator[None]:
+def _explained(table: Table, scratch: Path) -> Iterator[None]:
     """Turn the errors of the libraries, which have no common base, into ours."""
     try:
         yield
     except DistilrecError:
         raise
     except Exception as problem:
+        if refused := refused_by_system(problem, scratch):
+            raise refused from None
         if type(problem).__name__ in _MISSING:
             raise FileMissingError(
                 f"{table.name} does not exist, or a file of it is missing: {first_line(problem)}",

@@ -27,23 +27,31 @@ class Generations:
     run: Path
 
     @property
-    def _link(self) -> Path:
+    def link(self) -> Path:
+        """The link to the generation that counts."""
         return Places(self.run).generations / _LINK
 
     def current(self) -> int:
         """Return the number of the generation that counts, 0 where there was no refresh. Raises
         StorageError where the link names no generation.
         """
-        if not self._link.is_symlink():
+        if not self.link.is_symlink():
+            if self.link.exists():  # a copy that followed the link
+                raise StorageError(
+                    f"{self.link} is a copy of a generation, and no link to one",
+                    fix=f"replace it by a link to the one that counts: rm -r {self.link}, then for "
+                    f"example ln -s 1 {self.link}",
+                    file=str(self.link),
+                )
             return 0
-        target = os.readlink(self._link)
+        target = os.readlink(self.link)
         if target == os.pardir:  # what was taken back to the run itself
             return 0
         if not target.isdecimal() or not self.folder(int(target)).is_dir():
             raise StorageError(
-                f"{self._link} names no generation: {target}",
-                fix=f"link it to a folder beside it, for example: ln -sfn 1 {self._link}",
-                file=str(self._link),
+                f"{self.link} names no generation: {target}",
+                fix=f"link it to a folder beside it, for example: ln -sfn 1 {self.link}",
+                file=str(self.link),
             )
         return int(target)
 
@@ -63,11 +71,11 @@ class Generations:
 
     def switch(self, number: int) -> None:
         """Let a generation count from now on, durably."""
-        new = self._link.with_name(f"{_LINK}.new")
+        new = self.link.with_name(f"{_LINK}.new")
         new.unlink(missing_ok=True)
         new.symlink_to(str(number) if number else os.pardir)
-        new.replace(self._link)
-        sync_folder(self._link.parent)
+        new.replace(self.link)
+        sync_folder(self.link.parent)
 
     def remove_old(self, keep: int) -> list[int]:
         """Remove the generations before the latest `keep` that count or have counted; return their

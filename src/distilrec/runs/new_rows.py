@@ -17,7 +17,7 @@ import polars as pl
 
 from distilrec.data.dataset import Dataset
 from distilrec.data.kept import file_name, is_erased, keep_log
-from distilrec.data.readers import Log, open_log
+from distilrec.data.readers import Log, open_log, readable
 from distilrec.data.schema import Schema
 from distilrec.errors import ColumnMissingError, ColumnTypeError, DataError
 from distilrec.files import replacing
@@ -27,16 +27,22 @@ from distilrec.runs.places import Places
 from distilrec.runs.service_log import ServiceLog
 from distilrec.runs.source import new_log, source_of
 
+_PLACE = "distilrec row"  # a column of its own
+
 
 @dataclass(frozen=True)
 class NewRows:
-    """Rows that a log has not had yet. frame: the rows, with the columns of the log; base: the
-    files of the log so far; known: rows that it has already; erased: rows of erased users; notes:
-    what is to be said besides.
+    """Rows that a log has not had yet. frame: the rows, with the columns of the log; name: of where
+    they come from; places: their numbers there, from 0; base: the files of the log so far, with
+    `before` rows; known: rows that it has already; erased: rows of erased users; notes: what is to
+    be said besides.
     """
 
     frame: pl.DataFrame
+    name: str
+    places: tuple[int, ...]
     base: tuple[Path, ...]
+    before: int
     known: int
     erased: int
     notes: tuple[str, ...]
@@ -46,6 +52,22 @@ class NewRows:
         content = io.BytesIO()
         self.frame.write_ipc(content)
         return hashlib.sha256(content.getbuffer()).hexdigest()
+
+    def explained(self, problem: DataError, log: Path) -> DataError:
+        """Return the error of a log that they were appended to, which says where a row came from.
+
+        log: the folder of that log.
+        """
+        row = problem.context.get("row")
+        if problem.context.get("file") != str(log) or not isinstance(row, int):
+            return problem
+        if row <= self.before:
+            return problem
+        place = self.places[row - self.before - 1] + 1
+        message = problem.message.replace(str(log), "the log with the new rows")
+        message = message.replace(f"row {row:,}", f"row {place:,} of {self.name}")
+        context = problem.context | {"file": self.name, "row": place}
+        return type(problem)(message, fix=problem.fix, **context)
 
     def append(self, folder: Path, number: int) -> None:
         """Write the log with the new rows into a folder, as the file of this generation."""
@@ -73,22 +95,27 @@ def find_new_rows(
     schema = source_of(run).schema
     base = _base(run, dataset, schema, erased, scratch)
     given = _given(run, base, source, scratch / "new")
-    log, notes = _together(base, given, source, scratch)
-    frame = log.slice(base.rows, given.rows, log.schema().names())
+    name = given.name if isinstance(source, str | Path | OwnSource) else "the new rows"
+    log, notes = _together(base, given, name, scratch)
+    frame = log.slice(base.rows, given.rows, log.schema().names()).with_row_index(_PLACE)
     kept = _without(frame, schema, erased)
-    known = kept
+    new = kept
     if schema.timestamp is not None:
         key = [schema.user_id, schema.item_id, schema.timestamp]
         key += [] if schema.event_type is None else [schema.event_type]
         # As text: two files may hold the same times in different types
         before = log.scan().slice(0, base.rows).select(pl.col(key).cast(pl.String))
-        as_text = kept.with_columns(pl.col(key).cast(pl.String)).with_row_index("row number")
-        new = as_text.lazy().join(before, on=key, how="anti", nulls_equal=True)
-        known = kept[new.select("row number").collect()["row number"].sort().to_list()]
+        as_text = kept.lazy().with_columns(pl.col(key).cast(pl.String))
+        lacking = as_text.join(before, on=key, how="anti", nulls_equal=True).select(_PLACE)
+        with readable(base.name, scratch):
+            new = kept.join(lacking.collect(), on=_PLACE, how="semi", maintain_order="left")
     return NewRows(
-        known,
+        new.drop(_PLACE),
+        f"what was asked of {given.name}" if isinstance(source, OwnSource) else name,
+        tuple(new[_PLACE]),
         base.files,
-        kept.height - known.height,
+        base.rows,
+        kept.height - new.height,
         frame.height - kept.height,
         (*given.notes, *notes),
     )
@@ -118,14 +145,13 @@ def _base(run: Run, dataset: Dataset, schema: Schema, erased: Sequence[str], scr
             "until the first refresh",
             file=opened.name,
         )
-    keep_log(opened, schema, erased, scratch / "log")
+    with readable(opened.name, scratch):
+        keep_log(opened, schema, erased, scratch / "log")
     return open_log(scratch / "log", scratch)
 
 
-def _together(base: Log, given: Log, source: object, scratch: Path) -> tuple[Log, list[str]]:
+def _together(base: Log, given: Log, name: str, scratch: Path) -> tuple[Log, list[str]]:
     """Return the log and the new rows behind it, read with one type for each column."""
-    known = isinstance(source, str | Path | OwnSource)
-    name = given.name if known else "the new rows"
     columns, there = base.schema().names(), given.schema().names()
     for column in columns:
         if column not in there:
@@ -140,7 +166,8 @@ def _together(base: Log, given: Log, source: object, scratch: Path) -> tuple[Log
     folder.mkdir()
     for place, file in enumerate(base.files):
         _link_or_copy(file, folder / file_name(place))
-    given.scan().select(columns).sink_parquet(folder / file_name(len(base.files)))
+    with readable(name, scratch):
+        given.scan().select(columns).sink_parquet(folder / file_name(len(base.files)))
     try:
         log = open_log(folder, scratch)
     except ColumnTypeError as problem:

@@ -13,17 +13,25 @@ from pathlib import Path
 import polars as pl
 
 from distilrec.data.queries import Query, Since
-from distilrec.data.readers import Log, open_answer, open_table
+from distilrec.data.readers import Log, open_answer, open_log, open_table, readable
 from distilrec.data.schema import Schema
 from distilrec.data.source import Table
 from distilrec.data.tables import DeltaTable, IcebergTable
-from distilrec.data.times import TimeFormat, as_seconds, time_format, written
+from distilrec.data.times import PLAUSIBLE_FROM, TimeFormat, as_seconds, time_format, written
 from distilrec.errors import ConfigError
 
 _ROWS = 1_000_000  # in memory together
 _DAY = 86_400.0
 # Times as text that sort as they follow each other, by their dates
 _SORTED = ("%Y-%m-%d", "%Y/%m/%d", "%Y.%m.%d", "%Y%m%d")
+_LIKE = {
+    date: "^"
+    + date.replace(".", r"\.")
+    .replace("%Y", r"\d{4}")
+    .replace("%m", r"\d\d?")
+    .replace("%d", r"\d\d?")
+    for date in _SORTED
+}
 _GIVE = "give the new rows in a file (--log)"
 
 
@@ -38,12 +46,14 @@ class OwnSource:
 
     def since(self, log: Log, schema: Schema, scratch: Path) -> Log:
         """Return the rows of the source since the newest time of the log minus the overlap; the log
-        has some of them already. Rows without a time are left out.
+        has some of them already. Rows without a time are left out by
+        databases.
 
         log: of the run so far. scratch: a folder. Raises what the source raises, and ConfigError
         where the log has no times, or times that cannot be compared as they are written.
         """
-        since, times = self._moment(log, schema)
+        with readable(log.name, scratch):
+            since, times = self._moment(log, schema)
         if isinstance(self.table.source, Query):
             return open_answer(self.table.source, scratch, since)
         if isinstance(self.table.source, DeltaTable | IcebergTable):
@@ -54,7 +64,9 @@ class OwnSource:
         opened = self.table.open(scratch)
         rows = opened.since(since, _at_least(since, times, opened.schema()))
         (scratch / "since").mkdir(parents=True)
-        newest = Table(rows).open(scratch / "since")
+        with readable(opened.name, scratch):
+            rows.sink_parquet(scratch / "since/log.parquet")
+        newest = open_log(scratch / "since", scratch)
         note = f"{opened.name}: {newest.rows:,} rows since {since.value}"
         return replace(newest, name=opened.name, notes=(*opened.notes, note))
 
@@ -115,8 +127,18 @@ def _value(seconds: float, times: TimeFormat, dtype: pl.DataType) -> float | str
 
 
 def _at_least(since: Since, times: TimeFormat, schema: pl.Schema) -> pl.Expr:
-    """Return the condition on the column of times of files. Numbers in files of text are text."""
+    """Return the condition on the column of times of files. Numbers in files of text are text.
+
+    Rows without a time meet it, and those whose times are not of the form of the log: the cleaning
+    counts the ones, and refuses the others by their number.
+    """
     column = pl.col(since.column)
+    if times.kind == "text":
+        date = next(form for form in _SORTED if (times.pattern or "").startswith(form))
+        return (column >= since.value) | ~column.str.contains(_LIKE[date]).fill_null(value=False)
     if times.kind == "numbers" and isinstance(schema[since.column], pl.String):
         column = column.str.strip_chars().cast(pl.Float64, strict=False)
-    return column >= pl.lit(since.value)
+    wanted = column.is_null() | (column >= pl.lit(since.value))
+    if times.kind == "numbers" and times.pattern is None:  # seconds among milliseconds
+        wanted |= column < PLAUSIBLE_FROM * times.scale
+    return wanted

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,10 +19,11 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from distilrec.bundle.format import read_bundle
 from distilrec.bundle.manifest import Manifest
 from distilrec.data.dataset import Dataset
 from distilrec.data.erased import listed
-from distilrec.errors import ConfigError, FileMissingError
+from distilrec.errors import ConfigError, DataError, DistilrecError, FileMissingError, StorageError
 from distilrec.export.export import record_metrics
 from distilrec.files import key_of, locked, read_json, sync_folder, write_json, write_whole
 from distilrec.measure.metrics import ndcg
@@ -138,44 +141,80 @@ def refresh(
     Raises FolderHeldError while another process works on the run, ConfigError for a run that cannot
     be refreshed, FileMissingError for one that was not finished, and the DataErrors of `prepare`.
     """
-    began = time.perf_counter()
     run = open_run(folder, progress, workers, device, precision)
     with locked(folder, wait=False):
         number = Generations(folder).current()
-        before = replace(run, folder=Generations(folder).folder(number))
-        before = replace(before, config=open_run(before.folder).config)
-        _check(before)
-        dataset = open_data(before)
-        target = replace(before, folder=Generations(folder).folder(number + 1))
-        if log is None:
-            log = _own_source(run, before.config.refresh)
-        erased = [*erasure.erased_before(folder), *erasure.erased_before(before.folder)]
-        with scratch_of(run.places) as scratch:
-            new = find_new_rows(before, dataset, log, erased, scratch)
-            _say_rows(run, new)
-            if new.frame.is_empty():
-                _remove_old(before, folder)
-                return None
-            key = key_of(number, dataset.fingerprint(), new.digest(), erased)
-            _begin(target, new, number + 1, erased, key)
+        with _way_back(folder, number):
+            return _next_generation(run, number, log, thresholds, against_full)
+
+
+def _next_generation(
+    run: Run, number: int, log: object, thresholds: Thresholds | None, against_full: bool
+) -> Refreshed | None:
+    """Make the generation after this one, as `refresh` does."""
+    folder, began = run.folder, time.perf_counter()
+    before = replace(run, folder=Generations(folder).folder(number))
+    before = replace(before, config=open_run(before.folder).config)
+    _check(before)
+    dataset = open_data(before)
+    target = replace(before, folder=Generations(folder).folder(number + 1))
+    if log is None:
+        log = _own_source(run, before.config.refresh)
+    erased = [*erasure.erased_before(folder), *erasure.erased_before(before.folder)]
+    with scratch_of(run.places) as scratch:
+        new = find_new_rows(before, dataset, log, erased, scratch)
+        _say_rows(run, new)
+        if new.frame.is_empty():
+            _remove_old(before, folder)
+            return None
+        key = key_of(number, dataset.fingerprint(), new.digest(), erased)
+        _begin(target, new, number + 1, erased, key)
+    try:
         refreshed = _refreshed(target, before, dataset, key, thresholds)
-        seconds = time.perf_counter() - began
-        if against_full:
-            refreshed = _beside_full(target, refreshed)
-        done = msgspec.structs.replace(
-            refreshed,
-            rows=new.frame.height,
-            known=new.known,
-            erased=new.erased,
-            seconds=seconds,
-            finished=time.time(),
-        )
-        write_json(target.places.refreshed, done)
-        if done.passed:
-            Generations(folder).switch(number + 1)
-        _remove_old(before, folder)
-        run.progress.say(done.line())
-        return done
+    except DataError as problem:
+        raise new.explained(problem, target.places.log.absolute()) from None
+    seconds = time.perf_counter() - began
+    if against_full:
+        refreshed = _beside_full(target, refreshed)
+    done = msgspec.structs.replace(
+        refreshed,
+        rows=new.frame.height,
+        known=new.known,
+        erased=new.erased,
+        seconds=seconds,
+        finished=time.time(),
+    )
+    write_json(target.places.refreshed, done)
+    if done.passed:
+        Generations(folder).switch(number + 1)
+    _remove_old(before, folder)
+    run.progress.say(done.line())
+    return done
+
+
+@contextmanager
+def _way_back(folder: Path, number: int) -> Iterator[None]:
+    """Let the error of a damaged file of the generation that counts say how the one before counts
+    again: no command makes a single generation again.
+    """
+    try:
+        yield
+    except DistilrecError as problem:
+        generations, file = Generations(folder), problem.context.get("file")
+        own = generations.folder(number).absolute()
+        if (
+            not number
+            or isinstance(problem, StorageError)
+            or file is None
+            or not Path(str(file)).absolute().is_relative_to(own)
+        ):
+            raise
+        raise type(problem)(
+            problem.message,
+            fix="restore it from a backup, or let the generation before count again (ln -sfn "
+            f"{number - 1 or '..'} {generations.link}) and give the rows since then again",
+            **problem.context,
+        ) from None
 
 
 def _own_source(run: Run, config: RefreshConfig) -> OwnSource:
@@ -208,7 +247,7 @@ def _remove_old(run: Run, folder: Path) -> None:
 
 def _check(run: Run) -> None:
     """Raise ConfigError for a run that cannot be refreshed, FileMissingError for one that was not
-    finished.
+    finished, BundleErrors for a bundle that the new one cannot be compared with.
     """
     config = run.config
     if config.privacy is not None:
@@ -237,6 +276,7 @@ def _check(run: Run) -> None:
             fix="finish the run first (distilrec run)",
             file=str(run.bundle),
         )
+    read_bundle(run.bundle)  # a damaged one had better be known before the training
 
 
 def _say_rows(run: Run, new: NewRows) -> None:

@@ -43,7 +43,8 @@ def service_address(service: str, parameter: str) -> str:
 def ask(url: str, body: object, key: str | None, kind: type[Body], seconds: float) -> Body:
     """Return the answer of a service, which is JSON: to GET, or to POST where there is a body.
 
-    key: where the service wants one; seconds: until an answer. Raises ServiceError; its `context`
+    key: where the service wants one; seconds: until an answer. Raises ConfigError for a key that no
+    header holds, and ServiceError; its `context`
     has the `status` (None without an answer), the `code` of the error and `retry_after` in seconds.
     """
     try:
@@ -56,7 +57,7 @@ def content_of(url: str, body: object, key: str | None, seconds: float) -> bytes
     """Return the bytes of an answer. Raises ServiceError, as `ask`."""
     headers = {"content-type": "application/json"}
     if key:
-        headers["authorization"] = f"Bearer {key}"
+        headers["authorization"] = f"Bearer {_checked(key)}"
     data = None if body is None else msgspec.json.encode(body)
     request = urllib.request.Request(url, data, headers)  # noqa: S310 - http or https, checked
     try:
@@ -67,6 +68,18 @@ def content_of(url: str, body: object, key: str | None, seconds: float) -> bytes
         raise _refusal(url, refused) from None
     except (OSError, http.client.HTTPException) as problem:
         raise _no_answer(url, problem) from None
+
+
+def _checked(key: str) -> str:
+    """Return a key without the line end of its file. Raises ConfigError, which does not show it."""
+    key = key.strip()
+    if not (key.isascii() and key.isprintable()):
+        raise ConfigError(
+            f"the API key in {KEY_VARIABLE} holds characters that no key has",
+            fix="copy it again, without the words before it",
+            parameter=KEY_VARIABLE,
+        )
+    return key
 
 
 def _no_answer(url: str, problem: Exception) -> ServiceError:
