@@ -22,6 +22,7 @@ from distilrec.training.options import RunOptions, TrainingConfig
 from distilrec.training.scoring import GROUND_TRUTH, Objective
 from distilrec.training.trained import load_model, save_model, train_model
 from distilrec.training.trainer import train
+from distilrec.training.warm import carried_over
 
 CONFIG = RecurrentConfig(dim=8, max_history=12, neighbours=5, neighbour_events=3)
 SHORT = TrainingConfig(epochs=2, batch_size=16)
@@ -217,3 +218,25 @@ def test_a_catalogue_that_is_too_large_is_refused(small, monkeypatch):
     assert "neighbours = 0" in caught.value.fix
     assert build_model(msgspec.structs.replace(CONFIG, neighbours=0), small, 0).neighbours is None
     assert neighbours.LARGEST_CATALOGUE == 2**24
+
+
+@pytest.mark.parametrize("repeats", [True, False])
+def test_by_default_a_log_with_repeats_has_neighbours(small, repeats, monkeypatch):
+    info = msgspec.structs.replace(small.info, repeats=repeats)
+    dataset = replace(small, info=info)
+    model = build_model(RecurrentConfig(dim=8), dataset, 0)
+    assert (model.neighbours is not None) == repeats
+    assert build_model(RecurrentConfig(dim=8, neighbours=0), dataset, 0).neighbours is None
+    monkeypatch.setattr(recurrent, "_LARGEST_WITH_REPEATS", 5)
+    assert build_model(RecurrentConfig(dim=8), dataset, 0).neighbours is None
+
+
+def test_a_log_that_gets_its_first_repeat_is_trained_on(small):
+    """With the weights that there were, and the neighbours of a fresh model."""
+    was = build_model(RecurrentConfig(dim=8, neighbours=0), small, 0)
+    now = build_model(RecurrentConfig(dim=8, neighbours=4), small, 1)
+    weights = {name: tensor.numpy() for name, tensor in was.state_dict().items()}
+    carried = carried_over(weights, now, small.info, small.info)
+    torch.testing.assert_close(carried["mix.weight"], was.mix.weight.detach())
+    torch.testing.assert_close(carried["neighbours.ages"], now.neighbours.ages.detach())
+    now.load_state_dict(carried)

@@ -280,7 +280,7 @@ class DistillationConfig(Settings, frozen=True):
     of the first.
     """
 
-    soft_weight: Annotated[float, Meta(ge=0, le=1)] = 0.8
+    soft_weight: Annotated[float, Meta(ge=0, le=1)] = 0.6
     """Weight of the soft loss, lambda; the ground truth has 1 - lambda."""
     hard_weight: NotNegative = 0.0
     """Weight of the hard loss, mu."""

@@ -37,6 +37,8 @@ from distilrec.zones import check_zone
 NORM_EPSILON = 1e-6
 # Events, the time constant of the slowest scale before training; that of the fastest is one event
 _LONGEST = 128.0
+# Neighbours of each item where the log has repeats, and the largest catalogue that gets them
+_WITH_REPEATS, _LARGEST_WITH_REPEATS = 16, 100_000
 
 
 class RecurrentConfig(StudentSettings, frozen=True, tag="recurrent"):
@@ -48,13 +50,13 @@ class RecurrentConfig(StudentSettings, frozen=True, tag="recurrent"):
     """Number of time scales, S."""
     expansion: Count = 4
     """Width of the query's MLP, in units of `dim`."""
-    dropout: Share = 0.2
+    dropout: Share = 0.1
     """Share of channels that are set to 0 at random in training."""
     max_history: Count = 200
     """Latest events of a user that the model looks at."""
-    neighbours: ZeroOrMore = 0
+    neighbours: ZeroOrMore | None = None
     """Items whose scores a past event moves by themselves, of each item; 8 to 32 are a good number,
-    0 is off.
+    0 is off. By default 16 where the log has repeats and at most 100,000 items, and 0 elsewhere.
     """
     neighbour_events: Count = 10
     """Latest events that move the scores of their neighbours."""
@@ -194,7 +196,11 @@ def neighbours_of(dataset: Dataset, config: RecurrentConfig) -> Neighbours | Non
     """Return the term of these settings, None where it is off. Raises ConfigError for a catalogue
     that is too large.
     """
-    if not config.neighbours:
+    number = config.neighbours
+    if number is None:
+        helped = dataset.info.repeats and dataset.catalogue_size <= _LARGEST_WITH_REPEATS
+        number = _WITH_REPEATS if helped else 0
+    if not number:
         return None
     if dataset.catalogue_size > LARGEST_CATALOGUE:
         raise ConfigError(
@@ -203,4 +209,4 @@ def neighbours_of(dataset: Dataset, config: RecurrentConfig) -> Neighbours | Non
             fix="set neighbours = 0 in [student]",
             parameter="neighbours",
         )
-    return Neighbours(dataset, config.neighbours, config.neighbour_events)
+    return Neighbours(dataset, number, config.neighbour_events)

@@ -80,6 +80,7 @@ def train_private(
     on_epoch = (options or RunOptions()).on_epoch
     _check(config, dataset)
     assert isinstance(config, RecurrentConfig)
+    config = msgspec.structs.replace(config, neighbours=0)  # they would be counted without noise
     reuse_freed_memory()
     model = build_model(msgspec.structs.replace(config, dropout=0.0), dataset, seed)
     latest = _latest_windows(dataset, min(training.events, model.max_history))
@@ -352,7 +353,7 @@ def _begin_with(model: SequenceModel, start: TrainedModel) -> None:
     except RuntimeError:  # torch's word for names or shapes that do not fit
         raise ConfigError(
             "the student to begin with is of another shape",
-            fix="train it with the same [student] section on the same catalogue "
+            fix="train it with the same [student] section and neighbours = 0 on the same catalogue "
             "(`Dataset.select_users` keeps it)",
             parameter="start",
         ) from None

@@ -19,6 +19,8 @@ from distilrec.errors import TrainingError
 from distilrec.features.encoding import CategoricalEncoding, FeatureEncoder, MultiEncoding
 from distilrec.networks.sequence import SequenceModel
 
+# A student that had no neighbours gets some when its log gets repeats
+_AGES = "neighbours.ages"
 # What the rows of a tensor are; all other tensors have a size of their own
 _ROWS = {
     "items.embedding": "items",
@@ -28,7 +30,7 @@ _ROWS = {
     "context.table": "context columns",
     "gain": "event types",
     "event_types.weight": "event types",
-    "neighbours.ages": "event types",
+    _AGES: "event types",
 }
 # Counted in the training rows when a training begins
 _COUNTED = {"neighbours.items", "neighbours.values", "neighbours.units"}
@@ -65,7 +67,7 @@ def carried_over(
     carried = {}
     for name, fresh in model.state_dict().items():
         old = None if name not in weights else torch.from_numpy(weights[name])
-        if name in _COUNTED:
+        if name in _COUNTED or (old is None and name == _AGES):
             carried[name] = fresh
         elif old is not None and name in _ROWS:
             carried[name] = _rows(name, old, fresh, found_at(_ROWS[name], was, now))
