@@ -95,7 +95,8 @@ def test_the_soft_loss_is_that_against_all_logits_of_the_teacher(
         teacher = ensemble.answer(origin.batch, origin.window, origin.place, warm).logits.clone()
         if mask_seen:
             teacher = teacher.masked_fill(scored.positions.seen.among(slice(warm)), MASKED_LOGIT)
-        return 0.2 * ground_truth(scored) + 0.8 * soft_loss(scored.logits, teacher, 1.0)
+        soft = ASKED.soft_weight * soft_loss(scored.logits, teacher, 1.0)
+        return (1 - ASKED.soft_weight) * ground_truth(scored) + soft
 
     expected = step(student, small, equation, whole=True, mask_seen=mask_seen)
     for whole in (True, False):
