@@ -233,6 +233,7 @@ def test_new_rows_that_do_not_fit_the_log_are_refused(run, change, error, match)
     assert Generations(folder).current() == 0
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_said_and_the_same_command_goes_on(run, capsys):
     """A limit on the size of files stands for a full disk: each next one is met by a later stage."""
     folder, late = run
@@ -256,6 +257,7 @@ def test_a_full_disk_is_said_and_the_same_command_goes_on(run, capsys):
     assert refresh(folder, folder / "late.csv", thresholds=LOOSE) is not None
 
 
+@pytest.mark.slow
 def test_a_damaged_generation_says_how_the_one_before_counts_again(run):
     folder, late = run
     assert refresh(folder, late.head(60)) is not None
