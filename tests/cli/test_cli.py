@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import re
@@ -419,3 +420,19 @@ def test_configurations_survive_json(tmp_path):
     config = read_config(tmp_path / "a.toml")
     assert config.data.interactions == str(tmp_path / "log.csv")
     assert msgspec.json.decode(msgspec.json.encode(config), type=RunConfig) == config
+
+
+def test_a_fault_is_told_from_a_missed_gate(monkeypatch, capfd):
+    """Exit code 1 is what `gate`, `drift` and `refresh` say; a stack trace is to be reported."""
+
+    def broken(*_, **__):
+        raise RuntimeError("a line of ours is wrong")
+
+    app = importlib.import_module("distilrec.cli.app")
+    monkeypatch.setattr(app, "app", broken)
+    with pytest.raises(SystemExit) as ended:
+        app.main(["gate"])
+    assert ended.value.code == 70
+    said = capfd.readouterr().err
+    assert "RuntimeError: a line of ours is wrong" in said
+    assert "a fault of distilrec" in said

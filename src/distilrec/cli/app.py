@@ -5,10 +5,11 @@ from __future__ import annotations
 import io
 import os
 import sys
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 from cyclopts import App, CycloptsError, Parameter
 
@@ -23,7 +24,7 @@ from distilrec.errors import (
 from distilrec.files import locked
 
 DEFAULT_RUN = Path("runs/ml-100k")
-_TRY_AGAIN = 75  # EX_TEMPFAIL of sysexits.h
+_TRY_AGAIN, _FAULT = 75, 70  # EX_TEMPFAIL and EX_SOFTWARE of sysexits.h
 _EXTRAS = {  # which extra brings a package
     **dict.fromkeys(("torch", "polars", "jinja2", "matplotlib", "markupsafe"), "train"),
     "optuna": "tune",
@@ -61,12 +62,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line.
 
     A DistilrecError becomes a message and exit code 2, or 75 where another process holds the
-    folder; Ctrl-C becomes exit code 130.
+    folder; Ctrl-C becomes exit code 130. Any other exception is a fault of distilrec: exit code 70,
+    because 1 says that a gate was missed, or that something has moved.
     """
     # A terminal without UTF-8 gets escapes where it has no character.
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    try:
+        _run(arguments)
+    except Exception:
+        _end_at_fault()
+
+
+def _run(arguments: Sequence[str] | None) -> None:
     try:
         app(arguments, result_action="return_value", exit_on_error=False)
     except CycloptsError:  # wrong options: cyclopts has already said which
@@ -98,7 +107,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _fail(StorageError(str(error), fix="check the space and the permissions of that folder"))
 
 
-def _fail(error: DistilrecError, code: int = 2) -> None:
+def _end_at_fault() -> NoReturn:
+    traceback.print_exc()
+    print(
+        "error: this is a fault of distilrec, not of your data: please report the lines above",
+        file=sys.stderr,
+    )
+    sys.exit(_FAULT)
+
+
+def _fail(error: DistilrecError, code: int = 2) -> NoReturn:
     print(f"error [{error.code}]: {error}", file=sys.stderr)
     sys.exit(code)
 
