@@ -21,7 +21,7 @@ def tables(source: Path) -> dict[str, pl.DataFrame]:
     """Return the log by basket, households with demographics, and products with mean prices."""
     bought = pl.read_parquet(source / "transactions.parquet")
     bought = bought.filter((pl.col("quantity") > 0) & (pl.len().over("product_id") >= _FEWEST))
-    price = bought.group_by("product_id").agg(
+    price = bought.group_by("product_id", maintain_order=True).agg(
         price=pl.col("sales_value").sum() / pl.col("quantity").sum().clip(1)
     )
     products = pl.read_parquet(source / "products.parquet").join(

@@ -26,11 +26,11 @@ def tables(source: Path) -> dict[str, pl.DataFrame]:
             timestamp=pl.col("TRANSACTION_DT").str.to_date("%m/%d/%Y"),
             quantity=pl.col("AMOUNT").cast(pl.Float64),
         ),
-        "users": bought.group_by("CUSTOMER_ID").agg(
+        "users": bought.group_by("CUSTOMER_ID", maintain_order=True).agg(
             age=pl.col("AGE_GROUP").first(), area=pl.col("PIN_CODE").first()
         ),
         "items": bought.filter(pl.len().over("PRODUCT_ID") >= _FEWEST)
-        .group_by("PRODUCT_ID")
+        .group_by("PRODUCT_ID", maintain_order=True)
         .agg(subclass=pl.col("PRODUCT_SUBCLASS").first(), price=price.median())
         .with_columns(title=pl.format("product {} of class {}", "PRODUCT_ID", "subclass")),
     }

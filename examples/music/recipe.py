@@ -26,12 +26,12 @@ def tables(source: Path) -> dict[str, pl.DataFrame]:
     tagged = (
         read(source / "user_taggedartists.dat")
         .join(named, on="tagID")
-        .group_by("artistID", "tagValue")
+        .group_by("artistID", "tagValue", maintain_order=True)
         .len()
     )
     tags = (
         tagged.sort("len", "tagValue", descending=True)
-        .group_by("artistID")
+        .group_by("artistID", maintain_order=True)
         .agg(tags=pl.col("tagValue").head(5))
     )
     artists = read(source / "artists.dat").select(artistID="id", name="name")
@@ -39,7 +39,7 @@ def tables(source: Path) -> dict[str, pl.DataFrame]:
     return {
         "log": plays.select("userID", "artistID"),
         "users": read(source / "user_friends.dat")
-        .group_by("userID")
+        .group_by("userID", maintain_order=True)
         .agg(friends=pl.col("friendID").cast(pl.String)),
         "items": heard.join(artists, on="artistID", how="left").join(
             tags, on="artistID", how="left"
