@@ -21,7 +21,9 @@ def tables(source: Path) -> dict[str, pl.DataFrame]:
     trust = read(source / "trust.txt", new_columns=["user_id", "trusted", "value"])
     return {
         "log": ratings,
-        "users": trust.group_by("user_id", maintain_order=True).agg(trusts=pl.col("trusted").cast(pl.String)),
+        "users": trust.group_by("user_id", maintain_order=True).agg(
+            trusts=pl.col("trusted").cast(pl.String)
+        ),
     }
 
 
