@@ -103,7 +103,7 @@ class Log:
 
     def slice(self, first: int, rows: int, columns: Sequence[str]) -> pl.DataFrame:
         """Return these columns of some rows. Raises DataError."""
-        try:
+        with readable(self.name):
             if self.frame is not None:
                 return self.scan().select(columns).slice(first, rows).collect()
             parts: list[pl.DataFrame] = []
@@ -119,8 +119,6 @@ class Log:
                     parts.append(part.collect())
                 begins += count
             return pl.concat(parts)
-        except _CANNOT_READ as problem:
-            raise unreadable(Path(self.name), problem) from None
 
     def since(self, since: Since, at_least: pl.Expr) -> pl.LazyFrame:
         """Return the rows since a moment, not read yet. at_least: the condition on the column of
@@ -219,7 +217,7 @@ def _open_remote(
 
 def _open_files(path: Path, scratch: Path, columns: Sequence[str] | None, text: TextFormat) -> Log:
     plain, notes = list[Path](), list[str]()
-    try:
+    with readable(str(path), scratch):
         found = find_files(path)
         for number, file in enumerate(found.paths):
             if suffix_of(file) in PARQUET:
@@ -250,8 +248,6 @@ def _open_files(path: Path, scratch: Path, columns: Sequence[str] | None, text: 
             notes += rows.notes
         opened = Files(tuple(plain), found.partitions, (*found.notes, *notes))
         return _opened(str(path), opened, [str(file) for file in found.paths])
-    except _CANNOT_READ as problem:
-        raise unreadable(path, problem, scratch) from None
 
 
 def _with_partition(file: Path, partition: Partition) -> pl.LazyFrame:
@@ -338,15 +334,17 @@ def _converted(name: str, there: pl.DataType, wanted: pl.DataType) -> pl.Expr:
 
 
 @contextmanager
-def readable(name: str, scratch: Path) -> Iterator[None]:
-    """Turn what polars says of a table, whose rows it reads and copies to `scratch`, into ours."""
+def readable(name: str, scratch: Path | None = None) -> Iterator[None]:
+    """Turn what polars says of a table that it reads, or whose copy in `scratch` it writes, into
+    ours.
+    """
     try:
         yield
     except _CANNOT_READ as problem:
-        raise unreadable(Path(name), problem, scratch) from None
+        raise _unreadable(Path(name), problem, scratch) from None
 
 
-def unreadable(path: Path, problem: Exception, scratch: Path | None = None) -> DistilrecError:
+def _unreadable(path: Path, problem: Exception, scratch: Path | None) -> DistilrecError:
     """Return the error for a table that cannot be read, or whose copy in `scratch` cannot be
     written.
     """

@@ -334,8 +334,8 @@ class StoredRecommender:
                 context=context,
             )
 
-    def _bring_up_to_date(self, user_id: Id | User) -> None:
-        if not isinstance(user_id, User):
+    def _bring_up_to_date(self, user_id: Id | User | None) -> None:
+        if user_id is not None and not isinstance(user_id, User):
             bring_up_to_date(self.recommender, self.store, [user_id])
 
     def session(
@@ -343,8 +343,7 @@ class StoredRecommender:
     ) -> User:
         """See `Recommender.session`."""
         with self._lock:
-            if user_id is not None:
-                bring_up_to_date(self.recommender, self.store, [user_id])
+            self._bring_up_to_date(user_id)
             return self.recommender.session(history, user_id, now=now)
 
     def similar(
@@ -360,8 +359,7 @@ class StoredRecommender:
     ) -> list[Recommendation]:
         """See `Recommender.similar`."""
         with self._lock:
-            if user_id is not None:
-                bring_up_to_date(self.recommender, self.store, [user_id])
+            self._bring_up_to_date(user_id)
             return self.recommender.similar(
                 item_ids,
                 k,
@@ -397,8 +395,7 @@ class StoredRecommender:
             event_types = self.recommender.target_types
         chosen = window_of(window, half_life, event_types)
         with self._lock:
-            if user_id is not None:
-                bring_up_to_date(self.recommender, self.store, [user_id])
+            self._bring_up_to_date(user_id)
             ranking = ranking_of(self.store, chosen, self._clock.now())
         return self.recommender.first_of(ranking, k, user_id, where, exclude_seen=exclude_seen)
 
@@ -431,8 +428,7 @@ class StoredRecommender:
     ) -> list[Recommendation]:
         """See `Recommender.latest`."""
         with self._lock:
-            if user_id is not None:
-                bring_up_to_date(self.recommender, self.store, [user_id])
+            self._bring_up_to_date(user_id)
             return self.recommender.latest(
                 by, k, user_id=user_id, where=where, exclude_seen=exclude_seen
             )

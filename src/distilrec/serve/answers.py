@@ -169,11 +169,10 @@ class Answers:
         rules: str,
         arm: Arm | None,
     ) -> str | None:
-        if not request.record:
-            return None
-        if arm is None:
-            return self._outcomes.identify(endpoint, placement, version, rules)
-        return self._outcomes.identify(endpoint, placement, version, rules, arm.name, arm.group)
+        variant, group = ("", 0) if arm is None else (arm.name, arm.group)
+        return self._outcomes.identify(
+            endpoint, placement, version, rules, variant, group, record=request.record
+        )
 
     def _recommender(self, arm: Arm | None) -> Recommender:
         return self._models.active.recommender if arm is None else arm.recommender

@@ -44,9 +44,9 @@ class Latest:
             for rank, (item, number) in zip(count(1), best, strict=False)
         ]
         version = recommender.model_version
-        answer_id = None
-        if request.record:
-            answer_id = self._outcomes.identify("latest", request.placement, version)
+        answer_id = self._outcomes.identify(
+            "latest", request.placement, version, record=request.record
+        )
         return LatestResponse(version, items, answer_id)
 
 

@@ -99,9 +99,13 @@ class Outcomes:
         rules: str = "",
         variant: str = "",
         group: int = 0,
+        *,
+        record: bool = True,
     ) -> str | None:
-        """Count an answer, and return its id; None where answers have no ids."""
-        if self._ids is None:
+        """Count an answer, and return its id; None where answers have no ids. record: False for a
+        look, which has none and is not counted.
+        """
+        if self._ids is None or not record:
             return None
         fields = endpoint, placement or "", model_version, rules, variant, group
         source = self._sources.get(fields) or self._source(fields)

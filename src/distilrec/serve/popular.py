@@ -52,9 +52,9 @@ class Popular:
             for rank, (item, score) in zip(count(1), best, strict=False)
         ]
         version = recommender.model_version
-        answer_id = None
-        if request.record:
-            answer_id = self._outcomes.identify("popular", request.placement, version)
+        answer_id = self._outcomes.identify(
+            "popular", request.placement, version, record=request.record
+        )
         return PopularResponse(version, items, answer_id)
 
     async def _ranking(self, window: Window) -> Ranking:

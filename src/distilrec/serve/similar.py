@@ -49,9 +49,9 @@ class Similar:
         titles = [recommender.title(item) if request.titles else None for item in items]
         similar_items = list(map(SimilarItem, items, scores, count(1), titles))
         version = recommender.model_version
-        answer_id = None
-        if request.record:
-            answer_id = self._outcomes.identify("similar", request.placement, version)
+        answer_id = self._outcomes.identify(
+            "similar", request.placement, version, record=request.record
+        )
         return SimilarResponse(version, similar_items, unknown, answer_id)
 
 
