@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -146,6 +148,15 @@ def test_rows_that_the_log_has_are_counted_and_left_out(run):
     ]
 
 
+def metrics_of(path: Path) -> dict[str, float]:
+    """Return the metrics of a refresh by their names."""
+    return {
+        sample.name.removeprefix("distilrec_refresh_"): sample.value
+        for family in text_string_to_metric_families(path.read_text())
+        for sample in family.samples
+    }
+
+
 def test_a_bundle_that_fails_the_gate_changes_nothing(run, capsys):
     folder, late = run
     late.write_csv(folder / "late.csv")
@@ -160,11 +171,7 @@ def test_a_bundle_that_fails_the_gate_changes_nothing(run, capsys):
     assert "FAILED the gate, nothing was changed" in output.err
     assert not (folder / "generations/current").exists()
     assert Generations(folder).current() == 0
-    metrics = {
-        sample.name.removeprefix("distilrec_refresh_"): sample.value
-        for family in text_string_to_metric_families((folder / "refresh.prom").read_text())
-        for sample in family.samples
-    }
+    metrics = metrics_of(folder / "refresh.prom")
     assert metrics["passed"] == 0 and metrics["rows"] == late.height
     assert metrics["gain_ndcg_low"] <= metrics["gain_ndcg"] <= metrics["gain_ndcg_high"]
     assert 0 <= time.time() - metrics["finished_timestamp_seconds"] < 60
@@ -195,8 +202,44 @@ def test_a_passed_generation_counts_and_is_an_ordinary_run(run, capsys):
     assert load(current / "bundle").recommend("new0")
     opened = runs.open_run(current)
     assert runs.gate(opened, runs.open_data(opened), Thresholds(quality={"ndcg@10": 0.0}))
-    main(["refresh", "--run", str(folder), "--log", str(folder / "late.parquet")])
+    command = ["refresh", "--run", str(folder), "--log", str(folder / "late.parquet")]
+    main([*command, "--metrics", str(folder / "refresh.prom")])
     assert "no new rows" in capsys.readouterr().out
+    metrics = metrics_of(folder / "refresh.prom")
+    assert metrics["generation"] == 1 and metrics["rows"] == late.height
+    assert metrics["finished_timestamp_seconds"] < metrics["ended_timestamp_seconds"]
+    assert 0 <= time.time() - metrics["ended_timestamp_seconds"] < 60
+
+
+def test_metrics_without_any_new_rows_say_when_they_were_looked_for(run):
+    folder, _ = run
+    command = ["refresh", "--run", str(folder), "--log", str(folder.parent / "log.csv")]
+    main([*command, "--metrics", str(folder / "refresh.prom")])
+    assert list(metrics_of(folder / "refresh.prom")) == ["ended_timestamp_seconds"]
+
+
+def test_the_refresh_section_of_a_file_counts_from_now_on(run, capsys):
+    folder, late = run
+    late.write_parquet(folder / "late.parquet")
+    config = runs.open_run(folder).config
+    (folder / "shop.toml").write_text(
+        f"""
+        [data]
+        interactions = "{config.data.interactions}"
+        [refresh]
+        epochs = 3
+        keep = 2
+        """
+    )
+    command = ["refresh", "--run", str(folder), "--log", str(folder / "late.parquet")]
+    with suppress(SystemExit):  # whether it passes is chance
+        main([*command, "--config", str(folder / "shop.toml")])
+    said = capsys.readouterr().err
+    assert "uses its [refresh] section only; what it says of data, " in said and "student" in said
+    assert re.search(r"student: recurrent, .*best epoch \d of 3,", said)
+    made = runs.open_run(folder / "generations/1").config
+    assert (made.refresh.epochs, made.refresh.keep) == (3, 2)
+    assert made.student == config.student != runs.read_config(folder / "shop.toml").student
 
 
 def bad(change, error, match):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,9 +20,10 @@ from distilrec.errors import ConfigError
 if TYPE_CHECKING:
     from distilrec.bundle.drec import MatrixPrecision
     from distilrec.data.dataset import Dataset
+    from distilrec.progress import Progress
     from distilrec.report.drift import Drift
     from distilrec.report.gate import Check
-    from distilrec.runs.config import RunConfig
+    from distilrec.runs.config import RefreshConfig, RunConfig
     from distilrec.runs.folder import Run
     from distilrec.runs.trial import Trial
     from distilrec.workers import Workers
@@ -251,6 +253,13 @@ def refresh(  # noqa: PLR0913 - options of a command
         ),
     ] = False,
     run: RunFolder = DEFAULT_RUN,
+    config: Annotated[
+        Path | None,
+        Parameter(
+            help="TOML file whose [refresh] section counts from now on; all else stays as it was "
+            "when the run was trained."
+        ),
+    ] = None,
     thresholds: Annotated[
         Path | None,
         Parameter(help="TOML file of thresholds that the new bundle must meet as well."),
@@ -306,6 +315,7 @@ def refresh(  # noqa: PLR0913 - options of a command
     from distilrec import runs
     from distilrec.report.gate import read_thresholds
     from distilrec.runs.refresh_metrics import write_refresh_metrics
+    from distilrec.runs.refreshing import last_refresh
     from distilrec.serve.client import KEY_VARIABLE
 
     if [log is not None, events_from is not None, from_source].count(True) != 1:
@@ -333,20 +343,38 @@ def refresh(  # noqa: PLR0913 - options of a command
             rows,
             thresholds=wanted,
             against_full=against_full,
+            settings=None if config is None else _refresh_settings(config, run, progress),
             progress=progress,
             workers=_workers(ray, run),
             device=device,
             precision=precision,
         )
+    if metrics is not None:
+        write_refresh_metrics(done or last_refresh(run), metrics, ended=time.time())
     if done is None:
         print("refresh: no new rows, nothing to do")
     else:
-        if metrics is not None:
-            write_refresh_metrics(done, metrics)
         _print_checks(done.checks)
         print(f"bundle: {done.bundle}")
     if service is not None:
         _let_answer(service, run, min_agreement, trial)
+
+
+def _refresh_settings(path: Path, folder: Path, progress: Progress) -> RefreshConfig:
+    """Return the [refresh] section of a TOML file, and say which other sections are not those that
+    the run was trained with.
+    """
+    from distilrec import runs
+    from distilrec.runs.refreshing import changed_settings
+
+    config = runs.read_config(path)
+    if changed := changed_settings(runs.open_run(folder), config):
+        progress.say(
+            f"{path}: a refresh uses its [refresh] section only; what it says of "
+            f"{', '.join(changed)} differs from what the run was trained with, and counts in a "
+            "whole training only (distilrec run)"
+        )
+    return config.refresh
 
 
 def _check_ends(metrics: Path | None, service: str | None, min_agreement: float) -> None:

@@ -52,6 +52,7 @@ from distilrec.runs.folder import Run, open_data, open_run, read_costs
 from distilrec.runs.generations import Generations
 from distilrec.runs.new_rows import NewRows, find_new_rows, scratch_of
 from distilrec.runs.own_source import OwnSource
+from distilrec.runs.places import Places
 from distilrec.runs.source import name_of, source_of, with_files
 from distilrec.runs.stages import distill_student, export, prepare, record_training
 from distilrec.runs.teachers import train_teacher
@@ -118,12 +119,13 @@ class _Begun(msgspec.Struct, frozen=True):
     key: str
 
 
-def refresh(
+def refresh(  # noqa: PLR0913 - what a refresh is made of
     folder: Path,
     log: object = None,
     *,
     thresholds: Thresholds | None = None,
     against_full: bool = False,
+    settings: RefreshConfig | None = None,
     progress: Progress | None = None,
     workers: Workers | None = None,
     device: str = "auto",
@@ -137,7 +139,8 @@ def refresh(
     the newest time of the log, minus the overlap of `[refresh]`.
     thresholds: of the gate. In any case a bundle fails that is worse than the one before by more
     than chance: whose 95% interval of the difference in NDCG@10 lies below 0. against_full: train
-    a student from the beginning too, to be compared with and then removed.
+    a student from the beginning too, to be compared with and then removed. settings: in place of
+    those of the run, from this generation on.
     Raises FolderHeldError while another process works on the run, ConfigError for a run that cannot
     be refreshed, FileMissingError for one that was not finished, and the DataErrors of `prepare`.
     """
@@ -145,16 +148,24 @@ def refresh(
     with locked(folder, wait=False):
         number = Generations(folder).current()
         with _way_back(folder, number):
-            return _next_generation(run, number, log, thresholds, against_full)
+            before = replace(run, folder=Generations(folder).folder(number))
+            config = open_run(before.folder).config
+            if settings is not None:
+                config = msgspec.structs.replace(config, refresh=settings)
+            before = replace(before, config=config)
+            return _next_generation(run, before, number, log, thresholds, against_full)
 
 
 def _next_generation(
-    run: Run, number: int, log: object, thresholds: Thresholds | None, against_full: bool
+    run: Run,
+    before: Run,
+    number: int,
+    log: object,
+    thresholds: Thresholds | None,
+    against_full: bool,
 ) -> Refreshed | None:
-    """Make the generation after this one, as `refresh` does."""
+    """Make the generation after this one, `before`, as `refresh` does."""
     folder, began = run.folder, time.perf_counter()
-    before = replace(run, folder=Generations(folder).folder(number))
-    before = replace(before, config=open_run(before.folder).config)
     _check(before)
     dataset = open_data(before)
     target = replace(before, folder=Generations(folder).folder(number + 1))
@@ -228,6 +239,28 @@ def _own_source(run: Run, config: RefreshConfig) -> OwnSource:
             parameter="refresh.keep_log",
         )
     return OwnSource(source_of(run).log, config.overlap)
+
+
+def last_refresh(folder: Path) -> Refreshed | None:
+    """Return what came of the last refresh of a run, passed or not; None where there was none.
+    Raises DataError for a damaged record.
+    """
+    records = [Places(made).refreshed for made in Generations(folder).folders()]
+    ended = [record for record in records if record.is_file()]
+    if not ended:
+        return None
+    return read_json(ended[-1], Refreshed, error=DataError, fix=f"delete {ended[-1]}")
+
+
+def changed_settings(run: Run, config: RunConfig) -> list[str]:
+    """Return the sections, other than `[refresh]`, that differ between a run and a configuration:
+    a refresh does not use them.
+    """
+    return [
+        name
+        for name in config.__struct_fields__
+        if name != "refresh" and getattr(config, name) != getattr(run.config, name)
+    ]
 
 
 def take_back(folder: Path, number: int) -> None:

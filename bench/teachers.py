@@ -1,0 +1,118 @@
+"""Kinds of teachers beside each other: which network the default teacher should be.
+
+    python bench/teachers.py [--dataset filmtrust] [--only NAME ...] [--seeds 2] [--folder FOLDER]
+
+The data sets and their recipes are those of `bench/quality.py`, of which only the data are used:
+each candidate (the table CANDIDATES) has the same settings on every log. NDCG@10 on the validation
+part of the network alone and of its ensemble with EASE and the linear transition model, which join
+a teacher by default; the test part is not read. Seconds are those of the one processor core that
+this process uses. Resumes where it was interrupted. Prints a table and one JSON line, and writes
+both into `bench/results/` (`teachers-NAME.md`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import torch
+from quality import RESULTS, ROOT, SETS, make_tables
+
+from distilrec import runs
+from distilrec.errors import DataError
+from distilrec.files import read_json, write_json
+from distilrec.networks.recurrent import RecurrentConfig
+from distilrec.networks.transformer import TransformerConfig
+from distilrec.runs.config import read_config
+from distilrec.teachers.build import NetworkConfig, join_closed_form
+from distilrec.teachers.teacher import ModelTeacher
+from distilrec.training.options import RunOptions, TrainingConfig
+from distilrec.training.trained import train_model
+from distilrec.training.validation import validation_ndcg
+
+_USUAL = TrainingConfig()
+_FAST = msgspec.structs.replace(_USUAL, learning_rate=4e-3)
+CANDIDATES: dict[str, tuple[NetworkConfig, TrainingConfig]] = {
+    "transformer": (TransformerConfig(), _USUAL),
+    "recurrent-64": (RecurrentConfig(dim=64, scales=4, dropout=0.3), _USUAL),
+    "recurrent-64-fast": (RecurrentConfig(dim=64, scales=4, dropout=0.3), _FAST),
+    "recurrent-96": (RecurrentConfig(dim=96, scales=4, dropout=0.3), _USUAL),
+    "recurrent-96-half": (RecurrentConfig(dim=96, scales=4, dropout=0.5), _USUAL),
+}
+
+
+class Found(msgspec.Struct, frozen=True):
+    """What one training gave. seconds: of the network; epoch: the one that is kept."""
+
+    alone: float
+    joined: float
+    seconds: float
+    epoch: int
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--dataset", default="filmtrust", choices=SETS)
+    parser.add_argument("--only", nargs="+", choices=CANDIDATES, default=list(CANDIDATES))
+    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--folder", type=Path)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    config = read_config(ROOT / SETS[arguments.dataset])
+    make_tables(config)
+    folder = (arguments.folder or Path("runs") / "teachers" / arguments.dataset).absolute()
+    _, dataset = runs.prepare(config, folder, runs.Lines())
+    found: dict[str, list[Found]] = {}
+    for name in arguments.only:
+        found[name] = []
+        for seed in range(arguments.seeds):
+            place = folder / f"{name}-{seed}.json"
+            if not place.is_file():
+                network, training = CANDIDATES[name]
+                options = RunOptions(checkpoint=folder / f"unfinished-{name}-{seed}")
+                begun = time.process_time()
+                trained = train_model(network, dataset, training, seed=seed, options=options)
+                seconds = time.process_time() - begun
+                teacher = join_closed_form(
+                    ModelTeacher(trained), dataset, folder / "closed-form", seed=0
+                )
+                joined = validation_ndcg(teacher, dataset)
+                epoch = trained.record.best_epoch
+                write_json(place, Found(trained.best_ndcg, joined, seconds, epoch))
+            found[name].append(read_json(place, Found, error=DataError, fix=f"delete {place}"))
+            print(name, seed, found[name][-1], flush=True)
+    _write_results(arguments.dataset, found)
+
+
+def _write_results(name: str, found: dict[str, list[Found]]) -> None:
+    lines = [
+        f"{name}, NDCG@10 on the validation part; joined is with EASE and the linear model",
+        "",
+        "| teacher | alone | by seed | joined | by seed | epochs | CPU seconds |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for which, seeds in found.items():
+        alone = [seed.alone for seed in seeds]
+        joined = [seed.joined for seed in seeds]
+        cells = [which]
+        for values in (alone, joined):
+            cells += [f"{np.mean(values):.4f}", ", ".join(f"{value:.4f}" for value in values)]
+        cells.append(", ".join(str(seed.epoch) for seed in seeds))
+        cells.append(f"{np.mean([seed.seconds for seed in seeds]):.0f}")
+        lines.append(f"| {' | '.join(cells)} |")
+    table = "\n".join(lines)
+    print(table)
+    line = {"dataset": name, "found": msgspec.to_builtins(found)}
+    print(json.dumps(line))
+    (RESULTS / f"teachers-{name}.md").write_text(table + "\n")
+    (RESULTS / f"teachers-{name}.json").write_text(json.dumps(line) + "\n")
+
+
+if __name__ == "__main__":
+    main()
