@@ -4,9 +4,10 @@
 
 The data sets and their recipes are those of `bench/quality.py`, of which only the data are used:
 each candidate (the table CANDIDATES) has the same settings on every log. NDCG@10 on the validation
-part of the network alone and of its ensemble with EASE and the linear transition model, which join
-a teacher by default; the test part is not read. Seconds are those of the one processor core that
-this process uses. Resumes where it was interrupted. Prints a table and one JSON line, and writes
+part of the network alone, of its ensemble with EASE and the linear transition model, which join a
+teacher by default, and of the student of the recipe that learns from that ensemble (not with
+--no-students); the test part is not read. Seconds are those of the one processor core that this
+process uses. Resumes where it was interrupted. Prints a table and one JSON line, and writes
 both into `bench/results/` (`teachers-NAME.md`).
 """
 
@@ -23,11 +24,14 @@ import torch
 from quality import RESULTS, ROOT, SETS, make_tables
 
 from distilrec import runs
+from distilrec.data.dataset import Dataset
+from distilrec.distill.distillation import distill_model
 from distilrec.errors import DataError
 from distilrec.files import read_json, write_json
+from distilrec.labels.extract import extract_labels
 from distilrec.networks.recurrent import RecurrentConfig
 from distilrec.networks.transformer import TransformerConfig
-from distilrec.runs.config import read_config
+from distilrec.runs.config import RunConfig, read_config
 from distilrec.teachers.build import NetworkConfig, join_closed_form
 from distilrec.teachers.teacher import ModelTeacher
 from distilrec.training.options import RunOptions, TrainingConfig
@@ -46,12 +50,15 @@ CANDIDATES: dict[str, tuple[NetworkConfig, TrainingConfig]] = {
 
 
 class Found(msgspec.Struct, frozen=True):
-    """What one training gave. seconds: of the network; epoch: the one that is kept."""
+    """What one training gave. seconds: of the network; epoch: the one that is kept; student: None
+    where there is none.
+    """
 
     alone: float
     joined: float
     seconds: float
     epoch: int
+    student: float | None = None
 
 
 def main() -> None:
@@ -61,6 +68,7 @@ def main() -> None:
     parser.add_argument("--dataset", default="filmtrust", choices=SETS)
     parser.add_argument("--only", nargs="+", choices=CANDIDATES, default=list(CANDIDATES))
     parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--no-students", action="store_true")
     parser.add_argument("--folder", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -74,35 +82,60 @@ def main() -> None:
         for seed in range(arguments.seeds):
             place = folder / f"{name}-{seed}.json"
             if not place.is_file():
-                network, training = CANDIDATES[name]
-                options = RunOptions(checkpoint=folder / f"unfinished-{name}-{seed}")
-                begun = time.process_time()
-                trained = train_model(network, dataset, training, seed=seed, options=options)
-                seconds = time.process_time() - begun
-                teacher = join_closed_form(
-                    ModelTeacher(trained), dataset, folder / "closed-form", seed=0
-                )
-                joined = validation_ndcg(teacher, dataset)
-                epoch = trained.record.best_epoch
-                write_json(place, Found(trained.best_ndcg, joined, seconds, epoch))
+                one = _trained(config, dataset, folder, name, seed, not arguments.no_students)
+                write_json(place, one)
             found[name].append(read_json(place, Found, error=DataError, fix=f"delete {place}"))
             print(name, seed, found[name][-1], flush=True)
     _write_results(arguments.dataset, found)
 
 
+def _trained(
+    config: RunConfig, dataset: Dataset, folder: Path, name: str, seed: int, student: bool
+) -> Found:
+    network, training = CANDIDATES[name]
+    options = RunOptions(checkpoint=folder / f"unfinished-{name}-{seed}")
+    begun = time.process_time()
+    trained = train_model(network, dataset, training, seed=seed, options=options)
+    seconds = time.process_time() - begun
+    teacher = join_closed_form(ModelTeacher(trained), dataset, folder / "closed-form", seed=0)
+    joined, learned = validation_ndcg(teacher, dataset), None
+    if student:
+        labels = extract_labels(
+            teacher,
+            dataset,
+            folder / f"labels-{name}-{seed}",
+            config.labels,
+            seed=seed,
+            mask_seen=config.student_training.mask_seen,
+        )
+        learned = distill_model(
+            config.student,
+            dataset,
+            [labels],
+            config.student_training,
+            config.distillation,
+            seed=seed,
+            options=RunOptions(checkpoint=folder / f"unfinished-student-{name}-{seed}"),
+        ).best_ndcg
+    return Found(trained.best_ndcg, joined, seconds, trained.record.best_epoch, learned)
+
+
 def _write_results(name: str, found: dict[str, list[Found]]) -> None:
     lines = [
-        f"{name}, NDCG@10 on the validation part; joined is with EASE and the linear model",
+        f"{name}, NDCG@10 on the validation part; joined is with EASE and the linear "
+        "model, student what learns from that",
         "",
-        "| teacher | alone | by seed | joined | by seed | epochs | CPU seconds |",
-        "|---|---|---|---|---|---|---|",
+        "| teacher | alone | by seed | joined | by seed | student | by seed | epochs | CPU s |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for which, seeds in found.items():
         alone = [seed.alone for seed in seeds]
         joined = [seed.joined for seed in seeds]
         cells = [which]
-        for values in (alone, joined):
-            cells += [f"{np.mean(values):.4f}", ", ".join(f"{value:.4f}" for value in values)]
+        students = [seed.student for seed in seeds if seed.student is not None]
+        for values in (alone, joined, students):
+            mean = f"{np.mean(values):.4f}" if values else ""
+            cells += [mean, ", ".join(f"{value:.4f}" for value in values)]
         cells.append(", ".join(str(seed.epoch) for seed in seeds))
         cells.append(f"{np.mean([seed.seconds for seed in seeds]):.0f}")
         lines.append(f"| {' | '.join(cells)} |")
