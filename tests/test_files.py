@@ -18,7 +18,14 @@ from distilrec.bundle.format import erase_user, read_bundle
 from distilrec.cli import main
 from distilrec.data.cleaning import Cleaning
 from distilrec.data.dataset import PREPARED, load_dataset
-from distilrec.errors import DataError, DistilrecError, StorageError, TeacherError, TrainingError
+from distilrec.errors import (
+    DataError,
+    DistilrecError,
+    FolderHeldError,
+    StorageError,
+    TeacherError,
+    TrainingError,
+)
 from distilrec.files import RecordKind, locked, write_whole
 from distilrec.labels import extract
 from distilrec.labels.store import open_labels
@@ -100,6 +107,10 @@ def test_two_commands_do_not_work_on_one_run(two_runs, tmp_path, capsys):
                 main([*command, "--run", str(run)])
             assert ended.value.code == 75
             assert f"error [folder_held]: another process works in {run}" in capsys.readouterr().err
+        config = runs.open_run(run).config
+        for begin in (runs.prepare, runs.run_all):
+            with pytest.raises(FolderHeldError, match="another process works in"):
+                begin(config, run)
     main(["forget", "--user-id", "u1", "--run", str(run)])
     assert "history erased" in capsys.readouterr().out
 

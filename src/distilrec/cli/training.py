@@ -522,11 +522,10 @@ def _folder(run: Path | None, config: RunConfig) -> Path:
 def begun_run(
     begin: Begin,
 ) -> Iterator[tuple[RunConfig, Path, TerminalProgress, Workers | None]]:
-    """Yield what a run is begun with; its folder is held until the block ends."""
+    """Yield what a run is begun with."""
     chosen = _config(begin)
     folder = _folder(begin.run, chosen)
-    folder.mkdir(parents=True, exist_ok=True)
-    with terminal_progress() as progress, held(folder):
+    with terminal_progress() as progress:
         yield chosen, folder, progress, _workers(begin.ray, folder)
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -20,7 +21,7 @@ from distilrec.data.pseudonyms import pseudonym, pseudonym_key
 from distilrec.distill.distillation import distill_model
 from distilrec.distill.sources import AskedTeacher, Labels
 from distilrec.export.export import export_bundle, record_metrics
-from distilrec.files import write_json
+from distilrec.files import locked, write_json
 from distilrec.ids import as_id
 from distilrec.labels.extract import extract_labels
 from distilrec.labels.store import LABELS, LabelStore
@@ -72,17 +73,19 @@ def run_all(
     `distilrec.teachers.adapters`), in place of the configured one. workers: such as
     `distilrec.scale.ray_workers.RayWorkers`. device: where networks are trained and asked, "auto",
     "cpu", "cuda", "cuda:1" or "mps". precision: what matrix products of the trainings are computed
-    in, "auto", "float32" or "bf16".
+    in, "auto", "float32" or "bf16". Raises FolderHeldError while another process works on the run.
     """
-    run, dataset = prepare(config, folder, progress, workers, device, precision)
-    if teacher is None:
-        train_teacher(run, dataset)
-    else:
-        run = replace(run, own_teacher=join_own_teacher(run, dataset, teacher(dataset)))
-    baselines = fitted_baselines(dataset, known_baselines(open_teacher(run, dataset)))
-    train_students(run, dataset, baselines)
-    export(run, dataset, measured_next=True)
-    return evaluate(run, dataset, baselines)
+    run = run_of(folder, config, progress, workers, device, precision)
+    with _held(folder):
+        dataset = _prepared(run)
+        if teacher is None:
+            train_teacher(run, dataset)
+        else:
+            run = replace(run, own_teacher=join_own_teacher(run, dataset, teacher(dataset)))
+        baselines = fitted_baselines(dataset, known_baselines(open_teacher(run, dataset)))
+        train_students(run, dataset, baselines)
+        export(run, dataset, measured_next=True)
+        return evaluate(run, dataset, baselines)
 
 
 def prepare(
@@ -93,9 +96,23 @@ def prepare(
     device: str = "auto",
     precision: str = "auto",
 ) -> tuple[Run, Dataset]:
-    """Read, clean, split and encode the data, and begin the run folder."""
+    """Read, clean, split and encode the data, and begin the run folder. Raises FolderHeldError
+    while another process works on the run.
+    """
     run = run_of(folder, config, progress, workers, device, precision)
-    data = config.data
+    with _held(folder):
+        return run, _prepared(run)
+
+
+@contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder, wait=False):
+        yield
+
+
+def _prepared(run: Run) -> Dataset:
+    config, data = run.config, run.config.data
     source = source_of(run)
     choices = Choices(
         name_of(data),
@@ -121,7 +138,7 @@ def prepare(
         shutil.rmtree(run.places.log, ignore_errors=True)  # of an earlier preparation
     finish_erasure(run)
     _say_prepared(run, dataset)
-    return run, dataset
+    return dataset
 
 
 def _say_prepared(run: Run, dataset: Dataset) -> None:
