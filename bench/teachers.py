@@ -4,10 +4,10 @@
 
 The data sets and their recipes are those of `bench/quality.py`, of which only the data are used:
 each candidate (the table CANDIDATES) has the same settings on every log. NDCG@10 on the validation
-part of the network alone, of its ensemble with EASE and the linear transition model, which join a
-teacher by default, and of the student of the recipe that learns from that ensemble (not with
---no-students); the test part is not read. Seconds are those of the one processor core that this
-process uses. Resumes where it was interrupted. Prints a table and one JSON line, and writes
+part of the best network alone, of the ensemble with EASE and the linear transition model, which
+join a teacher by default, and of the student of the recipe that learns from that ensemble (not with
+--no-students); the test part is not read. Seconds are those in which the networks were trained, on
+one thread. Resumes where it was interrupted. Prints a table and one JSON line, and writes
 both into `bench/results/` (`teachers-NAME.md`).
 """
 
@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import time
 from pathlib import Path
 
 import msgspec
@@ -32,32 +31,45 @@ from distilrec.labels.extract import extract_labels
 from distilrec.networks.recurrent import RecurrentConfig
 from distilrec.networks.transformer import TransformerConfig
 from distilrec.runs.config import RunConfig, read_config
-from distilrec.teachers.build import NetworkConfig, join_closed_form
+from distilrec.teachers.build import (
+    EnsembleConfig,
+    MemberConfig,
+    TeacherConfig,
+    make_teacher,
+    with_closed_form,
+)
+from distilrec.teachers.ensemble import single_teachers
 from distilrec.teachers.teacher import ModelTeacher
 from distilrec.training.options import RunOptions, TrainingConfig
-from distilrec.training.trained import train_model
 from distilrec.training.validation import validation_ndcg
 
 _USUAL = TrainingConfig()
 _FAST = msgspec.structs.replace(_USUAL, learning_rate=4e-3)
-CANDIDATES: dict[str, tuple[NetworkConfig, TrainingConfig]] = {
+_TRANSFORMER = MemberConfig(TransformerConfig())
+_RECURRENT = MemberConfig(RecurrentConfig(dim=64, scales=4, dropout=0.3), _FAST)
+CANDIDATES: dict[str, tuple[TeacherConfig, TrainingConfig]] = {
     "transformer": (TransformerConfig(), _USUAL),
     "recurrent-64": (RecurrentConfig(dim=64, scales=4, dropout=0.3), _USUAL),
     "recurrent-64-fast": (RecurrentConfig(dim=64, scales=4, dropout=0.3), _FAST),
     "recurrent-96": (RecurrentConfig(dim=96, scales=4, dropout=0.3), _USUAL),
-    "recurrent-96-half": (RecurrentConfig(dim=96, scales=4, dropout=0.5), _USUAL),
+    "both": (EnsembleConfig((_TRANSFORMER, _RECURRENT)), _USUAL),
+    "three-recurrent": (EnsembleConfig((MemberConfig(_RECURRENT.model, _FAST, seeds=3),)), _USUAL),
+    "both-three": (
+        EnsembleConfig((_TRANSFORMER, MemberConfig(_RECURRENT.model, _FAST, seeds=3))),
+        _USUAL,
+    ),
 }
 
 
 class Found(msgspec.Struct, frozen=True):
-    """What one training gave. seconds: of the network; epoch: the one that is kept; student: None
-    where there is none.
+    """What one training gave. seconds: of its networks; epochs: those that are kept; student:
+    None where there is none.
     """
 
     alone: float
     joined: float
     seconds: float
-    epoch: int
+    epochs: list[int]
     student: float | None = None
 
 
@@ -92,12 +104,17 @@ def main() -> None:
 def _trained(
     config: RunConfig, dataset: Dataset, folder: Path, name: str, seed: int, student: bool
 ) -> Found:
-    network, training = CANDIDATES[name]
-    options = RunOptions(checkpoint=folder / f"unfinished-{name}-{seed}")
-    begun = time.process_time()
-    trained = train_model(network, dataset, training, seed=seed, options=options)
-    seconds = time.process_time() - begun
-    teacher = join_closed_form(ModelTeacher(trained), dataset, folder / "closed-form", seed=0)
+    candidate, training = CANDIDATES[name]
+    teacher = make_teacher(
+        with_closed_form(candidate, None, dataset.info.warm_items),
+        dataset,
+        training,
+        folder / f"teacher-{name}-{seed}",
+        seed=seed,
+    )
+    networks = [
+        member.trained for member in single_teachers(teacher) if isinstance(member, ModelTeacher)
+    ]
     joined, learned = validation_ndcg(teacher, dataset), None
     if student:
         labels = extract_labels(
@@ -117,7 +134,13 @@ def _trained(
             seed=seed,
             options=RunOptions(checkpoint=folder / f"unfinished-student-{name}-{seed}"),
         ).best_ndcg
-    return Found(trained.best_ndcg, joined, seconds, trained.record.best_epoch, learned)
+    return Found(
+        max(network.best_ndcg for network in networks),
+        joined,
+        sum(network.seconds for network in networks),
+        [network.record.best_epoch for network in networks],
+        learned,
+    )
 
 
 def _write_results(name: str, found: dict[str, list[Found]]) -> None:
@@ -125,7 +148,7 @@ def _write_results(name: str, found: dict[str, list[Found]]) -> None:
         f"{name}, NDCG@10 on the validation part; joined is with EASE and the linear "
         "model, student what learns from that",
         "",
-        "| teacher | alone | by seed | joined | by seed | student | by seed | epochs | CPU s |",
+        "| teacher | alone | by seed | joined | by seed | student | by seed | epochs | seconds |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for which, seeds in found.items():
@@ -136,7 +159,7 @@ def _write_results(name: str, found: dict[str, list[Found]]) -> None:
         for values in (alone, joined, students):
             mean = f"{np.mean(values):.4f}" if values else ""
             cells += [mean, ", ".join(f"{value:.4f}" for value in values)]
-        cells.append(", ".join(str(seed.epoch) for seed in seeds))
+        cells.append("; ".join(", ".join(map(str, seed.epochs)) for seed in seeds))
         cells.append(f"{np.mean([seed.seconds for seed in seeds]):.0f}")
         lines.append(f"| {' | '.join(cells)} |")
     table = "\n".join(lines)
