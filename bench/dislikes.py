@@ -35,8 +35,9 @@ from distilrec.measure.ranking import Questions, questions, rank
 from distilrec.measure.statistics import bootstrap, paired_difference
 from distilrec.networks.sequence import TorchScorer
 from distilrec.runs.config import DataConfig, RunConfig
+from distilrec.runs.teachers import chosen_teacher
 from distilrec.teachers.build import make_teacher
-from distilrec.training.options import RunOptions
+from distilrec.training.options import RunOptions, TrainingConfig
 from distilrec.training.trained import TrainedModel, load_model, save_model, train_model
 
 RESULTS = Path(__file__).parent / "results"
@@ -113,9 +114,8 @@ class Variant:
 
     def _distilled(self, seed: int, options: RunOptions) -> TrainedModel:
         config, data = self.config, self.dataset
-        teacher = make_teacher(
-            config.teacher, data, config.teacher_training, self.folder / "teacher", seed=0
-        )
+        chosen, training = chosen_teacher(config, data.info)
+        teacher = make_teacher(chosen, data, training, self.folder / "teacher", seed=0)
         labels = extract_labels(teacher, data, self.folder / "labels", config.labels, seed=0)
         return distill_model(
             config.student,
@@ -159,7 +159,7 @@ def variants(arguments: argparse.Namespace) -> list[Variant]:
         config = msgspec.structs.replace(
             config,
             student_training=msgspec.structs.replace(config.student_training, **few),
-            teacher_training=msgspec.structs.replace(config.teacher_training, **few),
+            teacher_training=TrainingConfig(**few),
         )
     epochs = config.student_training.epochs
     folder = arguments.folder / (

@@ -34,6 +34,7 @@ from distilrec.measure.ranking import Scorer, questions, rank
 from distilrec.measure.statistics import bootstrap, paired_difference
 from distilrec.networks.sequence import TorchScorer
 from distilrec.runs.config import RunConfig, read_config
+from distilrec.runs.teachers import chosen_teacher
 from distilrec.teachers.build import make_teacher, with_closed_form
 from distilrec.training.trained import TrainedModel, load_model, save_model, train_model
 
@@ -104,10 +105,11 @@ class Rate:
     def __init__(self, config: RunConfig, log: pl.DataFrame, rate: float, folder: Path) -> None:
         self._config, self._folder = config, folder / f"{config.data.name}-{rate:g}"
         self.data = prepared(config, noisy(log, rate, seed=1))
+        teacher, training = chosen_teacher(config, self.data.info)
         self.teacher = make_teacher(
-            with_closed_form(config.teacher, config.closed_form, self.data.info.warm_items),
+            with_closed_form(teacher, config.closed_form, self.data.info.warm_items),
             self.data,
-            config.teacher_training,
+            training,
             self._folder / "teacher",
             seed=0,
         )

@@ -40,6 +40,7 @@ from distilrec.labels.store import LabelStore
 from distilrec.networks.batches import Batch
 from distilrec.networks.sequence import TorchScorer
 from distilrec.runs.config import RunConfig, read_config
+from distilrec.runs.teachers import chosen_teacher
 from distilrec.teachers.build import TeacherConfig, make_teacher, with_closed_form
 from distilrec.teachers.ease import EaseTeacher
 from distilrec.teachers.ensemble import EnsembleTeacher
@@ -119,8 +120,9 @@ def main() -> None:
         else read_config(arguments.config)
     )
     run, dataset = runs.prepare(config, arguments.folder, runs.Lines())
-    members = with_closed_form(config.teacher, config.closed_form, dataset.info.warm_items)
-    own = make_teacher(members, dataset, config.teacher_training, run.folder / "teacher", seed=0)
+    teacher, training = chosen_teacher(config, dataset.info)
+    members = with_closed_form(teacher, config.closed_form, dataset.info.warm_items)
+    own = make_teacher(members, dataset, training, run.folder / "teacher", seed=0)
     teachers: dict[str, Teacher] = {OWN: own}
     for folds in arguments.folds:
         fold = np.random.default_rng(0).permutation(dataset.users) % folds
@@ -155,7 +157,8 @@ def _folded(
     for number in range(fold.max() + 1):
         others = dataset.with_training_users(fold != number)
         place = folder / f"fold-{number}"
-        teachers.append(make_teacher(model, others, config.teacher_training, place, seed=0))
+        _, training = chosen_teacher(config, dataset.info)
+        teachers.append(make_teacher(model, others, training, place, seed=0))
     return FoldedTeacher(teachers, fold)
 
 

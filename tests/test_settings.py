@@ -33,7 +33,7 @@ MEMBER = '[teacher]\nkind = "ensemble"\n[[teacher.members]]\nmodel = '
         (MEMBER + "{dim = 3}", r"there is no `kind` in \[teacher.members.model\]", "set it to one of: transformer, dnn"),
         ("[student]\ndm = 3", r"there is no key `dm` in \[student\]", "did you mean `dim`"),
         ("[student]\nhidden = 3", r"no key `hidden` in \[student\] of the kind that it has by", 'set kind = "mlp", which'),
-        ('[teacher]\nfile = "a.csv"', r"no key `file` in \[teacher\] of the kind", 'set kind = "scores", which has it'),
+        ('[teacher]\nfile = "a.csv"', r"there is no `kind` in \[teacher\]", "set it to one of: transformer, dnn, recurrent"),
         ('[teacher]\nkind = "trans"', "teacher.kind is 'trans'", "use one of: transformer, dnn, recurrent, linear"),
         ('[teacher]\nkind = "dnn"\nhiden = 3', r"no key `hiden` in \[teacher\]", "did you mean `hidden`"),
         ('[teacher]\nkind = "dnn"\nheads = 3', r"no key `heads` in \[teacher\]", "there are: dim, hidden, layers, dropout,"),
@@ -57,16 +57,14 @@ def test_a_mistake_is_named_with_its_place_and_what_could_be_there(text, message
 
 def test_a_section_without_a_kind_is_of_the_kind_of_the_defaults(tmp_path):
     path = tmp_path / "my.toml"
-    path.write_text('data.interactions = "log.csv"\n[student]\ndim = 8\n[teacher]\nlayers = 3\n')
+    path.write_text('data.interactions = "log.csv"\n[student]\ndim = 8\n')
     config = read_config(path)
     assert config.student == RecurrentConfig(dim=8)
-    assert config.teacher == TransformerConfig(layers=3)
     path.write_text('data.interactions = "log.csv"\n[student]\n[teacher]\nkind = "dnn"\n')
     config = read_config(path)
     assert config.student == RecurrentConfig()
     assert config.teacher == DnnConfig()
-    defaults = RunConfig(config.data)
-    assert (type(defaults.student), type(defaults.teacher)) == (RecurrentConfig, TransformerConfig)
+    assert type(RunConfig(config.data).student) is RecurrentConfig
 
 
 def test_files_that_cannot_be_read(tmp_path):

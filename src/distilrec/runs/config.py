@@ -26,7 +26,6 @@ from distilrec.export.search import BundleConfig
 from distilrec.labels.extract import LabelConfig
 from distilrec.networks.build import StudentConfig, student_class
 from distilrec.networks.recurrent import RecurrentConfig
-from distilrec.networks.transformer import TransformerConfig
 from distilrec.privacy.accounting import PrivateTrainingConfig
 from distilrec.settings import (
     Count,
@@ -200,10 +199,14 @@ class RunConfig(Settings, frozen=True):
     """What counts as noise in the log."""
     split: Split = Split()
     """Which events are for training, validation and test."""
-    teacher: TeacherConfig = TransformerConfig()
-    """The model that the student learns from."""
-    teacher_training: TrainingConfig = TrainingConfig()
-    """How the teacher's networks are trained."""
+    teacher: TeacherConfig | None = None
+    """The model that the student learns from; by default a transformer, and a recurrent network
+    where the log has repeats or no order.
+    """
+    teacher_training: TrainingConfig | None = None
+    """How the teacher's networks are trained. Without the section as its defaults say, and with a
+    learning rate of 4e-3 where the recurrent network is the teacher by default.
+    """
     closed_form: bool | None = None
     """Whether EASE and the linear transition model join the teacher, as an ensemble; by default
     they join one that is trained here, up to 100,000 items, and not one of your own.
@@ -298,7 +301,7 @@ def _source_in(
     return source if is_remote(source) else str((folder / source).resolve())
 
 
-def _absolute(teacher: TeacherConfig, folder: Path) -> TeacherConfig:
+def _absolute(teacher: TeacherConfig | None, folder: Path) -> TeacherConfig | None:
     """Return the same teacher with the paths of its files relative to the configuration file made
     absolute.
     """

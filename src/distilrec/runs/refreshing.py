@@ -55,7 +55,7 @@ from distilrec.runs.own_source import OwnSource
 from distilrec.runs.places import Places
 from distilrec.runs.source import name_of, source_of, with_files
 from distilrec.runs.stages import distill_student, export, prepare, record_training
-from distilrec.runs.teachers import train_teacher
+from distilrec.runs.teachers import chosen_teacher, train_teacher
 from distilrec.runs.upkeep import gate
 from distilrec.teachers.build import EnsembleConfig
 from distilrec.teachers.remembering import RememberingTeacher
@@ -343,7 +343,7 @@ def _refreshed(
 ) -> Refreshed:
     """Return what came of the training and the measurement of a generation that was begun."""
     run, dataset = prepare(
-        _config(before, target),
+        _config(before, was, target),
         target.folder,
         target.progress,
         target.workers,
@@ -427,8 +427,11 @@ def changed_users(was: Dataset, now: Dataset) -> NDArray[np.bool_]:
     )
 
 
-def _config(before: Run, target: Run) -> RunConfig:
-    """Return the configuration of a generation, whose log is a folder of its own."""
+def _config(before: Run, was: Dataset, target: Run) -> RunConfig:
+    """Return the configuration of a generation, whose log is a folder of its own, and whose teacher
+    is of the kind of the one before, also where the log has got its first repeat.
+    """
+    teacher, training = chosen_teacher(before.config, was.info)
     data = with_files(before.config.data)
     data = msgspec.structs.replace(
         data,
@@ -437,16 +440,18 @@ def _config(before: Run, target: Run) -> RunConfig:
         name=name_of(data),
         erased_users_must_exist=False,
     )
-    return msgspec.structs.replace(before.config, data=data)
+    return msgspec.structs.replace(
+        before.config, data=data, teacher=teacher, teacher_training=training
+    )
 
 
 def _shortened(config: RunConfig) -> RunConfig:
     """Return a configuration whose trainings are as short as a refresh."""
-    how, teacher = config.refresh, config.teacher
+    how, teacher, training = config.refresh, config.teacher, config.teacher_training
 
-    def short(training: TrainingConfig, epochs: int) -> TrainingConfig:
-        rate = min(training.learning_rate * how.learning_rate, training.learning_rate)
-        return msgspec.structs.replace(training, epochs=epochs, learning_rate=rate)
+    def short(whole: TrainingConfig, epochs: int) -> TrainingConfig:
+        rate = min(whole.learning_rate * how.learning_rate, whole.learning_rate)
+        return msgspec.structs.replace(whole, epochs=epochs, learning_rate=rate)
 
     if isinstance(teacher, EnsembleConfig):
         members = [
@@ -459,7 +464,7 @@ def _shortened(config: RunConfig) -> RunConfig:
     return msgspec.structs.replace(
         config,
         teacher=teacher,
-        teacher_training=short(config.teacher_training, how.teacher_epochs),
+        teacher_training=training and short(training, how.teacher_epochs),
         student_training=short(config.student_training, how.epochs),
     )
 

@@ -6,8 +6,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from distilrec.data.dataset import Dataset
+from distilrec.data.dataset import Dataset, DatasetInfo
+from distilrec.networks.recurrent import RecurrentConfig
+from distilrec.networks.transformer import TransformerConfig
 from distilrec.runs.artifact import measured_stage
+from distilrec.runs.config import RunConfig
 from distilrec.runs.folder import Run
 from distilrec.runs.places import TEACHER
 from distilrec.teachers.build import (
@@ -22,16 +25,31 @@ from distilrec.teachers.build import (
 from distilrec.teachers.ensemble import EnsembleTeacher
 from distilrec.teachers.external import UserScores
 from distilrec.teachers.teacher import Teacher
+from distilrec.training.options import TrainingConfig
 from distilrec.training.trained import Earlier
 from distilrec.training.validation import validation_ndcg
+
+# The teacher where the log has repeats or no order; it was compared in docs/experiments.md
+_RECURRENT = RecurrentConfig(dim=64, scales=4, dropout=0.3)
+_RECURRENT_TRAINING = TrainingConfig(learning_rate=4e-3)
+
+
+def chosen_teacher(config: RunConfig, info: DatasetInfo) -> tuple[TeacherConfig, TrainingConfig]:
+    """Return the teacher of a configuration without the members in closed form that join it, and
+    how its networks are trained; what the configuration leaves open depends on the log.
+    """
+    given, training = config.teacher, config.teacher_training
+    if given is not None or (info.order == "time" and not info.repeats):
+        return given or TransformerConfig(), training or TrainingConfig()
+    return _RECURRENT, training or _RECURRENT_TRAINING
 
 
 def teacher_config(run: Run, dataset: Dataset) -> TeacherConfig:
     """Return the teacher that is trained for this data: the one of the configuration, and the
     members in closed form that join it.
     """
-    items = dataset.info.warm_items
-    return with_closed_form(run.config.teacher, run.config.closed_form, items)
+    teacher, _ = chosen_teacher(run.config, dataset.info)
+    return with_closed_form(teacher, run.config.closed_form, dataset.info.warm_items)
 
 
 def train_teacher(run: Run, dataset: Dataset, earlier: Earlier | None = None) -> Teacher:
@@ -40,11 +58,12 @@ def train_teacher(run: Run, dataset: Dataset, earlier: Earlier | None = None) ->
     earlier: the teacher of the run before, with which a refresh begins.
     """
     folder, config = run.places.teacher, teacher_config(run, dataset)
+    _, training = chosen_teacher(run.config, dataset.info)
     with measured_stage(run, "teacher", teacher_records(config, folder)) as stage:
         teacher = make_teacher(
             config,
             dataset,
-            run.config.teacher_training,
+            training,
             folder,
             seed=run.teacher_seed,
             options=replace(run.options, checkpoint=run.places.checkpoint(TEACHER)),

@@ -1,0 +1,59 @@
+"""Which teacher a run has where its configuration names none."""
+
+from __future__ import annotations
+
+import msgspec
+import polars as pl
+import pytest
+
+from distilrec import runs
+from distilrec.networks.recurrent import RecurrentConfig
+from distilrec.networks.transformer import TransformerConfig
+from distilrec.report.gate import Thresholds
+from distilrec.runs.config import DataConfig, RunConfig
+from distilrec.runs.refreshing import refresh
+from distilrec.runs.teachers import chosen_teacher
+from distilrec.teachers.linear import LinearConfig
+from distilrec.training.options import TrainingConfig
+from tests.small_run import dataset, small_config, write_tables
+
+SHORT = TrainingConfig(epochs=1)
+
+
+@pytest.mark.parametrize(
+    ("order", "repeats", "kind"),
+    [
+        ("time", False, TransformerConfig),
+        ("time", True, RecurrentConfig),
+        ("none", False, RecurrentConfig),
+    ],
+)
+def test_it_depends_on_the_log(order, repeats, kind):
+    info = msgspec.structs.replace(dataset().info, order=order, repeats=repeats)
+    config = RunConfig(DataConfig(dataset="ml-100k"))
+    teacher, training = chosen_teacher(config, info)
+    assert type(teacher) is kind
+    rate = 4e-3 if kind is RecurrentConfig else TrainingConfig().learning_rate
+    assert training == TrainingConfig(learning_rate=rate)
+    given = msgspec.structs.replace(config, teacher_training=SHORT)
+    assert chosen_teacher(given, info) == (teacher, SHORT)
+    given = msgspec.structs.replace(config, teacher=LinearConfig())
+    assert chosen_teacher(given, info) == (LinearConfig(), TrainingConfig())
+
+
+@pytest.mark.slow
+def test_a_refresh_keeps_it_where_the_log_gets_its_first_repeat(tmp_path):
+    write_tables(tmp_path)
+    log = pl.read_csv(tmp_path / "log.csv")
+    log.unique(["user_id", "item_id"], keep="first", maintain_order=True).write_csv(
+        tmp_path / "log.csv"
+    )
+    config = msgspec.structs.replace(small_config(tmp_path), teacher=None, teacher_training=SHORT)
+    runs.run_all(config, tmp_path / "run")
+    assert not runs.open_data(runs.open_run(tmp_path / "run")).info.repeats
+    again = log.tail(60).with_columns(pl.col("timestamp") + 1_000_000)
+    done = refresh(tmp_path / "run", again, thresholds=Thresholds(size={"bytes": 1e9}))
+    assert done is not None
+    made = runs.open_run(tmp_path / "run/generations/1")
+    assert runs.open_data(made).info.repeats
+    assert made.config.teacher == TransformerConfig() and made.config.teacher_training == SHORT
