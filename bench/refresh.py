@@ -6,10 +6,11 @@
 --config is the recipe, with a public data set or with files; what a recipe in `examples/` makes its
 tables of is read where these are missing. The log is cut in time: the newest days, each about this
 share of all rows, come one after the other, and the run begins with what is before them; rows of
-the same time stay together. Each day the models are asked about the test part of that day, the
-newest 5% of the log so far: the refreshed bundle (`distilrec refresh`, which begins with that of
-the day before), the bundle of the beginning ("nothing"), and each --full-every days a bundle that
-is trained from fresh weights on the same data. Gate or not, each refresh counts.
+the same time stay together, and where two days would begin with the same time they are one. Each
+day the models are asked about the test part of that day, the newest 5% of the log so far: the
+refreshed bundle (`distilrec refresh`, which begins with that of the day before), the bundle of the
+beginning ("nothing"), and each --full-every days a bundle that is trained from fresh weights on the
+same data. Gate or not, each refresh counts.
 
 The rates are paired by user, with 95% intervals; over all days together each user counts once, with
 the mean of the days that ask the user. Seconds are those of a processor core that this process
@@ -118,7 +119,7 @@ def _cut(
     data = msgspec.structs.replace(config.data, interactions=str(path), name=name_of(config.data))
     return (
         msgspec.structs.replace(config, data=data),
-        [log.slice(a, b - a) for a, b in pairwise(cuts)],
+        [log.slice(a, b - a) for a, b in pairwise(cuts) if a < b],
     )
 
 
