@@ -197,6 +197,12 @@ class Dataset:
         """Return the user of every row, (rows,)."""
         return groups_of(self.offsets)
 
+    def tied_events(self) -> int:
+        """Return how many training events have the same time as the one before of their user."""
+        rows = self.training_rows()
+        same = [np.diff(of[rows]) == 0 for of in (self.times, self.user_rows())]
+        return int((same[0] & same[1]).sum())
+
     def is_training(self) -> NDArray[np.bool_]:
         """Return which rows are training rows, (rows,)."""
         return np.arange(len(self.items)) < np.repeat(self.train_end, np.diff(self.offsets))

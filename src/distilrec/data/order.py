@@ -23,8 +23,9 @@ from distilrec.errors import ConfigError
 from distilrec.workers import Workers, write_whole
 
 WantedOrder = Literal["auto", "time", "none"]
-Order = Literal["time", "none"]
-Ties = Literal["rows", "shuffled"]
+Order = Literal["time", "ties", "none"]
+"""Of the events of a user: in time, in time but for those at the same time, or none."""
+Ties = Literal["rows", "shuffled", "unordered"]
 NEARLY_ALL = 0.95
 """Share of the users with several events whose times must all be equal for "auto" to find no
 order."""
@@ -111,9 +112,9 @@ def check_order(order: Order, split: Split, draw: int, ties: str) -> None:
             "the order of time",
             parameter="split.kind",
         )
-    if order == "none" and ties == "shuffled":
+    if order == "none" and ties != "rows":
         raise ConfigError(
-            'data.ties is "shuffled", but no order of the events is known: that of all of them is '
+            f'data.ties is "{ties}", but no order of the events is known: that of all of them is '
             "drawn",
             fix="leave data.ties out; data.draw chooses another order",
             parameter="data.ties",
@@ -172,6 +173,7 @@ def _draw_part(task: _Drawing, number: int) -> None:
 def shuffle_ties(
     clean: CleanLog,
     draw: int,
+    ties: Ties,
     *,
     timed: bool,
     workers: Workers,
@@ -180,12 +182,12 @@ def shuffle_ties(
     """Put events of a user at the same time into a drawn order, in the files of a clean log; return
     what a report should say of it.
 
-    draw: each one is another order. timed: whether the log has a column of times. Raises
-    ConfigError where it has none.
+    draw: each one is another order. ties: why it is done. timed: whether the log has a column of
+    times. Raises ConfigError where it has none.
     """
     if not timed:
         raise ConfigError(
-            'data.ties is "shuffled", but the log has no column of times: no events share one',
+            f'data.ties is "{ties}", but the log has no column of times: no events share one',
             fix="leave data.ties out, or name the column of times in data.schema.timestamp",
             parameter="data.ties",
         )
@@ -196,7 +198,8 @@ def shuffle_ties(
         on_step(done, len(parts))
     return (
         f"{tied:,} of {sum(clean.rows):,} events share their time with another one of the same "
-        f'user: their order is drawn (data.ties is "shuffled", draw {draw})'
+        f'user: their order is drawn (data.ties is "{ties}", draw {draw})'
+        + (", and is another one in each epoch" if ties == "unordered" else "")
     )
 
 

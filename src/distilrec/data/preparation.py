@@ -31,6 +31,7 @@ from distilrec.data.kept import keep_log
 from distilrec.data.lines import TextFormat
 from distilrec.data.order import (
     FoundOrder,
+    Order,
     Ties,
     WantedOrder,
     check_order,
@@ -232,9 +233,12 @@ def _in_order(
 
     if found.order == "none":
         draw_order(clean, choices.draw, timed=timed, workers=workers, on_step=on_step)
-    elif choices.ties == "shuffled":
-        note = shuffle_ties(clean, choices.draw, timed=timed, workers=workers, on_step=on_step)
-        found = FoundOrder(found.order, (*found.notes, note))
+    elif choices.ties != "rows":
+        note = shuffle_ties(
+            clean, choices.draw, choices.ties, timed=timed, workers=workers, on_step=on_step
+        )
+        order: Order = "ties" if choices.ties == "unordered" else found.order
+        found = FoundOrder(order, (*found.notes, note))
     return found
 
 

@@ -66,8 +66,8 @@ class LabelConfig(Settings, frozen=True):
     """Whether labels cover items without training rows, which the teacher knows by their features.
     """
     orders: Count = 4
-    """Number of random orders of the histories with labels, for a log without order; the epochs use
-    them in turn.
+    """Number of random orders of the histories with labels, for a log without order, also without
+    one of the events at the same time; the epochs use them in turn.
     """
 
 
@@ -156,7 +156,7 @@ def _manifest(
             parameter="labels.states",
         )
     items = dataset.catalogue_size if config.cold_items else dataset.info.warm_items
-    without_order = dataset.info.order == "none" and not teacher.per_user
+    without_order = dataset.info.order != "time" and not teacher.per_user
     orders = config.orders if without_order else 0
     return LabelManifest(
         teacher.identity,

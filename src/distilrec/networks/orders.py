@@ -1,5 +1,6 @@
 """The orders in which trainings read the histories of a log without order: another one each time,
-so that models learn from sets of events.
+so that models learn from sets of events; where only those at the same time have none, from sets of
+these.
 
 A log with an order keeps it, always.
 """
@@ -68,11 +69,13 @@ def _ordered(dataset: Dataset, seed: int, order: int) -> Ordered:
 
 
 def shuffled_rows(dataset: Dataset, rng: np.random.Generator) -> NDArray[np.int64]:
-    """Return which row stands at each place when the training rows of each user are shuffled,
-    (rows,); the others stay where they are.
+    """Return which row stands at each place when the training rows of each user are shuffled, or
+    those at the same time among each other where they have an order otherwise, (rows,); the others
+    stay where they are.
     """
     rows = np.arange(len(dataset.items))
     training = np.flatnonzero(dataset.is_training())
     drawn = rng.random(len(training))
-    rows[training] = training[np.lexsort((drawn, dataset.user_rows()[training]))]
+    times = dataset.times[training] if dataset.info.order == "ties" else np.zeros(len(training))
+    rows[training] = training[np.lexsort((drawn, times, dataset.user_rows()[training]))]
     return rows

@@ -98,8 +98,9 @@ class DataConfig(Settings, frozen=True):
     is another one.
     """
     ties: Ties = "rows"
-    """The order of a user's events at the same time: that of the rows, or a drawn one ("shuffled"),
-    to see how much a result owes to the order of the rows.
+    """The order of a user's events at the same time: that of the rows; a drawn one ("shuffled"),
+    to see how much a result owes to the order of the rows; or none ("unordered"), as in a basket
+    that is paid for as a whole: it is drawn, and each epoch of a training draws another one.
     """
     checks: tuple[DataCheck, ...] = ()
     """What must hold for the tables."""

@@ -56,6 +56,9 @@ from distilrec.training.trained import SAVED, TrainedModel, load_model
 from distilrec.training.warm import Start
 from distilrec.workers import Workers
 
+MANY_TIES = 0.5
+"""Share of training rows with the time of the one before from which on a run speaks of them."""
+
 
 def run_all(
     config: RunConfig,
@@ -150,6 +153,15 @@ def _say_prepared(run: Run, dataset: Dataset) -> None:
         f"{int(dataset.is_training().sum()):,} training rows, "
         f"split {dataset.info.split.kind}"
     )
+    if dataset.info.order != "time" or dataset.info.schema.timestamp is None:
+        return
+    rows, tied = len(dataset.training_rows()), dataset.tied_events()
+    if tied >= MANY_TIES * rows:
+        say(
+            f"{tied:,} of {rows:,} training rows have the same time as the one before of their "
+            "user: their order is that of the rows; where that means nothing, as in a basket, "
+            'ties = "unordered" in [data] may make every model better'
+        )
 
 
 def train_students(

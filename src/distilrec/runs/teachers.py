@@ -39,7 +39,7 @@ def chosen_teacher(config: RunConfig, info: DatasetInfo) -> tuple[TeacherConfig,
     how its networks are trained; what the configuration leaves open depends on the log.
     """
     given, training = config.teacher, config.teacher_training
-    if given is not None or (info.order == "time" and not info.repeats):
+    if given is not None or (info.order != "none" and not info.repeats):
         return given or TransformerConfig(), training or TrainingConfig()
     return _RECURRENT, training or _RECURRENT_TRAINING
 
