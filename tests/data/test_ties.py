@@ -15,6 +15,7 @@ from distilrec.data.schema import Schema
 from distilrec.errors import ConfigError
 from distilrec.runs.config import DataConfig, RunConfig, read_config
 from distilrec.runs.folder import choices_of
+from tests.small_run import Said
 
 SCHEMA = Schema(timestamp="timestamp", event_type="kind")
 EVENTS = st.lists(
@@ -140,6 +141,10 @@ def test_the_note_counts_the_ties():
         "80 of 100 events share their time with another one of the same user: their order is drawn "
         '(data.ties is "shuffled", draw 2)'
     )
+    unordered = prepare_dataset(many_ties(20), Schema(timestamp="timestamp"), ties="unordered")
+    assert unordered.info.notes[0].endswith(
+        '(data.ties is "unordered", draw 0), and is another one in each epoch'
+    )
     plain = prepare_dataset(many_ties(20), Schema(timestamp="timestamp"))
     assert not any("ties" in note for note in plain.info.notes)
 
@@ -149,7 +154,7 @@ def test_ties_need_times_and_an_order():
     with pytest.raises(ConfigError, match="the log has no column of times: no events share one"):
         prepare_dataset(untimed, Schema(), order="time", ties="shuffled")
     with pytest.raises(ConfigError, match="no order of the events is known: that of all of them"):
-        prepare_dataset(untimed, Schema(), ties="shuffled")
+        prepare_dataset(untimed, Schema(), ties="unordered")
     with pytest.raises(ConfigError, match="data.ties is 'random'"):
         prepare_dataset(untimed, Schema(), ties="random")
     with pytest.raises(ConfigError, match="data.draw is 1, but the events have an order") as caught:
@@ -162,6 +167,7 @@ def test_ties_need_times_and_an_order():
     [
         ('ties = "random"', "ties"),
         ('order = "none"\nties = "shuffled"', "no order of the events is known"),
+        ('order = "none"\nties = "unordered"', 'data.ties is "unordered", but no order'),
         ('order = "time"\ndraw = 1\nties = "rows"', "data.draw is 1"),
     ],
 )
@@ -186,3 +192,15 @@ def test_a_run_is_prepared_with_shuffled_ties_and_says_so(tmp_path):
 def test_data_that_were_prepared_before_there_was_a_choice_are_still_opened():
     config = RunConfig(DataConfig(interactions="log.csv"))
     assert choices_of(config) == "57310b09f0821fed3facbe70728644c95a020a5b977a0615b21e19028168ef5b"
+
+
+@pytest.mark.parametrize(("ties", "speaks"), [("rows", True), ("unordered", False)])
+def test_a_run_speaks_of_many_ties_whose_order_is_that_of_the_rows(ties, speaks, tmp_path):
+    many_ties(20).write_csv(tmp_path / "log.csv")
+    timed = DataConfig(
+        interactions=str(tmp_path / "log.csv"), schema=Schema(timestamp="timestamp"), ties=ties
+    )
+    said = Said()
+    _, dataset = runs.prepare(RunConfig(timed), tmp_path / "run", said)
+    assert dataset.info.order == ("time" if ties == "rows" else "ties")
+    assert any('ties = "unordered" in [data]' in line for line in said.lines) == speaks

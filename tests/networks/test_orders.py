@@ -43,6 +43,20 @@ def unordered():
     return prepare_dataset(log, Schema())
 
 
+@pytest.fixture(scope="module")
+def baskets():
+    """Of each user three visits, of which each has one time."""
+    rng = np.random.default_rng(0)
+    rows = [
+        (f"u{user}", f"i{item}", 1_000.0 * visit)
+        for user in range(30)
+        for visit in range(3)
+        for item in rng.choice(25, rng.integers(2, 7), replace=False)
+    ]
+    log = pl.DataFrame(rows, schema=["user_id", "item_id", "timestamp"], orient="row")
+    return prepare_dataset(log, Schema(timestamp="timestamp"), ties="unordered")
+
+
 class HistoryTeacher:
     """Expects items that follow from the last two items of the history and from its length."""
 
@@ -84,6 +98,31 @@ def test_an_order_is_a_permutation_of_the_training_rows_of_each_user(unordered, 
     assert (ordered.dataset.events == unordered.events[ordered.keys]).all()
     again = Orders(seed).of_epoch(unordered, epoch)
     assert (again.keys == ordered.keys).all()
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), epoch=st.integers(1, 1000))
+def test_only_events_at_the_same_time_change_places(baskets, seed, epoch):
+    assert baskets.info.order == "ties"
+    keys = Orders(seed).of_epoch(baskets, epoch).keys
+    rows = np.arange(len(baskets.items))
+    assert (np.sort(keys) == rows).all() and (keys != rows).any()
+    assert (baskets.user_rows()[keys] == baskets.user_rows()).all()
+    assert (baskets.times[keys] == baskets.times).all()
+    assert (keys[~baskets.is_training()] == rows[~baskets.is_training()]).all()
+
+
+def test_labels_of_baskets_know_several_orders(baskets, tmp_path):
+    config, orders = LabelConfig(5, 5, orders=3), Orders(3, 3)
+    labels = extract_labels(HistoryTeacher(), baskets, tmp_path, config, seed=3)
+    assert labels.manifest.orders == 3
+    for epoch in range(1, 5):
+        ordered = orders.of_epoch(baskets, epoch)
+        at = torch.from_numpy(ordered.keys[baskets.training_rows()])
+        assert len(labels.at(at).top_items) == len(at)
+    distill_model(
+        STUDENT, baskets, [labels], TRAINING, DistillationConfig(), seed=0, options=RunOptions()
+    )
 
 
 def test_each_epoch_and_each_seed_has_an_order_of_its_own(unordered):
