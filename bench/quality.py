@@ -16,8 +16,9 @@ configuration, the epoch of each model is chosen on validation; the test part is
 Prints a table, the paired differences and one JSON line, and writes both into `bench/results/`.
 A log without order has other held-out events with --draw 1, --draw 2 and so on, whose results are
 `draw-1-NAME.md`: whether a figure depends on which events were drawn. With --ties shuffled the
-events of a user at the same time are in a drawn order, in place of that of the log's rows; the
-results are `ties-shuffled-NAME.md`, and --draw draws other orders.
+events of a user at the same time are in a drawn order, in place of that of the log's rows, and with
+--ties unordered in another one in each epoch; the results are `ties-shuffled-NAME.md` and
+`ties-unordered-NAME.md`, and --draw draws other orders.
 `python bench/summary.py` puts all data sets into one table.
 """
 
@@ -158,7 +159,7 @@ def main() -> None:
 
 def drawn_name(ties: str, draw: int) -> str:
     """Return what is drawn otherwise than usually, as a part of names; "" where nothing is."""
-    names = ("ties-shuffled" if ties == "shuffled" else "", f"draw-{draw}" if draw else "")
+    names = ("" if ties == "rows" else f"ties-{ties}", f"draw-{draw}" if draw else "")
     return "-".join(filter(None, names))
 
 
