@@ -13,7 +13,8 @@ that of seed 0; with --no-shared-teacher each seed has its own. With --processes
 trained side by side, each in a process with one thread; they are measured afterwards, one after
 the other. Students are measured through their exported bundles. Hyper-parameters are those of the
 configuration, the epoch of each model is chosen on validation; the test part is only read here.
-Prints a table, the paired differences and one JSON line, and writes both into `bench/results/`.
+Prints a table, the paired differences and one JSON line, and writes both into `bench/results/`
+(`quality-NAME.md`; after the configuration with --config).
 A log without order has other held-out events with --draw 1, --draw 2 and so on, whose results are
 `draw-1-NAME.md`: whether a figure depends on which events were drawn. With --ties shuffled the
 events of a user at the same time are in a drawn order, in place of that of the log's rows, and with
@@ -150,11 +151,21 @@ def main() -> None:
         found.validation,
         last,
         arguments.seeds,
-        drawn or "quality",
+        _file_name(arguments, comparison.dataset),
         shared=shared,
         context=context,
     )
     write_report(comparison, folder / "report.html")
+
+
+def _file_name(arguments: argparse.Namespace, dataset: str) -> str:
+    """Return what the files of the results are called: after a configuration that --config names,
+    so that they are apart from those of the summary.
+    """
+    drawn = drawn_name(arguments.ties, arguments.draw)
+    stem = "quality" if arguments.config is None else arguments.config.resolve().stem
+    own = stem if stem.endswith(dataset) else f"{stem}-{dataset}"
+    return f"{drawn}-{dataset if arguments.config is None else own}" if drawn else own
 
 
 def drawn_name(ties: str, draw: int) -> str:
@@ -251,7 +262,7 @@ def _write_results(
     validation: dict[str, list[float]],
     last: Last,
     seeds: int,
-    stem: str,
+    file: str,
     *,
     shared: bool,
     context: float,
@@ -283,8 +294,8 @@ def _write_results(
     )
     print("\n" + "\n".join(lines) + "\n\n" + line)
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{stem}-{name}.md").write_text("\n".join(lines) + "\n")
-    (RESULTS / f"{stem}-{name}.json").write_text(line + "\n")
+    (RESULTS / f"{file}.md").write_text("\n".join(lines) + "\n")
+    (RESULTS / f"{file}.json").write_text(line + "\n")
 
 
 def _bundle(run: runs.Run, name: str) -> Path:
