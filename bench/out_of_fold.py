@@ -153,11 +153,11 @@ def _folded(
     fold: NDArray[np.int64],
     folder: Path,
 ) -> FoldedTeacher:
+    _, training = chosen_teacher(config, dataset.info)
     teachers = []
     for number in range(fold.max() + 1):
         others = dataset.with_training_users(fold != number)
         place = folder / f"fold-{number}"
-        _, training = chosen_teacher(config, dataset.info)
         teachers.append(make_teacher(model, others, training, place, seed=0))
     return FoldedTeacher(teachers, fold)
 

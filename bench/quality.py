@@ -151,21 +151,22 @@ def main() -> None:
         found.validation,
         last,
         arguments.seeds,
-        _file_name(arguments, comparison.dataset),
+        _file_name(arguments.config, drawn, comparison.dataset),
         shared=shared,
         context=context,
     )
     write_report(comparison, folder / "report.html")
 
 
-def _file_name(arguments: argparse.Namespace, dataset: str) -> str:
+def _file_name(config: Path | None, drawn: str, dataset: str) -> str:
     """Return what the files of the results are called: after a configuration that --config names,
     so that they are apart from those of the summary.
     """
-    drawn = drawn_name(arguments.ties, arguments.draw)
-    stem = "quality" if arguments.config is None else arguments.config.resolve().stem
+    if config is None:
+        return f"{drawn or 'quality'}-{dataset}"
+    stem = config.resolve().stem
     own = stem if stem.endswith(dataset) else f"{stem}-{dataset}"
-    return f"{drawn}-{dataset if arguments.config is None else own}" if drawn else own
+    return f"{drawn}-{own}" if drawn else own
 
 
 def drawn_name(ties: str, draw: int) -> str:

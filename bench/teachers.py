@@ -45,19 +45,17 @@ from distilrec.training.validation import validation_ndcg
 
 _USUAL = TrainingConfig()
 _FAST = msgspec.structs.replace(_USUAL, learning_rate=4e-3)
-_TRANSFORMER = MemberConfig(TransformerConfig())
-_RECURRENT = MemberConfig(RecurrentConfig(dim=64, scales=4, dropout=0.3), _FAST)
+_RECURRENT = RecurrentConfig(dim=64, scales=4, dropout=0.3)
+_TRANSFORMER, _ONE = MemberConfig(TransformerConfig()), MemberConfig(_RECURRENT, _FAST)
+_THREE = MemberConfig(_RECURRENT, _FAST, seeds=3)
 CANDIDATES: dict[str, tuple[TeacherConfig, TrainingConfig]] = {
     "transformer": (TransformerConfig(), _USUAL),
-    "recurrent-64": (RecurrentConfig(dim=64, scales=4, dropout=0.3), _USUAL),
-    "recurrent-64-fast": (RecurrentConfig(dim=64, scales=4, dropout=0.3), _FAST),
+    "recurrent-64": (_RECURRENT, _USUAL),
+    "recurrent-64-fast": (_RECURRENT, _FAST),
     "recurrent-96": (RecurrentConfig(dim=96, scales=4, dropout=0.3), _USUAL),
-    "both": (EnsembleConfig((_TRANSFORMER, _RECURRENT)), _USUAL),
-    "three-recurrent": (EnsembleConfig((MemberConfig(_RECURRENT.model, _FAST, seeds=3),)), _USUAL),
-    "both-three": (
-        EnsembleConfig((_TRANSFORMER, MemberConfig(_RECURRENT.model, _FAST, seeds=3))),
-        _USUAL,
-    ),
+    "both": (EnsembleConfig((_TRANSFORMER, _ONE)), _USUAL),
+    "three-recurrent": (EnsembleConfig((_THREE,)), _USUAL),
+    "both-three": (EnsembleConfig((_TRANSFORMER, _THREE)), _USUAL),
 }
 
 
