@@ -1,7 +1,7 @@
 """Quality in time: models trained on what happened before a moment, asked about what came after.
 
     python bench/global_time.py [--dataset ml-100k] [--seeds 3] [--folder FOLDER] [--config FILE]
-        [--alone] [--time] [--ties rows] [--draw 0]
+        [--alone] [--time] [--ties HOW] [--draw 0]
 
 The recipes are those of `bench/quality.py`, with a split in time: the last tenth of all events is
 test, the tenth before it validation. Each event of the test period is asked for at its own time,
@@ -33,15 +33,16 @@ from quality import (
     ROOT,
     SETS,
     STUDENTS,
+    TIES,
     drawn_name,
     make_tables,
     seeds_of,
     trained_seed,
+    with_ties,
 )
 
 from distilrec import runs
 from distilrec.data.dataset import Dataset
-from distilrec.data.order import Ties
 from distilrec.data.splits import Split
 from distilrec.errors import ConfigError
 from distilrec.export.export import export_bundle, holds
@@ -68,7 +69,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--alone", action="store_true")
     parser.add_argument("--time", action="store_true")
-    parser.add_argument("--ties", default="rows", choices=get_args(Ties))
+    parser.add_argument("--ties", choices=TIES)
     parser.add_argument("--draw", type=int, default=0)
     arguments = parser.parse_args()
     if arguments.seeds < 1:
@@ -79,7 +80,7 @@ def main() -> None:
     name = arguments.dataset if arguments.config is None else arguments.config.resolve().stem
     told = "time" if arguments.time else ""
     name = "-".join(filter(None, (name, told, drawn_name(arguments.ties, arguments.draw))))
-    base = in_time(base, arguments.ties, arguments.draw, told=arguments.time)
+    base = in_time(with_ties(base, arguments.ties, arguments.draw), told=arguments.time)
     # What is trained with --alone is used again without it
     folder = arguments.folder or Path("runs") / "global-time" / name
     name += "-alone" if arguments.alone else ""
@@ -88,15 +89,14 @@ def main() -> None:
     write_results(name, dataset, arguments.seeds, base, compared)
 
 
-def in_time(base: RunConfig, ties: Ties, draw: int, *, told: bool) -> RunConfig:
+def in_time(base: RunConfig, *, told: bool) -> RunConfig:
     """Return a configuration with a split in time. told: the student is told the time."""
-    data = msgspec.structs.replace(base.data, draw=draw, ties=ties)
     split = Split(
         kind="global-time",
         validation_share=base.split.validation_share,
         test_share=base.split.test_share,
     )
-    base = msgspec.structs.replace(base, data=data, split=split)
+    base = msgspec.structs.replace(base, split=split)
     if not told:
         return base
     if not isinstance(base.student, RecurrentConfig):

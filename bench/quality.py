@@ -1,7 +1,7 @@
 """Teacher, student, the same student without distillation, and baselines, over several seeds.
 
     python bench/quality.py [--dataset ml-100k] [--seeds 3] [--folder runs/quality/ml-100k]
-        [--config FILE] [--no-shared-teacher] [--processes 1] [--draw 0] [--ties rows]
+        [--config FILE] [--no-shared-teacher] [--processes 1] [--draw 0] [--ties HOW]
 
 --dataset names one of the nine data sets in `bench/results/` (the table SETS), which has its
 configuration; tables that a recipe makes are made where they are missing. Another configuration of
@@ -17,9 +17,9 @@ Prints a table, the paired differences and one JSON line, and writes both into `
 (`quality-NAME.md`; after the configuration with --config).
 A log without order has other held-out events with --draw 1, --draw 2 and so on, whose results are
 `draw-1-NAME.md`: whether a figure depends on which events were drawn. With --ties shuffled the
-events of a user at the same time are in a drawn order, in place of that of the log's rows, and with
---ties unordered in another one in each epoch; the results are `ties-shuffled-NAME.md` and
-`ties-unordered-NAME.md`, and --draw draws other orders.
+events of a user at the same time are in a drawn order, in place of that of the log's rows, with
+--ties unordered in another one in each epoch, and with --ties sets all events of a user are; the
+results are `ties-shuffled-NAME.md` and so on, and --draw draws other orders.
 `python bench/summary.py` puts all data sets into one table.
 """
 
@@ -70,6 +70,7 @@ SETS = {
     "filmtrust": "examples/films-and-trust/recipe.toml",
     "news-bing": "examples/news/recipe.toml",
 }
+TIES = (*get_args(Ties), "sets")
 STUDENTS = {STUDENT: "student", ALONE: BASELINE}
 
 
@@ -124,7 +125,7 @@ def main() -> None:
     parser.add_argument("--shared-teacher", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--draw", type=int, default=0)
-    parser.add_argument("--ties", default="rows", choices=get_args(Ties))
+    parser.add_argument("--ties", choices=TIES)
     arguments = parser.parse_args()
     if min(arguments.seeds, arguments.processes) < 1:
         parser.error("--seeds and --processes are at least 1")
@@ -132,9 +133,7 @@ def main() -> None:
     make_tables(base)
     name = arguments.dataset if arguments.config is None else arguments.config.resolve().stem
     drawn = drawn_name(arguments.ties, arguments.draw)
-    if drawn:
-        data = msgspec.structs.replace(base.data, draw=arguments.draw, ties=arguments.ties)
-        base = msgspec.structs.replace(base, data=data)
+    base = with_ties(base, arguments.ties, arguments.draw)
     folder = arguments.folder or Path("runs") / "quality" / "-".join(filter(None, (name, drawn)))
     shared, found = arguments.shared_teacher, Seeds()
     seeds = seeds_of(base, folder, arguments.seeds, share_teacher=shared)
@@ -169,10 +168,22 @@ def _file_name(config: Path | None, drawn: str, dataset: str) -> str:
     return f"{drawn}-{own}" if drawn else own
 
 
-def drawn_name(ties: str, draw: int) -> str:
+def drawn_name(ties: str | None, draw: int) -> str:
     """Return what is drawn otherwise than usually, as a part of names; "" where nothing is."""
-    names = ("" if ties == "rows" else f"ties-{ties}", f"draw-{draw}" if draw else "")
+    names = (f"ties-{ties}" if ties else "", f"draw-{draw}" if draw else "")
     return "-".join(filter(None, names))
+
+
+def with_ties(base: RunConfig, ties: str | None, draw: int) -> RunConfig:
+    """Return a configuration with one of TIES, its own where ties is None; "sets": whose events
+    have no order at all.
+    """
+    data = msgspec.structs.replace(base.data, draw=draw or base.data.draw)
+    if ties == "sets":
+        data = msgspec.structs.replace(data, order="none", ties="rows")
+    elif ties is not None:
+        data = msgspec.structs.replace(data, ties=ties)
+    return msgspec.structs.replace(base, data=data)
 
 
 def make_tables(config: RunConfig) -> None:

@@ -19,6 +19,7 @@ from distilrec.data.schema import Schema
 from distilrec.data.splits import Split
 from distilrec.errors import ConfigError
 from distilrec.export.history import recent_events
+from distilrec.networks.orders import Orders
 from distilrec.runs.config import read_config
 from tests import small_run
 
@@ -184,8 +185,43 @@ def test_a_split_in_time_needs_an_order(tmp_path):
             prepare_dataset(made, schema, split=split)
         assert 'data.order = "time"' in caught.value.fix
     with pytest.raises(ConfigError, match="a global split needs times"):
-        prepare_dataset(at_one_time(log(), 0), TIMED, split=split, order="none")
+        prepare_dataset(log(), Schema(), split=split, order="none")
     assert prepare_dataset(log(), Schema(), split=split, order="time").info.order == "time"
+
+
+def test_times_that_are_no_order_still_split(tmp_path):
+    """Training, validation and test are those of the times; trainings read sets of events."""
+    split, made = Split(kind="global-time"), at_one_time(log(), 0)
+    by_time = prepare_dataset(made, TIMED, split=split)
+    sets = prepare_dataset(made, TIMED, split=split, order="none")
+    assert sets.info.order == "none" and by_time.info.order == "time"
+    assert any("models are trained on sets of events" in note for note in sets.info.notes)
+    assert not any("drawn at random" in note for note in sets.info.notes)
+    np.testing.assert_array_equal(sets.times, by_time.times)
+    np.testing.assert_array_equal(sets.train_end, by_time.train_end)
+    np.testing.assert_array_equal(sets.validation_end, by_time.validation_end)
+    assert sets.why_no_times == "no order of a user's events is known"
+    rows = [Orders(0).of_epoch(sets, epoch).keys for epoch in (1, 2)]
+    later = np.flatnonzero(~sets.is_training())
+    for shuffled in rows:
+        assert np.any(np.diff(sets.times[shuffled][: sets.train_end[0]]) < 0)
+        np.testing.assert_array_equal(shuffled[later], later)
+    assert np.any(rows[0] != rows[1])
+
+
+def test_the_order_of_ties_does_not_depend_on_the_file_where_times_are_no_order():
+    hours = 1.5e9 + 3600.0 * (pl.int_range(pl.len()) % 4)
+    split, made = Split(kind="global-time"), log().with_columns(timestamp=hours)
+    one, other = (
+        prepare_dataset(
+            made.sample(fraction=1, shuffle=True, seed=seed), TIMED, split=split, order="none"
+        )
+        for seed in (0, 1)
+    )
+    np.testing.assert_array_equal(one.items, other.items)
+    third = prepare_dataset(made, TIMED, split=split, order="none", draw=1)
+    np.testing.assert_array_equal(one.times, third.times)
+    assert np.any(one.items != third.items)
 
 
 def test_a_fold_needs_a_log_without_order():
@@ -202,7 +238,6 @@ def test_a_fold_needs_a_log_without_order():
 @pytest.mark.parametrize(
     ("toml", "says"),
     [
-        ('order = "none"\n[split]\nkind = "global-time"', "a global split needs times"),
         ('order = "time"\ndraw = 1', "data.draw is 1"),
         ('order = "rows"', "data.order is 'rows'"),
         ("draw = -1", "draw"),

@@ -60,7 +60,8 @@ class DatasetInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_
     user_ids: users with training rows first. item_ids: items with training rows, most popular
     first, then the items that only the item table knows (`warm_items` says where these begin).
     event_types: position 0 is the unknown slot. order: "none" where nothing says what a user did
-    first; the rows of a user are then in a drawn order. targets: what the event types mean; without
+    first, or nothing should; the rows of a user are then in a drawn order, with a split in time in
+    that of their times. targets: what the event types mean; without
     it all are to be predicted. context_encoder: of the context features.
     """
 

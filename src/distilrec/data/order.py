@@ -40,29 +40,41 @@ class FoundOrder:
 
 
 def find_order(
-    clean: CleanLog, wanted: WantedOrder, *, timed: bool, workers: Workers
+    clean: CleanLog, wanted: WantedOrder, split: Split, *, timed: bool, workers: Workers
 ) -> FoundOrder:
     """Return the order of a log: what is `wanted`, and for "auto" what the times say.
 
     timed: whether the log has a column of times; without one, "time" takes the order of its rows.
+    Raises ConfigError for a split in time of a log whose times say nothing.
     """
     if wanted == "time":
         rows = "the log has no column of times: its rows are taken to be in the order of time"
         return FoundOrder("time", () if timed else (rows,))
+    if wanted == "none" and timed and split.kind == "global-time":
+        return FoundOrder("none", ('data.order is "none": models are trained on sets of events',))
     if wanted == "none":
-        return _no_order('data.order is "none"')
+        return _no_order('data.order is "none"', split)
     if not timed:
-        return _no_order("the log has no column of times")
+        return _no_order("the log has no column of times", split)
     counts = [*workers.map(_level_users, clean, range(len(clean.parts)))]
     several, level = (sum(column) for column in zip(*counts, strict=True))
     if several == 0 or level < NEARLY_ALL * several:
         return FoundOrder("time")
     return _no_order(
-        f"for {level:,} of {several:,} users with several events, all of these have the same time"
+        f"for {level:,} of {several:,} users with several events, all of these have the same time",
+        split,
     )
 
 
-def _no_order(reason: str) -> FoundOrder:
+def _no_order(reason: str, split: Split) -> FoundOrder:
+    if split.kind == "global-time":
+        raise ConfigError(
+            f"a global split needs times, and no order of the events is known: {reason}",
+            fix='set split.kind = "leave-one-out"; or name the column of times in '
+            'data.schema.timestamp; or set data.order = "time" where the rows of the log are in '
+            "the order of time",
+            parameter="split.kind",
+        )
     return FoundOrder(
         "none",
         (
@@ -83,10 +95,8 @@ def _level_users(clean: CleanLog, number: int) -> tuple[int, int]:
     return several.height, int(several["level"].sum())
 
 
-def check_wanted(wanted: str, split: Split, draw: int, ties: str) -> None:
-    """Raise ConfigError for an order, a split, a draw and ties that cannot be or do not go
-    together.
-    """
+def check_wanted(wanted: str, draw: int, ties: str) -> None:
+    """Raise ConfigError for an order, a draw and ties that cannot be or do not go together."""
     for name, value, values in (("order", wanted, WantedOrder), ("ties", ties, Ties)):
         if value not in get_args(values):
             raise ConfigError(
@@ -97,21 +107,11 @@ def check_wanted(wanted: str, split: Split, draw: int, ties: str) -> None:
     if draw < 0:
         raise ConfigError(f"data.draw is {draw}", fix="use at least 0", parameter="data.draw")
     if wanted != "auto":
-        check_order("none" if wanted == "none" else "time", split, draw, ties)
+        check_order("none" if wanted == "none" else "time", draw, ties)
 
 
-def check_order(order: Order, split: Split, draw: int, ties: str) -> None:
-    """Raise ConfigError for a split, a draw or ties that a log with or without order cannot
-    have.
-    """
-    if order == "none" and split.kind == "global-time":
-        raise ConfigError(
-            "a global split needs times, and no order of the events is known",
-            fix='set split.kind = "leave-one-out"; or name the column of times in '
-            'data.schema.timestamp; or set data.order = "time" where the rows of the log are in '
-            "the order of time",
-            parameter="split.kind",
-        )
+def check_order(order: Order, draw: int, ties: str) -> None:
+    """Raise ConfigError for a draw or ties that a log with or without order cannot have."""
     if order == "none" and ties != "rows":
         raise ConfigError(
             f'data.ties is "{ties}", but no order of the events is known: that of all of them is '
@@ -173,7 +173,7 @@ def _draw_part(task: _Drawing, number: int) -> None:
 def shuffle_ties(
     clean: CleanLog,
     draw: int,
-    ties: Ties,
+    why: str,
     *,
     timed: bool,
     workers: Workers,
@@ -182,12 +182,12 @@ def shuffle_ties(
     """Put events of a user at the same time into a drawn order, in the files of a clean log; return
     what a report should say of it.
 
-    draw: each one is another order. ties: why it is done. timed: whether the log has a column of
-    times. Raises ConfigError where it has none.
+    draw: each one is another order. why: the setting that says so. timed: whether the log has a
+    column of times. Raises ConfigError where it has none.
     """
     if not timed:
         raise ConfigError(
-            f'data.ties is "{ties}", but the log has no column of times: no events share one',
+            f"{why}, but the log has no column of times: no events share one",
             fix="leave data.ties out, or name the column of times in data.schema.timestamp",
             parameter="data.ties",
         )
@@ -198,8 +198,7 @@ def shuffle_ties(
         on_step(done, len(parts))
     return (
         f"{tied:,} of {sum(clean.rows):,} events share their time with another one of the same "
-        f'user: their order is drawn (data.ties is "{ties}", draw {draw})'
-        + (", and is another one in each epoch" if ties == "unordered" else "")
+        f"user: their order is drawn ({why}, draw {draw})"
     )
 
 

@@ -12,7 +12,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +31,6 @@ from distilrec.data.kept import keep_log
 from distilrec.data.lines import TextFormat
 from distilrec.data.order import (
     FoundOrder,
-    Order,
     Ties,
     WantedOrder,
     check_order,
@@ -146,7 +145,7 @@ class Choices:
     """The order of events of a user at the same time: that of the rows, or a drawn one."""
 
     def __post_init__(self) -> None:
-        check_wanted(self.order, self.split, self.draw, self.ties)
+        check_wanted(self.order, self.draw, self.ties)
 
 
 @dataclass(frozen=True)
@@ -225,21 +224,22 @@ def _in_order(
     and so are those at the same time on request.
     """
     timed, workers = source.schema.timestamp is not None, circumstances.workers
-    found = find_order(clean, choices.order, timed=timed, workers=workers)
-    check_order(found.order, choices.split, choices.draw, choices.ties)
+    found = find_order(clean, choices.order, choices.split, timed=timed, workers=workers)
+    check_order(found.order, choices.draw, choices.ties)
 
     def on_step(done: int, total: int) -> None:
         circumstances.on_step("draw an order", done, total)
 
-    if found.order == "none":
+    if found.order == "none" and choices.split.kind == "leave-one-out":
         draw_order(clean, choices.draw, timed=timed, workers=workers, on_step=on_step)
-    elif choices.ties != "rows":
-        note = shuffle_ties(
-            clean, choices.draw, choices.ties, timed=timed, workers=workers, on_step=on_step
-        )
-        order: Order = "ties" if choices.ties == "unordered" else found.order
-        found = FoundOrder(order, (*found.notes, note))
-    return found
+        return found
+    if found.order == "time" and choices.ties == "rows":
+        return found
+    why = f'data.ties is "{choices.ties}"' if found.order == "time" else 'data.order is "none"'
+    note = shuffle_ties(clean, choices.draw, why, timed=timed, workers=workers, on_step=on_step)
+    if choices.ties == "unordered":
+        return FoundOrder("ties", (*found.notes, f"{note}, and is another one in each epoch"))
+    return replace(found, notes=(*found.notes, note))
 
 
 @dataclass(frozen=True)

@@ -133,9 +133,9 @@ class Comparison(msgspec.Struct, frozen=True):
     """Everything the report shows. costs, tree, privacy, trials, headroom, validation: filled in by
     the run; tree: of a student that is one; privacy: of a student that was trained with
     differential privacy; headroom: what there was to distil; validation: NDCG@10 of the two
-    students on the validation part, by name; order: "none" where held-out events were drawn at
-    random; targets: what the events mean, a line for each type, empty where every event is to be
-    predicted.
+    students on the validation part, by name; order: "none" where models were trained on sets
+    of events, "ties" where those at the same time have no order; targets: what the events mean, a
+    line for each type, empty where every event is to be predicted.
     """
 
     dataset: str

@@ -90,8 +90,9 @@ class DataConfig(Settings, frozen=True):
     """Whether popularity, and sales volume where there is a weight, are features of the items."""
     order: WantedOrder = "auto"
     """Whether the events of a user have an order in time: that of the times, or of the rows where
-    there are none ("time"), or none that is known ("none"). "auto" says "none" where there is no
-    column of times, or where nearly all users have all their events at the same time.
+    there are none ("time"), or none that is known or should be learned ("none"). "auto" says "none"
+    where there is no column of times, or where nearly all users have all their events at the same
+    time.
     """
     draw: ZeroOrMore = 0
     """Which events are held out where there is no order, and the order of shuffled ties; each draw
@@ -249,7 +250,7 @@ class RunConfig(Settings, frozen=True):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_wanted(self.data.order, self.split, self.data.draw, self.data.ties)
+        check_wanted(self.data.order, self.data.draw, self.data.ties)
         if self.refresh.keep_log and self.data.pseudonym_key is not None:
             raise ConfigError(
                 "a run with pseudonyms keeps no log: it would hold the ids",
