@@ -35,9 +35,15 @@ PAGE = (ROOT / "docs" / "bundle-format.md").read_text(encoding="utf-8")
 
 STUDENTS = {
     **small_run.STUDENTS,
-    "neighbours": msgspec.structs.replace(small_run.STUDENTS["recurrent"], neighbours=5),
+    "neighbours": msgspec.structs.replace(
+        small_run.STUDENTS["recurrent"], neighbours=5, repeat_events=0
+    ),
     "time": msgspec.structs.replace(
-        small_run.STUDENTS["recurrent"], time=True, timezone="Europe/Berlin", neighbours=5
+        small_run.STUDENTS["recurrent"],
+        time=True,
+        timezone="Europe/Berlin",
+        neighbours=5,
+        repeat_events=20,
     ),
 }
 STUDENTS["context"] = STUDENTS["time"]

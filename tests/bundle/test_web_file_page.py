@@ -36,7 +36,7 @@ PAGE = (ROOT / "docs" / "web-file.md").read_text(encoding="utf-8")
 def folder(request, small, tmp_path_factory):
     config = small_run.STUDENTS["recurrent"]
     if request.param == "neighbours":
-        config = msgspec.structs.replace(config, neighbours=5)
+        config = msgspec.structs.replace(config, neighbours=5, repeat_events=20)
     trained = train_model(config, small, TrainingConfig(epochs=2, batch_size=16), seed=0)
     folder = tmp_path_factory.mktemp(request.param)
     export_bundle(trained, small, folder / "bundle")

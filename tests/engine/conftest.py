@@ -27,7 +27,9 @@ def _bundle(kind: str, small: Dataset, folder: Path) -> Path:
 
     config = small_run.STUDENTS.get(kind)
     if config is None:
-        config = msgspec.structs.replace(small_run.STUDENTS["recurrent"], neighbours=5)
+        config = msgspec.structs.replace(
+            small_run.STUDENTS["recurrent"], neighbours=5, repeat_events=20
+        )
     student = train_model(config, small, TrainingConfig(epochs=2, batch_size=16), seed=0)
     export_bundle(student, small, folder)
     return folder

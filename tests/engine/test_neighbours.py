@@ -8,12 +8,20 @@ import shutil
 import msgspec
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distilrec import load
 from distilrec.bundle.format import read_bundle
-from distilrec.bundle.manifest import FORMAT_VERSION, GRAPH, WEIGHTS, WITH_NEIGHBOURS, SearchInfo
+from distilrec.bundle.manifest import (
+    FORMAT_VERSION,
+    GRAPH,
+    WEIGHTS,
+    WITH_NEIGHBOURS,
+    WITH_REPEATS,
+    SearchInfo,
+)
 from distilrec.engine import search as engine_search
 from distilrec.engine.items import ItemTable
 from distilrec.engine.loops import loops_of
@@ -30,7 +38,12 @@ from distilrec.training.options import TrainingConfig
 from distilrec.training.trained import train_model
 from tests.bundle.test_forged_bundles import forge_arrays, put, swap
 
-CONFIG = RecurrentConfig(dim=8, max_history=12, neighbours=6, neighbour_events=4)
+CONFIG = RecurrentConfig(dim=8, max_history=12, neighbours=6, neighbour_events=4, repeat_events=0)
+REPEATS = {
+    "neighbours": {},
+    "repeats": {"repeat_events": 7},
+    "alone": {"neighbours": 0, "repeat_events": 3},
+}
 EVERYTHING, NOTHING = np.zeros(0, np.uint8), np.zeros(0, np.int32)
 
 
@@ -90,9 +103,15 @@ def test_what_is_kept_without_each_event(kernels, seed, count, kept):
         np.testing.assert_array_equal(found, expected)
 
 
-@pytest.fixture(scope="module")
-def student(small):
-    return train_model(CONFIG, small, TrainingConfig(epochs=3, batch_size=16), seed=0)
+@pytest.fixture(scope="module", params=REPEATS)
+def student(small, request):
+    """With neighbours, with repeats of more events besides, and with repeats alone."""
+    config = msgspec.structs.replace(CONFIG, **REPEATS[request.param])
+    trained = train_model(config, small, TrainingConfig(epochs=3, batch_size=16), seed=0)
+    with torch.no_grad():
+        weights = trained.model.neighbours.repeats
+        weights += torch.randn(weights.shape, generator=torch.Generator().manual_seed(0))
+    return trained
 
 
 @pytest.fixture(scope="module")
@@ -142,13 +161,14 @@ def test_the_term_counts(exported, student):
     state, nobody = runtime.new_state(), np.zeros(8, np.float32)
     runtime.fold(state, np.array([3, 4], np.int32), np.zeros(2, np.int32))
     query = runtime.query(state, nobody)
-    assert query[8:12].tolist() == [5, 4, 0, 0]
+    term = student.model.neighbours
+    assert query[8 : 8 + term.events].tolist() == [5, 4, *[0] * (term.events - 2)]
     without = query.copy()
     without[8:] = 0
     added = runtime.scores(query) - runtime.scores(without)
-    moved = student.model.neighbours.items[[3, 4]].unique().tolist()
-    assert set(np.flatnonzero(added).tolist()) <= set(moved)
-    assert np.count_nonzero(added) > 3
+    moved = {*term.items[[3, 4]].unique().tolist(), *([3, 4] if term.repeats.numel() else [])}
+    assert set(np.flatnonzero(added).tolist()) <= moved
+    assert np.count_nonzero(added) > (3 if term.items.numel() else 1)
 
 
 @settings(deadline=None, max_examples=20)
@@ -219,11 +239,13 @@ def test_explanations_where_few_events_are_remembered(bundle, max_events):
         assert contribution == pytest.approx(expected[item], abs=1e-4)
 
 
-def test_a_bundle_with_neighbours_has_a_format_of_its_own(bundle, finished_run):
-    assert json.loads((bundle / "manifest.json").read_text())["format_version"] == WITH_NEIGHBOURS
+def test_a_bundle_with_neighbours_has_a_format_of_its_own(bundle, student, finished_run):
+    expected = WITH_REPEATS if student.model.neighbours.repeats.numel() else WITH_NEIGHBOURS
+    assert json.loads((bundle / "manifest.json").read_text())["format_version"] == expected
     assert read_bundle(finished_run.bundle).manifest.format_version == FORMAT_VERSION
 
 
+@pytest.mark.parametrize("student", ["repeats"], indirect=True)
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -241,6 +263,9 @@ def test_a_bundle_with_neighbours_has_a_format_of_its_own(bundle, finished_run):
         (swap("neighbour_ages", lambda a: a[:1]), "'neighbour_ages' is"),
         (swap("neighbour_ages", lambda a: a * 3), "does not reproduce the golden answers"),
         (put("neighbour_units", 0, np.nan), "'neighbour_units' holds NaN"),
+        (swap("repeat_weights", lambda a: a[:1]), "'repeat_weights' is"),
+        (swap("repeat_weights", np.ravel), "'repeat_weights' is"),
+        (put("repeat_weights", (0, 0), np.inf), "'repeat_weights' holds"),
     ],
 )
 def test_arrays_that_make_no_sense(bundle, change, message):
@@ -251,7 +276,7 @@ def test_arrays_that_make_no_sense(bundle, change, message):
 
 
 def test_settings_of_bundles_without_it_are_as_they_were(small):
-    plain = msgspec.structs.replace(CONFIG, neighbours=0)
+    plain = msgspec.structs.replace(CONFIG, neighbours=0, repeat_events=0)
     trained = train_model(plain, small, TrainingConfig(epochs=1, batch_size=16), seed=0)
     assert not any(name.startswith("neighbour") for name in trained.model.state_dict())
     assert not any(name.startswith("neighbour") for name in trained.model.arrays())

@@ -26,7 +26,9 @@ def folder(request, small, tmp_path_factory):
     """The bundle of a student of each kind, and of one with neighbours."""
     config = small_run.STUDENTS.get(request.param)
     if config is None:
-        config = msgspec.structs.replace(small_run.STUDENTS["recurrent"], neighbours=5)
+        config = msgspec.structs.replace(
+            small_run.STUDENTS["recurrent"], neighbours=5, repeat_events=20
+        )
     training = TrainingConfig(epochs=2, batch_size=16)
     student = train_model(config, small, training, seed=0)
     path = tmp_path_factory.mktemp("similar") / "bundle"

@@ -32,7 +32,7 @@ NETWORKS = [
     TransformerConfig(dim=8, layers=1, heads=2, feed_forward=16, max_history=16, time_bias=True),
     DnnConfig(dim=8, hidden=16, max_history=16),
     RecurrentConfig(dim=8, max_history=16),
-    RecurrentConfig(dim=8, max_history=16, neighbours=4, neighbour_events=3),
+    RecurrentConfig(dim=8, max_history=16, neighbours=4, neighbour_events=3, repeat_events=5),
     RecurrentConfig(dim=8, max_history=16, time=True, timezone="Europe/Berlin"),
     MlpConfig(dim=8, hidden=8, max_history=16),
     SoftTreeConfig(depth=2, inputs=5, max_history=16),

@@ -24,17 +24,31 @@ from distilrec.training.trained import load_model, save_model, train_model
 from distilrec.training.trainer import train
 from distilrec.training.warm import carried_over
 
+REPEATS = "neighbours.repeats"
 CONFIG = RecurrentConfig(dim=8, max_history=12, neighbours=5, neighbour_events=3)
 SHORT = TrainingConfig(epochs=2, batch_size=16)
 
 
-@pytest.fixture(scope="module")
-def term(small):
-    made = Neighbours(small, 5, 3).eval()
+@pytest.fixture(scope="module", params=[0, 2, 4])
+def term(small, request):
+    """Of the latest 3 events, and as many repeats as the parameter says."""
+    made = Neighbours(small, 5, 3, request.param).eval()
     made.begin(small)
+    generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        made.ages.copy_(torch.randn(made.ages.shape, generator=torch.Generator().manual_seed(0)))
+        for weights in (made.ages, made.repeats):
+            weights.copy_(torch.randn(weights.shape, generator=generator))
     return made
+
+
+def of_event(term, table, row, kind, age):
+    """What an event adds to the scores of all items."""
+    added = torch.zeros(term.warm)
+    if age < 3:
+        added += term.ages[kind, age].detach() * table[row]
+    if age < term.repeats.shape[1]:
+        added[row] += term.repeats[kind, age].detach()
+    return added
 
 
 def whole(term):
@@ -100,14 +114,16 @@ def test_what_is_added_is_the_sum_over_the_latest_events(small, term, data):
     catalogue, warm = small.catalogue_size, term.warm
     kinds = len(small.info.event_types)
     drawn = st.lists(
-        st.tuples(st.integers(0, catalogue), st.integers(0, kinds - 1)), min_size=3, max_size=3
+        st.tuples(st.integers(0, catalogue), st.integers(0, kinds - 1)),
+        min_size=term.events,
+        max_size=term.events,
     )
     latest = [data.draw(drawn) for _ in range(4)]
     table, expected = whole(term), torch.zeros(4, catalogue)
     for row, events in enumerate(latest):
         for age, (item, kind) in enumerate(events):
             if 0 < item <= warm:
-                expected[row, :warm] += term.ages[kind, age].detach() * table[item - 1]
+                expected[row, :warm] += of_event(term, table, item - 1, kind, age)
     state = torch.tensor([[*(i for i, _ in one), *(k for _, k in one)] for one in latest]).float()
     logits = torch.ones(4, catalogue)
     added = term.add(logits, state, None)
@@ -129,8 +145,9 @@ def test_the_latest_events_are_those_before_the_position(small, term):
     last = (batch.targets == 0).nonzero(as_tuple=True)
     latest = term.latest(batch, *last)
     for user in range(3):
-        items = histories.of(user)[::-1][:3] + 1
-        assert latest[user, :3].tolist() == [*items, *[0] * (3 - len(items))]
+        items = histories.of(user)[::-1][: term.events] + 1
+        nothing = [0] * (term.events - len(items))
+        assert latest[user, : term.events].tolist() == [*items, *nothing]
     model = build_model(CONFIG, small, 0).eval()
     vectors = model.items.vectors()
     torch.testing.assert_close(
@@ -144,8 +161,8 @@ def test_in_training_a_user_meets_the_values_of_others(small, term):
     batch = batch_of(small, windows, np.arange(20))
     window, place = (batch.targets >= 0).nonzero(as_tuple=True)
     latest = trained.latest(batch, window, place)
-    assert latest.shape[1] == 7
-    assert (latest[:, 6] == batch.users[window] % 5 + 1).all()
+    assert latest.shape[1] == 2 * term.events + 1
+    assert (latest[:, -1] == batch.users[window] % 5 + 1).all()
     added = trained.add(torch.zeros(len(window), term.warm), latest, None).detach()
     scale = neighbours._LARGEST / transitions.largest_transitions(small, 5)[1].max()
     expected = torch.zeros_like(added)
@@ -155,10 +172,10 @@ def test_in_training_a_user_meets_the_values_of_others(small, term):
             1, torch.from_numpy(items), scale * torch.from_numpy(values).clamp(min=0)
         )
         for row in (batch.users[window] % 5 == part).nonzero().flatten().tolist():
-            for age in range(3):
-                item, kind = int(latest[row, age]) - 1, int(latest[row, 3 + age])
+            for age in range(term.events):
+                item, kind = int(latest[row, age]) - 1, int(latest[row, term.events + age])
                 if 0 <= item < term.warm:
-                    expected[row] += term.ages[kind, age].detach() * table[item]
+                    expected[row] += of_event(term, table, item, kind, age)
     torch.testing.assert_close(added, expected, rtol=1e-5, atol=1e-5)
     own = trained.of(latest.unsqueeze(1), torch.arange(term.warm).expand(len(window), -1))
     torch.testing.assert_close(own.detach(), expected, rtol=1e-5, atol=1e-5)
@@ -204,6 +221,45 @@ def test_a_resumed_training_ends_as_one_in_one_go(small, tmp_path):
         torch.testing.assert_close(resumed.state_dict()[name], tensor, msg=name)
 
 
+def test_a_student_from_before_there_were_repeats_is_read(small):
+    """With r = 0 it answers as it did."""
+    was = build_model(msgspec.structs.replace(CONFIG, repeat_events=0), small, 0)
+    now = build_model(msgspec.structs.replace(CONFIG, repeat_events=6), small, 1)
+    weights = {name: one for name, one in was.state_dict().items() if name != REPEATS}
+    now.load_state_dict(weights)
+    assert not now.neighbours.repeats.any() and now.neighbours.repeats.numel()
+    carried = carried_over(
+        {name: one.numpy() for name, one in weights.items()}, now, small.info, small.info
+    )
+    assert torch.equal(carried[REPEATS], now.neighbours.repeats)
+
+
+def test_repeats_are_learned_without_neighbours_too(small):
+    """What is bought again in each second row is above what is not."""
+    users, length = small.users, 10
+    rng = np.random.default_rng(0)
+    first = rng.integers(small.info.warm_items, size=(users, length // 2))
+    log = np.stack([first, first], axis=2).reshape(users, length).astype(np.int32)
+    ends = (np.arange(users) + 1) * length
+    made = replace(
+        small,
+        offsets=np.concatenate([[0], ends]).astype(np.int64),
+        train_end=ends - 2,
+        validation_end=ends - 1,
+        items=log.ravel(),
+        events=np.zeros(log.size, np.int32),
+        times=np.zeros(log.size),
+        info=msgspec.structs.replace(small.info, repeats=True),
+    )
+    model = build_model(RecurrentConfig(dim=4, neighbours=0, dropout=0.0), made, 0)
+    assert model.neighbours.repeats.shape[1] == 50
+    train(
+        model, made, Objective(GROUND_TRUTH), TrainingConfig(epochs=30, learning_rate=0.05), seed=0
+    )
+    learned = model.neighbours.repeats.detach()[0]
+    assert learned[0] > learned[1] + 0.2
+
+
 def test_a_student_has_no_more_neighbours_than_there_are_items(small):
     many = msgspec.structs.replace(CONFIG, neighbours=10_000)
     model = build_model(many, small, 0)
@@ -216,7 +272,8 @@ def test_a_catalogue_that_is_too_large_is_refused(small, monkeypatch):
     with pytest.raises(ConfigError, match="can have 5 items") as caught:
         build_model(CONFIG, small, 0)
     assert "neighbours = 0" in caught.value.fix
-    assert build_model(msgspec.structs.replace(CONFIG, neighbours=0), small, 0).neighbours is None
+    none = msgspec.structs.replace(CONFIG, neighbours=0, repeat_events=0)
+    assert build_model(none, small, 0).neighbours is None
     assert neighbours.LARGEST_CATALOGUE == 2**24
 
 
@@ -226,14 +283,17 @@ def test_by_default_a_log_with_repeats_has_neighbours(small, repeats, monkeypatc
     dataset = replace(small, info=info)
     model = build_model(RecurrentConfig(dim=8), dataset, 0)
     assert (model.neighbours is not None) == repeats
-    assert build_model(RecurrentConfig(dim=8, neighbours=0), dataset, 0).neighbours is None
+    none = RecurrentConfig(dim=8, neighbours=0, repeat_events=0)
+    assert build_model(none, dataset, 0).neighbours is None
     monkeypatch.setattr(recurrent, "_LARGEST_WITH_REPEATS", 5)
-    assert build_model(RecurrentConfig(dim=8), dataset, 0).neighbours is None
+    large = build_model(RecurrentConfig(dim=8), dataset, 0).neighbours
+    assert (large is not None) == repeats
+    assert large is None or large.items.shape[1] == 0
 
 
 def test_a_log_that_gets_its_first_repeat_is_trained_on(small):
     """With the weights that there were, and the neighbours of a fresh model."""
-    was = build_model(RecurrentConfig(dim=8, neighbours=0), small, 0)
+    was = build_model(RecurrentConfig(dim=8, neighbours=0, repeat_events=0), small, 0)
     now = build_model(RecurrentConfig(dim=8, neighbours=4), small, 1)
     weights = {name: tensor.numpy() for name, tensor in was.state_dict().items()}
     carried = carried_over(weights, now, small.info, small.info)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import msgspec
 import pytest
+import torch
 
 from distilrec import load
 from distilrec.bundle.format import read_bundle, write_manifest
@@ -15,6 +18,8 @@ from distilrec.networks.student import StudentSettings, kind_of
 from distilrec.targets import EventRole, Targets
 from distilrec.testing import StudentContract
 from distilrec.testing.students import LONGEST, small_dataset
+from distilrec.training.options import TrainingConfig
+from distilrec.training.trained import train_model
 from tests import small_run
 
 
@@ -26,7 +31,7 @@ class TestRecurrent(StudentContract):
 @pytest.mark.slow
 class TestRecurrentWithNeighbours(StudentContract):
     config = msgspec.structs.replace(
-        small_run.STUDENTS["recurrent"], neighbours=5, neighbour_events=4
+        small_run.STUDENTS["recurrent"], neighbours=5, neighbour_events=4, repeat_events=0
     )
 
 
@@ -42,6 +47,28 @@ class TestRecurrentToldTheTime(StudentContract):
         """A student whose time inputs matter more than after two epochs."""
         config = msgspec.structs.replace(cls.config, max_history=LONGEST + 1)
         return small_run.timed_student(config, dataset, epochs=2)
+
+
+@pytest.mark.slow
+class TestRecurrentWithRepeats(StudentContract):
+    config = msgspec.structs.replace(TestRecurrentWithNeighbours.config, repeat_events=7)
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def dataset(cls):
+        made = small_dataset()
+        return replace(made, info=msgspec.structs.replace(made.info, repeats=True))
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def trained(cls, dataset):
+        """A student whose repeats matter more than after two epochs."""
+        config = msgspec.structs.replace(cls.config, max_history=LONGEST + 1)
+        made = train_model(config, dataset, TrainingConfig(epochs=2, batch_size=16), seed=0)
+        with torch.no_grad():
+            repeats = made.model.neighbours.repeats
+            repeats += 1 + torch.rand(repeats.shape, generator=torch.Generator().manual_seed(0))
+        return made
 
 
 class WithNegativeEvents(StudentContract):

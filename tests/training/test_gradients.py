@@ -39,7 +39,9 @@ pytestmark = pytest.mark.slow
 
 NETWORKS = [
     RecurrentConfig(dim=8, max_history=12, dropout=0.0),
-    RecurrentConfig(dim=8, max_history=12, dropout=0.0, neighbours=4, neighbour_events=3),
+    RecurrentConfig(
+        dim=8, max_history=12, dropout=0.0, neighbours=4, neighbour_events=3, repeat_events=5
+    ),
     MlpConfig(dim=8, hidden=8, max_history=12, dropout=0.0),
     SoftTreeConfig(depth=2, inputs=5, max_history=12),
     TransformerConfig(dim=8, layers=1, heads=2, feed_forward=16, max_history=12, dropout=0.0),

@@ -230,6 +230,7 @@ export class Student {
     if (!near) return;
     this.#latest.forEach(([item, event], age) => {
       if (item >= near.units.length) return;
+      tell(item, near.repeats[event * near.number + age]);
       const weight = near.ages[event * near.number + age] * near.units[item];
       for (let n = item * near.width; n < (item + 1) * near.width; n++) {
         tell(near.items[n], weight * near.values[n]);
@@ -273,6 +274,8 @@ interface Neighbours {
   values: ArrayLike<number>;
   units: Float32Array;
   ages: Float32Array;
+  /** What an event adds to the score of its own item. */
+  repeats: Float32Array;
   /** Items of a row. */
   width: number;
   /** Latest events that count. */
@@ -281,7 +284,17 @@ interface Neighbours {
 
 function neighboursOf(file: StudentFile): Neighbours {
   const [rows, width] = file.shape("neighbours");
-  const number = file.shape("neighbour_ages")[1];
+  const types = file.manifest.event_types.length;
+  const weighed = ["neighbour_ages", "repeat_weights"].map((name) => {
+    const columns = file.has(name) ? file.shape(name)[1] : 0;
+    return { columns, rows: columns ? file.weights(name, [types, columns]) : new Float32Array(0) };
+  });
+  const number = Math.max(...weighed.map(({ columns }) => columns));
+  const [ages, repeats] = weighed.map(({ columns, rows }) => {
+    const wide = new Float32Array(types * number);
+    for (let n = 0; n < rows.length; n++) wide[Math.floor(n / columns) * number + (n % columns)] = rows[n];
+    return wide;
+  });
   const items = file.array("neighbours", [rows, width]);
   const count = file.manifest.items;
   check(rows <= count && items.every((item) => item >= 0 && item < count), "has impossible neighbours");
@@ -289,7 +302,8 @@ function neighboursOf(file: StudentFile): Neighbours {
     items,
     values: file.array("neighbour_values", [rows, width]),
     units: file.weights("neighbour_units", [rows]),
-    ages: file.weights("neighbour_ages", [file.manifest.event_types.length, number]),
+    ages,
+    repeats,
     width,
     number,
   };

@@ -15,11 +15,12 @@ from distilrec.targets import Role
 
 FORMAT_VERSION = 4
 # Of a bundle that a reader of the version before would answer wrongly from
-WITH_NEIGHBOURS, WITH_TIME, WITH_ROLES, WITH_CONTEXT = 5, 6, 7, 8
-NEWEST = WITH_CONTEXT
+WITH_NEIGHBOURS, WITH_TIME, WITH_ROLES, WITH_CONTEXT, WITH_REPEATS = 5, 6, 7, 8, 9
+NEWEST = WITH_REPEATS
 WEIGHTS, CATALOGUE, HISTORY = "weights.safetensors", "catalogue.safetensors", "history.safetensors"
 GRAPH = "items.usearch"
 NEIGHBOURS = "neighbours"  # the array that a student with neighbours has
+REPEATS = "repeat_weights"  # the array of one whose past events move the scores of their own items
 TIME = "time_gaps"  # the array that a student has who is told the time
 CONTEXT = "context_table"  # the array that a student has who is told a context
 SearchKind = Literal["exact", "quantised", "graph"]
@@ -30,6 +31,8 @@ def format_of(weights: Iterable[str], *, roles: bool = False) -> int:
     whether its event types have roles.
     """
     names = set(weights)
+    if REPEATS in names:
+        return WITH_REPEATS
     if CONTEXT in names:
         return WITH_CONTEXT
     if roles:
@@ -152,3 +155,10 @@ class Manifest(msgspec.Struct, frozen=True):
     def hashed(self) -> str:
         """Return the model version of this content."""
         return version_of(msgspec.json.encode(self))
+
+
+def hidden_in(golden: Golden, manifest: Manifest) -> tuple[int, ...]:
+    """Return the items that the answer to a golden question leaves out: those of the history, but
+    none of a student with repeats, which only shows there.
+    """
+    return () if manifest.format_version >= WITH_REPEATS else golden.items

@@ -8,7 +8,7 @@ import numpy as np
 from msgspec import UNSET
 
 from distilrec.bundle.format import Bundle
-from distilrec.bundle.manifest import WEIGHTS, Golden
+from distilrec.bundle.manifest import WEIGHTS, Golden, hidden_in
 from distilrec.engine.diversity import diversified
 from distilrec.engine.embedding import embed_bag
 from distilrec.engine.items import Floats, Mask
@@ -36,7 +36,8 @@ def verify_golden(
         without = runtime.without_each(seen, kinds)
         runtime.scores_of(without, user, seen)
         scores = runtime.scores(runtime.query(state, user))
-        places, best = runtime.best(state, user, seen, mask, len(golden.top_items))
+        hidden = np.array(hidden_in(golden, bundle.manifest), np.int32)
+        places, best = runtime.best(state, user, hidden, mask, len(golden.top_items))
         diversified(runtime, kernels, places, best, len(places), 0.5)
         expected = np.array(golden.top_scores)
         # Whatever the search, its scores are exact; which items they are is only sure where it

@@ -123,23 +123,28 @@ def read_latest(rows, kept, latest):  # type: ignore[no-untyped-def]
 
 
 @inlined
-def add_neighbours(latest, neighbours, values, units, ages, out):  # type: ignore[no-untyped-def]
-    """Add the sum over the latest events of w[e, age] S[j, i] to out (items,).
+def add_neighbours(latest, neighbours, values, units, ages, repeats, out):  # type: ignore[no-untyped-def]
+    """Add the sum over the latest events of w[e, age] S[j, i] + r[e, age] (i = j) to out (items,).
 
     latest: of `read_latest`; neighbours: (rows, number) int32; values: of the same shape int8, S in
-    `units` (rows,); ages: w, (types, n).
+    `units` (rows,); ages: w, (types, n); repeats: r, (types, n).
     """
     number = ages.shape[1]
     for age in range(number):
         item = int(latest[age]) - 1
         if 0 <= item < neighbours.shape[0]:
-            weight = ages[int(latest[number + age]), age] * units[item]
-            for m in range(neighbours.shape[1]):
-                out[neighbours[item, m]] += weight * np.float32(values[item, m])
+            event = int(latest[number + age])
+            out[item] += repeats[event, age]
+            weight = ages[event, age] * units[item]
+            if weight != 0:
+                for m in range(neighbours.shape[1]):
+                    out[neighbours[item, m]] += weight * np.float32(values[item, m])
 
 
 @kernel
-def neighbours_of(states, kept, items, neighbours, values, units, ages, out):  # type: ignore[no-untyped-def]
+def neighbours_of(  # type: ignore[no-untyped-def]
+    states, kept, items, neighbours, values, units, ages, repeats, out
+):
     """Add what `add_neighbours` adds, for some items and for several states, to out (states,
     items). states: the rows of `keep_latest` of each; rows of neighbours rise.
     """
@@ -150,8 +155,11 @@ def neighbours_of(states, kept, items, neighbours, values, units, ages, out):  #
         for age in range(number):
             item = int(latest[age]) - 1
             if 0 <= item < neighbours.shape[0]:
-                weight = ages[int(latest[number + age]), age] * units[item]
+                event = int(latest[number + age])
+                weight = ages[event, age] * units[item]
                 for n in range(items.shape[0]):
+                    if items[n] == item:
+                        out[s, n] += repeats[event, age]
                     m = np.searchsorted(neighbours[item], items[n])
                     if m < neighbours.shape[1] and neighbours[item, m] == items[n]:
                         out[s, n] += weight * np.float32(values[item, m])
@@ -392,7 +400,7 @@ def recommend_recurrent(  # type: ignore[no-untyped-def]
 @kernel
 def recommend_with_neighbours(  # type: ignore[no-untyped-def]
     state, user, mix, widen, widen_bias, narrow, narrow_bias, outer, epsilon,
-    kept, neighbours, values, units, ages,
+    kept, neighbours, values, units, ages, repeats,
     columns, biases, seen, mask, k, query, scores, best_items, best_scores,
 ):  # fmt: skip
     """`recommend_recurrent` with `add_neighbours` for the latest events of the state."""
@@ -403,7 +411,7 @@ def recommend_with_neighbours(  # type: ignore[no-untyped-def]
     scores_dot(query, columns, biases, scores)
     latest = query[dim : dim + 2 * ages.shape[1]]
     read_latest(state[mix.shape[1] // dim + 1 :], kept, latest)
-    add_neighbours(latest, neighbours, values, units, ages, scores)
+    add_neighbours(latest, neighbours, values, units, ages, repeats, scores)
     return top_k(scores, seen, mask, k, best_items, best_scores)
 
 

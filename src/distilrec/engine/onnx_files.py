@@ -16,7 +16,7 @@ from msgspec import UNSET, UnsetType
 
 from distilrec._version import __version__
 from distilrec.bundle.format import Bundle
-from distilrec.bundle.manifest import FileEntry, Golden, Manifest
+from distilrec.bundle.manifest import FileEntry, Golden, Manifest, hidden_in
 from distilrec.engine.items import Floats
 from distilrec.errors import BundleCorruptedError, ConfigError, MissingExtraError, StorageError
 from distilrec.features.encoding import FeatureEncoder
@@ -229,7 +229,7 @@ def _difference(found: Floats, golden: Golden, bundle: Bundle) -> float:
     expected = np.array(golden.top_scores, np.float32)
     own = found[list(golden.top_items)]
     unseen = found.copy()
-    unseen[list(golden.items)] = -np.inf
+    unseen[list(hidden_in(golden, bundle.manifest))] = -np.inf
     best = np.sort(unseen)[::-1][: len(expected)]
     if not all(np.allclose(scores, expected, TOLERANCE, TOLERANCE) for scores in (own, best)):
         raise BundleCorruptedError(

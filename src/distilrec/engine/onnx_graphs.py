@@ -172,7 +172,7 @@ def scores_graph(bundle: Bundle, metadata: Mapping[str, str]) -> ModelProto:
     dot = graph.add("MatMul", query, graph.constant("columns", bundle.weights.vectors.T))
     neighbours = _neighbours(bundle)
     shift = graph.constant("biases", bundle.weights.biases)
-    if neighbours.events and neighbours.items.size:
+    if neighbours.events and len(neighbours.items):
         scored = graph.add("Add", dot, shift)
         _add_neighbours(graph, neighbours, (scales + 1) * dim, scored)
     else:
@@ -242,7 +242,9 @@ def _between(graph: _Graph, name: str, table: Array, place: str) -> str:
 
 
 def _add_neighbours(graph: _Graph, neighbours: NeighbourArrays, start: int, scored: str) -> None:
-    """Add `scores`: what was scored, and the sum over the latest events of w[e, age] S[j, i]."""
+    """Add `scores`: what was scored, and the sum over the latest events of w[e, age] S[j, i] and
+    r[e, age] (i = j).
+    """
     number, rows = neighbours.events, len(neighbours.items)
     kept, types = (
         graph.add("Cast", graph.cut("state", first, first + number), to=_INT)
@@ -262,6 +264,9 @@ def _add_neighbours(graph: _Graph, neighbours: NeighbourArrays, start: int, scor
         "Gather", graph.constant("neighbour_units", neighbours.units), row, axis=0
     ))  # fmt: skip
     weight = graph.add("Where", known, weight, graph.number(0.0))
+    flat = graph.constant("repeat_weights", neighbours.repeats.reshape(-1))
+    again = graph.row(flat, at, neighbours.repeats.size)
+    again = graph.add("Where", known, again, graph.number(0.0))
     values = graph.constant("neighbour_values", neighbours.values.astype(np.float32))
     parts = graph.add(
         "Mul",
@@ -271,7 +276,9 @@ def _add_neighbours(graph: _Graph, neighbours: NeighbourArrays, start: int, scor
     places = graph.add(
         "Gather", graph.constant("neighbours", neighbours.items), row, axis=0
     )  # (batch, n, M)
-    whole = graph.numbers(0, number * neighbours.items.shape[1])
+    places = graph.add("Concat", places, graph.add("Unsqueeze", row, graph.numbers(2)), axis=2)
+    parts = graph.add("Concat", parts, graph.add("Unsqueeze", again, graph.numbers(2)), axis=2)
+    whole = graph.numbers(0, number * (neighbours.items.shape[1] + 1))
     graph.add(
         "ScatterElements",
         scored,

@@ -74,9 +74,12 @@ def add_neighbours(
     values: NDArray[np.int8],
     units: Floats,
     ages: Floats,
+    repeats: Floats,
     out: Floats,
 ) -> None:
-    """Add the sum over the latest events of w[e, age] S[j, i] to out (items,)."""
+    """Add the sum over the latest events of w[e, age] S[j, i] + r[e, age] (i = j) to out,
+    (items,).
+    """
     number = ages.shape[1]
     for age in range(number):
         item, event = int(latest[age]) - 1, int(latest[number + age])
@@ -84,6 +87,7 @@ def add_neighbours(
             # An item is in a row once.
             weight = ages[event, age] * units[item]
             out[neighbours[item]] += weight * values[item].astype(np.float32)
+            out[item] += repeats[event, age]
 
 
 def neighbours_of(
@@ -94,18 +98,19 @@ def neighbours_of(
     values: NDArray[np.int8],
     units: Floats,
     ages: Floats,
+    repeats: Floats,
     out: Floats,
 ) -> None:
     """Add what `add_neighbours` adds, for some items and for several states, to out."""
     number = ages.shape[1]
     if not number:
         return
-    every = int(max(neighbours.max(initial=0), items.max(initial=0))) + 1
+    every = int(max(neighbours.max(initial=0), items.max(initial=0), len(neighbours) - 1)) + 1
     latest = np.empty(2 * number, np.float32)
     for state, row in zip(states, out, strict=True):
         read_latest(state, kept, latest)
         added = np.zeros(every, np.float32)
-        add_neighbours(latest, neighbours, values, units, ages, added)
+        add_neighbours(latest, neighbours, values, units, ages, repeats, added)
         row += added[items]
 
 
@@ -268,6 +273,7 @@ def recommend_with_neighbours(
     values: NDArray[np.int8],
     units: Floats,
     ages: Floats,
+    repeats: Floats,
     columns: Floats,
     biases: Floats,
     seen: Places,
@@ -285,7 +291,7 @@ def recommend_with_neighbours(
     scores_dot(query, columns, biases, scores)
     latest = query[dim : dim + 2 * ages.shape[1]]
     read_latest(state[mix.shape[1] // dim + 1 :], kept, latest)
-    add_neighbours(latest, neighbours, values, units, ages, scores)
+    add_neighbours(latest, neighbours, values, units, ages, repeats, scores)
     return top_k(scores, seen, mask, k, best_items, best_scores)
 
 

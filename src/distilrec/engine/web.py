@@ -18,7 +18,7 @@ from distilrec.bundle.drec import (
     plain_manifest,
 )
 from distilrec.bundle.format import Bundle
-from distilrec.bundle.manifest import Golden, Manifest
+from distilrec.bundle.manifest import Golden, Manifest, hidden_in
 from distilrec.engine.embedding import embed_bag
 from distilrec.engine.items import Floats, Places
 from distilrec.engine.loops import loops_of
@@ -93,7 +93,8 @@ def _answered(question: Golden, bundle: Bundle, runtime: Runtime) -> Golden:
     state, items = runtime.new_state(), np.array(question.items, np.int32)
     runtime.fold(state, items, np.array(question.events, np.int32))
     user = embed_bag(question.user_features, bundle.weights.user_table)
-    best, scores = runtime.best(state, user, items, _NO_MASK, len(question.top_items))
+    hidden = np.array(hidden_in(question, bundle.manifest), np.int32)
+    best, scores = runtime.best(state, user, hidden, _NO_MASK, len(question.top_items))
     return msgspec.structs.replace(
         question, top_items=tuple(best.tolist()), top_scores=tuple(scores.tolist())
     )

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from distilrec.bundle.manifest import CONTEXT, Golden
+from distilrec.bundle.manifest import CONTEXT, REPEATS, Golden
 from distilrec.data.dataset import Dataset, Histories
 from distilrec.features.encoding import CategoricalEncoding, FeatureMatrix, NumericEncoding
 from distilrec.measure.ranking import Questions, rank
@@ -42,8 +42,9 @@ def golden_answers(student: Student, dataset: Dataset) -> list[Golden]:
     context = histories.context if CONTEXT in student.arrays() else None
     scorer = TorchScorer(_with_users(student, users))
     depth = min(_DEPTH, dataset.catalogue_size - max(users.lengths))
+    hide = REPEATS not in student.arrays()
     asked = Questions(
-        histories, np.arange(count + 1), np.zeros(count, np.int32), True, 0, dataset.catalogue_size
+        histories, np.arange(count + 1), np.zeros(count, np.int32), hide, 0, dataset.catalogue_size
     )
     top = rank(scorer, asked, depth).top
     scores = np.take_along_axis(scorer.scores(histories), top.astype(np.int64), 1)

@@ -1,19 +1,25 @@
-"""What the latest events of a user add to the scores of their neighbours: a sparse items x items
-term beside a student's query.
+"""What the latest events of a user add to the scores of their neighbours and of their own items: a
+sparse items x items term beside a student's query.
 
-    s_i += sum over the latest n events of w[e, age] S[j, i],   j the item, e the type of the event
+    s_i += sum over the latest events of w[e, age] S[j, i] + r[e, age] (i = j),   j the item, e the
+    type of the event
 
 S has `number` neighbours i of each item j, counted in the training rows
 (`distilrec.networks.transitions`), in 8 bits; w is learned. A pair that S has from a row says
 nothing about how well S foretells this row, and S has one value for every few pairs: so S is not
 learned, and while w is, each user meets the S of other users, of whom there are `_PARTS` groups.
+r, what a choice says of the same one again, is learned too: below 0 for what lies in the basket,
+above it for what was bought some weeks ago. A query of a few channels cannot say this of one item.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
+from distilrec.bundle.manifest import REPEATS
 from distilrec.data.dataset import Dataset
 from distilrec.networks.batches import Batch
 from distilrec.networks.transitions import largest_transitions
@@ -29,8 +35,9 @@ class Neighbours(nn.Module):
     """The term for one student. An item without training rows neither has neighbours nor is one.
 
     What an answer has to know of a user travels behind the query, as float32: the latest items plus
-    1, the latest first, 0 where there was none, and the types of their events, (…, 2 n); in
-    training also which S the user meets.
+    1, the latest first, 0 where there was none, and the types of their events, (…, 2 n), n the
+    larger of both numbers of events; in training also which S the user meets.
+    events, repeats: how many latest events w and r have.
     """
 
     items: torch.Tensor  # (warm items, number) int32, rising in each row
@@ -39,9 +46,9 @@ class Neighbours(nn.Module):
     part_items: torch.Tensor  # the same for training, ((1 + parts) warm items, number): S, then
     part_values: torch.Tensor  # those without the users of each part, float32
 
-    def __init__(self, dataset: Dataset, number: int, events: int) -> None:
+    def __init__(self, dataset: Dataset, number: int, events: int, repeats: int) -> None:
         super().__init__()
-        self.events = events
+        self.near, self.events = events, max(events, repeats)
         self.catalogue, self.warm = dataset.catalogue_size, dataset.info.warm_items
         number = min(number, self.warm)
         pattern = torch.arange(number, dtype=torch.int32).expand(self.warm, number)
@@ -56,11 +63,19 @@ class Neighbours(nn.Module):
         if dataset.roles is not None and dataset.roles.signs is not None:
             ages *= torch.from_numpy(dataset.roles.signs).unsqueeze(1)
         self.ages = nn.Parameter(ages)  # w
+        self.repeats = nn.Parameter(torch.zeros(len(ages), repeats))  # r
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *others: Any) -> None:
+        if prefix + "ages" in state_dict:  # of a student from before there were repeats: r is 0
+            state_dict.setdefault(prefix + "repeats", torch.zeros_like(self.repeats))
+        super()._load_from_state_dict(state_dict, prefix, *others)
 
     @torch.no_grad()
     def begin(self, dataset: Dataset) -> None:
         """Count S in the training rows, and for training without the users of each part."""
         number, device = self.items.shape[1], self.ages.device
+        if not number:
+            return
         items, values = largest_transitions(dataset, number)
         scale = _LARGEST / max(float(values.max(initial=0.0)), 1e-6)
         whole = scale * torch.from_numpy(values).clamp(min=0)
@@ -100,38 +115,60 @@ class Neighbours(nn.Module):
         items: of the columns, (columns,), in the warm items; None for the first of the catalogue.
         """
         rows, weights = self._rows(latest)  # (positions, n)
+        own, again = self._own(latest)
         pattern, table = self._tables()
-        values = table[rows] * weights.unsqueeze(-1)
-        columns = pattern[rows].long()  # (positions, n, number)
+        values = torch.cat([(table[rows] * weights.unsqueeze(-1)).flatten(1), again], dim=1)
+        columns = torch.cat([pattern[rows].long().flatten(1), own], dim=1)
         if items is not None:
             places = items.new_full((self.warm,), -1)
             places[items] = torch.arange(len(items), device=items.device)
             columns = places[columns]
             values = torch.where(columns < 0, 0.0, values)
             columns = columns.clamp(min=0)
-        return logits.scatter_add_(1, columns.flatten(1), values.flatten(1).to(logits.dtype))
+        return logits.scatter_add_(1, columns, values.to(logits.dtype))
 
     def of(self, latest: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
         """Return the term for items that differ by position, (…), which broadcast against `latest`
         without its last axis.
         """
         rows, weights = self._rows(latest)  # (…, n)
+        own, again = self._own(latest)
+        same = torch.where(own == items.unsqueeze(-1), again, 0.0).sum(-1)
+        if not self.items.shape[1]:
+            return same
         pattern, table = self._tables()
         first = self.warm * torch.arange(len(pattern), device=items.device).unsqueeze(1)
         pairs = (pattern + first).flatten()  # rising
         wanted = items.unsqueeze(-1) + self.warm * rows
         found = torch.searchsorted(pairs, wanted).clamp(max=len(pairs) - 1)
         values = torch.where(pairs[found] == wanted, table.flatten()[found], 0.0)
-        return (values * weights).sum(-1)
+        return (values * weights).sum(-1) + same
+
+    def _own(self, latest: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the items whose own scores move, and by how much, (…, n); 0 where there is
+        none.
+        """
+        items, events, _ = self._parts(latest, self.repeats.shape[1])
+        there = (items > 0) & (items <= self.warm)
+        weights = self.repeats[events, torch.arange(items.shape[-1], device=latest.device)]
+        return torch.where(there, items - 1, 0), torch.where(there, weights, 0.0)
 
     def _rows(self, latest: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the rows of S that count and the weight of each, (…, n); 0 where there is none."""
-        whole, n = latest.long(), self.events
-        items, events, part = whole[..., :n], whole[..., n : 2 * n], whole[..., 2 * n :]
+        items, events, part = self._parts(latest, self.near)
         there = (items > 0) & (items <= self.warm)
-        weights = self.ages[events, torch.arange(n, device=latest.device)]
+        weights = self.ages[events, torch.arange(self.near, device=latest.device)]
         rows = items - 1 + (self.warm * part if self.training else 0)
         return torch.where(there, rows, 0), torch.where(there, weights, 0.0)
+
+    def _parts(
+        self, latest: torch.Tensor, number: int
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return the items plus 1 and the types of the latest events, `number` of them, and which
+        S it is.
+        """
+        whole, n = latest.long(), self.events
+        return whole[..., :number], whole[..., n : n + number], whole[..., 2 * n :]
 
     def _tables(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the neighbours of each row of S and their values, as it is served where it is not
@@ -148,4 +185,5 @@ class Neighbours(nn.Module):
             "neighbour_values": self.values,
             "neighbour_units": self.units,
             "neighbour_ages": self.ages,
+            **({REPEATS: self.repeats} if self.repeats.numel() else {}),
         }

@@ -39,6 +39,7 @@ NORM_EPSILON = 1e-6
 _LONGEST = 128.0
 # Neighbours of each item where the log has repeats, and the largest catalogue that gets them
 _WITH_REPEATS, _LARGEST_WITH_REPEATS = 16, 100_000
+_REPEAT_EVENTS = 50  # where the log has repeats
 
 
 class RecurrentConfig(StudentSettings, frozen=True, tag="recurrent"):
@@ -60,6 +61,10 @@ class RecurrentConfig(StudentSettings, frozen=True, tag="recurrent"):
     """
     neighbour_events: Count = 10
     """Latest events that move the scores of their neighbours."""
+    repeat_events: ZeroOrMore | None = None
+    """Latest events that move the scores of their own items, up or down. By default 50 where the
+    log has repeats, and 0 elsewhere, where nothing is recommended twice.
+    """
     time: bool = False
     """Whether the student is told how long ago the last event was, and the hour and the weekday of
     the question, where the log has usable times.
@@ -200,13 +205,16 @@ def neighbours_of(dataset: Dataset, config: RecurrentConfig) -> Neighbours | Non
     if number is None:
         helped = dataset.info.repeats and dataset.catalogue_size <= _LARGEST_WITH_REPEATS
         number = _WITH_REPEATS if helped else 0
-    if not number:
+    repeats = config.repeat_events
+    if repeats is None:
+        repeats = _REPEAT_EVENTS if dataset.info.repeats else 0
+    if not (number or repeats):
         return None
     if dataset.catalogue_size > LARGEST_CATALOGUE:
         raise ConfigError(
-            f"a student with neighbours can have {LARGEST_CATALOGUE:,} items, and this catalogue "
-            f"has {dataset.catalogue_size:,}",
-            fix="set neighbours = 0 in [student]",
+            f"a student with neighbours or repeats can have {LARGEST_CATALOGUE:,} items, and this "
+            f"catalogue has {dataset.catalogue_size:,}",
+            fix="set neighbours = 0 and repeat_events = 0 in [student]",
             parameter="neighbours",
         )
-    return Neighbours(dataset, number, config.neighbour_events)
+    return Neighbours(dataset, number, config.neighbour_events if number else 0, repeats)

@@ -80,7 +80,8 @@ def train_private(
     on_epoch = (options or RunOptions()).on_epoch
     _check(config, dataset)
     assert isinstance(config, RecurrentConfig)
-    config = msgspec.structs.replace(config, neighbours=0)  # they would be counted without noise
+    # Neighbours would be counted without noise, and repeats belong to them
+    config = msgspec.structs.replace(config, neighbours=0, repeat_events=0)
     reuse_freed_memory()
     model = build_model(msgspec.structs.replace(config, dropout=0.0), dataset, seed)
     latest = _latest_windows(dataset, min(training.events, model.max_history))
@@ -291,6 +292,12 @@ def _check(config: StudentConfig, dataset: Dataset) -> None:
             fix="set neighbours = 0 in [student]",
             parameter="neighbours",
         )
+    if config.repeat_events:
+        raise ConfigError(
+            "what a choice says of the same item again cannot be learned privately",
+            fix="set repeat_events = 0 in [student]",
+            parameter="repeat_events",
+        )
     if config.time:
         raise ConfigError(
             "a student that is told the time cannot be trained privately",
@@ -353,8 +360,8 @@ def _begin_with(model: SequenceModel, start: TrainedModel) -> None:
     except RuntimeError:  # torch's word for names or shapes that do not fit
         raise ConfigError(
             "the student to begin with is of another shape",
-            fix="train it with the same [student] section and neighbours = 0 on the same catalogue "
-            "(`Dataset.select_users` keeps it)",
+            fix="train it with the same [student] section, neighbours = 0 and repeat_events = 0 on "
+            "the same catalogue (`Dataset.select_users` keeps it)",
             parameter="start",
         ) from None
 

@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 
 from distilrec.bundle.checks import Arrays
 from distilrec.bundle.format import Bundle, encoded, read_bundle, write_bundle, write_manifest
-from distilrec.bundle.manifest import HISTORY, WEIGHTS, FileEntry, SearchKind
+from distilrec.bundle.manifest import HISTORY, WEIGHTS, FileEntry, SearchKind, hidden_in
 from distilrec.data.dataset import Dataset, Histories
 from distilrec.data.preparation import prepare_dataset
 from distilrec.data.schema import Feature, Schema
@@ -288,7 +288,8 @@ class StudentContract:
             items = np.array(golden.items, np.int32)
             state = folded(runtime, items, np.array(golden.events, np.int32))
             user = user_of(golden, bundle, runtime)
-            found, scores = runtime.best(state, user, items, _EVERYTHING, len(golden.top_items))
+            hidden = np.array(hidden_in(golden, bundle.manifest), np.int32)
+            found, scores = runtime.best(state, user, hidden, _EVERYTHING, len(golden.top_items))
             np.testing.assert_allclose(scores, golden.top_scores, 1e-4, 1e-4)
             every = runtime.scores(runtime.query(state, user))
             np.testing.assert_allclose(every[found], golden.top_scores, 1e-4, 1e-4)

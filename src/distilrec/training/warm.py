@@ -20,7 +20,7 @@ from distilrec.features.encoding import CategoricalEncoding, FeatureEncoder, Mul
 from distilrec.networks.sequence import SequenceModel
 
 # A student that had no neighbours gets some when its log gets repeats
-_AGES = "neighbours.ages"
+_AGES, _REPEATS = "neighbours.ages", "neighbours.repeats"
 # What the rows of a tensor are; all other tensors have a size of their own
 _ROWS = {
     "items.embedding": "items",
@@ -31,6 +31,7 @@ _ROWS = {
     "gain": "event types",
     "event_types.weight": "event types",
     _AGES: "event types",
+    _REPEATS: "event types",
 }
 # Counted in the training rows when a training begins
 _COUNTED = {"neighbours.items", "neighbours.values", "neighbours.units"}
@@ -67,7 +68,7 @@ def carried_over(
     carried = {}
     for name, fresh in model.state_dict().items():
         old = None if name not in weights else torch.from_numpy(weights[name])
-        if name in _COUNTED or (old is None and name == _AGES):
+        if name in _COUNTED or (old is None and name in {_AGES, _REPEATS}):
             carried[name] = fresh
         elif old is not None and name in _ROWS:
             carried[name] = _rows(name, old, fresh, found_at(_ROWS[name], was, now))

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distilrec.bundle.checks import Arrays, Shapes, Whole, length_of, require
-from distilrec.bundle.manifest import NEIGHBOURS, Manifest
+from distilrec.bundle.manifest import NEIGHBOURS, REPEATS, WITH_REPEATS, Manifest
 from distilrec.engine.items import Floats, ItemTable, Places
 from distilrec.engine.search import Added
 
@@ -17,14 +17,15 @@ _VALUES, _UNITS, _AGES = "neighbour_values", "neighbour_units", "neighbour_ages"
 
 
 class NeighbourArrays(NamedTuple):
-    """S and w. items: (rows, number), rising in each row; values: of the same shape, in `units`
-    (rows,); ages: (event types, n). The rows of S are the first items of the catalogue.
+    """S, w and r. items: (rows, number), rising in each row; values: of the same shape, in `units`
+    (rows,); ages, repeats: (event types, n). The rows of S are the first items of the catalogue.
     """
 
     items: Places
     values: NDArray[np.int8]
     units: Floats
     ages: Floats
+    repeats: Floats
 
     @property
     def events(self) -> int:
@@ -51,12 +52,15 @@ def shapes_of_neighbours(manifest: Manifest, weights: Arrays) -> Shapes:
     """Return the shapes of the float32 arrays of the term; empty for a student without it."""
     if not _has(weights):
         return {}
-    ages = weights.get(_AGES, np.zeros(0))
-    events = ages.shape[1] if ages.ndim == 2 else 0
-    return {
-        _UNITS: (length_of(weights, NEIGHBOURS),),
-        _AGES: (len(manifest.event_types), events),
+    weighed = (_AGES, REPEATS) if manifest.format_version >= WITH_REPEATS else (_AGES,)
+    return {_UNITS: (length_of(weights, NEIGHBOURS),)} | {
+        name: (len(manifest.event_types), _columns(weights, name)) for name in weighed
     }
+
+
+def _columns(weights: Arrays, name: str) -> int:
+    array = weights.get(name, np.zeros(0))
+    return array.shape[1] if array.ndim == 2 else 0
 
 
 def whole_numbers_of_neighbours(manifest: Manifest, weights: Arrays) -> dict[str, Whole]:
@@ -82,12 +86,19 @@ def neighbours_in(weights: Arrays, event_types: int) -> NeighbourArrays:
             np.zeros((0, 0), np.int8),
             np.zeros(0, np.float32),
             np.zeros((event_types, 0), np.float32),
+            np.zeros((event_types, 0), np.float32),
         )
-    return NeighbourArrays(*(weights[name] for name in (NEIGHBOURS, _VALUES, _UNITS, _AGES)))
+    # One loop over the latest events serves both
+    events = max(_columns(weights, _AGES), _columns(weights, REPEATS))
+    ages, repeats = np.zeros((2, event_types, events), np.float32)
+    for weighed, name in ((ages, _AGES), (repeats, REPEATS)):
+        weighed[:, : _columns(weights, name)] = weights.get(name, 0)
+    items, values, units = (weights[name] for name in (NEIGHBOURS, _VALUES, _UNITS))
+    return NeighbourArrays(items, values, units, ages, repeats)
 
 
 def _has(weights: Arrays) -> bool:
-    return any(name in weights for name in (NEIGHBOURS, _VALUES, _UNITS, _AGES))
+    return any(name in weights for name in (NEIGHBOURS, _VALUES, _UNITS, _AGES, REPEATS))
 
 
 class OwnBiases:
@@ -105,7 +116,7 @@ class OwnBiases:
         self._set_back()
         past = latest[: self._neighbours.events].astype(np.int32) - 1
         known = past[(past >= 0) & (past < len(self._neighbours.items))]
-        self._changed = self._neighbours.items[known].ravel()
+        self._changed = np.concatenate([self._neighbours.items[known].ravel(), known])
         self._kernels.add_neighbours(latest, *self._neighbours, self._biases)
         return Added(self._biases[: self._items.count], self._changed)
 
