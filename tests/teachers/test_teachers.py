@@ -36,6 +36,7 @@ from distilrec.measure.metrics import ndcg
 from distilrec.measure.ranking import questions, rank
 from distilrec.networks.batches import training_batches, training_windows
 from distilrec.networks.mlp import MlpConfig
+from distilrec.networks.products import add_decayed_products
 from distilrec.networks.recurrent import RecurrentConfig
 from distilrec.networks.sequence import TorchScorer
 from distilrec.networks.soft_tree import SoftTreeConfig
@@ -50,7 +51,6 @@ from distilrec.teachers.external import (
     read_scores,
     user_scores,
 )
-from distilrec.teachers.kernels import add_decayed_products
 from distilrec.teachers.linear import LinearConfig, fit_linear, load_linear, save_linear
 from distilrec.teachers.teacher import ModelTeacher
 from distilrec.training.options import RunOptions, TrainingConfig

@@ -4,7 +4,7 @@ sparse items x items term beside a student's query.
     s_i += sum over the latest events of w[e, age] S[j, i] + r[e, age] (i = j),   j the item, e the
     type of the event
 
-S has `number` neighbours i of each item j, counted in the training rows
+S has `number` neighbours i of each item j, from a regression on the training rows
 (`distilrec.networks.transitions`), in 8 bits; w is learned. A pair that S has from a row says
 nothing about how well S foretells this row, and S has one value for every few pairs: so S is not
 learned, and while w is, each user meets the S of other users, of whom there are `_PARTS` groups.
@@ -72,23 +72,22 @@ class Neighbours(nn.Module):
 
     @torch.no_grad()
     def begin(self, dataset: Dataset) -> None:
-        """Count S in the training rows, and for training without the users of each part."""
+        """Take S from the training rows, and for training without the users of each part."""
         number, device = self.items.shape[1], self.ages.device
         if not number:
             return
-        items, values = largest_transitions(dataset, number)
-        scale = _LARGEST / max(float(values.max(initial=0.0)), 1e-6)
-        whole = scale * torch.from_numpy(values).clamp(min=0)
+        items, values, scale = [], [], 0.0
+        for found, weights in largest_transitions(dataset, number, _PARTS):
+            scale = scale or _LARGEST / max(float(weights.max(initial=0.0)), 1e-6)
+            items.append(torch.from_numpy(found))
+            values.append(scale * torch.from_numpy(weights).clamp(min=0))
+        whole = values[0]
         units = whole.amax(1).clamp(min=1e-6) / _LEVELS
         self.units.copy_(units)
-        self.items.copy_(torch.from_numpy(items))
+        self.items.copy_(items[0])
         self.values.copy_(torch.round(whole / units.unsqueeze(1)))
-        parts = [(torch.from_numpy(items), whole)]
-        for part in range(_PARTS):
-            items, values = largest_transitions(dataset, number, without=(part, _PARTS))
-            parts.append((torch.from_numpy(items), scale * torch.from_numpy(values).clamp(min=0)))
-        self.part_items = torch.cat([items for items, _ in parts]).int().to(device)
-        self.part_values = torch.cat([values for _, values in parts]).to(device)
+        self.part_items = torch.cat(items).int().to(device)
+        self.part_values = torch.cat(values).to(device)
 
     def latest(self, batch: Batch, window: torch.Tensor, place: torch.Tensor) -> torch.Tensor:
         """Return the latest events at some positions, (…, 2 n); see the class.

@@ -1,28 +1,73 @@
-"""From past items to the next one, by counting: the neighbours of a student."""
+"""From past items to the next one, in closed form: the neighbours of a student."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import NamedTuple
+
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from distilrec.data.dataset import Dataset
+from distilrec.networks.products import Products, decayed_products
 
-_EVENTS, _DECAY = 10, 0.9  # latest events that are paired with the next one, and their weights
+REGRESSED_ITEMS = 8_000
+"""Items of the largest catalogue whose transitions are regressed: the six matrices of the largest
+take 3 GB. Those of larger ones are counted.
+"""
+_DECAY = 0.9  # what an event keeps of its weight with each later one
+_RIDGE = 300.0
+_EVENTS = 10  # latest events that are paired with the next one, where pairs are counted
 _SHRINKAGE = 20.0  # pairs that an item is thought to have had besides
+_PART = tuple[int, int] | None
 Floats = NDArray[np.float32]
 
 
-def largest_transitions(
-    dataset: Dataset, number: int, without: tuple[int, int] | None = None
-) -> tuple[NDArray[np.int64], Floats]:
-    """Return for each item with training rows the items that most follow it and their weights,
-    (items, number) each, rising by item in each row.
-
-    A weight says how much more often an item is among the next ones than its popularity says:
-    (n_ji - n_j p_i) / (n_j + shrinkage), n_ji the events on i soon after one on j. An item follows
-    itself only where the log has repeats.
-    without: (part, parts) leaves out the users whose position is this part, modulo parts.
+class Transitions(NamedTuple):
+    """The items that most follow each item with training rows, rising in each row, and their
+    weights; (items, number) each.
     """
+
+    items: NDArray[np.int64]
+    weights: Floats
+
+
+def largest_transitions(dataset: Dataset, number: int, parts: int) -> Iterator[Transitions]:
+    """Yield the largest transitions of all users, and then of all but each part of them: the user
+    at position u is in part u modulo parts.
+
+    The weights of a catalogue of up to REGRESSED_ITEMS items are those of the ridge regression of
+    the next item on the history, as in the `linear` teacher: what one item says of another beyond
+    what the others say. Of a larger one they are counted: how much more often an item is among the
+    next ones than its popularity says, (n_ji - n_j p_i) / (n_j + shrinkage), n_ji the events on i
+    soon after one on j. An item follows itself only where the log has repeats.
+    """
+    if dataset.info.warm_items > REGRESSED_ITEMS:
+        yield _counted(dataset, number, None)
+        for part in range(parts):
+            yield _counted(dataset, number, (part, parts))
+        return
+    whole = decayed_products(dataset, _DECAY)
+    yield _regressed(dataset, number, whole)
+    for part in range(parts):
+        users = np.arange(dataset.users) % parts == part
+        own = decayed_products(dataset, _DECAY, users=users)
+        yield _regressed(dataset, number, Products(whole.gram - own.gram, whole.cross - own.cross))
+
+
+def _regressed(dataset: Dataset, number: int, products: Products) -> Transitions:
+    gram, cross = (torch.from_numpy(matrix).float() for matrix in products)
+    gram.diagonal().add_(_RIDGE)
+    weights = torch.cholesky_solve(cross, torch.linalg.cholesky(gram))
+    if not dataset.info.repeats:
+        weights.fill_diagonal_(-torch.inf)
+    chosen = weights.topk(number, dim=1).indices.sort(dim=1).values
+    return Transitions(chosen.numpy(), weights.gather(1, chosen).numpy())
+
+
+def _counted(dataset: Dataset, number: int, without: _PART) -> Transitions:
+    """Return the transitions of all users but those of a part."""
     items = dataset.info.warm_items
     keys, counts = _pairs(dataset, without)
     past, following = keys // items, keys % items
@@ -40,12 +85,10 @@ def largest_transitions(
     order = np.lexsort((-weights, past))
     starts = np.searchsorted(past, np.arange(items))
     chosen = np.sort(order[starts[:, None] + np.arange(number)], axis=1)  # by item again
-    return keys[chosen] % items, weights[chosen].astype(np.float32)
+    return Transitions(keys[chosen] % items, weights[chosen].astype(np.float32))
 
 
-def _pairs(
-    dataset: Dataset, without: tuple[int, int] | None
-) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+def _pairs(dataset: Dataset, without: _PART) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Return the pairs of an item and one that comes soon after it, past * items + next, rising,
     and how often each occurs, later ones weighing less. Negative events make no pair, and the next
     event is one to be predicted.

@@ -10,47 +10,6 @@ import numpy as np
 
 from distilrec.engine.kernels import inlined, kernel
 
-_NOTHING = 1e-9  # a weight that no sum of float32 weights would show
-
-
-@kernel
-def add_decayed_products(  # type: ignore[no-untyped-def]
-    starts, items, chosen, counted, decay, gram, cross
-):
-    """Add X'X and Y'X of the chosen events, Y their items, X the counted events before each, which
-    lose weight by `decay` with each later one; of X'X one of (i, j) and (j, i), and half of (i, i).
-
-    The weights of two events in all histories after the later one of them have one sum, so that a
-    pair is added once, however many histories hold it.
-    starts: (users + 1,), where the events of each user begin; items: (events,) int32; chosen,
-    counted: (events,) bool; gram, cross: (items, items) float64, rows of cross by Y.
-    """
-    for user in range(len(starts) - 1):
-        first, last = starts[user], starts[user + 1]
-        before, asked = np.empty(last - first, np.int64), np.zeros(last - first)
-        n = 0
-        for row in range(first, last):
-            if chosen[row] and n > 0:
-                asked[n - 1] += 1.0
-                weight, at = 1.0, n - 1
-                while at >= 0 and weight > _NOTHING:
-                    cross[items[row], before[at]] += weight
-                    weight *= decay
-                    at -= 1
-            if counted[row]:
-                before[n] = items[row]
-                n += 1
-        total = 0.0
-        for later in range(n - 1, -1, -1):
-            total = asked[later] + decay * decay * total
-            item = before[later]
-            gram[item, item] += total / 2
-            weight, at = total * decay, later - 1
-            while at >= 0 and weight > _NOTHING:
-                gram[item, before[at]] += weight
-                weight *= decay
-                at -= 1
-
 
 @kernel
 def fill_systems(  # type: ignore[no-untyped-def]

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from distilrec.data.dataset import UNKNOWN_ITEM, Dataset
 from distilrec.errors import TrainingError
 from distilrec.files import RecordKind
+from distilrec.networks.products import decayed_products
 from distilrec.offsets import offsets_of
 from distilrec.settings import Count, Positive, Settings, ZeroOrMore
 from distilrec.teachers.item_weights import (
@@ -37,7 +38,6 @@ from distilrec.teachers.item_weights import (
     origin_of,
     read_weights,
 )
-from distilrec.teachers.kernels import add_decayed_products
 from distilrec.teachers.neighbours import Regression, rows_by_item, solve_on_neighbours
 from distilrec.training.trained import Earlier
 from distilrec.training.warm import found_at
@@ -86,24 +86,9 @@ def fit_linear(config: LinearConfig, dataset: Dataset, seed: int) -> LinearTeach
 
 def _solved(config: LinearConfig, dataset: Dataset, seed: int) -> DenseWeights:
     """Return B from X, the history before each event, and Y, its item."""
-    items = dataset.info.warm_items
-    gram, cross = np.zeros((items, items)), np.zeros((items, items))  # X'X and Y'X
-    counted = _counted(dataset)
-    rows = np.flatnonzero(
-        dataset.is_training() & (dataset.items != UNKNOWN_ITEM) & (dataset.items < items)
-    )
-    add_decayed_products(
-        offsets_of(np.bincount(dataset.user_rows()[rows], minlength=dataset.users)),
-        dataset.items[rows],
-        _chosen(config, dataset, seed)[rows],
-        np.ones(len(rows), bool) if counted is None else counted[rows],
-        config.decay,
-        gram,
-        cross,
-    )
-    gram += gram.T
-    gram[np.diag_indices(items)] += config.ridge
-    return DenseWeights(np.linalg.solve(gram, cross.T).astype(np.float32))
+    gram, cross = decayed_products(dataset, config.decay, _chosen(config, dataset, seed))
+    gram[np.diag_indices(len(gram))] += config.ridge
+    return DenseWeights(np.linalg.solve(gram, cross).astype(np.float32))
 
 
 def _chosen(config: LinearConfig, dataset: Dataset, seed: int) -> NDArray[np.bool_]:
