@@ -221,7 +221,7 @@ def test_what_cannot_be_private_is_refused(small, plain):
         train_private(STUDENT_CONFIG, small, TRAINING, seed=0)
     with pytest.raises(ConfigError, match="only the recurrent student"):
         train_private(MlpConfig(), plain, TRAINING, seed=0)
-    with pytest.raises(ConfigError, match="counted in the log without noise"):
+    with pytest.raises(ConfigError, match="come from the log without noise"):
         counted = msgspec.structs.replace(STUDENT_CONFIG, neighbours=4)
         train_private(counted, plain, TRAINING, seed=0)
     for wrong in ({"epsilon": 0.0}, {"delta": 2.0}, {"steps": 0}, {"averaging": 1.0}):

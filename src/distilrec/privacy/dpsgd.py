@@ -80,7 +80,7 @@ def train_private(
     on_epoch = (options or RunOptions()).on_epoch
     _check(config, dataset)
     assert isinstance(config, RecurrentConfig)
-    # Neighbours would be counted without noise, and repeats belong to them
+    # Neighbours would come from the log without noise, and repeats belong to them
     config = msgspec.structs.replace(config, neighbours=0, repeat_events=0)
     reuse_freed_memory()
     model = build_model(msgspec.structs.replace(config, dropout=0.0), dataset, seed)
@@ -288,7 +288,7 @@ def _check(config: StudentConfig, dataset: Dataset) -> None:
         )
     if config.neighbours:
         raise ConfigError(
-            "the neighbours of the items are counted in the log without noise",
+            "the neighbours of the items come from the log without noise",
             fix="set neighbours = 0 in [student]",
             parameter="neighbours",
         )
