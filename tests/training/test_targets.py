@@ -10,10 +10,10 @@ from torch.nn import functional
 from distilrec.distill.distillation import DistillationConfig, distill_model, distillation_loss
 from distilrec.errors import ConfigError
 from distilrec.labels.extract import LabelConfig, extract_labels
+from distilrec.networks import transitions
 from distilrec.networks.batches import batch_of, training_windows
 from distilrec.networks.build import build_model
 from distilrec.networks.recurrent import RecurrentConfig
-from distilrec.networks.transitions import largest_transitions
 from distilrec.targets import EventRole, Targets
 from distilrec.testing.students import small_dataset
 from distilrec.training import gradients
@@ -179,13 +179,17 @@ def test_a_negative_event_turns_a_history_away():
         )
 
 
-def test_neighbours_are_counted_between_what_informs_and_targets():
+@pytest.mark.parametrize("regressed", [True, False])
+def test_neighbours_are_between_what_informs_and_targets(regressed, monkeypatch):
+    if not regressed:
+        monkeypatch.setattr(transitions, "REGRESSED_ITEMS", 0)
     log = [(f"u{n}", item, kind) for n in range(6)
            for item, kind in (("a", "view"), ("b", "return"), ("c", "buy"), ("d", "view"), ("e", "buy"), ("f", "buy"))]  # fmt: skip
     dataset = typed(log, Targets((EventRole("buy"), EventRole("view", role="inform"), RETURNS)))
     items = dataset.info.item_ids
-    near, weights = largest_transitions(dataset, len(items))
-    pairs = {(items[past], items[near[past, n]]) for past in range(len(near)) for n in range(near.shape[1]) if np.isfinite(weights[past, n])}  # fmt: skip
+    near, weights = next(transitions.largest_transitions(dataset, len(items), 5))
+    weights = np.where(np.isfinite(weights), weights, 0)
+    pairs = {(items[past], items[near[past, n]]) for past in range(len(near)) for n in range(near.shape[1]) if weights[past, n]}  # fmt: skip
     assert pairs == {("a", "c")}  # e and f are held out, b is negative, and d only informs
 
 
