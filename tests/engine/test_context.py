@@ -45,7 +45,7 @@ from distilrec.training.trained import load_model, save_model, train_model
 DEVICE, HOUR = Feature("device", "categorical"), Feature("loudness", "numeric")
 SCHEMA = Schema(timestamp="timestamp", event_type="kind", context_features=(DEVICE, HOUR))
 PLAIN = Schema(timestamp="timestamp", event_type="kind")
-STUDENT = RecurrentConfig(dim=8, max_history=61, neighbours=0)
+STUDENT = RecurrentConfig(dim=8, max_history=61, neighbours=0, repeat_events=0)
 TEACHER = TransformerConfig(dim=8, layers=1, heads=2, feed_forward=16, max_history=12)
 
 
