@@ -189,7 +189,7 @@ def test_a_split_in_time_needs_an_order(tmp_path):
     assert prepare_dataset(log(), Schema(), split=split, order="time").info.order == "time"
 
 
-def test_times_that_are_no_order_still_split(tmp_path):
+def test_times_that_are_no_order_still_split():
     """Training, validation and test are those of the times; trainings read sets of events."""
     split, made = Split(kind="global-time"), at_one_time(log(), 0)
     by_time = prepare_dataset(made, TIMED, split=split)

@@ -48,7 +48,7 @@ class Neighbours(nn.Module):
 
     def __init__(self, dataset: Dataset, number: int, events: int, repeats: int) -> None:
         super().__init__()
-        self.near, self.events = events, max(events, repeats)
+        self.events = max(events, repeats)
         self.catalogue, self.warm = dataset.catalogue_size, dataset.info.warm_items
         number = min(number, self.warm)
         pattern = torch.arange(number, dtype=torch.int32).expand(self.warm, number)
@@ -114,7 +114,7 @@ class Neighbours(nn.Module):
         items: of the columns, (columns,), in the warm items; None for the first of the catalogue.
         """
         rows, weights = self._rows(latest)  # (positions, n)
-        own, again = self._own(latest)
+        own, again = self._weighed(latest, self.repeats)
         pattern, table = self._tables()
         values = torch.cat([(table[rows] * weights.unsqueeze(-1)).flatten(1), again], dim=1)
         columns = torch.cat([pattern[rows].long().flatten(1), own], dim=1)
@@ -131,7 +131,7 @@ class Neighbours(nn.Module):
         without its last axis.
         """
         rows, weights = self._rows(latest)  # (…, n)
-        own, again = self._own(latest)
+        own, again = self._weighed(latest, self.repeats)
         same = torch.where(own == items.unsqueeze(-1), again, 0.0).sum(-1)
         if not self.items.shape[1]:
             return same
@@ -143,31 +143,25 @@ class Neighbours(nn.Module):
         values = torch.where(pairs[found] == wanted, table.flatten()[found], 0.0)
         return (values * weights).sum(-1) + same
 
-    def _own(self, latest: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the items whose own scores move, and by how much, (…, n); 0 where there is
-        none.
-        """
-        items, events, _ = self._parts(latest, self.repeats.shape[1])
-        there = (items > 0) & (items <= self.warm)
-        weights = self.repeats[events, torch.arange(items.shape[-1], device=latest.device)]
-        return torch.where(there, items - 1, 0), torch.where(there, weights, 0.0)
-
     def _rows(self, latest: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the rows of S that count and the weight of each, (…, n); 0 where there is none."""
-        items, events, part = self._parts(latest, self.near)
-        there = (items > 0) & (items <= self.warm)
-        weights = self.ages[events, torch.arange(self.near, device=latest.device)]
-        rows = items - 1 + (self.warm * part if self.training else 0)
-        return torch.where(there, rows, 0), torch.where(there, weights, 0.0)
+        """Return the rows of S that count and the weight of each, (…, n)."""
+        items, weights = self._weighed(latest, self.ages)
+        if self.training:
+            items = items + self.warm * latest[..., 2 * self.events :].long()
+        return items, weights
 
-    def _parts(
-        self, latest: torch.Tensor, number: int
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return the items plus 1 and the types of the latest events, `number` of them, and which
-        S it is.
+    def _weighed(
+        self, latest: torch.Tensor, table: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the items of the latest events that a table of weights, (event types, n), has, and
+        the weight of each, (…, n); both 0 where there is no such item.
         """
-        whole, n = latest.long(), self.events
-        return whole[..., :number], whole[..., n : n + number], whole[..., 2 * n :]
+        number = table.shape[1]
+        items = latest[..., :number].long()
+        events = latest[..., self.events : self.events + number].long()
+        there = (items > 0) & (items <= self.warm)
+        weights = table[events, torch.arange(number, device=latest.device)]
+        return torch.where(there, items - 1, 0), torch.where(there, weights, 0.0)
 
     def _tables(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the neighbours of each row of S and their values, as it is served where it is not

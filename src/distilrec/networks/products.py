@@ -44,21 +44,24 @@ def decayed_products(
         known &= users[owners]
     if chosen is None:
         chosen = np.ones(len(known), bool) if dataset.roles is None else dataset.is_target()
-    counted = np.ones(len(known), bool)
-    if dataset.roles is not None:
-        counted = ~dataset.roles.negative[dataset.events]
+    counted = counted_events(dataset)
     rows = np.flatnonzero(known)
     add_decayed_products(
         offsets_of(np.bincount(owners[rows], minlength=dataset.users)),
         dataset.items[rows],
         chosen[rows],
-        counted[rows],
+        np.ones(len(rows), bool) if counted is None else counted[rows],
         decay,
         gram,
         cross,
     )
     gram += gram.T
     return Products(gram, cross.T)
+
+
+def counted_events(dataset: Dataset) -> NDArray[np.bool_] | None:
+    """Return which rows count in a history, (rows,), None for all: negative ones do not."""
+    return None if dataset.roles is None else ~dataset.roles.negative[dataset.events]
 
 
 @kernel

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from distilrec.data.dataset import UNKNOWN_ITEM, Dataset
 from distilrec.errors import TrainingError
 from distilrec.files import RecordKind
-from distilrec.networks.products import decayed_products
+from distilrec.networks.products import counted_events, decayed_products
 from distilrec.offsets import offsets_of
 from distilrec.settings import Count, Positive, Settings, ZeroOrMore
 from distilrec.teachers.item_weights import (
@@ -101,11 +101,6 @@ def _chosen(config: LinearConfig, dataset: Dataset, seed: int) -> NDArray[np.boo
     return drawn if dataset.roles is None else drawn & rows
 
 
-def _counted(dataset: Dataset) -> NDArray[np.bool_] | None:
-    """Return which rows count in a history, (rows,), None for all."""
-    return None if dataset.roles is None else ~dataset.roles.negative[dataset.events]
-
-
 class _Event(NamedTuple):
     """A target, and the distinct items before it with the sums of their weights."""
 
@@ -135,7 +130,7 @@ def _events(config: LinearConfig, dataset: Dataset, seed: int) -> Iterator[_Even
     """Yield the events of the regression, each with the events before it that still have a weight
     of a hundredth, and `max_history` of them at most.
     """
-    chosen, counted = _chosen(config, dataset, seed), _counted(dataset)
+    chosen, counted = _chosen(config, dataset, seed), counted_events(dataset)
     powers = config.decay ** np.arange(config.max_history, dtype=np.float64)
     powers = powers[powers >= _SMALLEST]
     for user in range(dataset.info.warm_users):

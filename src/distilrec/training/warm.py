@@ -33,7 +33,7 @@ _ROWS = {
     _AGES: "event types",
     _REPEATS: "event types",
 }
-# Counted in the training rows when a training begins
+# Taken from the training rows when a training begins
 _COUNTED = {"neighbours.items", "neighbours.values", "neighbours.units"}
 _NEW = -1
 
