@@ -77,10 +77,11 @@ def main() -> None:
     if min(arguments.days, arguments.full_every) < 1 or not 0 < arguments.share < 1:
         parser.error("--days and --full-every are at least 1, --share is between 0 and 1")
     torch.set_num_threads(1)
-    name = arguments.config.stem.removeprefix("refresh-")
+    config = read_config(arguments.config)
+    name = name_of(config.data)
     folder = (arguments.folder or Path("runs") / "refresh" / name).absolute()
     folder.mkdir(parents=True, exist_ok=True)
-    config = _with_files(read_config(arguments.config))
+    config = _with_files(config)
     make_tables(config)
     config, days = _cut(config, folder, arguments.days, arguments.share)
     beginning = _trained(config, folder / "run")
@@ -92,7 +93,7 @@ def main() -> None:
             write_json(path, _day(folder, day, rows, full=full))
         found.append(read_json(path, Day, error=DataError, fix=f"delete {path}"))
         print(json.dumps({k: v for k, v in found[-1].items() if k != "users"}), flush=True)
-    _write_results(name, name_of(config.data), found, beginning)
+    _write_results(name, found, beginning)
 
 
 def _with_files(config: RunConfig) -> RunConfig:
@@ -241,10 +242,10 @@ def _shares(found: list[Day], beginning: float) -> list[float]:
     return shares
 
 
-def _write_results(name: str, data: str, found: list[Day], beginning: float) -> None:
+def _write_results(name: str, found: list[Day], beginning: float) -> None:
     shares = _shares(found, beginning)
     lines = [
-        f"{data}, {len(found)} days of about {found[0]['rows']:,} rows, NDCG@10 on the newest 5% "
+        f"{name}, {len(found)} days of about {found[0]['rows']:,} rows, NDCG@10 on the newest 5% "
         f"of the log of each day; the training of the beginning took {beginning:.0f} s",
         "",
         "| day | users | trained | refreshed | full | nothing | refreshed - full | refreshed - "
@@ -298,7 +299,7 @@ def _write_results(name: str, data: str, found: list[Day], beginning: float) -> 
     line = json.dumps(
         {
             "bench": "refresh",
-            "dataset": data,
+            "dataset": name,
             "seconds_of_the_beginning": beginning,
             "share": median,
             "together": together,

@@ -60,7 +60,7 @@ def kind(request, monkeypatch):
 
 def largest(data, number, without=0, parts=5):
     """The transitions of all users (0), or of all but those of a part, from 1."""
-    return [*transitions.largest_transitions(data, number, parts)][without]
+    return transitions.largest_transitions(data, number, parts)[without]
 
 
 def whole(term):
@@ -95,6 +95,12 @@ def test_users_can_be_left_out(small, kind):
     ):
         np.testing.assert_allclose(one, other, rtol=1e-4)
     assert not np.allclose(largest(small, 5)[1], largest(changed, 5)[1], rtol=1e-2)
+
+
+def test_what_was_asked_for_last_is_kept(small, kind):
+    assert largest(small, 3) is largest(small, 3)
+    changed = replace(small, items=np.zeros_like(small.items))
+    assert not np.array_equal(largest(changed, 3)[1], largest(small, 3)[1])
 
 
 def test_the_item_that_always_follows_is_found(small, kind):

@@ -187,7 +187,7 @@ def test_neighbours_are_between_what_informs_and_targets(regressed, monkeypatch)
            for item, kind in (("a", "view"), ("b", "return"), ("c", "buy"), ("d", "view"), ("e", "buy"), ("f", "buy"))]  # fmt: skip
     dataset = typed(log, Targets((EventRole("buy"), EventRole("view", role="inform"), RETURNS)))
     items = dataset.info.item_ids
-    near, weights = next(transitions.largest_transitions(dataset, len(items), 5))
+    near, weights = transitions.largest_transitions(dataset, len(items), 5)[0]
     known = np.isfinite(weights) & ((weights != 0) | (not regressed))
     pairs = {(items[past], items[near[past, n]]) for past in range(len(near)) for n in range(near.shape[1]) if known[past, n]}  # fmt: skip
     assert pairs == {("a", "c")}  # e and f are held out, b is negative, and d only informs

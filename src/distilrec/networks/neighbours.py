@@ -86,7 +86,7 @@ class Neighbours(nn.Module):
         self.units.copy_(units)
         self.items.copy_(items[0])
         self.values.copy_(torch.round(whole / units.unsqueeze(1)))
-        self.part_items = torch.cat(items).int().to(device)
+        self.part_items = torch.cat(items).to(device)
         self.part_values = torch.cat(values).to(device)
 
     def latest(self, batch: Batch, window: torch.Tensor, place: torch.Tensor) -> torch.Tensor:

@@ -29,13 +29,17 @@ class Transitions(NamedTuple):
     weights; (items, number) each.
     """
 
-    items: NDArray[np.int64]
+    items: NDArray[np.int32]
     weights: Floats
 
 
-def largest_transitions(dataset: Dataset, number: int, parts: int) -> Iterator[Transitions]:
-    """Yield the largest transitions of all users, and then of all but each part of them: the user
-    at position u is in part u modulo parts.
+_found: dict[tuple[str, int, int, int], tuple[Transitions, ...]] = {}  # those asked for last
+
+
+def largest_transitions(dataset: Dataset, number: int, parts: int) -> tuple[Transitions, ...]:
+    """Return the largest transitions of all users, and then of all but each part of them: the user
+    at position u is in part u modulo parts. Those that were asked for last are kept, as the models
+    of a run, trained one after the other, have the same.
 
     The weights of a catalogue of up to REGRESSED_ITEMS items are those of the ridge regression of
     the next item on the history, as in the `linear` teacher: what one item says of another beyond
@@ -43,11 +47,16 @@ def largest_transitions(dataset: Dataset, number: int, parts: int) -> Iterator[T
     next ones than its popularity says, (n_ji - n_j p_i) / (n_j + shrinkage), n_ji the events on i
     soon after one on j. An item follows itself only where the log has repeats.
     """
-    if dataset.info.warm_items > REGRESSED_ITEMS:
-        yield _counted(dataset, number, None)
-        for part in range(parts):
-            yield _counted(dataset, number, (part, parts))
-        return
+    key = (dataset.fingerprint(), number, parts, REGRESSED_ITEMS)
+    if key not in _found:
+        find = _all_counted if dataset.info.warm_items > REGRESSED_ITEMS else _all_regressed
+        found = tuple(find(dataset, number, parts))
+        _found.clear()
+        _found[key] = found
+    return _found[key]
+
+
+def _all_regressed(dataset: Dataset, number: int, parts: int) -> Iterator[Transitions]:
     whole = decayed_products(dataset, _DECAY)
     yield _regressed(dataset, number, whole)
     for part in range(parts):
@@ -63,7 +72,12 @@ def _regressed(dataset: Dataset, number: int, products: Products) -> Transitions
     if not dataset.info.repeats:
         weights.fill_diagonal_(-torch.inf)
     chosen = weights.topk(number, dim=1).indices.sort(dim=1).values
-    return Transitions(chosen.numpy(), weights.gather(1, chosen).numpy())
+    return Transitions(chosen.int().numpy(), weights.gather(1, chosen).numpy())
+
+
+def _all_counted(dataset: Dataset, number: int, parts: int) -> Iterator[Transitions]:
+    for part in (None, *range(parts)):
+        yield _counted(dataset, number, None if part is None else (part, parts))
 
 
 def _counted(dataset: Dataset, number: int, without: _PART) -> Transitions:
@@ -85,7 +99,7 @@ def _counted(dataset: Dataset, number: int, without: _PART) -> Transitions:
     order = np.lexsort((-weights, past))
     starts = np.searchsorted(past, np.arange(items))
     chosen = np.sort(order[starts[:, None] + np.arange(number)], axis=1)  # by item again
-    return Transitions(keys[chosen] % items, weights[chosen].astype(np.float32))
+    return Transitions((keys[chosen] % items).astype(np.int32), weights[chosen].astype(np.float32))
 
 
 def _pairs(dataset: Dataset, without: _PART) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
