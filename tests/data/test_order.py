@@ -238,7 +238,7 @@ def test_a_fold_needs_a_log_without_order():
 @pytest.mark.parametrize(
     ("toml", "says"),
     [
-        ('order = "time"\ndraw = 1', "data.draw is 1"),
+        ('order = "time"\nties = "rows"\ndraw = 1', "data.draw is 1"),
         ('order = "rows"', "data.order is 'rows'"),
         ("draw = -1", "draw"),
     ],

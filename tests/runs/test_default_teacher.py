@@ -1,4 +1,4 @@
-"""Which teacher a run has where its configuration names none."""
+"""Which teacher a run has where its configuration names none, and what a refresh keeps."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import polars as pl
 import pytest
 
 from distilrec import runs
+from distilrec.data.preparation import prepare_dataset
+from distilrec.data.schema import Schema
 from distilrec.networks.recurrent import RecurrentConfig
 from distilrec.networks.transformer import TransformerConfig
 from distilrec.report.gate import Thresholds
@@ -43,17 +45,23 @@ def test_it_depends_on_the_log(order, repeats, kind):
 
 @pytest.mark.slow
 def test_a_refresh_keeps_it_where_the_log_gets_its_first_repeat(tmp_path):
+    """And the order of events at the same time."""
     write_tables(tmp_path)
-    log = pl.read_csv(tmp_path / "log.csv")
+    log = pl.read_csv(tmp_path / "log.csv").with_columns(pl.col("timestamp") // 600 * 600)
     log.unique(["user_id", "item_id"], keep="first", maintain_order=True).write_csv(
         tmp_path / "log.csv"
     )
     config = msgspec.structs.replace(small_config(tmp_path), teacher=None, teacher_training=SHORT)
     runs.run_all(config, tmp_path / "run")
-    assert not runs.open_data(runs.open_run(tmp_path / "run")).info.repeats
+    was = runs.open_data(runs.open_run(tmp_path / "run")).info
+    assert not was.repeats and was.order == "time"
     again = log.tail(60).with_columns(pl.col("timestamp") + 1_000_000)
     done = refresh(tmp_path / "run", again, thresholds=Thresholds(size={"bytes": 1e9}))
     assert done is not None
     made = runs.open_run(tmp_path / "run/generations/1")
-    assert runs.open_data(made).info.repeats
+    now = runs.open_data(made).info
+    assert now.repeats and now.order == "time"
+    assert made.config.data.ties == "rows"
+    whole = prepare_dataset(made.config.data.interactions, Schema(timestamp="timestamp"))
+    assert whole.info.order == "ties"
     assert made.config.teacher == TransformerConfig() and made.config.teacher_training == SHORT

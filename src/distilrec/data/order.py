@@ -3,7 +3,7 @@
 Where nothing says what came first, the order of the rows is an accident of the file. The events of
 each user are then put into an order that is drawn from their ids alone: the last ones, which a
 split holds out, are a random sample, the same however the file is sorted. Events of a user at the
-same time are such a log in small: on request their order is drawn in the same way.
+same time, such as those of a basket, are such a log in small.
 """
 
 from __future__ import annotations
@@ -25,10 +25,14 @@ from distilrec.workers import Workers, write_whole
 WantedOrder = Literal["auto", "time", "none"]
 Order = Literal["time", "ties", "none"]
 """Of the events of a user: in time, in time but for those at the same time, or none."""
-Ties = Literal["rows", "shuffled", "unordered"]
+Ties = Literal["auto", "rows", "shuffled", "unordered"]
 NEARLY_ALL = 0.95
 """Share of the users with several events whose times must all be equal for "auto" to find no
 order."""
+MANY_TIES = 0.5
+"""Share of the events with the time of the one before of their user from which on ties are many:
+"auto" finds them to be without order where the log has repeats.
+"""
 
 
 @dataclass(frozen=True)
@@ -112,7 +116,7 @@ def check_wanted(wanted: str, draw: int, ties: str) -> None:
 
 def check_order(order: Order, draw: int, ties: str) -> None:
     """Raise ConfigError for a draw or ties that a log with or without order cannot have."""
-    if order == "none" and ties != "rows":
+    if order == "none" and ties not in ("auto", "rows"):
         raise ConfigError(
             f'data.ties is "{ties}", but no order of the events is known: that of all of them is '
             "drawn",
@@ -126,6 +130,29 @@ def check_order(order: Order, draw: int, ties: str) -> None:
             'data.ties = "shuffled", to draw the order of events at the same time',
             parameter="data.draw",
         )
+
+
+def find_ties(clean: CleanLog, workers: Workers) -> Ties:
+    """Return what "auto" says of events of a user at the same time: they are "unordered" where
+    there are many in a log with repeats, which are baskets, and in the order of the "rows"
+    otherwise.
+    """
+    counts = [*workers.map(_count_ties, clean, range(len(clean.parts)))]
+    events, tied, repeats = (sum(column) for column in zip(*counts, strict=True))
+    return "unordered" if repeats and tied >= MANY_TIES * events else "rows"
+
+
+def _count_ties(clean: CleanLog, number: int) -> tuple[int, int, bool]:
+    """Return how many events a part has, how many have the time of the one before of their user,
+    and whether a user has an item twice.
+    """
+    log = pl.read_parquet(clean.parts[number], columns=["user_id", "item_id", "timestamp"])
+    events, moments, items = log.select(
+        pl.len(),
+        moments=pl.struct("user_id", "timestamp").n_unique(),
+        items=pl.struct("user_id", "item_id").n_unique(),
+    ).row(0)
+    return events, events - moments, items < events
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,7 @@ from distilrec.data.order import (
     check_wanted,
     draw_order,
     find_order,
+    find_ties,
     shuffle_ties,
 )
 from distilrec.data.parts import Encoding, Part, Rows, encode_parts, split_parts, training_counts
@@ -74,7 +75,7 @@ def prepare_dataset(  # noqa: PLR0913 - a public name, whose arguments stay as t
     derived_features: bool = True,
     order: WantedOrder = "auto",
     draw: int = 0,
-    ties: Ties = "rows",
+    ties: Ties = "auto",
     checks: Sequence[DataCheck] = (),
     erased_users: Sequence[object] | ErasedUsers = (),
     targets: Targets | None = None,
@@ -92,7 +93,7 @@ def prepare_dataset(  # noqa: PLR0913 - a public name, whose arguments stay as t
     (`distilrec.data.pseudonyms`).
     order: whether the events of a user have an order in time; "auto" finds out. draw: which events
     are held out where they have none (`distilrec.data.order`). ties: the order of a user's events
-    at the same time, that of the rows or a drawn one.
+    at the same time, that of the rows, a drawn one or none; "auto" finds out whether there is one.
     checks: what must hold for the columns of the tables. erased_users: whose rows are left out, by
     id or pseudonym; ids that match no user of the log are an error, but for `ErasedUsers.others`.
     targets: which events are to be predicted, which only inform and which are negative; without it
@@ -141,8 +142,8 @@ class Choices:
     """Whether the events of a user have an order in time."""
     draw: int = 0
     """Which events are held out where they have none, and which order shuffled ties have."""
-    ties: Ties = "rows"
-    """The order of events of a user at the same time: that of the rows, or a drawn one."""
+    ties: Ties = "auto"
+    """The order of events of a user at the same time: that of the rows, a drawn one, or none."""
 
     def __post_init__(self) -> None:
         check_wanted(self.order, self.draw, self.ties)
@@ -221,11 +222,16 @@ def _in_order(
     clean: CleanLog, source: Source, choices: Choices, circumstances: Circumstances
 ) -> FoundOrder:
     """Return whether the log has an order; the events of one without are put into a drawn order,
-    and so are those at the same time on request.
+    and so are those at the same time where these have none.
     """
     timed, workers = source.schema.timestamp is not None, circumstances.workers
     found = find_order(clean, choices.order, choices.split, timed=timed, workers=workers)
-    check_order(found.order, choices.draw, choices.ties)
+    ties, why = choices.ties, f'data.ties is "{choices.ties}"'
+    if ties == "auto" and found.order == "time" and timed:
+        ties, why = find_ties(clean, workers), f"{why}, and users choose items again"
+    elif ties == "auto":
+        ties = "rows"
+    check_order(found.order, choices.draw, ties)
 
     def on_step(done: int, total: int) -> None:
         circumstances.on_step("draw an order", done, total)
@@ -233,11 +239,11 @@ def _in_order(
     if found.order == "none" and choices.split.kind == "leave-one-out":
         draw_order(clean, choices.draw, timed=timed, workers=workers, on_step=on_step)
         return found
-    if found.order == "time" and choices.ties == "rows":
+    if found.order == "time" and ties == "rows":
         return found
-    why = f'data.ties is "{choices.ties}"' if found.order == "time" else 'data.order is "none"'
+    why = why if found.order == "time" else 'data.order is "none"'
     note = shuffle_ties(clean, choices.draw, why, timed=timed, workers=workers, on_step=on_step)
-    if choices.ties == "unordered":
+    if ties == "unordered":
         return FoundOrder("ties", (*found.notes, f"{note}, and is another one in each epoch"))
     return replace(found, notes=(*found.notes, note))
 

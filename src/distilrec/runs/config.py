@@ -98,10 +98,12 @@ class DataConfig(Settings, frozen=True):
     """Which events are held out where there is no order, and the order of shuffled ties; each draw
     is another one.
     """
-    ties: Ties = "rows"
+    ties: Ties = "auto"
     """The order of a user's events at the same time: that of the rows; a drawn one ("shuffled"),
     to see how much a result owes to the order of the rows; or none ("unordered"), as in a basket
-    that is paid for as a whole: it is drawn, and each epoch of a training draws another one.
+    that is paid for as a whole: it is drawn, and each epoch of a training draws another one. "auto"
+    says "unordered" where at least half of the events have the time of the one before of their user
+    and users choose items again, and "rows" otherwise.
     """
     checks: tuple[DataCheck, ...] = ()
     """What must hold for the tables."""

@@ -136,14 +136,16 @@ def finish_erasure(run: Run) -> None:
 
 def choices_of(config: RunConfig) -> str:
     """Return a key of the choices that a preparation depends on: with the text of queries, without
-    the addresses of files and databases, which may be moved, and without `ties` in the order of the
-    rows, which data had before there was a choice.
+    the addresses of files and databases, which may be moved, and without `ties` that are not drawn
+    on request: data had the order of the rows before there was a choice.
     """
-    paths = {"interactions", "users", "items", "erased_users", "erased_users_must_exist"}
+    left_out = {"interactions", "users", "items", "erased_users", "erased_users_must_exist"}
+    if config.data.ties in ("auto", "rows"):
+        left_out.add("ties")
     data = {
         name: value.query if isinstance(value, Query) else value
         for name, value in msgspec.structs.asdict(config.data).items()
-        if isinstance(value, Query) or (name not in paths and (name, value) != ("ties", "rows"))
+        if isinstance(value, Query) or name not in left_out
     }
     targets = () if config.targets is None else (config.targets,)
     return key_of(data, config.cleaning, config.split, *targets)

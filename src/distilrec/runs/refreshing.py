@@ -23,6 +23,7 @@ from distilrec.bundle.format import read_bundle
 from distilrec.bundle.manifest import Manifest
 from distilrec.data.dataset import Dataset
 from distilrec.data.erased import listed
+from distilrec.data.order import Ties
 from distilrec.errors import ConfigError, DataError, DistilrecError, FileMissingError, StorageError
 from distilrec.export.export import record_metrics
 from distilrec.files import key_of, locked, read_json, sync_folder, write_json, write_whole
@@ -47,7 +48,7 @@ from distilrec.report.page import write_report
 from distilrec.runs import erasure
 from distilrec.runs.artifact import measured_stage
 from distilrec.runs.candidates import student_candidate, teacher_candidate
-from distilrec.runs.config import RefreshConfig, RunConfig
+from distilrec.runs.config import DataConfig, RefreshConfig, RunConfig
 from distilrec.runs.folder import Run, open_data, open_run, read_costs
 from distilrec.runs.generations import Generations
 from distilrec.runs.new_rows import NewRows, find_new_rows, scratch_of
@@ -429,7 +430,8 @@ def changed_users(was: Dataset, now: Dataset) -> NDArray[np.bool_]:
 
 def _config(before: Run, was: Dataset, target: Run) -> RunConfig:
     """Return the configuration of a generation, whose log is a folder of its own, and whose teacher
-    is of the kind of the one before, also where the log has got its first repeat.
+    and order of events at the same time are those of the one before, also where the log has got its
+    first repeat.
     """
     teacher, training = chosen_teacher(before.config, was.info)
     data = with_files(before.config.data)
@@ -438,11 +440,19 @@ def _config(before: Run, was: Dataset, target: Run) -> RunConfig:
         interactions=str(target.places.log.absolute()),
         columns=None,
         name=name_of(data),
+        ties=_ties_of(data, was),
         erased_users_must_exist=False,
     )
     return msgspec.structs.replace(
         before.config, data=data, teacher=teacher, teacher_training=training
     )
+
+
+def _ties_of(data: DataConfig, was: Dataset) -> Ties:
+    """Return the order of events at the same time that a data set was prepared with."""
+    if data.ties != "auto":
+        return data.ties
+    return "unordered" if was.info.order == "ties" else "rows"
 
 
 def _shortened(config: RunConfig) -> RunConfig:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from distilrec.bundle.manifest import Manifest
 from distilrec.data.dataset import Dataset
+from distilrec.data.order import MANY_TIES
 from distilrec.data.preparation import Choices, Circumstances, prepare_source
 from distilrec.data.pseudonyms import pseudonym, pseudonym_key
 from distilrec.distill.distillation import distill_model
@@ -55,9 +56,6 @@ from distilrec.teachers.teacher import Teacher
 from distilrec.training.trained import SAVED, TrainedModel, load_model
 from distilrec.training.warm import Start
 from distilrec.workers import Workers
-
-MANY_TIES = 0.5
-"""Share of training rows with the time of the one before from which on a run speaks of them."""
 
 
 def run_all(
@@ -153,7 +151,8 @@ def _say_prepared(run: Run, dataset: Dataset) -> None:
         f"{int(dataset.is_training().sum()):,} training rows, "
         f"split {dataset.info.split.kind}"
     )
-    if dataset.info.order != "time" or dataset.info.schema.timestamp is None:
+    of_rows = run.config.data.ties == "auto" and dataset.info.order == "time"
+    if not of_rows or dataset.info.schema.timestamp is None:
         return
     rows, tied = len(dataset.training_rows()), dataset.tied_events()
     if tied >= MANY_TIES * rows:
