@@ -60,7 +60,7 @@ STUDENTS = {
 
 
 def timed_student(config: RecurrentConfig, dataset: Dataset, epochs: int = 1) -> TrainedModel:
-    """A student that is told the time, which matters more to it than after such a short training."""
+    """A student that is told the time or knows visits, which matter more than after such a short training."""
     trained = train_model(config, dataset, TrainingConfig(epochs=epochs, batch_size=16), seed=0)
     assert isinstance(trained.model, Recurrent)
     draw_times(trained.model)
@@ -68,11 +68,15 @@ def timed_student(config: RecurrentConfig, dataset: Dataset, epochs: int = 1) ->
 
 
 def draw_times(student: Recurrent) -> Recurrent:
-    """Draws the tables of the time inputs, and returns the student, which is not in training."""
+    """Draws what depends on the time, and returns the student, which is not in training."""
     generator = torch.Generator().manual_seed(0)
-    assert student.time is not None
+    tables = [] if student.time is None else [*student.time.parameters()]
+    if student.visits is not None:
+        term = student.neighbours
+        tables += [student.visits, term.earlier_ages, term.repeats, term.earlier_repeats]
+    assert tables
     with torch.no_grad():
-        for table in student.time.parameters():
+        for table in tables:
             table.copy_(torch.randn(table.shape, generator=generator))
     return student.eval()
 

@@ -47,6 +47,9 @@ STUDENTS = {
     ),
 }
 STUDENTS["context"] = STUDENTS["time"]
+STUDENTS["visits"] = msgspec.structs.replace(
+    STUDENTS["time"], time=False, repeat_events=8, visit_gap=7200.0
+)
 
 
 DISLIKES = {f"{name} with dislikes": config for name, config in small_run.STUDENTS.items()}
@@ -60,7 +63,7 @@ def exported(request, small, tmp_path_factory) -> Path:
         small = small_dataset(TARGETS)
     if request.param == "context":
         small = small_run.in_context(small)
-    if request.param in ("time", "context"):
+    if request.param in ("time", "context", "visits"):
         trained = small_run.timed_student(config, small)
     else:
         trained = train_model(config, small, TrainingConfig(epochs=2, batch_size=16), seed=0)

@@ -120,7 +120,9 @@ def test_the_generated_cases(student, exported):
 @pytest.mark.parametrize(
     "more",
     [{}, {"neighbours": 5}, {"time": True, "timezone": "Asia/Kolkata"},
-     {"neighbours": 3, "time": True, "timezone": "America/New_York"}, {"context": True}],
+     {"neighbours": 3, "time": True, "timezone": "America/New_York"}, {"context": True},
+     {"neighbours": 3, "repeat_events": 9, "visit_gap": 7200.0},
+     {"repeat_events": 9, "visit_gap": 7200.0, "time": True}],
 )  # fmt: skip
 def test_every_input_of_a_student(small, tmp_path, more):
     """The export compares with the golden answers, which torch has given."""
@@ -128,7 +130,7 @@ def test_every_input_of_a_student(small, tmp_path, more):
     config = RecurrentConfig(dim=8, max_history=12, **told)
     if "context" in more:
         small = small_run.in_context(small)
-    if "time" in more:
+    if "time" in more or "visit_gap" in more:
         trained = small_run.timed_student(config, small)
     else:
         trained = train_model(config, small, TrainingConfig(epochs=1, batch_size=16), seed=0)
@@ -140,6 +142,7 @@ def test_every_input_of_a_student(small, tmp_path, more):
     assert write_onnx(bundle, tmp_path / "onnx").largest < 1e-4
     names = {one.name for one in InferenceSession(tmp_path / "onnx" / SCORES).get_inputs()}
     assert ("gap" in names) == ("local_time" in names) == ("time" in more)
+    assert ("visit" in names) == ("visit_gap" in more)
     assert ("context_columns" in names) == ("context" in more)
     wrong = msgspec.structs.replace(
         bundle.manifest.golden[2], top_scores=(9.0,) * len(bundle.manifest.golden[2].top_scores)

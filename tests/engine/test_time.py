@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from distilrec import load
 from distilrec.bundle.format import erase_user, read_bundle
-from distilrec.bundle.manifest import FORMAT_VERSION, HISTORY, WEIGHTS, WITH_TIME
+from distilrec.bundle.manifest import FORMAT_VERSION, HISTORY, WEIGHTS, WITH_TIME, WITH_VISITS
 from distilrec.engine.loops import loops_of
 from distilrec.engine.stored import StoredRecommender
 from distilrec.engine.time_inputs import DAYS, HOURS, KNOTS
@@ -32,14 +32,18 @@ from tests.bundle.test_forged_bundles import forge_arrays, put, seal, swap
 from tests.small_run import timed_student
 
 CONFIG = RecurrentConfig(dim=8, max_history=12, time=True, timezone="Asia/Kolkata")
+VISITS = RecurrentConfig(
+    dim=8, max_history=12, neighbours=4, neighbour_events=3, repeat_events=5, visit_gap=7200.0
+)
 START, DAY = 1.65e9, 86_400.0  # after all events of the small log
 
 
-@pytest.fixture(scope="module")
-def made(small, tmp_path_factory):
-    """The folder of a bundle whose time inputs matter."""
+@pytest.fixture(scope="module", params=["time", "visits"])
+def made(small, tmp_path_factory, request):
+    """The folder of a bundle for whose answers the time matters."""
     folder = tmp_path_factory.mktemp("timed")
-    export_bundle(timed_student(CONFIG, small), small, folder)
+    config = CONFIG if request.param == "time" else VISITS
+    export_bundle(timed_student(config, small), small, folder)
     return folder
 
 
@@ -332,15 +336,23 @@ def test_a_stored_event_that_the_history_holds_does_not_change_its_time(timed, s
 # Bundles
 
 
-def test_a_bundle_says_that_the_time_matters(made, finished_run):
+@pytest.mark.parametrize(
+    ("made", "version", "field", "value"),
+    [
+        ("time", WITH_TIME, "timezone", "Asia/Kolkata"),
+        ("visits", WITH_VISITS, "visit_gap", 7200.0),
+    ],
+    indirect=["made"],
+)
+def test_a_bundle_says_that_the_time_matters(made, version, field, value, finished_run):
     manifest = json.loads((made / "manifest.json").read_text())
-    assert (manifest["format_version"], manifest["timezone"]) == (WITH_TIME, "Asia/Kolkata")
+    assert (manifest["format_version"], manifest[field]) == (version, value)
     for golden in manifest["golden"]:
         assert len(golden["times"]) == len(golden["items"])
         assert golden["now"] >= max(golden["times"], default=0)
     plain = json.loads((finished_run.bundle / "manifest.json").read_text())
     assert plain["format_version"] == FORMAT_VERSION
-    assert "timezone" not in plain and "now" not in plain["golden"][0]
+    assert field not in plain and "now" not in plain["golden"][0]
     assert read_bundle(finished_run.bundle).history.last_times is None
 
 
@@ -361,20 +373,46 @@ def renamed(zone):
 
 
 @pytest.mark.parametrize(
-    ("file", "change", "message"),
+    ("made", "file", "change", "message"),
     [
-        (WEIGHTS, lambda arrays: arrays.pop("time_gaps"), "has no array 'time_gaps'"),
-        (WEIGHTS, lambda arrays: arrays.pop("time_nothing"), "has no array 'time_nothing'"),
-        (WEIGHTS, lambda arrays: arrays.pop("time_hours"), "has no array 'time_hours'"),
-        (WEIGHTS, lambda arrays: arrays.pop("time_days"), "has no array 'time_days'"),
-        (WEIGHTS, swap("time_gaps", lambda a: a[:-1]), "'time_gaps' is"),
-        (WEIGHTS, swap("time_gaps", lambda a: a.astype(np.float64)), "'time_gaps' is .* float64"),
-        (WEIGHTS, put("time_days", (0, 0), np.nan), "'time_days' holds NaN"),
-        (WEIGHTS, swap("time_hours", lambda a: a[::-1]), "does not reproduce the golden answers"),
-        (HISTORY, lambda arrays: arrays.pop("last_times"), "has no array 'last_times'"),
-        (HISTORY, put("last_times", (0, 1), np.nan), "times that are NaN"),
-        (HISTORY, swap("last_times", lambda a: a[1:]), "'last_times' is"),
+        ("time", WEIGHTS, lambda arrays: arrays.pop("time_gaps"), "has no array 'time_gaps'"),
+        ("time", WEIGHTS, lambda arrays: arrays.pop("time_nothing"), "has no array 'time_nothing'"),
+        ("time", WEIGHTS, lambda arrays: arrays.pop("time_hours"), "has no array 'time_hours'"),
+        ("time", WEIGHTS, lambda arrays: arrays.pop("time_days"), "has no array 'time_days'"),
+        ("time", WEIGHTS, swap("time_gaps", lambda a: a[:-1]), "'time_gaps' is"),
+        (
+            "time",
+            WEIGHTS,
+            swap("time_gaps", lambda a: a.astype(np.float64)),
+            "'time_gaps' is .* float64",
+        ),
+        ("time", WEIGHTS, put("time_days", (0, 0), np.nan), "'time_days' holds NaN"),
+        (
+            "time",
+            WEIGHTS,
+            swap("time_hours", lambda a: a[::-1]),
+            "does not reproduce the golden answers",
+        ),
+        ("time", HISTORY, lambda arrays: arrays.pop("last_times"), "has no array 'last_times'"),
+        ("time", HISTORY, put("last_times", (0, 1), np.nan), "times that are NaN"),
+        ("time", HISTORY, swap("last_times", lambda a: a[1:]), "'last_times' is"),
+        ("visits", WEIGHTS, lambda arrays: arrays.pop("earlier_ages"), "visit_gap or weights"),
+        ("visits", WEIGHTS, lambda arrays: arrays.pop("earlier_repeats"), "'earlier_repeats'"),
+        ("visits", WEIGHTS, lambda arrays: arrays.pop("visit_inputs"), "'visit_inputs'"),
+        ("visits", WEIGHTS, swap("earlier_ages", lambda a: a[:, 1:]), "'earlier_ages' is"),
+        ("visits", WEIGHTS, put("visit_inputs", (0, 0), np.nan), "'visit_inputs' holds NaN"),
+        ("visits", WEIGHTS, swap("visit_inputs", lambda a: a[::-1]), "golden answers"),
+        ("visits", HISTORY, lambda arrays: arrays.pop("visits"), "has no array 'visits'"),
+        (
+            "visits",
+            HISTORY,
+            put("visits", 0, 0),
+            "visits of more events than there are, or of none",
+        ),
+        ("visits", HISTORY, put("visits", 0, 99), "visits of more events than there are"),
+        ("visits", HISTORY, lambda arrays: arrays.pop("last_times"), "has no array 'last_times'"),
     ],
+    indirect=["made"],
 )
 def test_arrays_that_make_no_sense(timed, file, change, message):
     forge_arrays(timed, file, change)
@@ -384,14 +422,26 @@ def test_arrays_that_make_no_sense(timed, file, change, message):
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("made", "change", "message"),
     [
-        (renamed("Mars/Olympus"), "time zone that cannot be used"),
-        (renamed(""), "time zone that cannot be used"),
-        (lambda manifest: manifest.pop("timezone"), "golden questions with times"),
-        (lambda manifest: manifest["golden"][1].pop("now"), "golden questions without times"),
-        (lambda manifest: manifest["golden"][2]["times"].pop(), "golden questions without times"),
+        ("time", renamed("Mars/Olympus"), "time zone that cannot be used"),
+        ("time", renamed(""), "time zone that cannot be used"),
+        ("time", lambda manifest: manifest.pop("timezone"), "golden questions with times"),
+        (
+            "time",
+            lambda manifest: manifest["golden"][1].pop("now"),
+            "golden questions without times",
+        ),
+        (
+            "time",
+            lambda manifest: manifest["golden"][2]["times"].pop(),
+            "golden questions without times",
+        ),
+        ("visits", lambda manifest: manifest.pop("visit_gap"), "golden questions with times"),
+        ("visits", lambda manifest: manifest["golden"][1].pop("now"), "questions without times"),
+        ("visits", lambda manifest: manifest.update(visit_gap=0.0), "an impossible visit_gap"),
     ],
+    indirect=["made"],
 )
 def test_manifests_that_make_no_sense(timed, change, message):
     manifest = json.loads((timed / "manifest.json").read_text())
@@ -412,6 +462,7 @@ def test_a_zone_without_arrays(bundle):
         load(bundle)
 
 
+@pytest.mark.parametrize("made", ["time"], indirect=True)
 def test_it_is_not_exported_for_the_web(timed, tmp_path):
     with pytest.raises(ConfigError, match="told the time cannot be exported for the web"):
         write_drec(read_bundle(timed), tmp_path / "student.drec")

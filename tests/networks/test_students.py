@@ -71,6 +71,22 @@ class TestRecurrentWithRepeats(StudentContract):
         return made
 
 
+@pytest.mark.slow
+class TestRecurrentThatKnowsVisits(StudentContract):
+    config = msgspec.structs.replace(TestRecurrentWithRepeats.config, visit_gap=1800.0)
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def trained(cls, dataset):
+        config = msgspec.structs.replace(cls.config, max_history=LONGEST + 1)
+        return small_run.timed_student(config, dataset, epochs=2)
+
+
+@pytest.mark.slow
+class TestRecurrentToldTheTimeThatKnowsVisits(TestRecurrentThatKnowsVisits):
+    config = msgspec.structs.replace(TestRecurrentThatKnowsVisits.config, time=True)
+
+
 class WithNegativeEvents(StudentContract):
     @pytest.fixture(scope="class")
     @classmethod

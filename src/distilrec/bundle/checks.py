@@ -50,6 +50,8 @@ def check_manifest(manifest: Manifest) -> None:
     if m.calibration is not UNSET:
         t = m.calibration.temperature
         require(t > 0 and math.isfinite(t), "has an impossible temperature")
+    if m.visit_gap is not UNSET:
+        require(m.visit_gap > 0 and math.isfinite(m.visit_gap), "has an impossible visit_gap")
     for encoder in (m.user_encoder, m.item_encoder):
         _check_encoder(encoder)
     if m.context_encoder is not UNSET:
@@ -92,7 +94,7 @@ def _check_golden(golden: Golden, m: Manifest) -> None:
         "has golden questions about what the bundle does not have",
     )
     times, now = golden.times, golden.now
-    if m.timezone is UNSET:
+    if not m.timed:
         require(times is UNSET and now is UNSET, "has golden questions with times")
     else:
         require(

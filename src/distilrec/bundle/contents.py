@@ -124,7 +124,8 @@ class BundleHistory:
     last events lie near it, None in bundles of distilrec 0.1; teacher_items: what the teacher would
     recommend, (users, depth), -1 where there is less, None where it was not asked; last_times: when
     the last event of each user happened and the one before, (users, 2), seconds since 1970, 0 where
-    there is none, None where the student is not told the time.
+    there is none, None where answers do not depend on it; visits: how many of each user's events
+    are those of the last visit, (users,), None where the student knows no visits.
     """
 
     users: list[str]
@@ -137,6 +138,7 @@ class BundleHistory:
     recent: Integers | None = None
     teacher_items: Integers | None = None
     last_times: NDArray[np.float64] | None = None
+    visits: Integers | None = None
 
     def pack(self) -> dict[str, NDArray[Any]]:
         """Return the arrays of the file."""
@@ -144,6 +146,7 @@ class BundleHistory:
             "recent": self.recent,
             "teacher_items": self.teacher_items,
             "last_times": self.last_times,
+            "visits": self.visits,
         }
         return {
             **pack_texts("users", self.users),
@@ -174,8 +177,19 @@ class BundleHistory:
         columns, weights = _checked_features(arrays, users, m)
         lists = _checked_lists(arrays, users, m)
         times = _checked_times(arrays, users, m)
+        visits = _checked_visits(arrays, offsets, m)
         return cls(
-            names, offsets, items, events, columns, weights, float(end[0]), recent, lists, times
+            names,
+            offsets,
+            items,
+            events,
+            columns,
+            weights,
+            float(end[0]),
+            recent,
+            lists,
+            times,
+            visits,
         )
 
     def without(self, place: int) -> Self:
@@ -198,6 +212,7 @@ class BundleHistory:
             last_times=None
             if self.last_times is None
             else np.delete(self.last_times, place, axis=0),
+            visits=None if self.visits is None else np.delete(self.visits, place),
         )
 
 
@@ -223,11 +238,23 @@ def _checked_features(arrays: Arrays, users: int, m: Manifest) -> tuple[Integers
 
 
 def _checked_times(arrays: Arrays, users: int, m: Manifest) -> NDArray[np.float64] | None:
-    if m.timezone is UNSET:
+    if not m.timed:
         return None
     times = checked_array(arrays, "last_times", np.float64, (users, 2))
     require(bool(np.isfinite(times).all()), "holds times that are NaN or infinite")
     return times
+
+
+def _checked_visits(arrays: Arrays, offsets: NDArray[np.int64], m: Manifest) -> Integers | None:
+    if m.visit_gap is UNSET:
+        return None
+    visits = checked_array(arrays, "visits", np.int32, (len(offsets) - 1,))
+    events = np.diff(offsets)
+    require(
+        bool(((visits >= np.minimum(events, 1)) & (visits <= events)).all()),
+        "has visits of more events than there are, or of none",
+    )
+    return visits
 
 
 def _checked_lists(arrays: Arrays, users: int, m: Manifest) -> Integers | None:

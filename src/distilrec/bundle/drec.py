@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from distilrec.bundle.checks import Arrays, check_manifest, checked_array, require
 from distilrec.bundle.contents import BundleCatalogue, BundleWeights
 from distilrec.bundle.format import Bundle, corrupted
-from distilrec.bundle.manifest import NEIGHBOURS, REPEATS, Manifest, SearchInfo
+from distilrec.bundle.manifest import NEIGHBOURS, REPEATS, VISITS, Manifest, SearchInfo
 from distilrec.errors import BundleMissingError, BundleVersionError
 from distilrec.features.attributes import unpack_attributes
 from distilrec.features.texts import pack_texts, unpack_texts
@@ -36,7 +36,7 @@ DREC_VERSION = 1
 _START, _HASH, _ALIGNED = 48, slice(16, 48), 16
 _LARGEST = 127
 # What an event leaves of a state is near 1, where halves are far apart.
-_EXACT = {"decay", "neighbour_ages", REPEATS}
+_EXACT = {"decay", "neighbour_ages", REPEATS, VISITS, "earlier_repeats"}
 _DTYPES: dict[str, type] = {
     "I8": np.int8,
     "U8": np.uint8,

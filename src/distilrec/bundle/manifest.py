@@ -15,12 +15,13 @@ from distilrec.targets import Role
 
 FORMAT_VERSION = 4
 # Of a bundle that a reader of the version before would answer wrongly from
-WITH_NEIGHBOURS, WITH_TIME, WITH_ROLES, WITH_CONTEXT, WITH_REPEATS = 5, 6, 7, 8, 9
-NEWEST = WITH_REPEATS
+WITH_NEIGHBOURS, WITH_TIME, WITH_ROLES, WITH_CONTEXT, WITH_REPEATS, WITH_VISITS = 5, 6, 7, 8, 9, 10
+NEWEST = WITH_VISITS
 WEIGHTS, CATALOGUE, HISTORY = "weights.safetensors", "catalogue.safetensors", "history.safetensors"
 GRAPH = "items.usearch"
 NEIGHBOURS = "neighbours"  # the array that a student with neighbours has
 REPEATS = "repeat_weights"  # the array of one whose past events move the scores of their own items
+VISITS = "earlier_ages"  # the array of one that tells events of this visit from earlier ones
 TIME = "time_gaps"  # the array that a student has who is told the time
 CONTEXT = "context_table"  # the array that a student has who is told a context
 SearchKind = Literal["exact", "quantised", "graph"]
@@ -31,6 +32,8 @@ def format_of(weights: Iterable[str], *, roles: bool = False) -> int:
     whether its event types have roles.
     """
     names = set(weights)
+    if VISITS in names:
+        return WITH_VISITS
     if REPEATS in names:
         return WITH_REPEATS
     if CONTEXT in names:
@@ -72,8 +75,8 @@ class Golden(msgspec.Struct, frozen=True):
     """A question and the answer that the training model gave: the engine must give the same.
 
     times, now: when the events happened and when the question is asked, in seconds since 1970, for
-    a student that is told the time. context: columns and weights of the encoded context, for one
-    that is told it.
+    a student whose answers depend on it (`Manifest.timed`). context: columns and weights of the
+    encoded context, for one that is told it.
     """
 
     items: tuple[int, ...]
@@ -117,7 +120,8 @@ class Manifest(msgspec.Struct, frozen=True):
 
     kind: of the student, a row of the engine's table. privacy: what was spent, where the weights
     were trained with differential privacy. timezone: of hours and days, where the student is told
-    the time. roles: what an event of each type means, where that was said (`[targets]`).
+    the time. visit_gap: seconds without an event that end a visit, for a student that knows visits.
+    roles: what an event of each type means, where that was said (`[targets]`).
     context_encoder: of the context of a question, where it is told one.
     calibration: where there was a validation part, and the student is not private.
     """
@@ -142,9 +146,15 @@ class Manifest(msgspec.Struct, frozen=True):
     format_version: int = FORMAT_VERSION
     model_version: str = ""
     timezone: str | UnsetType = UNSET
+    visit_gap: float | UnsetType = UNSET
     roles: tuple[Role, ...] | UnsetType = UNSET
     context_encoder: FeatureEncoder | UnsetType = UNSET
     calibration: Calibration | UnsetType = UNSET
+
+    @property
+    def timed(self) -> bool:
+        """Whether answers depend on when the user's events happened, and on when is asked."""
+        return self.timezone is not UNSET or self.visit_gap is not UNSET
 
     @property
     def negative_types(self) -> tuple[int, ...]:

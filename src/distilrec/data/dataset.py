@@ -194,6 +194,14 @@ class Dataset:
         unordered = "no order of a user's events is known" if self.info.order == "none" else ""
         return why or unordered
 
+    @cached_property
+    def timed(self) -> bool:
+        """Whether events have times in their order, be it dates alone: these say which events are
+        of one visit, though not how long ago one was.
+        """
+        named = self.info.schema.timestamp is not None and self.info.order != "none"
+        return named and bool(len(self.times)) and self.times.min() < self.times.max()
+
     def user_rows(self) -> NDArray[np.int64]:
         """Return the user of every row, (rows,)."""
         return groups_of(self.offsets)
@@ -256,7 +264,7 @@ class Dataset:
         if self.context is not None:
             asked = self._contexts_of_questions(histories.users, np.asarray(end, np.int64))
             histories = replace(histories, context=asked)
-        if self.why_no_times:
+        if not self.timed:
             return histories
         times = [self.times[rows][keep] for rows, keep in zip(chunks, kept, strict=True)]
         return replace(

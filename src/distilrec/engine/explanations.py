@@ -46,7 +46,8 @@ class Effects(NamedTuple):
 def effects_of(
     runtime: Runtime, user: User, known: Floats, asked: Places, max_events: int, now: float
 ) -> Effects:
-    """Return the effects of the events of a user who has some. known: the features of the user, and
+    """Return the effects of the events of a user who has some; the others are of the visits that
+    they are of. known: the features of the user, and
     the context of the question, (dim,); max_events: how many are remembered; now: when the question
     is asked.
 
@@ -57,10 +58,16 @@ def effects_of(
     # Events that are in the state, but not among these.
     older = start or user.length == max_events
     states = runtime.without_each(items, kinds, user.state if older else None)
-    features = runtime.asked_at(known, user.folded, now)
+    features = runtime.asked_at(known, user.folded, now, user.visit)
     scores = runtime.scores_of(user.state[None], features, asked)  # (1, asked)
     others = runtime.scores_of(states, features, asked)
-    if runtime.timed:  # without the last event, the one before is the last
-        features = runtime.asked_at(known, user.folded_before, now)
+    if runtime.timed:
+        fewer = max(user.visit - 1, 0)
+        if runtime.visit_gap:
+            features = runtime.asked_at(known, user.folded, now, fewer)
+            own = max(len(states) - user.visit, 0)
+            others[own:] = runtime.scores_of(states[own:], features, asked)
+        # Without the last event, the one before is the last
+        features = runtime.asked_at(known, user.folded_before, now, fewer)
         others[-1] = runtime.scores_of(states[-1:], features, asked)[0]
     return Effects(items, start, scores - others)

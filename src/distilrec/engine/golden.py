@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import ModuleType
 
 import numpy as np
@@ -14,6 +15,7 @@ from distilrec.engine.embedding import embed_bag
 from distilrec.engine.items import Floats, Mask
 from distilrec.engine.runtimes.runtime import Runtime
 from distilrec.engine.time_inputs import NEVER
+from distilrec.engine.visits import events_of_visit
 from distilrec.errors import BundleCorruptedError
 
 _TOLERANCE = 1e-4
@@ -62,7 +64,15 @@ def user_of(golden: Golden, bundle: Bundle, runtime: Runtime) -> Floats:
         user = user + embed_bag(golden.context, runtime.context_table)
     if golden.times is UNSET or golden.now is UNSET:
         return user
-    return runtime.asked_at(user, golden.times[-1] if golden.times else NEVER, golden.now)
+    return asked_after(runtime, user, golden.times, golden.now)
+
+
+def asked_after(runtime: Runtime, user: Floats, times: Sequence[float], now: float) -> Floats:
+    """Return what stands for U f_u, `user`, in an answer after events at these times, oldest first,
+    (dim,) or longer, see `Runtime.asked_at`.
+    """
+    visit = events_of_visit(times, runtime.visit_gap)
+    return runtime.asked_at(user, times[-1] if times else NEVER, now, visit)
 
 
 def _close(ours: Floats, theirs: Floats) -> bool:

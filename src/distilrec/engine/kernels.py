@@ -111,15 +111,24 @@ def latest_without_each(rows, kept, out):  # type: ignore[no-untyped-def]
 
 
 @inlined
-def read_latest(rows, kept, latest):  # type: ignore[no-untyped-def]
-    """Put the kept events but the oldest into `latest` (2 (kept - 1),), items plus 1, then
-    types.
+def read_latest(rows, kept, visit, types, latest):  # type: ignore[no-untyped-def]
+    """Put the kept events but the oldest into `latest` (2 (kept - 1),), items plus 1, then types,
+    plus `types` for those that are older than the latest `visit` ones.
     """
     dim = rows.shape[1]
     number = latest.shape[0] // 2
     for n in range(number):
         latest[n] = rows[n // dim, n % dim]
-        latest[number + n] = rows[(kept + n) // dim, (kept + n) % dim]
+        earlier = np.float32(types if n >= visit and latest[n] > 0 else 0)
+        latest[number + n] = rows[(kept + n) // dim, (kept + n) % dim] + earlier
+
+
+@inlined
+def visit_in(user, dim, kept):  # type: ignore[no-untyped-def]
+    """Return how many of the latest events are of this visit, which stands behind U f_u (dim,) for
+    a student that knows visits; all for another.
+    """
+    return int(user[dim]) if user.shape[0] > dim else kept
 
 
 @inlined
@@ -127,7 +136,8 @@ def add_neighbours(latest, neighbours, values, units, ages, repeats, out):  # ty
     """Add the sum over the latest events of w[e, age] S[j, i] + r[e, age] (i = j) to out (items,).
 
     latest: of `read_latest`; neighbours: (rows, number) int32; values: of the same shape int8, S in
-    `units` (rows,); ages: w, (types, n); repeats: r, (types, n).
+    `units` (rows,); ages: w, (types, n); repeats: r, (types, n); each twice as many rows, those of
+    events of earlier visits behind the others, for a student that knows visits.
     """
     number = ages.shape[1]
     for age in range(number):
@@ -143,15 +153,16 @@ def add_neighbours(latest, neighbours, values, units, ages, repeats, out):  # ty
 
 @kernel
 def neighbours_of(  # type: ignore[no-untyped-def]
-    states, kept, items, neighbours, values, units, ages, repeats, out
+    states, kept, visit, items, neighbours, values, units, ages, repeats, out
 ):
     """Add what `add_neighbours` adds, for some items and for several states, to out (states,
-    items). states: the rows of `keep_latest` of each; rows of neighbours rise.
+    items). states: the rows of `keep_latest` of each; visit: how many of the latest events of each
+    are of this visit; rows of neighbours rise.
     """
     number = ages.shape[1]
     latest = np.empty(2 * number, np.float32)
     for s in range(states.shape[0]):
-        read_latest(states[s], kept, latest)
+        read_latest(states[s], kept, visit, ages.shape[0] // 2, latest)
         for age in range(number):
             item = int(latest[age]) - 1
             if 0 <= item < neighbours.shape[0]:
@@ -410,7 +421,8 @@ def recommend_with_neighbours(  # type: ignore[no-untyped-def]
     )  # fmt: skip
     scores_dot(query, columns, biases, scores)
     latest = query[dim : dim + 2 * ages.shape[1]]
-    read_latest(state[mix.shape[1] // dim + 1 :], kept, latest)
+    visit, types = visit_in(user, dim, kept), ages.shape[0] // 2
+    read_latest(state[mix.shape[1] // dim + 1 :], kept, visit, types, latest)
     add_neighbours(latest, neighbours, values, units, ages, repeats, scores)
     return top_k(scores, seen, mask, k, best_items, best_scores)
 

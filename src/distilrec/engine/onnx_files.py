@@ -18,6 +18,7 @@ from distilrec._version import __version__
 from distilrec.bundle.format import Bundle
 from distilrec.bundle.manifest import FileEntry, Golden, Manifest, hidden_in
 from distilrec.engine.items import Floats
+from distilrec.engine.visits import events_of_visit, goes_on
 from distilrec.errors import BundleCorruptedError, ConfigError, MissingExtraError, StorageError
 from distilrec.features.encoding import FeatureEncoder
 from distilrec.files import write_json, write_whole
@@ -56,6 +57,7 @@ class OnnxStudent(msgspec.Struct, frozen=True):
     items: list[str]
     titles: list[str]
     timezone: str | UnsetType = UNSET
+    visit_gap: float | UnsetType = UNSET
     roles: tuple[Role, ...] | UnsetType = UNSET
     context_encoder: FeatureEncoder | UnsetType = UNSET
 
@@ -175,6 +177,7 @@ def _student(bundle: Bundle, files: dict[str, FileEntry]) -> OnnxStudent:
         items=catalogue.ids,
         titles=catalogue.titles,
         timezone=m.timezone,
+        visit_gap=m.visit_gap,
         roles=m.roles,
         context_encoder=m.context_encoder,
     )
@@ -219,6 +222,11 @@ def _question(golden: Golden, m: Manifest) -> dict[str, Any]:
         gap = max(now - math.floor(golden.times[-1]), 0) if golden.times else -1
         local = now + zone_named(m.timezone).offset(now)
         inputs["gap"], inputs["local_time"] = np.array([gap]), np.array([int(local)])
+    if m.visit_gap is not UNSET and golden.now is not UNSET and golden.times is not UNSET:
+        times = golden.times
+        open_ = bool(times) and goes_on(times[-1], golden.now, m.visit_gap)
+        visit = events_of_visit(times, m.visit_gap) if open_ else 0
+        inputs["visit"] = np.array([visit])
     return inputs
 
 

@@ -149,8 +149,9 @@ def scores_graph(bundle: Bundle, metadata: Mapping[str, str]) -> ModelProto:
 
     Inputs: state (batch, width) float32; of a student that reads features of users user_columns
     int64 and user_weights float32, both (batch, pairs), and the same with context_ of one that is
-    told a context; of one that is told the time gap and local_time, (batch,) int64. Output: scores
-    (batch, items) float32.
+    told a context; of one that is told the time gap and local_time, (batch,) int64; of one that
+    knows visits visit, (batch,) int64, how many of the latest events are of the visit in which is
+    asked. Output: scores (batch, items) float32.
     """
     graph, w, m = _Graph(), bundle.weights.of_kind, bundle.manifest
     scales, dim = w["decay"].shape
@@ -168,13 +169,19 @@ def scores_graph(bundle: Bundle, metadata: Mapping[str, str]) -> ModelProto:
     if m.timezone is not UNSET:
         inputs += [_input("gap", _INT), _input("local_time", _INT)]
         x = graph.add("Add", x, _time(graph, w))
+    visits = m.visit_gap is not UNSET
+    if visits:
+        inputs.append(_input("visit", _INT))
+        rows = graph.constant("visit_inputs", w["visit_inputs"])
+        begins = graph.add("Cast", graph.add("Less", "visit", graph.number(1)), to=_INT)
+        x = graph.add("Add", x, graph.add("Gather", rows, begins, axis=0))
     query = _query(graph, w, h, x)
     dot = graph.add("MatMul", query, graph.constant("columns", bundle.weights.vectors.T))
     neighbours = _neighbours(bundle)
     shift = graph.constant("biases", bundle.weights.biases)
     if neighbours.events and len(neighbours.items):
         scored = graph.add("Add", dot, shift)
-        _add_neighbours(graph, neighbours, (scales + 1) * dim, scored)
+        _add_neighbours(graph, neighbours, (scales + 1) * dim, scored, visits=visits)
     else:
         graph.add("Add", dot, shift, name="scores")
     return graph.model("scores", inputs, _input("scores", _FLOAT, m.items), metadata)
@@ -241,7 +248,9 @@ def _between(graph: _Graph, name: str, table: Array, place: str) -> str:
     return graph.add("Add", one, graph.add("Mul", share, graph.add("Sub", next_one, one)))
 
 
-def _add_neighbours(graph: _Graph, neighbours: NeighbourArrays, start: int, scored: str) -> None:
+def _add_neighbours(
+    graph: _Graph, neighbours: NeighbourArrays, start: int, scored: str, *, visits: bool
+) -> None:
     """Add `scores`: what was scored, and the sum over the latest events of w[e, age] S[j, i] and
     r[e, age] (i = j).
     """
@@ -257,6 +266,12 @@ def _add_neighbours(graph: _Graph, neighbours: NeighbourArrays, start: int, scor
         graph.add("Less", item, graph.number(rows)),
     )
     row = graph.add("Where", known, item, graph.number(0))
+    if visits:  # the weights of events of earlier visits stand behind the others
+        ages = graph.constant("ages", np.arange(number))
+        newest = graph.add("Unsqueeze", "visit", graph.numbers(1))
+        earlier = graph.add("Cast", graph.add("GreaterOrEqual", ages, newest), to=_INT)
+        behind = graph.number(len(neighbours.ages) // 2)
+        types = graph.add("Add", types, graph.add("Mul", earlier, behind))
     at = graph.add("Mul", types, graph.number(number))
     at = graph.add("Add", at, graph.constant("ages", np.arange(number)))
     flat = graph.constant("neighbour_ages", neighbours.ages.reshape(-1))

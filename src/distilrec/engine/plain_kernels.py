@@ -60,12 +60,20 @@ def latest_without_each(rows: Floats, kept: int, out: Floats) -> None:
         out[j] = flat.reshape(out[j].shape)
 
 
-def read_latest(rows: Floats, kept: int, latest: Floats) -> None:
-    """Put the kept events but the oldest into `latest`, items plus 1, then types."""
+def read_latest(rows: Floats, kept: int, visit: int, types: int, latest: Floats) -> None:
+    """Put the kept events but the oldest into `latest`, items plus 1, then types, plus `types` for
+    those that are older than the latest `visit` ones.
+    """
     number = len(latest) // 2
     flat = rows.reshape(-1)
     latest[:number] = flat[:number]
-    latest[number:] = flat[kept : kept + number]
+    earlier = (np.arange(number) >= visit) & (latest[:number] > 0)
+    latest[number:] = flat[kept : kept + number] + types * earlier
+
+
+def visit_in(user: Floats, dim: int, kept: int) -> int:
+    """Return how many of the latest events are of this visit, which stands behind U f_u."""
+    return int(user[dim]) if len(user) > dim else kept
 
 
 def add_neighbours(
@@ -93,6 +101,7 @@ def add_neighbours(
 def neighbours_of(
     states: Floats,
     kept: int,
+    visit: int,
     items: Places,
     neighbours: Places,
     values: NDArray[np.int8],
@@ -108,7 +117,7 @@ def neighbours_of(
     every = int(max(neighbours.max(initial=0), items.max(initial=0), len(neighbours) - 1)) + 1
     latest = np.empty(2 * number, np.float32)
     for state, row in zip(states, out, strict=True):
-        read_latest(state, kept, latest)
+        read_latest(state, kept, visit, len(ages) // 2, latest)
         added = np.zeros(every, np.float32)
         add_neighbours(latest, neighbours, values, units, ages, repeats, added)
         row += added[items]
@@ -150,7 +159,7 @@ def query_recurrent(
     """Q = norm(W h + x_last + U f_u + MLP(norm([h, x_last + U f_u]))) into `query` (dim,)."""
     dim = len(query)
     known = state[: mix.shape[1] // dim + 1].reshape(-1).copy()
-    known[-dim:] += user
+    known[-dim:] += user[:dim]
     value = widen_bias + widen @ known / np.sqrt(np.mean(known * known) + epsilon)
     # Beyond this a float32 is 0 or the value itself.
     hidden = value / (1 + np.exp(np.minimum(-value, np.float32(80))))
@@ -290,7 +299,8 @@ def recommend_with_neighbours(
     query_recurrent(state, user, *weights, query[:dim])
     scores_dot(query, columns, biases, scores)
     latest = query[dim : dim + 2 * ages.shape[1]]
-    read_latest(state[mix.shape[1] // dim + 1 :], kept, latest)
+    visit, types = visit_in(user, dim, kept), len(ages) // 2
+    read_latest(state[mix.shape[1] // dim + 1 :], kept, visit, types, latest)
     add_neighbours(latest, neighbours, values, units, ages, repeats, scores)
     return top_k(scores, seen, mask, k, best_items, best_scores)
 

@@ -731,7 +731,7 @@ class Recommender:
         if now is not None:
             check_not_before(now, user)
         asked = time.time() if now is None else now
-        return self._runtime.asked_at(known, user.folded, asked)
+        return self._runtime.asked_at(known, user.folded, asked, user.visit)
 
     def _rank(
         self, user_id: Id | User, item_ids: list[Id], now: float | None, context: Context | None

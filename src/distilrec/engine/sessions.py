@@ -142,6 +142,8 @@ class Sessions:
         if h.last_times is not None:
             times = h.last_times[place, : min(len(items), 2)].tolist()
             user.folded, user.folded_before = (*times, NEVER, NEVER)[:2]
+        if h.visits is not None:
+            user.visit = int(h.visits[place])
         if len(columns := h.user_columns[place]):
             user.features = embed_bag(zip(columns, h.user_weights[place], strict=True), self._table)
         return user
@@ -156,7 +158,7 @@ class Sessions:
         if self._roles is not None:
             self._users.hide(user, still_hidden(user.hidden, item, event, self._roles))
         if self._runtime.timed:
-            user.folded, user.folded_before = when, user.folded
+            user.happened(when, self._runtime.visit_gap)
 
     def features(self, features: Mapping[str, object], *, strict: bool = True) -> Floats:
         """Return U f_u of these features; see `Recommender.user_features`. Needs no lock."""
@@ -276,8 +278,8 @@ class Sessions:
         self._users.remember_all(user, items, kinds)
         if self._roles is not None:
             user.hidden = still_hidden(user.hidden, items, kinds, self._roles)
-        for event in new[-2:]:
-            user.folded, user.folded_before = event.when, user.folded
+        for event in new if self._runtime.timed else ():
+            user.happened(event.when, self._runtime.visit_gap)
 
     def _follow(self, user: User, event: Placed) -> None:
         user.last, user.received = event.when, event.received

@@ -59,7 +59,8 @@ class BlendedRuntime(Runtime):
 
     def __init__(self, runtime: Runtime, places: Places, parts: Floats) -> None:
         self._runtime, self._places, self._parts = runtime, places, parts
-        self.timed, self.context_table = runtime.timed, runtime.context_table
+        self.timed, self.visit_gap = runtime.timed, runtime.visit_gap
+        self.context_table = runtime.context_table
 
     def part_of(self, items: Places) -> Floats:
         """Return what is added to the scores of these items, (items,)."""
@@ -103,8 +104,8 @@ class BlendedRuntime(Runtime):
     def fold(self, state: Floats, items: Places, events: Places) -> None:
         self._runtime.fold(state, items, events)
 
-    def asked_at(self, user: Floats, last: float, now: float) -> Floats:
-        return self._runtime.asked_at(user, last, now)
+    def asked_at(self, user: Floats, last: float, now: float, visit: int) -> Floats:
+        return self._runtime.asked_at(user, last, now, visit)
 
     def query(self, state: Floats, user: Floats) -> Floats:
         return self._runtime.query(state, user)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from distilrec.engine.items import Floats
 from distilrec.engine.locks import fork_safe_lock
 from distilrec.engine.time_inputs import NEVER
+from distilrec.engine.visits import goes_on
 
 _FIRST_ROOM = 16
 NO_ITEMS = np.zeros(0, np.int32)
@@ -29,7 +30,8 @@ class User:
     to where the user's log in the store is folded in; unmatched: events (item, type) of the
     bundle's history, from around its end, that no stored event has been found to be; folded,
     folded_before: when the event that was folded last happened and the one before, NEVER without
-    one, where the student is told the time; hidden: items that the user does not want to see,
+    one, and visit: how many of the latest events are those of the last visit, where answers depend
+    on the time; hidden: items that the user does not want to see,
     rising, None for none; an array that is replaced, never changed.
     """
 
@@ -45,7 +47,13 @@ class User:
     unmatched: list[tuple[int, int]] | None = None
     folded: float = NEVER
     folded_before: float = NEVER
+    visit: int = 0
     hidden: NDArray[np.int32] | None = None
+
+    def happened(self, when: float, gap: float) -> None:
+        """Follow the time of an event that is folded. gap: seconds that end a visit."""
+        self.visit = self.visit + 1 if goes_on(self.folded, when, gap) else 1
+        self.folded, self.folded_before = when, self.folded
 
     @property
     def items(self) -> NDArray[np.int32]:

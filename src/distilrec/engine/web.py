@@ -55,6 +55,12 @@ def write_drec(bundle: Bundle, file: Path | str, precision: MatrixPrecision = "h
             fix="set time = false in [student], and train it again",
             parameter="student.time",
         )
+    if bundle.manifest.visit_gap is not UNSET:
+        raise ConfigError(
+            "a student that knows visits cannot be exported for the web",
+            fix="set visit_gap = 0 in [student], and train it again",
+            parameter="student.visit_gap",
+        )
     if bundle.manifest.context_encoder is not UNSET:
         raise ConfigError(
             "a student that is told a context cannot be exported for the web",

@@ -89,8 +89,7 @@ def export_bundle(
         )
         search = msgspec.structs.replace(search, recall=recall, queries=queries)
         manifest = msgspec.structs.replace(manifest, search=search)
-    timed = manifest.timezone is not UNSET
-    history = history_of(dataset, knows, timed=timed) if with_history else None
+    history = history_of(dataset, knows, manifest) if with_history else None
     return write_bundle(folder, manifest, weights, catalogue, history, before, next_graph)
 
 
@@ -173,6 +172,7 @@ def _manifest(
         privacy=record.privacy,
         format_version=format_of(weights.of_kind, roles=info.targets is not None),
         timezone=UNSET if student.timezone is None else student.timezone,
+        visit_gap=student.visit_gap or UNSET,
         roles=UNSET if info.targets is None else _roles(info.targets, info.event_types),
         context_encoder=info.context_encoder if CONTEXT in weights.of_kind else UNSET,
         calibration=_calibration(trained, dataset),

@@ -57,7 +57,7 @@ def golden_answers(student: Student, dataset: Dataset) -> list[Golden]:
             user_features=tuple((int(column), 1.0) for column in users.columns[n]),
             top_items=tuple(top[n].tolist()),
             top_scores=tuple(scores[n].tolist()),
-            **({} if student.timezone is None else _times_of(histories, n)),
+            **(_times_of(histories, n) if student.timezone or student.visit_gap else {}),
             **({} if context is None else _context_of(context, n)),
         )
         for n in range(count)

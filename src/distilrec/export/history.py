@@ -5,21 +5,25 @@ from __future__ import annotations
 import time
 
 import numpy as np
+from msgspec import UNSET
 from numpy.typing import NDArray
 
 from distilrec.bundle.contents import BundleHistory
+from distilrec.bundle.manifest import Manifest
 from distilrec.data.dataset import UNKNOWN_ITEM, Dataset, Histories
 from distilrec.engine.order import TAIL
+from distilrec.engine.visits import events_of_visit
 from distilrec.measure.ranking import MOST_SCORES
 from distilrec.teachers.teacher import Teacher
 
 _TEACHER_DEPTH = 20
 
 
-def history_of(dataset: Dataset, teacher: Teacher | None, *, timed: bool = False) -> BundleHistory:
+def history_of(dataset: Dataset, teacher: Teacher | None, manifest: Manifest) -> BundleHistory:
     """Return what the users of a data set have done, with the teacher's lists where there is one.
 
-    timed: with the times of the last events.
+    manifest: of the bundle, which says whether the times of the last events and the last visits go
+    with the history.
 
     Events that a service received long before `end` are in the histories; those from around it are
     compared with each user's last events, of which there are `recent`.
@@ -39,7 +43,8 @@ def history_of(dataset: Dataset, teacher: Teacher | None, *, timed: bool = False
         teacher_items=teacher_lists(teacher, histories, info.repeats, dataset.catalogue_size)
         if teacher
         else None,
-        last_times=_last_times(histories) if timed else None,
+        last_times=_last_times(histories) if manifest.timed else None,
+        visits=None if manifest.visit_gap is UNSET else _last_visits(histories, manifest.visit_gap),
     )
 
 
@@ -54,6 +59,14 @@ def _last_times(histories: Histories) -> NDArray[np.float64]:
         there = stops - starts >= back
         found[there, column] = histories.times[stops[there] - back]
     return found
+
+
+def _last_visits(histories: Histories, gap: float) -> NDArray[np.int32]:
+    """Return how many events of each user are those of the last visit, (users,) int32."""
+    assert histories.times is not None  # only then does a student know visits
+    bounds = zip(histories.offsets[:-1], histories.offsets[1:], strict=True)
+    times = histories.times.tolist()
+    return np.array([events_of_visit(times[a:b], gap) for a, b in bounds], np.int32)
 
 
 def recent_events(dataset: Dataset, since: float) -> NDArray[np.int32]:

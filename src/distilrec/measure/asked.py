@@ -5,9 +5,9 @@ question.
 from __future__ import annotations
 
 from distilrec.data.dataset import Histories
+from distilrec.engine.golden import asked_after
 from distilrec.engine.items import Floats
 from distilrec.engine.runtimes.runtime import Runtime
-from distilrec.engine.time_inputs import NEVER
 
 
 def user_asked(runtime: Runtime, user: Floats, histories: Histories, k: int) -> Floats:
@@ -21,5 +21,4 @@ def user_asked(runtime: Runtime, user: Floats, histories: Histories, k: int) -> 
         return user
     assert histories.times is not None and histories.now is not None  # else none is told the time
     start, stop = histories.offsets[k], histories.offsets[k + 1]
-    last = float(histories.times[stop - 1]) if stop > start else NEVER
-    return runtime.asked_at(user, last, float(histories.now[k]))
+    return asked_after(runtime, user, histories.times[start:stop].tolist(), float(histories.now[k]))

@@ -34,7 +34,7 @@ class Batch:
     `earlier`, where types have a meaning (`[targets]`).
     times: (batch, length), when each input happened, in seconds since 1970, the start token with
     the first event; asked: (batch, length), when each position is asked for the next event, which
-    is when it happened. Both are int64, and None where the log has no usable times.
+    is when it happened. Both are int64, and None where the log has no times.
     context, context_weights: (batch, length, features), the columns, int64, and weights of the
     context in which each position is asked, which is that of the next event; None where the log has
     no context features.
@@ -187,7 +187,7 @@ def batch_of(
     if dataset.context is not None:
         asked = _rows_asked(windows, chunk)
         batch = _in_context(batch, dataset.context.take(asked))
-    return batch if dataset.why_no_times else replace(batch, **_times(dataset, windows, chunk))
+    return replace(batch, **_times(dataset, windows, chunk)) if dataset.timed else batch
 
 
 def _with_roles(

@@ -10,18 +10,21 @@ nothing about how well S foretells this row, and S has one value for every few p
 learned, and while w is, each user meets the S of other users, of whom there are `_PARTS` groups.
 r, what a choice says of the same one again, is learned too: below 0 for what lies in the basket,
 above it for what was bought some weeks ago. A query of a few channels cannot say this of one item.
+Where visits are known, events of earlier ones have a w and an r of their own: what stands next to
+milk in a basket is not what is bought a week after it.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
-from distilrec.bundle.manifest import REPEATS
+from distilrec.bundle.manifest import REPEATS, VISITS
 from distilrec.data.dataset import Dataset
-from distilrec.networks.batches import Batch
+from distilrec.networks.batches import Batch, times_of
 from distilrec.networks.transitions import largest_transitions
 
 LARGEST_CATALOGUE = 2**24  # whole numbers up to here are float32
@@ -36,8 +39,10 @@ class Neighbours(nn.Module):
 
     What an answer has to know of a user travels behind the query, as float32: the latest items plus
     1, the latest first, 0 where there was none, and the types of their events, (…, 2 n), n the
-    larger of both numbers of events; in training also which S the user meets.
-    events, repeats: how many latest events w and r have.
+    larger of both numbers of events; in training also which S the user meets. The types of events
+    of earlier visits stand behind the others.
+    events, repeats: how many latest events w and r have; visit_gap: seconds without an event that
+    end a visit, 0 where visits are not known.
     """
 
     items: torch.Tensor  # (warm items, number) int32, rising in each row
@@ -46,8 +51,11 @@ class Neighbours(nn.Module):
     part_items: torch.Tensor  # the same for training, ((1 + parts) warm items, number): S, then
     part_values: torch.Tensor  # those without the users of each part, float32
 
-    def __init__(self, dataset: Dataset, number: int, events: int, repeats: int) -> None:
+    def __init__(
+        self, dataset: Dataset, number: int, events: int, repeats: int, visit_gap: float = 0.0
+    ) -> None:
         super().__init__()
+        self.visit_gap = visit_gap
         self.events = max(events, repeats)
         self.catalogue, self.warm = dataset.catalogue_size, dataset.info.warm_items
         number = min(number, self.warm)
@@ -64,6 +72,9 @@ class Neighbours(nn.Module):
             ages *= torch.from_numpy(dataset.roles.signs).unsqueeze(1)
         self.ages = nn.Parameter(ages)  # w
         self.repeats = nn.Parameter(torch.zeros(len(ages), repeats))  # r
+        if visit_gap:  # the same of events of earlier visits
+            self.earlier_ages = nn.Parameter(ages.clone())
+            self.earlier_repeats = nn.Parameter(torch.zeros(len(ages), repeats))
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *others: Any) -> None:
         if prefix + "ages" in state_dict:  # of a student from before there were repeats: r is 0
@@ -100,6 +111,10 @@ class Neighbours(nn.Module):
         items, events = batch.items[window, before], batch.events[window, before]
         # The start token and padding stand behind the catalogue
         there &= items < self.catalogue
+        if self.visit_gap:
+            this, asked = visits_of(batch, self.visit_gap)
+            earlier = this[window, before] < asked[window, place.unsqueeze(-1)]
+            events = events + len(self.ages) * (earlier & there)
         known = [torch.where(there, items + 1, 0), events]
         if self.training:
             known.append(batch.users[window] % _PARTS + 1)
@@ -114,7 +129,7 @@ class Neighbours(nn.Module):
         items: of the columns, (columns,), in the warm items; None for the first of the catalogue.
         """
         rows, weights = self._rows(latest)  # (positions, n)
-        own, again = self._weighed(latest, self.repeats)
+        own, again = self._weighed(latest, *self._repeats())
         pattern, table = self._tables()
         values = torch.cat([(table[rows] * weights.unsqueeze(-1)).flatten(1), again], dim=1)
         columns = torch.cat([pattern[rows].long().flatten(1), own], dim=1)
@@ -131,7 +146,7 @@ class Neighbours(nn.Module):
         without its last axis.
         """
         rows, weights = self._rows(latest)  # (…, n)
-        own, again = self._weighed(latest, self.repeats)
+        own, again = self._weighed(latest, *self._repeats())
         same = torch.where(own == items.unsqueeze(-1), again, 0.0).sum(-1)
         if not self.items.shape[1]:
             return same
@@ -145,17 +160,22 @@ class Neighbours(nn.Module):
 
     def _rows(self, latest: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the rows of S that count and the weight of each, (…, n)."""
-        items, weights = self._weighed(latest, self.ages)
+        tables = (self.ages, self.earlier_ages) if self.visit_gap else (self.ages,)
+        items, weights = self._weighed(latest, *tables)
         if self.training:
             items = items + self.warm * latest[..., 2 * self.events :].long()
         return items, weights
 
+    def _repeats(self) -> tuple[torch.Tensor, ...]:
+        return (self.repeats, self.earlier_repeats) if self.visit_gap else (self.repeats,)
+
     def _weighed(
-        self, latest: torch.Tensor, table: torch.Tensor
+        self, latest: torch.Tensor, *tables: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the items of the latest events that a table of weights, (event types, n), has, and
+        """Return the items of the latest events that tables of weights, (event types, n), have, and
         the weight of each, (…, n); both 0 where there is no such item.
         """
+        table = torch.cat(tables)
         number = table.shape[1]
         items = latest[..., :number].long()
         events = latest[..., self.events : self.events + number].long()
@@ -178,5 +198,39 @@ class Neighbours(nn.Module):
             "neighbour_values": self.values,
             "neighbour_units": self.units,
             "neighbour_ages": self.ages,
-            **({REPEATS: self.repeats} if self.repeats.numel() else {}),
+            **({REPEATS: self.repeats} if self.repeats.numel() or self.visit_gap else {}),
+            **(
+                {VISITS: self.earlier_ages, "earlier_repeats": self.earlier_repeats}
+                if self.visit_gap
+                else {}
+            ),
         }
+
+
+def visits_of(batch: Batch, gap: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the number of the visit of each input, and of that in which each position is asked,
+    (batch, length) int64 each. gap: seconds without an event that end a visit.
+
+    Raises InvalidValueError for a batch that does not know when its events happened.
+    """
+    times, asked = times_of(batch)
+    visits = (times.diff(dim=1, prepend=times[:, :1]) >= gap).cumsum(1)
+    return visits, visits + (asked - times >= gap)
+
+
+def begins_visit(batch: Batch, gap: float) -> torch.Tensor:
+    """Return whether each position is asked after the end of the visit of its input, (batch,
+    length). Raises as `visits_of` does.
+    """
+    times, asked = times_of(batch)
+    return asked - times >= gap
+
+
+def share_within_visits(dataset: Dataset, gap: float) -> float:
+    """Return the share of the training events, but for the first of each user, that belong to the
+    visit of the event before.
+    """
+    rows, users = dataset.is_training(), dataset.user_rows()
+    pairs = rows[1:] & rows[:-1] & (users[1:] == users[:-1])
+    times = np.floor(dataset.times)
+    return float((np.diff(times)[pairs] < gap).mean()) if pairs.any() else 0.0

@@ -24,14 +24,20 @@ from torch.nn import functional
 
 from distilrec.bundle.manifest import CONTEXT
 from distilrec.data.dataset import Dataset
+from distilrec.engine.visits import VISIT_GAP
 from distilrec.errors import ConfigError
 from distilrec.networks.batches import Batch
 from distilrec.networks.context import context_inputs_of
-from distilrec.networks.neighbours import LARGEST_CATALOGUE, Neighbours
+from distilrec.networks.neighbours import (
+    LARGEST_CATALOGUE,
+    Neighbours,
+    begins_visit,
+    share_within_visits,
+)
 from distilrec.networks.on_cpu import dropout, scan
 from distilrec.networks.student import Range, Student, StudentSettings
 from distilrec.networks.time_inputs import time_inputs_of
-from distilrec.settings import Count, Share, ZeroOrMore
+from distilrec.settings import Count, NotNegative, Share, ZeroOrMore
 from distilrec.zones import check_zone
 
 NORM_EPSILON = 1e-6
@@ -40,6 +46,7 @@ _LONGEST = 128.0
 # Neighbours of each item where the log has repeats, and the largest catalogue that gets them
 _WITH_REPEATS, _LARGEST_WITH_REPEATS = 16, 100_000
 _REPEAT_EVENTS = 50  # where the log has repeats
+_RARE = 0.01  # share of the events that begin a visit, or go on with one
 
 
 class RecurrentConfig(StudentSettings, frozen=True, tag="recurrent"):
@@ -64,6 +71,11 @@ class RecurrentConfig(StudentSettings, frozen=True, tag="recurrent"):
     repeat_events: ZeroOrMore | None = None
     """Latest events that move the scores of their own items, up or down. By default 50 where the
     log has repeats, and 0 elsewhere, where nothing is recommended twice.
+    """
+    visit_gap: NotNegative | None = None
+    """Seconds without an event that end a visit: events of this visit and of earlier ones move
+    scores by weights of their own. By default half an hour where the log has repeats, times, and
+    visits of several events; 0 is off.
     """
     time: bool = False
     """Whether the student is told how long ago the last event was, and the hour and the weekday of
@@ -102,6 +114,9 @@ class Recurrent(Student):
         self.neighbours = neighbours_of(dataset, config)
         self.time = time_inputs_of(dataset, config)
         self.timezone = None if self.time is None else config.timezone
+        self.visit_gap = self.neighbours.visit_gap if self.neighbours is not None else 0.0
+        # What the query is told: that the visit goes on, or that one begins
+        self.visits = nn.Parameter(torch.zeros(2, dim)) if self.visit_gap else None
         self.context = context_inputs_of(dataset, dim)
 
     def begin(self, dataset: Dataset) -> None:
@@ -157,8 +172,9 @@ class Recurrent(Student):
         return own + self.neighbours.of(latest, items)
 
     def _known(self, batch: Batch, vectors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return h and x_last + U f_u + T + C, (batch, length, scales * dim) and (batch, length,
-        dim); T where the student is told the time, C where it is told a context.
+        """Return h, (batch, length, scales * dim), and x_last + U f_u + T + C + B, (batch, length,
+        dim); T where the student is told the time, C where it is told a context, B where it knows
+        visits.
         """
         x = self.look_up(batch, vectors)  # (batch, length, dim)
         x = dropout(x, self.dropout, self.training)
@@ -170,6 +186,11 @@ class Recurrent(Student):
             latest = latest + self.time(batch)
         if self.context is not None:
             latest = latest + self.context(batch)
+        if self.visits is not None:
+            begins = begins_visit(batch, self.visit_gap) | (
+                batch.items == self.items.catalogue_size
+            )
+            latest = latest + self.visits[begins.long()]
         return scan(inputs, decay).flatten(2), latest
 
     def _query(self, state: torch.Tensor, latest: torch.Tensor) -> torch.Tensor:
@@ -194,6 +215,7 @@ class Recurrent(Student):
             **({} if self.neighbours is None else self.neighbours.arrays()),
             **({} if self.time is None else self.time.arrays()),
             **({} if self.context is None else {CONTEXT: self.context.table}),
+            **({} if self.visits is None else {"visit_inputs": self.visits}),
         }
 
 
@@ -217,4 +239,17 @@ def neighbours_of(dataset: Dataset, config: RecurrentConfig) -> Neighbours | Non
             fix="set neighbours = 0 and repeat_events = 0 in [student]",
             parameter="neighbours",
         )
-    return Neighbours(dataset, number, config.neighbour_events if number else 0, repeats)
+    events = config.neighbour_events if number else 0
+    return Neighbours(dataset, number, events, repeats, _visit_gap(dataset, config.visit_gap))
+
+
+def _visit_gap(dataset: Dataset, wanted: float | None) -> float:
+    """Return the seconds that end a visit, 0 where visits are not known: weights that few events of
+    the training meet would be those of chance.
+    """
+    if not dataset.timed:
+        return 0.0
+    if wanted is not None or not dataset.info.repeats:
+        return wanted or 0.0
+    share = share_within_visits(dataset, VISIT_GAP)
+    return VISIT_GAP if _RARE <= share <= 1 - _RARE else 0.0

@@ -86,6 +86,8 @@ class Student(SequenceModel):
     """The setting that `distilrec sweep` changes."""
     timezone: str | None = None
     """Zone of hours and days, where the student is told the time."""
+    visit_gap: float = 0.0
+    """Seconds without an event that end a visit, where the student knows visits."""
 
     @abstractmethod
     def __init__(self, dataset: Dataset, config: Any) -> None:

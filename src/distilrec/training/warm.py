@@ -32,6 +32,8 @@ _ROWS = {
     "event_types.weight": "event types",
     _AGES: "event types",
     _REPEATS: "event types",
+    "neighbours.earlier_ages": "event types",
+    "neighbours.earlier_repeats": "event types",
 }
 # Taken from the training rows when a training begins
 _COUNTED = {"neighbours.items", "neighbours.values", "neighbours.units"}

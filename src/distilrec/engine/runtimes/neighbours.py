@@ -6,19 +6,22 @@ from types import ModuleType
 from typing import NamedTuple
 
 import numpy as np
+from msgspec import UNSET
 from numpy.typing import NDArray
 
 from distilrec.bundle.checks import Arrays, Shapes, Whole, length_of, require
-from distilrec.bundle.manifest import NEIGHBOURS, REPEATS, WITH_REPEATS, Manifest
+from distilrec.bundle.manifest import NEIGHBOURS, REPEATS, VISITS, WITH_REPEATS, Manifest
 from distilrec.engine.items import Floats, ItemTable, Places
 from distilrec.engine.search import Added
 
 _VALUES, _UNITS, _AGES = "neighbour_values", "neighbour_units", "neighbour_ages"
+_EARLIER_REPEATS = "earlier_repeats"
 
 
 class NeighbourArrays(NamedTuple):
     """S, w and r. items: (rows, number), rising in each row; values: of the same shape, in `units`
-    (rows,); ages, repeats: (event types, n). The rows of S are the first items of the catalogue.
+    (rows,); ages, repeats: (event types, n), and behind these rows as many for events of earlier
+    visits, for a student that knows visits. The rows of S are the first items of the catalogue.
     """
 
     items: Places
@@ -50,11 +53,17 @@ class NeighbourArrays(NamedTuple):
 
 def shapes_of_neighbours(manifest: Manifest, weights: Arrays) -> Shapes:
     """Return the shapes of the float32 arrays of the term; empty for a student without it."""
+    visits = manifest.visit_gap is not UNSET
+    require(visits == (VISITS in weights), "has a visit_gap or weights of earlier visits, not both")
     if not _has(weights):
         return {}
-    weighed = (_AGES, REPEATS) if manifest.format_version >= WITH_REPEATS else (_AGES,)
+    weighed = {_AGES: _AGES}
+    if manifest.format_version >= WITH_REPEATS:
+        weighed[REPEATS] = REPEATS
+    if visits:  # as many ages as those of this visit
+        weighed |= {VISITS: _AGES, _EARLIER_REPEATS: REPEATS}
     return {_UNITS: (length_of(weights, NEIGHBOURS),)} | {
-        name: (len(manifest.event_types), _columns(weights, name)) for name in weighed
+        name: (len(manifest.event_types), _columns(weights, like)) for name, like in weighed.items()
     }
 
 
@@ -89,16 +98,20 @@ def neighbours_in(weights: Arrays, event_types: int) -> NeighbourArrays:
             np.zeros((event_types, 0), np.float32),
         )
     # One loop over the latest events serves both
-    events = max(_columns(weights, _AGES), _columns(weights, REPEATS))
-    ages, repeats = np.zeros((2, event_types, events), np.float32)
-    for weighed, name in ((ages, _AGES), (repeats, REPEATS)):
-        weighed[:, : _columns(weights, name)] = weights.get(name, 0)
+    names = np.array([[_AGES, VISITS], [REPEATS, _EARLIER_REPEATS]])
+    if VISITS not in weights:
+        names = names[:, :1]
+    events = max(_columns(weights, name) for name in names.flat)
+    tables = np.zeros((*names.shape, event_types, events), np.float32)
+    for table, name in zip(tables.reshape(-1, event_types, events), names.flat, strict=True):
+        table[:, : _columns(weights, name)] = weights.get(name, 0)
+    ages, repeats = tables.reshape(2, -1, events)
     items, values, units = (weights[name] for name in (NEIGHBOURS, _VALUES, _UNITS))
     return NeighbourArrays(items, values, units, ages, repeats)
 
 
 def _has(weights: Arrays) -> bool:
-    return any(name in weights for name in (NEIGHBOURS, _VALUES, _UNITS, _AGES, REPEATS))
+    return any(name in weights for name in (NEIGHBOURS, _VALUES, _UNITS, _AGES, REPEATS, VISITS))
 
 
 class OwnBiases:

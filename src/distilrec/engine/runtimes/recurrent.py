@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from types import ModuleType
 
 import numpy as np
+from msgspec import UNSET
 
 from distilrec.bundle.checks import Arrays, Shapes, Whole, length_of
 from distilrec.bundle.format import Bundle
@@ -21,8 +22,10 @@ from distilrec.engine.runtimes.neighbours import (
 from distilrec.engine.runtimes.runtime import Runtime, signs_of
 from distilrec.engine.search import make_search
 from distilrec.engine.time_inputs import shapes_of_time, time_inputs_in
+from distilrec.engine.visits import goes_on
 
 NORM_EPSILON = np.float32(1e-6)
+_VISIT_INPUTS = "visit_inputs"
 
 
 class RecurrentRuntime(Runtime):
@@ -62,7 +65,10 @@ class RecurrentRuntime(Runtime):
         self._state_shape = (len(self._decay) + 1 + self._neighbours.rows_of_state(dim), dim)
         self._query_length = max(len(self._columns), dim + self._latest_floats)
         self._time = time_inputs_in(bundle.manifest, w, kernels)
-        self.timed = self._time is not None
+        gap = bundle.manifest.visit_gap
+        self.visit_gap = 0.0 if gap is UNSET else gap
+        self._visit_inputs = w.get(_VISIT_INPUTS, np.zeros((2, dim), np.float32))
+        self.timed = self._time is not None or self.visit_gap > 0
         self.context_table = w.get(CONTEXT)
         self._query = self._new_query()  # reused
         self._scores = np.empty_like(biases)
@@ -84,6 +90,7 @@ class RecurrentRuntime(Runtime):
             **shapes_of_neighbours(manifest, weights),
             **shapes_of_time(manifest, weights),
             **shapes_of_context(manifest, weights),
+            **({} if manifest.visit_gap is UNSET else {_VISIT_INPUTS: (2, dim)}),
         }
 
     @staticmethod
@@ -107,14 +114,28 @@ class RecurrentRuntime(Runtime):
         if self._kept_events:
             self._kernels.keep_latest(self._kept(state), items, events, self._kept_events)
 
-    def asked_at(self, user: Floats, last: float, now: float) -> Floats:
-        return user if self._time is None else self._time.added(user, last, now)
+    def asked_at(self, user: Floats, last: float, now: float, visit: int) -> Floats:
+        told = user if self._time is None else self._time.added(user, last, now)
+        if not self.visit_gap:
+            return told
+        if not goes_on(last, now, self.visit_gap):
+            visit = 0
+        out = np.empty(len(told) + 1, np.float32)
+        np.add(told, self._visit_inputs[int(visit == 0)], out=out[:-1])
+        out[-1] = visit
+        return out
 
     def query(self, state: Floats, user: Floats) -> Floats:
         query, dim = self._new_query(), self._decay.shape[1]
         self._kernels.query_recurrent(state, user, *self._weights, query[:dim])
         if self._kept_events:
-            self._kernels.read_latest(self._kept(state), self._kept_events, self._latest(query))
+            self._kernels.read_latest(
+                self._kept(state),
+                self._kept_events,
+                self._visit(user),
+                len(self._neighbours.ages) // 2,
+                self._latest(query),
+            )
         return query
 
     def _new_query(self) -> Floats:
@@ -124,6 +145,11 @@ class RecurrentRuntime(Runtime):
     def _latest(self, query: Floats) -> Floats:
         dim = self._decay.shape[1]
         return query[dim : dim + self._latest_floats]
+
+    def _visit(self, user: Floats) -> int:
+        """Return how many of the latest events are of this visit, of what `asked_at` returned."""
+        visit: int = self._kernels.visit_in(user, self._decay.shape[1], self._kept_events)
+        return visit
 
     def _kept(self, states: Floats) -> Floats:
         """Return the rows of a state, or of each of several, that keep the latest events."""
@@ -167,7 +193,12 @@ class RecurrentRuntime(Runtime):
         scores: Floats = queries @ self._items.vectors[items].T + self._items.biases[items]
         if self._kept_events:
             self._kernels.neighbours_of(
-                self._kept(states), self._kept_events, items, *self._neighbours, scores
+                self._kept(states),
+                self._kept_events,
+                self._visit(user),
+                items,
+                *self._neighbours,
+                scores,
             )
         return scores
 

@@ -42,6 +42,8 @@ class Runtime(ABC):
     """How the best items can be found."""
     timed: bool = False
     """Whether answers depend on the time at which they are asked for; see `asked_at`."""
+    visit_gap: float = 0.0
+    """Seconds without an event that end a visit, for a student that knows visits."""
     context_table: Floats | None = None
     """What each column of the encoded context of a question adds to U f_u, (columns, dim), for a
     student that is told it.
@@ -80,12 +82,13 @@ class Runtime(ABC):
     def fold(self, state: Floats, items: Places, events: Places) -> None:
         """Update the state in place by these events, oldest first."""
 
-    def asked_at(self, user: Floats, last: float, now: float) -> Floats:
-        """Return what stands for U f_u in an answer at a time, (dim,), for a student that is
-        `timed`.
+    def asked_at(self, user: Floats, last: float, now: float, visit: int) -> Floats:
+        """Return what stands for U f_u in an answer at a time, (dim,) or, with what belongs to
+        visits behind it, longer, for a student that is `timed`.
 
         user: U f_u; last: when the user's last event happened, NEVER without one; now: the time of
-        the question; both in seconds since 1970.
+        the question; both in seconds since 1970. visit: how many of the latest events are those of
+        the last visit.
         """
         return user
 
