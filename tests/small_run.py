@@ -71,7 +71,7 @@ def draw_times(student: Recurrent) -> Recurrent:
     """Draws what depends on the time, and returns the student, which is not in training."""
     generator = torch.Generator().manual_seed(0)
     tables = [] if student.time is None else [*student.time.parameters()]
-    if student.visits is not None:
+    if getattr(student, "visits", None) is not None:
         term = student.neighbours
         tables += [student.visits, term.earlier_ages, term.repeats, term.earlier_repeats]
     assert tables

@@ -18,6 +18,7 @@ from distilrec.networks.batches import batch_of, prediction_batch, training_wind
 from distilrec.networks.build import build_model
 from distilrec.networks.neighbours import Neighbours
 from distilrec.networks.recurrent import RecurrentConfig
+from distilrec.networks.sequence import TorchScorer
 from distilrec.training.options import RunOptions, TrainingConfig
 from distilrec.training.scoring import GROUND_TRUTH, Objective
 from distilrec.training.trained import load_model, save_model, train_model
@@ -304,6 +305,70 @@ def test_by_default_a_log_with_repeats_has_neighbours(small, repeats, monkeypatc
     large = build_model(RecurrentConfig(dim=8), dataset, 0).neighbours
     assert (large is not None) == repeats
     assert large is None or large.items.shape[1] == 0
+
+
+@pytest.fixture(scope="module")
+def in_visits(small):
+    """The same log in visits of three events, a day apart, with repeats."""
+    place = np.arange(len(small.items)) - small.offsets[small.user_rows()]
+    times = 1.5e9 + 86_400.0 * (place // 3) + 60.0 * (place % 3)
+    return replace(small, times=times, info=msgspec.structs.replace(small.info, repeats=True))
+
+
+def test_by_default_a_log_with_repeats_and_visits_knows_them(small, in_visits):
+    def gap_of(dataset, **settings):
+        return build_model(RecurrentConfig(dim=8, **settings), dataset, 0).visit_gap
+
+    assert gap_of(in_visits) == 1800
+    assert gap_of(in_visits, visit_gap=0) == 0
+    assert gap_of(in_visits, visit_gap=600) == 600
+    assert gap_of(in_visits, neighbours=0, repeat_events=0) == 0
+    dates = replace(in_visits, times=np.floor(in_visits.times / 86_400) * 86_400)
+    assert "dates" in dates.why_no_times
+    assert gap_of(dates) == 1800
+    never = replace(in_visits, times=1.5e9 + 7_200.0 * np.arange(len(small.items)))
+    one = replace(in_visits, times=1.5e9 + np.arange(len(small.items)) % 7)
+    untimed = replace(in_visits, times=np.zeros(len(small.items)))
+    once = replace(in_visits, info=msgspec.structs.replace(in_visits.info, repeats=False))
+    assert [gap_of(data) for data in (never, one, untimed, once)] == [0, 0, 0, 0]
+    assert gap_of(never, visit_gap=600) == 600
+
+
+def test_what_is_in_the_basket_is_told_from_what_was_bought_before(in_visits):
+    """Each user takes the same three items in each visit, in another order: never one twice in
+    it.
+    """
+    place = np.arange(len(in_visits.items)) - in_visits.offsets[in_visits.user_rows()]
+    drawn = np.random.default_rng(0).random(len(place))
+    order = np.lexsort((drawn, place // 3, in_visits.user_rows()))
+    items = (3 * in_visits.user_rows() + place[order] % 3) % in_visits.info.warm_items
+    data = replace(in_visits, items=items.astype(np.int32))
+    config = RecurrentConfig(dim=8, max_history=20, neighbours=0, repeat_events=4)
+    term = train_model(
+        config, data, TrainingConfig(epochs=40, batch_size=8, learning_rate=2e-2), seed=0
+    ).model.neighbours
+    this, earlier = (
+        table[1:, :2].detach().mean() for table in (term.repeats, term.earlier_repeats)
+    )
+    assert this < -0.5 < 0.5 < earlier
+
+
+def test_a_student_from_before_there_were_visits_is_read_and_trained_on(in_visits):
+    visiting = msgspec.structs.replace(CONFIG, repeat_events=6, visit_gap=1800.0)
+    was = build_model(msgspec.structs.replace(visiting, visit_gap=0.0), in_visits, 0)
+    with torch.no_grad():
+        was.neighbours.repeats.normal_(generator=torch.Generator().manual_seed(0))
+    now = build_model(visiting, in_visits, 1)
+    weights = {name: tensor.numpy() for name, tensor in was.state_dict().items()}
+    histories = in_visits.histories(np.arange(9), in_visits.train_end[:9])
+    expected = TorchScorer(was.eval()).scores(histories)
+    for state in (
+        was.state_dict(),
+        carried_over(weights, now, in_visits.info, in_visits.info),
+    ):
+        now.load_state_dict(state)
+        np.testing.assert_array_equal(TorchScorer(now.eval()).scores(histories), expected)
+        torch.testing.assert_close(now.neighbours.earlier_repeats, was.neighbours.repeats)
 
 
 def test_a_log_that_gets_its_first_repeat_is_trained_on(small):

@@ -34,6 +34,12 @@ TEACHER = TransformerConfig(
     dim=8, layers=2, heads=2, feed_forward=16, max_history=12, time=True, timezone=ZONE
 )
 BOTH = pytest.mark.parametrize("config", [TIMED, TEACHER], ids=["student", "transformer"])
+VISITS = msgspec.structs.replace(
+    PLAIN, neighbours=4, neighbour_events=5, repeat_events=7, visit_gap=1800.0
+)
+ALL = pytest.mark.parametrize(
+    "config", [TIMED, TEACHER, VISITS], ids=["student", "transformer", "visits"]
+)
 DAY = 86_400.0
 
 
@@ -90,7 +96,7 @@ def test_gaps_beyond_the_longest_of_the_training_are_read_as_it(small):
     assert (table[:reached] == model.time.gaps[:reached]).all()
 
 
-@BOTH
+@ALL
 def test_training_and_prediction_agree(spread, config):
     """The state at the end of a window is that of a prediction for the same events."""
     model = draw_times(build_model(config, spread, 0))
@@ -106,7 +112,7 @@ def test_training_and_prediction_agree(spread, config):
         )
 
 
-@BOTH
+@ALL
 def test_nothing_later_changes_a_position(spread, config):
     model = draw_times(build_model(config, spread, 0))
     vectors = model.items.vectors()

@@ -160,8 +160,8 @@ def recommend(  # noqa: PLR0913 - each argument is an option of the command line
     now: Annotated[
         float | None,
         Parameter(
-            help="When it is asked, in seconds since 1970, for a student that is told the time; "
-            "the time of the clock by default."
+            help="When it is asked, in seconds since 1970, for a student that is told the time or "
+            "knows visits; the time of the clock by default."
         ),
     ] = None,
     context: Annotated[

@@ -17,7 +17,7 @@ class Event(msgspec.Struct, frozen=True):
     """One interaction. An event type that training did not know counts as the unknown type.
 
     timestamp: when it happened, seconds since 1970, now where it is left out; read only for a
-    student that is told the time.
+    student that is told the time or knows visits.
     """
 
     user_id: Id

@@ -343,7 +343,7 @@ class Recommender:
         diversity: from 0 (best first) to 1: trades score against likeness to the items before, by
         maximal marginal relevance among the best max(50, 5 k).
         now: when the question is asked, in seconds since 1970, the time of the clock by default; it
-        matters for a student that is told the time.
+        matters for a student that is told the time or knows visits.
         context: values of the context features, for a student that is told them; what is left out,
         and a category that no training event had, is unknown.
         Raises InvalidIdError, UnknownItemError for an id in `item_ids` that is not in the
@@ -827,7 +827,7 @@ class Recommender:
 
         Impressions (events of the type `impression`) change nothing and are not counted.
         Raises ConfigError for an event without user_id or item_id, and for a timestamp that is none
-        where the student is told the time, and InvalidIdError; then none of the events has been
+        where answers depend on the time, and InvalidIdError; then none of the events has been
         applied.
         """
         given = [as_event(event) for event in events]

@@ -52,7 +52,7 @@ def _last_times(histories: Histories) -> NDArray[np.float64]:
     """Return when the last event of each user happened and the one before, (users, 2); 0 where
     there is none.
     """
-    assert histories.times is not None  # only then is a student told the time
+    assert histories.times is not None  # only then do answers depend on them
     starts, stops = histories.offsets[:-1], histories.offsets[1:]
     found = np.zeros((len(histories), 2))
     for column, back in enumerate((1, 2)):

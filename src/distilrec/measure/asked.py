@@ -19,6 +19,6 @@ def user_asked(runtime: Runtime, user: Floats, histories: Histories, k: int) -> 
         user = user + context.weights[k] @ runtime.context_table[context.columns[k]]
     if not runtime.timed:
         return user
-    assert histories.times is not None and histories.now is not None  # else none is told the time
+    assert histories.times is not None and histories.now is not None  # else no answer depends on it
     start, stop = histories.offsets[k], histories.offsets[k + 1]
     return asked_after(runtime, user, histories.times[start:stop].tolist(), float(histories.now[k]))

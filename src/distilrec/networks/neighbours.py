@@ -79,6 +79,9 @@ class Neighbours(nn.Module):
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *others: Any) -> None:
         if prefix + "ages" in state_dict:  # of a student from before there were repeats: r is 0
             state_dict.setdefault(prefix + "repeats", torch.zeros_like(self.repeats))
+        if self.visit_gap and prefix + "ages" in state_dict:  # from before there were visits
+            for name in ("ages", "repeats"):
+                state_dict.setdefault(f"{prefix}earlier_{name}", state_dict[prefix + name])
         super()._load_from_state_dict(state_dict, prefix, *others)
 
     @torch.no_grad()

@@ -16,7 +16,7 @@ time; the engine runs it one event at a time.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -118,6 +118,12 @@ class Recurrent(Student):
         # What the query is told: that the visit goes on, or that one begins
         self.visits = nn.Parameter(torch.zeros(2, dim)) if self.visit_gap else None
         self.context = context_inputs_of(dataset, dim)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *others: Any) -> None:
+        if self.visits is not None and prefix + "theta" in state_dict:
+            # Of a student from before there were visits
+            state_dict.setdefault(prefix + "visits", torch.zeros_like(self.visits))
+        super()._load_from_state_dict(state_dict, prefix, *others)
 
     def begin(self, dataset: Dataset) -> None:
         if self.neighbours is not None:

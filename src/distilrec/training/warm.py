@@ -19,8 +19,11 @@ from distilrec.errors import TrainingError
 from distilrec.features.encoding import CategoricalEncoding, FeatureEncoder, MultiEncoding
 from distilrec.networks.sequence import SequenceModel
 
-# A student that had no neighbours gets some when its log gets repeats
-_AGES, _REPEATS = "neighbours.ages", "neighbours.repeats"
+# A student that had no neighbours gets some when its log gets repeats, and one that knew no visits
+# may learn of them
+_AGES, _REPEATS, _VISITS = "neighbours.ages", "neighbours.repeats", "visits"
+# Before there were visits, events of earlier ones had the weights of all
+_EARLIER = {"neighbours.earlier_ages": _AGES, "neighbours.earlier_repeats": _REPEATS}
 # What the rows of a tensor are; all other tensors have a size of their own
 _ROWS = {
     "items.embedding": "items",
@@ -32,8 +35,7 @@ _ROWS = {
     "event_types.weight": "event types",
     _AGES: "event types",
     _REPEATS: "event types",
-    "neighbours.earlier_ages": "event types",
-    "neighbours.earlier_repeats": "event types",
+    **dict.fromkeys(_EARLIER, "event types"),
 }
 # Taken from the training rows when a training begins
 _COUNTED = {"neighbours.items", "neighbours.values", "neighbours.units"}
@@ -69,8 +71,9 @@ def carried_over(
     """
     carried = {}
     for name, fresh in model.state_dict().items():
-        old = None if name not in weights else torch.from_numpy(weights[name])
-        if name in _COUNTED or (old is None and name in {_AGES, _REPEATS}):
+        known = name if name in weights else _EARLIER.get(name, name)
+        old = None if known not in weights else torch.from_numpy(weights[known])
+        if name in _COUNTED or (old is None and name in {_AGES, _REPEATS, _VISITS, *_EARLIER}):
             carried[name] = fresh
         elif old is not None and name in _ROWS:
             carried[name] = _rows(name, old, fresh, found_at(_ROWS[name], was, now))
