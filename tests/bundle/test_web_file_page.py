@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from distilrec import load
-from distilrec.bundle.drec import DREC_VERSION, MARK, decode_drec, read_drec
+from distilrec.bundle.drec import DREC_VERSION, MARK, WITH_VISITS, decode_drec, read_drec
 from distilrec.bundle.format import read_bundle
 from distilrec.engine.web import KINDS, write_drec
 from distilrec.errors import (
@@ -32,12 +32,16 @@ PAGE = (ROOT / "docs" / "web-file.md").read_text(encoding="utf-8")
 (READER,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 
 
-@pytest.fixture(scope="module", params=["plain", "neighbours"])
+@pytest.fixture(scope="module", params=["plain", "neighbours", "visits"])
 def folder(request, small, tmp_path_factory):
     config = small_run.STUDENTS["recurrent"]
     if request.param == "neighbours":
         config = msgspec.structs.replace(config, neighbours=5, repeat_events=20)
-    trained = train_model(config, small, TrainingConfig(epochs=2, batch_size=16), seed=0)
+    if request.param == "visits":
+        config = msgspec.structs.replace(config, neighbours=5, repeat_events=9, visit_gap=7200.0)
+        trained = small_run.timed_student(config, small)
+    else:
+        trained = train_model(config, small, TrainingConfig(epochs=2, batch_size=16), seed=0)
     folder = tmp_path_factory.mktemp(request.param)
     export_bundle(trained, small, folder / "bundle")
     write_drec(read_bundle(folder / "bundle"), folder / "student.drec")
@@ -87,7 +91,13 @@ def test_what_is_lost(folder, tmp_path, precision):
 
 def test_the_mark_and_the_number_are_those_of_the_page():
     assert MARK.hex(" ").upper() in PAGE
-    assert f"format {DREC_VERSION}" in PAGE
+    assert f"format {DREC_VERSION}," in PAGE
+    assert f"format {WITH_VISITS} " in PAGE
+
+
+def test_only_a_student_that_knows_visits_needs_the_newer_format(folder):
+    version = WITH_VISITS if folder.name.startswith("visits") else DREC_VERSION
+    assert (folder / "student.drec").read_bytes()[8:12] == bytes([version, 0, 0, 0])
 
 
 def test_damaged_files_are_refused(folder, tmp_path):
@@ -102,8 +112,8 @@ def test_damaged_files_are_refused(folder, tmp_path):
     for length in (0, 7, 47, 48, 400, len(data) - 1):
         with pytest.raises(BundleCorruptedError, match="student.drec"):
             decode_drec(data[:length], path)
-    with pytest.raises(BundleVersionError, match="has format 2; this distilrec reads 1"):
-        decode_drec(data[:8] + b"\x02" + data[9:], path)
+    with pytest.raises(BundleVersionError, match="has format 3; this distilrec reads 1 and 2"):
+        decode_drec(data[:8] + b"\x03" + data[9:], path)
     with pytest.raises(BundleMissingError):
         read_drec(tmp_path / "none.drec")
 

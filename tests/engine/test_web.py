@@ -16,11 +16,15 @@ import numpy as np
 import pytest
 
 from distilrec import __version__, load
+from distilrec.bundle.format import read_bundle
 from distilrec.cli import main
 from distilrec.engine.filters import Filter
+from distilrec.engine.web import write_drec
 from distilrec.errors import DistilrecError
+from distilrec.export.export import export_bundle
+from distilrec.networks.recurrent import RecurrentConfig
 from distilrec.stores.records import ItemRecord
-from tests import ROOT
+from tests import ROOT, small_run
 from tests.servers import program
 
 pytestmark = pytest.mark.slow
@@ -30,6 +34,10 @@ PACKAGE = ROOT / "web"
 CASES = 1_000
 CLOSE = {"rel": 1e-4, "abs": 1e-4}  # two sums in float32
 ENGINES = ["numba", "wasm", "plain", "no-subtle"]  # each against numpy
+VISITS = RecurrentConfig(
+    dim=8, max_history=12, neighbours=4, neighbour_events=3, repeat_events=5, visit_gap=7200.0
+)
+START = 1.65e9  # after all events of the small log
 ODD = [
     None, True, False, 7, -3.5, 1e-7, 1e25, "", " de ", "de", "fr", "g1|g2|g1", "['g1', \"g0\"]", "[g1]", "{'g2'}",
     ["g0", None, " g3 "], "array([1.0 2.0])", "Thing number 7", "thing_NUMBER Ünï 7", "3.5", " 4 ", "1e2", "nan",
@@ -107,6 +115,22 @@ def cases(seed: int = 0) -> list[dict[str, Any]]:
     return made
 
 
+def in_visits(made: list[dict[str, Any]], gap: float = VISITS.visit_gap) -> list[dict[str, Any]]:
+    """The same cases with times of events and questions, some of them impossible; one in ten happens now."""
+    rng = np.random.default_rng(1)
+    for n, case in enumerate(made):
+        if rng.random() < 0.1:
+            continue
+        when = START + 1.5 * gap * n  # one user has events in many cases
+        for event in case["events"]:
+            when += rng.choice([0.0, 0.5, 60.0, gap - 0.5, gap, 3 * gap])
+            event["timestamp"] = when
+        if case["events"] and rng.random() < 0.05:
+            case["events"][0]["timestamp"] = [1e12, -1.0, True, "now"][rng.integers(4)]
+        case["now"] = when + rng.choice([0.0, 10.0, gap - 0.5, gap, 1e6, -200.0, -400.0])
+    return made
+
+
 def caught(answer):
     try:
         return answer()
@@ -132,7 +156,7 @@ def in_python(file: Path, runtime: str, made: list[dict[str, Any]]) -> list[dict
     recommender = load(file, runtime=runtime)
     answers = []
     for case in made:
-        user, k, item = case["user"], case["k"], case["item"]
+        user, k, item, now = case["user"], case["k"], case["item"], case.get("now")
         where = case["where"] and msgspec.convert(case["where"], Filter)
         record = item and ItemRecord(**{"title": None, **item})
         first = case["ranked"][0]
@@ -148,36 +172,55 @@ def in_python(file: Path, runtime: str, made: list[dict[str, Any]]) -> list[dict
             "put": put,
             "set": set_,
             "update": caught(lambda c=case: list(recommender.update(c["events"]))),
-            "recommend": caught(lambda u=user, k=k, c=case, w=where: [
-                list(one) for one in recommender.recommend(u, k=k, exclude_seen=c["exclude_seen"], where=w)]),
-            "diverse": caught(lambda u=user, k=k, c=case, w=where: [
-                list(one) for one in recommender.recommend(u, k=k, where=w, diversity=c["diversity"])]),
-            "rank": caught(lambda u=user, c=case: [list(one) for one in recommender.recommend(u, c["ranked"])]),
-            "explain": caught(lambda u=user, first=first: [
-                [one.place, one.contribution] for one in recommender.explain(u, first, k=9_999)]),
+            "recommend": caught(lambda u=user, k=k, c=case, w=where, t=now: [
+                list(one) for one in recommender.recommend(u, k=k, exclude_seen=c["exclude_seen"], where=w, now=t)]),
+            "diverse": caught(lambda u=user, k=k, c=case, w=where, t=now: [
+                list(one) for one in recommender.recommend(u, k=k, where=w, diversity=c["diversity"], now=t)]),
+            "rank": caught(lambda u=user, c=case, t=now: [
+                list(one) for one in recommender.recommend(u, c["ranked"], now=t)]),
+            "explain": caught(lambda u=user, first=first, t=now: [
+                [one.place, one.contribution] for one in recommender.explain(u, first, k=9_999, now=t)]),
             "similar": caught(lambda first=first, k=k, w=where: similar(recommender, first, k, w)),
             "known": caught(known),
         })  # fmt: skip
     return answers
 
 
-@pytest.fixture(scope="module")
-def answers(student):
+def answers_to(file: Path, made: list[dict[str, Any]]):
     """The answers of an engine to all cases, each engine asked once."""
-    made, found = cases(), {}
-    (student.parent / "cases.json").write_text(json.dumps(made))
+    found: dict[str, list[dict[str, Any]]] = {}
+    (file.parent / "cases.json").write_text(json.dumps(made))
 
     def of(engine):
         if engine not in found:
             if engine in ("numba", "numpy"):
-                found[engine] = json.loads(json.dumps(in_python(student, engine, made)))
+                found[engine] = json.loads(json.dumps(in_python(file, engine, made)))
             else:
-                out = student.parent / f"{engine}.json"
-                in_node("answer.mjs", student, student.parent / "cases.json", out, engine)
+                out = file.parent / f"{engine}.json"
+                in_node("answer.mjs", file, file.parent / "cases.json", out, engine)
                 found[engine] = json.loads(out.read_text())
         return found[engine]
 
     return of
+
+
+@pytest.fixture(scope="module")
+def answers(student):
+    return answers_to(student, cases())
+
+
+@pytest.fixture(scope="module")
+def of_visits(small, tmp_path_factory):
+    """The file of a student to whom it matters which events are of this visit."""
+    folder = tmp_path_factory.mktemp("visits")
+    export_bundle(small_run.timed_student(VISITS, small), small, folder / "bundle")
+    write_drec(read_bundle(folder / "bundle"), folder / "student.drec")
+    return folder / "student.drec"
+
+
+@pytest.fixture(scope="module")
+def answers_in_visits(of_visits):
+    return answers_to(of_visits, in_visits(cases()[:300]))
 
 
 def in_node(script: str, *arguments: object) -> str:
@@ -201,8 +244,17 @@ def same_order(ours, theirs) -> bool:
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_all_engines_answer_alike(answers, engine):
+    check_alike(answers(engine), answers("numpy"))
+
+
+@pytest.mark.parametrize("engine", ["numba", "wasm", "plain", "restored"])
+def test_all_engines_answer_alike_in_visits(answers_in_visits, engine):
+    check_alike(answers_in_visits(engine), answers_in_visits("numpy"))
+
+
+def check_alike(answers, expected):
     wrong, moved = [], 0
-    for n, (ours, theirs) in enumerate(zip(answers(engine), answers("numpy"), strict=True)):
+    for n, (ours, theirs) in enumerate(zip(answers, expected, strict=True)):
         for name in ("put", "set", "update", "known"):
             if ours[name] != theirs[name]:
                 wrong.append((n, name, ours[name], theirs[name]))
@@ -223,12 +275,13 @@ def test_all_engines_answer_alike(answers, engine):
         if effects[0] != pytest.approx(effects[1], rel=1e-3, abs=1e-4):
             wrong.append((n, "explain", *effects))
     assert not wrong, f"{len(wrong)} answers differ, first: {wrong[:3]}"
-    assert moved <= CASES // 100  # of four lists a case; equal scores, apart from rounding
+    assert moved <= len(expected) // 100  # of four lists a case; equal scores, apart from rounding
 
 
-def test_the_rest_of_the_package(student):
+@pytest.mark.parametrize("file", ["student", "of_visits"])
+def test_the_rest_of_the_package(request, file):
     """Damaged and forged files, impossible calls, states, growing catalogues, addresses."""
-    assert in_node("checks.mjs", student) == ""
+    assert in_node("checks.mjs", request.getfixturevalue(file)) == ""
 
 
 @pytest.mark.parametrize("place", range(2))

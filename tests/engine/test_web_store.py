@@ -78,6 +78,10 @@ def test_users_are_there_again_when_the_page_is_loaded_again(tabs):
     kept = page.evaluate("rows()")
     assert [row.get("item") for row in kept] == ["i3", "i7", "ilater", "i5", None]
     assert [row["features"] for row in kept if "features" in row] == [{"age": 33, "country": "de"}]
+    assert all(type(row["time"]) is int for row in kept[:-1])
+    assert page.evaluate("r.state().users.me.events") == [
+        [row["item"], "buy", row["time"]] for row in kept[:2]
+    ]
     # The answers are those of a recommender that was told the same.
     page.evaluate("""async () => {
       const other = await d.load("student.drec");
@@ -105,6 +109,7 @@ def test_the_example_of_the_guide_runs(tabs):
 
 
 def test_features_that_a_later_student_cannot_read_are_left_out(tabs):
+    """And events without a time, which earlier versions of the package wrote, are read."""
     page = tabs()
     page.evaluate("s.setUser('me', { age: 33 })")
     page.evaluate("s.update([event(3)])")
@@ -113,6 +118,7 @@ def test_features_that_a_later_student_cannot_read_are_left_out(tabs):
       request.onsuccess = () => {
         const t = request.result.transaction("log", "readwrite");
         t.objectStore("log").put({ place: 1, user: "me", features: { age: "old", shoes: 42, country: "de" } });
+        t.objectStore("log").put({ place: 2, user: "me", item: "i3", type: "buy" });
         t.oncomplete = resolve;
       };
     })""")
@@ -218,6 +224,7 @@ def test_where_the_browser_keeps_nothing_the_recommender_works_on(tabs, path):
         ("o = indexedDB.open('distilrec', 2)", "store_version"),
         ("o.onupgradeneeded = () => make([{ user: 'me', item: 'i1', type: 7 }])", "store_corrupted"),
         ("o.onupgradeneeded = () => make([{ user: '', item: 'i1', type: 'buy' }])", "store_corrupted"),
+        ("o.onupgradeneeded = () => make([{ user: 'me', item: 'i1', type: 'buy', time: 'x' }])", "store_corrupted"),
         ("o.onupgradeneeded = () => make([{ hello: 1 }])", "store_corrupted"),
     ],
 )  # fmt: skip

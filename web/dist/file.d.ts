@@ -6,6 +6,9 @@ export interface Golden {
     user_features: [number, number][];
     top_items: number[];
     top_scores: number[];
+    /** Of a student that knows visits: when the events happened and when is asked, seconds since 1970. */
+    times?: number[];
+    now?: number;
 }
 export interface Manifest {
     kind: string;
@@ -20,6 +23,8 @@ export interface Manifest {
         encodings: Encoding[];
     };
     repeats: boolean;
+    /** Seconds without an event that end a visit, for a student that knows visits. */
+    visit_gap?: number;
     dataset: string;
     teacher: string;
     metrics: Record<string, number>;

@@ -5,7 +5,7 @@ export type { Features } from "./features.js";
 export type { Manifest, Rounding } from "./file.js";
 export type { Attributes, Condition, Filter, Value } from "./filters.js";
 export type { Id } from "./ids.js";
-export { Recommender, type Contribution, type Event, type Item, type ItemRecord, type Options, type Recommendation, type RecommendOptions, type State, type UpdateResult, } from "./recommender.js";
+export { Recommender, type Contribution, type Event, type Item, type ItemRecord, type Options, type QuestionOptions, type Recommendation, type RecommendOptions, type State, type UpdateResult, } from "./recommender.js";
 export { deleteStore, openStore, UserStore, type StoreOptions } from "./store.js";
 /** Return a recommender from a file that `distilrec export --web` wrote: its address or its bytes.
  *

@@ -27,14 +27,22 @@ export interface Event {
     item_id: Id;
     /** "interaction" by default; a type that training did not know counts as the unknown type. */
     event_type?: string;
+    /** When it happened, in seconds since 1970; now by default. Students that know visits read it, and it is kept. */
+    timestamp?: number | null;
 }
+/** An event as ids, type, and the time in seconds since 1970, null where it is not known. */
+export type CheckedEvent = [user_id: string, item_id: string, event_type: string, time: number | null];
 export interface UpdateResult {
     /** Events that changed a state. */
     applied: number;
     /** Events on items that are not in the catalogue: they changed nothing. */
     unknown_items: number;
 }
-export interface RecommendOptions {
+export interface QuestionOptions {
+    /** When is asked, in seconds since 1970; the time of the clock by default. Students that know visits read it. */
+    now?: number | null;
+}
+export interface RecommendOptions extends QuestionOptions {
     /** How many; 10 by default. */
     k?: number;
     /** Leave out what the user has had; true by default. */
@@ -57,11 +65,13 @@ export interface Options {
     /** How many of the latest events of each user are remembered as seen; 10,000 by default. */
     max_events?: number;
 }
+/** An event of a user; the time is in seconds since 1970, and left out where it is not known. */
+export type StateEvent = [item_id: string, event_type: string, time?: number];
 /** Everything known of the users, as plain JSON. */
 export interface State {
     format: 1;
     users: Record<string, {
-        events: [item_id: string, event_type: string][];
+        events: StateEvent[];
         features?: Features;
     }>;
 }
@@ -106,16 +116,20 @@ export declare class Recommender {
     forget(user_id: Id): void;
     /** Follow events, oldest first. All are checked before the first is followed. */
     update(events: Iterable<Event>): UpdateResult;
-    /** Return events as ids and types, and follow none. Throws what `update` would throw. */
-    checked(events: Iterable<Event>): [user_id: string, item_id: string, event_type: string][];
+    /** Return events as ids, types and times, and follow none. Throws what `update` would throw. */
+    checked(events: Iterable<Event>): CheckedEvent[];
+    /** Follow events that were kept. A time may lie ahead of the clock, which may have been set back since; where there is
+     * none, it is not known.
+     */
+    followKept(events: Iterable<Event>): void;
     /** Return the best items for a user, best first; fewer where fewer pass. */
     recommend(user_id: Id, options?: RecommendOptions): Recommendation[];
     /** Return exactly these items, each once, best first, seen or not. */
-    rank(user_id: Id, item_ids: Iterable<Id>): Recommendation[];
+    rank(user_id: Id, item_ids: Iterable<Id>, options?: QuestionOptions): Recommendation[];
     /** Return the k past events that matter most for the score of an item, by the size of what they
      * did. Exact: the score minus the score had that one event not happened; of the latest 1,000.
      */
-    explain(user_id: Id, item_id: Id, k?: number): Contribution[];
+    explain(user_id: Id, item_id: Id, k?: number, options?: QuestionOptions): Contribution[];
     /** Return all that is known of the users, as plain JSON: what a page may keep. */
     state(): State;
     /** Replace all users by those of `state()`, also of another version of the student: events are

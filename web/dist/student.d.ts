@@ -19,9 +19,11 @@ export declare class Student {
     withoutEach(items: number[], events: number[], state: Float32Array | null): Float32Array[];
     /** Make the query of a user, which `scores` and `scoreOf` then use.
      *
-     * items, events: what the user has had, oldest first; without: the event that did not happen.
+     * items, events: what the user has had, oldest first; visit: how many of the latest events, without the one that did
+     * not happen, are of the visit in which is asked, for a student that knows visits; without: the event that did not
+     * happen.
      */
-    ask(state: Float32Array, user: Float32Array | null, items: number[], events: number[], without?: number): void;
+    ask(state: Float32Array, user: Float32Array | null, items: number[], events: number[], visit: number, without?: number): void;
     /** Return the scores of all items for the query; overwritten by the next call. */
     scores(): Float32Array;
     scoreOf(item: number): number;

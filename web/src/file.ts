@@ -5,7 +5,8 @@ import { Encoder, type Encoding } from "./features.js";
 import { sha256 } from "./sha256.js";
 
 const MARK = [0x89, 0x44, 0x52, 0x45, 0x43, 0x0d, 0x0a, 0x1a];
-const VERSION = 1;
+/** The second is of students that know visits. */
+const VERSIONS = [1, 2];
 const START = 48;
 const KINDS = ["recurrent"];
 const SIZES: Record<string, number> = { I8: 1, U8: 1, U16: 2, U32: 4, F16: 2, F32: 4, F64: 8 };
@@ -16,6 +17,9 @@ export interface Golden {
   user_features: [number, number][];
   top_items: number[];
   top_scores: number[];
+  /** Of a student that knows visits: when the events happened and when is asked, seconds since 1970. */
+  times?: number[];
+  now?: number;
 }
 
 export interface Manifest {
@@ -27,6 +31,8 @@ export interface Manifest {
   user_encoder: { encodings: Encoding[] };
   item_encoder: { encodings: Encoding[] };
   repeats: boolean;
+  /** Seconds without an event that end a visit, for a student that knows visits. */
+  visit_gap?: number;
   dataset: string;
   teacher: string;
   metrics: Record<string, number>;
@@ -72,6 +78,12 @@ export class StudentFile {
     this.userEncoder = new Encoder(m.user_encoder.encodings);
     this.itemEncoder = new Encoder(m.item_encoder.encodings);
     check(m.dim >= 1 && m.items >= 1 && m.event_types.length >= 1, "has sizes below 1");
+    const gap = m.visit_gap;
+    check(gap === undefined || (Number.isFinite(gap) && gap > 0), "has an impossible visit_gap");
+    check(
+      this.has("earlier_ages") === (gap !== undefined),
+      "has a visit_gap or weights of earlier visits, not both",
+    );
     const inside = (positions: number[], size: number): boolean =>
       positions.every((n) => Number.isInteger(n) && n >= 0 && n < size);
     for (const golden of m.golden) {
@@ -83,6 +95,12 @@ export class StudentFile {
           inside(golden.events, m.event_types.length) &&
           inside(golden.user_features.map(([column]) => column), this.userEncoder.width),
         "has golden questions about what it does not have",
+      );
+      const { times, now } = golden;
+      check(
+        gap === undefined ||
+          (times?.length === golden.items.length && [...times, now].every(Number.isFinite)),
+        "has golden questions without times",
       );
     }
   }
@@ -98,8 +116,8 @@ export class StudentFile {
     );
     const view = new DataView(bytes.buffer);
     const version = view.getUint32(8, true);
-    if (version !== VERSION) {
-      throw new BundleVersionError(`the file has format ${version}; this package reads ${VERSION}`, {
+    if (!VERSIONS.includes(version)) {
+      throw new BundleVersionError(`the file has format ${version}; this package reads ${VERSIONS.join(" and ")}`, {
         fix: "upgrade the npm package distilrec, or export the file again",
       });
     }

@@ -32,6 +32,7 @@ export {
   type Item,
   type ItemRecord,
   type Options,
+  type QuestionOptions,
   type Recommendation,
   type RecommendOptions,
   type State,

@@ -6,6 +6,7 @@ import { asCorrupted, check, type Golden, type Manifest, type Rounding, type Stu
 import { Filters, onlyKnown, type Attributes, type Filter, type Value } from "./filters.js";
 import { asId, listedIds, shown, type Id } from "./ids.js";
 import { Student } from "./student.js";
+import { asMoment, checkNotBefore, clock, eventsOfVisit, goesOn, NEVER } from "./times.js";
 
 export interface Recommendation {
   item_id: string;
@@ -34,7 +35,12 @@ export interface Event {
   item_id: Id;
   /** "interaction" by default; a type that training did not know counts as the unknown type. */
   event_type?: string;
+  /** When it happened, in seconds since 1970; now by default. Students that know visits read it, and it is kept. */
+  timestamp?: number | null;
 }
+
+/** An event as ids, type, and the time in seconds since 1970, null where it is not known. */
+export type CheckedEvent = [user_id: string, item_id: string, event_type: string, time: number | null];
 
 export interface UpdateResult {
   /** Events that changed a state. */
@@ -43,7 +49,12 @@ export interface UpdateResult {
   unknown_items: number;
 }
 
-export interface RecommendOptions {
+export interface QuestionOptions {
+  /** When is asked, in seconds since 1970; the time of the clock by default. Students that know visits read it. */
+  now?: number | null;
+}
+
+export interface RecommendOptions extends QuestionOptions {
   /** How many; 10 by default. */
   k?: number;
   /** Leave out what the user has had; true by default. */
@@ -69,10 +80,13 @@ export interface Options {
   max_events?: number;
 }
 
+/** An event of a user; the time is in seconds since 1970, and left out where it is not known. */
+export type StateEvent = [item_id: string, event_type: string, time?: number];
+
 /** Everything known of the users, as plain JSON. */
 export interface State {
   format: 1;
-  users: Record<string, { events: [item_id: string, event_type: string][]; features?: Features }>;
+  users: Record<string, { events: StateEvent[]; features?: Features }>;
 }
 
 interface User {
@@ -81,8 +95,15 @@ interface User {
   features?: Features;
   items: number[];
   events: number[];
+  /** When they happened, in whole seconds since 1970; null where it is not known. */
+  times: (number | null)[];
   /** Events that are in the state and no longer remembered. */
   forgotten: number;
+  /** When the last event happened, and the one before. */
+  last: number;
+  before: number;
+  /** How many of the latest events are those of the last visit. */
+  visit: number;
 }
 
 const EXPLAINED = 1_000;
@@ -110,6 +131,8 @@ export class Recommender {
   readonly #users = new Map<string, User>();
   readonly #maxEvents: number;
   readonly #biasOfNew: number;
+  /** Seconds without an event that end a visit; 0 for a student that does not know visits. */
+  readonly #gap: number;
 
   /** Throws BundleCorruptedError for a file that makes no sense, and where the golden answers are
    * not reproduced. Callers use `load`.
@@ -121,6 +144,7 @@ export class Recommender {
     this.#file = file;
     this.manifest = file.manifest;
     this.rounding = file.rounding;
+    this.#gap = file.manifest.visit_gap ?? 0;
     try {
       this.#student = new Student(file, options.wasm ?? true);
       const items = this.manifest.items;
@@ -325,20 +349,34 @@ export class Recommender {
 
   /** Follow events, oldest first. All are checked before the first is followed. */
   update(events: Iterable<Event>): UpdateResult {
-    const checked = this.checked(events);
-    let applied = 0;
-    for (const [id, item, type] of checked) {
-      const place = this.#index.get(item);
-      if (place === undefined) continue;
-      this.#follow(this.#user(id), place, this.#kindOf(type));
-      applied += 1;
-    }
-    return { applied, unknown_items: checked.length - applied };
+    return this.#followAll(this.checked(events));
   }
 
-  /** Return events as ids and types, and follow none. Throws what `update` would throw. */
-  checked(events: Iterable<Event>): [user_id: string, item_id: string, event_type: string][] {
-    return listedEvents(events).map(checkedEvent);
+  /** Return events as ids, types and times, and follow none. Throws what `update` would throw. */
+  checked(events: Iterable<Event>): CheckedEvent[] {
+    const now = clock();
+    return listedEvents(events).map((event) => {
+      const [user, item, type, time] = checkedEvent(event);
+      return [user, item, type, Math.floor(time ?? now)];
+    });
+  }
+
+  /** Follow events that were kept. A time may lie ahead of the clock, which may have been set back since; where there is
+   * none, it is not known.
+   */
+  followKept(events: Iterable<Event>): void {
+    this.#followAll(listedEvents(events).map((event) => checkedEvent(event, Infinity)));
+  }
+
+  #followAll(events: CheckedEvent[]): UpdateResult {
+    let applied = 0;
+    for (const [id, item, type, time] of events) {
+      const place = this.#index.get(item);
+      if (place === undefined) continue;
+      this.#follow(this.#user(id), place, this.#kindOf(type), time);
+      applied += 1;
+    }
+    return { applied, unknown_items: events.length - applied };
   }
 
   #kindOf(event_type: string): number {
@@ -352,25 +390,45 @@ export class Recommender {
   }
 
   #stranger(): User {
-    return { state: this.#student.newState(), vector: null, items: [], events: [], forgotten: 0 };
+    return {
+      state: this.#student.newState(), vector: null, items: [], events: [], times: [], forgotten: 0,
+      last: NEVER, before: NEVER, visit: 0,
+    };
   }
 
-  #follow(user: User, place: number, kind: number): void {
+  #follow(user: User, place: number, kind: number, time: number | null): void {
     this.#student.fold(user.state, place, kind);
     user.items.push(place);
     user.events.push(kind);
+    user.times.push(time);
     if (user.items.length > this.#maxEvents) {
-      user.items.shift();
-      user.events.shift();
+      for (const list of [user.items, user.events, user.times]) list.shift();
       user.forgotten += 1;
     }
+    const when = time ?? user.last; // as far as is known
+    user.visit = goesOn(user.last, when, this.#gap) ? user.visit + 1 : 1;
+    [user.last, user.before] = [when, user.last];
+  }
+
+  /** Return how many of the latest events are of the visit in which is asked. last, visit: of the user. */
+  #visitAt(now: number, last: number, visit: number): number {
+    return goesOn(last, now, this.#gap) ? visit : 0;
+  }
+
+  /** Make the query of a user, and return the time of the question. given: that time, null for the clock's. */
+  #ask(user: User, given: number | null): number {
+    if (given !== null && this.#gap) checkNotBefore(given, user.last);
+    const now = given ?? clock();
+    const visit = this.#visitAt(now, user.last, user.visit);
+    this.#student.ask(user.state, user.vector, user.items, user.events, visit);
+    return now;
   }
 
   // Answers
 
   /** Return the best items for a user, best first; fewer where fewer pass. */
   recommend(user_id: Id, options: RecommendOptions = {}): Recommendation[] {
-    onlyKnown(options, ["k", "exclude_seen", "where", "diversity"], "options");
+    onlyKnown(options, ["k", "exclude_seen", "where", "diversity", "now"], "options");
     const { k = 10, exclude_seen = true, where = null, diversity = 0 } = options;
     atLeastOne(k, "k");
     if (!(diversity >= 0 && diversity <= 1)) {
@@ -379,9 +437,10 @@ export class Recommender {
         parameter: "diversity",
       });
     }
+    const now = asMoment(options.now, "now");
     const mask = this.#filters.mask(where);
     const user = this.#users.get(asId(user_id, "user_id")) ?? this.#stranger();
-    this.#student.ask(user.state, user.vector, user.items, user.events);
+    this.#ask(user, now);
     const scores = this.#student.scores();
     const pool = diversity ? Math.max(POOL, POOL_FACTOR * k) : k;
     let places = this.#best(scores, exclude_seen ? user.items : [], mask, pool);
@@ -390,10 +449,11 @@ export class Recommender {
   }
 
   /** Return exactly these items, each once, best first, seen or not. */
-  rank(user_id: Id, item_ids: Iterable<Id>): Recommendation[] {
+  rank(user_id: Id, item_ids: Iterable<Id>, options: QuestionOptions = {}): Recommendation[] {
+    const now = momentOf(options);
     const user = this.#users.get(asId(user_id, "user_id")) ?? this.#stranger();
     const asked = new Set(listedIds(item_ids, "item_ids").map((id) => this.#position(id as Id)));
-    this.#student.ask(user.state, user.vector, user.items, user.events);
+    this.#ask(user, now);
     return [...asked]
       .map((place) => this.#answer(place, this.#student.scoreOf(place)))
       .sort((a, b) => b.score - a.score);
@@ -402,20 +462,31 @@ export class Recommender {
   /** Return the k past events that matter most for the score of an item, by the size of what they
    * did. Exact: the score minus the score had that one event not happened; of the latest 1,000.
    */
-  explain(user_id: Id, item_id: Id, k = 5): Contribution[] {
+  explain(user_id: Id, item_id: Id, k = 5, options: QuestionOptions = {}): Contribution[] {
+    const given = momentOf(options);
     const place = this.#position(item_id);
     atLeastOne(k, "k");
     const user = this.#users.get(asId(user_id, "user_id"));
     if (!user?.items.length) return [];
-    const start = Math.max(0, user.items.length - EXPLAINED);
+    const count = user.items.length;
+    const start = Math.max(0, count - EXPLAINED);
     const items = user.items.slice(start);
     const older = start > 0 || user.forgotten > 0;
-    this.#student.ask(user.state, user.vector, user.items, user.events);
+    const now = this.#ask(user, given);
     const score = this.#student.scoreOf(place);
+    // Without an event of the visit, which the others still are of, it is one shorter.
+    const fewer = Math.max(user.visit - 1, 0);
+    const [whole, shorter, withoutLast] = [
+      this.#visitAt(now, user.last, user.visit),
+      this.#visitAt(now, user.last, fewer),
+      this.#visitAt(now, user.before, fewer),
+    ];
     const states = this.#student.withoutEach(items, user.events.slice(start), older ? user.state : null);
     return states
       .map((state, n) => {
-        this.#student.ask(state, user.vector, user.items, user.events, start + n);
+        const at = start + n;
+        const visit = at === count - 1 ? withoutLast : at >= count - user.visit ? shorter : whole;
+        this.#student.ask(state, user.vector, user.items, user.events, visit, at);
         const contribution = Math.fround(score - this.#student.scoreOf(place));
         return { item_id: this.#ids[items[n]], contribution, place: start + n };
       })
@@ -428,9 +499,12 @@ export class Recommender {
   /** Return all that is known of the users, as plain JSON: what a page may keep. */
   state(): State {
     const names = this.manifest.event_types;
-    const users = Array.from(this.#users, ([id, { items, events, features }]) => {
+    const users = Array.from(this.#users, ([id, { items, events, times, features }]) => {
       const user: State["users"][string] = {
-        events: items.map((place, n) => [this.#ids[place], names[events[n]]]),
+        events: items.map((place, n) => {
+          const [item, type, time] = [this.#ids[place], names[events[n]], times[n]];
+          return time === null ? [item, type] : [item, type, time];
+        }),
       };
       if (features) user.features = features;
       return [id, user] as const;
@@ -454,10 +528,10 @@ export class Recommender {
       const id = asId(name, "user_id");
       const user = this.#stranger();
       for (const event of listedEvents(given?.events)) {
-        const [item_id, event_type] = Array.isArray(event) ? event : [];
-        const [, item, type] = checkedEvent({ user_id: id, item_id, event_type });
+        const [item_id, event_type, timestamp] = Array.isArray(event) ? event : [];
+        const [, item, type, time] = checkedEvent({ user_id: id, item_id, event_type, timestamp }, Infinity);
         const place = this.#index.get(item);
-        if (place !== undefined) this.#follow(user, place, this.#kindOf(type));
+        if (place !== undefined) this.#follow(user, place, this.#kindOf(type), time);
       }
       if (given.features) {
         user.features = this.knownFeatures(given.features);
@@ -535,7 +609,9 @@ export class Recommender {
     const state = student.newState();
     golden.items.forEach((item, n) => student.fold(state, item, golden.events[n]));
     const user = student.embedded(golden.user_features, "user");
-    student.ask(state, user, golden.items, golden.events);
+    const { times = [], now = NEVER } = golden;
+    const visit = this.#visitAt(now, times.at(-1) ?? NEVER, eventsOfVisit(times, this.#gap));
+    student.ask(state, user, golden.items, golden.events, visit);
     const scores = student.scores();
     const of = golden.top_items.map((place) => scores[place]);
     const ones = golden.top_items.map((place) => student.scoreOf(place));
@@ -553,18 +629,21 @@ export class Recommender {
   }
 }
 
-function checkedEvent(event: unknown): [user_id: string, item_id: string, event_type: string] {
+/** latest: the last time that an event can have; in its place that of the clock. */
+function checkedEvent(event: unknown, latest?: number): CheckedEvent {
   if (typeof event !== "object" || event === null) {
     throw invalidEvent(`it is ${shown(event)}`, "give a list of events, each with user_id and item_id");
   }
-  const { user_id, item_id, event_type = "interaction" } = event as Event;
+  const { user_id, item_id, event_type = "interaction", timestamp } = event as Event;
   for (const name of ["user_id", "item_id"]) {
     if (!(name in event)) throw invalidEvent(`it has no ${name}`, "give user_id and item_id");
   }
   if (typeof event_type !== "string") {
     throw invalidEvent(`its event_type is ${shown(event_type)}`, "give it as text, or leave it out");
   }
-  return [asId(user_id, "user_id"), asId(item_id, "item_id"), event_type];
+  const moment = asMoment(timestamp, "the timestamp of an event", latest);
+  const time = moment === null ? null : Math.floor(moment);
+  return [asId(user_id, "user_id"), asId(item_id, "item_id"), event_type, time];
 }
 
 function listedEvents(events: unknown): unknown[] {
@@ -577,6 +656,11 @@ function listedEvents(events: unknown): unknown[] {
 
 function invalidEvent(problem: string, fix: string): ConfigError {
   return new ConfigError(`an event is not valid: ${problem}`, { fix, parameter: "events" });
+}
+
+function momentOf(options: QuestionOptions): number | null {
+  onlyKnown(options, ["now"], "options");
+  return asMoment(options.now, "now");
 }
 
 function atLeastOne(value: unknown, name: string): void {

@@ -25,9 +25,11 @@ export interface StoreOptions {
   changed?: () => void;
 }
 
-/** A row of the log: an event, or the features of a user, of which the latest count. */
+/** A row of the log: an event, which earlier versions wrote without its time, or the features of a user, of which the
+ * latest count.
+ */
 type Entry = { place: number; user: string } & (
-  | { item: string; type: string }
+  | { item: string; type: string; time?: number }
   | { features: Features }
 );
 type Write = (log: IDBObjectStore, meta: IDBObjectStore) => Promise<unknown> | void;
@@ -101,7 +103,7 @@ export class UserStore {
     const rows = this.#recommender.checked(events);
     const applied = rows.filter(([, item]) => this.#recommender.knowsItem(item)).length;
     await this.#change((log) => {
-      for (const [user, item, type] of rows) log.add({ user, item, type });
+      for (const [user, item, type, time] of rows) log.add({ user, item, type, time });
     });
     return { applied, unknown_items: rows.length - applied };
   }
@@ -204,9 +206,11 @@ export class UserStore {
 
   #followNew(rows: Entry[]): void {
     const events = rows.flatMap((row) =>
-      "features" in row ? [] : [{ user_id: row.user, item_id: row.item, event_type: row.type }],
+      "features" in row
+        ? []
+        : [{ user_id: row.user, item_id: row.item, event_type: row.type, timestamp: row.time }],
     );
-    this.#recommender.update(events);
+    this.#recommender.followKept(events);
     for (const row of rows) {
       if ("features" in row) {
         this.#recommender.setUser(row.user, this.#recommender.knownFeatures(row.features));
@@ -221,7 +225,7 @@ function stateOf(rows: Entry[]): State {
     const user = users.get(row.user) ?? { events: [] };
     users.set(row.user, user);
     if ("features" in row) user.features = row.features;
-    else user.events.push([row.item, row.type]);
+    else user.events.push(row.time === undefined ? [row.item, row.type] : [row.item, row.type, row.time]);
   }
   return { format: 1, users: Object.fromEntries(users) };
 }

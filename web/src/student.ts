@@ -19,12 +19,14 @@ export class Student {
   readonly #outer: Float32Array;
   readonly #userTable: Float32Array;
   readonly #itemTable: Float32Array;
+  /** What a user's vector gets in the visit of the last event, and where a visit begins. */
+  readonly #visitInputs: Float32Array | null;
   readonly #weights: { mix: Block; widen: Block; widenBias: Block; narrow: Block; narrowBias: Block };
   readonly #work: { known: Block; first: Block; hidden: Block; raw: Block; query: Block };
   readonly #zero: Block;
   readonly #neighbours: Neighbours | null;
-  /** Positions and types of the latest events of the user who is asked for, the latest first. */
-  #latest: [number, number][] = [];
+  /** Positions of the latest events of the user who is asked for, and rows of their weights; the latest first. */
+  #latest: [item: number, row: number][] = [];
   #vectors: Block;
   #biases: Block;
   #scores: Block;
@@ -50,6 +52,7 @@ export class Student {
     this.#outer = file.weights("outer_norm", [dim]);
     this.#userTable = file.weights("user_table", [file.userEncoder.width, dim]);
     this.#itemTable = file.weights("item_table", [file.itemEncoder.width, dim]);
+    this.#visitInputs = m.visit_gap === undefined ? null : file.weights("visit_inputs", [2, dim]);
     const inner = file.weights("inner_norm", [known]);
     const widen = file.weights("widen", [wide, known]).slice();
     for (let n = 0, c = 0; n < widen.length; n++, c = c + 1 === known ? 0 : c + 1) widen[n] *= inner[c];
@@ -180,16 +183,18 @@ export class Student {
 
   /** Make the query of a user, which `scores` and `scoreOf` then use.
    *
-   * items, events: what the user has had, oldest first; without: the event that did not happen.
+   * items, events: what the user has had, oldest first; visit: how many of the latest events, without the one that did
+   * not happen, are of the visit in which is asked, for a student that knows visits; without: the event that did not
+   * happen.
    */
   ask(
-    state: Float32Array, user: Float32Array | null, items: number[], events: number[], without = -1,
+    state: Float32Array, user: Float32Array | null, items: number[], events: number[], visit: number, without = -1,
   ): void {
     const { dim } = this;
     this.#latest = [];
-    const kept = this.#neighbours?.number ?? 0;
+    const [kept, types] = [this.#neighbours?.number ?? 0, this.#visitInputs ? this.#gain.length / dim : 0];
     for (let n = items.length - 1; n >= 0 && this.#latest.length < kept; n--) {
-      if (n !== without) this.#latest.push([items[n], events[n]]);
+      if (n !== without) this.#latest.push([items[n], events[n] + (this.#latest.length < visit ? 0 : types)]);
     }
     const memory = this.#memory;
     const { mix, widen, widenBias, narrow, narrowBias } = this.#weights;
@@ -198,6 +203,8 @@ export class Student {
     const latest = this.#scales * dim;
     known.set(state);
     if (user) for (let c = 0; c < dim; c++) known[latest + c] += user[c];
+    const [told, row] = [this.#visitInputs, visit ? 0 : dim];
+    if (told) for (let c = 0; c < dim; c++) known[latest + c] += told[row + c];
     const norm = 1 / Math.sqrt(meanSquare(known, latest + dim) + EPSILON);
     memory.dot(mix, work.known, narrowBias, work.first, dim, this.#widths.mix);
     const wide = widenBias.length;
@@ -228,10 +235,10 @@ export class Student {
   #add(tell: (item: number, value: number) => void): void {
     const near = this.#neighbours;
     if (!near) return;
-    this.#latest.forEach(([item, event], age) => {
+    this.#latest.forEach(([item, row], age) => {
       if (item >= near.units.length) return;
-      tell(item, near.repeats[event * near.number + age]);
-      const weight = near.ages[event * near.number + age] * near.units[item];
+      tell(item, near.repeats[row * near.number + age]);
+      const weight = near.ages[row * near.number + age] * near.units[item];
       for (let n = item * near.width; n < (item + 1) * near.width; n++) {
         tell(near.items[n], weight * near.values[n]);
       }
@@ -273,8 +280,9 @@ interface Neighbours {
   items: ArrayLike<number>;
   values: ArrayLike<number>;
   units: Float32Array;
+  /** Rows of event types; behind them, for a student that knows visits, rows for events of earlier visits. */
   ages: Float32Array;
-  /** What an event adds to the score of its own item. */
+  /** What an event adds to the score of its own item; rows as in `ages`. */
   repeats: Float32Array;
   /** Items of a row. */
   width: number;
@@ -285,14 +293,23 @@ interface Neighbours {
 function neighboursOf(file: StudentFile): Neighbours {
   const [rows, width] = file.shape("neighbours");
   const types = file.manifest.event_types.length;
-  const weighed = ["neighbour_ages", "repeat_weights"].map((name) => {
-    const columns = file.has(name) ? file.shape(name)[1] : 0;
-    return { columns, rows: columns ? file.weights(name, [types, columns]) : new Float32Array(0) };
+  const tables = [["neighbour_ages"], ["repeat_weights"]];
+  if (file.manifest.visit_gap !== undefined) {
+    tables[0].push("earlier_ages");
+    tables[1].push("earlier_repeats");
+  }
+  const weighed = tables.map((names) => {
+    const columns = file.has(names[0]) ? file.shape(names[0])[1] : 0;
+    return { columns, parts: columns ? names.map((name) => file.weights(name, [types, columns])) : [] };
   });
   const number = Math.max(...weighed.map(({ columns }) => columns));
-  const [ages, repeats] = weighed.map(({ columns, rows }) => {
-    const wide = new Float32Array(types * number);
-    for (let n = 0; n < rows.length; n++) wide[Math.floor(n / columns) * number + (n % columns)] = rows[n];
+  const [ages, repeats] = weighed.map(({ columns, parts }) => {
+    const wide = new Float32Array(tables[0].length * types * number);
+    parts.forEach((rows, part) => {
+      for (let n = 0; n < rows.length; n++) {
+        wide[(part * types + Math.floor(n / columns)) * number + (n % columns)] = rows[n];
+      }
+    });
     return wide;
   });
   const items = file.array("neighbours", [rows, width]);

@@ -21,6 +21,7 @@ from typing import Any, Literal
 
 import msgspec
 import numpy as np
+from msgspec import UNSET
 from numpy.typing import NDArray
 
 from distilrec.bundle.checks import Arrays, check_manifest, checked_array, require
@@ -33,6 +34,8 @@ from distilrec.features.texts import pack_texts, unpack_texts
 
 MARK = b"\x89DREC\r\n\x1a"
 DREC_VERSION = 1
+# Of a student that knows visits, from which a reader of format 1 would answer wrongly
+WITH_VISITS = 2
 _START, _HASH, _ALIGNED = 48, slice(16, 48), 16
 _LARGEST = 127
 # What an event leaves of a state is near 1, where halves are far apart.
@@ -158,7 +161,8 @@ def encode_drec(
         data += bytes(-len(data) % _ALIGNED)
     header = msgspec.json.encode(Header(manifest, rounding, places))
     header += b" " * (-(_START + len(header)) % _ALIGNED)
-    numbers = DREC_VERSION.to_bytes(4, "little") + len(header).to_bytes(4, "little")
+    version = DREC_VERSION if manifest.visit_gap is UNSET else WITH_VISITS
+    numbers = version.to_bytes(4, "little") + len(header).to_bytes(4, "little")
     whole = bytearray(MARK + numbers + bytes(32) + header + data)
     whole[_HASH] = hashlib.sha256(whole).digest()
     return bytes(whole)
@@ -183,9 +187,9 @@ def decode_drec(data: bytes, path: Path) -> Bundle:
     if data[:8] != MARK or len(data) < _START:
         raise corrupted(path, "is not a student in one file")
     version = int.from_bytes(data[8:12], "little")
-    if version != DREC_VERSION:
+    if version not in (DREC_VERSION, WITH_VISITS):
         raise BundleVersionError(
-            f"{path} has format {version}; this distilrec reads {DREC_VERSION}",
+            f"{path} has format {version}; this distilrec reads {DREC_VERSION} and {WITH_VISITS}",
             fix="upgrade distilrec (pip install -U distilrec), or export the file again",
             file=str(path),
         )

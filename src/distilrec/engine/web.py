@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import msgspec
@@ -19,7 +19,7 @@ from distilrec.bundle.drec import (
 )
 from distilrec.bundle.format import Bundle
 from distilrec.bundle.manifest import Golden, Manifest, hidden_in
-from distilrec.engine.embedding import embed_bag
+from distilrec.engine.golden import asked_after, user_of
 from distilrec.engine.items import Floats, Places
 from distilrec.engine.loops import loops_of
 from distilrec.engine.runtimes.kinds import make_runtime
@@ -54,12 +54,6 @@ def write_drec(bundle: Bundle, file: Path | str, precision: MatrixPrecision = "h
             "a student that is told the time cannot be exported for the web",
             fix="set time = false in [student], and train it again",
             parameter="student.time",
-        )
-    if bundle.manifest.visit_gap is not UNSET:
-        raise ConfigError(
-            "a student that knows visits cannot be exported for the web",
-            fix="set visit_gap = 0 in [student], and train it again",
-            parameter="student.visit_gap",
         )
     if bundle.manifest.context_encoder is not UNSET:
         raise ConfigError(
@@ -98,7 +92,7 @@ def _answered(question: Golden, bundle: Bundle, runtime: Runtime) -> Golden:
     """Return a golden question with the answer of this runtime."""
     state, items = runtime.new_state(), np.array(question.items, np.int32)
     runtime.fold(state, items, np.array(question.events, np.int32))
-    user = embed_bag(question.user_features, bundle.weights.user_table)
+    user = user_of(question, bundle, runtime)
     hidden = np.array(hidden_in(question, bundle.manifest), np.int32)
     best, scores = runtime.best(state, user, hidden, _NO_MASK, len(question.top_items))
     return msgspec.structs.replace(
@@ -106,13 +100,17 @@ def _answered(question: Golden, bundle: Bundle, runtime: Runtime) -> Golden:
     )
 
 
-def _histories(m: Manifest) -> Iterator[tuple[Places, Places]]:
-    """Yield items and events of made-up users."""
-    rng = np.random.default_rng(0)
+def _histories(m: Manifest, visit_gap: float) -> Iterator[tuple[Places, Places, Sequence[float]]]:
+    """Yield items and events of made-up users, and the times of these events and of a question
+    behind them: about every second of these begins a visit.
+    """
+    rng, clock = np.random.default_rng(0), np.random.default_rng(1)
     for _ in range(_QUESTIONS):
         length = int(rng.integers(1, min(_LONGEST, m.items) + 1))
         items = rng.choice(m.items, length, replace=False).astype(np.int32)
-        yield items, rng.integers(len(m.event_types), size=length).astype(np.int32)
+        events = rng.integers(len(m.event_types), size=length).astype(np.int32)
+        gaps = clock.uniform(0, 2 * visit_gap, size=length + 1)
+        yield items, events, np.cumsum(gaps).tolist()
 
 
 def _measured(m: Manifest, exact: Runtime, rounded: Runtime) -> Rounding:
@@ -120,8 +118,11 @@ def _measured(m: Manifest, exact: Runtime, rounded: Runtime) -> Rounding:
     nothing = np.zeros(m.dim, np.float32)
     common = asked = 0
     largest = 0.0
-    for items, events in _histories(m):
-        scores = [_scores(runtime, items, events, nothing) for runtime in (exact, rounded)]
+    for items, events, (*times, now) in _histories(m, exact.visit_gap):
+        scores = [
+            _scores(runtime, items, events, asked_after(runtime, nothing, times, now))
+            for runtime in (exact, rounded)
+        ]
         largest = max(largest, float(np.abs(scores[0] - scores[1]).max()))
         count = min(_BEST, m.items - len(items))
         lists = [_best(of_one, items, count) for of_one in scores]

@@ -9,6 +9,7 @@ import * as distilrec from "../../../web/dist/distilrec.js";
 const { load } = distilrec;
 const bytes = readFileSync(process.argv[2]);
 const clean = await load(bytes);
+const knowsVisits = clean.manifest.visit_gap !== undefined;
 
 /** Check that a call throws an error of ours, with a code and a fix, and that it changes no answer. */
 async function refused(code, call, recommender = clean) {
@@ -35,7 +36,7 @@ for (const length of [0, 7, 47, 48, 400, bytes.length - 1]) {
   await refused("bundle_corrupted", () => load(bytes.subarray(0, length)));
 }
 const newer = new Uint8Array(bytes);
-newer[8] = 2;
+newer[8] = 3;
 await refused("bundle_version", () => load(newer));
 await refused("config_invalid", () => load(7));
 await refused("config_invalid", () => load(bytes, { max_events: 0 }));
@@ -73,7 +74,20 @@ const changes = {
   "too many items": [(made) => (made.manifest.items += 1)],
   "another dim": [(made) => (made.manifest.dim = 0)],
   "cut texts": [(made) => (made.arrays["titles.lengths"].shape[0] -= 1)],
+  "visits or their weights, not both": [(made) => (made.manifest.visit_gap = knowsVisits ? undefined : 60)],
 };
+if (knowsVisits) {
+  Object.assign(changes, {
+    "no gap": [(made) => (made.manifest.visit_gap = 0)],
+    "another gap": [(made) => (made.manifest.visit_gap = 1e9)],
+    "no golden times": [(made) => delete made.manifest.golden[1].times],
+    "a golden time too few": [(made) => made.manifest.golden[1].times.pop()],
+    "no time of a golden question": [(made) => delete made.manifest.golden[1].now],
+    "no inputs": [(made) => delete made.arrays.visit_inputs],
+    "no earlier repeats": [(made) => delete made.arrays.earlier_repeats],
+    "other earlier ages": [(made) => (made.arrays.earlier_ages.shape[1] -= 1)],
+  });
+}
 for (const [name, [change, code = "bundle_corrupted"]] of Object.entries(changes)) {
   await assert.rejects(load(forged(change)), (error) => error.code === code || assert.fail(`${name}: ${error.stack.slice(-400)}`));
 }
@@ -98,6 +112,13 @@ await refused("config_invalid", (r) => r.update([{ user_id: "u", item_id: "i1" }
 await refused("config_invalid", (r) => r.update([{ user_id: "u", item_id: "i1" }, null]));
 await refused("config_invalid", (r) => r.update([{ user_id: "u", item_id: "i1", event_type: 7 }]));
 await refused("id_invalid", (r) => r.update([{ user_id: "u", item_id: "i1" }, { user_id: "u", item_id: null }]));
+for (const wrong of [Date.now(), -1, NaN, "1650000000", true]) {
+  await refused("config_invalid", (r) => r.update([{ user_id: "u", item_id: "i1", timestamp: wrong }]));
+  await refused("config_invalid", (r) => r.recommend("u", { now: wrong }));
+  await refused("config_invalid", (r) => r.rank("u", ["i1"], { now: wrong }));
+  await refused("config_invalid", (r) => r.explain("u", "i1", 5, { now: wrong }));
+}
+await refused("config_invalid", (r) => r.rank("u", ["i1"], { k: 5 }));
 await refused("config_invalid", (r) => r.setUser("u", { colour: "red" }));
 await refused("config_invalid", (r) => r.setUser("u", null));
 await refused("column_type", (r) => r.setUser("u", { age: "old" }));
@@ -106,7 +127,7 @@ await refused("config_invalid", (r) => r.addItem("i1", {}));
 await refused("config_invalid", (r) => r.addItem("new", { colour: "red" }));
 await refused("config_invalid", (r) => r.putItem({ item_id: "i1", attributes: { price: "dear" } }));
 await refused("config_invalid", (r) => r.putItem({ item_id: "i1", colour: "red" }));
-for (const state of [null, {}, { format: 2, users: {} }, { format: 1, users: { u: {} } }]) {
+for (const state of [null, {}, { format: 2, users: {} }, { format: 1, users: { u: {} } }, { format: 1, users: { u: { events: [["i1", "buy", "now"]] } } }]) {
   await refused("config_invalid", (r) => r.restore(state));
 }
 
@@ -121,9 +142,27 @@ for (const user of ["u0", "u1"]) {
   const [a, b] = [first, second].map((each) => each.recommend(user, { k: 99 }));
   assert.deepEqual(a.map(({ item_id }) => item_id), b.map(({ item_id }) => item_id));
 }
+assert.deepEqual(second.state(), first.state());
 second.forget("u0");
 assert.ok(!second.knowsUser("u0") && second.knowsUser("u1"));
 assert.deepEqual(second.recommend("u0"), second.recommend("a stranger"));
+
+// Times are kept in whole seconds; an event whose time is not known happened with the one before, or long ago
+const kept = (...events) => ({ format: 1, users: { u: { events } } });
+second.restore(kept(["i1", "buy"], ["i2", "buy"]));
+const longAgo = await load(bytes, { wasm: false });
+longAgo.restore(kept(["i1", "buy", 1], ["i2", "buy", 2]));
+for (const events of [[], [{ user_id: "u", item_id: "i3", timestamp: 1e9 + 0.7 }]]) {
+  for (const recommender of [second, longAgo]) recommender.update(events);
+  assert.deepEqual(second.recommend("u", { now: 1e9 + 60 }), longAgo.recommend("u", { now: 1e9 + 60 }));
+}
+assert.deepEqual(second.state(), kept(["i1", "buy"], ["i2", "buy"], ["i3", first.manifest.event_types[0], 1e9]));
+second.restore(kept(["i1", "buy", 1e9], ["i2", "buy"]));
+longAgo.restore(kept(["i1", "buy", 1e9], ["i2", "buy", 1e9]));
+const [sameVisit, next] = [1e9 + 60, 1e9 + 1e6].map((now) => [second, longAgo].map((r) => r.recommend("u", { now })));
+assert.deepEqual(...sameVisit);
+assert.deepEqual(...next);
+(knowsVisits ? assert.notDeepEqual : assert.deepEqual)(sameVisit[0], next[0]);
 
 // More items than the tables have room for; memory of WebAssembly that grows; events that are forgotten
 const grown = await load(bytes, { max_events: 5 });
