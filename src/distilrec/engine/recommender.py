@@ -309,9 +309,10 @@ class Recommender:
         `recommend` or `explain` in place of the id. Nothing of it is kept.
 
         history: ids of items, oldest first, or events with item_id, and optionally event_type and
-        timestamp (seconds since 1970, now without one), which count in order of their times, after
-        all that is known of the user. Items that are not known are left out. now: when the session
-        is told, as of `recommend`.
+        timestamp (seconds since 1970, now without one: for a student that knows visits, what was
+        had in earlier ones needs one), which count in order of their times, after all that is known
+        of the user. Items that are not known are left out. now: when the session is told, as of
+        `recommend`.
         Raises InvalidIdError, and ConfigError for what is no event or has an impossible timestamp.
         """
         events = events_of(history, time.time() if now is None else checked_moment(now, "now"))
