@@ -316,7 +316,7 @@ def of_both_domains(pair: Pair, data: Dataset, of_target: Scores) -> tuple[Score
             (column[:, None] >= 0) & (column >= 0), both.weights[column[:, None], column], 0.0
         )
         dense, origin = DenseWeights(weights.astype(np.float32)), origin_of(pair.linear, data, 0.0)
-        of_both = LinearTeacher(pair.linear, dense, origin)
+        of_both = LinearTeacher(pair.linear, dense, origin, data)
 
         def with_share(share: float) -> Scores:
             return lambda histories: (

@@ -334,6 +334,23 @@ def test_by_default_a_log_with_repeats_and_visits_knows_them(small, in_visits):
     assert gap_of(never, visit_gap=600) == 600
 
 
+def test_neighbours_are_those_of_one_visit(in_visits, kind):
+    """What was bought in which visit does not matter where visits are known."""
+    place = np.arange(len(in_visits.items)) - in_visits.offsets[in_visits.user_rows()]
+    whole = in_visits.train_end - in_visits.offsets[:-1] >= 6  # two visits
+    turned = in_visits.items.copy()
+    for start in in_visits.offsets[:-1][whole]:
+        turned[start : start + 6] = np.roll(turned[start : start + 6], 3)
+    assert (turned[place < 6] != in_visits.items[place < 6]).any()
+    swapped = replace(in_visits, items=turned)
+    ours, theirs = (
+        transitions.largest_transitions(data, 5, 5, 1800.0) for data in (in_visits, swapped)
+    )
+    for one, other in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(one.weights, other.weights, rtol=1e-4, atol=1e-6)
+    assert not np.allclose(largest(in_visits, 5)[1], largest(swapped, 5)[1], rtol=1e-2)
+
+
 def test_what_is_in_the_basket_is_told_from_what_was_bought_before(in_visits):
     """Each user takes the same three items in each visit, in another order: never one twice in
     it.

@@ -6,6 +6,7 @@ import itertools
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -36,7 +37,7 @@ from distilrec.measure.metrics import ndcg
 from distilrec.measure.ranking import questions, rank
 from distilrec.networks.batches import training_batches, training_windows
 from distilrec.networks.mlp import MlpConfig
-from distilrec.networks.products import add_decayed_products
+from distilrec.networks.products import add_decayed_products, add_visit_products
 from distilrec.networks.recurrent import RecurrentConfig
 from distilrec.networks.sequence import TorchScorer
 from distilrec.networks.soft_tree import SoftTreeConfig
@@ -145,6 +146,98 @@ def test_linear_answers_are_the_scores_of_the_prefix(small, decay):
         )
         expected = teacher.scores(histories)
         np.testing.assert_allclose(answer.numpy(), expected, rtol=1e-4, atol=1e-5)
+
+
+@given(
+    events=st.lists(
+        st.tuples(
+            st.integers(0, 3),
+            st.integers(0, 5),
+            st.sampled_from([0, 1, 9]),
+            st.booleans(),
+            st.booleans(),
+        ),
+        max_size=40,
+    ),
+    decay=st.sampled_from([0.3, 1.0]),
+    earlier=st.sampled_from([0.9, 1.0]),
+)
+@settings(deadline=None)
+def test_the_products_with_visits_are_those_of_two_histories(events, decay, earlier):
+    """Each event: user, item, time since the one before, whether it is one of the regression, whether it counts."""
+    events = sorted(events, key=lambda event: event[0])
+    users, items, gaps, chosen, counted = np.array(events, np.int64).reshape(-1, 5).T
+    gram, cross = np.zeros((12, 12), np.float32), np.zeros((12, 6), np.float32)
+    add_visit_products(
+        np.searchsorted(users, np.arange(5)),
+        items.astype(np.int32),
+        np.cumsum(gaps).astype(np.float64),
+        chosen.astype(bool),
+        counted.astype(bool),
+        (5.0, decay, earlier),
+        gram,
+        cross,
+    )
+    expected_gram, expected_cross = np.zeros((12, 12)), np.zeros((12, 6))
+    for user in range(4):
+        rows = np.flatnonzero(users == user)
+        visits = np.cumsum(gaps[rows] >= 5)
+        for n, row in enumerate(rows):
+            state, ages = np.zeros(12), [0, 0]
+            for m in range(n - 1, -1, -1):
+                if counted[rows[m]]:
+                    block = int(visits[m] != visits[n])
+                    state[6 * block + items[rows[m]]] += (decay, earlier)[block] ** ages[block]
+                    ages[block] += 1
+            if chosen[row]:
+                expected_gram += np.outer(state, state)
+                expected_cross[:, items[row]] += state
+    np.testing.assert_allclose(gram, expected_gram, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(cross, expected_cross, rtol=1e-4, atol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def in_visits(small):
+    """The same log in visits of three events, with repeats."""
+    place = np.arange(len(small.items)) - small.offsets[small.user_rows()]
+    times = 1.5e9 + 86_400.0 * (place // 3) + 60.0 * (place % 3)
+    return replace(small, times=times, info=msgspec.structs.replace(small.info, repeats=True))
+
+
+@pytest.mark.parametrize("length", [4, 10])
+@pytest.mark.parametrize("told", [{}, {"decay": 0.7, "earlier_decay": 0.8}])
+def test_linear_answers_with_visits_are_the_scores_of_the_prefix(in_visits, length, told):
+    """Also with windows that begin in the middle of a visit."""
+    teacher = fit_linear(LinearConfig(ridge=5.0, **told), in_visits, 0)
+    assert teacher.weights.shape == (2 * in_visits.info.warm_items, in_visits.info.warm_items)
+    for batch in training_batches(in_visits, training_windows(in_visits, length), 8, None):
+        window, position = (batch.targets >= 0).nonzero(as_tuple=True)
+        answer = teacher.answer(batch, window, position, in_visits.catalogue_size).logits
+        histories = in_visits.histories(
+            batch.users[window].numpy(), batch.rows[window, position].numpy()
+        )
+        expected = teacher.scores(histories)
+        np.testing.assert_allclose(answer.numpy(), expected, rtol=1e-3, atol=1e-5)
+
+
+def test_the_lines_of_a_basket_weigh_the_same(in_visits, tmp_path):
+    """In their order as out of it, of this visit; the answer depends on when it is asked."""
+    baskets = replace(in_visits, info=msgspec.structs.replace(in_visits.info, order="ties"))
+    teacher = fit_linear(LinearConfig(), baskets, 0)
+    histories = baskets.histories(np.arange(9), baskets.offsets[:9] + 5)  # the sixth of an event
+    turned = replace(histories, items=histories.items.copy())
+    for n, now in enumerate(histories.now):
+        own = slice(histories.offsets[n], histories.offsets[n + 1])
+        basket = own.start + np.flatnonzero(now - histories.times[own] < 1800)
+        turned.items[basket] = histories.items[basket[::-1]]
+    assert (turned.items != histories.items).any()
+    scores = teacher.scores(histories)
+    np.testing.assert_allclose(teacher.scores(turned), scores, rtol=1e-4, atol=1e-6)
+    later = replace(histories, now=histories.now + 9_000)
+    assert np.abs(teacher.scores(later) - scores).max() > 1e-3
+    save_linear(teacher, tmp_path)
+    again = load_linear(tmp_path, baskets)
+    np.testing.assert_allclose(again.scores(histories), scores, rtol=1e-4, atol=1e-6)
 
 
 def test_a_linear_teacher_is_saved_and_checked(small, tmp_path):

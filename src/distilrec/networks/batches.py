@@ -34,7 +34,8 @@ class Batch:
     `earlier`, where types have a meaning (`[targets]`).
     times: (batch, length), when each input happened, in seconds since 1970, the start token with
     the first event; asked: (batch, length), when each position is asked for the next event, which
-    is when it happened. Both are int64, and None where the log has no times.
+    is when it happened; earlier_times: (batch, n), when the events of `earlier` happened, -1 for
+    padding. All are int64, and None where the log has no times.
     context, context_weights: (batch, length, features), the columns, int64, and weights of the
     context in which each position is asked, which is that of the next event; None where the log has
     no context features.
@@ -48,6 +49,7 @@ class Batch:
     earlier: torch.Tensor
     times: torch.Tensor | None = None
     asked: torch.Tensor | None = None
+    earlier_times: torch.Tensor | None = None
     unwanted: torch.Tensor | None = None
     weights: torch.Tensor | None = None
     earlier_events: torch.Tensor | None = None
@@ -187,7 +189,9 @@ def batch_of(
     if dataset.context is not None:
         asked = _rows_asked(windows, chunk)
         batch = _in_context(batch, dataset.context.take(asked))
-    return replace(batch, **_times(dataset, windows, chunk)) if dataset.timed else batch
+    if not dataset.timed:
+        return batch
+    return replace(batch, **_times(dataset, windows, chunk, batch.earlier.shape[1]))
 
 
 def _with_roles(
@@ -215,11 +219,18 @@ def _earlier_events(
     dataset: Dataset, windows: Windows, chunk: NDArray[np.int64], batch: Batch
 ) -> NDArray[np.int64]:
     """Return the types of the events before these windows, (batch, n), 0 for padding."""
-    places = np.arange(batch.earlier.shape[1])
+    there, rows = _earlier_rows(dataset, windows, chunk, batch.earlier.shape[1])
+    return np.where(there, dataset.events[rows], 0).astype(np.int64)
+
+
+def _earlier_rows(
+    dataset: Dataset, windows: Windows, chunk: NDArray[np.int64], number: int
+) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
+    """Return the rows before these windows, (batch, number), and where there are some."""
+    places = np.arange(number)
     first = dataset.offsets[windows.users[chunk]]
     there = places < (windows.starts[chunk] - 1 - first)[:, None]
-    rows = np.where(there, first[:, None] + places, 0)
-    return np.where(there, dataset.events[rows], 0).astype(np.int64)
+    return there, np.where(there, first[:, None] + places, 0)
 
 
 def _in_context(batch: Batch, context: FeatureMatrix) -> Batch:
@@ -241,13 +252,19 @@ def _rows_asked(windows: Windows, chunk: NDArray[np.int64]) -> NDArray[np.int64]
     return rows
 
 
-def _times(dataset: Dataset, windows: Windows, chunk: NDArray[np.int64]) -> dict[str, torch.Tensor]:
-    """Return when the inputs of these windows happened and when their positions are asked."""
+def _times(
+    dataset: Dataset, windows: Windows, chunk: NDArray[np.int64], earlier: int
+) -> dict[str, torch.Tensor]:
+    """Return when the inputs of these windows happened, when their positions are asked, and when
+    what was before them happened, of which there is room for `earlier` events.
+    """
+    there, before = _earlier_rows(dataset, windows, chunk, earlier)
     rows = _rows_asked(windows, chunk)
     first = dataset.offsets[windows.users[chunk]][:, None]
     return {
         "times": torch.from_numpy(_seconds(dataset.times[np.maximum(rows - 1, first)])),
         "asked": torch.from_numpy(_seconds(dataset.times[rows])),
+        "earlier_times": torch.from_numpy(np.where(there, _seconds(dataset.times[before]), -1)),
     }
 
 
@@ -293,7 +310,12 @@ def prediction_batch(histories: Histories, catalogue_size: int, length: int) -> 
     begins = (first > 0) & (sizes > 0)  # the start token is at the first event
     times[begins, 0] = happened[histories.offsets[:-1][begins]]
     asked = np.concatenate([times[:, 1:], now], axis=1)
-    return replace(batch, times=torch.from_numpy(times), asked=torch.from_numpy(asked))
+    return replace(
+        batch,
+        times=torch.from_numpy(times),
+        asked=torch.from_numpy(asked),
+        earlier_times=torch.zeros(len(histories), 0, dtype=torch.int64),
+    )
 
 
 def histories_at(

@@ -18,14 +18,14 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
 from distilrec.bundle.manifest import REPEATS, VISITS
 from distilrec.data.dataset import Dataset
-from distilrec.networks.batches import Batch, times_of
+from distilrec.networks.batches import Batch
 from distilrec.networks.transitions import largest_transitions
+from distilrec.networks.visits import visits_of
 
 LARGEST_CATALOGUE = 2**24  # whole numbers up to here are float32
 _PARTS = 5
@@ -91,7 +91,7 @@ class Neighbours(nn.Module):
         if not number:
             return
         items, values, scale = [], [], 0.0
-        for found, weights in largest_transitions(dataset, number, _PARTS):
+        for found, weights in largest_transitions(dataset, number, _PARTS, self.visit_gap):
             scale = scale or _LARGEST / max(float(weights.max(initial=0.0)), 1e-6)
             items.append(torch.from_numpy(found))
             values.append(scale * torch.from_numpy(weights).clamp(min=0))
@@ -208,32 +208,3 @@ class Neighbours(nn.Module):
                 else {}
             ),
         }
-
-
-def visits_of(batch: Batch, gap: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the number of the visit of each input, and of that in which each position is asked,
-    (batch, length) int64 each. gap: seconds without an event that end a visit.
-
-    Raises InvalidValueError for a batch that does not know when its events happened.
-    """
-    times, asked = times_of(batch)
-    visits = (times.diff(dim=1, prepend=times[:, :1]) >= gap).cumsum(1)
-    return visits, visits + (asked - times >= gap)
-
-
-def begins_visit(batch: Batch, gap: float) -> torch.Tensor:
-    """Return whether each position is asked after the end of the visit of its input, (batch,
-    length). Raises as `visits_of` does.
-    """
-    times, asked = times_of(batch)
-    return asked - times >= gap
-
-
-def share_within_visits(dataset: Dataset, gap: float) -> float:
-    """Return the share of the training events, but for the first of each user, that belong to the
-    visit of the event before.
-    """
-    rows, users = dataset.is_training(), dataset.user_rows()
-    pairs = rows[1:] & rows[:-1] & (users[1:] == users[:-1])
-    times = np.floor(dataset.times)
-    return float((np.diff(times)[pairs] < gap).mean()) if pairs.any() else 0.0

@@ -1,27 +1,33 @@
-"""The products of a regression of the next event on the decayed history before it."""
+"""The products of a regression of the next event on the decayed history before it, or on two: of
+this visit and of earlier ones.
+"""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from distilrec.data.dataset import UNKNOWN_ITEM, Dataset
-from distilrec.engine.kernels import kernel
+from distilrec.engine.kernels import inlined, kernel
+from distilrec.networks.visits import visits_of_rows
 from distilrec.offsets import offsets_of
 
 _NOTHING = 1e-9  # a weight that no sum of float32 weights would show
+_SMALLEST = 0.01  # weight of an event of earlier visits that still counts
 
 
 class Products(NamedTuple):
     """X'X and X'Y of some training events, Y their items, X the history before each, in which an
     event loses weight with each later one; (items, items) float64 each, of items with training
-    rows.
+    rows. With visits X is two histories, each with a weight for every item, so that X'X is (2
+    items, 2 items) and X'Y (2 items, items), float32.
     """
 
-    gram: NDArray[np.float64]
-    cross: NDArray[np.float64]
+    gram: NDArray[np.float32] | NDArray[np.float64]
+    cross: NDArray[np.float32] | NDArray[np.float64]
 
 
 def decayed_products(
@@ -29,34 +35,85 @@ def decayed_products(
     decay: float,
     chosen: NDArray[np.bool_] | None = None,
     users: NDArray[np.bool_] | None = None,
+    visit_gap: float = 0.0,
 ) -> Products:
     """Return the products of the training events of a data set.
 
     decay: what an event keeps of its weight with each later one. chosen: (rows,), which events are
     those of the regression, by default all that are to be predicted. users: (users,), whose events
-    count, all by default. Negative events are in no history.
+    count, all by default. visit_gap: seconds without an event that end a visit, where a history is
+    that of one visit. Negative events are in no history.
     """
     items = dataset.info.warm_items
     gram, cross = np.zeros((items, items)), np.zeros((items, items))
+    log = _log_of(dataset, chosen, users)
+    of = visits_of_rows(dataset, visit_gap)[log.rows]  # which history an event belongs to
+    begins = np.flatnonzero(np.diff(of, prepend=-1))
+    starts = np.append(begins, len(of)).astype(np.int64)
+    add_decayed_products(starts, log.items, log.chosen, log.counted, decay, gram, cross)
+    gram += gram.T
+    return Products(gram, cross.T)
+
+
+class _Log(NamedTuple):
+    """The training events of a regression. rows: of the data set; the others: of these."""
+
+    rows: NDArray[np.int64]
+    starts: NDArray[np.int64]
+    items: NDArray[np.int32]
+    chosen: NDArray[np.bool_]
+    counted: NDArray[np.bool_]
+
+
+def _log_of(
+    dataset: Dataset, chosen: NDArray[np.bool_] | None, users: NDArray[np.bool_] | None
+) -> _Log:
+    items, owners = dataset.info.warm_items, dataset.user_rows()
     known = dataset.is_training() & (dataset.items != UNKNOWN_ITEM) & (dataset.items < items)
-    owners = dataset.user_rows()
     if users is not None:
         known &= users[owners]
     if chosen is None:
         chosen = np.ones(len(known), bool) if dataset.roles is None else dataset.is_target()
-    counted = counted_events(dataset)
-    rows = np.flatnonzero(known)
-    add_decayed_products(
+    counted, rows = counted_events(dataset), np.flatnonzero(known)
+    return _Log(
+        rows,
         offsets_of(np.bincount(owners[rows], minlength=dataset.users)),
         dataset.items[rows],
         chosen[rows],
         np.ones(len(rows), bool) if counted is None else counted[rows],
-        decay,
-        gram,
-        cross,
     )
-    gram += gram.T
-    return Products(gram, cross.T)
+
+
+def visit_products(
+    dataset: Dataset,
+    gap: float,
+    decay: float,
+    earlier: float,
+    chosen: NDArray[np.bool_] | None = None,
+    users: NDArray[np.bool_] | None = None,
+) -> Products:
+    """Return the products of the training events of a data set, X being the history of this visit
+    and that of earlier ones.
+
+    gap: seconds without an event that end a visit; decay, earlier: what an event of each of the two
+    keeps of its weight with each later one of the same. chosen, users: as in `decayed_products`.
+    """
+    items = dataset.info.warm_items
+    log = _log_of(dataset, chosen, users)
+    gram = np.zeros((2 * items, 2 * items), np.float32)
+    cross = np.zeros((2 * items, items), np.float32)
+    times = np.floor(dataset.times[log.rows])
+    settings = gap, decay, earlier
+    add_visit_products(log.starts, log.items, times, log.chosen, log.counted, settings, gram, cross)
+    return Products(gram, cross)
+
+
+def solved(products: Products, ridge: float) -> NDArray[np.float32]:
+    """Return (X'X + ridge I)^-1 X'Y, float32."""
+    gram, cross = (torch.from_numpy(matrix).float() for matrix in products)
+    gram.diagonal().add_(ridge)
+    weights: NDArray[np.float32] = torch.cholesky_solve(cross, torch.linalg.cholesky(gram)).numpy()
+    return weights
 
 
 def counted_events(dataset: Dataset) -> NDArray[np.bool_] | None:
@@ -73,8 +130,8 @@ def add_decayed_products(  # type: ignore[no-untyped-def]
 
     The weights of two events in all histories after the later one of them have one sum, so that a
     pair is added once, however many histories hold it.
-    starts: (users + 1,), where the events of each user begin; items: (events,) int32; chosen,
-    counted: (events,) bool; gram, cross: (items, items) float64, rows of cross by Y.
+    starts: (histories + 1,), where the events of each history begin; items: (events,) int32;
+    chosen, counted: (events,) bool; gram, cross: (items, items) float64, rows of cross by Y.
     """
     for user in range(len(starts) - 1):
         first, last = starts[user], starts[user + 1]
@@ -101,3 +158,73 @@ def add_decayed_products(  # type: ignore[no-untyped-def]
                 gram[item, before[at]] += weight
                 weight *= decay
                 at -= 1
+
+
+@inlined
+def _add_row(matrix, row, columns, values, factor):  # type: ignore[no-untyped-def]
+    """Add values times a factor to some columns of a row."""
+    for n in range(len(columns)):
+        matrix[row, columns[n]] += factor * values[n]
+
+
+@kernel
+def add_visit_products(  # type: ignore[no-untyped-def]
+    starts, items, times, chosen, counted, settings, gram, cross
+):
+    """Add X'X and X'Y of the chosen events, as `visit_products` says; settings: gap, decay and
+    earlier.
+
+    The history of earlier visits is the same for all events of a visit, so that its product with
+    itself is added once for each visit, times the chosen events of it; and what two events of one
+    visit have in the histories behind them has one sum.
+    starts: (users + 1,); items: (events,) int32; times: (events,) whole seconds; chosen, counted:
+    (events,) bool; gram: (2 items, 2 items), cross: (2 items, items).
+    """
+    gap, decay, earlier = settings
+    below = cross.shape[1]
+    for user in range(len(starts) - 1):
+        first, last = starts[user], starts[user + 1]
+        past, begin = np.empty(last - first, np.int64), first  # what was had before the visit
+        known = 0
+        while begin < last:
+            end = begin + 1
+            while end < last and times[end] - times[end - 1] < gap:
+                end += 1
+            weights = np.empty(known)
+            oldest, weight = known, 1.0
+            while oldest > 0 and weight > _SMALLEST:
+                oldest -= 1
+                weights[oldest] = weight
+                weight *= earlier
+            rows, before = below + past[oldest:known], weights[oldest:]
+            this, asked = np.empty(end - begin, np.int64), np.zeros(end - begin)
+            n, targets = 0, 0.0
+            for row in range(begin, end):
+                if chosen[row]:
+                    targets += 1.0
+                    _add_row(cross.T, items[row], rows, before, 1.0)
+                    asked[max(n - 1, 0)] += 1.0 if n > 0 else 0.0
+                    weight = 1.0
+                    for j in range(n - 1, -1, -1):
+                        cross[this[j], items[row]] += weight
+                        weight *= decay
+                if counted[row]:
+                    this[n] = items[row]
+                    n += 1
+            for i in range(len(rows)):
+                _add_row(gram, rows[i], rows, before, targets * before[i])
+            pairs, behind = 0.0, 0.0
+            for later in range(n - 1, -1, -1):
+                pairs = asked[later] + decay * decay * pairs
+                behind = asked[later] + decay * behind
+                item, weight = this[later], pairs
+                gram[item, item] += weight
+                for j in range(later - 1, -1, -1):
+                    weight *= decay
+                    gram[item, this[j]] += weight
+                    gram[this[j], item] += weight
+                _add_row(gram, item, rows, before, behind)
+                _add_row(gram.T, item, rows, before, behind)
+            past[known : known + n] = this[:n]
+            known += n
+            begin = end

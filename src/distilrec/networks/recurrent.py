@@ -24,19 +24,14 @@ from torch.nn import functional
 
 from distilrec.bundle.manifest import CONTEXT
 from distilrec.data.dataset import Dataset
-from distilrec.engine.visits import VISIT_GAP
 from distilrec.errors import ConfigError
 from distilrec.networks.batches import Batch
 from distilrec.networks.context import context_inputs_of
-from distilrec.networks.neighbours import (
-    LARGEST_CATALOGUE,
-    Neighbours,
-    begins_visit,
-    share_within_visits,
-)
+from distilrec.networks.neighbours import LARGEST_CATALOGUE, Neighbours
 from distilrec.networks.on_cpu import dropout, scan
 from distilrec.networks.student import Range, Student, StudentSettings
 from distilrec.networks.time_inputs import time_inputs_of
+from distilrec.networks.visits import begins_visit, visit_gap_of
 from distilrec.settings import Count, NotNegative, Share, ZeroOrMore
 from distilrec.zones import check_zone
 
@@ -46,7 +41,7 @@ _LONGEST = 128.0
 # Neighbours of each item where the log has repeats, and the largest catalogue that gets them
 _WITH_REPEATS, _LARGEST_WITH_REPEATS = 16, 100_000
 _REPEAT_EVENTS = 50  # where the log has repeats
-_RARE = 0.01  # share of the events that begin a visit, or go on with one
+_EVENTS, _EVENTS_WITH_VISITS = 10, 50  # that move the scores of neighbours
 
 
 class RecurrentConfig(StudentSettings, frozen=True, tag="recurrent"):
@@ -66,8 +61,10 @@ class RecurrentConfig(StudentSettings, frozen=True, tag="recurrent"):
     """Items whose scores a past event moves by themselves, of each item; 8 to 32 are a good number,
     0 is off. By default 16 where the log has repeats and at most 100,000 items, and 0 elsewhere.
     """
-    neighbour_events: Count = 10
-    """Latest events that move the scores of their neighbours."""
+    neighbour_events: Count | None = None
+    """Latest events that move the scores of their neighbours, by default 10, and 50 where visits
+    are known: all that lies in a basket says what else will.
+    """
     repeat_events: ZeroOrMore | None = None
     """Latest events that move the scores of their own items, up or down. By default 50 where the
     log has repeats, and 0 elsewhere, where nothing is recommended twice.
@@ -245,17 +242,6 @@ def neighbours_of(dataset: Dataset, config: RecurrentConfig) -> Neighbours | Non
             fix="set neighbours = 0 and repeat_events = 0 in [student]",
             parameter="neighbours",
         )
-    events = config.neighbour_events if number else 0
-    return Neighbours(dataset, number, events, repeats, _visit_gap(dataset, config.visit_gap))
-
-
-def _visit_gap(dataset: Dataset, wanted: float | None) -> float:
-    """Return the seconds that end a visit, 0 where visits are not known: weights that few events of
-    the training meet would be those of chance.
-    """
-    if not dataset.timed:
-        return 0.0
-    if wanted is not None or not dataset.info.repeats:
-        return wanted or 0.0
-    share = share_within_visits(dataset, VISIT_GAP)
-    return VISIT_GAP if _RARE <= share <= 1 - _RARE else 0.0
+    gap = visit_gap_of(dataset, config.visit_gap)
+    events = config.neighbour_events or (_EVENTS_WITH_VISITS if gap else _EVENTS)
+    return Neighbours(dataset, number, events if number else 0, repeats, gap)

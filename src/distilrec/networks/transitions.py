@@ -10,7 +10,8 @@ import torch
 from numpy.typing import NDArray
 
 from distilrec.data.dataset import Dataset
-from distilrec.networks.products import Products, decayed_products
+from distilrec.networks.products import Products, decayed_products, solved
+from distilrec.networks.visits import visits_of_rows
 
 REGRESSED_ITEMS = 8_000
 """Items of the largest catalogue whose transitions are regressed: the six matrices of the largest
@@ -33,10 +34,12 @@ class Transitions(NamedTuple):
     weights: Floats
 
 
-_found: dict[tuple[str, int, int, int], tuple[Transitions, ...]] = {}  # those asked for last
+_found: dict[tuple[object, ...], tuple[Transitions, ...]] = {}  # those asked for last
 
 
-def largest_transitions(dataset: Dataset, number: int, parts: int) -> tuple[Transitions, ...]:
+def largest_transitions(
+    dataset: Dataset, number: int, parts: int, visit_gap: float = 0.0
+) -> tuple[Transitions, ...]:
     """Return the largest transitions of all users, and then of all but each part of them: the user
     at position u is in part u modulo parts. Those that were asked for last are kept, as the models
     of a run, trained one after the other, have the same.
@@ -46,44 +49,50 @@ def largest_transitions(dataset: Dataset, number: int, parts: int) -> tuple[Tran
     what the others say. Of a larger one they are counted: how much more often an item is among the
     next ones than its popularity says, (n_ji - n_j p_i) / (n_j + shrinkage), n_ji the events on i
     soon after one on j. An item follows itself only where the log has repeats.
+
+    visit_gap: seconds without an event that end a visit, where visits are known: then histories are
+    those of one visit, and where events at the same time have no order all of it weighs the same.
     """
-    key = (dataset.fingerprint(), number, parts, REGRESSED_ITEMS)
+    key = (dataset.fingerprint(), number, parts, visit_gap, REGRESSED_ITEMS)
     if key not in _found:
         find = _all_counted if dataset.info.warm_items > REGRESSED_ITEMS else _all_regressed
-        found = tuple(find(dataset, number, parts))
+        found = tuple(find(dataset, number, parts, visit_gap))
         _found.clear()
         _found[key] = found
     return _found[key]
 
 
-def _all_regressed(dataset: Dataset, number: int, parts: int) -> Iterator[Transitions]:
-    whole = decayed_products(dataset, _DECAY)
+def _all_regressed(
+    dataset: Dataset, number: int, parts: int, visit_gap: float
+) -> Iterator[Transitions]:
+    decay = 1.0 if visit_gap and dataset.info.order == "ties" else _DECAY
+    whole = decayed_products(dataset, decay, visit_gap=visit_gap)
     yield _regressed(dataset, number, whole)
     for part in range(parts):
         users = np.arange(dataset.users) % parts == part
-        own = decayed_products(dataset, _DECAY, users=users)
+        own = decayed_products(dataset, decay, users=users, visit_gap=visit_gap)
         yield _regressed(dataset, number, Products(whole.gram - own.gram, whole.cross - own.cross))
 
 
 def _regressed(dataset: Dataset, number: int, products: Products) -> Transitions:
-    gram, cross = (torch.from_numpy(matrix).float() for matrix in products)
-    gram.diagonal().add_(_RIDGE)
-    weights = torch.cholesky_solve(cross, torch.linalg.cholesky(gram))
+    weights = torch.from_numpy(solved(products, _RIDGE))
     if not dataset.info.repeats:
         weights.fill_diagonal_(-torch.inf)
     chosen = weights.topk(number, dim=1).indices.sort(dim=1).values
     return Transitions(chosen.int().numpy(), weights.gather(1, chosen).numpy())
 
 
-def _all_counted(dataset: Dataset, number: int, parts: int) -> Iterator[Transitions]:
+def _all_counted(
+    dataset: Dataset, number: int, parts: int, visit_gap: float
+) -> Iterator[Transitions]:
     for part in (None, *range(parts)):
-        yield _counted(dataset, number, None if part is None else (part, parts))
+        yield _counted(dataset, number, None if part is None else (part, parts), visit_gap)
 
 
-def _counted(dataset: Dataset, number: int, without: _PART) -> Transitions:
+def _counted(dataset: Dataset, number: int, without: _PART, visit_gap: float) -> Transitions:
     """Return the transitions of all users but those of a part."""
     items = dataset.info.warm_items
-    keys, counts = _pairs(dataset, without)
+    keys, counts = _pairs(dataset, without, visit_gap)
     past, following = keys // items, keys % items
     of_past = np.bincount(past, counts, items)
     of_next = np.bincount(following, counts, items)
@@ -102,7 +111,9 @@ def _counted(dataset: Dataset, number: int, without: _PART) -> Transitions:
     return Transitions((keys[chosen] % items).astype(np.int32), weights[chosen].astype(np.float32))
 
 
-def _pairs(dataset: Dataset, without: _PART) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+def _pairs(
+    dataset: Dataset, without: _PART, visit_gap: float
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Return the pairs of an item and one that comes soon after it, past * items + next, rising,
     and how often each occurs, later ones weighing less. Negative events make no pair, and the next
     event is one to be predicted.
@@ -119,9 +130,10 @@ def _pairs(dataset: Dataset, without: _PART) -> tuple[NDArray[np.int64], NDArray
         rows, users = rows[in_part], users[in_part]
         is_target = None if is_target is None else is_target[in_part]
     taken = dataset.items[rows].astype(np.int64)
+    visits = visits_of_rows(dataset, visit_gap)[rows]
     keys, weights = [np.zeros(0, np.int64)], [np.zeros(0)]
     for age in range(min(_EVENTS, len(rows) - 1)):
-        together = users[age + 1 :] == users[: -age - 1]
+        together = visits[age + 1 :] == visits[: -age - 1]
         if is_target is not None:
             together &= is_target[age + 1 :]
         keys.append((taken[: -age - 1] * items + taken[age + 1 :])[together])

@@ -50,6 +50,7 @@ from distilrec.teachers.linear import (
     LinearConfig,
     LinearTeacher,
     carried_linear,
+    earlier_decay_of,
     fit_linear,
     load_linear,
     save_linear,
@@ -316,7 +317,8 @@ def _kept(making: Making) -> Earlier | None:
 
 def _fit_linear(config: LinearConfig, making: Making) -> Teacher:
     if (kept := _kept(making)) is None:
-        linear = fit_linear(config, making.dataset, making.seed)
+        decay = None if making.earlier is None else earlier_decay_of(making.earlier.folder)
+        linear = fit_linear(config, making.dataset, making.seed, decay)
     else:
         linear = carried_linear(kept, making.dataset)
     save_linear(linear, making.folder, making.made_from)

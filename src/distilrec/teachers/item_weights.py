@@ -32,10 +32,12 @@ NEIGHBOURS = 100
 
 
 class DenseWeights:
-    """B as one matrix. matrix: (items, items) float32, the row is the item of the history."""
+    """B as one matrix. matrix: (items, items) float32, the row is the item of the history; or with
+    as many rows more for another history, `distilrec.teachers.visit_weights`.
+    """
 
     def __init__(self, matrix: NDArray[np.float32]) -> None:
-        self.matrix, self.items, self.parameters = matrix, len(matrix), matrix.size
+        self.matrix, self.items, self.parameters = matrix, matrix.shape[1], matrix.size
         self._rows = torch.from_numpy(matrix)
 
     def arrays(self) -> dict[str, NDArray[Any]]:
@@ -129,7 +131,8 @@ def _weights_of(arrays: Mapping[str, NDArray[Any]], items: int) -> Weights | Non
     """Return the weights that these arrays hold; None where they do not fit the catalogue."""
     if set(arrays) == {"weights"}:
         matrix = arrays["weights"]
-        return DenseWeights(matrix) if matrix.shape == (items, items) else None
+        fits = matrix.shape in ((items, items), (2 * items, items))
+        return DenseWeights(matrix) if fits else None
     if set(arrays) != {"offsets", "targets", "values"}:
         return None
     offsets, targets, values = arrays["offsets"], arrays["targets"], arrays["values"]
@@ -151,14 +154,18 @@ def carried_weights(saved: Record[Any], array: str, places: NDArray[np.int64]) -
     Raises TrainingError when the teacher is damaged.
     """
     arrays = saved.arrays(array)
-    weights = _weights_of(arrays, len(arrays.get("weights", arrays.get("offsets", [0])[1:])))
+    dense = arrays.get("weights", np.zeros((0, 0)))
+    items = dense.shape[1] if dense.size else len(arrays.get("offsets", [0])) - 1
+    weights = _weights_of(arrays, items)
     if weights is None or places.max(initial=-1) >= weights.items:
         raise saved.kind.damaged(saved.path(array), "does not hold the weights of its data set")
     there = np.flatnonzero(places >= 0)
     if isinstance(weights, DenseWeights):
-        matrix = np.zeros((len(places), len(places)), np.float32)
-        matrix[np.ix_(there, there)] = weights.matrix[np.ix_(places[there], places[there])]
-        return DenseWeights(matrix)
+        blocks = weights.matrix.reshape(-1, weights.items, weights.items)
+        matrix = np.zeros((len(blocks), len(places), len(places)), np.float32)
+        for old, new in zip(blocks, matrix, strict=True):
+            new[np.ix_(there, there)] = old[np.ix_(places[there], places[there])]
+        return DenseWeights(matrix.reshape(-1, len(places)))
     now = np.full(weights.items, -1, np.int64)
     now[places[there]] = there
     rows, targets = now[groups_of(weights.offsets)], now[weights.targets]
@@ -229,17 +236,24 @@ class ItemWeightsTeacher:
     ) -> Answer:
         used, window = torch.unique(window.to(_CPU), return_inverse=True)
         batch, position = self._with_counted(batch.to(_CPU).select(used)), position.to(_CPU)
+        out = self._logits(batch, window, position)
+        cold = _below(out.amin(1, keepdim=True)).expand(-1, items - out.shape[1])
+        return Answer(torch.cat([out, cold], dim=1))
+
+    def _logits(self, batch: Batch, window: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
+        """Return the logits of the items with training rows, (positions, items). window, position:
+        where each stands in the batch, which has padding for what does not count.
+        """
         out = torch.empty(len(window), self.item_weights.items)
         state = self._sums(batch.earlier)
         # With a column for the start token and the padding
-        had = torch.zeros(len(used), self._catalogue_size + 1, dtype=torch.bool)
+        had = torch.zeros(len(batch.items), self._catalogue_size + 1, dtype=torch.bool)
         had.scatter_(1, batch.earlier, True)
         for step in range(batch.items.shape[1]):
             self._fold(state, had, batch.items[:, step])
             here = position == step
             out[here] = state[window[here]]
-        cold = _below(out.amin(1, keepdim=True)).expand(-1, items - out.shape[1])
-        return Answer(torch.cat([out, cold], dim=1))
+        return out
 
     def _with_counted(self, batch: Batch) -> Batch:
         """Return the batch with padding in place of the events that do not count."""
@@ -286,18 +300,22 @@ class ItemWeightsTeacher:
             part = histories.select(first, first + _TOGETHER)
             if self.counted is not None:
                 part = part.only(self.counted)
-            out[first : first + len(part), :warm] = self._sums(_padded(part, self._catalogue_size))
+            out[first : first + len(part), :warm] = self._scores(part).numpy()
         lowest = torch.from_numpy(out[:, :warm].min(1, keepdims=True))
         out[:, warm:] = _below(lowest).numpy()
         return out
 
+    def _scores(self, histories: Histories) -> torch.Tensor:
+        """Return the logits of the items with training rows, (batch, items)."""
+        return self._sums(padded(histories, histories.items, self._catalogue_size))
 
-def _padded(histories: Histories, padding: int) -> torch.Tensor:
-    """Return the items of each history, (batch, longest) int64, padded."""
+
+def padded(histories: Histories, values: NDArray[Any], padding: int) -> torch.Tensor:
+    """Return what the events of each history have, (events,), as (batch, longest) int64, padded."""
     sizes = np.diff(histories.offsets)
-    items = np.full((len(histories), int(sizes.max(initial=0))), padding, np.int64)
-    items[np.arange(items.shape[1]) < sizes[:, None]] = histories.items
-    return torch.from_numpy(items)
+    table = np.full((len(histories), int(sizes.max(initial=0))), padding, np.int64)
+    table[np.arange(table.shape[1]) < sizes[:, None]] = values
+    return torch.from_numpy(table)
 
 
 _CPU = torch.device("cpu")

@@ -3,6 +3,9 @@ gradient, no epochs.
 
     s = x B,   x = sum over the history of decay^age e_i,   B = (X'X + ridge I)^-1 X'Y
 
+Where the log has visits, x is two histories, of this visit and of earlier ones, with weights of
+their own (`distilrec.teachers.visit_weights`).
+
 A ridge regression of the next item y on the decayed history x, over training events: the transition
 model of SLIST (Choi et al. 2021, sec. 3.2) with one decay, and with the dense weights of EASE
 (Steck 2019). It errs in other places than networks do, which is what an ensemble needs.
@@ -17,15 +20,25 @@ from typing import Annotated, NamedTuple
 
 import msgspec
 import numpy as np
+import torch
 from msgspec import Meta
 from numpy.typing import NDArray
 
-from distilrec.data.dataset import UNKNOWN_ITEM, Dataset
+from distilrec.data.dataset import UNKNOWN_ITEM, Dataset, Histories
+from distilrec.engine.visits import VISIT_GAP
 from distilrec.errors import TrainingError
 from distilrec.files import RecordKind
-from distilrec.networks.products import counted_events, decayed_products
+from distilrec.networks.batches import Batch
+from distilrec.networks.products import (
+    counted_events,
+    decayed_products,
+    solved,
+    visit_products,
+)
+from distilrec.networks.transitions import REGRESSED_ITEMS
+from distilrec.networks.visits import visit_gap_of
 from distilrec.offsets import offsets_of
-from distilrec.settings import Count, Positive, Settings, ZeroOrMore
+from distilrec.settings import Count, NotNegative, Positive, Settings, ZeroOrMore
 from distilrec.teachers.item_weights import (
     DENSE_ITEMS,
     NEIGHBOURS,
@@ -39,9 +52,13 @@ from distilrec.teachers.item_weights import (
     read_weights,
 )
 from distilrec.teachers.neighbours import Regression, rows_by_item, solve_on_neighbours
+from distilrec.teachers.teacher import Cost
+from distilrec.teachers.visit_weights import VisitWeights
 from distilrec.training.trained import Earlier
+from distilrec.training.validation import best_on_validation
 from distilrec.training.warm import found_at
 
+EARLIER_DECAYS = (0.9, 0.95, 0.98)  # that are tried
 _SMALLEST = 0.01
 Floats = NDArray[np.float32]
 
@@ -51,10 +68,21 @@ class LinearConfig(Settings, frozen=True, tag="linear", tag_field="kind"):
 
     ridge: Positive = 300.0
     """Ridge of the regression."""
-    decay: Annotated[float, Meta(gt=0, le=1)] = 0.9
-    """What an event keeps of its weight with each later one."""
+    decay: Annotated[float, Meta(gt=0, le=1)] | None = None
+    """What an event keeps of its weight with each later one, by default .9; where visits are known
+    with each later one of this visit, and 1 where events at the same time have no order.
+    """
+    visit_gap: NotNegative | None = None
+    """Seconds without an event that end a visit: events of this visit and of earlier ones have
+    weights of their own. By default half an hour where the log has repeats, times, and visits of
+    several events, up to 8,000 items; 0 is off.
+    """
+    earlier_decay: Annotated[float, Meta(gt=0, le=1)] | None = None
+    """What an event of an earlier visit keeps of its weight with each later one of earlier visits;
+    by default that of .9, .95 and .98 which is the best on validation.
+    """
     rows: Count = 300_000
-    """Maximum number of training events, drawn at random."""
+    """Maximum number of training events, drawn at random; all count where visits are known."""
     dense_items: ZeroOrMore = DENSE_ITEMS
     """Largest catalogue with weights between all items; beyond it each item has `neighbours`."""
     neighbours: Count = NEIGHBOURS
@@ -65,28 +93,88 @@ class LinearConfig(Settings, frozen=True, tag="linear", tag_field="kind"):
 
 class LinearTeacher(ItemWeightsTeacher):
     """B with its configuration. weights: of the items with training rows. All but negative events
-    of a history count, and the next events are those to be predicted.
+    of a history count, and the next events are those to be predicted. earlier_decay: the one that
+    was given or chosen, where visits are known.
     """
 
-    def __init__(self, config: LinearConfig, weights: Weights, origin: Origin) -> None:
-        super().__init__(
-            weights, origin, decay=config.decay, repeats=True, max_history=config.max_history
-        )
-        self.config = config
+    def __init__(
+        self,
+        config: LinearConfig,
+        weights: Weights,
+        origin: Origin,
+        dataset: Dataset,
+        earlier_decay: float = 1.0,
+    ) -> None:
+        visits = isinstance(weights, DenseWeights) and len(weights.matrix) > weights.items
+        decay = _decay_of(config, dataset, visits=visits)
+        super().__init__(weights, origin, decay=decay, repeats=True, max_history=config.max_history)
+        self.config, self.earlier_decay = config, earlier_decay
         self.counted = None if origin.roles is None else ~origin.roles.negative
+        self._visits: VisitWeights | None = None
+        if isinstance(weights, DenseWeights) and visits:
+            gap = config.visit_gap or VISIT_GAP
+            self._visits = VisitWeights(weights, dataset.catalogue_size, gap, decay, earlier_decay)
+
+    def _logits(self, batch: Batch, window: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
+        if self._visits is None:
+            return super()._logits(batch, window, position)
+        return self._visits.answer(batch, window, position)
+
+    def _scores(self, histories: Histories) -> torch.Tensor:
+        if self._visits is None:
+            return super()._scores(histories)
+        return self._visits.scores(histories)
 
 
-def fit_linear(config: LinearConfig, dataset: Dataset, seed: int) -> LinearTeacher:
-    """Solve for B."""
+def fit_linear(
+    config: LinearConfig, dataset: Dataset, seed: int, earlier_decay: float | None = None
+) -> LinearTeacher:
+    """Solve for B. earlier_decay: in place of that of the configuration; where there is none, it is
+    chosen on validation.
+    """
     began = time.perf_counter()
+    gap = visit_gap_of(dataset, config.visit_gap)
+    if gap and dataset.info.warm_items <= min(config.dense_items, REGRESSED_ITEMS):
+        teacher = _fit_visits(config, dataset, gap, earlier_decay or config.earlier_decay)
+        teacher.cost = Cost(teacher.cost.parameters, time.perf_counter() - began)
+        return teacher
     solve = _solved if dataset.info.warm_items <= config.dense_items else _solved_on_neighbours
     weights = solve(config, dataset, seed)
-    return LinearTeacher(config, weights, origin_of(config, dataset, time.perf_counter() - began))
+    origin = origin_of(config, dataset, time.perf_counter() - began)
+    return LinearTeacher(config, weights, origin, dataset)
+
+
+def _fit_visits(
+    config: LinearConfig, dataset: Dataset, gap: float, earlier_decay: float | None
+) -> LinearTeacher:
+    """Solve for the weights of both histories. earlier_decay: chosen on validation where there is
+    none.
+    """
+    decay, origin = _decay_of(config, dataset, visits=True), origin_of(config, dataset, 0.0)
+
+    def of(earlier: float) -> LinearTeacher:
+        products = visit_products(dataset, gap, decay, earlier)
+        weights = DenseWeights(solved(products, config.ridge))
+        return LinearTeacher(config, weights, origin, dataset, earlier)
+
+    if earlier_decay is not None:
+        return of(earlier_decay)
+    return best_on_validation(map(of, EARLIER_DECAYS), dataset)
+
+
+def _decay_of(config: LinearConfig, dataset: Dataset, *, visits: bool) -> float:
+    """Return what an event keeps of its weight with each later one, of its visit where these are
+    known: the lines of a basket weigh the same.
+    """
+    if config.decay is not None:
+        return config.decay
+    return 1.0 if visits and dataset.info.order == "ties" else 0.9
 
 
 def _solved(config: LinearConfig, dataset: Dataset, seed: int) -> DenseWeights:
     """Return B from X, the history before each event, and Y, its item."""
-    gram, cross = decayed_products(dataset, config.decay, _chosen(config, dataset, seed))
+    decay = _decay_of(config, dataset, visits=False)
+    gram, cross = decayed_products(dataset, decay, _chosen(config, dataset, seed))
     gram[np.diag_indices(len(gram))] += config.ridge
     return DenseWeights(np.linalg.solve(gram, cross).astype(np.float32))
 
@@ -131,7 +219,8 @@ def _events(config: LinearConfig, dataset: Dataset, seed: int) -> Iterator[_Even
     of a hundredth, and `max_history` of them at most.
     """
     chosen, counted = _chosen(config, dataset, seed), counted_events(dataset)
-    powers = config.decay ** np.arange(config.max_history, dtype=np.float64)
+    decay = _decay_of(config, dataset, visits=False)
+    powers = decay ** np.arange(config.max_history, dtype=np.float64)
     powers = powers[powers >= _SMALLEST]
     for user in range(dataset.info.warm_users):
         rows = np.arange(dataset.offsets[user], dataset.train_end[user])
@@ -152,6 +241,7 @@ class _Record(msgspec.Struct, frozen=True):
     catalogue_size: int
     fingerprint: str
     seconds: float
+    earlier_decay: float = 1.0
 
 
 SAVED_LINEAR = RecordKind(
@@ -169,7 +259,11 @@ SAVED_LINEAR = RecordKind(
 def save_linear(teacher: LinearTeacher, folder: Path, made_from: str = "") -> None:
     """Write `linear.json` and the weights that it names, in place of the teacher that is there."""
     record = _Record(
-        teacher.config, teacher._catalogue_size, teacher.fingerprint, teacher.cost.seconds or 0.0
+        teacher.config,
+        teacher._catalogue_size,
+        teacher.fingerprint,
+        teacher.cost.seconds or 0.0,
+        teacher.earlier_decay,
     )
     arrays = {"linear": teacher.item_weights.arrays()}
     SAVED_LINEAR.write(folder, record, arrays, made_from=made_from)
@@ -183,7 +277,15 @@ def load_linear(folder: Path, dataset: Dataset) -> LinearTeacher:
     record = saved.about
     weights = read_weights(saved, "linear", record.fingerprint, dataset)
     origin = origin_of(record.config, dataset, record.seconds)
-    return LinearTeacher(record.config, weights, origin)
+    return LinearTeacher(record.config, weights, origin, dataset, record.earlier_decay)
+
+
+def earlier_decay_of(folder: Path) -> float | None:
+    """Return the decay of earlier visits of a saved linear teacher, None for one without visits.
+    Raises FileMissingError, and TrainingError when it is damaged.
+    """
+    decay = SAVED_LINEAR.read(folder).about.earlier_decay
+    return None if decay == 1.0 else decay
 
 
 def carried_linear(earlier: Earlier, dataset: Dataset) -> LinearTeacher:
@@ -193,4 +295,5 @@ def carried_linear(earlier: Earlier, dataset: Dataset) -> LinearTeacher:
     saved = SAVED_LINEAR.read(earlier.folder)
     record, places = saved.about, found_at("items", earlier.info, dataset.info)
     weights = carried_weights(saved, "linear", places)
-    return LinearTeacher(record.config, weights, origin_of(record.config, dataset, 0.0))
+    origin = origin_of(record.config, dataset, 0.0)
+    return LinearTeacher(record.config, weights, origin, dataset, record.earlier_decay)
