@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import get_args
 
+import msgspec
 import numpy as np
 import polars as pl
 import pytest
@@ -87,6 +89,21 @@ class TestLinear(Small):
     @pytest.fixture
     def teacher(self, small):
         return fit_linear(LinearConfig(), small, 0)
+
+
+class TestLinearWithVisits(TeacherContract):
+    @pytest.fixture
+    def dataset(self, small):
+        """In visits of three events, with repeats."""
+        place = np.arange(len(small.items)) - small.offsets[small.user_rows()]
+        times = 1.5e9 + 86_400.0 * (place // 3) + 60.0 * (place % 3)
+        return replace(small, times=times, info=msgspec.structs.replace(small.info, repeats=True))
+
+    @pytest.fixture
+    def teacher(self, dataset):
+        teacher = fit_linear(LinearConfig(max_history=4), dataset, 0)
+        assert len(teacher.weights) == 2 * dataset.info.warm_items
+        return teacher
 
 
 class TestScores(Small):
