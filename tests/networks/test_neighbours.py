@@ -24,6 +24,7 @@ from distilrec.training.scoring import GROUND_TRUTH, Objective
 from distilrec.training.trained import load_model, save_model, train_model
 from distilrec.training.trainer import train
 from distilrec.training.warm import carried_over
+from tests import small_run
 
 REPEATS = "neighbours.repeats"
 CONFIG = RecurrentConfig(dim=8, max_history=12, neighbours=5, neighbour_events=3)
@@ -309,10 +310,7 @@ def test_by_default_a_log_with_repeats_has_neighbours(small, repeats, monkeypatc
 
 @pytest.fixture(scope="module")
 def in_visits(small):
-    """The same log in visits of three events, a day apart, with repeats."""
-    place = np.arange(len(small.items)) - small.offsets[small.user_rows()]
-    times = 1.5e9 + 86_400.0 * (place // 3) + 60.0 * (place % 3)
-    return replace(small, times=times, info=msgspec.structs.replace(small.info, repeats=True))
+    return small_run.in_visits(small)
 
 
 def test_by_default_a_log_with_repeats_and_visits_knows_them(small, in_visits):

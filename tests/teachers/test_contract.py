@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import get_args
 
-import msgspec
 import numpy as np
 import polars as pl
 import pytest
@@ -24,6 +22,7 @@ from distilrec.testing.students import small_dataset
 from distilrec.testing.teachers import TeacherContract
 from distilrec.training.options import TrainingConfig
 from distilrec.training.trained import train_model
+from tests.small_run import in_visits
 
 
 def network(data):
@@ -94,10 +93,7 @@ class TestLinear(Small):
 class TestLinearWithVisits(TeacherContract):
     @pytest.fixture
     def dataset(self, small):
-        """In visits of three events, with repeats."""
-        place = np.arange(len(small.items)) - small.offsets[small.user_rows()]
-        times = 1.5e9 + 86_400.0 * (place // 3) + 60.0 * (place % 3)
-        return replace(small, times=times, info=msgspec.structs.replace(small.info, repeats=True))
+        return in_visits(small)
 
     @pytest.fixture
     def teacher(self, dataset):

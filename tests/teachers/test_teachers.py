@@ -58,7 +58,7 @@ from distilrec.training.options import RunOptions, TrainingConfig
 from distilrec.training.scoring import Scored
 from distilrec.training.trained import train_model
 from distilrec.training.validation import validation_ndcg
-from tests import ROOT
+from tests import ROOT, small_run
 from tests.small_run import Heard, dataset, small_config, tables, write_tables
 
 TRAINING = TrainingConfig(epochs=2, batch_size=16)
@@ -198,10 +198,7 @@ def test_the_products_with_visits_are_those_of_two_histories(events, decay, earl
 
 @pytest.fixture(scope="module")
 def in_visits(small):
-    """The same log in visits of three events, with repeats."""
-    place = np.arange(len(small.items)) - small.offsets[small.user_rows()]
-    times = 1.5e9 + 86_400.0 * (place // 3) + 60.0 * (place % 3)
-    return replace(small, times=times, info=msgspec.structs.replace(small.info, repeats=True))
+    return small_run.in_visits(small)
 
 
 @pytest.mark.parametrize("length", [4, 10])
