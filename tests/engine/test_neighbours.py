@@ -204,7 +204,9 @@ def test_every_search_takes_what_a_user_adds(kernels, tmp_path_factory, seed, k)
             found, scores = search.best(query, seen, mask, k, Added(biases, far))
             np.testing.assert_allclose(scores, exact[found], rtol=1e-4, atol=1e-4)
             assert {*best.tolist()} & {*far.tolist()} <= {*found.tolist()}
-            if isinstance(search, ExactSearch):
+            if isinstance(search, ExactSearch) or (
+                k <= 17 and not isinstance(search, GraphSearch)  # which now and then misses one
+            ):
                 np.testing.assert_allclose(scores, exact[best], rtol=1e-4, atol=1e-4)
         # without it, the table's own biases count again
         found, scores = search.best(query, NOTHING, EVERYTHING, 1)

@@ -44,7 +44,7 @@ class TestRecurrentToldTheTime(StudentContract):
     @pytest.fixture(scope="class")
     @classmethod
     def trained(cls, dataset):
-        """A student whose time inputs matter more than after two epochs."""
+        """A student for which the time matters more than after two epochs."""
         config = msgspec.structs.replace(cls.config, max_history=LONGEST + 1)
         return small_run.timed_student(config, dataset, epochs=2)
 
@@ -72,14 +72,8 @@ class TestRecurrentWithRepeats(StudentContract):
 
 
 @pytest.mark.slow
-class TestRecurrentThatKnowsVisits(StudentContract):
+class TestRecurrentThatKnowsVisits(TestRecurrentToldTheTime):
     config = msgspec.structs.replace(TestRecurrentWithRepeats.config, visit_gap=1800.0)
-
-    @pytest.fixture(scope="class")
-    @classmethod
-    def trained(cls, dataset):
-        config = msgspec.structs.replace(cls.config, max_history=LONGEST + 1)
-        return small_run.timed_student(config, dataset, epochs=2)
 
 
 @pytest.mark.slow

@@ -134,18 +134,22 @@ def test_the_products_of_the_linear_teacher_are_those_of_its_histories(events, d
     np.testing.assert_allclose(cross, expected_cross, atol=1e-6)
 
 
+def answers_are_the_scores_of_the_prefix(teacher, data, length, rtol):
+    for batch in training_batches(data, training_windows(data, length), 8, None):
+        window, position = (batch.targets >= 0).nonzero(as_tuple=True)
+        answer = teacher.answer(batch, window, position, data.catalogue_size).logits
+        histories = data.histories(
+            batch.users[window].numpy(), batch.rows[window, position].numpy()
+        )
+        expected = teacher.scores(histories)
+        np.testing.assert_allclose(answer.numpy(), expected, rtol=rtol, atol=1e-5)
+
+
 @pytest.mark.parametrize("decay", [0.7, 1.0])
 def test_linear_answers_are_the_scores_of_the_prefix(small, decay):
     """Also with windows that begin in the middle of a history."""
     teacher = fit_linear(LinearConfig(ridge=5.0, decay=decay), small, 0)
-    for batch in training_batches(small, training_windows(small, 4), 8, None):
-        window, position = (batch.targets >= 0).nonzero(as_tuple=True)
-        answer = teacher.answer(batch, window, position, small.catalogue_size).logits
-        histories = small.histories(
-            batch.users[window].numpy(), batch.rows[window, position].numpy()
-        )
-        expected = teacher.scores(histories)
-        np.testing.assert_allclose(answer.numpy(), expected, rtol=1e-4, atol=1e-5)
+    answers_are_the_scores_of_the_prefix(teacher, small, 4, rtol=1e-4)
 
 
 @given(
@@ -207,14 +211,7 @@ def test_linear_answers_with_visits_are_the_scores_of_the_prefix(in_visits, leng
     """Also with windows that begin in the middle of a visit."""
     teacher = fit_linear(LinearConfig(ridge=5.0, **told), in_visits, 0)
     assert teacher.weights.shape == (2 * in_visits.info.warm_items, in_visits.info.warm_items)
-    for batch in training_batches(in_visits, training_windows(in_visits, length), 8, None):
-        window, position = (batch.targets >= 0).nonzero(as_tuple=True)
-        answer = teacher.answer(batch, window, position, in_visits.catalogue_size).logits
-        histories = in_visits.histories(
-            batch.users[window].numpy(), batch.rows[window, position].numpy()
-        )
-        expected = teacher.scores(histories)
-        np.testing.assert_allclose(answer.numpy(), expected, rtol=1e-3, atol=1e-5)
+    answers_are_the_scores_of_the_prefix(teacher, in_visits, length, rtol=1e-3)
 
 
 def test_the_lines_of_a_basket_weigh_the_same(in_visits, tmp_path):

@@ -18,7 +18,8 @@ from distilrec._version import __version__
 from distilrec.bundle.format import Bundle
 from distilrec.bundle.manifest import FileEntry, Golden, Manifest, hidden_in
 from distilrec.engine.items import Floats
-from distilrec.engine.visits import events_of_visit, goes_on
+from distilrec.engine.time_inputs import NEVER
+from distilrec.engine.visits import events_of_visit, of_question
 from distilrec.errors import BundleCorruptedError, ConfigError, MissingExtraError, StorageError
 from distilrec.features.encoding import FeatureEncoder
 from distilrec.files import write_json, write_whole
@@ -223,10 +224,9 @@ def _question(golden: Golden, m: Manifest) -> dict[str, Any]:
         local = now + zone_named(m.timezone).offset(now)
         inputs["gap"], inputs["local_time"] = np.array([gap]), np.array([int(local)])
     if m.visit_gap is not UNSET and golden.now is not UNSET and golden.times is not UNSET:
-        times = golden.times
-        open_ = bool(times) and goes_on(times[-1], golden.now, m.visit_gap)
-        visit = events_of_visit(times, m.visit_gap) if open_ else 0
-        inputs["visit"] = np.array([visit])
+        last = golden.times[-1] if golden.times else NEVER
+        visit = events_of_visit(golden.times, m.visit_gap)
+        inputs["visit"] = np.array([of_question(visit, last, golden.now, m.visit_gap)])
     return inputs
 
 

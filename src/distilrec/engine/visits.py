@@ -24,6 +24,13 @@ def goes_on(last: float, when: float, gap: float) -> bool:
     return last != NEVER and math.floor(when) - math.floor(last) < gap
 
 
+def of_question(visit: int, last: float, now: float, gap: float) -> int:
+    """Return how many of the latest events are of the visit in which is asked at a time. visit: how
+    many are of the last one; last: when the last event happened, NEVER without one.
+    """
+    return visit if goes_on(last, now, gap) else 0
+
+
 def events_of_visit(times: Sequence[float], gap: float) -> int:
     """Return how many of a user's events, whose times these are, oldest first, are those of the
     last visit.

@@ -13,10 +13,16 @@ from numpy.typing import NDArray
 from distilrec.data.dataset import UNKNOWN_ITEM, Dataset
 from distilrec.engine.kernels import inlined, kernel
 from distilrec.networks.visits import visits_of_rows
-from distilrec.offsets import offsets_of
 
 _NOTHING = 1e-9  # a weight that no sum of float32 weights would show
 _SMALLEST = 0.01  # weight of an event of earlier visits that still counts
+
+
+def default_decay(dataset: Dataset, *, visits: bool) -> float:
+    """Return what an event keeps of its weight with each later one where nothing else is said.
+    visits: whether a history is that of one visit; the lines of a basket weigh the same.
+    """
+    return 1.0 if visits and dataset.info.order == "ties" else 0.9
 
 
 class Products(NamedTuple):
@@ -46,17 +52,16 @@ def decayed_products(
     """
     items = dataset.info.warm_items
     gram, cross = np.zeros((items, items)), np.zeros((items, items))
-    log = _log_of(dataset, chosen, users)
-    of = visits_of_rows(dataset, visit_gap)[log.rows]  # which history an event belongs to
-    begins = np.flatnonzero(np.diff(of, prepend=-1))
-    starts = np.append(begins, len(of)).astype(np.int64)
-    add_decayed_products(starts, log.items, log.chosen, log.counted, decay, gram, cross)
+    log = _log_of(dataset, chosen, users, visit_gap)
+    add_decayed_products(log.starts, log.items, log.chosen, log.counted, decay, gram, cross)
     gram += gram.T
     return Products(gram, cross.T)
 
 
 class _Log(NamedTuple):
-    """The training events of a regression. rows: of the data set; the others: of these."""
+    """The training events of a regression. rows: of the data set; starts: where each history
+    begins among these, and their number; the others: of these.
+    """
 
     rows: NDArray[np.int64]
     starts: NDArray[np.int64]
@@ -66,40 +71,37 @@ class _Log(NamedTuple):
 
 
 def _log_of(
-    dataset: Dataset, chosen: NDArray[np.bool_] | None, users: NDArray[np.bool_] | None
+    dataset: Dataset,
+    chosen: NDArray[np.bool_] | None = None,
+    users: NDArray[np.bool_] | None = None,
+    visit_gap: float = 0.0,
 ) -> _Log:
-    items, owners = dataset.info.warm_items, dataset.user_rows()
+    items = dataset.info.warm_items
     known = dataset.is_training() & (dataset.items != UNKNOWN_ITEM) & (dataset.items < items)
     if users is not None:
-        known &= users[owners]
+        known &= users[dataset.user_rows()]
     if chosen is None:
         chosen = np.ones(len(known), bool) if dataset.roles is None else dataset.is_target()
     counted, rows = counted_events(dataset), np.flatnonzero(known)
+    begins = np.flatnonzero(np.diff(visits_of_rows(dataset, visit_gap)[rows], prepend=-1))
     return _Log(
         rows,
-        offsets_of(np.bincount(owners[rows], minlength=dataset.users)),
+        np.append(begins, len(rows)).astype(np.int64),
         dataset.items[rows],
         chosen[rows],
         np.ones(len(rows), bool) if counted is None else counted[rows],
     )
 
 
-def visit_products(
-    dataset: Dataset,
-    gap: float,
-    decay: float,
-    earlier: float,
-    chosen: NDArray[np.bool_] | None = None,
-    users: NDArray[np.bool_] | None = None,
-) -> Products:
+def visit_products(dataset: Dataset, gap: float, decay: float, earlier: float) -> Products:
     """Return the products of the training events of a data set, X being the history of this visit
     and that of earlier ones.
 
     gap: seconds without an event that end a visit; decay, earlier: what an event of each of the two
-    keeps of its weight with each later one of the same. chosen, users: as in `decayed_products`.
+    keeps of its weight with each later one of the same.
     """
     items = dataset.info.warm_items
-    log = _log_of(dataset, chosen, users)
+    log = _log_of(dataset)
     gram = np.zeros((2 * items, 2 * items), np.float32)
     cross = np.zeros((2 * items, items), np.float32)
     times = np.floor(dataset.times[log.rows])

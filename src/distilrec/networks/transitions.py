@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from distilrec.data.dataset import Dataset
-from distilrec.networks.products import Products, decayed_products, solved
+from distilrec.networks.products import Products, decayed_products, default_decay, solved
 from distilrec.networks.visits import visits_of_rows
 
 REGRESSED_ITEMS = 8_000
@@ -65,7 +65,7 @@ def largest_transitions(
 def _all_regressed(
     dataset: Dataset, number: int, parts: int, visit_gap: float
 ) -> Iterator[Transitions]:
-    decay = 1.0 if visit_gap and dataset.info.order == "ties" else _DECAY
+    decay = default_decay(dataset, visits=visit_gap > 0)
     whole = decayed_products(dataset, decay, visit_gap=visit_gap)
     yield _regressed(dataset, number, whole)
     for part in range(parts):

@@ -53,8 +53,8 @@ def _share_within(dataset: Dataset, gap: float) -> float:
     """
     rows, users = dataset.is_training(), dataset.user_rows()
     pairs = rows[1:] & rows[:-1] & (users[1:] == users[:-1])
-    times = np.floor(dataset.times)
-    return float((np.diff(times)[pairs] < gap).mean()) if pairs.any() else 0.0
+    same = np.diff(visits_of_rows(dataset, gap))[pairs] == 0
+    return float(same.mean()) if pairs.any() else 0.0
 
 
 def visits_of_rows(dataset: Dataset, gap: float) -> NDArray[np.int64]:

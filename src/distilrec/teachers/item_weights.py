@@ -268,12 +268,8 @@ class ItemWeightsTeacher:
 
     def _sums(self, items: torch.Tensor) -> torch.Tensor:
         """Return the state after some items, (windows, items). items: (windows, n), padded."""
-        windows, places = len(items), torch.arange(len(items)).unsqueeze(1).expand_as(items)
-        there = items < self._catalogue_size
-        age = there.flip(1).cumsum(1).flip(1) - there.long()
-        factors = torch.where(there, torch.pow(self._decay, age.float()), 0.0)
-        adds = (items < self.item_weights.items) & (factors > _NO_SHARE)
-        places, items, factors = places[adds], items[adds], factors[adds]
+        windows, there = len(items), items < self._catalogue_size
+        places, items, factors = decayed(items, there, self._decay, self.item_weights.items)
         if not self._repeats:
             size = self._catalogue_size
             pairs = torch.unique(places * size + items)
@@ -308,6 +304,21 @@ class ItemWeightsTeacher:
     def _scores(self, histories: Histories) -> torch.Tensor:
         """Return the logits of the items with training rows, (batch, items)."""
         return self._sums(padded(histories, histories.items, self._catalogue_size))
+
+
+def decayed(
+    items: torch.Tensor, there: torch.Tensor, decay: float, warm: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return the events whose rows count: the window of each, rising, its item and its factor.
+
+    items: (windows, n); there: (windows, n), which of these are events of the history; decay: what
+    an event keeps of its weight with each later one; warm: how many items have rows.
+    """
+    age = there.flip(1).cumsum(1).flip(1) - there.long()
+    factors = torch.where(there, torch.pow(decay, age.float()), 0.0)
+    adds = (items < warm) & (factors > _NO_SHARE)
+    places = torch.arange(len(items)).unsqueeze(1).expand_as(items)
+    return places[adds], items[adds], factors[adds]
 
 
 def padded(histories: Histories, values: NDArray[Any], padding: int) -> torch.Tensor:

@@ -32,6 +32,7 @@ from distilrec.networks.batches import Batch
 from distilrec.networks.products import (
     counted_events,
     decayed_products,
+    default_decay,
     solved,
     visit_products,
 )
@@ -164,11 +165,9 @@ def _fit_visits(
 
 def _decay_of(config: LinearConfig, dataset: Dataset, *, visits: bool) -> float:
     """Return what an event keeps of its weight with each later one, of its visit where these are
-    known: the lines of a basket weigh the same.
+    known.
     """
-    if config.decay is not None:
-        return config.decay
-    return 1.0 if visits and dataset.info.order == "ties" else 0.9
+    return default_decay(dataset, visits=visits) if config.decay is None else config.decay
 
 
 def _solved(config: LinearConfig, dataset: Dataset, seed: int) -> DenseWeights:

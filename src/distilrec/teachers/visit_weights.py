@@ -15,7 +15,7 @@ import torch
 
 from distilrec.data.dataset import Histories
 from distilrec.networks.batches import Batch, times_of
-from distilrec.teachers.item_weights import DenseWeights, padded
+from distilrec.teachers.item_weights import DenseWeights, decayed, padded
 
 
 @dataclass(frozen=True)
@@ -80,23 +80,19 @@ class VisitWeights:
         ends = times.diff(dim=1, prepend=times[:, :1]) >= self.gap
         visits = (ends & ~padding).cumsum(1)
         last = visits == visits[:, -1:] if items.shape[1] else there
-        parts = (there & last, self.decay, 0), (there & ~last, self.earlier, 1)
-        this, others, every = (
-            self._weighted(items, some, decay, block)
-            for some, decay, block in (*parts, (there, self.earlier, 1))
+        return (
+            self._weighted(items, there & last, self.decay, 0),
+            self._weighted(items, there & ~last, self.earlier, 1),
+            self._weighted(items, there, self.earlier, 1),
         )
-        return this, others, every
 
     def _weighted(
         self, items: torch.Tensor, there: torch.Tensor, decay: float, block: int
     ) -> torch.Tensor:
         """Return the sums of the rows of some events of each window in B (block 0) or C (1)."""
-        age = there.flip(1).cumsum(1).flip(1) - there.long()
-        factors = torch.where(there, torch.pow(decay, age.float()), 0.0)
-        adds = (items < self.weights.items) & (factors > _NO_SHARE)
-        places = torch.arange(len(items)).unsqueeze(1).expand_as(items)[adds]
-        rows = items[adds] + block * self.weights.items
-        return self.weights.weighted_sums(len(items), places, rows, factors[adds])
+        places, rows, factors = decayed(items, there, decay, self.weights.items)
+        rows = rows + block * self.weights.items
+        return self.weights.weighted_sums(len(items), places, rows, factors)
 
     def _fold(self, this: torch.Tensor, every: torch.Tensor, items: torch.Tensor) -> None:
         """Add one event of each window to both sums. Padding adds nothing."""
@@ -106,6 +102,3 @@ class VisitWeights:
             if decay < 1:
                 state.mul_(torch.where(counts, decay, 1.0))
             self.weights.add_rows(state, places, items[places] + block * self.weights.items)
-
-
-_NO_SHARE = 1e-7  # of its weight; an older event moves no digit of a score

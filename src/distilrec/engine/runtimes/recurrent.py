@@ -22,7 +22,7 @@ from distilrec.engine.runtimes.neighbours import (
 from distilrec.engine.runtimes.runtime import Runtime, signs_of
 from distilrec.engine.search import make_search
 from distilrec.engine.time_inputs import shapes_of_time, time_inputs_in
-from distilrec.engine.visits import goes_on
+from distilrec.engine.visits import of_question
 
 NORM_EPSILON = np.float32(1e-6)
 _VISIT_INPUTS = "visit_inputs"
@@ -118,8 +118,7 @@ class RecurrentRuntime(Runtime):
         told = user if self._time is None else self._time.added(user, last, now)
         if not self.visit_gap:
             return told
-        if not goes_on(last, now, self.visit_gap):
-            visit = 0
+        visit = of_question(visit, last, now, self.visit_gap)
         out = np.empty(len(told) + 1, np.float32)
         np.add(told, self._visit_inputs[int(visit == 0)], out=out[:-1])
         out[-1] = visit
