@@ -98,7 +98,11 @@ def cases(seed: int = 0) -> list[dict[str, Any]]:
             else None
         )
         events = [
-            {"user_id": user, "item_id": one, "event_type": chosen(["view", "buy", "odd"])}
+            {
+                "user_id": user,
+                "item_id": one,
+                "event_type": chosen(["view", "buy", "odd", "impression"]),
+            }
             for one in ids(3 if user == "shared" else chosen([0, 3, 9, 30]))
         ]
         if rng.random() < 0.02:

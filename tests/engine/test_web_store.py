@@ -62,7 +62,7 @@ def same(one, other):
 
 def test_users_are_there_again_when_the_page_is_loaded_again(tabs):
     page = tabs()
-    assert page.evaluate("s.update([event(3), event(7), event('later'), event(5, { user_id: '__proto__' })])") == {
+    assert page.evaluate("s.update([event(3), event(7), event('later'), event(9, { event_type: 'impression' }), event(5, { user_id: '__proto__' })])") == {
         "applied": 3, "unknown_items": 1,
     }  # fmt: skip
     page.evaluate("s.setUser('me', { age: 20 })")

@@ -43,6 +43,7 @@ from distilrec.networks.sequence import TorchScorer
 from distilrec.networks.soft_tree import SoftTreeConfig
 from distilrec.networks.transformer import TransformerConfig
 from distilrec.runs.config import read_config
+from distilrec.targets import EventRole, Targets
 from distilrec.teachers.build import EnsembleConfig, MemberConfig, load_teacher, make_teacher
 from distilrec.teachers.ensemble import EnsembleTeacher, pooled_ensemble
 from distilrec.teachers.external import (
@@ -212,6 +213,15 @@ def test_linear_answers_with_visits_are_the_scores_of_the_prefix(in_visits, leng
     teacher = fit_linear(LinearConfig(ridge=5.0, **told), in_visits, 0)
     assert teacher.weights.shape == (2 * in_visits.info.warm_items, in_visits.info.warm_items)
     answers_are_the_scores_of_the_prefix(teacher, in_visits, length, rtol=1e-3)
+
+
+def test_a_negative_event_holds_a_visit_together(in_visits):
+    """Events a minute apart, of which views say nothing, and visits that end after 90 seconds."""
+    targets = Targets((EventRole("buy"), EventRole("view", role="negative")))
+    shop = replace(in_visits, info=msgspec.structs.replace(in_visits.info, targets=targets))
+    teacher = fit_linear(LinearConfig(ridge=5.0, visit_gap=90.0), shop, 0)
+    assert len(teacher.weights) == 2 * shop.info.warm_items
+    answers_are_the_scores_of_the_prefix(teacher, shop, 7, rtol=1e-3)
 
 
 def test_the_lines_of_a_basket_weigh_the_same(in_visits, tmp_path):

@@ -25,7 +25,9 @@ export interface Item {
 export interface Event {
     user_id: Id;
     item_id: Id;
-    /** "interaction" by default; a type that training did not know counts as the unknown type. */
+    /** "interaction" by default; a type that training did not know counts as the unknown type. Events of the type
+     * "impression" say what was shown: they change nothing and are not kept.
+     */
     event_type?: string;
     /** When it happened, in seconds since 1970; now by default. Students that know visits read it, and it is kept. */
     timestamp?: number | null;
@@ -35,7 +37,7 @@ export type CheckedEvent = [user_id: string, item_id: string, event_type: string
 export interface UpdateResult {
     /** Events that changed a state. */
     applied: number;
-    /** Events on items that are not in the catalogue: they changed nothing. */
+    /** Events on items that are not in the catalogue: they changed nothing. Impressions are in neither number. */
     unknown_items: number;
 }
 export interface QuestionOptions {
@@ -75,6 +77,8 @@ export interface State {
         features?: Features;
     }>;
 }
+/** The type of events that say what was shown. */
+export declare const IMPRESSION = "impression";
 export declare class Recommender {
     #private;
     readonly manifest: Manifest;

@@ -5,7 +5,7 @@
  */
 import type { Features } from "./features.js";
 import { type Id } from "./ids.js";
-import type { Event, Recommender, UpdateResult } from "./recommender.js";
+import { type Event, type Recommender, type UpdateResult } from "./recommender.js";
 export interface StoreOptions {
     /** Of the database; "distilrec" by default. */
     name?: string;
@@ -25,7 +25,7 @@ export declare class UserStore {
     constructor(recommender: Recommender, database: IDBDatabase, changed?: () => void);
     /** Write events, oldest first, and follow them once they are on disk: all or none.
      *
-     * Events on items that the student does not know are kept for a later student.
+     * Events on items that the student does not know are kept for a later student, impressions are not kept.
      */
     update(events: Iterable<Event>): Promise<UpdateResult>;
     /** Write the features of a user in place of those before. */

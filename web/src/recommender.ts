@@ -33,7 +33,9 @@ export interface Item {
 export interface Event {
   user_id: Id;
   item_id: Id;
-  /** "interaction" by default; a type that training did not know counts as the unknown type. */
+  /** "interaction" by default; a type that training did not know counts as the unknown type. Events of the type
+   * "impression" say what was shown: they change nothing and are not kept.
+   */
   event_type?: string;
   /** When it happened, in seconds since 1970; now by default. Students that know visits read it, and it is kept. */
   timestamp?: number | null;
@@ -45,7 +47,7 @@ export type CheckedEvent = [user_id: string, item_id: string, event_type: string
 export interface UpdateResult {
   /** Events that changed a state. */
   applied: number;
-  /** Events on items that are not in the catalogue: they changed nothing. */
+  /** Events on items that are not in the catalogue: they changed nothing. Impressions are in neither number. */
   unknown_items: number;
 }
 
@@ -106,6 +108,8 @@ interface User {
   visit: number;
 }
 
+/** The type of events that say what was shown. */
+export const IMPRESSION = "impression";
 const EXPLAINED = 1_000;
 const POOL = 50;
 const POOL_FACTOR = 5;
@@ -369,14 +373,18 @@ export class Recommender {
   }
 
   #followAll(events: CheckedEvent[]): UpdateResult {
-    let applied = 0;
+    const result = { applied: 0, unknown_items: 0 };
     for (const [id, item, type, time] of events) {
+      if (type === IMPRESSION) continue;
       const place = this.#index.get(item);
-      if (place === undefined) continue;
+      if (place === undefined) {
+        result.unknown_items += 1;
+        continue;
+      }
       this.#follow(this.#user(id), place, this.#kindOf(type), time);
-      applied += 1;
+      result.applied += 1;
     }
-    return { applied, unknown_items: events.length - applied };
+    return result;
   }
 
   #kindOf(event_type: string): number {
@@ -531,7 +539,7 @@ export class Recommender {
         const [item_id, event_type, timestamp] = Array.isArray(event) ? event : [];
         const [, item, type, time] = checkedEvent({ user_id: id, item_id, event_type, timestamp }, Infinity);
         const place = this.#index.get(item);
-        if (place !== undefined) this.#follow(user, place, this.#kindOf(type), time);
+        if (place !== undefined && type !== IMPRESSION) this.#follow(user, place, this.#kindOf(type), time);
       }
       if (given.features) {
         user.features = this.knownFeatures(given.features);

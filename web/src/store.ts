@@ -13,7 +13,7 @@ import {
 } from "./errors.js";
 import type { Features } from "./features.js";
 import { asId, shown, type Id } from "./ids.js";
-import type { Event, Recommender, State, UpdateResult } from "./recommender.js";
+import { IMPRESSION, type Event, type Recommender, type State, type UpdateResult } from "./recommender.js";
 
 const VERSION = 1;
 const [LOG, META, CLEARED] = ["log", "meta", "cleared"];
@@ -97,10 +97,10 @@ export class UserStore {
 
   /** Write events, oldest first, and follow them once they are on disk: all or none.
    *
-   * Events on items that the student does not know are kept for a later student.
+   * Events on items that the student does not know are kept for a later student, impressions are not kept.
    */
   async update(events: Iterable<Event>): Promise<UpdateResult> {
-    const rows = this.#recommender.checked(events);
+    const rows = this.#recommender.checked(events).filter(([, , type]) => type !== IMPRESSION);
     const applied = rows.filter(([, item]) => this.#recommender.knowsItem(item)).length;
     await this.#change((log) => {
       for (const [user, item, type, time] of rows) log.add({ user, item, type, time });

@@ -294,8 +294,9 @@ class ItemWeightsTeacher:
         warm = self.item_weights.items
         for first in range(0, len(histories), _TOGETHER):
             part = histories.select(first, first + _TOGETHER)
-            if self.counted is not None:
-                part = part.only(self.counted)
+            if self.counted is not None:  # padding in place of the others, whose time still counts
+                items = np.where(self.counted[part.events], part.items, self._catalogue_size)
+                part = replace(part, items=items)
             out[first : first + len(part), :warm] = self._scores(part).numpy()
         lowest = torch.from_numpy(out[:, :warm].min(1, keepdims=True))
         out[:, warm:] = _below(lowest).numpy()
