@@ -7,6 +7,7 @@ from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 
@@ -126,6 +127,17 @@ def bundle(finished_run: Run, tmp_path: Path) -> Path:
 def bundle_copy(finished_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the small run's bundle that the tests of a module share."""
     return Path(shutil.copytree(finished_run.bundle, tmp_path_factory.mktemp("shared") / "bundle"))
+
+
+@pytest.fixture
+def bundle_with_repeats(bundle: Path) -> Path:
+    """A copy of the small run's bundle whose log is said to have repeats."""
+    from distilrec.bundle.format import read_bundle, write_bundle
+
+    read = read_bundle(bundle)
+    manifest = msgspec.structs.replace(read.manifest, repeats=True)
+    write_bundle(bundle, manifest, read.weights, read.catalogue, read.history)
+    return bundle
 
 
 @pytest.fixture

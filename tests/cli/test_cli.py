@@ -230,6 +230,28 @@ def test_recommend(shop):
     )
 
 
+def test_recommend_with_what_a_user_has_had(bundle_with_repeats):
+    """By default where the log has repeats."""
+
+    def answered(*options):
+        asked = (
+            "recommend",
+            "--bundle",
+            bundle_with_repeats,
+            "--user_id",
+            "u1",
+            "--k",
+            "99",
+            "--json",
+        )
+        return {item["item_id"] for item in json.loads(cli(*asked, *options).stdout)["items"]}
+
+    every = answered()
+    assert answered("--include-seen") == every
+    had = set(distilrec.load(bundle_with_repeats).past("u1", limit=99))
+    assert had and every - answered("--no-include-seen") == had
+
+
 def test_recommend_says_why(shop):
     bundle = shop[0] / "runs" / "shop" / "bundle"
     answer = json.loads(

@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 from distilrec import load
 from distilrec.bundle.format import erase_user, read_bundle
 from distilrec.engine.filters import Condition, Filter
+from distilrec.engine.probabilities import Objective
+from distilrec.engine.rules import Rules
 from distilrec.engine.stored import StoredRecommender
 from distilrec.errors import (
     BundleCorruptedError,
@@ -276,6 +278,37 @@ def test_a_batch_is_the_single_answers(recommender):
     assert recommender.recommend_many(users, k=4, where=where) == [
         recommender.recommend(user, k=4, where=where) for user in users
     ]
+
+
+@pytest.mark.parametrize("repeats", [False, True])
+def test_what_a_user_has_had_is_left_out_as_it_was_measured(bundle, repeats, request, tmp_path):
+    """By every door, and otherwise where the caller says so."""
+    path = request.getfixturevalue("bundle_with_repeats") if repeats else bundle
+    stored = StoredRecommender(load(path), SqliteStore(tmp_path / "events.db"))
+    stored.update([{"user_id": "a", "item_id": item, "event_type": "buy"} for item in ("i3", "i9")])
+    worth = Objective(probability=1.0)
+
+    def lists(**said):
+        return [
+            ids(stored.recommend("a", k=EVERYTHING, **said)),
+            ids(stored.recommend_many(["a"], k=EVERYTHING, **said)[0]),
+            ids(stored.recommend("a", k=EVERYTHING, diversity=0.1, **said)),
+            ids(stored.recommend_by_value("a", worth, k=EVERYTHING, **said)),
+            ids(stored.arrange("a", Rules(), EVERYTHING, **said).items),
+            ids(stored.similar("i2", EVERYTHING, user_id="a", **said)),
+            ids(stored.latest("price", EVERYTHING, user_id="a", **said)),
+            ids(stored.popular(k=EVERYTHING, user_id="a", **said)),
+        ]
+
+    for found in lists():
+        assert ("i3" in found) == repeats
+    for found, without in zip(lists(exclude_seen=False), lists(exclude_seen=True), strict=True):
+        assert set(found) - set(without) == {"i3", "i9"}
+    chances = stored.probabilities("a", ["i3", "i9"])
+    assert [chance > 0 for chance in chances] == [repeats, repeats]
+    # Of given items each has a chance as it was measured, whatever is said.
+    given = stored.recommend_by_value("a", worth, ["i3"], exclude_seen=not repeats)
+    assert (given[0].probability > 0) == repeats
 
 
 def test_only_the_latest_events_are_remembered_but_all_are_in_the_state(bundle):

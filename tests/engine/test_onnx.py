@@ -56,6 +56,8 @@ class Client:
                 continue
             types = self.student.event_types
             kind = event["event_type"]
+            if kind == "impression":
+                continue
             number = types.index(kind) if kind in types else 0
             state = self.states.get(user, np.zeros((1, self.student.state), np.float32))
             asked = {"state": state, "item": np.array([item]), "event_type": np.array([number])}
@@ -107,7 +109,7 @@ def test_the_generated_cases(student, exported):
         scores = client.scores(user, bags.get(user, ())).astype(np.float64)
         if len(mask):
             scores[mask == 0] = -np.inf
-        if case["exclude_seen"]:
+        if case["exclude_seen"] is not False:  # a log without repeats
             scores[list(client.seen.get(user, ()))] = -np.inf
         order = [n for n in np.argsort(-scores, kind="stable")[: case["k"]] if scores[n] > -np.inf]
         ours = [[client.student.items[n], float(scores[n])] for n in order]

@@ -113,7 +113,7 @@ def cases(seed: int = 0) -> list[dict[str, Any]]:
         ranked = [put["item_id"] if put else f"i{rng.integers(42)}", *ids(6)]
         made.append(
             {"user": user, "features": features, "events": events, "item": put, "where": where(),
-             "k": int(rng.integers(1, 25)), "exclude_seen": bool(rng.random() < 0.7),
+             "k": int(rng.integers(1, 25)), "exclude_seen": chosen([True, True, False, None]),
              "diversity": round(float(rng.random()), 2), "ranked": ranked}
         )  # fmt: skip
     return made

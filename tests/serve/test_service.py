@@ -188,6 +188,28 @@ def test_users(server, library):
     assert "u14" in server.client.get("/v1/users", params={"limit": 100}).json()["users"]
 
 
+def test_a_shop_recommends_again_what_a_user_has_had(bundle_with_repeats, tmp_path):
+    """Unless the request says otherwise."""
+    with served(bundle_with_repeats, store=str(tmp_path / "store.db")) as shop:
+        shop.event("buyer", "i9")
+        asked = {"user_id": "buyer", "k": 99}
+        for path, more in (
+            ("recommend", {}),
+            ("recommend", {"probabilities": True, "objective": {"probability": 1}}),
+            ("recommend", {"rules": {}}),
+            ("similar", {"item_ids": ["i2"]}),
+            ("popular", {}),
+            ("latest", {"by": "price"}),
+        ):
+            for said, there in (
+                ({}, True),
+                ({"exclude_seen": None}, True),
+                ({"exclude_seen": True}, False),
+            ):
+                answer = shop.post(f"/v1/{path}", **asked, **more, **said)
+                assert ("i9" in [one["item_id"] for one in answer["items"]]) == there, (path, said)
+
+
 def test_erasure_is_proved_by_a_scan_of_all_files(finished_run, tmp_path):
     """A user of the bundle with live events and features: afterwards no file of store or bundle holds the id."""
     from distilrec.bundle.format import read_bundle, write_bundle

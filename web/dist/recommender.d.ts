@@ -47,8 +47,8 @@ export interface QuestionOptions {
 export interface RecommendOptions extends QuestionOptions {
     /** How many; 10 by default. */
     k?: number;
-    /** Leave out what the user has had; true by default. */
-    exclude_seen?: boolean;
+    /** Leave out what the user has had; by default unless users of the training log took items again. */
+    exclude_seen?: boolean | null;
     where?: Filter | null;
     /** From 0 (best first) to 1: trades score against likeness to the items before. */
     diversity?: number;

@@ -59,8 +59,8 @@ export interface QuestionOptions {
 export interface RecommendOptions extends QuestionOptions {
   /** How many; 10 by default. */
   k?: number;
-  /** Leave out what the user has had; true by default. */
-  exclude_seen?: boolean;
+  /** Leave out what the user has had; by default unless users of the training log took items again. */
+  exclude_seen?: boolean | null;
   where?: Filter | null;
   /** From 0 (best first) to 1: trades score against likeness to the items before. */
   diversity?: number;
@@ -437,7 +437,8 @@ export class Recommender {
   /** Return the best items for a user, best first; fewer where fewer pass. */
   recommend(user_id: Id, options: RecommendOptions = {}): Recommendation[] {
     onlyKnown(options, ["k", "exclude_seen", "where", "diversity", "now"], "options");
-    const { k = 10, exclude_seen = true, where = null, diversity = 0 } = options;
+    const { k = 10, where = null, diversity = 0 } = options;
+    const excludeSeen = options.exclude_seen ?? !this.manifest.repeats;
     atLeastOne(k, "k");
     if (!(diversity >= 0 && diversity <= 1)) {
       throw new ConfigError(`diversity is ${diversity}`, {
@@ -451,7 +452,7 @@ export class Recommender {
     this.#ask(user, now);
     const scores = this.#student.scores();
     const pool = diversity ? Math.max(POOL, POOL_FACTOR * k) : k;
-    let places = this.#best(scores, exclude_seen ? user.items : [], mask, pool);
+    let places = this.#best(scores, excludeSeen ? user.items : [], mask, pool);
     if (diversity) places = this.#diversified(places, scores, k, diversity);
     return places.map((place) => this.#answer(place, scores[place]));
   }

@@ -155,8 +155,12 @@ def recommend(  # noqa: PLR0913 - each argument is an option of the command line
     k: Annotated[int, Parameter(help="How many items.")] = 10,
     bundle: Bundle = None,
     include_seen: Annotated[
-        bool, Parameter(help="Also items that the user has already had.")
-    ] = False,
+        bool | None,
+        Parameter(
+            help="Also items that the user has already had; by default where users of the training "
+            "log took items again."
+        ),
+    ] = None,
     now: Annotated[
         float | None,
         Parameter(
@@ -196,21 +200,23 @@ def recommend(  # noqa: PLR0913 - each argument is an option of the command line
                 parameter="diversity",
             )
     told = _context_of(context, recommender.manifest)
-    seen, diversity = not include_seen, answered.diversity
+    left_out = None if include_seen is None else not include_seen
+    diversity = answered.diversity
     if answered.objective is None:
         answers = recommender.recommend(
-            user_id, candidates, k, seen, diversity=diversity, now=now, context=told
+            user_id, candidates, k, left_out, diversity=diversity, now=now, context=told
         )
         more: dict[str, dict[str, Any]] = {}
         if answered.probabilities:
             names = [answer.item_id for answer in answers]
-            left_out = seen if candidates is None else None
-            found = recommender.probabilities(user_id, names, left_out, now=now, context=told)
+            found = recommender.probabilities(
+                user_id, names, left_out if candidates is None else None, now=now, context=told
+            )
             more = {name: {"probability": value} for name, value in zip(names, found, strict=True)}
     else:
         worth = _objective(answered.objective)
         valued = recommender.recommend_by_value(
-            user_id, worth, candidates, k, seen, diversity=diversity, now=now, context=told
+            user_id, worth, candidates, k, left_out, diversity=diversity, now=now, context=told
         )
         answers = [Recommendation(item.item_id, item.score) for item in valued]
         more = {item.item_id: _about(item) for item in valued}

@@ -326,7 +326,7 @@ class Recommender:
         user_id: Id | User,
         item_ids: Iterable[Id] | None = None,
         k: int = 10,
-        exclude_seen: bool = True,
+        exclude_seen: bool | None = None,
         *,
         where: Filter | None = None,
         diversity: float = 0.0,
@@ -338,9 +338,10 @@ class Recommender:
         user_id: or what `session` returns.
         item_ids: rank exactly these items instead, each once, seen or not; then nothing else but
         `now` and `context` applies.
-        exclude_seen: leave out what the user has already had; what the user does not want to see is
-        left out in any case (an item with a negative event and no target event after it). where:
-        only items that pass this filter.
+        exclude_seen: leave out what the user has already had; by default as it was measured, unless
+        the training log has repeats. What the user does not want to see is left out in any case (an
+        item with a negative event and no target event after it). where: only items that pass this
+        filter.
         diversity: from 0 (best first) to 1: trades score against likeness to the items before, by
         maximal marginal relevance among the best max(50, 5 k).
         now: when the question is asked, in seconds since 1970, the time of the clock by default; it
@@ -362,7 +363,7 @@ class Recommender:
         self,
         user_id: Id | User,
         k: int,
-        exclude_seen: bool = True,
+        exclude_seen: bool | None = None,
         where: Filter | None = None,
         diversity: float = 0.0,
         now: float | None = None,
@@ -377,7 +378,7 @@ class Recommender:
             user = self._users.use(user_id) if type(user_id) is str else None
             if user is None:
                 user = self._user(user_id)
-            left_out = user.left_out(seen=exclude_seen)
+            left_out = user.left_out(seen=self._leaves_out(exclude_seen))
             runtime = self._runtime_of(user)
             places, best = runtime.best(
                 user.state,
@@ -396,7 +397,7 @@ class Recommender:
         user_id: Id | User,
         rules: Rules,
         k: int = 10,
-        exclude_seen: bool = True,
+        exclude_seen: bool | None = None,
         *,
         where: Filter | None = None,
         diversity: float = 0.0,
@@ -429,7 +430,7 @@ class Recommender:
                 user.items,
                 user.left_out(seen=False),
                 k,
-                exclude_seen,
+                self._leaves_out(exclude_seen),
                 where,
                 diversity,
                 time.time() if now is None else now,
@@ -467,15 +468,13 @@ class Recommender:
 
         softmax(score / temperature) over all candidates: every available item of the catalogue,
         without those that the user does not want to see, and without those that the user has had
-        where `exclude_seen` says so; by default where the training log has no repeats. Over all
-        items the sum is 1, and the order is that of the scores. One pass over all item vectors.
-        user_id, now, context: as for `recommend`.
+        where `exclude_seen` says so. Over all items the sum is 1, and the order is that of the
+        scores. One pass over all item vectors.
+        user_id, exclude_seen, now, context: as for `recommend`.
         Raises UnknownItemError, InvalidIdError, and ConfigError where the bundle has no temperature
         and for what `recommend` would refuse.
         """
         given = listed_ids(item_ids, "item_ids")
-        if exclude_seen is None:
-            exclude_seen = not self._manifest.repeats
         now = _checked(now)
         temperature = temperature_of(self._manifest)
         with self.lock:
@@ -492,7 +491,7 @@ class Recommender:
         objective: Objective,
         item_ids: Iterable[Id] | None = None,
         k: int = 10,
-        exclude_seen: bool = True,
+        exclude_seen: bool | None = None,
         *,
         where: Filter | None = None,
         diversity: float = 0.0,
@@ -512,7 +511,7 @@ class Recommender:
         now = _checked(now)
         given = None if item_ids is None else listed_ids(item_ids, "item_ids")
         if given is not None:
-            exclude_seen = not self._manifest.repeats
+            exclude_seen = None
         temperature = temperature_of(self._manifest)
         with self.lock:
             worth = worth_of(objective, self._filters.attributes)
@@ -534,7 +533,7 @@ class Recommender:
     def _asked(
         self,
         user: User,
-        exclude_seen: bool,
+        exclude_seen: bool | None,
         where: Filter | None,
         now: float | None,
         context: Context | None,
@@ -543,7 +542,7 @@ class Recommender:
         return Asked(
             user.state,
             self._features(user, now, context),
-            user.left_out(seen=exclude_seen),
+            user.left_out(seen=self._leaves_out(exclude_seen)),
             self._filters.mask(None),
             self._filters.mask(where),
         )
@@ -557,7 +556,7 @@ class Recommender:
         where: Filter | None = None,
         diversity: float = 0.0,
         popularity: float = POPULARITY,
-        exclude_seen: bool = True,
+        exclude_seen: bool | None = None,
     ) -> list[Recommendation]:
         """Return the k items that are most like an item, or like several together, such as a cart,
         best first; without the items themselves.
@@ -565,9 +564,9 @@ class Recommender:
         The scores are likenesses, not logits: the mean cosine of the student's item vectors, a part
         of its item-to-item weights where it has some, and of the items' biases
         (`distilrec.engine.similar`).
-        user_id: also leave out what this user has already had or does not want to see. where,
-        diversity: as for `recommend`. popularity: from 0 (likeness alone) to 1: how much the bias
-        of an item counts. exclude_seen: False keeps what the user has already had.
+        user_id: also leave out what this user does not want to see, and what they have already had
+        where `exclude_seen` says so. where, diversity, exclude_seen: as for `recommend`.
+        popularity: from 0 (likeness alone) to 1: how much the bias of an item counts.
         Raises InvalidIdError, UnknownItemError for an item that is not in the catalogue,
         ConfigError for no items, a popularity outside [0, 1], and as `recommend` does.
         """
@@ -585,7 +584,7 @@ class Recommender:
         where: Filter | None = None,
         diversity: float = 0.0,
         popularity: float = POPULARITY,
-        exclude_seen: bool = True,
+        exclude_seen: bool | None = None,
     ) -> tuple[list[str], list[float]]:
         """Return the items of `similar` and their scores, apart."""
         _check_list(k, diversity)
@@ -604,7 +603,7 @@ class Recommender:
             given = np.array(list(dict.fromkeys(self._catalogue.positions(item_ids))), np.int32)
             places, best = self._similar.best(
                 given,
-                self._items_of(user_id, seen=exclude_seen),
+                self._items_of(user_id, exclude_seen),
                 self._filters.mask(where),
                 min(pool, len(self._item_ids)),
                 popularity,
@@ -622,19 +621,19 @@ class Recommender:
         user_id: Id | None = None,
         where: Filter | None = None,
         *,
-        exclude_seen: bool = True,
+        exclude_seen: bool | None = None,
     ) -> list[Recommendation]:
         """Return the first k items of a ranking that may be recommended and pass the filter, with
         their scores; items that are not in the catalogue are left out.
 
-        user_id: also leave out what this user has already had or does not want to see;
-        exclude_seen: False keeps what they have already had.
+        user_id: also leave out what this user does not want to see, and what they have already had
+        where `exclude_seen`, as for `recommend`, says so.
         Raises InvalidIdError, and ConfigError for k < 1 and a filter that does not fit.
         """
         _check_list(k)
         with self.lock:
             mask = self._filters.mask(where)
-            seen = set(self._items_of(user_id, seen=exclude_seen).tolist())
+            seen = set(self._items_of(user_id, exclude_seen).tolist())
             places = ((self._catalogue.index.get(item), score) for item, score in ranking)
             passing = (
                 Recommendation(self._item_ids[place], score)
@@ -650,15 +649,14 @@ class Recommender:
         *,
         user_id: Id | None = None,
         where: Filter | None = None,
-        exclude_seen: bool = True,
+        exclude_seen: bool | None = None,
     ) -> list[Recommendation]:
         """Return the k items with the largest numbers of an attribute, such as the time when they
         were published; of equal ones those that were most popular in training first. The scores are
         these numbers.
 
-        Items without the attribute are left out. user_id: also leave out what this user has already
-        had or does not want to see; where: only items that pass this filter; exclude_seen: False
-        keeps what the user has already had.
+        Items without the attribute are left out. user_id, exclude_seen: as for `first_of`; where:
+        only items that pass this filter.
         Raises ConfigError for an attribute that no item has or that is not a number, and as
         `first_of` does.
         """
@@ -680,7 +678,7 @@ class Recommender:
         self,
         user_ids: Iterable[Id],
         k: int = 10,
-        exclude_seen: bool = True,
+        exclude_seen: bool | None = None,
         *,
         where: Filter | None = None,
         diversity: float = 0.0,
@@ -709,12 +707,16 @@ class Recommender:
     def _runtime_of(self, user: User) -> Runtime:
         return self._runtime if user.length else self._blended or self._runtime
 
-    def _items_of(self, user_id: Id | None, *, seen: bool) -> Places:
-        """Return the items that a user does not want to see, and with `seen` those that they have
-        had; none without an id.
-        """
+    def _items_of(self, user_id: Id | None, exclude_seen: bool | None) -> Places:
+        """Return the items that a list for a user leaves out; none without an id."""
         user = None if user_id is None else self._sessions.find(user_id)
-        return NO_ITEMS if user is None else user.left_out(seen=seen)
+        return NO_ITEMS if user is None else user.left_out(seen=self._leaves_out(exclude_seen))
+
+    def _leaves_out(self, exclude_seen: bool | None) -> bool:
+        """Return whether a list leaves out what the user has had. exclude_seen: None for the
+        default, which is what quality was measured with.
+        """
+        return not self._manifest.repeats if exclude_seen is None else exclude_seen
 
     def unknown_context(self, context: Context) -> list[str]:
         """Return the categorical features of a context whose value no training event had: they

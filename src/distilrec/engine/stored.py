@@ -166,7 +166,7 @@ class StoredRecommender:
         user_id: Id | User,
         item_ids: Iterable[Id] | None = None,
         k: int = 10,
-        exclude_seen: bool = True,
+        exclude_seen: bool | None = None,
         *,
         where: Filter | None = None,
         diversity: float = 0.0,
@@ -202,7 +202,7 @@ class StoredRecommender:
         user_id: Id | User,
         rules: Rules,
         k: int = 10,
-        exclude_seen: bool = True,
+        exclude_seen: bool | None = None,
         *,
         where: Filter | None = None,
         diversity: float = 0.0,
@@ -243,7 +243,7 @@ class StoredRecommender:
         self,
         user_ids: Iterable[Id],
         k: int = 10,
-        exclude_seen: bool = True,
+        exclude_seen: bool | None = None,
         *,
         where: Filter | None = None,
         diversity: float = 0.0,
@@ -312,7 +312,7 @@ class StoredRecommender:
         objective: Objective,
         item_ids: Iterable[Id] | None = None,
         k: int = 10,
-        exclude_seen: bool = True,
+        exclude_seen: bool | None = None,
         *,
         where: Filter | None = None,
         diversity: float = 0.0,
@@ -355,7 +355,7 @@ class StoredRecommender:
         where: Filter | None = None,
         diversity: float = 0.0,
         popularity: float = POPULARITY,
-        exclude_seen: bool = True,
+        exclude_seen: bool | None = None,
     ) -> list[Recommendation]:
         """See `Recommender.similar`."""
         with self._lock:
@@ -379,15 +379,14 @@ class StoredRecommender:
         event_types: Collection[str] | None = None,
         user_id: Id | None = None,
         where: Filter | None = None,
-        exclude_seen: bool = True,
+        exclude_seen: bool | None = None,
     ) -> list[Recommendation]:
         """Return the k items with most stored events of late, with their numbers, best first.
 
         window: in hours, the current one and those before it, up to 2,160; half_life: hours after
         which an event counts half, all count alike without it; event_types: that count, those that
-        are to be predicted without them. user_id: leave out what this user has already had or does
-        not want to see; where: only items that pass this filter; exclude_seen: False keeps what the
-        user has already had.
+        are to be predicted without them. user_id, where, exclude_seen: as for
+        `Recommender.first_of`.
         Raises ConfigError for another window and as `Recommender.first_of` does, InvalidIdError,
         StoreError.
         """
@@ -424,7 +423,7 @@ class StoredRecommender:
         *,
         user_id: Id | None = None,
         where: Filter | None = None,
-        exclude_seen: bool = True,
+        exclude_seen: bool | None = None,
     ) -> list[Recommendation]:
         """See `Recommender.latest`."""
         with self._lock:

@@ -63,9 +63,10 @@ class RecommendRequest(Request, frozen=True):
     """The `k` best items for a user. `explain` adds what past events did for each score, `titles`
     the titles.
 
-    `diversity` from 0 to 1 trades score against likeness between the items. `now`: when it is
-    asked, seconds since 1970, at most five minutes in the future and not before the user's last
-    event; the time of the clock where it is left out.
+    `exclude_seen` leaves out what the user has already had; where it is not given, this is so
+    unless users of the training log took items again. `diversity` from 0 to 1 trades score against
+    likeness between the items. `now`: when it is asked, seconds since 1970, at most five minutes in
+    the future and not before the user's last event; the time of the clock where it is left out.
     `history`: what happened in a session, oldest first, as ids of items or as events; nothing of it
     is stored. In place of a `user_id`, or after all that is known of that user.
     `placement`: where the list is shown, such as `home`, whose rules it follows, if there are some;
@@ -82,7 +83,7 @@ class RecommendRequest(Request, frozen=True):
 
     user_id: UserId | None = None
     k: Annotated[int, Meta(ge=1)] = 10
-    exclude_seen: bool = True
+    exclude_seen: bool | None = None
     filter: Filter | None = None
     diversity: Share = 0.0
     explain: bool = False
@@ -128,11 +129,11 @@ class RankRequest(Request, frozen=True):
 class SimilarRequest(Request, frozen=True):
     """The `k` items that are most like an item, or like several together, such as a cart.
 
-    `user_id`: also leave out what this user has already had, unless `exclude_seen` is false, and
-    what they do not want to see. `popularity`: from 0, likeness alone, to 1: how much it counts
+    `user_id`: also leave out what this user does not want to see, and what they have already had
+    where `exclude_seen` says so. `popularity`: from 0, likeness alone, to 1: how much it counts
     that an item is popular. `skip_unknown` leaves unknown items out.
-    `filter`, `diversity`, `titles`, `record`: as for recommendations. `placement`: where the list
-    is shown; outcomes are counted by it.
+    `exclude_seen`, `filter`, `diversity`, `titles`, `record`: as for recommendations. `placement`:
+    where the list is shown; outcomes are counted by it.
     """
 
     item_ids: Annotated[list[ItemId], Meta(min_length=1)]
@@ -145,7 +146,7 @@ class SimilarRequest(Request, frozen=True):
     skip_unknown: bool = False
     placement: Placement | None = None
     record: bool = True
-    exclude_seen: bool = True
+    exclude_seen: bool | None = None
 
 
 class PopularRequest(Request, frozen=True):
@@ -153,9 +154,9 @@ class PopularRequest(Request, frozen=True):
 
     `half_life`: hours after which an event counts half; all count alike without it. `event_types`:
     that count, without them those that are to be predicted, or all where that was not said.
-    `user_id`: leave out what this user has already had, unless `exclude_seen` is false, and what
-    they do not want to see. `filter`, `titles`, `record`: as for recommendations. `placement`:
-    where the list is shown; outcomes are counted by it.
+    `user_id`: leave out what this user does not want to see, and what they have already had where
+    `exclude_seen` says so. `exclude_seen`, `filter`, `titles`, `record`: as for recommendations.
+    `placement`: where the list is shown; outcomes are counted by it.
     """
 
     k: Annotated[int, Meta(ge=1)] = 10
@@ -167,15 +168,16 @@ class PopularRequest(Request, frozen=True):
     titles: bool = False
     placement: Placement | None = None
     record: bool = True
-    exclude_seen: bool = True
+    exclude_seen: bool | None = None
 
 
 class LatestRequest(Request, frozen=True):
     """The `k` items with the largest numbers of an attribute.
 
-    `by`: its name, such as `published_at`. `user_id`: leave out what this user has already had,
-    unless `exclude_seen` is false, and what they do not want to see. `filter`, `titles`, `record`:
-    as for recommendations. `placement`: where the list is shown; outcomes are counted by it.
+    `by`: its name, such as `published_at`. `user_id`: leave out what this user does not want to
+    see, and what they have already had where `exclude_seen` says so. `exclude_seen`, `filter`,
+    `titles`, `record`: as for recommendations. `placement`: where the list is shown; outcomes are
+    counted by it.
     """
 
     by: Annotated[str, Meta(min_length=1, max_length=128)]
@@ -185,7 +187,7 @@ class LatestRequest(Request, frozen=True):
     titles: bool = False
     placement: Placement | None = None
     record: bool = True
-    exclude_seen: bool = True
+    exclude_seen: bool | None = None
 
 
 class EventBody(EventInput, frozen=True):
