@@ -131,8 +131,9 @@ def test_whole_floats_are_ids_and_fractions_are_not():
 def test_errors_name_the_column_and_the_row():
     with pytest.raises(
         ColumnMissingError, match=r"ratings has no column 'timestamp'; it has: user_id, item_id"
-    ):
+    ) as caught:
         clean_log(pl.DataFrame({"user_id": ["a"], "item_id": ["x"]}), SCHEMA, Cleaning(), "ratings")
+    assert caught.value.fix == "name the right column: timestamp in [data.schema]"
     table = pl.DataFrame(
         {
             "user_id": ["a", "b"],

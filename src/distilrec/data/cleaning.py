@@ -119,7 +119,7 @@ def clean_log(
     schema, key = source.schema, source.pseudonym_key
     columns = log.schema().names()
     for column in _log_columns(schema, source.checks):
-        need_column(columns, column, log.name)
+        need_column(columns, column, log.name, schema)
     if log.rows == 0:
         raise NotEnoughDataError(
             f"{log.name} has no rows",
