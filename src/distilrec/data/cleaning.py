@@ -520,9 +520,8 @@ def _time_notes(task: _Task, parts: Sequence[Path]) -> list[str]:
     elif last is not None and (task.times.dates_only or dates_only):
         notes.append(
             f"the times are dates without a time of day, read as 00:00 in {task.times.zone}: the "
-            "events of a day keep the "
-            f"order of the rows, and the log ends at {_moment(last)}, before the end of its last "
-            "day"
+            "events of a day share their time, their order is what data.ties says, and the log "
+            f"ends at {_moment(last)}, before the end of its last day"
         )
     return notes
 
