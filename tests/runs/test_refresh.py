@@ -40,6 +40,7 @@ from distilrec.files import locked
 from distilrec.labels.store import open_labels
 from distilrec.measure.ranking import questions, rank
 from distilrec.networks.build import build_model
+from distilrec.networks.recurrent import RecurrentConfig
 from distilrec.report.comparison import BundleScorer
 from distilrec.report.earlier import EarlierBundle
 from distilrec.report.gate import Check, Thresholds
@@ -47,9 +48,16 @@ from distilrec.runs.generations import Generations
 from distilrec.runs.refreshing import changed_users, refresh
 from distilrec.runs.seen import models_that_saw
 from distilrec.runs.served import let_answer
-from distilrec.teachers.build import EnsembleConfig, MemberConfig, load_teacher, make_teacher
-from distilrec.teachers.ease import EaseConfig
-from distilrec.teachers.linear import LinearConfig
+from distilrec.teachers import build
+from distilrec.teachers.build import (
+    EnsembleConfig,
+    MemberConfig,
+    known_baselines,
+    load_teacher,
+    make_teacher,
+)
+from distilrec.teachers.ease import EaseConfig, carried_ease
+from distilrec.teachers.linear import LinearConfig, carried_linear
 from distilrec.teachers.teacher import ModelTeacher
 from distilrec.training.options import TrainingConfig
 from distilrec.training.trained import Earlier
@@ -436,6 +444,34 @@ def test_what_is_not_fitted_again_stays_as_it_was_by_the_ids_of_items(dense_item
     assert again.weights == before.weights
     assert again.members[1].ridge == before.members[1].ridge
     assert again.members[0].weights[~there].any()
+
+
+def test_members_that_are_not_asked_stay_as_they_were(tmp_path):
+    was, now = grown()
+    network = RecurrentConfig(dim=8, max_history=12)
+    models = (network, network, EaseConfig(), LinearConfig())
+    config = EnsembleConfig(tuple(MemberConfig(model, seed=n) for n, model in enumerate(models)))
+    training = TrainingConfig(epochs=1, batch_size=16)
+    before = make_teacher(config, was, training, tmp_path / "before", seed=0)
+    weights = (0.0, 1.0, 0.0, 1.0)  # what validation would have found
+    pooling = msgspec.structs.replace(before.pooling, weights=weights)
+    build._ENSEMBLE.write(tmp_path / "before", pooling)
+    earlier = Earlier(tmp_path / "before", was.info, np.ones(now.users, bool), "key")
+    after = make_teacher(config, now, training, tmp_path / "after", seed=0, earlier=earlier)
+    assert after.weights == weights
+    for n, model in enumerate(models):
+        member = after.members[n]
+        if model is network:
+            started = earlier.member(n, 1.0).carried(now).model.state_dict()
+            trained = member.trained.model.state_dict()
+            same = all(torch.equal(started[name], trained[name]) for name in started)
+        else:
+            kept = {EaseConfig: carried_ease, LinearConfig: carried_linear}[type(model)]
+            same = np.array_equal(member.weights, kept(earlier.member(n, 1.0), now).weights)
+        assert same == (weights[n] == 0)
+    # EASE of the days before is no baseline of today's report.
+    assert known_baselines(before) and not known_baselines(after)
+    assert not known_baselines(load_teacher(config, tmp_path / "after", now))
 
 
 def test_an_earlier_bundle_on_its_own_data_is_the_bundle(finished):

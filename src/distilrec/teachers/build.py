@@ -200,7 +200,7 @@ def make_teacher(
     earlier: the same teacher on data that have grown since; its networks are trained further.
     """
     options = options or RunOptions()
-    before = [] if earlier is None else [earlier.key, *([] if earlier.refit else ["not fitted"])]
+    before = [] if earlier is None else earlier.marks()
     made_from = key_of(dataset.fingerprint(), config, training, seed, *before)
     kind = _kind_of(config)
     if kind.saved is not None and kind.saved.is_made(folder, made_from):
@@ -267,9 +267,11 @@ def kind_of(teacher: Teacher) -> str:
 
 
 def known_baselines(teacher: Teacher) -> dict[str, Teacher]:
-    """Return the baselines of a report that a teacher has among its members, by name."""
+    """Return the baselines of a report that a teacher has among its members, by name: those that
+    are fitted to its data.
+    """
     for member in single_teachers(teacher):
-        if isinstance(member, EaseTeacher) and member.config == EaseConfig():
+        if isinstance(member, EaseTeacher) and member.config == EaseConfig() and member.fitted:
             return {"EASE": member}
     return {}
 
@@ -287,17 +289,20 @@ def _kind_of(config: TeacherConfig) -> TeacherKind:
 
 
 def _train_network(config: NetworkConfig, making: Making) -> Teacher:
-    options = making.options
-    start = None if making.earlier is None else making.earlier.start(making.dataset)
-    train = partial(
-        train_model, config, making.dataset, making.training, seed=making.seed, start=start
-    )
-    model = options.train_together(
-        train,
-        lambda epoch, total: options.progress.advance(
-            making.name, epoch.epoch, total, epoch.note()
-        ),
-    )
+    options, earlier = making.options, making.earlier
+    if earlier is not None and not earlier.asked:
+        model = earlier.carried(making.dataset)
+    else:
+        start = None if earlier is None else earlier.start(making.dataset)
+        train = partial(
+            train_model, config, making.dataset, making.training, seed=making.seed, start=start
+        )
+        model = options.train_together(
+            train,
+            lambda epoch, total: options.progress.advance(
+                making.name, epoch.epoch, total, epoch.note()
+            ),
+        )
     save_model(model, making.folder, making.made_from)
     if options.checkpoint is not None:
         drop_checkpoint(options.checkpoint)
@@ -312,7 +317,8 @@ def _load_network(config: NetworkConfig, folder: Path, dataset: Dataset) -> Teac
 
 def _kept(making: Making) -> Earlier | None:
     """Return the earlier teacher where this one stays as that is, None where it is fitted."""
-    return None if making.earlier is None or making.earlier.refit else making.earlier
+    earlier = making.earlier
+    return None if earlier is None or (earlier.refit and earlier.asked) else earlier
 
 
 def _fit_linear(config: LinearConfig, making: Making) -> Teacher:
@@ -354,7 +360,8 @@ def _read_scores(config: ScoresConfig, making: Making) -> Teacher:
 
 def _make_ensemble(config: EnsembleConfig, making: Making) -> Teacher:
     checkpoint, members = making.options.checkpoint, []
-    configs = members_of(config)
+    configs, earlier = members_of(config), making.earlier
+    weights = () if earlier is None else _ENSEMBLE.read(earlier.folder).about.weights
     for number, member in enumerate(configs):
         own_checkpoint = None if checkpoint is None else checkpoint / f"member-{number}"
         members.append(
@@ -366,14 +373,13 @@ def _make_ensemble(config: EnsembleConfig, making: Making) -> Teacher:
                 seed=making.seed + member.seed,
                 options=replace(making.options, checkpoint=own_checkpoint),
                 name=f"{making.name} {number + 1}/{len(configs)}",
-                earlier=making.earlier and making.earlier.member(number),
+                earlier=earlier and earlier.member(number, weights[number]),
             )
         )
     if checkpoint is not None:
         drop_checkpoint(checkpoint)
-    if making.earlier is None:
+    if earlier is None:
         return join_teachers(members, making.dataset, making.folder, seed=making.seed)
-    weights = _ENSEMBLE.read(making.earlier.folder).about.weights
     pooling = Pooling(weights, tuple(member.identity for member in members))
     _ENSEMBLE.write(making.folder, pooling, made_from=making.made_from)
     return EnsembleTeacher(members, pooling)

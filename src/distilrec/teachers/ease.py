@@ -58,14 +58,23 @@ class EaseConfig(Settings, frozen=True, tag="ease", tag_field="kind"):
 
 
 class EaseTeacher(ItemWeightsTeacher):
-    """EASE with its configuration. ridge: the one that was given or chosen. Only target events of a
-    history count.
+    """EASE with its configuration. ridge: the one that was given or chosen; fitted: whether it was
+    fitted to the very data that it is of, not to what these have grown from. Only target events of
+    a history count.
     """
 
-    def __init__(self, config: EaseConfig, weights: Weights, origin: Origin, ridge: float) -> None:
+    def __init__(
+        self,
+        config: EaseConfig,
+        weights: Weights,
+        origin: Origin,
+        ridge: float,
+        *,
+        fitted: bool = True,
+    ) -> None:
         super().__init__(weights, origin, decay=1.0, repeats=False, max_history=config.max_history)
         self.counted = None if origin.roles is None else origin.roles.target
-        self.config, self.ridge = config, ridge
+        self.config, self.ridge, self.fitted = config, ridge, fitted
 
 
 def fit_ease(config: EaseConfig, dataset: Dataset, ridge: float | None = None) -> EaseTeacher:
@@ -142,6 +151,7 @@ class _Record(msgspec.Struct, frozen=True):
     ridge: float
     fingerprint: str
     seconds: float
+    fitted: bool = True
 
 
 SAVED_EASE = RecordKind(
@@ -159,7 +169,11 @@ SAVED_EASE = RecordKind(
 def save_ease(teacher: EaseTeacher, folder: Path, made_from: str = "") -> None:
     """Write `ease.json` and the weights that it names, in place of the teacher that is there."""
     record = _Record(
-        teacher.config, teacher.ridge, teacher.fingerprint, teacher.cost.seconds or 0.0
+        teacher.config,
+        teacher.ridge,
+        teacher.fingerprint,
+        teacher.cost.seconds or 0.0,
+        teacher.fitted,
     )
     arrays = {"ease": teacher.item_weights.arrays()}
     SAVED_EASE.write(folder, record, arrays, made_from=made_from)
@@ -173,7 +187,7 @@ def load_ease(folder: Path, dataset: Dataset) -> EaseTeacher:
     record = saved.about
     weights = read_weights(saved, "ease", record.fingerprint, dataset)
     origin = origin_of(record.config, dataset, record.seconds)
-    return EaseTeacher(record.config, weights, origin, record.ridge)
+    return EaseTeacher(record.config, weights, origin, record.ridge, fitted=record.fitted)
 
 
 def ridge_of(folder: Path) -> float:
@@ -190,4 +204,5 @@ def carried_ease(earlier: Earlier, dataset: Dataset) -> EaseTeacher:
     saved = SAVED_EASE.read(earlier.folder)
     record, places = saved.about, found_at("items", earlier.info, dataset.info)
     weights = carried_weights(saved, "ease", places)
-    return EaseTeacher(record.config, weights, origin_of(record.config, dataset, 0.0), record.ridge)
+    origin = origin_of(record.config, dataset, 0.0)
+    return EaseTeacher(record.config, weights, origin, record.ridge, fitted=False)

@@ -66,7 +66,7 @@ class TrainedModel:
 def finished(
     model: SequenceModel, config: ModelConfig, seed: int, dataset: Dataset, result: TrainingResult
 ) -> TrainedModel:
-    """Return a trained model with its identity: a hash of weights, configuration and data set."""
+    """Return a trained model with its identity."""
     record = ModelRecord(
         config,
         seed,
@@ -75,7 +75,12 @@ def finished(
         result.best_epoch,
         validation_ndcg=result.validation_ndcg,
     )
-    digest = hashlib.sha256(msgspec.json.encode((config, record.dataset_fingerprint)))
+    return _identified(model, record)
+
+
+def _identified(model: SequenceModel, record: ModelRecord) -> TrainedModel:
+    """Return a model with its identity: a hash of weights, configuration and data set."""
+    digest = hashlib.sha256(msgspec.json.encode((record.config, record.dataset_fingerprint)))
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(name.encode() + tensor.cpu().numpy().tobytes())
     return TrainedModel(model, msgspec.structs.replace(record, identity=digest.hexdigest()[:16]))
@@ -171,7 +176,8 @@ class Earlier:
 
     folder: where it is; info: of the data that it was trained on; users: (users,) bool, the users
     of the grown data whose windows are trained; key: what all of it follows from; refit: whether
-    what is in closed form is fitted again.
+    what is in closed form is fitted again; asked: False for a member of an ensemble that is not
+    asked, and so stays as it was.
     """
 
     folder: Path
@@ -179,10 +185,17 @@ class Earlier:
     users: NDArray[np.bool_]
     key: str
     refit: bool = True
+    asked: bool = True
 
-    def member(self, number: int) -> Earlier:
-        """Return a member of an ensemble."""
-        return replace(self, folder=self.folder / f"member-{number}")
+    def member(self, number: int, weight: float) -> Earlier:
+        """Return a member of an ensemble. weight: what it has there."""
+        folder = self.folder / f"member-{number}"
+        return replace(self, folder=folder, asked=self.asked and weight > 0)
+
+    def marks(self) -> list[str]:
+        """Return what a training with it depends on."""
+        marks = {"not fitted": self.refit, "not asked": self.asked}
+        return [self.key, *(mark for mark, usual in marks.items() if not usual)]
 
     def carried(self, dataset: Dataset) -> TrainedModel:
         """Return the model itself on grown data, not trained further. Raises as `start` does."""
@@ -190,7 +203,8 @@ class Earlier:
         model = build_model(about.config, dataset, about.seed)
         start.load(model)
         model.eval()
-        return TrainedModel(model, msgspec.structs.replace(about, identity=start.key))
+        fingerprint = dataset.fingerprint()
+        return _identified(model, msgspec.structs.replace(about, dataset_fingerprint=fingerprint))
 
     def start(self, dataset: Dataset) -> Start:
         """Return what the training of the same model on grown data begins with. Raises
