@@ -127,24 +127,25 @@ class Schema(Settings, frozen=True):
         """The features and attributes of the item table."""
         return (*self.item_features, *self.item_attributes)
 
-    def fields_of(self, column: str) -> str:
-        """Return which settings name a column, such as "user_id", "" where it is another's."""
-        named = [name for name in self.__struct_fields__ if getattr(self, name) == column]
-        for name in ("user_features", "item_features", "item_attributes", "context"):
-            if any(feature.name == column for feature in getattr(self, name)):
-                named.append("context_features" if name == "context" else name)
-        return " and ".join(named)
+    def log_settings(self, column: str) -> str:
+        """Return which settings name a column of the log, such as "user_id"; "" where none does."""
+        names = ("user_id", "item_id", "timestamp", "event_type", "weight")
+        settings = [name for name in names if getattr(self, name) == column]
+        if any(feature.name == column for feature in self.context):
+            settings.append("context_features")
+        return " and ".join(settings)
 
 
 def need_column(
     columns: Sequence[str], column: str, source: str, schema: Schema | None = None
 ) -> None:
-    """Raise ColumnMissingError that lists the columns there are. schema: which names the column."""
+    """Raise ColumnMissingError that lists the columns there are. schema: where it is the log's."""
     if column not in columns:
+        settings = "" if schema is None else schema.log_settings(column)
         raise ColumnMissingError(
             f"{source} has no column {column!r}; it has: {', '.join(columns)}",
-            fix=f"name the right column: {named} in [data.schema]"
-            if (named := "" if schema is None else schema.fields_of(column))
+            fix=f"name the right column: {settings} in [data.schema]"
+            if settings
             else "correct the name of the column in the configuration",
             file=source,
             column=column,
