@@ -52,6 +52,9 @@ STUDENTS["visits"] = msgspec.structs.replace(
 )
 
 
+STUDENTS["repeats"] = STUDENTS["neighbours"]  # of a log that has them
+
+
 DISLIKES = {f"{name} with dislikes": config for name, config in small_run.STUDENTS.items()}
 TARGETS = Targets((EventRole("buy"), EventRole("view", role="negative")))
 
@@ -61,6 +64,8 @@ def exported(request, small, tmp_path_factory) -> Path:
     config = {**STUDENTS, **DISLIKES}[request.param]
     if request.param in DISLIKES:
         small = small_dataset(TARGETS)
+    if request.param == "repeats":
+        small = replace(small, info=msgspec.structs.replace(small.info, repeats=True))
     if request.param == "context":
         small = small_run.in_context(small)
     if request.param in ("time", "context", "visits"):
