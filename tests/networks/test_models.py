@@ -143,13 +143,23 @@ def test_scan_is_the_recurrence():
         )
 
 
+@pytest.mark.parametrize("newest", [None, 0, 1, 7])
 @pytest.mark.parametrize(("length", "context"), [(5, 0), (6, 3), (50, 25)])
-def test_windows_score_every_training_row_once(small, length, context):
-    windows = training_windows(small, length, context)
+def test_windows_score_every_training_row_once(small, length, context, newest):
+    trained_from = None if newest is None else small.train_end - newest
+    if newest:  # of one user all, and of another one none
+        trained_from[1], trained_from[2] = 0, small.train_end[2]
+    windows = training_windows(small, length, context, trained_from)
     rows = np.concatenate(
-        [np.arange(a, b) for a, b in zip(windows.scored, windows.stops, strict=True)]
+        [np.arange(a, b) for a, b in zip(windows.scored, windows.stops, strict=True)] or [[]]
     )
-    assert sorted(rows) == np.flatnonzero(small.is_training()).tolist()
+    scored = small.is_training()
+    if trained_from is not None:
+        scored &= np.arange(len(scored)) >= trained_from[small.user_rows()]
+    assert sorted(rows) == np.flatnonzero(scored).tolist()
+    assert len(rows) or newest == 0
+    if newest == 0:
+        return
     assert (windows.stops - windows.starts).max() <= length
     whole = windows.starts == small.offsets[windows.users]
     assert (windows.scored - windows.starts >= np.where(whole, 0, context)).all()

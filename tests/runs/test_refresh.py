@@ -41,11 +41,14 @@ from distilrec.labels.store import open_labels
 from distilrec.measure.ranking import questions, rank
 from distilrec.networks.build import build_model
 from distilrec.networks.recurrent import RecurrentConfig
+from distilrec.networks.sequence import TorchScorer
+from distilrec.networks.transformer import TransformerConfig
 from distilrec.report.comparison import BundleScorer
 from distilrec.report.earlier import EarlierBundle
 from distilrec.report.gate import Check, Thresholds
+from distilrec.runs.config import RefreshConfig
 from distilrec.runs.generations import Generations
-from distilrec.runs.refreshing import changed_users, refresh
+from distilrec.runs.refreshing import changed_users, refresh, rows_trained_from
 from distilrec.runs.seen import models_that_saw
 from distilrec.runs.served import let_answer
 from distilrec.teachers import build
@@ -60,11 +63,11 @@ from distilrec.teachers.ease import EaseConfig, carried_ease
 from distilrec.teachers.linear import LinearConfig, carried_linear
 from distilrec.teachers.teacher import ModelTeacher
 from distilrec.training.options import TrainingConfig
-from distilrec.training.trained import Earlier
+from distilrec.training.trained import Earlier, save_model, train_model
 from distilrec.training.warm import carried_over, places_in
 from tests.killed import killed, run_killed
 from tests.servers import served
-from tests.small_run import NETWORKS, SCHEMA, Said, dataset, small_config, tables
+from tests.small_run import NETWORKS, SCHEMA, Said, dataset, in_visits, small_config, tables
 
 
 def split_log(folder: Path) -> pl.DataFrame:
@@ -395,6 +398,32 @@ def grown() -> tuple[Dataset, Dataset]:
     )
 
 
+@pytest.mark.parametrize("order", ["time", "ties", "none"])
+def test_what_is_trained_are_the_new_rows_and_all_of_a_drawn_share_of_the_users(order):
+    was, now = grown()
+    now = replace(now, info=msgspec.structs.replace(now.info, order=order))
+    counts = dict(zip(was.info.user_ids, was.train_end - was.offsets[:-1], strict=True))
+    every = (now.train_end - now.offsets[:-1]).tolist()
+    added = [n - counts.get(user, 0) for user, n in zip(now.info.user_ids, every, strict=True)]
+    assert max(added) > 0
+
+    def trained(replay: float) -> list[int]:
+        settings = RefreshConfig(replay=replay)
+        return (now.train_end - rows_trained_from(was, now, settings, seed=0)).tolist()
+
+    changed = [n if n >= 0 and order != "none" else of for n, of in zip(added, every, strict=True)]
+    expected = [of if n else 0 for n, of in zip(added, changed, strict=True)]
+    assert trained(0.0) == expected
+    drawn = [n for n, few in zip(trained(0.3), expected, strict=True) if n != few]
+    assert 5 < len(drawn) < 30  # of 60 users
+    assert all(n in two for n, *two in zip(trained(0.3), every, expected, strict=True))
+    # All rows of a user who has fewer than before; and of all users where no user has other rows
+    none = RefreshConfig(replay=0.0)
+    place = was.info.user_ids.index("u3")
+    assert rows_trained_from(now, was, none, seed=0)[place] == was.offsets[place]
+    assert (rows_trained_from(was, was, none, seed=0) == was.offsets[:-1]).all()
+
+
 @pytest.mark.parametrize("config", [c for c in NETWORKS if type(c).__name__ != "SoftTreeConfig"])
 def test_weights_are_taken_over_by_the_names_of_what_they_are_of(config):
     was, now = grown()
@@ -416,6 +445,66 @@ def test_weights_are_taken_over_by_the_names_of_what_they_are_of(config):
     assert np.isfinite(carried["items.bias"].numpy()).all()
 
 
+def logs_of_several_kinds() -> dict[str, Dataset]:
+    """The same events as logs of which the defaults of a network make something else."""
+    visits = in_visits(dataset())
+    rows = np.arange(len(visits.items))
+    return {
+        "visits": visits,
+        "one event a visit": replace(visits, times=1.5e9 + 7200.0 * rows),
+        "one day of dates": replace(visits, times=np.full(len(rows), 1.5e9)),
+        "no repeats": replace(visits, info=msgspec.structs.replace(visits.info, repeats=False)),
+    }
+
+
+@pytest.mark.parametrize("after", ["visits", "one event a visit", "no repeats"])
+@pytest.mark.parametrize(
+    "before", ["visits", "one event a visit", "one day of dates", "no repeats"]
+)
+@pytest.mark.parametrize(
+    "config",
+    [
+        RecurrentConfig(dim=8),
+        RecurrentConfig(dim=8, neighbours=5, time=True),
+        TransformerConfig(dim=8, layers=1, time=True, time_bias=True),
+    ],
+)
+def test_weights_are_taken_over_where_the_log_makes_other_defaults(config, before, after):
+    logs = logs_of_several_kinds()
+    was, now = logs[before], logs[after]
+    torch.manual_seed(0)
+    old, fresh = build_model(config, was, 1), build_model(config, now, 2)
+    with torch.no_grad():
+        for parameter in old.parameters():
+            parameter += torch.rand_like(parameter)
+    weights = {name: tensor.numpy() for name, tensor in old.state_dict().items()}
+    begun = {name: tensor.numpy().copy() for name, tensor in fresh.state_dict().items()}
+    fresh.load_state_dict(carried_over(weights, fresh, was.info, now.info))
+    for name, parameter in fresh.named_parameters():
+        known = name if name in weights else name.replace("earlier_", "")
+        if known not in weights:
+            assert (parameter.detach().numpy() == begun[name]).all(), name
+            continue
+        columns = [
+            slice(min(sizes)) for sizes in zip(weights[known].shape, parameter.shape, strict=True)
+        ]
+        assert (parameter.detach().numpy()[*columns] == weights[known][*columns]).all(), name
+
+
+@pytest.mark.slow
+def test_a_student_that_is_carried_to_the_same_data_answers_as_before(tmp_path):
+    log = in_visits(dataset())
+    config = RecurrentConfig(dim=8, max_history=12, neighbours=5, time=True)
+    trained = train_model(config, log, TrainingConfig(epochs=1, batch_size=16), seed=0)
+    save_model(trained, tmp_path)
+    assert trained.model.neighbours.values.any()
+    carried = Earlier(tmp_path, log.info, log.train_end, "key").carried(log)
+    histories = log.histories(np.arange(20), log.train_end[:20])
+    np.testing.assert_allclose(
+        *(TorchScorer(of.model).scores(histories) for of in (carried, trained)), 1e-5, 1e-5
+    )
+
+
 @pytest.mark.parametrize("dense_items", [0, 1000])
 def test_what_is_not_fitted_again_stays_as_it_was_by_the_ids_of_items(dense_items, tmp_path):
     was, now = grown()
@@ -424,8 +513,7 @@ def test_what_is_not_fitted_again_stays_as_it_was_by_the_ids_of_items(dense_item
     config = EnsembleConfig(tuple(MemberConfig(member) for member in members))
     training = TrainingConfig()
     before = make_teacher(config, was, training, tmp_path / "before", seed=0)
-    users = np.ones(now.users, bool)
-    kept = Earlier(tmp_path / "before", was.info, users, "key", refit=False)
+    kept = Earlier(tmp_path / "before", was.info, now.offsets[:-1], "key", refit=False)
     after = make_teacher(config, now, training, tmp_path / "after", seed=0, earlier=kept)
     assert after.weights == before.weights
     at = places_in(was.info.item_ids[: was.info.warm_items], now.info.item_ids)
@@ -456,7 +544,7 @@ def test_members_that_are_not_asked_stay_as_they_were(tmp_path):
     weights = (0.0, 1.0, 0.0, 1.0)  # what validation would have found
     pooling = msgspec.structs.replace(before.pooling, weights=weights)
     build._ENSEMBLE.write(tmp_path / "before", pooling)
-    earlier = Earlier(tmp_path / "before", was.info, np.ones(now.users, bool), "key")
+    earlier = Earlier(tmp_path / "before", was.info, now.offsets[:-1], "key")
     after = make_teacher(config, now, training, tmp_path / "after", seed=0, earlier=earlier)
     assert after.weights == weights
     for n, model in enumerate(models):
@@ -678,7 +766,7 @@ def test_the_student_of_the_last_time_teaches_the_windows_of_replayed_users(run)
     data = runs.open_data(made)
     labels, teacher = open_labels(made.places.labels, data), runs.open_teacher(made, data)
     was = runs.open_data(runs.open_run(folder))
-    earlier = Earlier(folder / "student", was.info, np.ones(data.users, bool), "").carried(data)
+    earlier = Earlier(folder / "student", was.info, data.offsets[:-1], "").carried(data)
     changed = changed_users(was, data)
     kinds = set()
     for row in data.target_rows():

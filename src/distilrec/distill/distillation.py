@@ -68,7 +68,7 @@ def distill_model(  # noqa: PLR0913 - a public name, whose arguments stay as the
 
     labels: stored ones, or teachers that are asked (`AskedTeacher`) about the training windows.
     terms: the losses that `distillation` has weights for. start: the weights that the training
-    begins with, and whose windows it sees; fresh weights and all windows by default.
+    begins with, and the rows it is trained on; fresh weights and all training rows by default.
     Raises ConfigError for settings that exclude each other.
     """
     label_sources, terms = sources(labels), _used(terms, distillation)
@@ -104,7 +104,7 @@ def distill_model(  # noqa: PLR0913 - a public name, whose arguments stay as the
                 lambda: sum(teacher.seconds for teacher in teachers),
                 altered_windows,
                 _orders(label_sources),
-                None if start is None else start.users,
+                None if start is None else start.trained_from,
             ),
             _windows_for(training, model, teachers),
             seed=seed,

@@ -80,13 +80,13 @@ def extract_labels(
     seed: int,
     mask_seen: bool = True,
     options: RunOptions | None = None,
-    users: NDArray[np.bool_] | None = None,
+    trained_from: NDArray[np.int64] | None = None,
 ) -> LabelStore:
     """Store the labels of all training rows that are to be predicted and whose item is in the
     catalogue, and return them. Labels that the folder already has are used again.
 
-    users: (users,), the users whose rows get labels, all by default, and where a teacher is asked
-    once per user.
+    trained_from: (users,), the row of each user before which none gets a label; all rows get one by
+    default, and all users where a teacher is asked once per user.
 
     An extraction that was interrupted resumes after the last whole shard. A teacher that gives the
     same answer for all events of a user is asked once per user.
@@ -100,11 +100,11 @@ def extract_labels(
     options = options or RunOptions()
     teacher = as_teacher(teacher)
     # Half of each window is context: no label depends on only a few events of a long history
-    labelled = dataset if users is None else dataset.with_training_users(users)
-    windows = training_windows(labelled, teacher.max_history, context=teacher.max_history // 2)
+    context = teacher.max_history // 2
+    windows = training_windows(dataset, teacher.max_history, context, trained_from)
     units = dataset.info.warm_users if teacher.per_user else len(windows.starts)
     manifest = _manifest(teacher, dataset, config, seed, mask_seen, units)
-    chosen = [] if users is None else [users.tolist()]
+    chosen = [] if trained_from is None else [trained_from.tolist()]
     made_from = key_of(manifest, FORMAT_VERSION, *chosen)
     if LABELS.is_made(folder, made_from):
         options.progress.advance("labels", manifest.shards, manifest.shards)
@@ -126,8 +126,10 @@ def extract_labels(
     labels = _write_index(folder, manifest, dataset)
     files = [*(shard_path(folder, shard) for shard in range(manifest.shards)), index_path(folder)]
     size = sum(file.stat().st_size for file in files)
-    events = len((dataset if teacher.per_user else labelled).target_rows())
-    extraction = Extraction(labels, events, size, time.perf_counter() - began)
+    rows = dataset.target_rows()
+    if trained_from is not None and not teacher.per_user:
+        rows = rows[rows >= trained_from[dataset.user_rows()[rows]]]
+    extraction = Extraction(labels, len(rows), size, time.perf_counter() - began)
     LABELS.write(folder, AboutLabels(manifest, extraction), files=files, made_from=made_from)
     remove([begun, *unfinished(folder)])
     return open_labels(folder, dataset)

@@ -98,18 +98,25 @@ def times_of(batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
     return batch.times, batch.asked
 
 
-def training_windows(dataset: Dataset, length: int, context: int = 0) -> Windows:
+def training_windows(
+    dataset: Dataset,
+    length: int,
+    context: int = 0,
+    trained_from: NDArray[np.int64] | None = None,
+) -> Windows:
     """Return windows of at most `length` rows that score every training row once.
 
     context: every scored row has at least this many rows before it in its window, or all there are.
+    trained_from: (users,), the row of each user before which none is scored; all are by default.
     Long histories are cut from their end, so the newest window is full.
     """
     starts, scored, stops, users = [], [], [], []
     for user in range(dataset.info.warm_users):
         first, stop = int(dataset.offsets[user]), int(dataset.train_end[user])
-        while stop > first:
+        oldest = first if trained_from is None else max(first, int(trained_from[user]))
+        while stop > oldest:
             start = max(first, stop - length)
-            scored_from = first if start == first else start + context
+            scored_from = max(oldest, first if start == first else start + context)
             starts.append(start)
             scored.append(scored_from)
             stops.append(stop)

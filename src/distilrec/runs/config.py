@@ -168,8 +168,8 @@ class RefreshConfig(Settings, frozen=True):
     learning_rate: Positive = 0.3
     """Highest learning rate, as a share of that of the whole training."""
     replay: Share = 0.1
-    """Share of the users without new training rows whose windows are trained too, drawn for
-    each refresh.
+    """Share of the users all of whose training rows are trained again, drawn for each refresh. Of
+    the others the new rows alone are.
     """
     refit: bool = True
     """Whether members of the teacher in closed form are fitted again on all rows, with the ridge
@@ -177,8 +177,8 @@ class RefreshConfig(Settings, frozen=True):
     weights of an ensemble stay in both cases.
     """
     earlier_weight: Share = 0.0
-    """Weight of the student of the last time as a second teacher of the windows of these other
-    users, against forgetting; the teacher has the rest. 0 is off.
+    """Weight of the student of the last time as a second teacher of the users without new training
+    rows, against forgetting; the teacher has the rest. 0 is off.
     """
     keep: ZeroOrMore = 0
     """Number of the latest generations that stay once a new one counts; the one that counts and the

@@ -58,7 +58,7 @@ from distilrec.runs.source import name_of, source_of, with_files
 from distilrec.runs.stages import distill_student, export, prepare, record_training
 from distilrec.runs.teachers import chosen_teacher, train_teacher
 from distilrec.runs.upkeep import gate
-from distilrec.teachers.build import EnsembleConfig
+from distilrec.teachers.build import EnsembleConfig, with_closed_form
 from distilrec.teachers.remembering import RememberingTeacher
 from distilrec.teachers.teacher import ModelTeacher, Teacher
 from distilrec.training.options import TrainingConfig
@@ -352,10 +352,15 @@ def _refreshed(
         target.precision,
     )
     run = replace(run, config=_shortened(run.config))
-    users = chosen_users(was, dataset, run.config.refresh, run.config.seed)
-    run.progress.say(f"{int(users.sum()):,} of {dataset.info.warm_users:,} users are trained on")
+    trained_from = rows_trained_from(was, dataset, run.config.refresh, run.config.seed)
+    users = trained_from < dataset.train_end
+    run.progress.say(
+        f"{int(users.sum()):,} of {dataset.info.warm_users:,} users are trained on, with "
+        f"{int((dataset.train_end - trained_from).sum()):,} of "
+        f"{int((dataset.train_end - dataset.offsets[:-1]).sum()):,} training rows"
+    )
     refit = run.config.refresh.refit
-    earlier = Earlier(before.places.teacher, was.info, users, key, refit)
+    earlier = Earlier(before.places.teacher, was.info, trained_from, key, refit)
     teacher = train_teacher(run, dataset, earlier)
     replayed = users & ~changed_users(was, dataset)
     student = replace(earlier, folder=before.places.student)
@@ -408,43 +413,56 @@ def _train_student(
     )
 
 
-def chosen_users(was: Dataset, now: Dataset, config: RefreshConfig, seed: int) -> NDArray[np.bool_]:
-    """Return whose windows a refresh trains, (users,): users with other training rows than before,
-    and a drawn share of the others.
+def rows_trained_from(
+    was: Dataset, now: Dataset, config: RefreshConfig, seed: int
+) -> NDArray[np.int64]:
+    """Return the row of each user before which a refresh trains none, (users,): the newest rows, as
+    many as the user has more of than before, and all rows of a drawn share of the users. All rows
+    are trained of a user with fewer than before, and where a log has no order.
     """
-    there = now.train_end > now.offsets[:-1]
+    first, end = now.offsets[:-1], now.train_end
+    added = end - first - _earlier_rows(was, now)
+    newest = np.where((added < 0) | (now.info.order == "none") & (added > 0), first, end - added)
     drawn = np.random.default_rng([seed, len(now.items)]).random(now.users) < config.replay
-    chosen: NDArray[np.bool_] = (changed_users(was, now) | drawn) & there
-    return chosen if chosen.any() else there
+    trained_from = np.where(drawn, first, newest)
+    return trained_from if (trained_from < end).any() else first
 
 
 def changed_users(was: Dataset, now: Dataset) -> NDArray[np.bool_]:
     """Return which users have other training rows than before, (users,)."""
+    changed: NDArray[np.bool_] = _earlier_rows(was, now) != now.train_end - now.offsets[:-1]
+    return changed
+
+
+def _earlier_rows(was: Dataset, now: Dataset) -> NDArray[np.int64]:
+    """Return how many training rows each of the users now had before, (users,)."""
     rows = dict(zip(was.info.user_ids, was.train_end - was.offsets[:-1], strict=True))
-    counts = now.train_end - now.offsets[:-1]
-    return np.array(
-        [rows.get(user, 0) != count for user, count in zip(now.info.user_ids, counts, strict=True)],
-        bool,
-    )
+    return np.array([rows.get(user, 0) for user in now.info.user_ids], np.int64)
 
 
 def _config(before: Run, was: Dataset, target: Run) -> RunConfig:
-    """Return the configuration of a generation, whose log is a folder of its own, and whose teacher
-    and order of events at the same time are those of the one before, also where the log has got its
-    first repeat.
+    """Return the configuration of a generation, whose log is a folder of its own, and whose
+    teacher, with its members in closed form, and order of events are those of the one before, also
+    where the log has got its first repeat or the catalogue has outgrown a default.
     """
     teacher, training = chosen_teacher(before.config, was.info)
+    teacher = with_closed_form(teacher, before.config.closed_form, was.info.warm_items)
     data = with_files(before.config.data)
     data = msgspec.structs.replace(
         data,
         interactions=str(target.places.log.absolute()),
         columns=None,
         name=name_of(data),
+        order="none" if was.info.order == "none" else "time",
         ties=_ties_of(data, was),
         erased_users_must_exist=False,
     )
     return msgspec.structs.replace(
-        before.config, data=data, teacher=teacher, teacher_training=training
+        before.config,
+        data=data,
+        teacher=teacher,
+        closed_form=False,
+        teacher_training=training,
     )
 
 

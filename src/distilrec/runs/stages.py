@@ -208,7 +208,7 @@ def distill_student(run: Run, dataset: Dataset, start: Start | None = None) -> T
             f"student: differentially private, {trained.record.privacy}; no labels of the teacher"
         )
         return trained
-    labels = student_labels(run, dataset, None if start is None else start.users)
+    labels = student_labels(run, dataset, None if start is None else start.trained_from)
     manifests = [of_teacher.manifest for of_teacher in labels]
     made_from: tuple[object, ...] = (config, training, distillation, manifests)
     distill = partial(
@@ -227,13 +227,14 @@ def distill_student(run: Run, dataset: Dataset, start: Start | None = None) -> T
 
 
 def student_labels(
-    run: Run, dataset: Dataset, users: NDArray[np.bool_] | None = None
+    run: Run, dataset: Dataset, trained_from: NDArray[np.int64] | None = None
 ) -> list[Labels]:
     """Return the labels that the student learns from: stored ones, which are extracted first, or
-    teachers that are asked. users: (users,), those whose rows get labels, all by default.
+    teachers that are asked. trained_from: (users,), the row of each user before which none gets a
+    label; all do by default.
     """
     if run.config.distillation.labels == "stored":
-        return [*teacher_labels(run, dataset, users)]
+        return [*teacher_labels(run, dataset, trained_from)]
     teachers = _labelling_teachers(run, dataset).values()
     return [AskedTeacher(teacher, dataset, run.config.labels) for teacher in teachers]
 
@@ -249,10 +250,10 @@ def _labelling_teachers(run: Run, dataset: Dataset) -> dict[Path, Teacher]:
 
 
 def teacher_labels(
-    run: Run, dataset: Dataset, users: NDArray[np.bool_] | None = None
+    run: Run, dataset: Dataset, trained_from: NDArray[np.int64] | None = None
 ) -> list[LabelStore]:
     """Extract the labels of the teacher, or for a curriculum those of each member of an ensemble;
-    return them. users: (users,), those whose rows get labels, all by default.
+    return them. trained_from: as in `student_labels`.
     """
     teachers = _labelling_teachers(run, dataset)
     with measured_stage(run, "labels", [(LABELS, folder) for folder in teachers]):
@@ -265,7 +266,7 @@ def teacher_labels(
                 seed=run.teacher_seed,
                 mask_seen=run.config.student_training.mask_seen,
                 options=run.options,
-                users=users,
+                trained_from=trained_from,
             )
             for folder, teacher in teachers.items()
         ]

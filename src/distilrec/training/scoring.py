@@ -250,7 +250,7 @@ class Objective:
     logits of the items without training rows as well; asked_seconds: returns how long a teacher
     has been asked so far, in this process; more: what is learned from other windows; orders: in
     which it wants the histories of a log without order; by default each epoch has its own, which
-    follows from the seed; users: (users,), whose windows are trained, all by default.
+    follows from the seed; trained_from: (users,), the row of each user before which none is scored.
     """
 
     loss: Loss
@@ -258,7 +258,7 @@ class Objective:
     asked_seconds: Callable[[], float] = _no_seconds
     more: MoreWindows | None = None
     orders: Orders | None = None
-    users: NDArray[np.bool_] | None = None
+    trained_from: NDArray[np.int64] | None = None
 
 
 def ground_truth(scored: Scored) -> torch.Tensor:

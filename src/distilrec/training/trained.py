@@ -106,7 +106,7 @@ def train_model(
     result = train(
         model,
         dataset,
-        Objective(GROUND_TRUTH, users=None if start is None else start.users),
+        Objective(GROUND_TRUTH, trained_from=None if start is None else start.trained_from),
         training,
         seed=seed,
         task=training_task(dataset, config, "" if start is None else start.key),
@@ -174,15 +174,16 @@ def load_model(folder: Path, dataset: Dataset) -> TrainedModel:
 class Earlier:
     """A trained model, or a teacher of some, with which a training on grown data begins.
 
-    folder: where it is; info: of the data that it was trained on; users: (users,) bool, the users
-    of the grown data whose windows are trained; key: what all of it follows from; refit: whether
+    folder: where it is; info: of the data that it was trained on; trained_from: (users,), the row
+    of each user of the grown data before which none is trained; key: what all of it follows from;
+    refit: whether
     what is in closed form is fitted again; asked: False for a member of an ensemble that is not
     asked, and so stays as it was.
     """
 
     folder: Path
     info: DatasetInfo
-    users: NDArray[np.bool_]
+    trained_from: NDArray[np.int64]
     key: str
     refit: bool = True
     asked: bool = True
@@ -202,6 +203,7 @@ class Earlier:
         about, start = SAVED.read(self.folder).about, self.start(dataset)
         model = build_model(about.config, dataset, about.seed)
         start.load(model)
+        model.begin(dataset)
         model.eval()
         fingerprint = dataset.fingerprint()
         return _identified(model, msgspec.structs.replace(about, dataset_fingerprint=fingerprint))
@@ -213,4 +215,4 @@ class Earlier:
         saved = SAVED.read(self.folder)
         fresh = build_model(saved.about.config, dataset, saved.about.seed)
         weights = carried_over(saved.arrays("model"), fresh, self.info, dataset.info)
-        return Start(weights, self.users, self.key)
+        return Start(weights, self.trained_from, self.key)

@@ -118,10 +118,8 @@ class _Training:
             fused=device.type in ("cpu", "cuda"),
         )
         length = min(config.window or model.max_history, model.max_history)
-        trained = dataset
-        if objective.users is not None:
-            trained = dataset.with_training_users(objective.users)
-        self.windows = training_windows(trained, length, int(config.context * length))
+        context = int(config.context * length)
+        self.windows = training_windows(dataset, length, context, objective.trained_from)
         self.steps_per_epoch = math.ceil(len(self.windows.starts) / config.batch_size)
         self.mask_seen = config.mask_seen and not dataset.info.repeats
         popular = torch.from_numpy(

@@ -7,6 +7,7 @@ with the unknown value of that feature, a new event type with the unknown one.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -19,9 +20,10 @@ from distilrec.errors import TrainingError
 from distilrec.features.encoding import CategoricalEncoding, FeatureEncoder, MultiEncoding
 from distilrec.networks.sequence import SequenceModel
 
-# A student that had no neighbours gets some when its log gets repeats, and one that knew no visits
-# may learn of them
-_AGES, _REPEATS, _VISITS = "neighbours.ages", "neighbours.repeats", "visits"
+_AGES, _REPEATS = "neighbours.ages", "neighbours.repeats"
+# What a network has by default follows from its log: with its first repeat, or its second day, a
+# log may get neighbours, visits or usable times, and begins with those of a fresh model
+_TERMS = re.compile(r"neighbours\.|visits$|time\.|.*\.gaps$")
 # Before there were visits, events of earlier ones had the weights of all
 _EARLIER = {"neighbours.earlier_ages": _AGES, "neighbours.earlier_repeats": _REPEATS}
 # What the rows of a tensor are; all other tensors have a size of their own
@@ -37,6 +39,8 @@ _ROWS = {
     _REPEATS: "event types",
     **dict.fromkeys(_EARLIER, "event types"),
 }
+# Have a column for each of so many latest events as the log makes the default
+_EVENTS = {_AGES, _REPEATS, *_EARLIER}
 # Taken from the training rows when a training begins
 _COUNTED = {"neighbours.items", "neighbours.values", "neighbours.units"}
 _NEW = -1
@@ -44,12 +48,12 @@ _NEW = -1
 
 @dataclass(frozen=True)
 class Start:
-    """What a training begins with. weights: by their names in the model; users: (users,) bool,
-    whose windows are trained; key: what the two follow from.
+    """What a training begins with. weights: by their names in the model; trained_from: (users,),
+    the row of each user before which none is trained; key: what the two follow from.
     """
 
     weights: Mapping[str, torch.Tensor]
-    users: NDArray[np.bool_]
+    trained_from: NDArray[np.int64]
     key: str
 
     def load(self, model: SequenceModel) -> None:
@@ -73,8 +77,13 @@ def carried_over(
     for name, fresh in model.state_dict().items():
         known = name if name in weights else _EARLIER.get(name, name)
         old = None if known not in weights else torch.from_numpy(weights[known])
-        if name in _COUNTED or (old is None and name in {_AGES, _REPEATS, _VISITS, *_EARLIER}):
+        if name in _COUNTED or (old is None and _TERMS.match(name)):
             carried[name] = fresh
+        elif old is not None and name in _EVENTS:
+            columns = min(old.shape[1], fresh.shape[1])
+            carried[name], places = fresh.clone(), found_at(_ROWS[name], was, now)
+            rows = _rows(name, old[:, :columns], fresh[:, :columns], places)
+            carried[name][:, :columns] = rows
         elif old is not None and name in _ROWS:
             carried[name] = _rows(name, old, fresh, found_at(_ROWS[name], was, now))
         elif old is not None and old.shape == fresh.shape:
