@@ -16,11 +16,17 @@ from distilrec.labels.extract import LabelConfig, extract_labels
 from distilrec.networks.batches import batch_of, histories_at, training_windows
 from distilrec.networks.recurrent import RecurrentConfig
 from distilrec.networks.soft_tree import SoftTreeConfig
+from distilrec.targets import EventRole, Targets
+from distilrec.teachers.build import make_teacher
+from distilrec.teachers.ease import EaseConfig
 from distilrec.teachers.ensemble import EnsembleTeacher
 from distilrec.teachers.external import function_teacher
+from distilrec.teachers.linear import LinearConfig
 from distilrec.teachers.teacher import ModelTeacher
+from distilrec.testing.students import small_dataset
 from distilrec.training.options import RunOptions, TrainingConfig
 from distilrec.training.trained import train_model
+from tests.small_run import in_visits
 
 STUDENT = RecurrentConfig(dim=8, max_history=12, dropout=0.0)
 TRAINING = TrainingConfig(epochs=3, batch_size=16, window=10, context=0.5)
@@ -151,6 +157,25 @@ def test_a_resumed_training_ends_with_the_same_bits(small, network, tmp_path):
     with pytest.raises(Interrupted):
         distilled(checkpoint=tmp_path, on_epoch=stop)
     assert distilled(checkpoint=tmp_path).record.identity == distilled().record.identity
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", [LinearConfig(), EaseConfig()])
+@pytest.mark.parametrize("log", ["plain", "visits", "negative events"])
+def test_teachers_in_closed_form_are_asked_about_them(small, config, log, tmp_path):
+    targets = Targets((EventRole("buy"), EventRole("view", role="negative")))
+    data = {
+        "plain": small,
+        "visits": in_visits(small),
+        "negative events": small_dataset(targets),
+    }[log]
+    teacher = make_teacher(config, data, TRAINING, tmp_path, seed=0)
+    asked = AskedTeacher(teacher, data, FEW)
+    once = msgspec.structs.replace(TRAINING, epochs=1)
+    distilled = distill_model(STUDENT, data, asked, once, ALTERED, seed=0)
+    plain = msgspec.structs.replace(ALTERED, altered=AlteredConfig())
+    other = distill_model(STUDENT, data, asked, once, plain, seed=0)
+    assert distilled.record.curve[-1].loss != other.record.curve[-1].loss
 
 
 @pytest.mark.slow

@@ -262,6 +262,28 @@ def test_a_session_is_told_at_a_time(timed):
         recommender.session(["i20"], "a", now=np.nan)
 
 
+def test_a_late_event_neither_ends_a_visit_nor_makes_the_last_event_older(timed):
+    """Where it cannot be put in its place it happened with the last one."""
+    known, now = [event(3, START), event(9, START + 60)], START + 120
+    recommender, other = load(timed), load(timed)
+    recommender.update([*known, event(20, START - DAY)])
+    other.update([*known, event(20, START + 60)])
+    assert_same(scores(recommender, now), scores(other, now))
+    for one in (recommender, other):
+        one.update([event(1, START + 200)])
+    assert_same(scores(recommender, START + 300), scores(other, START + 300))
+    ours, theirs = (one.explain("a", "i5", k=9, now=START + 300) for one in (recommender, other))
+    assert ours == theirs
+    recommender, other = load(timed), load(timed)
+    for one in (recommender, other):
+        one.update(known)
+    late, last = ([{"item_id": "i20", "timestamp": when}] for when in (START - DAY, START + 60))
+    assert_same(
+        scores(recommender, now, recommender.session(late, "a", now=now)),
+        scores(other, now, other.session(last, "a", now=now)),
+    )
+
+
 # Stores
 
 
@@ -319,6 +341,24 @@ def test_each_event_is_in_the_very_next_answer(timed, tmp_path):
         answers = live.recommend("a", k=99, exclude_seen=False, now=now)
         assert_same({a.item_id: a.score for a in answers}, scores(plain, now))
     store.close()
+
+
+def test_a_late_event_behind_the_history_leaves_its_visit_open(timed, small, tmp_path):
+    """The history of a bundle cannot be folded again without it."""
+    user = small.info.user_ids[3]
+    last = float(small.times[small.offsets[4] - 1])
+    found = {}
+    for when in (last, last - DAY):
+        store = open_store(f"sqlite:///{tmp_path / f'{when:.0f}.db'}")
+        live = StoredRecommender(load(timed), store)
+        live.update([{**event(20, when), "user_id": user}])
+        found[when] = [
+            {a.item_id: a.score for a in live.recommend(user, k=99, exclude_seen=False, now=now)}
+            for now in (last + 60, last + 3 * DAY)
+        ]
+        store.close()
+    for ours, theirs in zip(*found.values(), strict=True):
+        assert_same(ours, theirs)
 
 
 def test_a_stored_event_that_the_history_holds_does_not_change_its_time(timed, small):

@@ -129,6 +129,8 @@ def in_visits(made: list[dict[str, Any]], gap: float = VISITS.visit_gap) -> list
         for event in case["events"]:
             when += rng.choice([0.0, 0.5, 60.0, gap - 0.5, gap, 3 * gap])
             event["timestamp"] = when
+            if rng.random() < 0.1:  # a late one
+                event["timestamp"] -= rng.choice([60.0, 3 * gap])
         if case["events"] and rng.random() < 0.05:
             case["events"][0]["timestamp"] = [1e12, -1.0, True, "now"][rng.integers(4)]
         case["now"] = when + rng.choice([0.0, 10.0, gap - 0.5, gap, 1e6, -200.0, -400.0])

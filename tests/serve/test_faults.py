@@ -18,7 +18,10 @@ from pathlib import Path
 import httpx
 import pytest
 
+from distilrec.export.export import export_bundle
+from distilrec.networks.recurrent import RecurrentConfig
 from tests.servers import PATIENCE, Server, until
+from tests.small_run import in_visits, timed_student
 
 pytestmark = pytest.mark.server
 
@@ -203,6 +206,21 @@ def test_hot_swap_under_load(two_bundles, tmp_path):
         scores = [item["score"] for item in expected]
         assert [item["score"] for item in found] == pytest.approx(scores, abs=1e-6)
         fresh.stop()
+
+
+@pytest.mark.slow
+def test_what_a_user_did_after_a_question_does_not_speak_against_a_candidate(small, tmp_path):
+    """The models are compared at the time of the clock."""
+    student = RecurrentConfig(dim=8, max_history=12, neighbours=4, visit_gap=1800.0)
+    for name in ("one", "two"):
+        export_bundle(timed_student(student, in_visits(small)), small, tmp_path / name)
+    server = Server(tmp_path / "one", f"sqlite:///{tmp_path / 'store.db'}")
+    server.post("/v1/recommend", user_id="u1", now=time.time() - 400)
+    server.event("u1", "i1")
+    report = server.post(
+        "/v1/model/load", bundle="two", shadow_requests=1, shadow_seconds=5, min_agreement=1.0
+    )
+    assert report["switched"] and report["shadow"]["agreement"] == 1.0, report
 
 
 def test_a_candidate_that_is_damaged_or_disagrees_is_not_switched_to(two_bundles, tmp_path):

@@ -64,7 +64,9 @@ export interface ItemRecord {
 export interface Options {
     /** false: plain JavaScript, whatever the browser can. */
     wasm?: boolean;
-    /** How many of the latest events of each user are remembered as seen; 10,000 by default. */
+    /** How many of the latest events of each user are remembered as seen; 10,000 by default, and never
+     * fewer than those that a student's scores look at one by one.
+     */
     max_events?: number;
 }
 /** An event of a user; the time is in seconds since 1970, and left out where it is not known. */

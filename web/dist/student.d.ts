@@ -6,6 +6,8 @@ export declare class Student {
     count: number;
     constructor(file: StudentFile, wasm: boolean);
     get wasm(): boolean;
+    /** How many of a user's latest events are looked at one by one. */
+    get latestEvents(): number;
     get biasOfNew(): number;
     newState(): Float32Array;
     /** Return the weighted sum of rows of a table. */

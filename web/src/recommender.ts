@@ -78,7 +78,9 @@ export interface ItemRecord {
 export interface Options {
   /** false: plain JavaScript, whatever the browser can. */
   wasm?: boolean;
-  /** How many of the latest events of each user are remembered as seen; 10,000 by default. */
+  /** How many of the latest events of each user are remembered as seen; 10,000 by default, and never
+   * fewer than those that a student's scores look at one by one.
+   */
   max_events?: number;
 }
 
@@ -144,13 +146,13 @@ export class Recommender {
   constructor(file: StudentFile, options: Options = {}) {
     const maxEvents = options.max_events ?? 10_000;
     atLeastOne(maxEvents, "max_events");
-    this.#maxEvents = maxEvents;
     this.#file = file;
     this.manifest = file.manifest;
     this.rounding = file.rounding;
     this.#gap = file.manifest.visit_gap ?? 0;
     try {
       this.#student = new Student(file, options.wasm ?? true);
+      this.#maxEvents = Math.max(maxEvents, this.#student.latestEvents);
       const items = this.manifest.items;
       this.#ids = file.texts("ids", items)();
       this.#titles = file.texts("titles", items);
@@ -413,7 +415,8 @@ export class Recommender {
       for (const list of [user.items, user.events, user.times]) list.shift();
       user.forgotten += 1;
     }
-    const when = time ?? user.last; // as far as is known
+    // As far as is known; a late event does not end the visit of later ones
+    const when = Math.max(time ?? user.last, user.last);
     user.visit = goesOn(user.last, when, this.#gap) ? user.visit + 1 : 1;
     [user.last, user.before] = [when, user.last];
   }

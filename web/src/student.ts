@@ -94,6 +94,11 @@ export class Student {
     return this.#memory.wasm;
   }
 
+  /** How many of a user's latest events are looked at one by one. */
+  get latestEvents(): number {
+    return this.#neighbours?.number ?? 0;
+  }
+
   get biasOfNew(): number {
     return this.#biases.data.subarray(0, this.count).reduce((a, b) => Math.min(a, b));
   }
@@ -192,7 +197,7 @@ export class Student {
   ): void {
     const { dim } = this;
     this.#latest = [];
-    const [kept, types] = [this.#neighbours?.number ?? 0, this.#visitInputs ? this.#gain.length / dim : 0];
+    const [kept, types] = [this.latestEvents, this.#visitInputs ? this.#gain.length / dim : 0];
     for (let n = items.length - 1; n >= 0 && this.#latest.length < kept; n--) {
       if (n !== without) this.#latest.push([items[n], events[n] + (this.#latest.length < visit ? 0 : types)]);
     }

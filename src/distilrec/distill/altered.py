@@ -72,6 +72,8 @@ class Alteration:
             # Altered events keep the times and the context of the window
             batch.times,
             batch.asked,
+            None if batch.earlier_times is None else empty,
+            earlier_events=None if batch.earlier_events is None else empty,
             context=batch.context,
             context_weights=batch.context_weights,
         )

@@ -51,7 +51,12 @@ class User:
     hidden: NDArray[np.int32] | None = None
 
     def happened(self, when: float, gap: float) -> None:
-        """Follow the time of an event that is folded. gap: seconds that end a visit."""
+        """Follow the time of an event that is folded. gap: seconds that end a visit.
+
+        One that comes late and is folded behind later ones counts as happening with the last of
+        these: it neither ends their visit nor makes the last event an older one.
+        """
+        when = max(when, self.folded)
         self.visit = self.visit + 1 if goes_on(self.folded, when, gap) else 1
         self.folded, self.folded_before = when, self.folded
 

@@ -308,7 +308,10 @@ class Swap:
         request: RecommendRequest,
         times: tuple[list[float], list[float]],
     ) -> float:
-        """Return how much the answers of both models agree; add their times in microseconds."""
+        """Return how much the answers of both models agree now, whenever the request was asked:
+        its user may have acted since. Add their times in microseconds.
+        """
+        request = msgspec.structs.replace(request, now=None)
         user_id = str(request.user_id)
         lists = []
         try:

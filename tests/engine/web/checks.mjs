@@ -173,11 +173,16 @@ assert.equal(grown.item_ids.length, places + 3_000);
 assert.equal(grown.recommend("u", { k: 99_999, exclude_seen: false }).length, places + 3_000);
 const [one, other] = grown.rank("u", ["new 0", "new 9"]); // the same features
 assert.equal(one.score, other.score);
-const before = await load(bytes, { max_events: 5 });
-before.update(Array.from({ length: 12 }, (_, n) => ({ user_id: "u", item_id: n % 2 ? "nothing" : `i${n}` })));
+const before = await load(bytes, { max_events: 55 });
+before.update(Array.from({ length: 120 }, (_, n) => ({ user_id: "u", item_id: n % 2 ? "nothing" : `i${n % 24}` })));
 const scores = new Map(before.recommend("u", { k: 999, exclude_seen: false }).map((a) => [a.item_id, a.score]));
 assert.equal(scores.size, places);
-assert.equal(before.explain("u", "i3", 99).length, 5);
+assert.equal(before.explain("u", "i3", 99).length, 55);
+// However few are remembered as seen: scores stay
+const [few, all] = await Promise.all([{ max_events: 1 }, {}].map((options) => load(bytes, options)));
+for (const one of [few, all]) one.update(["i1", "i2", "i4"].map((item_id) => ({ user_id: "u", item_id })));
+const every = (one) => one.recommend("u", { k: 999, exclude_seen: false });
+assert.deepEqual(every(few), every(all));
 before.putItem({ item_id: "i3", available: false, title: "Gone" });
 assert.ok(!before.recommend("u", { k: 999, exclude_seen: false }).some(({ item_id }) => item_id === "i3"));
 assert.equal(before.title("i3"), "Gone");
