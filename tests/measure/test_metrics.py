@@ -471,6 +471,14 @@ def test_how_many_resamples_are_drawn_together_changes_nothing(seeds, monkeypatc
     assert (bootstrap(values), randomisation_test(values.mean(0))) == together
 
 
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_several_metrics_have_the_intervals_of_each(seeds):
+    rng = np.random.default_rng(0)
+    values = {name: rng.normal(mean, 1, (seeds, 30)) for name, mean in (("a", 0.1), ("b", 9.0))}
+    assert bootstrap_each(values) == {name: bootstrap(of) for name, of in values.items()}
+    assert bootstrap(values["a"]) != bootstrap(values["b"])
+
+
 def test_bootstrap_covers_the_mean_of_a_known_distribution():
     rng = np.random.default_rng(1)
     inside = 0

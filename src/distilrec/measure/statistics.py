@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import msgspec
 import numpy as np
@@ -44,28 +44,41 @@ def bootstrap(values: NDArray[np.float64], seed: int = 0, resamples: int = RESAM
     """Percentile bootstrap of the mean (Efron & Tibshirani 1993, ch. 13); values:
     (seeds, users).
     """
-    rng = np.random.default_rng(seed)
-    means = np.array(_means_of_resamples(values, rng, resamples)) / values.shape[1]
-    low, high = np.quantile(means, [0.025, 0.975])
-    return Interval(float(values.mean()), float(low), float(high))
+    return bootstrap_each({"": values}, seed, resamples)[""]
 
 
-def _means_of_resamples(
-    values: NDArray[np.float64], rng: np.random.Generator, resamples: int
-) -> list[np.float64]:
-    """Return the sum over the drawn users, averaged over the drawn seeds, of each resample."""
-    seeds, users = values.shape
+def bootstrap_each(
+    values: Mapping[str, NDArray[np.float64]], seed: int = 0, resamples: int = RESAMPLES
+) -> dict[str, Interval]:
+    """Do what `bootstrap` does with several metrics of the same users and seeds, by name, for
+    little more than the time of one: the resamples are drawn once.
+    """
+    arrays = list(values.values())
+    sums = np.array([*_sums_of_resamples(arrays, np.random.default_rng(seed), resamples)])
+    bounds = np.quantile(sums / arrays[0].shape[1], [0.025, 0.975], axis=0).T.tolist()
+    return {
+        name: Interval(float(array.mean()), low, high)
+        for (name, array), (low, high) in zip(values.items(), bounds, strict=True)
+    }
+
+
+def _sums_of_resamples(
+    arrays: Sequence[NDArray[np.float64]], rng: np.random.Generator, resamples: int
+) -> Iterator[list[float]]:
+    """Yield the sum over the drawn users, averaged over the drawn seeds, of each resample; one for
+    each array.
+    """
+    seeds, users = arrays[0].shape
     if seeds == 1:
-        return [
-            (values @ np.bincount(drawn, minlength=users))[0]
-            for count in _portions(resamples, users)
-            for drawn in rng.integers(users, size=(count, users))
-        ]
-    means = []
+        for count in _portions(resamples, users):
+            for drawn in rng.integers(users, size=(count, users)):
+                weights = np.bincount(drawn, minlength=users).astype(np.float64)
+                yield [float((array @ weights)[0]) for array in arrays]
+        return
     for _ in range(resamples):
-        weights = np.bincount(rng.integers(users, size=users), minlength=users)
-        means.append((values[rng.integers(seeds, size=seeds)] @ weights).mean())
-    return means
+        weights = np.bincount(rng.integers(users, size=users), minlength=users).astype(np.float64)
+        chosen = rng.integers(seeds, size=seeds)
+        yield [float((array[chosen] @ weights).mean()) for array in arrays]
 
 
 def _portions(resamples: int, users: int) -> list[int]:

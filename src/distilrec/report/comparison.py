@@ -24,7 +24,7 @@ from distilrec.measure.latency import Latency
 from distilrec.measure.ranking import Questions, Ranking, Scorer, Tempered, rank
 from distilrec.measure.ranking import questions as questions_of
 from distilrec.measure.slices import target_slices
-from distilrec.measure.statistics import Difference, Interval, bootstrap, paired_difference
+from distilrec.measure.statistics import Difference, Interval, bootstrap_each, paired_difference
 from distilrec.networks.student import TreeNode
 from distilrec.report.fidelity import Fidelity, fidelity
 from distilrec.report.headroom import Headroom
@@ -260,7 +260,7 @@ def _row(
     return Row(
         name=candidate.name,
         ndcg_by_seed=tuple(quality[f"ndcg@{K}"].mean(axis=1).tolist()),
-        quality={name: bootstrap(values) for name, values in quality.items()},
+        quality=bootstrap_each(quality),
         lists=lists,
         slices={
             name: float(hits[inside].mean()) for name, inside in slices.items() if inside.any()

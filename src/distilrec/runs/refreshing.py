@@ -474,11 +474,10 @@ def _ties_of(data: DataConfig, was: Dataset) -> Ties:
 
 
 def _shortened(config: RunConfig) -> RunConfig:
-    """Return a configuration whose trainings are as short as a refresh, and whose labels are of no
-    more orders of the histories than these have epochs.
+    """Return a configuration whose trainings are as short as a refresh, and whose labels are of one
+    order of the histories.
     """
     how, teacher, training = config.refresh, config.teacher, config.teacher_training
-    orders = min(config.labels.orders, how.epochs)
 
     def short(whole: TrainingConfig, epochs: int) -> TrainingConfig:
         rate = min(whole.learning_rate * how.learning_rate, whole.learning_rate)
@@ -495,7 +494,7 @@ def _shortened(config: RunConfig) -> RunConfig:
     return msgspec.structs.replace(
         config,
         teacher=teacher,
-        labels=msgspec.structs.replace(config.labels, orders=orders),
+        labels=msgspec.structs.replace(config.labels, orders=1),
         teacher_training=training and short(training, how.teacher_epochs),
         student_training=short(config.student_training, how.epochs),
     )
