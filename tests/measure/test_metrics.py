@@ -17,7 +17,12 @@ from distilrec.errors import InvalidValueError
 from distilrec.measure import metrics, statistics
 from distilrec.measure import ranking as ranking_module
 from distilrec.measure.ranking import MOST_SCORES, Questions, Ranking, rank, users_at_once
-from distilrec.measure.statistics import bootstrap, paired_difference, randomisation_test
+from distilrec.measure.statistics import (
+    bootstrap,
+    bootstrap_each,
+    paired_difference,
+    randomisation_test,
+)
 
 ITEMS, K = 30, 10
 
