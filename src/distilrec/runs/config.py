@@ -161,13 +161,13 @@ class TunedConfig(Settings, frozen=True):
 class RefreshConfig(Settings, frozen=True):
     """How `distilrec refresh` trains on new rows, beginning with the weights of the last time."""
 
-    epochs: Count = 2
-    """Epochs of the student."""
-    teacher_epochs: Count = 1
-    """Epochs of each network of the teacher."""
-    learning_rate: Positive = 0.3
+    epochs: Count = 8
+    """Epochs of the student, and no more than those of the whole training."""
+    teacher_epochs: Count = 3
+    """Epochs of each network of the teacher, and no more than those of the whole training."""
+    learning_rate: Positive = 1.0
     """Highest learning rate, as a share of that of the whole training."""
-    replay: Share = 0.1
+    replay: Share = 0.05
     """Share of the users all of whose training rows are trained again, drawn for each refresh. Of
     the others the new rows alone are.
     """

@@ -481,7 +481,7 @@ def _shortened(config: RunConfig) -> RunConfig:
 
     def short(whole: TrainingConfig, epochs: int) -> TrainingConfig:
         rate = min(whole.learning_rate * how.learning_rate, whole.learning_rate)
-        return msgspec.structs.replace(whole, epochs=epochs, learning_rate=rate)
+        return msgspec.structs.replace(whole, epochs=min(whole.epochs, epochs), learning_rate=rate)
 
     if isinstance(teacher, EnsembleConfig):
         members = [
