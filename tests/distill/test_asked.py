@@ -193,9 +193,9 @@ def test_items_without_training_rows_are_asked_for(small, network):
 def test_a_window_is_no_longer_than_the_teacher_can_look_at(small, network, monkeypatch):
     lengths = []
 
-    def recorded(dataset, length, context):
+    def recorded(dataset, length, *others):
         lengths.append(length)
-        return training_windows(dataset, length, context)
+        return training_windows(dataset, length, *others)
 
     monkeypatch.setattr(trainer, "training_windows", recorded)
     for window in (0, 5):

@@ -226,7 +226,7 @@ def test_windows_of_a_training(small, monkeypatch, window, context, length, seen
     training = msgspec.structs.replace(TRAINING, window=window, context=context, epochs=2)
     trained = train_model(STUDENT, small, training, seed=0)
     assert STUDENT.max_history == 12
-    assert asked == [(length, seen)]
+    assert asked == [(length, seen, None)]
     assert all(np.isfinite(epoch.loss) for epoch in trained.record.curve)
 
 
