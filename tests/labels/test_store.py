@@ -86,6 +86,33 @@ def test_what_is_looked_up_is_what_was_extracted(small, tmp_path, monkeypatch, s
     assert all(len(value) == 0 for value in vars(labels.at(rows[:0])).values())
 
 
+@pytest.mark.parametrize("key", ["event", "user"])
+def test_labels_of_the_newest_rows_are_those_of_all(small, tmp_path, key):
+    """A teacher that is asked once per user has one label for all rows."""
+    every = extracted(small, tmp_path / "all", key=key)
+    trained_from = small.train_end - 2
+    trained_from[0], trained_from[1] = (
+        0,
+        small.train_end[1],
+    )  # all rows of one user, none of another
+    teacher, folder = teacher_per(key, small), tmp_path / "new"
+    labels = extract_labels(teacher, small, folder, CONFIG, seed=3, trained_from=trained_from)
+    rows = training_rows(small)
+    new = rows.numpy() >= trained_from[small.user_rows()[rows.numpy()]]
+    if key == "user":
+        assert labels.extraction.events == len(rows)
+        assert torch.equal(labels.at(rows).top_items, every.at(rows).top_items)
+        return
+    assert labels.extraction.events == len(labels) == new.sum()
+    assert 0 < new.sum() < len(rows)
+    ours, theirs = (of.at(rows[new]) for of in (labels, every))
+    assert (ours.top_items == theirs.top_items).float().mean() > 0.9  # half a window is context
+    torch.testing.assert_close(ours.rest_log_sum, theirs.rest_log_sum, atol=0.5, rtol=0.0)
+    for row in rows[~new][:5]:
+        with pytest.raises(LabelStoreError):
+            labels.at(row[None])
+
+
 def test_a_look_up_copies_a_few_records_of_a_map(small, tmp_path, small_shards):
     labels = extracted(small, tmp_path)
     maps = [array.map() for array in (*labels._shards, labels._index)]
