@@ -17,7 +17,7 @@ from distilrec.measure import slices
 from distilrec.measure.metrics import ndcg
 from distilrec.measure.ranking import questions, rank
 from distilrec.measure.slices import user_slices
-from distilrec.measure.statistics import bootstrap
+from distilrec.measure.statistics import bootstrap_each
 from distilrec.report import comparison as report
 from distilrec.report.baselines import (
     ease,
@@ -156,7 +156,7 @@ class Oracle:
 def comparison(small):
     with pytest.MonkeyPatch.context() as patch:
         # Intervals of fewer resamples are as good to test with, and take a tenth of the time.
-        patch.setattr(report, "bootstrap", partial(bootstrap, resamples=400))
+        patch.setattr(report, "bootstrap_each", partial(bootstrap_each, resamples=400))
         return compare(
             small,
             [
