@@ -40,6 +40,7 @@ from distilrec.training.scoring import (
 from distilrec.training.trained import finished, train_model
 from distilrec.training.trainer import train
 from distilrec.training.validation import mean_ndcg, sample_of, validation_ndcg
+from distilrec.training.warm import Start
 from tests.small_run import dataset
 
 pytestmark = pytest.mark.slow
@@ -228,6 +229,44 @@ def test_windows_of_a_training(small, monkeypatch, window, context, length, seen
     assert STUDENT.max_history == 12
     assert asked == [(length, seen, None)]
     assert all(np.isfinite(epoch.loss) for epoch in trained.record.curve)
+
+
+@pytest.mark.parametrize("good", [True, False])
+def test_a_training_that_goes_on_keeps_the_earlier_weights_where_no_epoch_is_better(
+    small, tmp_path, good
+):
+    before = build_model(STUDENT, small, 1)
+    if good:
+        before = train_model(
+            STUDENT, small, msgspec.structs.replace(TRAINING, epochs=2), seed=0
+        ).model
+    weights = {name: of.clone() for name, of in before.state_dict().items()}
+    start = Start(weights, small.offsets[:-1], "key")
+    longer = msgspec.structs.replace(TRAINING, epochs=4, learning_rate=0.05, averaging=0.0)
+
+    def trained(**options):
+        return train_model(
+            STUDENT, small, longer, seed=0, start=start, options=RunOptions(**options)
+        )
+
+    after = trained()
+    now = after.model.state_dict()
+    same = all(torch.equal(now[name], of) for name, of in weights.items())
+    assert same == good == (after.record.best_epoch == 0)
+    best = mean_ndcg(TorchScorer(after.model), questions(small, "validation"))
+    assert after.best_ndcg == pytest.approx(best)
+    curve = [epoch.validation_ndcg for epoch in after.record.curve]
+    assert (
+        after.best_ndcg == max(curve) if after.record.best_epoch else after.best_ndcg >= max(curve)
+    )
+
+    def stop(epoch, total):
+        if epoch.epoch == 2:
+            raise Interrupted
+
+    with pytest.raises(Interrupted):
+        trained(checkpoint=tmp_path, on_epoch=stop)
+    assert trained(checkpoint=tmp_path).record.identity == after.record.identity
 
 
 def test_a_loss_that_is_not_finite_stops_the_training(small):

@@ -57,8 +57,12 @@ def trained_once(
     run.progress.say(
         f"{name}: {type(trained.model).__name__.lower()}, {trained.model.parameter_count():,} "
         "parameters, "
-        f"best epoch {trained.record.best_epoch} of {len(curve)}, validation NDCG@10 "
-        f"{trained.best_ndcg:.4f}, "
+        + (
+            f"best epoch {trained.record.best_epoch} of {len(curve)}, "
+            if trained.record.best_epoch
+            else f"no epoch of {len(curve)} better than the weights of the last time, "
+        )
+        + f"validation NDCG@10 {trained.best_ndcg:.4f}, "
         f"{trained.seconds:.0f} s"
     )
     return trained

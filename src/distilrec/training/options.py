@@ -150,8 +150,9 @@ class RunOptions:
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """The learning curve and the best epoch, whose weights the model now has. validation_ndcg: of
-    these, over all validation users, where the curve is that of a sample.
+    """The learning curve and the best epoch, whose weights the model now has; 0 where these are the
+    earlier weights that the training began with. validation_ndcg: of these weights, over all
+    validation users, where the curve is that of a sample or has no such epoch.
     """
 
     curve: tuple[Epoch, ...]

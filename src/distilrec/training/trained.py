@@ -24,8 +24,9 @@ from distilrec.training.warm import Start, carried_over
 
 
 class ModelRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What is known of a trained model besides its weights. validation_ndcg: over all validation
-    users, where the curve is that of a sample.
+    """What is known of a trained model besides its weights. best_epoch: 0 where no epoch was better
+    than the earlier weights that it began with. validation_ndcg: over all validation users, where
+    the curve is that of a sample or has no such epoch.
     """
 
     config: ModelConfig

@@ -46,8 +46,9 @@ def train(
 ) -> TrainingResult:
     """Train in place and leave the weights of the best validation epoch in the model, on the CPU.
 
-    Where epochs are compared on a sample of the validation users, the weights that are kept are
-    measured on all of them at the end.
+    A training that goes on with earlier weights (`objective.trained_from`) leaves these where no
+    epoch is better. Where epochs are compared on a sample of the validation users, the weights that
+    are kept are measured on all of them at the end.
 
     task: what a checkpoint belongs to, besides seed and config.
     Raises TrainingError when the loss is no longer finite, when memory does not suffice for a step,
@@ -61,6 +62,7 @@ def train(
     model.begin(dataset)
     training = _Training(model, dataset, objective, config, seed, device, precision)
     best = copy.deepcopy(model.state_dict())
+    begun = -math.inf if objective.trained_from is None else training.validate()
     progress = Progress(seed, config, task, (), 0)
     checkpoint = options.checkpoint
     if checkpoint is not None and is_checkpoint(checkpoint):
@@ -77,7 +79,7 @@ def train(
         seconds = earlier + time.perf_counter() - began
         asked = asked_earlier + objective.asked_seconds() - asked_before
         curve.append(Epoch(number, mean_loss, ndcg, seconds, asked))
-        if best_epoch == 0 or ndcg > curve[best_epoch - 1].validation_ndcg:
+        if ndcg > (curve[best_epoch - 1].validation_ndcg if best_epoch else begun):
             best_epoch = number
             best = copy.deepcopy(training.averaged.state_dict())
         if checkpoint is not None and parallel.rank_and_size()[0] == 0:
@@ -92,6 +94,8 @@ def train(
         options.on_epoch(curve[-1], config.epochs)
     model.load_state_dict(best)
     over_all = training.validate_over_all()
+    if over_all is None and best_epoch == 0:
+        over_all = begun
     model.cpu().eval()
     return TrainingResult(tuple(curve), best_epoch, over_all)
 
