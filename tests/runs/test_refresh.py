@@ -553,6 +553,11 @@ def test_members_that_are_not_asked_stay_as_they_were(tmp_path):
             started = earlier.member(n, 1.0).carried(now).model.state_dict()
             trained = member.trained.model.state_dict()
             same = all(torch.equal(started[name], trained[name]) for name in started)
+            record, old = member.trained.record, before.members[n].trained.record
+            assert (record.curve == old.curve) == (weights[n] == 0)
+            if weights[n]:  # trained, and no better than before
+                assert same == (record.best_epoch == 0)
+                continue
         else:
             kept = {EaseConfig: carried_ease, LinearConfig: carried_linear}[type(model)]
             same = np.array_equal(member.weights, kept(earlier.member(n, 1.0), now).weights)
