@@ -91,10 +91,8 @@ def test_labels_of_the_newest_rows_are_those_of_all(small, tmp_path, key):
     """A teacher that is asked once per user has one label for all rows."""
     every = extracted(small, tmp_path / "all", key=key)
     trained_from = small.train_end - 2
-    trained_from[0], trained_from[1] = (
-        0,
-        small.train_end[1],
-    )  # all rows of one user, none of another
+    # All rows of one user, none of another
+    trained_from[0], trained_from[1] = 0, small.train_end[1]
     teacher, folder = teacher_per(key, small), tmp_path / "new"
     labels = extract_labels(teacher, small, folder, CONFIG, seed=3, trained_from=trained_from)
     rows = training_rows(small)

@@ -177,9 +177,8 @@ class Earlier:
 
     folder: where it is; info: of the data that it was trained on; trained_from: (users,), the row
     of each user of the grown data before which none is trained; key: what all of it follows from;
-    refit: whether
-    what is in closed form is fitted again; asked: False for a member of an ensemble that is not
-    asked, and so stays as it was.
+    refit: whether what is in closed form is fitted again; asked: False for a member of an ensemble
+    that is not asked, and so stays as it was.
     """
 
     folder: Path

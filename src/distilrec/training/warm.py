@@ -26,6 +26,8 @@ _AGES, _REPEATS = "neighbours.ages", "neighbours.repeats"
 _TERMS = re.compile(r"neighbours\.|visits$|time\.|.*\.gaps$")
 # Before there were visits, events of earlier ones had the weights of all
 _EARLIER = {"neighbours.earlier_ages": _AGES, "neighbours.earlier_repeats": _REPEATS}
+# Have a column for each of so many latest events as the log makes the default
+_EVENTS = {_AGES, _REPEATS, *_EARLIER}
 # What the rows of a tensor are; all other tensors have a size of their own
 _ROWS = {
     "items.embedding": "items",
@@ -35,12 +37,8 @@ _ROWS = {
     "context.table": "context columns",
     "gain": "event types",
     "event_types.weight": "event types",
-    _AGES: "event types",
-    _REPEATS: "event types",
-    **dict.fromkeys(_EARLIER, "event types"),
+    **dict.fromkeys(_EVENTS, "event types"),
 }
-# Have a column for each of so many latest events as the log makes the default
-_EVENTS = {_AGES, _REPEATS, *_EARLIER}
 # Taken from the training rows when a training begins
 _COUNTED = {"neighbours.items", "neighbours.values", "neighbours.units"}
 _NEW = -1
@@ -79,13 +77,11 @@ def carried_over(
         old = None if known not in weights else torch.from_numpy(weights[known])
         if name in _COUNTED or (old is None and _TERMS.match(name)):
             carried[name] = fresh
-        elif old is not None and name in _EVENTS:
-            columns = min(old.shape[1], fresh.shape[1])
-            carried[name], places = fresh.clone(), found_at(_ROWS[name], was, now)
-            rows = _rows(name, old[:, :columns], fresh[:, :columns], places)
-            carried[name][:, :columns] = rows
         elif old is not None and name in _ROWS:
-            carried[name] = _rows(name, old, fresh, found_at(_ROWS[name], was, now))
+            places = found_at(_ROWS[name], was, now)
+            both = slice(min(old.shape[1], fresh.shape[1]) if name in _EVENTS else None)
+            carried[name] = fresh.clone()
+            carried[name][..., both] = _rows(name, old[..., both], fresh[..., both], places)
         elif old is not None and old.shape == fresh.shape:
             carried[name] = old
         else:
